@@ -1,0 +1,78 @@
+"""Errors that teach, raised while tracing: what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jaxkd.types import Array
+
+
+def known(name: str, available: Iterable[str], what: str, *, hint: str = "") -> None:
+    """Raises unless ``name`` is one of ``available``.
+
+    Args:
+      name: what was asked for.
+      available: what there is.
+      what: what it is, as the message's first words, such as ``"student output"``.
+      hint: what to do, where the list alone does not say it.
+
+    Raises:
+      ValueError: with everything that is available, and the closest name.
+
+    >>> known("stage3", ["logits", "stage1", "stage2"], "student output")
+    Traceback (most recent call last):
+    ValueError: student output 'stage3': there is no such name (did you mean 'stage2'?). Available: 'logits', 'stage1', \
+'stage2'.
+    """
+    available = sorted(map(str, available))
+    if name in available:
+        return
+    close = difflib.get_close_matches(name, available, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    listed = ", ".join(map(repr, available)) or "nothing"
+    raise ValueError(f"{what} {name!r}: there is no such name{guess}. Available: {listed}.{' ' + hint if hint else ''}")
+
+
+def describe(tree: Mapping[str, Any]) -> str:
+    """One line that lists names with dtypes and shapes, for messages.
+
+    >>> describe({"image": jax.ShapeDtypeStruct((8, 4), "float32")})
+    "'image' float32[8, 4]"
+    """
+    return ", ".join(f"{name!r} {getattr(x, 'dtype', type(x).__name__)}{list(getattr(x, 'shape', ()))}" for name, x in tree.items())
+
+
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """The number of examples in a batch: the leading dimension that all its arrays share.
+
+    Raises:
+      ValueError: the batch is empty, or its arrays disagree.
+
+    >>> batch_size({"image": jax.numpy.zeros((8, 4)), "label": jax.numpy.zeros(8, int)})
+    8
+    """
+    sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in batch.items()}
+    if len(set(sizes.values())) != 1 or None in sizes.values():
+        raise ValueError(
+            f"batch: expected a dict of arrays [batch, ...] with one leading dimension, got {describe(batch)}."
+        )
+    return next(iter(sizes.values()))  # type: ignore[return-value]
+
+
+def example_mask(batch: Mapping[str, Any]) -> Array | None:
+    """The batch's ``mask``, checked, or None where every example counts.
+
+    Raises:
+      ValueError: the mask is not boolean ``[batch]``.
+    """
+    mask = batch.get("mask")
+    if mask is not None and (mask.dtype != bool or mask.ndim != 1):
+        raise ValueError(
+            f"batch['mask']: expected bool[batch], True for the examples that count, got {mask.dtype}"
+            f"{list(mask.shape)}. For a mask over tokens use another name and term(..., where='batch/NAME')."
+        )
+    return mask

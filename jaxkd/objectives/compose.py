@@ -1,0 +1,208 @@
+"""Objectives from losses: `term` binds a loss to where its inputs are found, `combine` adds terms up."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import checks
+from jaxkd.types import Array, Context, LossOut, LossVars, Mean, Objective
+
+Schedule = Callable[[Any], Any]
+_ROOTS = ("student", "teacher", "batch")
+
+
+def lookup(context: Context, path: str) -> Any:
+    """The value at a path such as ``"student/logits"``, ``"teacher/stage2"`` or ``"batch/label"``.
+
+    Args:
+      context: what an objective may read.
+      path: the root, a slash, and the name; the name may itself hold slashes.
+
+    Raises:
+      ValueError: there is no such root or name; the message lists what there is.
+
+    >>> lookup(Context({"logits": 1}, {}, {"label": 2}, 0), "batch/label")
+    2
+    """
+    root, _, name = path.partition("/")
+    checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
+    found = getattr(context, root)
+    hints = {
+        "student": "Features come from the taps of the student's adapter.",
+        "teacher": "Features come from the taps of the teacher's adapter.",
+        "batch": "",
+    }
+    checks.known(name, found, f"path {path!r}, {root} entry", hint=hints[root])
+    return found[name]
+
+
+def term(
+    loss: Callable[..., Array],
+    *paths: str,
+    weight: float | Array | Schedule = 1.0,
+    where: str | None = None,
+    **hyperparameters: Any,
+) -> Objective:
+    """One weighted loss, bound to the outputs it compares.
+
+    Args:
+      loss: any function of arrays that returns one value per example ``[batch]`` (or ``[batch, tokens]``).
+      *paths: where its positional arguments are found, such as ``"student/logits", "teacher/logits"``.
+      weight: a number, or an optax schedule of the step.
+      where: the path of a boolean mask of the result's shape, for losses over tokens. The batch's own ``mask``
+        always applies as well.
+      **hyperparameters: passed to the loss by name. A callable is a schedule of the step, as for the weight; bind a
+        hyperparameter that really is a function with `functools.partial`.
+
+    Returns:
+      An `Objective` without parameters or state. Its metrics are the unweighted mean and the weight.
+
+    Raises:
+      ValueError: when it is initialised or applied: a path does not exist (what does is listed), or the loss does
+        not return values per example.
+
+    >>> from jaxkd import losses
+    >>> kd = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
+    >>> logits = jnp.array([[0.0, 1.0]])
+    >>> kd.apply({}, {}, Context({"logits": logits}, {"logits": logits}, {}, 0), None).value
+    Array(0., dtype=float32)
+    """
+    accepted = _parameters(loss)
+
+    def values(context: Context) -> tuple[Array, Array | None]:
+        arguments = [lookup(context, path) for path in paths]
+        options = {k: v(context.step) if callable(v) else v for k, v in hyperparameters.items()}
+        if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
+            options["axis_name"] = context.axis_name
+        mask = lookup(context, where) if where is not None else None
+        examples = checks.example_mask(context.batch)
+        if examples is not None:
+            if mask is None and arguments:
+                # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
+                shape = jax.eval_shape(lambda *a: loss(*a, **options), *arguments).shape if len(paths) else ()
+                mask = jnp.ones(shape, bool) if len(shape) > 1 else None
+            examples = examples if mask is None else jnp.expand_dims(examples, tuple(range(1, mask.ndim)))
+            mask = examples if mask is None else mask & examples
+        if mask is not None and "where" in accepted:
+            options["where"] = mask
+        result = loss(*arguments, **options)
+        if result.ndim == 0:
+            raise ValueError(
+                f"{_name(loss)}: expected one value per example [batch], got a scalar. Leave out the mean: the term "
+                "takes it, so that masks, devices and micro-batches are counted rightly."
+            )
+        if mask is not None and mask.shape != result.shape:
+            raise ValueError(
+                f"{_name(loss)}: the mask {where or 'batch/mask'!r} has shape {list(mask.shape)}, the loss "
+                f"{list(result.shape)}; expected the same."
+            )
+        return result, mask
+
+    def init(key: Array, context: Context) -> LossVars:
+        del key
+        jax.eval_shape(lambda c: values(c._replace(axis_name=None))[0], context._replace(axis_name=None))
+        return LossVars()
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        del params, key
+        scale = weight(context.step) if callable(weight) else weight
+        average, metric = mean(*values(context), context.axis_name)
+        metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
+        return LossOut(scale * average, state, metrics)
+
+    return Objective(init, apply)
+
+
+def mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
+    """The mean of what counts, and the same as a metric that is not divided yet.
+
+    On a mapped axis the first result is this device's share: the shares' mean over the axis is the global mean, also
+    where the devices hold different numbers of examples. With nothing that counts it is 0.
+
+    >>> mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
+    Array(2., dtype=float32)
+    """
+    if where is not None:
+        values = jnp.where(where, values, 0)
+    total = jnp.sum(values)
+    if where is None:
+        return total / values.size, Mean(total, jnp.asarray(values.size, total.dtype))
+    count = jnp.sum(where, dtype=total.dtype)
+    shared = count if axis_name is None else jax.lax.pmean(count, axis_name)
+    return total / jnp.where(shared > 0, shared, 1), Mean(total, count)
+
+
+def combine(**objectives: Objective) -> Objective:
+    """The sum of named objectives, itself an objective, so that it nests.
+
+    Parameters, state and metrics are keyed by the names: the metric of ``combine(a=combine(b=term(...)))`` is
+    ``"a/b"``, its weight ``"a/b/weight"``.
+
+    Raises:
+      ValueError: there is nothing to combine.
+      TypeError: something is not an objective.
+
+    >>> from jaxkd import losses
+    >>> objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5))
+    >>> context = Context({"logits": jnp.zeros((1, 2))}, {}, {"label": jnp.array([1])}, 0)
+    >>> out = objective.apply({}, {}, context, None)
+    >>> out.value.round(4), sorted(out.metrics)
+    (Array(0.3466, dtype=float32), ['ce', 'ce/weight'])
+    """
+    if not objectives:
+        raise ValueError("combine: expected at least one named objective, got none.")
+    for name, objective in objectives.items():
+        if not (hasattr(objective, "init") and hasattr(objective, "apply")):
+            raise TypeError(
+                f"combine({name}=...): expected an Objective, got {type(objective).__name__}. Bind a loss with "
+                f"jaxkd.term({_name(objective)}, 'student/...', 'teacher/...')."
+            )
+
+    def init(key: Array, context: Context) -> LossVars:
+        children = {
+            name: _named(name, objective.init, jax.random.fold_in(key, i), context)
+            for i, (name, objective) in enumerate(objectives.items())
+        }
+        return LossVars(
+            {name: child.params for name, child in children.items() if jax.tree.leaves(child.params)},
+            {name: child.state for name, child in children.items() if jax.tree.leaves(child.state)},
+        )
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        value: Any = 0.0
+        states, metrics = {}, {}
+        for i, (name, objective) in enumerate(objectives.items()):
+            sub = None if key is None else jax.random.fold_in(key, i)
+            out = _named(name, objective.apply, params.get(name, {}), state.get(name, {}), context, sub)
+            value = value + out.value
+            if name in state:
+                states[name] = out.state
+            metrics.update({f"{name}/{k}" if k else name: v for k, v in out.metrics.items()})
+        return LossOut(value, states, metrics)
+
+    return Objective(init, apply)
+
+
+def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls, and notes on any error in which term it arose."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(f"in the objective {name!r}")
+        raise
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # builtins and some C callables have none to read
+        return frozenset()
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
