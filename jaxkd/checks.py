@@ -11,12 +11,12 @@ import jax
 from jaxkd.types import Array
 
 
-def known(name: str, available: Iterable[str], what: str, *, hint: str = "") -> None:
+def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *, hint: str = "") -> None:
     """Raises unless ``name`` is one of ``available``.
 
     Args:
       name: what was asked for.
-      available: what there is.
+      available: what there is; a mapping adds a detail, such as a shape, to each name.
       what: what it is, as the message's first words, such as ``"student output"``.
       hint: what to do, where the list alone does not say it.
 
@@ -28,12 +28,13 @@ def known(name: str, available: Iterable[str], what: str, *, hint: str = "") -> 
     ValueError: student output 'stage3': there is no such name (did you mean 'stage2'?). Available: 'logits', 'stage1', \
 'stage2'.
     """
-    available = sorted(map(str, available))
-    if name in available:
+    details = {str(k): f" {v}" for k, v in available.items()} if isinstance(available, Mapping) else {}
+    names = sorted(map(str, available))
+    if name in names:
         return
-    close = difflib.get_close_matches(name, available, n=1)
+    close = difflib.get_close_matches(name, names, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
-    listed = ", ".join(map(repr, available)) or "nothing"
+    listed = ", ".join(f"{n!r}{details.get(n, '')}" for n in names) or "nothing"
     raise ValueError(f"{what} {name!r}: there is no such name{guess}. Available: {listed}.{' ' + hint if hint else ''}")
 
 
@@ -43,7 +44,16 @@ def describe(tree: Mapping[str, Any]) -> str:
     >>> describe({"image": jax.ShapeDtypeStruct((8, 4), "float32")})
     "'image' float32[8, 4]"
     """
-    return ", ".join(f"{name!r} {getattr(x, 'dtype', type(x).__name__)}{list(getattr(x, 'shape', ()))}" for name, x in tree.items())
+    return ", ".join(f"{name!r} {shape(x)}" for name, x in tree.items())
+
+
+def shape(x: Any) -> str:
+    """An array's dtype and shape, or another value's type, for messages.
+
+    >>> shape(jax.ShapeDtypeStruct((8, 4), "float32")), shape("text")
+    ('float32[8, 4]', 'str')
+    """
+    return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:

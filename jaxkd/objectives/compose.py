@@ -37,7 +37,8 @@ def lookup(context: Context, path: str) -> Any:
         "teacher": "Features come from the taps of the teacher's adapter.",
         "batch": "",
     }
-    checks.known(name, found, f"path {path!r}, {root} entry", hint=hints[root])
+    shapes = {key: checks.shape(value) for key, value in found.items()}
+    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=hints[root])
     return found[name]
 
 
@@ -82,12 +83,10 @@ def term(
         mask = lookup(context, where) if where is not None else None
         examples = checks.example_mask(context.batch)
         if examples is not None:
-            if mask is None and arguments:
-                # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
-                shape = jax.eval_shape(lambda *a: loss(*a, **options), *arguments).shape if len(paths) else ()
-                mask = jnp.ones(shape, bool) if len(shape) > 1 else None
-            examples = examples if mask is None else jnp.expand_dims(examples, tuple(range(1, mask.ndim)))
-            mask = examples if mask is None else mask & examples
+            # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
+            shape = jax.eval_shape(lambda *a: loss(*a, **options), *arguments).shape
+            rows = jnp.expand_dims(examples, tuple(range(1, len(shape))))
+            mask = jnp.broadcast_to(rows, shape or examples.shape) if mask is None else mask & rows
         if mask is not None and "where" in accepted:
             options["where"] = mask
         result = loss(*arguments, **options)

@@ -1,0 +1,143 @@
+# Two commands from a fresh clone: `make demo` and `make test`. They need make and Python >= 3.11; the rest they make.
+# Recipes are POSIX sh, and nothing here needs a newer make than 3.81.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+# --- which Python, which environment ---------------------------------------------------------------------------------
+
+# A candidate is run, not only looked up: a version manager's shim exists even for a version that is switched off.
+# It prints its version and leaves with 3 when it is too old, with 1 when it cannot make an environment.
+probe := import sys; sys.stdout.write("%d.%d" % sys.version_info[:2]); \
+	sys.version_info >= (3, 11) or sys.exit(3); import venv, ensurepip
+candidates := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14 python)
+
+define find_python
+old=; bare=; \
+for python in $(candidates); do \
+	version=$$("$$python" -S -E -c '$(probe)' 2>/dev/null </dev/null); code=$$?; \
+	case "$$code:$$version" in \
+		(0:*) echo "found $$version $$python"; exit ;; \
+		(3:*) old="$$old$${old:+, }$$python is $$version" ;; \
+		(*:3.*) bare="$${bare:-$$version $$python}" ;; \
+	esac; \
+done; \
+if [ -n "$$bare" ]; then echo "bare $$bare"; else echo "none - $$old"; fi
+endef
+
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
+found := $(shell $(find_python))
+status := $(word 1,$(found))
+version := $(filter-out -,$(word 2,$(found)))
+python := $(or $(PYTHON),$(word 3,$(found)))
+
+# .venv belongs to the default Python. Any other version has its own beside it: .venv-3.12.
+venv_version = $(shell .venv/bin/python -S -E -c '$(probe)' 2>/dev/null)
+venv := $(if $(and $(version),$(filter-out $(version),$(or $(venv_version),$(if $(PYTHON),none)))),.venv-$(version),.venv)
+stamp := $(venv)/.jaxkd-installed
+intact := $(shell [ "$$(cat $(stamp) 2>/dev/null)" = "$$(pwd -P)" ] && $(venv)/bin/python -c 'import pip' >/dev/null 2>&1 && echo yes)
+
+no_python = no Python >= 3.11 $(if $(PYTHON),in PYTHON=$(PYTHON),on PATH) ($(or $(wordlist 3,99,$(found)),$(if $(PYTHON),it does not run,none at all))). \
+	Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12
+no_venv = $(python) (Python $(version)) lacks the venv and ensurepip modules, which make an environment. \
+	Debian, Ubuntu: apt install python$(version)-venv. Or name another: make PYTHON=/path/to/python3.12
+ifneq ($(status),found)
+ifneq ($(if $(PYTHON),,$(intact)),yes)
+$(error $(strip $(if $(filter bare,$(status)),$(no_venv),$(no_python))))
+endif
+endif
+endif
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+PY = $(venv)/bin/python
+
+# The stamp says where the environment was installed, and is written only after pip has succeeded. Without it a $(venv)
+# that carries the mark was interrupted and is made again; one that somebody else made is completed if it works.
+define make_environment
+say() { echo "setup: $$*"; }
+fail() { say "$$*" >&2; exit 1; }
+works() { $(PY) -c 'import pip' >/dev/null 2>&1; }
+trap 'exit 130' INT; trap 'exit 143' TERM HUP
+stamp=$(stamp) mark=$(venv)/.jaxkd-setup log=$(venv)/setup.log here=$$(pwd -P) reason=
+base=$$("$(python)" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)' 2>/dev/null) || base='$(python)'
+
+# One setup at a time. The lock is this shell's, and its children's: it goes when the last of them does, however it ends.
+exec 9< Makefile
+lock() {
+	"$$base" -c 'if True:
+		import fcntl, sys
+		try: fcntl.flock(9, fcntl.LOCK_EX | (fcntl.LOCK_NB if "now" in sys.argv else 0))
+		except BlockingIOError: sys.exit(75)
+		except OSError: pass  # a file system without locks' $${1-} 9<&9
+}
+code=0; lock now || code=$$?
+if [ $$code -eq 75 ]; then
+	say "another make is setting up $(venv) or another environment here; waiting for it"
+	lock || :
+	if [ $$stamp -nt pyproject.toml ]; then exit 0; fi
+fi
+
+if [ -e $$stamp ]; then
+	if [ "$$(cat $$stamp)" != "$$here" ]; then reason="was made in $$(cat $$stamp)"
+	elif ! works; then reason="is broken (its Python or pip no longer runs)"; fi
+elif [ -e $$mark ]; then reason="is half-made (an earlier setup failed or was interrupted)"
+elif [ -e $(venv) ] && ! works; then reason="is half-made (it has no Python with pip that runs)"; fi
+if [ -n "$$reason" ]; then say "$(venv) $$reason; making it again"; rm -rf $(venv); fi
+
+if [ ! -e $(venv) ]; then
+	say "making $(venv) with Python $(version) ($$base)"
+	rm -f $(venv); mkdir $(venv) && : > $$mark || fail "cannot write $$here/$(venv); make the folder writable"
+	"$$base" -m venv $(venv) > $$log 2>&1 || { tail -n 3 $$log >&2; fail "'$$base -m venv' failed (all it said: $$log)"; }
+fi
+
+echo "$$here" > $$stamp.new
+if [ -e $$stamp ]; then
+	mv $$stamp $$stamp.old
+	say "pyproject.toml has changed; installing again into $(venv)"
+else
+	say "installing jaxkd-toolkit[dev] into $(venv): JAX, Flax, TFDS, matplotlib, pytest ... (about a minute)"
+fi
+code=0
+PIP_USER=0 $(PY) -m pip install --no-input --disable-pip-version-check --progress-bar off -e '.[dev]' > $$log 2>&1 || code=$$?
+if [ $$code -ne 0 ]; then
+	[ $$code -lt 128 ] || fail "pip was killed (signal $$((code - 128))); run make again"
+	if [ -e $$stamp.old ]; then mv $$stamp.old $$stamp; fi
+	sed -n 's/^ *\([A-Za-z]*[Ee][Rr][Rr][Oo][Rr]: .*\)/pip: \1/p' $$log | tail -n 1 >&2
+	fail "pip could not install (all it said: $$log). Check the network, or the index pip uses (PIP_INDEX_URL), and run make again"
+fi
+mv $$stamp.new $$stamp; rm -f $$stamp.old
+endef
+
+ifdef stamp
+setup: $(stamp)  ## make .venv and install what everything needs (PYTHON=python3.12 chooses; its own .venv-3.12)
+	@:
+$(stamp): export script = $(make_environment)
+$(stamp): pyproject.toml $(if $(intact),,force)
+	@sh -euc "$$script"
+.PHONY: force
+endif
+
+# --- what people run -------------------------------------------------------------------------------------------------
+
+help:  ## list the targets
+	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-8s %s\n' $$name "$$text"; done
+
+demo: setup  ## distil on real handwritten digits: a few minutes, results in runs/digits (ARGS="--help" for its options)
+	$(PY) -m experiments.digits $(ARGS)
+
+test: setup  ## run the tests and doctests (ARGS="-k name" for some of them)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+
+lint: setup  ## ruff check, ruff format --check, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup  ## measure: step overhead against a hand-written step
+	$(PY) -m benchmarks.step $(ARGS)
+
+clean:  ## remove environments and caches, not runs/
+	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

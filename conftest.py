@@ -1,0 +1,27 @@
+"""What holds for every test and for every doctest of jaxkd: simulated devices, strict ranks, nothing left behind."""
+
+import os
+
+# Read when JAX starts its backend, hence before jax is imported. Eight devices let a laptop test what pmap and
+# shard_map do; a developer's own flags stay.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+STRICT = {"jax_numpy_rank_promotion": "raise", "jax_enable_x64": False}
+for name, value in STRICT.items():
+    jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _configuration_is_left_as_found():
+    """A test that needs float64 asks for it within ``with jax.enable_x64(True):``, so that the next one has float32."""
+    yield
+    changed = {name: found for name, value in STRICT.items() if (found := getattr(jax.config, name)) != value}
+    for name in changed:
+        jax.config.update(name, STRICT[name])
+    assert not changed, f"the test left the configuration of JAX changed: {changed}; change it in a `with` block"

@@ -1,0 +1,47 @@
+"""Adapters: a model library in, the `Model` contract out.
+
+================================  ==========================================================================
+`linen`                           a Flax linen module, with taps
+`nnx`                             a Flax nnx module or its constructor, with taps
+`plain`                           a pair ``(init, apply)`` of functions
+`variables`                       weights as linen's dict, an nnx module or `Variables`, as `Variables`
+================================  ==========================================================================
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx as _nnx
+
+from jaxkd.adapters import flax_linen, flax_nnx
+from jaxkd.adapters.batch_norm import mapped_axis
+from jaxkd.adapters.flax_linen import linen
+from jaxkd.adapters.flax_nnx import nnx_module as nnx
+from jaxkd.adapters.functions import plain
+from jaxkd.types import Variables
+
+__all__ = ["linen", "mapped_axis", "nnx", "plain", "variables"]
+
+
+def variables(source: Any) -> Variables:
+    """Weights, as a library holds them, as `Variables`.
+
+    Args:
+      source: linen's ``{"params": ..., "batch_stats": ...}``, an nnx module, or `Variables`.
+
+    Raises:
+      TypeError: it is none of these.
+
+    >>> variables({"params": {"w": 1}}).params
+    {'w': 1}
+    """
+    if isinstance(source, Variables):
+        return source
+    if isinstance(source, _nnx.Module):
+        return flax_nnx.variables_of(source)
+    if isinstance(source, Mapping) and "params" in source:
+        return flax_linen.variables_of(source)
+    raise TypeError(
+        "variables: expected Variables(params, state), linen's {'params': ..., ...} or an nnx module, got "
+        f"{type(source).__name__}. Bare parameters are Variables(params)."
+    )

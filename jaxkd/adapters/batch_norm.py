@@ -1,0 +1,86 @@
+"""Batch statistics of the whole batch and of nothing else, whatever the padding and however many devices share it.
+
+Flax's BatchNorm, left alone, lets padded examples into its statistics, and on a mapped axis normalises each device's
+share by itself. The adapters take over that one computation where a batch is masked or split, so that masking an
+example is the same as dropping it and eight devices are the same as one. A whole batch on one device is left to Flax.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.types import DATA_AXIS, Array
+
+
+class Share(NamedTuple):
+    """Which examples of a batch count, and the mapped axis that splits it; None for all, and for no axis."""
+
+    mask: Array | None
+    axis_name: str | None
+
+
+def mapped_axis() -> str | None:
+    """`DATA_AXIS` where the code being traced is mapped over it, else None.
+
+    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
+    (True, Array([0.], dtype=float32))
+    """
+    try:
+        jax.lax.axis_size(DATA_AXIS)
+    except NameError:
+        return None
+    return DATA_AXIS
+
+
+def share_of(mask: Array | None) -> Share | None:
+    """What a BatchNorm has to know, or None where it can be left alone."""
+    axis_name = mapped_axis()
+    return None if mask is None and axis_name is None else Share(mask, axis_name)
+
+
+def statistics(x: Array, axis: Any, share: Share, *, fast: bool) -> tuple[Array, Array, Array]:
+    """Mean and variance over what counts, as Flax computes them, and how many values each was taken over.
+
+    Args:
+      x: the input ``[batch, ...]`` of a BatchNorm.
+      axis: its feature axis or axes.
+      share: what counts.
+      fast: ``E[x²] − E[x]²`` instead of ``E[(x − E[x])²]``.
+
+    Raises:
+      ValueError: the batch was reshaped on the way, so that the mask no longer says which rows count.
+    """
+    features = {a % x.ndim for a in (axis if isinstance(axis, tuple | list) else (axis,))}
+    axes = tuple(a for a in range(x.ndim) if a not in features)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    rows = x.shape[0]
+    mask = share.mask
+    if mask is not None and mask.shape[0] != rows:
+        raise ValueError(
+            f"BatchNorm: the batch has {mask.shape[0]} examples but its input is {list(x.shape)}, so the batch's mask "
+            "cannot be applied. Use batches without padding, or keep the examples on the first axis."
+        )
+    keep = jnp.ones(rows, bool) if mask is None else mask
+    where = jnp.expand_dims(keep, tuple(range(1, x.ndim)))
+    count = jnp.sum(keep, dtype=x.dtype) * math.prod(n for a, n in enumerate(x.shape) if a and a not in features)
+
+    def total(value: Array) -> Array:
+        value = jnp.sum(jnp.where(where, value, 0), axis=axes)
+        return value if share.axis_name is None else jax.lax.psum(value, share.axis_name)
+
+    if share.axis_name is not None:
+        count = jax.lax.psum(count, share.axis_name)
+    safe = jnp.maximum(count, 1)
+    mean = total(x) / safe
+    if fast:
+        return mean, jnp.maximum(total(x * x) / safe - mean**2, 0), count
+    return mean, total((x - jnp.expand_dims(mean, axes)) ** 2) / safe, count
+
+
+def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
+    """The moving average after this batch; unchanged when nothing counted."""
+    return jnp.where(count > 0, momentum * old + (1 - momentum) * new, old)

@@ -1,0 +1,67 @@
+"""What adapters agree on: how a batch reaches a model, how it is told to train, and what its outputs are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxkd import checks
+from jaxkd.types import Array, Batch, Outputs
+
+Inputs = str | Sequence[str] | Callable[[Batch], Any]
+"""Which entries of the batch a model is called with: a name, several names, or a function of the batch."""
+
+_TRAIN = ("train", "training", "is_training")
+_INFER = ("deterministic", "use_running_average")
+
+
+def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
+    """The positional arguments that a model is called with.
+
+    Raises:
+      ValueError: the batch has no such entry; the message lists what it has.
+
+    >>> arguments("image", {"image": 1, "label": 2})
+    (1,)
+    """
+    if callable(inputs):
+        found = inputs(batch)
+        return found if isinstance(found, tuple) else (found,)
+    names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    for name in names:
+        checks.known(name, batch, "model input, batch entry", hint="Name the model's inputs: adapters.…(inputs=...).")
+    return tuple(batch[name] for name in names)
+
+
+def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, bool]:
+    """The keyword arguments by which a model is told to train: whichever of the usual names its signature has.
+
+    >>> mode_flags(lambda x, *, deterministic: x, train=True)
+    {'deterministic': False}
+    """
+    accepted = inspect.signature(function).parameters
+    return {k: train for k in _TRAIN if k in accepted} | {k: not train for k in _INFER if k in accepted}
+
+
+def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
+    """Outputs from what a model returned and what was tapped: an array is ``logits``, a mapping speaks for itself.
+
+    Raises:
+      ValueError: the model returned something else, or a tap has the name of an output.
+
+    >>> name_outputs(1, {"stage2": 2})
+    {'logits': 1, 'stage2': 2}
+    """
+    if isinstance(result, Mapping):
+        outputs = dict(result)
+    elif hasattr(result, "shape"):
+        outputs = {"logits": result}
+    else:
+        raise ValueError(
+            f"model output: expected an array (the logits) or a mapping of names to arrays, got "
+            f"{type(result).__name__}. Say what it means: adapters.…(outputs=lambda out: {{'logits': out[0], ...}})."
+        )
+    if twice := sorted(outputs.keys() & taps.keys()):
+        raise ValueError(f"taps: {', '.join(map(repr, twice))} is an output of the model already; rename the tap.")
+    return {**outputs, **taps}

@@ -1,0 +1,130 @@
+"""Flax linen modules as models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxkd import checks
+from jaxkd.adapters import batch_norm
+from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
+from jaxkd.adapters.taps import collect, normalize
+from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+
+_RECORD = "intermediates"
+
+
+def linen(
+    module: nn.Module,
+    *,
+    taps: Mapping[str, str] | None = None,
+    inputs: Inputs = "image",
+    outputs: Callable[[Any], Any] | None = None,
+) -> Model:
+    """A Flax linen module as a `Model`, unedited.
+
+    Training mode reaches the module by whichever of ``train``, ``training``, ``is_training``, ``deterministic`` and
+    ``use_running_average`` its ``__call__`` takes. In training, all collections but ``params`` may change and come
+    back as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
+    step's. In inference nothing changes. BatchNorm statistics are those of the examples that count, over all devices.
+
+    Args:
+      module: the module, not bound.
+      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters.taps`.
+      inputs: which entries of the batch the module is called with.
+      outputs: makes a mapping of names to arrays of what the module returns; an array alone is ``logits``.
+
+    Returns:
+      A `Model` with ``Variables(params, {other collections})``.
+
+    Raises:
+      ValueError: when it is applied: a tap or an input does not exist; the message lists those that do.
+
+    >>> import jax.numpy as jnp
+    >>> model = linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), taps={"hidden": "layers_0"}, inputs="x")
+    >>> batch = {"x": jnp.ones((3, 5))}
+    >>> variables = model.init(jax.random.key(0), batch)
+    >>> out, _ = model.apply(variables, batch, key=None, train=False)
+    >>> {name: value.shape for name, value in out.items()}
+    {'logits': (3, 2), 'hidden': (3, 4)}
+    """
+    taps = dict(taps or {})
+    wanted = {normalize(spec)[0] for spec in taps.values()}
+
+    def init(key: Array, batch: Batch) -> Variables:
+        flags = mode_flags(module.__call__, train=False)
+        params_key, dropout_key = jax.random.split(key)
+        keys = {"params": params_key, "dropout": dropout_key}
+        return variables_of(module.init(keys, *arguments(inputs, batch), **flags))
+
+    def run(variables: Variables, batch: Batch, key: Array | None, train: bool, record: Any) -> tuple[Any, Any]:
+        collections = {"params": variables.params, **variables.state}
+        mutable = (list(variables.state) if train else []) + ([_RECORD] if record else [])
+        keys = {} if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
+        share = batch_norm.share_of(checks.example_mask(batch)) if train else None
+        with nn.intercept_methods(_whole_batch(share)) if share else contextlib.nullcontext():
+            result, changed = module.apply(
+                collections,
+                *arguments(inputs, batch),
+                rngs=keys,
+                mutable=mutable,
+                capture_intermediates=record,
+                **mode_flags(module.__call__, train),
+            )
+        return result, changed
+
+    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        tapped = (lambda mdl, method: method == "__call__" and "/".join(mdl.path) in wanted) if taps else False
+        result, changed = run(variables, batch, key, train, tapped)
+        intermediates = changed.get(_RECORD, {})
+        state = {name: changed.get(name, old) for name, old in variables.state.items()}
+
+        def everything() -> Any:
+            # Only where a tap was not found: one more, abstract, pass that records what could have been named.
+            return jax.eval_shape(lambda v, b: run(v, b, key, False, True)[1], variables, batch)[_RECORD]
+
+        return name_outputs(outputs(result) if outputs else result, collect(taps, intermediates, everything)), state
+
+    return Model(init, apply)
+
+
+def variables_of(collections: Mapping[str, Any]) -> Variables:
+    """Linen's dict of collections as `Variables`.
+
+    >>> variables_of({"params": {"w": 1}, "batch_stats": {"mean": 0}})
+    Variables(params={'w': 1}, state={'batch_stats': {'mean': 0}})
+    """
+    return Variables(
+        collections.get("params", {}), {k: v for k, v in collections.items() if k not in ("params", _RECORD)}
+    )
+
+
+def _whole_batch(share: batch_norm.Share) -> Any:
+    """Intercepts BatchNorm in training: hands it the statistics of all that counts, then updates its averages."""
+
+    def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+        if given if module.use_running_average is None else module.use_running_average:
+            return next_fun(*args, **kwargs)
+        mean, var, count = batch_norm.statistics(args[0], module.axis, share, fast=module.use_fast_variance)
+        old = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
+        module.put_variable("batch_stats", "mean", mean)
+        module.put_variable("batch_stats", "var", var)
+        configured = module.use_running_average
+        object.__setattr__(module, "use_running_average", True)  # bound modules are frozen, and this one is a copy
+        try:
+            result = next_fun(args[0])
+        finally:
+            object.__setattr__(module, "use_running_average", configured)
+        for name, new in (("mean", mean), ("var", var)):
+            module.put_variable("batch_stats", name, batch_norm.running(old[name], new, module.momentum, count))
+        return result
+
+    return interceptor

@@ -1,0 +1,144 @@
+"""Flax nnx modules as models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxkd import checks
+from jaxkd.adapters import batch_norm
+from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
+from jaxkd.adapters.taps import collect
+from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+
+
+def nnx_module(
+    module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    *,
+    taps: Mapping[str, str] | None = None,
+    inputs: Inputs = "image",
+    outputs: Callable[[Any], Any] | None = None,
+) -> Model:
+    """A Flax nnx module as a `Model`, unedited; exported as `jaxkd.adapters.nnx`.
+
+    Training mode reaches the module through its own ``train()`` and ``eval()``, and by a flag of its ``__call__``
+    where that has one. The module given is never changed: each call works on a copy. The random streams that it
+    carries (dropout) are set from the step's key in training, so that a step is a function of its key. BatchNorm
+    statistics are those of the examples that count, over all devices.
+
+    Args:
+      module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init``
+        calls with its key, so that each seed has weights of its own.
+      taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd.adapters.taps`.
+      inputs: which entries of the batch the module is called with.
+      outputs: makes a mapping of names to arrays of what the module returns; an array alone is ``logits``.
+
+    Returns:
+      A `Model` with ``Variables(params, state)``, nested dicts of the `nnx.Param` and of all other variables.
+
+    Raises:
+      ValueError: when it is applied: a tap or an input does not exist; the message lists those that do.
+
+    >>> import jax.numpy as jnp
+    >>> class Net(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.hidden, self.out = nnx.Linear(5, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+    ...     def __call__(self, x):
+    ...         return self.out(nnx.relu(self.hidden(x)))
+    >>> model = nnx_module(Net, taps={"hidden": "hidden"}, inputs="x")
+    >>> batch = {"x": jnp.ones((3, 5))}
+    >>> variables = model.init(jax.random.key(0), batch)
+    >>> out, _ = model.apply(variables, batch, key=None, train=False)
+    >>> {name: value.shape for name, value in out.items()}
+    {'logits': (3, 2), 'hidden': (3, 4)}
+    """
+    taps = dict(taps or {})
+    abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+    graph, params_like, streams_like, state_like = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+
+    def init(key: Array, batch: Batch) -> Variables:
+        del batch
+        made = module if isinstance(module, nnx.Module) else module(nnx.Rngs(key))
+        return variables_of(made)
+
+    def rebuild(variables: Variables, key: Array | None, train: bool) -> nnx.Module:
+        params, state, streams = (_copy(x) for x in (params_like, state_like, streams_like))
+        nnx.replace_by_pure_dict(params, variables.params)
+        nnx.replace_by_pure_dict(state, variables.state)
+        nnx.replace_by_pure_dict(streams, _streams(streams, jax.random.key(0) if key is None else key))
+        copy = nnx.merge(graph, params, streams, state)
+        copy.train() if train else copy.eval()
+        return copy
+
+    def run(variables: Variables, batch: Batch, key: Array | None, train: bool, tapped: bool) -> tuple[Any, Any, Any]:
+        copy = rebuild(variables, key, train)
+        share = batch_norm.share_of(checks.example_mask(batch)) if train else None
+        if share is not None:
+            _take_over_batch_norm(copy, share)
+        values, flags = arguments(inputs, batch), mode_flags(type(copy).__call__, train)
+        if tapped:
+            call = nnx.capture(copy, nnx.Intermediate, method_outputs=nnx.Intermediate)
+            result, intermediates = call(*values, **flags)
+            recorded = nnx.to_pure_dict(intermediates)
+        else:
+            result, recorded = copy(*values, **flags), {}
+        return result, recorded, variables_of(copy).state
+
+    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        result, recorded, state = run(variables, batch, key, train, bool(taps))
+        return name_outputs(outputs(result) if outputs else result, collect(taps, recorded)), (
+            state if train else variables.state
+        )
+
+    return Model(init, apply)
+
+
+def variables_of(module: nnx.Module) -> Variables:
+    """A module's weights as nested dicts of arrays: its `nnx.Param`, and all else but its random streams.
+
+    >>> jax.tree.map(lambda x: x.shape, variables_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).params)
+    {'bias': (3,), 'kernel': (2, 3)}
+    """
+    params, _, _, state = nnx.state(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
+
+
+def _copy(state: Any) -> Any:
+    leaves, structure = jax.tree.flatten(state)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _streams(like: Any, key: Array) -> Any:
+    """Fresh random streams in the place of a module's own, each with a key of its own and a count of 0."""
+    numbers = iter(range(1 << 30))
+
+    def fresh(leaf: Any) -> Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            own = jax.random.fold_in(key, next(numbers))
+            return jax.random.split(own, leaf.shape) if leaf.shape else own
+        return jax.numpy.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(fresh, nnx.to_pure_dict(like))
+
+
+def _take_over_batch_norm(module: nnx.Module, share: batch_norm.Share) -> None:
+    """Makes a copy's BatchNorms normalise by the statistics of all that counts (the copy is this call's own)."""
+
+    def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
+        use = self.use_running_average if use_running_average is None else use_running_average
+        if use:
+            return nnx.BatchNorm.__call__(self, x, use_running_average=True)
+        mean, var, count = batch_norm.statistics(x, self.axis, share, fast=self.use_fast_variance)
+        old_mean, old_var = self.mean[...], self.var[...]
+        self.mean[...], self.var[...] = mean, var
+        result = nnx.BatchNorm.__call__(self, x, use_running_average=True)
+        self.mean[...] = batch_norm.running(old_mean, mean, self.momentum, count)
+        self.var[...] = batch_norm.running(old_var, var, self.momentum, count)
+        return result
+
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.BatchNorm):
+            node.__class__ = type(type(node).__name__, (type(node),), {"__call__": call})

@@ -1,0 +1,234 @@
+"""The CIFAR ResNets of the distillation literature, resnet8 to resnet110 and the four times wider ones.
+
+He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2, as the CIFAR-100 distillation benchmark
+builds them: a 3×3 stem, three stages of ``(depth - 2) / 6`` basic blocks, a linear layer. A shortcut that changes shape
+is a 1×1 convolution and BatchNorm. Parameter counts are exactly the published ones.
+
+Every point that a published method taps is the output of a submodule, so an adapter can name it:
+
+=================  ======================================================  ==================  ==================
+tap                path                                                    resnet8 … 110       resnet8x4, 32x4
+=================  ======================================================  ==================  ==================
+stem               ``ResNetStem_0``                                        32 × 32 × 16        32 × 32 × 32
+stage1             ``ResNetStage_0``                                       32 × 32 × 16        32 × 32 × 64
+stage2             ``ResNetStage_1``                                       16 × 16 × 32        16 × 16 × 128
+stage3             ``ResNetStage_2``                                       8 × 8 × 64          8 × 8 × 256
+pooled             ``GlobalAveragePool_0``                                 64                  256
+stage{k}_preact    ``ResNetStage_{k-1}/BasicBlock_{last}/Residual_0``      as stage{k}         as stage{k}
+=================  ======================================================  ==================  ==================
+
+The first five are after the ReLU; ``preact`` is the sum that the stage's last ReLU is applied to (for activation
+boundaries, overhaul, ReviewKD). `jaxkd.models.taps` gives the table as data.
+
+Equal to the PyTorch recipe: Kaiming-normal (fan-out) convolutions without bias, BatchNorm with decay 0.9 and epsilon
+1e-5, the linear layer's weight and bias uniform in ``±1/sqrt(fan_in)``, and a padding of 1 on every side also where the
+stride is 2 (``"SAME"`` would pad only below and to the right there, half a pixel off). One thing differs: Flax keeps
+the biased batch variance in BatchNorm's running average, PyTorch the unbiased one (a factor of ``1 - 1/n``, with n the
+batch times the map: 4096 or more here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+_kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±sqrt(3 · (1/3) / fan_in)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet.
+
+    >>> import jax
+    >>> model = ResNet8x4(num_classes=100)
+    >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    1233540
+
+    Attributes:
+      depth: ``6 n + 2``.
+      num_filters: channels of the stem and of each stage.
+      num_classes: logits.
+      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      axis_name: a mapped axis over which BatchNorm averages its statistics, so that devices normalise by those of
+        the global batch (training under `jax.pmap`); None uses the batch at hand.
+    """
+
+    depth: int
+    num_filters: Sequence[int] = (16, 16, 32, 64)
+    num_classes: int = 100
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits.
+
+        Args:
+          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+
+        Returns:
+          ``[batch, classes]``.
+
+        Raises:
+          TypeError: the image is not floating point.
+          ValueError: it has no four axes, or the depth is none of 8, 14, 20, ….
+        """
+        blocks = blocks_per_stage(self.depth)
+        if x.ndim != 4:
+            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        options = {"train": train, "dtype": self.dtype, "axis_name": self.axis_name}
+        stem, *stages = self.num_filters
+        x = ResNetStem(stem, **options)(x)
+        for number, features in enumerate(stages):
+            x = ResNetStage(blocks, features, stride=1 if number == 0 else 2, **options)(x)
+        x = GlobalAveragePool()(x)
+        # PyTorch's default: the bias is drawn from the same range as the weight.
+        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+
+
+class ResNetStem(nn.Module):
+    """3×3 convolution, BatchNorm, ReLU."""
+
+    features: int
+    train: bool
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        """The stem's output, after its ReLU."""
+        x = _conv(self.features, 3, 1, self.dtype)(x)
+        return nn.relu(_batch_norm(self)(x))
+
+
+class ResNetStage(nn.Module):
+    """Basic blocks of one width; the first may halve the map."""
+
+    blocks: int
+    features: int
+    stride: int
+    train: bool
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The last block's output, after its ReLU."""
+        for number in range(self.blocks):
+            stride = self.stride if number == 0 else 1
+            x = BasicBlock(self.features, stride, train=self.train, dtype=self.dtype, axis_name=self.axis_name)(x)
+        return x
+
+
+class BasicBlock(nn.Module):
+    """``relu(BN(conv(relu(BN(conv(x))))) + shortcut(x))``."""
+
+    features: int
+    stride: int
+    train: bool
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The block's output, after its ReLU."""
+        y = _conv(self.features, 3, self.stride, self.dtype)(x)
+        y = nn.relu(_batch_norm(self)(y))
+        y = _batch_norm(self)(_conv(self.features, 3, 1, self.dtype)(y))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = _batch_norm(self)(_conv(self.features, 1, self.stride, self.dtype)(x))
+        return nn.relu(Residual()(y, x))
+
+
+class Residual(nn.Module):
+    """A sum, as a module, so that what a block's last ReLU is applied to has a name."""
+
+    @nn.compact
+    def __call__(self, branch: Float[Array, "*shape"], shortcut: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """``branch + shortcut``."""
+        return branch + shortcut
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean over the map, as a module, so that the embedding has a name."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
+        """``[batch, channels]``."""
+        return x.mean(axis=(1, 2))
+
+
+def blocks_per_stage(depth: int) -> int:
+    """The basic blocks in each of the three stages.
+
+    Args:
+      depth: ``6 n + 2``.
+
+    Returns:
+      n.
+
+    Raises:
+      ValueError: the depth is none of 8, 14, 20, ….
+
+    >>> blocks_per_stage(56)
+    9
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth: expected 6 n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, …), got {depth}.")
+    return blocks
+
+
+def _conv(features: int, size: int, stride: int, dtype: Any) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_kaiming_normal,
+    )
+
+
+def _batch_norm(module: Any) -> nn.BatchNorm:
+    return nn.BatchNorm(
+        use_running_average=not module.train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=module.dtype,
+        axis_name=module.axis_name,
+    )
+
+
+def _uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: float) -> Array:
+    return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
+
+
+_WIDER = (32, 64, 128, 256)
+
+ResNet8 = partial(ResNet, depth=8)
+ResNet14 = partial(ResNet, depth=14)
+ResNet20 = partial(ResNet, depth=20)
+ResNet32 = partial(ResNet, depth=32)
+ResNet44 = partial(ResNet, depth=44)
+ResNet56 = partial(ResNet, depth=56)
+ResNet110 = partial(ResNet, depth=110)
+ResNet8x4 = partial(ResNet, depth=8, num_filters=_WIDER)
+ResNet32x4 = partial(ResNet, depth=32, num_filters=_WIDER)

@@ -1,0 +1,51 @@
+"""The offline teacher: trained before, and never changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import adapters
+from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
+
+
+def frozen(model: Model, variables: Any, *, train: bool = False) -> Teacher:
+    """A trained model that stays as it is (Hinton, Vinyals & Dean, 2015).
+
+    Its weights become part of the train state, as an argument of the step rather than a constant in it, in a copy of
+    their own: the caller's arrays outlive the donation of the state.
+
+    Args:
+      model: the teacher's model, from an adapter.
+      variables: its weights: linen's dict, an nnx module or `Variables`.
+      train: runs it in training mode (batch statistics, dropout) instead of inference mode; what that would change
+        in its state is dropped.
+
+    Returns:
+      A `Teacher` whose state is its `Variables`.
+
+    Raises:
+      TypeError: the weights are of no known form.
+
+    >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+    >>> teacher = frozen(model, Variables(2 * jnp.eye(2)))
+    >>> batch = {"x": jnp.ones((1, 2))}
+    >>> teacher.apply(teacher.init(None, batch, None), batch, key=None)["logits"]
+    Array([[2., 2.]], dtype=float32)
+    """
+    variables = adapters.variables(variables)
+
+    def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
+        del key, batch, student
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), variables)
+
+    def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
+        return model.apply(state, batch, key=key if train else None, train=train)[0]
+
+    def update(state: PyTree, student: Variables, step: Any) -> PyTree:
+        del student, step
+        return state
+
+    return Teacher(init, apply, update)

@@ -1,0 +1,181 @@
+"""`distill`: a student, a teacher, an objective and an optimizer, composed into three pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import adapters, checks
+from jaxkd.training import metrics as metrics_lib
+from jaxkd.types import (
+    Array,
+    Batch,
+    Context,
+    Distiller,
+    LossVars,
+    Mean,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Teacher,
+    TrainState,
+    Variables,
+)
+
+STUDENT, OBJECTIVE = "student", "objective"
+
+
+def distill(
+    student: Model,
+    teacher: Teacher,
+    objective: Objective,
+    *,
+    optimizer: optax.GradientTransformation,
+    loss_optimizer: optax.GradientTransformation | None = None,
+    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | None = None,
+) -> Distiller:
+    """Offline distillation, and the step that every scheme is made of.
+
+    One step evaluates the teacher once, outside the differentiated function; takes one gradient of the objective with
+    respect to the student's parameters and the objective's own; and updates each under its optimizer label. Called
+    under a mapped axis named `jaxkd.DATA_AXIS`, each device takes its share of the batch, and losses, gradients and
+    metrics are those of the whole.
+
+    Args:
+      student: the model to train, from `jaxkd.adapters`.
+      teacher: from `jaxkd.teachers`.
+      objective: from `jaxkd.combine`, `jaxkd.term` or `jaxkd.objectives`.
+      optimizer: any optax transformation, for the student's parameters.
+      loss_optimizer: another for what the objective learns (regressors, discriminators); the same by default, with
+        a state of its own.
+      metrics: what `evaluate` reports beside the objective's terms, a function of the `Context`.
+      train_metrics: what `step` reports beside them; nothing by default, so that a step costs what its losses cost.
+
+    Returns:
+      A `Distiller`. ``init(key, batch)`` needs one batch (or its shapes) of the kind to be trained on. ``step`` and
+      ``evaluate`` are pure: jit, pmap, shard_map, scan or vmap them, or let `jaxkd.parallel` do so.
+
+    Raises:
+      ValueError: from ``init``: the objective asks for something that student, teacher and batch do not give.
+
+    >>> import jaxkd
+    >>> from jaxkd import losses
+    >>> linear = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> teacher = jaxkd.teachers.frozen(linear, Variables(jnp.ones((2, 3)).at[0, 0].set(5.0)))
+    >>> objective = jaxkd.combine(kd=jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits"))
+    >>> kd = distill(linear, teacher, objective, optimizer=optax.sgd(0.1))
+    >>> batch = {"x": jnp.ones((4, 2))}
+    >>> state = kd.init(jax.random.key(0), batch)
+    >>> state, first = jax.jit(kd.step, donate_argnums=0)(state, batch)
+    >>> state, second = jax.jit(kd.step, donate_argnums=0)(state, batch)
+    >>> bool(second["loss"].sum < first["loss"].sum)
+    True
+    """
+    optimizers = {STUDENT: optimizer, OBJECTIVE: loss_optimizer or optimizer}
+
+    def init(key: Array, batch: Batch) -> TrainState:
+        shapes = jax.tree.map(_shape_of, dict(batch))
+        run_key, student_key, teacher_key, loss_key = jax.random.split(key, 4)
+
+        def init_student(key: Array) -> Variables:
+            # Only shapes matter to init; zeros stand in where a library insists on values.
+            return student.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+
+        def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
+            return student.apply(variables, batch, key=key, train=True)[0], teacher.apply(teacher_state, batch, key=key)
+
+        variables = jax.jit(init_student)(student_key)
+        teacher_state = teacher.init(teacher_key, shapes, variables)
+        seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
+        step = jnp.zeros((), jnp.int32)
+        context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
+        loss = jax.jit(lambda key: objective.init(key, context))(loss_key)
+        params = {STUDENT: variables.params, OBJECTIVE: loss.params}
+        opt_state = jax.jit(lambda params: {k: optimizers[k].init(params[k]) for k in optimizers})(params)
+        return TrainState(variables, teacher_state, loss, opt_state, step, run_key)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        axis_name = adapters.mapped_axis()
+        student_key, teacher_key, loss_key = _keys(state, axis_name)
+        taught = jax.lax.stop_gradient(teacher.apply(state.teacher, batch, key=teacher_key))
+        trained = _varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
+
+        def loss(trained: PyTree) -> tuple[Array, Any]:
+            variables = Variables(trained[STUDENT], state.student.state)
+            outputs, new_state = student.apply(variables, batch, key=student_key, train=True)
+            context = Context(outputs, taught, batch, state.step, axis_name)
+            out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
+            extra = train_metrics(context) if train_metrics else {}
+            return out.value, (new_state, out.state, {**out.metrics, **extra})
+
+        (value, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+        reported = {"loss": _total(value, batch, axis_name), **reported}
+        if axis_name is not None:
+            grads, student_state, loss_state = _average((grads, student_state, loss_state), axis_name)
+            reported = metrics_lib.psum(reported, axis_name)
+        old = {STUDENT: state.student.params, OBJECTIVE: state.loss.params}
+        params, opt_state = {}, {}
+        for label, transformation in optimizers.items():
+            updates, opt_state[label] = transformation.update(grads[label], state.opt_state[label], old[label])
+            params[label] = optax.apply_updates(old[label], updates)
+        variables = Variables(params[STUDENT], student_state)
+        return TrainState(
+            variables,
+            teacher.update(state.teacher, variables, state.step + 1),
+            LossVars(params[OBJECTIVE], loss_state),
+            opt_state,
+            state.step + 1,
+            state.key,
+        ), reported
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        axis_name = adapters.mapped_axis()
+        taught = teacher.apply(state.teacher, batch, key=None)
+        outputs, _ = student.apply(state.student, batch, key=None, train=False)
+        context = Context(outputs, taught, batch, state.step, axis_name)
+        out = objective.apply(state.loss.params, state.loss.state, context, None)
+        reported = {"loss": _total(out.value, batch, axis_name), **out.metrics, **metrics(context)}
+        return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
+
+    return Distiller(init, step, evaluate)
+
+
+def _keys(state: TrainState, axis_name: str | None) -> Array:
+    """The step's keys for student, teacher and objective: functions of the run's key, the step and the device."""
+    key = jax.random.fold_in(state.key, state.step)
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    return jax.random.split(key, 3)
+
+
+def _total(value: Array, batch: Batch, axis_name: str | None) -> Mean:
+    """The weighted total as a metric, counted by examples so that batches merge.
+
+    On a mapped axis ``value`` is a share whose mean over the devices is the whole; the count that turns it into a sum
+    is therefore the mean count, which differs from this device's own where the devices hold different numbers.
+    """
+    mask = checks.example_mask(batch)
+    count = jnp.asarray(checks.batch_size(batch), value.dtype) if mask is None else jnp.sum(mask, dtype=value.dtype)
+    return Mean(value * (count if axis_name is None else jax.lax.pmean(count, axis_name)), count)
+
+
+def _average(tree: PyTree, axis_name: str) -> PyTree:
+    """The mean over the devices; counters, which are the same everywhere, stay whole numbers."""
+    return jax.tree.map(
+        lambda x: (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name), tree
+    )
+
+
+def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Marks replicated parameters as this device's own copy, so that a gradient is its share and not yet the sum."""
+    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
+
+
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype)

@@ -1,0 +1,180 @@
+"""Metrics as sums and counts: added over steps, batches, devices and hosts first, divided once at the end.
+
+A mean of means is wrong as soon as batches differ in how much of them counts: masked examples, a ragged last batch,
+an uneven split over devices. `jaxkd.types.Mean` postpones the division. All but `compute` is for use under jit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses
+from jaxkd.types import Context, Mean, Metrics
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Shaped
+
+__all__ = ["classification", "compute", "from_values", "merge", "psum", "total"]
+
+
+def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
+    """The mean of one value per example, not divided yet.
+
+    Args:
+      values: one value per example, of any real dtype; booleans count as 0 and 1.
+      where: True for the values that count; what the others hold, NaN included, does not matter.
+
+    Returns:
+      Their float32 sum and count.
+
+    Raises:
+      ValueError: the shapes of the two differ.
+
+    >>> mean = from_values(jnp.array([1.0, 3.0, jnp.nan]), where=jnp.array([True, True, False]))
+    >>> compute({"x": mean})
+    {'x': 2.0}
+    """
+    values = jnp.asarray(values).astype(jnp.float32)
+    if where is None:
+        return Mean(jnp.sum(values), jnp.asarray(values.size, jnp.float32))
+    where = jnp.asarray(where)
+    if where.shape != values.shape:
+        raise ValueError(
+            f"where: expected the shape of the values, {list(values.shape)}, got {list(where.shape)}. "
+            "Broadcast it, so that what is counted is what is meant."
+        )
+    where = where.astype(bool)
+    return Mean(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=jnp.float32))
+
+
+def merge(a: Metrics, b: Metrics) -> Metrics:
+    """The metrics of two parts as those of the whole: sums and counts are added.
+
+    Args:
+      a: metrics of one part.
+      b: metrics of another; it may have other names.
+
+    Returns:
+      Every name of either.
+
+    >>> both = merge({"loss": Mean(6.0, 3.0)}, {"loss": Mean(2.0, 1.0), "kd": Mean(5.0, 1.0)})
+    >>> compute(both)
+    {'loss': 2.0, 'kd': 5.0}
+    """
+    merged = dict(a)
+    for name, mean in b.items():
+        merged[name] = Mean(a[name].sum + mean.sum, a[name].count + mean.count) if name in a else mean
+    return merged
+
+
+def total(metrics: Metrics) -> Metrics:
+    """Sums over the leading axis of metrics that come stacked, as `jax.lax.scan` and `jax.pmap` return them.
+
+    Args:
+      metrics: means whose sums and counts have the shape ``[n, ...]``.
+
+    Returns:
+      The metrics of all n parts together.
+
+    >>> _, stacked = jax.lax.scan(lambda _, x: (None, {"x": from_values(x)}), None, jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> compute(total(stacked))
+    {'x': 2.5}
+    """
+    return {name: Mean(jnp.sum(mean.sum, axis=0), jnp.sum(mean.count, axis=0)) for name, mean in metrics.items()}
+
+
+def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
+    """Adds the metrics of every device on a mapped axis.
+
+    Args:
+      metrics: this device's.
+      axis_name: of `jax.pmap` or `jax.shard_map`; None returns the metrics as they are.
+
+    Returns:
+      The metrics of the global batch, the same on every device.
+
+    >>> mapped = jax.pmap(lambda x: psum({"x": from_values(x)}, "d"), axis_name="d")
+    >>> compute(jax.tree.map(lambda x: x[0], mapped(jnp.array([[1.0, 3.0]]))))
+    {'x': 2.0}
+    """
+    if axis_name is None:
+        return metrics
+    return {name: Mean(*jax.lax.psum((mean.sum, mean.count), axis_name)) for name, mean in metrics.items()}
+
+
+def compute(metrics: Metrics) -> dict[str, float]:
+    """Divides. It waits for the device, so it belongs on the host, after the merging.
+
+    Args:
+      metrics: scalar means.
+
+    Returns:
+      Floats by name; NaN where nothing was counted.
+
+    Raises:
+      ValueError: a mean is not a scalar.
+
+    >>> compute({"loss": Mean(jnp.array(3.0), jnp.array(2.0)), "none": Mean(0.0, 0.0)})
+    {'loss': 1.5, 'none': nan}
+    """
+    for name, mean in metrics.items():
+        if jnp.shape(mean.sum) or jnp.shape(mean.count):
+            raise ValueError(
+                f"metric {name!r}: expected a scalar sum and count, got shapes {list(jnp.shape(mean.sum))} and "
+                f"{list(jnp.shape(mean.count))}. What a scan or pmap stacked is added by metrics.total first."
+            )
+    on_host = jax.device_get(dict(metrics))  # one transfer for all; it sorts the names
+    pairs = {name: (float(on_host[name].sum), float(on_host[name].count)) for name in metrics}
+    return {name: sum_ / count if count else math.nan for name, (sum_, count) in pairs.items()}
+
+
+def classification(context: Context) -> Metrics:
+    """What one wants to know of a distilled classifier, as far as the context allows it.
+
+    Args:
+      context: outputs of both models and the batch. ``batch["mask"]``, where there is one, says which examples count.
+
+    Returns:
+      ``accuracy`` and ``nll`` (cross-entropy, in nats) of the student and ``teacher_accuracy``, where there are
+      integer labels; ``agreement``, how often student and teacher have the same first choice, where both have logits
+      of the same classes. What cannot be computed is left out.
+
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> context = Context({"logits": logits}, {"logits": -logits}, {"label": jnp.array([0, 0])}, step=0)
+    >>> found = compute(classification(context))
+    >>> found["accuracy"], found["agreement"], found["teacher_accuracy"]
+    (0.5, 0.0, 0.5)
+    """
+    student, teacher = context.student.get("logits"), context.teacher.get("logits")
+    label, mask = context.batch.get("label"), context.batch.get("mask")
+    found: dict[str, Mean] = {}
+    if label is not None and student is not None and _labels(label, student):
+        where = _expand(mask, label)
+        found["accuracy"] = from_values(_equal(jnp.argmax(student, axis=-1), label), where)
+        found["nll"] = from_values(losses.cross_entropy(student, label, where=where), where)
+    if label is not None and teacher is not None and _labels(label, teacher):
+        found["teacher_accuracy"] = from_values(_equal(jnp.argmax(teacher, axis=-1), label), _expand(mask, label))
+    if student is not None and teacher is not None and student.shape == teacher.shape:
+        same = _equal(jnp.argmax(student, axis=-1), jnp.argmax(teacher, axis=-1))
+        found["agreement"] = from_values(same, _expand(mask, same))
+    return found
+
+
+def _labels(label: Array, logits: Array) -> bool:
+    """Whether these are class numbers of these logits, rather than boxes, soft labels or another task's."""
+    return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
+
+
+def _equal(a: Array, b: Array) -> Array:
+    return jnp.equal(a, b)
+
+
+def _expand(mask: Array | None, values: Array) -> Array | None:
+    """A mask over examples as one over their tokens."""
+    if mask is None or mask.shape == values.shape:
+        return mask
+    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)

@@ -1,0 +1,177 @@
+"""The compiled pieces of a run: one streamed step, a chunk of resident steps, an evaluation.
+
+Each returns its metrics packed into one array, so that the host fetches those of many steps with a single transfer, and
+can fetch them late: it never waits for a step that it has just sent off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxkd.types import Array, Batch, Metrics, PyTree, TrainState
+
+__all__ = ["Packed", "StepProgram", "evaluate_batch", "evaluate_resident", "pack", "run_chunk", "run_step"]
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Evaluate = Callable[[TrainState, Batch], Metrics]
+Gather = Callable[[PyTree, Array], Batch]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Metrics as one array, which knows their names even when it comes out of a compiled function.
+
+    Attributes:
+      values: ``[..., 2, names]``, sums and counts.
+      names: of the metrics.
+    """
+
+    values: Any
+    names: tuple[str, ...]
+
+
+def pack(metrics: Metrics) -> Packed:
+    """Packs metrics.
+
+    Args:
+      metrics: scalar means. One of shape ``[n]``, as a distiller under `jax.vmap` gives, becomes n scalars:
+        ``loss[0]``, ``loss[1]``, ...
+
+    Returns:
+      Float32 sums and counts.
+
+    Raises:
+      ValueError: the sum and the count of a metric differ in shape.
+
+    >>> from jaxkd.types import Mean
+    >>> pack({"loss": Mean(3.0, 2.0), "kd": Mean(1.0, 1.0)})
+    Packed(values=Array([[1., 3.], [1., 2.]], dtype=float32), names=('kd', 'loss'))
+    """
+    names: list[str] = []
+    sums, counts = [], []
+    for name in sorted(metrics):  # jit returns dicts sorted; so is everything else, to be the same everywhere
+        sum_, count = (jnp.asarray(part, jnp.float32) for part in metrics[name])
+        if sum_.shape != count.shape:
+            raise ValueError(f"metric {name!r}: expected equal shapes, got sum {sum_.shape} and count {count.shape}.")
+        names += [name + "".join(f"[{i}]" for i in index) for index in np.ndindex(sum_.shape)]
+        sums.append(sum_.reshape(-1))
+        counts.append(count.reshape(-1))
+    if not names:
+        return Packed(jnp.zeros((2, 0)), ())
+    return Packed(jnp.stack([jnp.concatenate(sums), jnp.concatenate(counts)]), tuple(names))
+
+
+# A program is found again by the functions it was made from, so that a second fit of the same distiller compiles
+# nothing. The caches are small because a `gather` may be a method of an input, which then keeps its arrays alive.
+
+
+class StepProgram(NamedTuple):
+    """One step on a given batch.
+
+    Attributes:
+      start: ``(state, batch, length) -> window``, where the metrics of the last ``length`` steps will be.
+      run: ``(state, window, batch) -> (state, window)``, compiled; the state is donated. The metrics come last in the
+        window, ``[length, 2, names]``, and the oldest fall out. To fetch an array costs the host as much as it costs it
+        to send off a small step; like this there is one array for many steps.
+    """
+
+    start: Callable[[TrainState, Batch, int], Packed]
+    run: Callable[[TrainState, Packed, Batch], tuple[TrainState, Packed]]
+
+
+@functools.lru_cache(maxsize=4)
+def run_step(step: Step) -> StepProgram:
+    """One step on a given batch.
+
+    Args:
+      step: a distiller's.
+
+    Returns:
+      Its two functions. The step is traced once for both.
+    """
+
+    @jax.jit
+    def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, Packed]:
+        state, metrics = step(state, batch)
+        return state, pack(metrics)
+
+    def start(state: TrainState, batch: Batch, length: int) -> Packed:
+        packed = one_step.eval_shape(state, batch)[1]
+        # Beside the state, or the first step would be compiled for a window that lies elsewhere than the later ones.
+        sharding = jax.tree.leaves(state)[0].sharding
+        replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+        shape = (length, *packed.values.shape)
+        return Packed(jax.jit(lambda: jnp.zeros(shape), out_shardings=replicated)(), packed.names)
+
+    def run(state: TrainState, window: Packed, batch: Batch) -> tuple[TrainState, Packed]:
+        state, packed = one_step(state, batch)
+        values = jnp.concatenate([window.values[1:], packed.values[None]])
+        return state, Packed(values, packed.names)
+
+    return StepProgram(start, jax.jit(run, donate_argnums=0))
+
+
+@functools.lru_cache(maxsize=4)
+def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Packed]]:
+    """Several steps on resident data as one dispatch; the state is donated.
+
+    Args:
+      step: a distiller's.
+      gather: ``(arrays, step) -> batch``, a resident input's.
+
+    Returns:
+      The compiled ``(state, arrays, first, *, length) -> (state, packed metrics [length, 2, names])``. It is compiled
+      once for each length. The arrays are an argument: closed over, they would be copied into every program.
+    """
+
+    def chunk(state: TrainState, arrays: PyTree, first: Array, *, length: int) -> tuple[TrainState, Packed]:
+        def one_step(state: TrainState, number: Array) -> tuple[TrainState, Packed]:
+            state, metrics = step(state, gather(arrays, number))
+            return state, pack(metrics)
+
+        return jax.lax.scan(one_step, state, first + jnp.arange(length, dtype=jnp.int32))
+
+    return jax.jit(chunk, static_argnames="length", donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=4)
+def evaluate_batch(evaluate: Evaluate) -> Callable[[TrainState, Batch], Packed]:
+    """Metrics of one given batch.
+
+    Args:
+      evaluate: a distiller's.
+
+    Returns:
+      The compiled ``(state, batch) -> packed metrics``.
+    """
+    return jax.jit(lambda state, batch: pack(evaluate(state, batch)))
+
+
+@functools.lru_cache(maxsize=8)
+def evaluate_resident(evaluate: Evaluate, gather: Gather) -> Callable[..., Packed]:
+    """Metrics of every batch of resident data, as one dispatch.
+
+    Args:
+      evaluate: a distiller's.
+      gather: ``(arrays, step) -> batch``, a resident input's.
+
+    Returns:
+      The compiled ``(state, arrays, *, length) -> packed metrics [length, 2, names]``.
+    """
+
+    def chunk(state: TrainState, arrays: PyTree, *, length: int) -> Packed:
+        def one_batch(_: None, number: Array) -> tuple[None, Packed]:
+            return None, pack(evaluate(state, gather(arrays, number)))
+
+        return jax.lax.scan(one_batch, None, jnp.arange(length, dtype=jnp.int32))[1]
+
+    return jax.jit(chunk, static_argnames="length")

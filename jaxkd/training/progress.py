@@ -1,0 +1,108 @@
+"""What a run shows of itself: a bar with the time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Show", "summary", "show_progress"]
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Show(Protocol):
+    """Takes note of where a run is."""
+
+    def __call__(self, step: int, row: Mapping[str, float] | None = None) -> None:
+        """The device has reached a step; perhaps with new metrics."""
+        ...
+
+
+@contextlib.contextmanager
+def show_progress(
+    steps: int, first: int = 0, *, enabled: bool = True, console: Console | None = None
+) -> Iterator[Show]:
+    """Shows a run on a terminal, or prints about every ten seconds where standard output is not one.
+
+    Args:
+      steps: of the whole run.
+      first: where it goes on.
+      enabled: False shows nothing.
+      console: where to; standard output by default.
+
+    Yields:
+      What to call with each step reached.
+
+    >>> with show_progress(10) as show:
+    ...     show(10, {"step": 10, "train/loss": 0.5})
+    step 10/10  train/loss 0.5000  (... steps/s, ETA 0:00:00)
+    """
+    if not enabled:
+        yield lambda step, row=None: None
+        return
+    console = Console() if console is None else console
+    with (_bar if console.is_terminal else _lines)(console, steps, first) as show:
+        yield show
+
+
+def summary(row: Mapping[str, float]) -> str:
+    """The few numbers of a row that one watches.
+
+    Args:
+      row: metrics by name.
+
+    >>> summary({"step": 5, "train/loss": 1.0, "train/kd": 0.25, "eval/accuracy": 0.5})
+    'train/loss 1.0000  eval/accuracy 0.5000'
+    """
+    watched = [name for name in row if name.rsplit("/", 1)[-1] in ("loss", "accuracy", "nll")]
+    shown = watched[:4] or [name for name in row if name not in ("step", "epoch")][:4]
+    return "  ".join(f"{name} {row[name]:.4f}" for name in shown)
+
+
+@contextlib.contextmanager
+def _bar(console: Console, steps: int, first: int) -> Iterator[Show]:
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=steps, completed=first, metrics="")
+        known: dict[str, float] = {}
+
+        def show(step: int, row: Mapping[str, float] | None = None) -> None:
+            known.update(row or {})
+            progress.update(task, completed=step, metrics=summary(known))
+
+        yield show
+
+
+@contextlib.contextmanager
+def _lines(console: Console, steps: int, first: int) -> Iterator[Show]:
+    started = said = time.monotonic()
+    known: dict[str, float] = {}
+
+    def show(step: int, row: Mapping[str, float] | None = None) -> None:
+        nonlocal said
+        known.update(row or {})
+        now = time.monotonic()
+        # An evaluation at the end may come as a second row of the last step; one line is enough for both.
+        if not (now - said >= _SECONDS_BETWEEN_LINES or (step == steps and row is not None)):
+            return
+        said = now
+        rate = (step - first) / max(now - started, 1e-9)
+        left = int((steps - step) / rate) if rate > 0 else 0
+        eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        line = f"step {step}/{steps}  {summary(known)}  ({rate:.3g} steps/s, ETA {eta})"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    yield show

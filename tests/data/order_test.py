@@ -1,0 +1,80 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxkd.data import permutation
+
+
+def host(size, seed=0, epoch=0):
+    return permutation(np.arange(size), size=size, seed=seed, epoch=epoch, xp=np)
+
+
+@pytest.mark.parametrize("size", [*range(1, 70), 1797, 4096, 4097, 50_000])
+def test_every_row_occurs_once(size):
+    for seed, epoch in [(0, 0), (1, 5), (2**32 - 1, 1000)]:
+        np.testing.assert_array_equal(np.sort(host(size, seed, epoch)), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [1, 10, 50_000])
+def test_device_and_host_agree(size):
+    permute = jax.jit(lambda seed, epoch: permutation(jnp.arange(size), size=size, seed=seed, epoch=epoch))
+    for seed, epoch in [(0, 0), (7, 3)]:
+        np.testing.assert_array_equal(permute(seed, epoch), host(size, seed, epoch))
+    large = permutation(jnp.arange(size), size=size, seed=2**32 - 1, epoch=2, xp=jnp)
+    np.testing.assert_array_equal(large, host(size, 2**32 - 1, 2))
+
+
+def test_maps_over_seeds():
+    mapped = jax.vmap(lambda seed: permutation(jnp.arange(37), size=37, seed=seed, epoch=2))(jnp.arange(4))
+    np.testing.assert_array_equal(mapped, [host(37, seed, 2) for seed in range(4)])
+
+
+def test_any_position_alone_gives_what_the_whole_gives():
+    whole = host(1000, 3, 4)
+    for position in (0, 17, 999):
+        assert permutation(np.array([position]), size=1000, seed=3, epoch=4, xp=np) == whole[position]
+
+
+def orders_of(size, seeds, epochs):
+    one = lambda seed, epoch: permutation(jnp.arange(size), size=size, seed=seed, epoch=epoch)  # noqa: E731
+    many = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
+    return np.asarray(many(jnp.arange(seeds), jnp.arange(epochs))).reshape(-1, size)
+
+
+def test_seeds_and_epochs_give_different_orders():
+    assert len(np.unique(orders_of(100, 20, 20), axis=0)) == 400
+
+
+def test_small_sets_see_all_orders_equally():
+    for size in (4, 5):
+        kinds, counts = np.unique(orders_of(size, 200, 200), axis=0, return_counts=True)
+        assert len(kinds) == math.factorial(size)
+        assert stats.chisquare(counts).pvalue > 1e-4, (size, counts)
+
+
+def test_places_and_neighbours_are_uniform():
+    orders = orders_of(52, 20, 200)
+    for position in (0, 1, 25, 51):
+        assert stats.chisquare(np.bincount(orders[:, position], minlength=52)).pvalue > 1e-4
+    gaps = (orders[:, 1:] - orders[:, :-1]) % 52
+    counts = np.bincount(gaps.ravel(), minlength=52)
+    assert counts[0] == 0
+    # Neighbouring gaps of one order are weakly dependent: a looser bound than for independent draws.
+    np.testing.assert_allclose(counts[1:], gaps.size / 51, rtol=0.05)
+
+
+def test_large_set_is_shuffled():
+    order = host(50_000)
+    correlation = np.corrcoef(order, np.arange(50_000))[0, 1]
+    assert abs(correlation) < 0.02
+    halves = [np.mean(order[start : start + 64] < 25_000) for start in range(0, 50_000 - 64, 64)]
+    np.testing.assert_allclose(np.std(halves), 0.5 / 8, rtol=0.1)  # as 64 draws have
+
+
+def test_rejects_a_set_without_rows():
+    with pytest.raises(ValueError, match="rows to shuffle, got 0"):
+        permutation(np.arange(0), size=0, seed=0, epoch=0, xp=np)

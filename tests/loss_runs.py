@@ -1,0 +1,101 @@
+"""Value and gradients of a row of the loss table, compiled once per shape and kept: what most tests need."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests import references
+from tests.loss_table import BY_NAME, Arrays, Row, floating, is_integer
+
+# Compiling is most of what these tests do, and takes a third of the time without XLA's optimisations. Where rounding is
+# what a test is about, it asks for them: a fused Gram matrix rounds as it does for a user.
+_UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def unoptimized() -> dict[str, Any] | None:
+    """Compiler options to compile quickly, where this version of XLA has them."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_UNOPTIMIZED)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return None
+    return _UNOPTIMIZED
+
+
+@functools.cache
+def _compiled(name: str, hyper: tuple[tuple[str, Any], ...], differentiable: tuple[int, ...], optimized: bool):
+    function = functools.partial(BY_NAME[name].function, **dict(hyper))
+
+    @functools.partial(jax.jit, compiler_options=None if optimized else unoptimized())
+    def value_and_gradients(arrays, cotangent, options):
+        def of(*floats):
+            full = list(arrays)
+            for position, array in zip(differentiable, floats, strict=True):
+                full[position] = array
+            return function(*full, **options)
+
+        value, pullback = jax.vjp(of, *(arrays[position] for position in differentiable))
+        return value, pullback(jnp.asarray(cotangent, value.dtype))
+
+    return value_and_gradients
+
+
+def cast(arrays: Arrays, dtype: Any) -> list[jax.Array]:
+    """To jax, the floating ones in `dtype`; for float64 within ``jax.enable_x64(True)``."""
+    return [jnp.asarray(a, jnp.int32 if is_integer(a) else dtype) for a in arrays]
+
+
+def run(
+    row: Row,
+    arrays: Arrays,
+    *,
+    where: np.ndarray | None = None,
+    cotangent: Any = None,
+    dtype: Any = np.float64,
+    hyper: Mapping[str, Any] = {},
+    optimized: bool = False,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """The result and the gradients of ``(cotangent * result).sum()`` for every floating argument, as NumPy arrays."""
+    arrays = tuple(np.asarray(array) for array in arrays)
+    if cotangent is None:
+        cotangent = np.ones(row.result_shape(arrays))
+    with jax.enable_x64(dtype == np.float64):
+        compiled = _compiled(row.name, tuple(sorted(hyper.items())), floating(arrays), optimized)
+        value, gradients = compiled(cast(arrays, dtype), cotangent, {} if where is None else {"where": where})
+        return np.asarray(value), tuple(np.asarray(gradient) for gradient in gradients)
+
+
+def reference_gradients(
+    row: Row,
+    arrays: Arrays,
+    cotangent: np.ndarray,
+    hyper: Mapping[str, Any] = {},
+) -> list[np.ndarray]:
+    """What `run` should return for gradients: difference quotients of the reference."""
+    gradients = []
+    for position in floating(arrays):
+
+        def weighted(array, position=position):
+            result = row.reference(*arrays[:position], array, *arrays[position + 1 :], **hyper)
+            finite = np.isfinite(result)
+            return (cotangent * result)[finite].sum()
+
+        gradients.append(references.finite_difference(weighted, arrays[position]))
+    return gradients
+
+
+def reference_slope(
+    row: Row, arrays: Arrays, directions: Arrays, cotangent: np.ndarray, where: np.ndarray | None = None
+) -> float:
+    """The same along one direction, for inputs with too many coordinates to move one at a time."""
+
+    def moved(step):
+        at = (a if d is None else a + step * d for a, d in zip(arrays, directions, strict=True))
+        result = row.reference(*at) if where is None else references.keep(where, row.reference, *at)
+        return (cotangent * result).sum()
+
+    return float(references.finite_difference(moved, np.zeros(())))

@@ -1,0 +1,124 @@
+"""A relation does not depend on the number of devices: values and gradients, whatever each of them may count.
+
+The convention for gradients: every device differentiates its own sum, and what its anchors owe to the examples of the
+others comes back through the gather. So the slices of a gradient are those of the sum over all devices.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from tests import references
+from tests.loss_runs import run, unoptimized
+from tests.loss_table import RELATIONAL
+
+AXIS, BATCH = "devices", 16
+
+MASKS = {
+    "all": np.ones(BATCH, bool),
+    "uneven": np.arange(BATCH) % 5 > 1,
+    "first half": np.arange(BATCH) < BATCH // 2,  # half of the devices have nothing that counts
+    "one": np.arange(BATCH) == 11,
+    "none": np.zeros(BATCH, bool),
+}
+
+
+def placed(local, way, devices):
+    """`local` on every device's slice of the batch; takes and returns whole batches."""
+    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    if way.startswith("shard_map"):
+        spec = PartitionSpec(AXIS)
+        sharded = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma="unchecked" not in way)
+        return jax.jit(sharded, compiler_options=unoptimized())
+    if way == "pmap":
+        mapped = jax.pmap(local, axis_name=AXIS, devices=jax.devices()[:devices])
+    else:
+        mapped = jax.jit(jax.vmap(local, axis_name=AXIS), compiler_options=unoptimized())
+
+    def whole(*arrays):
+        slices = [np.reshape(array, (devices, BATCH // devices, *array.shape[1:])) for array in arrays]
+        return [np.reshape(result, (BATCH, *result.shape[2:])) for result in mapped(*slices)]
+
+    return whole
+
+
+def value_and_gradients(row, masked):
+    def local(student, teacher, where, cotangent):
+        options = {"where": where} if masked else {}
+        value, pullback = jax.vjp(functools.partial(row.function, axis_name=AXIS, **options), student, teacher)
+        return value, *pullback(cotangent)
+
+    return local
+
+
+PLACES = [(way, devices) for way in ("pmap", "shard_map") for devices in (1, 2, 4, 8)]
+PLACES += [("shard_map, unchecked", 1), ("shard_map, unchecked", 8), ("vmap", 4)]
+
+
+@pytest.mark.parametrize("way, devices", PLACES)
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_any_number_of_devices_is_one_device(row, way, devices):
+    assert len(jax.devices()) >= 8, "tests run with eight simulated devices"
+    arrays = row.inputs(((BATCH, 5), (BATCH, 3)), seed=1)
+    cotangent = np.random.default_rng(0).normal(size=BATCH)
+    with jax.enable_x64(True):
+        step = placed(value_and_gradients(row, masked=True), way, devices)
+        for name, where in MASKS.items():
+            spoiled = tuple(np.where(where[:, None], array, np.nan) for array in arrays)
+            value, *gradients = (np.asarray(result) for result in step(*spoiled, where, cotangent))
+            expected, expected_gradients = run(row, arrays, where=where, cotangent=cotangent)
+            np.testing.assert_allclose(value, expected, rtol=1e-10, atol=1e-15, err_msg=name)
+            by_formula = references.keep(where, row.reference, *arrays)
+            np.testing.assert_allclose(value, by_formula, rtol=1e-8, atol=1e-13, err_msg=name)
+            for gradient, one_device in zip(gradients, expected_gradients, strict=True):
+                np.testing.assert_allclose(gradient, one_device, rtol=1e-8, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_without_a_mask_in_float32(row, way):
+    """As a train step calls it."""
+    arrays = tuple(array.astype(np.float32) for array in row.inputs(((BATCH, 5), (BATCH, 3)), seed=1))
+    ones = np.ones(BATCH, np.float32)
+    results = placed(value_and_gradients(row, masked=False), way, 4)(*arrays, ones > 0, ones)
+    value, gradients = run(row, arrays, dtype=np.float32)
+    for result, expected in zip(results, (value, *gradients), strict=True):
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_a_data_parallel_step_has_the_gradient_of_the_whole_batch(row):
+    """What users write: local sums over the global count, gradients of replicated parameters summed over devices."""
+    inputs, teacher = row.inputs(((BATCH, 5), (BATCH, 3)), seed=1)
+    where = MASKS["uneven"]
+    kernel = np.random.default_rng(0).normal(size=(5, 4))
+
+    def local(inputs, teacher, where):
+        def loss(kernel):
+            shares = row.function(inputs @ kernel, teacher, where=where, axis_name=AXIS)
+            return shares.sum() / jax.lax.psum(where.sum(), AXIS)
+
+        return jax.lax.psum(jax.grad(loss)(jnp.asarray(kernel)), AXIS)[None]
+
+    def whole(kernel):
+        return row.reference((inputs @ kernel)[where], teacher[where]).mean()
+
+    with jax.enable_x64(True):
+        slices = [np.reshape(array, (8, 2, *array.shape[1:])) for array in (inputs, teacher, where)]
+        gradients = jax.pmap(local, axis_name=AXIS, devices=jax.devices()[:8])(*slices)
+    expected = references.finite_difference(whole, kernel)
+    for gradient in gradients[:, 0]:
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_local_batches_would_give_another_loss(row):
+    """The inputs above tell the two apart: what a device computes of its own examples is not its share."""
+    arrays = row.inputs(((BATCH, 5), (BATCH, 3)), seed=1)
+    alone = np.concatenate([row.reference(*(array[i : i + 4] for array in arrays)) for i in range(0, BATCH, 4)])
+    assert np.abs(alone.mean() / row.reference(*arrays).mean() - 1) > 0.1

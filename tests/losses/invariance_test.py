@@ -1,0 +1,87 @@
+"""What a loss must not see: constants, permutations, rotations, the order of the examples, a perfect student."""
+
+import numpy as np
+import pytest
+
+from tests.loss_runs import run
+from tests.loss_table import ROWS
+
+INVARIANCES = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in row.invariances]
+MAPPED = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in row.mapped]
+COMPARING = [row for row in ROWS if row.identical_is_zero]
+
+
+@pytest.mark.parametrize("row, name", INVARIANCES)
+def test_invariance(row, name):
+    arrays = row.inputs()
+    value = run(row, arrays)[0]
+    assert np.abs(value).max() > 1e-4, "a loss of zero sees nothing"
+    for seed in range(3):
+        changed = row.invariances[name](np.random.default_rng(seed), arrays)
+        assert any((before != after).any() for before, after in zip(arrays, changed, strict=True))
+        np.testing.assert_allclose(run(row, changed)[0], value, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("row, name", MAPPED)
+def test_equivariance(row, name):
+    arrays = row.inputs()
+    value = run(row, arrays)[0]
+    for seed in range(3):
+        changed, change_result = row.mapped[name](np.random.default_rng(seed), arrays)
+        np.testing.assert_allclose(run(row, changed)[0], change_result(value), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_order_of_the_examples(row):
+    arrays = row.inputs()
+    value, gradients = run(row, arrays)
+    assert np.ptp(value) > 1e-6, "equal results would hide an order"
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(arrays[0]))
+        permuted, permuted_gradients = run(row, tuple(array[order] for array in arrays))
+        np.testing.assert_allclose(permuted, value[order], rtol=1e-9, atol=1e-13)
+        for gradient, expected in zip(permuted_gradients, gradients, strict=True):
+            np.testing.assert_allclose(gradient, expected[order], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.relational], ids=str)
+def test_an_example_is_alone(row):
+    """What is no relation depends on its own example only, in value and in gradient."""
+    arrays = row.inputs()
+    value, gradients = run(row, arrays)
+    for index in range(len(arrays[0])):
+        one, one_gradients = run(row, tuple(array[index : index + 1] for array in arrays))
+        np.testing.assert_allclose(one[0], value[index], rtol=1e-10)
+        for gradient, expected in zip(one_gradients, gradients, strict=True):
+            np.testing.assert_allclose(gradient[0], expected[index], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("row", COMPARING, ids=str)
+def test_a_perfect_student_has_no_loss_and_no_gradient(row):
+    for hyper in row.hyper:
+        for scale in (1e-2, 1.0, 30.0):
+            student = row.inputs(scale=scale)[0]
+            value, gradients = run(row, (student, student), dtype=np.float32, hyper=hyper)
+            np.testing.assert_allclose(value, 0, atol=1e-6)
+            for gradient in gradients:
+                np.testing.assert_allclose(gradient, 0, atol=1e-5 * max(1, 1 / scale))
+
+
+@pytest.mark.parametrize("row", COMPARING, ids=str)
+def test_a_comparison_is_never_negative(row):
+    """Beyond rounding, which a difference of logarithms has where student and teacher are nearly the same."""
+    for dtype, rounding in ((np.float64, 1e-14), (np.float32, row.rounding)):
+        for scale in (1e-3, 1.0, 1e3):
+            for seed in range(5):
+                assert run(row, row.inputs(seed=seed, scale=scale), dtype=dtype)[0].min() >= -rounding
+
+
+@pytest.mark.parametrize("row", COMPARING, ids=str)
+def test_a_gradient_step_brings_the_student_nearer(row):
+    """The sign of the gradient, end to end."""
+    student, teacher = row.inputs()
+    value, (gradient, _) = run(row, (student, teacher))
+    slope = (gradient**2).sum()
+    step = 1e-3 * value.sum() / slope
+    after = run(row, (student - step * gradient, teacher))[0].sum()
+    assert value.sum() - 1.1 * step * slope < after < value.sum() - 0.9 * step * slope

@@ -1,0 +1,89 @@
+"""No relation forms an array of every pair's features or of every triple, forwards or backwards."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.loss_table import RELATIONAL
+
+BATCH, FEATURES = 256, 64
+
+
+def largest(function, *shapes):
+    """The most elements that any operation returns, inside scans, branches and inner jits too, and that operation."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            for variable in equation.outvars:
+                yield math.prod(getattr(variable.aval, "shape", ())), str(equation.primitive)
+            for parameter in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+            ):
+                inner = getattr(parameter, "jaxpr", parameter)
+                if hasattr(inner, "eqns"):
+                    yield from walk(inner)
+
+    return max(walk(jax.make_jaxpr(function)(*shapes).jaxpr))
+
+
+def shapes(batch=BATCH):
+    array = jax.ShapeDtypeStruct((batch, FEATURES), jnp.float32)
+    return array, array, jax.ShapeDtypeStruct((batch,), bool)
+
+
+def gradients(function):
+    def total(student, teacher, where):
+        return function(student, teacher, where=where).sum()
+
+    return jax.value_and_grad(total, argnums=(0, 1))
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_memory(row):
+    count, operation = largest(gradients(row.function), *shapes())
+    assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_memory_without_a_mask_and_within_jit(row):
+    count, operation = largest(jax.jit(jax.grad(lambda s, t: row.function(s, t).sum())), *shapes()[:2])
+    assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_memory_is_quadratic_in_the_batch(row):
+    """Four times the batch may take sixteen times the memory; whole triples would take sixty-four times."""
+    small, large = (largest(gradients(row.function), *shapes(batch))[0] for batch in (BATCH, 4 * BATCH))
+    assert large <= 17 * small
+
+
+@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+def test_memory_on_several_devices(row):
+    """A local anchor meets the gathered batch: [local, global] pairs, no more than on one device."""
+    devices = 4
+    local = [jax.ShapeDtypeStruct((devices, BATCH // devices, *shape.shape[1:]), shape.dtype) for shape in shapes()]
+    loss = gradients(functools.partial(row.function, axis_name="devices"))
+    count, operation = largest(jax.vmap(loss, axis_name="devices"), *local)
+    assert count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
+
+
+def every_pair(student, teacher, *, where):
+    """What the losses must not be: a [batch, batch, features] array, hidden in a jit, a scan and a branch."""
+
+    def step(carry, _):
+        squares = jax.lax.cond(
+            carry.sum() > 0,
+            lambda: ((student[:, None] - teacher[None]) ** 2).sum((1, 2)),
+            lambda: jnp.zeros(len(where)),
+        )
+        return carry + squares, None
+
+    return jnp.where(where, jax.jit(lambda: jax.lax.scan(step, jnp.ones(len(where)), length=2)[0])(), 0)
+
+
+def test_the_search_finds_a_hidden_array():
+    with jax.numpy_rank_promotion("allow"):
+        assert largest(gradients(every_pair), *shapes())[0] >= BATCH * BATCH * FEATURES

@@ -1,0 +1,128 @@
+"""Properties over inputs that nobody thought of: Hypothesis likes zeros, duplicates, and masks of nothing."""
+
+import hypothesis
+import hypothesis.extra.numpy
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from tests import references
+from tests.loss_runs import run
+from tests.loss_table import PER_EXAMPLE, ROWS, is_integer
+
+BOUNDED = hypothesis.settings(
+    max_examples=25, deadline=None, derandomize=True, database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)  # fmt: skip
+
+# Few shapes, so that each loss compiles a few times. The second is one in which student and teacher may be the same.
+SIZES = {
+    "cross_entropy": [((4, 5), (4,)), ((2, 3, 4), (2, 3))],
+    "soft_target_kl": [((4, 5),) * 2, ((2, 3, 4),) * 2],
+    "logit_mse": [((4, 5),) * 2, ((2, 3, 4),) * 2],
+    "standardize_logits": [((4, 5),), ((2, 3, 4),)],
+    "hint_mse": [((3, 3, 2, 2), (3, 2, 3, 2)), ((4, 3),) * 2],
+    "attention_transfer": [((3, 3, 2, 2), (3, 2, 3, 1)), ((3, 2, 2, 2),) * 2],
+    "distance_relation": [((4, 3), (4, 2)), ((5, 2),) * 2],
+    "angle_relation": [((4, 3), (4, 2)), ((5, 2),) * 2],
+}
+
+
+@strategies.composite
+def arguments(draw, row, dtype, sizes=slice(1, 2)):
+    """Arrays of multiples of 1/8 up to ±1000, whose products are exact in float64: what is equal stays equal."""
+    arrays = row.inputs(draw(strategies.sampled_from(SIZES[row.name][sizes])))
+    limit = draw(strategies.sampled_from([8, 64, 8000]))
+    drawn = []
+    for array in arrays:
+        labels = is_integer(array)
+        bounds = (0, arrays[0].shape[-1] - 1) if labels else (-limit, limit)
+        integers = draw(hypothesis.extra.numpy.arrays(np.int32, array.shape, elements=strategies.integers(*bounds)))
+        drawn.append(integers if labels else (integers / 8).astype(dtype).astype(np.float64))
+    where = draw(hypothesis.extra.numpy.arrays(bool, row.result_shape(drawn))) if row.per_example else None
+    return tuple(drawn), where
+
+
+def expected(row, arrays, where):
+    return row.reference(*arrays) if where is None else references.keep(where, row.reference, *arrays)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_value_is_that_of_the_formula_and_gradients_are_finite(row):
+    @BOUNDED
+    @hypothesis.given(arguments(row, np.float64, sizes=slice(0, 2)))
+    def check(drawn):
+        arrays, where = drawn
+        value, gradients = run(row, arrays, where=where)
+        np.testing.assert_allclose(value, expected(row, arrays, where), rtol=1e-8, atol=1e-9)
+        for gradient in gradients:
+            assert np.isfinite(gradient).all()
+            assert where is None or (gradient[~where] == 0).all()
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_lower_precision(row, dtype):
+    """What is drawn is rounded first: half precision is exact input to a float32 computation."""
+
+    @BOUNDED
+    @hypothesis.given(arguments(row, dtype))
+    def check(drawn):
+        arrays, where = drawn
+        value, gradients = run(row, arrays, where=where, dtype=dtype)
+        assert value.dtype == np.float32
+        right = expected(row, arrays, where)
+        np.testing.assert_allclose(value, right, rtol=1e-3, atol=1e-3 * max(1e-3, np.abs(right).max(initial=0)))
+        for gradient in gradients:
+            assert gradient.dtype == dtype
+            assert np.isfinite(gradient.astype(np.float64)).all()
+
+    check()
+
+
+@pytest.mark.parametrize("row", PER_EXAMPLE, ids=str)
+def test_garbage_never_leaks(row):
+    garbage = strategies.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40])
+
+    @BOUNDED
+    @hypothesis.given(arguments(row, np.float32), garbage, strategies.integers(-(2**31), 2**31 - 1))
+    def check(drawn, value, label):
+        arrays, where = drawn
+        spoiled = [np.array(array) for array in arrays]
+        for array in spoiled:
+            array[~where] = label if is_integer(array) else value
+        clean, clean_gradients = run(row, arrays, where=where, dtype=np.float32)
+        result, gradients = run(row, spoiled, where=where, dtype=np.float32)
+        np.testing.assert_array_equal(result, clean)
+        for gradient, one in zip(gradients, clean_gradients, strict=True):
+            np.testing.assert_array_equal(gradient, one)
+
+    check()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.identical_is_zero], ids=str)
+def test_a_perfect_student_and_the_sign(row):
+    @BOUNDED
+    @hypothesis.given(arguments(row, np.float32))
+    def check(drawn):
+        arrays, where = drawn
+        value, _ = run(row, arrays, where=where, dtype=np.float32)
+        assert (value >= -1e-5).all()
+        size = max(1.0, np.abs(arrays[0]).max())
+        value, (gradient, _) = run(row, (arrays[0], arrays[0]), where=where, dtype=np.float32)
+        np.testing.assert_allclose(value, 0, atol=1e-5 * size)
+        np.testing.assert_allclose(gradient, 0, atol=1e-5 * size)
+
+    check()
+
+
+def test_the_sizes_are_those_of_the_table():
+    assert set(SIZES) == {row.name for row in ROWS}
+    for row in ROWS:
+        for shapes in SIZES[row.name]:
+            arrays = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in row.inputs(shapes))
+            assert jax.eval_shape(row.function, *arrays).shape == row.result_shape(arrays)

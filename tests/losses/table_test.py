@@ -1,0 +1,101 @@
+"""The table is complete: no public loss without a row, no row without a reference and a value from elsewhere."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from tests import references
+from tests.loss_runs import reference_gradients
+from tests.loss_table import BY_NAME, ROWS, golden, golden_file
+
+MODULES = [module.name for module in pkgutil.iter_modules(losses.__path__) if not module.name.startswith("_")]
+
+
+def test_the_loss_modules_are_found():
+    assert {"logits", "features", "relations"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_loss_has_a_row(name):
+    module = importlib.import_module(f"jaxkd.losses.{name}")
+    public = [member for member in module.__all__ if inspect.isroutine(getattr(module, member))]
+    without = [member for member in public if member not in BY_NAME or BY_NAME[member].module != name]
+    assert not without, f"{without} of jaxkd.losses.{name} need a row in tests/loss_table.py"
+    defined = inspect.getmembers(module, inspect.isfunction)
+    forgotten = [key for key, member in defined if member.__module__ == module.__name__ and not key.startswith("_")]
+    assert sorted(forgotten) == sorted(public), "every function without a leading underscore stands in __all__"
+
+
+def test_every_row_is_another_loss():
+    assert len(BY_NAME) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_row_is_complete(row):
+    assert callable(row.reference)
+    assert row.golden or row.hand, "a golden value, or one derived by hand"
+    assert row.extremes and (row.invariances or row.mapped)
+    assert len(row.shapes) > 1, "one shape is no test of the others"
+    assert row.result_shape(row.inputs())[:1] >= (5,), "the main shape has examples to mask and to permute"
+    assert set(row.golden) <= {key.split("/")[0] for key in golden_file()}
+    assert getattr(losses, row.name) is row.function, "jaxkd.losses names every loss"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_the_signature_is_that_of_the_contract(row):
+    parameters = dict(inspect.signature(row.function).parameters)
+    assert ("where" in parameters) is row.per_example
+    assert ("axis_name" in parameters) is row.relational
+    for name in {"where", "axis_name"} & set(parameters):
+        assert parameters.pop(name).default is None
+    assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values())
+    assert len(row.parameters) == len(row.inputs())
+    # The hyperparameters and their defaults are the paper's: written twice, they have to agree.
+    assert {name: p.default for name, p in parameters.items()} == {
+        name: p.default for name, p in inspect.signature(row.reference).parameters.items()
+    }
+
+
+GOLDEN = [pytest.param(row, case, id=f"{row}-{case}") for row in ROWS for case in row.golden]
+
+
+@pytest.mark.parametrize("row, case", GOLDEN)
+def test_the_reference_has_the_golden_value_and_slope(row, case):
+    reference, (student, teacher) = row.golden[case](references), golden(case, "in").values()
+    hyper = {name: float(value) for name, value in golden(case, "arg").items()}
+    np.testing.assert_allclose(reference(student, teacher, **hyper).mean(), golden_file()[f"{case}/value"], rtol=1e-12)
+    for seed in range(3):
+        direction = np.random.default_rng(seed).normal(size=student.shape)
+        slope = references.finite_difference(
+            lambda t, d=direction: reference(student + t * d, teacher, **hyper).mean(), np.zeros(())
+        )
+        np.testing.assert_allclose(slope, (golden(case, "grad")["s"] * direction).sum(), rtol=1e-6, atol=1e-10)
+
+
+HAND = [pytest.param(row, hand, id=f"{row}-{index}") for row in ROWS for index, hand in enumerate(row.hand)]
+
+
+@pytest.mark.parametrize("row, hand", HAND)
+def test_the_reference_has_the_value_derived_by_hand(row, hand):
+    arrays = tuple(np.asarray(array) for array in hand.arguments)
+    value = row.reference(*arrays, **hand.hyper)
+    np.testing.assert_allclose(value, hand.value, rtol=1e-12)
+    if hand.gradient is not None:
+        gradient = reference_gradients(row, arrays, np.ones_like(value), hand.hyper)[0]
+        np.testing.assert_allclose(gradient, hand.gradient, rtol=1e-7, atol=1e-9)
+
+
+def test_finite_differences_of_a_known_function():
+    at = np.array([0.5, -2.0, -np.inf])
+    gradient = references.finite_difference(lambda x: np.sin(x[0]) + x[1] ** 3, at)
+    np.testing.assert_allclose(gradient, [np.cos(0.5), 12.0, 0.0], rtol=1e-8)
+
+
+def test_keep_drops_what_does_not_count():
+    where = np.array([True, False, True])
+    result = references.keep(where, lambda x: x - x.mean(0), np.array([1.0, np.nan, 3.0]))
+    np.testing.assert_array_equal(result, [-1.0, 0.0, 1.0])

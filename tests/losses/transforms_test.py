@@ -1,0 +1,97 @@
+"""A loss is a pure function of arrays: jit, vmap, scan and forward mode see no difference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.loss_runs import cast, run, unoptimized
+from tests.loss_table import ROWS, floating
+
+
+def options(row, arrays):
+    """A mask, where there is one: the harder path."""
+    return {"where": np.arange(np.prod(row.result_shape(arrays))) % 3 > 0} if row.per_example else {}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_jit_is_eager(row):
+    """And NumPy's arrays are as good as any."""
+    arrays = [np.asarray(array) for array in cast(row.inputs(), np.float32)]
+    where = options(row, arrays)
+    value, _ = run(row, arrays, dtype=np.float32, **where)
+    np.testing.assert_allclose(row.function(*arrays, **where), value, rtol=1e-5, atol=row.rounding)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_vmap_is_a_loop(row):
+    """The seeds of an experiment run as one program: values and gradients of each, with one mask for all."""
+    arrays = row.inputs()
+    where = options(row, arrays)
+    seeds = [cast(row.inputs(seed=seed), np.float32) for seed in range(3)]
+    stacked = [jnp.stack(column) for column in zip(*seeds, strict=True)]
+    positions = floating(arrays)
+
+    def both(*arrays):
+        loss = functools.partial(row.function, **where)
+        return loss(*arrays), jax.grad(lambda *a: loss(*a).sum(), argnums=positions)(*arrays)
+
+    values, gradients = jax.jit(jax.vmap(both), compiler_options=unoptimized())(*stacked)
+    for seed, single in enumerate(seeds):
+        value, expected = run(row, [np.asarray(array) for array in single], dtype=np.float32, **where)
+        np.testing.assert_allclose(values[seed], value, rtol=1e-4, atol=1e-6)
+        for gradient, one in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(gradient[seed], one, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if len(row.parameters) == 2], ids=str)
+def test_vmap_over_the_student_alone(row):
+    """Many students of one teacher, each with a mask of its own."""
+    student, teacher = cast(row.inputs(), np.float32)
+    students = jnp.stack([student, student[::-1]])
+    masks = jnp.stack([jnp.arange(len(student)) % 2 == remainder for remainder in range(2)])
+    mapped = jax.vmap(lambda student, where: row.function(student, teacher, where=where))
+    values = jax.jit(mapped, compiler_options=unoptimized())(students, masks)
+    for value, one, where in zip(values, students, masks, strict=True):
+        expected, _ = run(row, (one, teacher), where=where, dtype=np.float32)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.forward_mode], ids=str)
+def test_forward_mode_is_reverse_mode(row):
+    arrays = row.inputs()
+    positions = floating(arrays)
+    rng = np.random.default_rng(100)
+    tangents = [
+        rng.normal(size=array.shape) if index in positions else np.zeros(array.shape, jax.dtypes.float0)
+        for index, array in enumerate(arrays)
+    ]
+    with jax.enable_x64(True):
+        push = jax.jit(lambda p, t: jax.jvp(row.function, p, t)[1], compiler_options=unoptimized())
+        slope = np.asarray(push(tuple(cast(arrays, np.float64)), tuple(tangents)))
+    cotangent = rng.normal(size=slope.shape)
+    _, gradients = run(row, arrays, cotangent=cotangent)
+    expected = sum((gradient * tangents[index]).sum() for index, gradient in zip(positions, gradients, strict=True))
+    np.testing.assert_allclose((cotangent * slope).sum(), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_scan_and_rematerialisation(row):
+    """As in a step within a scan over an epoch, under `jax.checkpoint`."""
+    single = cast(row.inputs(), np.float32)
+    loss = jax.checkpoint(lambda first, *rest: row.function(first, *rest).sum())
+
+    def step(student, _):
+        value, gradient = jax.value_and_grad(loss)(student, *single[1:])
+        return student - 0.01 * gradient, value
+
+    scan = jax.jit(lambda first: jax.lax.scan(step, first, length=3), compiler_options=unoptimized())
+    student, values = scan(single[0])
+    expected = single[0]
+    for value in values:
+        result, gradients = run(row, [np.asarray(a) for a in (expected, *single[1:])], dtype=np.float32)
+        np.testing.assert_allclose(value, result.sum(), rtol=1e-3, atol=1e-5)
+        expected = expected - 0.01 * gradients[0]
+    np.testing.assert_allclose(student, expected, rtol=1e-4, atol=1e-5)

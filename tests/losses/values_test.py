@@ -1,0 +1,109 @@
+"""Every loss has the value, the gradient, the shape and the dtype that its formula says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses
+from tests.loss_runs import cast, reference_gradients, run, unoptimized
+from tests.loss_table import ROWS, floating, golden, golden_file, is_integer
+
+CASES = [
+    pytest.param(row, shapes, hyper, id=f"{row}-{'-'.join(map(str, shapes))}-{hyper}")
+    for row in ROWS
+    for hyper in row.hyper
+    for shapes in (row.shapes if hyper is row.hyper[0] else row.shapes[:2])
+]
+HYPER = [pytest.param(row, hyper, id=f"{row}-{hyper}") for row in ROWS for hyper in row.hyper]
+
+
+@pytest.mark.parametrize("row, shapes, hyper", CASES)
+def test_values_and_gradients_in_float64(row, shapes, hyper):
+    for seed, scale in enumerate((1e-2, 1.0, 30.0)):
+        arrays = row.inputs(shapes, seed, scale)
+        cotangent = np.random.default_rng(100 + seed).normal(size=row.result_shape(arrays))
+        value, gradients = run(row, arrays, cotangent=cotangent, hyper=hyper)
+        assert value.shape == row.result_shape(arrays)
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, row.reference(*arrays, **hyper), rtol=1e-9, atol=1e-13)
+        if scale == 1.0:
+            assert len(gradients) == len(floating(arrays))
+            for gradient, expected in zip(gradients, reference_gradients(row, arrays, cotangent, hyper), strict=True):
+                np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("row, hyper", HYPER)
+def test_values_and_gradients_in_float32(row, hyper):
+    for seed, scale in enumerate((1e-2, 1.0, 30.0)):
+        arrays = tuple(np.asarray(array) for array in cast(row.inputs(None, seed, scale), np.float32))
+        cotangent = np.random.default_rng(100 + seed).normal(size=row.result_shape(arrays))
+        value, gradients = run(row, arrays, cotangent=cotangent, hyper=hyper, dtype=np.float32, optimized=True)
+        exact, exact_gradients = run(row, arrays, cotangent=cotangent, hyper=hyper)
+        np.testing.assert_allclose(value, exact, rtol=1e-4, atol=row.rounding)
+        for gradient, expected in zip(gradients, exact_gradients, strict=True):
+            np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max() + row.rounding)
+
+
+GOLDEN = [pytest.param(row, case, id=f"{row}-{case}") for row in ROWS for case in row.golden]
+
+
+@pytest.mark.parametrize("row, case", GOLDEN)
+def test_golden_values_and_gradients(row, case):
+    hyper = {name: float(value) for name, value in golden(case, "arg").items()}
+    expected = golden(case, "grad")["s"]
+    with jax.enable_x64(True):
+        student, teacher = cast(golden(case, "in").values(), np.float64)
+        value_and_gradient = jax.value_and_grad(lambda s, t: row.golden[case](losses)(s, t, **hyper).mean())
+        value, gradient = jax.jit(value_and_gradient, compiler_options=unoptimized())(student, teacher)
+    np.testing.assert_allclose(value, golden_file()[f"{case}/value"], rtol=1e-9)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+HAND = [pytest.param(row, hand, id=f"{row}-{index}") for row in ROWS for index, hand in enumerate(row.hand)]
+
+
+@pytest.mark.parametrize("row, hand", HAND)
+def test_values_derived_by_hand(row, hand):
+    value, gradients = run(row, hand.arguments, hyper=hand.hyper)
+    np.testing.assert_allclose(value, hand.value, rtol=1e-9, atol=1e-12)
+    if hand.gradient is not None:
+        np.testing.assert_allclose(gradients[0], hand.gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_half_precision_has_the_float32_result_of_the_upcast_input(row):
+    half = [np.asarray(array) for array in cast(row.inputs(), jnp.bfloat16)]
+    upcast = [array if is_integer(array) else array.astype(np.float32) for array in half]
+    value, gradients = run(row, half, dtype=jnp.bfloat16)
+    single, single_gradients = run(row, upcast, dtype=np.float32)
+    assert value.dtype == np.float32
+    np.testing.assert_allclose(value, single, rtol=1e-6, atol=1e-8)
+    for gradient, expected in zip(gradients, single_gradients, strict=True):
+        assert gradient.dtype == jnp.bfloat16
+        # One rounding, at the end: a computation in half precision has many.
+        np.testing.assert_allclose(gradient.astype(np.float32), expected, rtol=2**-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_result_dtypes(row):
+    with jax.enable_x64(True):
+        for dtype, expected in (
+            (jnp.bfloat16, jnp.float32),
+            (jnp.float16, jnp.float32),
+            (jnp.float32, jnp.float32),
+            (jnp.float64, jnp.float64),
+        ):
+            result = jax.eval_shape(row.function, *cast(row.inputs(), dtype))
+            assert (result.shape, result.dtype) == (row.result_shape(row.inputs()), expected)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.identical_is_zero], ids=str)
+def test_a_half_student_and_a_single_teacher(row):
+    """Mixed precision: what each holds is exact, and the result is that of the wider one."""
+    student, teacher = cast(row.inputs(), jnp.float32)
+    half = student.astype(jnp.bfloat16)
+    result = jax.jit(row.function, compiler_options=unoptimized())(half, teacher)
+    assert result.dtype == jnp.float32
+    expected, _ = run(row, (half.astype(jnp.float32), teacher), dtype=np.float32)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-8)

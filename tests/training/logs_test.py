@@ -1,0 +1,148 @@
+import builtins
+import csv
+import json
+import math
+
+import pytest
+
+from jaxkd.training import logs
+from jaxkd.training.logs import Logs
+
+
+def rows_of(directory):
+    with (directory / "metrics.csv").open() as file:
+        table = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return table, lines
+
+
+def events_of(directory):
+    """Tag, step and value of every event, with nothing but the file format and the protocol buffer."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted((directory / "tensorboard").glob("events.*")):
+        for record in logs._records(path.read_bytes()):
+            event = Event.FromString(record[12:-4])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    return sorted(found)
+
+
+ROWS = [
+    {"step": 5, "train/loss": 0.1},
+    {"step": 10, "train/loss": 1 / 3, "eval/accuracy": 0.5},
+    {"step": 15, "train/loss": 1e-9},
+]
+
+
+def test_all_files_hold_the_same_rows_as_soon_as_they_are_written(tmp_path):
+    with Logs(tmp_path) as written:
+        for row in ROWS:
+            written.write(row)
+        assert rows_of(tmp_path) == (ROWS, ROWS)
+        assert [(tag, step) for tag, step, _ in events_of(tmp_path)] == [
+            ("eval/accuracy", 10),
+            ("train/loss", 5),
+            ("train/loss", 10),
+            ("train/loss", 15),
+        ]
+
+
+def test_a_new_column_leaves_no_trace_of_the_old_header(tmp_path):
+    with Logs(tmp_path, tensorboard=False) as written:
+        for row in ROWS:
+            written.write(row)
+    text = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert text[0] == "step,train/loss,eval/accuracy"
+    assert text[1] == "5,0.1,"
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "metrics.jsonl"}
+
+
+def test_truncating_and_going_on_is_as_if_nothing_had_happened(tmp_path):
+    def write(directory, rows):
+        with Logs(directory) as written:
+            for row in rows:
+                written.write(row)
+
+    write(tmp_path / "straight", ROWS)
+    write(tmp_path / "broken", [ROWS[0], {"step": 10, "other": 2.0}, {"step": 12, "train/loss": 7.0}])
+    # A process killed while it wrote leaves half a line and half an event.
+    with (tmp_path / "broken/metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "tra')
+    for path in (tmp_path / "broken/tensorboard").glob("events.*"):
+        path.write_bytes(path.read_bytes()[:-3])
+    with Logs(tmp_path / "broken", ROWS[:1]) as resumed:
+        for row in ROWS[1:]:
+            resumed.write(row)
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    assert events_of(tmp_path / "broken") == events_of(tmp_path / "straight")
+
+
+def test_truncate_forgets_columns_that_only_later_rows_had(tmp_path):
+    with Logs(tmp_path) as written:
+        for row in ROWS:
+            written.write(row)
+        written.truncate(9)
+        assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n5,0.1\n"
+        assert events_of(tmp_path) == [("train/loss", 5, pytest.approx(0.1))]
+
+
+def test_nan_and_infinity_are_valid_json_and_readable_csv(tmp_path):
+    with Logs(tmp_path) as written:
+        written.write({"step": 1, "a": math.nan, "b": math.inf})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": None}
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "1,nan,inf"
+
+
+def test_rows_without_a_step_or_backwards_are_refused(tmp_path):
+    with Logs(tmp_path, tensorboard=False) as written:
+        with pytest.raises(ValueError, match="needs its 'step'"):
+            written.write({"loss": 1.0})
+        written.write({"step": 2})
+        with pytest.raises(ValueError, match=r"got 1 after a row of step 2.*truncate"):
+            written.write({"step": 1})
+
+
+@pytest.fixture
+def without_tensorboard(monkeypatch):
+    original = builtins.__import__
+
+    def fail(name, *args, **kwargs):
+        if name.startswith("tensorboardX"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    logs._tell_once.cache_clear()
+
+
+def test_without_tensorboardx_the_rest_is_written_and_it_is_said_once(tmp_path, without_tensorboard, caplog):
+    for name in ("a", "b"):
+        with Logs(tmp_path / name) as written:
+            written.write(ROWS[0])
+        assert rows_of(tmp_path / name) == (ROWS[:1], ROWS[:1])
+        assert not (tmp_path / name / "tensorboard").exists()
+    assert [record.message for record in caplog.records] == [
+        "No TensorBoard files are written: tensorboardX is not installed (pip install tensorboardX). metrics.csv and "
+        "metrics.jsonl hold the same numbers; tensorboard=False leaves out this note."
+    ]
+
+
+def test_without_tensorboardx_asking_for_it_is_an_error(tmp_path, without_tensorboard):
+    with pytest.raises(ImportError, match="pip install tensorboardX"):
+        Logs(tmp_path, tensorboard=True)
+
+
+def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    logs.write_atomically(path, "old")
+
+    def full(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(logs.os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        logs.write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]

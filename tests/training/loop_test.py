@@ -1,0 +1,261 @@
+"""What a run does, what it refuses and what it shows."""
+
+import io
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxkd.training import identity, meter, programs
+from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training.evaluation import evaluate
+from jaxkd.training.loop import fit
+from jaxkd.training.plan import Plan, due, next_piece
+from jaxkd.training.progress import show_progress
+from jaxkd.types import Distiller
+from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
+
+both = pytest.mark.parametrize("mode", ["resident", "streaming"])
+
+
+# --- what a run does -------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_run_learns_and_reports_every_row(mode, straight):
+    result, written, steps = straight[mode]
+    by_step = {row["step"]: row for row in result.history}
+    assert sorted(by_step) == sorted({*range(5, 36, 5), *range(6, 37, 6)})
+    assert [row["step"] for row in result.history] == sorted(by_step)
+    assert {"train/loss", "train/ce", "train/kd", "eval/loss", "eval/accuracy"} < set(by_step[30])
+    assert "eval/loss" not in by_step[5]
+    assert "train/loss" not in by_step[6]
+    assert by_step[36]["eval/loss"] < by_step[6]["eval/loss"] / 2
+    assert by_step[36]["train/loss"] < by_step[5]["train/loss"] / 2
+    assert by_step[20]["epoch"] == 4
+    assert [json.loads(line) for line in written["metrics.jsonl"].splitlines()] == list(result.history)
+    assert {STEPS, result.best.step} <= set(steps)
+    assert len(steps) <= 3 + 1
+    assert int(result.state.step) == STEPS
+
+
+def test_rows_are_the_means_over_their_steps(straight):
+    state, step = KD.init(jax.random.key(1), TRAIN.gather(TRAIN.arrays, 0)), jax.jit(KD.step)
+    expected = []
+    for number in range(STEPS):
+        state, metrics = step(state, TRAIN.gather(TRAIN.arrays, number))
+        expected.append(jax.device_get(metrics))
+    for mode in straight:
+        for row in straight[mode][0].history:
+            if "train/ce" in row:
+                part = expected[row["step"] - (row["step"] % 5 or 5) : row["step"]]
+                for name in ("ce", "kd", "loss"):
+                    mean = sum(float(m[name].sum) for m in part) / sum(float(m[name].count) for m in part)
+                    assert row[f"train/{name}"] == pytest.approx(mean, rel=1e-4)
+
+
+def test_resident_and_streaming_are_the_same_run(straight):
+    resident, streaming = straight["resident"][0], straight["streaming"][0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), resident.state[:4], streaming.state[:4]
+    )
+    assert [set(row) for row in resident.history] == [set(row) for row in streaming.history]
+
+
+@both
+def test_evaluation_counts_every_example_once_and_padding_never(mode, straight):
+    state = straight["resident"][0].state
+    data = VAL if mode == "resident" else Streaming(VAL)
+    found = evaluate(KD, state, data)
+    x, y = (np.asarray(VAL.arrays[name], np.float64) for name in ("x", "y"))
+    predicted = x @ np.asarray(state.student.params["w"], np.float64) + float(state.student.params["b"])
+    squared = (predicted - y) ** 2
+    assert len(y) == 21
+    assert VAL.steps_per_epoch * BATCH == 24
+    assert found["ce"] == pytest.approx(squared.mean(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((squared < 0.5).mean(), rel=1e-6)
+
+
+def test_several_splits_have_their_names(tmp_path):
+    splits = {"val": VAL, "test": Streaming(Resident(examples=11))}
+    result = run("resident", evaluate=splits, steps=6, best="test/accuracy", best_mode="max")
+    assert {"val/loss", "test/loss", "test/accuracy"} < set(result.history[-1])
+    assert result.best.value == max(row["test/accuracy"] for row in result.history if "test/accuracy" in row)
+
+
+def test_the_best_state_is_the_one_that_was_evaluated_best(tmp_path, straight):
+    def evaluated(step, metrics, state):
+        seen[step] = metrics["eval/loss"], bits(state)
+
+    for directory in (None, tmp_path):
+        seen: dict = {}
+        result = run("resident", directory, on_eval=evaluated, keep=1)
+        assert sorted(seen) == list(range(6, 37, 6))
+        best = min(seen, key=lambda step: seen[step][0])
+        assert result.best == (best, seen[best][0])
+        assert bits(result.best_state) == seen[best][1]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == tuple(sorted({best, 36}))
+
+
+def test_epochs_are_passes_and_the_intervals_default_to_one(tmp_path):
+    result = fit(
+        KD, TRAIN, epochs=2, key=jax.random.key(1), evaluate=VAL, directory=tmp_path, tensorboard=False, progress=False
+    )
+    assert [row["step"] for row in result.history] == [5, 10]
+    assert int(result.state.step) == 2 * TRAIN.steps_per_epoch
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.steps() == (5, 10)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_each_chunk_length_is_traced_once_and_a_second_run_traces_nothing():
+    programs.run_chunk.cache_clear()
+    TRACES.clear()
+    for _ in range(2):
+        run("resident", eval_every=12, steps=36, chunk=4)
+        assert len(TRACES) == 1
+    run("resident", eval_every=12, steps=39, chunk=4)  # a last piece of three
+    assert len(TRACES) == 2
+
+
+def test_streaming_traces_once():
+    programs.run_step.cache_clear()
+    TRACES.clear()
+    run("streaming", steps=20)
+    assert len(TRACES) == 1
+
+
+@both
+def test_the_state_is_donated_and_the_callers_arrays_are_not(mode):
+    states = []
+    key = jax.random.key(1)
+    given = KD.init(key, TRAIN.gather(TRAIN.arrays, 0))
+    settings = {**SETTINGS, "checkpoint_every": None, "evaluate": VAL, "on_eval": lambda *args: states.append(args[2])}
+    from_state = fit(KD, data(mode), state=given, **settings)
+    from_key = fit(KD, data(mode), key=key, **settings)
+    assert bits(from_state.state) == bits(from_key.state)
+    assert all(leaf.is_deleted() for state in states[:5] for leaf in jax.tree.leaves(state.student))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((given, key, from_state.state, TRAIN.arrays)))
+
+
+def test_the_host_does_not_wait_for_a_streamed_step(monkeypatch):
+    """Metrics are fetched only of steps that were sent off long ago."""
+    waited, sent = [], []
+    asarray = np.asarray
+
+    def spy(x, *args):
+        if isinstance(x, jax.Array):
+            waited.append(len(sent))
+        return asarray(x, *args)
+
+    monkeypatch.setattr(meter.np, "asarray", spy)
+    fit(KD, Streaming(TRAIN, on_next=sent.append), steps=70, key=jax.random.key(1), log_every=5, progress=False)
+    assert waited == [32, 48, 64, 70, 70]  # for the first 16, the next 16, ...
+
+
+def test_seeds_under_vmap_are_one_run_with_a_column_each():
+    mapped = Distiller(
+        lambda key, batch: jax.vmap(KD.init, in_axes=(0, None))(jax.random.split(key, 3), batch),
+        jax.vmap(KD.step, in_axes=(0, None)),
+        jax.vmap(KD.evaluate, in_axes=(0, None)),
+    )
+    settings = {"steps": 6, "chunk": 3, "log_every": 5, "progress": False}
+    result = fit(mapped, TRAIN, key=jax.random.key(1), evaluate=VAL, **settings)
+    assert {"train/loss[0]", "train/loss[2]", "eval/accuracy[1]"} < set(result.history[-1])
+    alone = fit(KD, TRAIN, key=jax.random.split(jax.random.key(1), 3)[1], **settings)
+    assert result.history[-1]["train/loss[1]"] == pytest.approx(alone.history[-1]["train/loss"], rel=1e-4)
+
+
+# --- what is refused, and what is shown ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 2}, "exactly one of steps and epochs, got steps and epochs"),
+        ({"steps": None}, "exactly one of steps and epochs, got neither"),
+        ({"steps": 0}, "steps: expected a positive number, got 0"),
+        ({"log_every": 0}, "log_every: expected a positive number"),
+        ({"evaluate": None, "best": None}, "eval_every is given, and nothing to evaluate"),
+        ({"evaluate": None, "eval_every": None}, "best='eval/loss' needs an evaluation"),
+        ({"best_mode": "least"}, "best_mode: expected 'max' or 'min', got 'least'"),
+        ({"best": "eval/acuracy"}, "did you mean 'eval/accuracy'"),
+        ({"evaluate": {"train": VAL}}, "the name 'train' is that of the training metrics"),
+        ({"state": 1}, "exactly one of key and state, got key and state"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run("resident", **settings)
+
+
+def test_checkpoints_need_a_directory():
+    with pytest.raises(ValueError, match="checkpoint_every is given, and nowhere to save"):
+        fit(KD, TRAIN, steps=1, key=jax.random.key(0), checkpoint_every=1)
+
+
+def test_inputs_that_are_none_or_end_are_refused():
+    with pytest.raises(ValueError, match=r"ended after 7 of 36 steps\. Let it repeat"):
+        run("streaming", train=Streaming(TRAIN, end=7))
+    with pytest.raises(ValueError, match="gave no batch at all"):
+        run("streaming", train=Streaming(TRAIN, end=0))
+    with pytest.raises(ValueError, match="ended after 2 batches, and its steps_per_epoch is 3"):
+        run("streaming", evaluate=Streaming(VAL, end=2))
+
+    class Generator(Streaming):
+        def batches(self, state=None):
+            yield from super().batches(state)
+
+    with pytest.raises(TypeError, match="generator has no get_state"):
+        run("streaming", train=Generator(TRAIN))
+
+
+def test_a_config_that_cannot_be_compared_is_refused():
+    with pytest.raises(TypeError, match=r"config\.model\[0\]: expected what JSON can hold .* got function"):
+        run("resident", config={"model": [test_a_config_that_cannot_be_compared_is_refused]})
+
+
+def test_equal_configs_have_no_differences():
+    config = {"a": [1, 2], "b": {"c": None}, "d": {}}
+    assert identity.differences(json.loads(json.dumps(identity.plain(config))), identity.plain(config)) == []
+
+
+def test_pieces_meet_every_event_are_few_lengths_and_do_not_depend_on_where_one_begins():
+    for steps, evaluates, saves, chunk in itertools.product((97, 200), (None, 7, 30, 60), (None, 30, 45), (1, 16, 100)):
+        plan = Plan(steps, 10, evaluates, saves, chunk)
+        edges = [0]
+        while edges[-1] < steps:
+            edges.append(next_piece(plan, edges[-1]))
+        lengths = np.diff(edges)
+        assert edges[-1] == steps
+        assert 0 < lengths.min() <= lengths.max() <= chunk
+        assert {step for step in range(1, steps + 1) if due(evaluates, step, plan) or due(saves, step, plan)} <= set(
+            edges
+        )
+        assert len(set(lengths)) <= 8
+        for step in range(steps):
+            assert next_piece(plan, step) == min(edge for edge in edges if edge > step)
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
+    run("resident", progress=True)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert out.startswith("step 36/36  train/loss")
+    assert "eval/accuracy" in out
+
+
+def test_progress_on_a_terminal_is_a_bar_with_an_eta():
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with show_progress(10, console=console) as show:
+        show(5, {"step": 5, "train/loss": 0.25})
+        show(10, {"step": 10, "eval/accuracy": 0.5})
+    text = console.file.getvalue()
+    assert "10/10" in text
+    assert "ETA" in text
+    assert "train/loss 0.2500  eval/accuracy 0.5000" in text

@@ -1,0 +1,190 @@
+"""A distiller written by hand, small enough to train it some fifty times, and inputs for it.
+
+Run as a script, this is the process that a test kills: ``python toy.py MODE DIRECTORY``.
+"""
+
+import pathlib
+import sys
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxkd.training import logs
+from jaxkd.training.loop import fit
+from jaxkd.training.metrics import from_values
+from jaxkd.types import Distiller, LossVars, TrainState, Variables
+
+EXAMPLES, FEATURES, BATCH = 40, 5, 8
+TRACES: list[str] = []
+
+
+class Resident:
+    """An input on the device; ``poison`` is a step whose batch holds a NaN."""
+
+    def __init__(self, examples=EXAMPLES, batch_size=BATCH, shuffle=True, poison=None):
+        x = np.random.default_rng(0).normal(size=(examples, FEATURES)).astype(np.float32)
+        self.arrays = {"x": jnp.asarray(x), "y": jnp.asarray(x.sum(axis=1) + 0.1 * x[:, 0])}
+        self.batch_size, self.examples, self.shuffle, self.poison = batch_size, examples, shuffle, poison
+        self.steps_per_epoch = -(-examples // batch_size)
+
+    def gather(self, arrays, step):
+        epoch, within = jnp.divmod(jnp.int32(step), self.steps_per_epoch)
+        position = within * self.batch_size + jnp.arange(self.batch_size)
+        rows = position % self.examples
+        if self.shuffle:
+            rows = (7 * rows + 11 * epoch) % self.examples  # another order each epoch, at little cost to compile
+        batch = {name: value[rows] for name, value in arrays.items()}
+        if self.poison is not None:
+            batch["y"] = jnp.where(step == self.poison, jnp.nan, batch["y"])
+        return batch | {"mask": position < self.examples}
+
+    def batches(self, state=None):
+        raise AssertionError("data on the device is gathered there")
+
+
+class Streaming:
+    """The same batches one by one; ``on_next`` is called with the step of each before it is given out."""
+
+    def __init__(self, resident, on_next=lambda step: None, end=None):
+        self.resident, self.on_next, self.end = resident, on_next, end
+        self.batch_size, self.steps_per_epoch = resident.batch_size, resident.steps_per_epoch
+        self.gather_here = jax.jit(resident.gather)
+
+    def batches(self, state=None):
+        return StreamingIterator(self, state)
+
+
+class StreamingIterator:
+    def __init__(self, stream, state):
+        self.stream, self.step = stream, 0 if state is None else state["step"]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.stream.on_next(self.step)
+        if self.step == self.stream.end:
+            raise StopIteration
+        batch = self.stream.gather_here(self.stream.resident.arrays, self.step)
+        self.step += 1
+        return batch
+
+    def get_state(self):
+        return {"step": self.step}
+
+
+def toy():
+    """A linear student with dropout and momentum, a teacher that averages it, a loss with parameters and a state."""
+    optimizer = optax.sgd(optax.linear_schedule(0.05, 0.01, 50), momentum=0.9)
+
+    def init(key, batch):
+        params = {"w": 0.1 * jax.random.normal(key, (batch["x"].shape[1],)), "b": jnp.zeros(())}
+        loss = LossVars({"scale": jnp.ones(())}, {"seen": jnp.zeros((), jnp.int32)})
+        opt_state = {"student": optimizer.init(params), "objective": optimizer.init(loss.params)}
+        # The teacher is the student's very arrays, and the key the caller's, as a careless init has them.
+        return TrainState(Variables(params), params, loss, opt_state, jnp.zeros((), jnp.int32), key)
+
+    def terms(params, scale, teacher, batch, keep=1.0):
+        predicted = (batch["x"] * keep) @ params["w"] + params["b"]
+        taught = batch["x"] @ teacher["w"] + teacher["b"]
+        return {"ce": (predicted - batch["y"]) ** 2, "kd": jax.nn.sigmoid(scale) * (predicted - taught) ** 2}
+
+    def means(values, mask):
+        found = {name: from_values(value, mask) for name, value in values.items()}
+        return found | {"loss": from_values(sum(values.values()), mask)}
+
+    def step(state, batch):
+        TRACES.append("step")
+        keep = jax.random.bernoulli(jax.random.fold_in(state.key, state.step), 0.8, batch["x"].shape) / 0.8
+
+        def loss(trained):
+            values = terms(trained["student"], trained["objective"]["scale"], state.teacher, batch, keep)
+            metrics = means(values, batch["mask"])
+            return metrics["loss"].sum / metrics["loss"].count, metrics
+
+        trained = {"student": state.student.params, "objective": state.loss.params}
+        grads, metrics = jax.grad(loss, has_aux=True)(trained)
+        opt_state = {}
+        for name in trained:
+            updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name])
+            trained[name] = optax.apply_updates(trained[name], updates)
+        teacher = optax.incremental_update(trained["student"], state.teacher, 0.1)
+        variables = LossVars(trained["objective"], {"seen": state.loss.state["seen"] + jnp.sum(batch["mask"])})
+        student = Variables(trained["student"])
+        return TrainState(student, teacher, variables, opt_state, state.step + 1, state.key), metrics
+
+    def evaluation(state, batch):
+        values = terms(state.student.params, state.loss.params["scale"], state.teacher, batch)
+        return means(values, batch["mask"]) | {"accuracy": from_values(values["ce"] < 0.5, batch["mask"])}
+
+    return Distiller(init, step, evaluation)
+
+
+KD = toy()
+TRAIN, VAL = Resident(), Resident(examples=21, shuffle=False)
+STEPS = 36
+# Rows, evaluations, checkpoints and chunks that do not line up.
+SETTINGS = {"steps": STEPS, "eval_every": 6, "checkpoint_every": 12, "log_every": 5, "chunk": 4, "progress": False}
+
+
+def data(mode, **kwargs):
+    return TRAIN if mode == "resident" else Streaming(TRAIN, **kwargs)
+
+
+def run(mode, directory=None, train=None, **settings):
+    train = data(mode) if train is None else train
+    settings = {
+        **SETTINGS,
+        "evaluate": VAL,
+        "best": "eval/loss",
+        "best_mode": "min",
+        "config": {"lr": 0.05},
+        **settings,
+    }
+    if directory is None:
+        settings |= {"checkpoint_every": None}
+    return fit(KD, train, directory=directory, key=jax.random.key(1), **settings)
+
+
+def bits(tree):
+    def raw(x):
+        return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    return [np.asarray(raw(x)).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def files(directory):
+    """What a run has written, the wall clock in event files and the storage of checkpoints apart."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {name: (directory / name).read_text() for name in ("metrics.csv", "metrics.jsonl", "config.json")}
+    events = []
+    for path in (directory / "tensorboard").glob("events.*"):
+        for record in logs._records(path.read_bytes()):
+            event = Event.FromString(record[12:-4])
+            events += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    return found | {"events": sorted(events)}
+
+
+class Died(Exception):
+    pass
+
+
+def raising(at, error):
+    def hook(step, *_):
+        if step == at:
+            raise error
+
+    return hook
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    chosen, directory = sys.argv[1:]
+    slow = {"on_eval": lambda *_: time.sleep(0.2)}
+    run(chosen, pathlib.Path(directory), **slow)
+    time.sleep(60)  # to be killed, even by a slow parent
