@@ -174,9 +174,17 @@ _shares.defvjp(_shares_fwd, _shares_bwd)
 
 
 def _squared_distances(rows: Array, columns: Array) -> Array:
-    """``‖rows_i − columns_j‖²`` ``[rows, columns]``, exactly 0 for duplicates."""
+    """``‖rows_i − columns_j‖²`` ``[rows, columns]``, exactly 0 for duplicates.
+
+    A compiler may compute one example twice, once as a row and once, gathered from the other devices, as a column, and
+    round differently. Its distance to itself is then tiny rather than 0, and the slope of the root there enormous.
+    What the coordinates' own precision cannot tell apart is therefore the same point.
+    """
     centre = jax.lax.stop_gradient(jnp.mean(columns, axis=0, keepdims=True))
-    return _centred_squared_distances(rows - centre, columns - centre)
+    squares = _centred_squared_distances(rows - centre, columns - centre)
+    sizes = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(columns**2, axis=1)[None, :]
+    resolution = (4 * jnp.finfo(squares.dtype).eps) ** 2 * jax.lax.stop_gradient(sizes)
+    return jnp.where(squares > resolution, squares, 0)
 
 
 @jax.custom_jvp

@@ -1,0 +1,50 @@
+"""Augmentation and normalisation as part of the step, so that they run on the device and shard with the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxkd.types import Batch, Distiller, Metrics, TrainState
+
+Transform = Callable[[Batch], Batch]
+
+
+def preprocess(kd: Distiller, *, train: Transform | None = None, evaluate: Transform | None = None) -> Distiller:
+    """A distiller that transforms its batches first: `Distiller` to `Distiller`.
+
+    Args:
+      kd: a distiller.
+      train: a pure function of the batch for `step`, such as a random crop keyed by the batch's ``epoch`` and
+        ``index``; what it returns is also what `init` sees.
+      evaluate: the same for `evaluate`; ``train`` is not used there.
+
+    Returns:
+      A `Distiller` for raw batches.
+
+    >>> import jax, jax.numpy as jnp, optax, jaxkd
+    >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w)
+    >>> teacher = jaxkd.teachers.frozen(model, jaxkd.Variables(jnp.ones((2, 3))))
+    >>> objective = jaxkd.term(jaxkd.losses.soft_target_kl, "student/logits", "teacher/logits")
+    >>> kd = jaxkd.distill(model, teacher, objective, optimizer=optax.sgd(0.1))
+    >>> scaled = lambda batch: {**batch, "image": batch["image"] / 255.0}
+    >>> kd = preprocess(kd, train=scaled, evaluate=scaled)
+    >>> batch = {"image": jnp.full((4, 2), 255, jnp.uint8)}
+    >>> state, metrics = kd.step(kd.init(jax.random.key(0), batch), batch)
+    """
+
+    def prepared(batch: Batch) -> Batch:
+        return train(batch) if train else batch
+
+    def init(key: Any, batch: Batch) -> TrainState:
+        return kd.init(key, jax.eval_shape(prepared, dict(batch)))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return kd.step(state, prepared(batch))
+
+    def evaluated(state: TrainState, batch: Batch) -> Metrics:
+        return kd.evaluate(state, evaluate(batch) if evaluate else batch)
+
+    return Distiller(init, step, evaluated)
