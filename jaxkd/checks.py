@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 from jaxkd.types import Array
 
 
@@ -23,10 +21,9 @@ def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *,
     Raises:
       ValueError: with everything that is available, and the closest name.
 
-    >>> known("stage3", ["logits", "stage1", "stage2"], "student output")
+    >>> known("stage3", ["logits", "stage2"], "student output")
     Traceback (most recent call last):
-    ValueError: student output 'stage3': there is no such name (did you mean 'stage2'?). Available: 'logits', 'stage1', \
-'stage2'.
+    ValueError: student output 'stage3': there is no such name (did you mean 'stage2'?). Available: 'logits', 'stage2'.
     """
     details = {str(k): f" {v}" for k, v in available.items()} if isinstance(available, Mapping) else {}
     names = sorted(map(str, available))
@@ -41,6 +38,7 @@ def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *,
 def describe(tree: Mapping[str, Any]) -> str:
     """One line that lists names with dtypes and shapes, for messages.
 
+    >>> import jax
     >>> describe({"image": jax.ShapeDtypeStruct((8, 4), "float32")})
     "'image' float32[8, 4]"
     """
@@ -50,6 +48,7 @@ def describe(tree: Mapping[str, Any]) -> str:
 def shape(x: Any) -> str:
     """An array's dtype and shape, or another value's type, for messages.
 
+    >>> import jax
     >>> shape(jax.ShapeDtypeStruct((8, 4), "float32")), shape("text")
     ('float32[8, 4]', 'str')
     """
@@ -62,6 +61,7 @@ def batch_size(batch: Mapping[str, Any]) -> int:
     Raises:
       ValueError: the batch is empty, or its arrays disagree.
 
+    >>> import jax
     >>> batch_size({"image": jax.numpy.zeros((8, 4)), "label": jax.numpy.zeros(8, int)})
     8
     """

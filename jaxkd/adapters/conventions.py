@@ -50,7 +50,7 @@ def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
     Raises:
       ValueError: the model returned something else, or a tap has the name of an output.
 
-    >>> name_outputs(1, {"stage2": 2})
+    >>> name_outputs({"logits": 1}, {"stage2": 2})
     {'logits': 1, 'stage2': 2}
     """
     if isinstance(result, Mapping):

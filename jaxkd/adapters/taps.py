@@ -23,7 +23,9 @@ def normalize(path: str) -> tuple[str, int | None]:
     """
     path, _, number = path.partition("#")
     if number and not number.isdigit():
-        raise ValueError(f"tap {path + '#' + number!r}: expected the number of a call after '#', as in {path + '#0'!r}.")
+        raise ValueError(
+            f"tap {path + '#' + number!r}: expected the number of a call after '#', as in {path + '#0'!r}."
+        )
     return path.replace(".", "/"), int(number) if number else None
 
 

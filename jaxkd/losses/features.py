@@ -147,9 +147,7 @@ def _keep(where: Array | None, student: Array, teacher: Array) -> tuple[tuple[Ar
             f"where: expected bool{list(student.shape[:1])}, True for what counts, got {where.dtype}"
             f"{list(where.shape)}."
         )
-    student, teacher = (
-        jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0) for x in (student, teacher)
-    )
+    student, teacher = (jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0) for x in (student, teacher))
     return (student, teacher), where
 
 

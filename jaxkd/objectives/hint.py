@@ -86,8 +86,8 @@ def _plan(source: tuple[int, ...], target: tuple[int, ...]) -> _Plan:
     """The regressor between two feature shapes."""
     if len(source) != len(target) or len(source) < 2 or (len(source) != 4 and source[:-1] != target[:-1]):
         raise ValueError(
-            f"hint: expected two features that differ in channels, or maps [batch, height, width, channels] that differ "
-            f"in size too; got {list(source)} for the student and {list(target)} for the teacher."
+            f"hint: expected two features that differ in channels, or maps [batch, height, width, channels] that may "
+            f"differ in size too; got {list(source)} for the student and {list(target)} for the teacher."
         )
     channels = (source[-1], target[-1])
     if len(source) != 4:

@@ -112,7 +112,7 @@ def distill(
             context = Context(outputs, taught, batch, state.step, axis_name)
             out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
             extra = train_metrics(context) if train_metrics else {}
-            return out.value, (new_state, out.state, {**out.metrics, **extra})
+            return out.value, (new_state, out.state, {**_named(out.metrics), **extra})
 
         (value, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         reported = {"loss": _total(value, batch, axis_name), **reported}
@@ -140,7 +140,7 @@ def distill(
         outputs, _ = student.apply(state.student, batch, key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.loss.params, state.loss.state, context, None)
-        reported = {"loss": _total(out.value, batch, axis_name), **out.metrics, **metrics(context)}
+        reported = {"loss": _total(out.value, batch, axis_name), **_named(out.metrics), **metrics(context)}
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -163,6 +163,11 @@ def _total(value: Array, batch: Batch, axis_name: str | None) -> Mean:
     mask = checks.example_mask(batch)
     count = jnp.asarray(checks.batch_size(batch), value.dtype) if mask is None else jnp.sum(mask, dtype=value.dtype)
     return Mean(value * (count if axis_name is None else jax.lax.pmean(count, axis_name)), count)
+
+
+def _named(metrics: Metrics) -> Metrics:
+    """A term that is not in a `combine` has no name of its own."""
+    return {name or OBJECTIVE: mean for name, mean in metrics.items()}
 
 
 def _average(tree: PyTree, axis_name: str) -> PyTree:

@@ -1,6 +1,7 @@
 """A mistake is a ValueError at trace time, of the argument, what was expected and what came. Nothing broadcasts."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ SAME_LOGITS = [
 BATCHES = [((4, 10), (1, 10)), ((1, 10), (4, 10)), ((4, 10), (3, 10)), ((4, 2, 2, 3), (2, 2, 2, 3))]
 
 # The shapes that do not go together, and the argument that the message has to name.
-MISMATCHES = {
+MISMATCHES: dict[str, list[tuple[str, Any]]] = {
     "cross_entropy": [
         ("labels", shapes)
         for shapes in [
@@ -68,7 +69,7 @@ CASES = [
 ]
 
 # What no loss of its kind can be of: a rank below that of its contract.
-RANKS = {
+RANKS: dict[str, list[tuple[str, Any]]] = {
     "cross_entropy": [("logits", ((), ()))],
     "soft_target_kl": [("student", ((), ()))],
     "logit_mse": [("student", ((), ()))],

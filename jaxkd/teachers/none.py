@@ -1,0 +1,32 @@
+"""No teacher: plain training in the same loop, for the teachers themselves and for the student alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
+
+
+def none() -> Teacher:
+    """A teacher without outputs, with which `jaxkd.distill` is ordinary supervised training.
+
+    Returns:
+      A `Teacher` whose state is empty. An objective that reads ``teacher/...`` is refused by ``init``.
+
+    >>> none().apply({}, {"image": None}, key=None)
+    {}
+    """
+
+    def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
+        del key, batch, student
+        return {}
+
+    def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
+        del state, batch, key
+        return {}
+
+    def update(state: PyTree, student: Variables, step: Any) -> PyTree:
+        del student, step
+        return state
+
+    return Teacher(init, apply, update)
