@@ -162,6 +162,8 @@ def measure(
     analyses = {
         name: jax.jit(step).lower(states[name], on_device).compile() for name, (_, step) in sides.items()
     }  # fmt: skip
+    costs: dict[str, Any] = {name: compiled.cost_analysis() for name, compiled in analyses.items()}
+    memory: dict[str, Any] = {name: compiled.memory_analysis() for name, compiled in analyses.items()}
     after_one = {}
     for name in sides:  # one step, before rounding differences have had time to grow
         states[name], _ = programs[name](states[name], on_device)
@@ -177,8 +179,8 @@ def measure(
                 seconds[name].append((time.perf_counter() - start) / steps)
     return {
         name: Measured(
-            analyses[name].cost_analysis()["flops"],
-            analyses[name].memory_analysis().temp_size_in_bytes,
+            costs[name]["flops"],
+            memory[name].temp_size_in_bytes,
             traces[name],
             seconds[name],
             after_one[name],

@@ -34,7 +34,7 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
     return tuple(batch[name] for name in names)
 
 
-def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, bool]:
+def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
     """The keyword arguments by which a model is told to train: whichever of the usual names its signature has.
 
     >>> mode_flags(lambda x, *, deterministic: x, train=True)

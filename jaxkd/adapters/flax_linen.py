@@ -114,7 +114,7 @@ def _whole_batch(share: batch_norm.Share) -> Any:
         if given if module.use_running_average is None else module.use_running_average:
             return next_fun(*args, **kwargs)
         mean, var, count = batch_norm.statistics(args[0], module.axis, share, fast=module.use_fast_variance)
-        old = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
+        old: dict[str, Array] = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
         module.put_variable("batch_stats", "mean", mean)
         module.put_variable("batch_stats", "var", var)
         configured = module.use_running_average

@@ -57,7 +57,8 @@ def nnx_module(
     """
     taps = dict(taps or {})
     abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
-    graph, params_like, streams_like, state_like = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    graph, params_like, streams_like, state_like = parts
 
     def init(key: Array, batch: Batch) -> Variables:
         del batch

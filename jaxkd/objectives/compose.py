@@ -204,4 +204,5 @@ def _parameters(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def _name(function: Any) -> str:
-    return getattr(function, "__name__", None) or getattr(getattr(function, "func", None), "__name__", repr(function))
+    inner = getattr(function, "func", function)  # of a functools.partial
+    return str(getattr(inner, "__name__", type(inner).__name__))

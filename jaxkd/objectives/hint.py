@@ -55,7 +55,8 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
         if mask is not None:  # what a padded example holds must not reach the regressor's gradient
             feature = jnp.where(jnp.expand_dims(mask, tuple(range(1, feature.ndim))), feature, 0)
         outputs = {**getattr(context, root), name: _regress(params, feature, target.shape)}
-        return context._replace(**{root: outputs})
+        replaced: dict[str, Any] = {root: outputs}
+        return context._replace(**replaced)
 
     def init(key: Array, context: Context) -> LossVars:
         feature, target = lookup(context, student), lookup(context, teacher)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,10 @@ from jaxkd import checks
 from jaxkd.types import DATA_AXIS, Batch, Distiller, Metrics, TrainState
 
 
-class Placed(NamedTuple):
-    """A distiller on its hardware: the fields of `jaxkd.Distiller`, compiled; calling it is taking a step."""
+class Placed(Distiller):
+    """A distiller on its hardware: its three functions, compiled. Calling it is taking a step."""
 
-    init: Callable[..., TrainState]
-    step: Callable[..., tuple[TrainState, Metrics]]
-    evaluate: Callable[..., Metrics]
+    __slots__ = ()
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step; ``state`` is donated."""

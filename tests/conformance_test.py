@@ -1,0 +1,332 @@
+"""What holds for every objective, and for every distiller: one table of objectives, one list of properties."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+import jaxkd
+from jaxkd import combine, losses, objectives, term
+from tests import tiny
+
+DEVICES = 4
+DROPPED = (4, 5)  # of eight examples: all that one of four devices holds
+STEPS = 2
+
+
+class Row(NamedTuple):
+    objective: jaxkd.Objective
+    weights: Mapping[str, object]  # of each term, by its name in the metrics
+    learns: bool = False
+
+
+def half_life(step):
+    return 8.0 * 0.5**step
+
+
+def cooling(step):
+    return 4.0 - step
+
+
+LOGITS = ("student/logits", "teacher/logits")
+MAPS = ("student/map", "teacher/map")
+VECTORS = ("student/vector", "teacher/vector")
+
+CE = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5)
+KD = term(losses.soft_target_kl, *LOGITS, weight=0.9, temperature=4.0)
+DISTANCE = term(losses.distance_relation, *VECTORS, weight=25.0)
+HINT = objectives.hint(*MAPS, weight=3.0)
+
+ROWS = {
+    "cross_entropy": Row(combine(ce=CE), {"ce": 0.5}),
+    "soft_target_kl": Row(combine(kd=KD), {"kd": 0.9}),
+    "logit_mse": Row(combine(mse=term(losses.logit_mse, *LOGITS, weight=2)), {"mse": 2}),
+    "hint": Row(combine(hint=HINT), {"hint": 3.0}, learns=True),
+    "hint_without_a_regressor": Row(combine(hint=objectives.hint(*LOGITS, weight=3.0)), {"hint": 3.0}),
+    "attention": Row(combine(at=term(losses.attention_transfer, *MAPS, weight=100.0)), {"at": 100.0}),
+    "distance": Row(combine(distance=DISTANCE), {"distance": 25.0}),
+    "angle": Row(combine(angle=term(losses.angle_relation, *VECTORS, weight=50.0)), {"angle": 50.0}),
+    "nested": Row(
+        combine(ce=CE, features=combine(hint=HINT, relations=combine(distance=DISTANCE))),
+        {"ce": 0.5, "features/hint": 3.0, "features/relations/distance": 25.0},
+        learns=True,
+    ),
+    "schedules": Row(
+        combine(kd=term(losses.soft_target_kl, *LOGITS, weight=half_life, temperature=cooling)), {"kd": half_life}
+    ),
+    "ones_own_loss": Row(
+        combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
+    ),
+}
+
+
+class Case(NamedTuple):
+    """A row with a distiller, and the states and metrics of its first steps by ``jax.jit``."""
+
+    row: Row
+    kd: jaxkd.Distiller
+    traces: list
+    states: list
+    metrics: list
+
+
+def kept(seed):
+    """The batch without the examples that do not count."""
+    return {name: np.delete(x, DROPPED, axis=0) for name, x in tiny.batch(8, seed).items()}
+
+
+def masked(seed):
+    """The batch with them, under a mask, and something in them that would show."""
+    batch = tiny.batch(8, seed)
+    batch["image"][list(DROPPED)] *= 50
+    return {**batch, "mask": ~np.isin(np.arange(8), DROPPED)}
+
+
+def distiller(objective):
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    return jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optimizer)
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def case(request):
+    row = ROWS[request.param]
+    kd, traces = distiller(row.objective), []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        return kd.step(state, batch)
+
+    states, metrics = [kd.init(jax.random.key(1), kept(0))], []
+    for seed in range(STEPS):
+        state, reported = step(states[-1], kept(seed))
+        states.append(state)
+        metrics.append(reported)
+    return Case(row, kd, traces, states, metrics)
+
+
+def follow(case, step, batches):
+    """The same steps, taken another way, end where those of ``jax.jit`` on whole batches did."""
+    state = jax.tree.map(jnp.copy, case.states[0])
+    for seed in range(STEPS):
+        state, metrics = step(state, batches(seed))
+        chex.assert_trees_all_close(tiny.numbers(metrics), tiny.numbers(case.metrics[seed]), rtol=1e-4, atol=1e-6)
+    tiny.assert_close(state, case.states[-1], rtol=1e-4, atol=1e-5)
+
+
+def context_of(case, seed=0):
+    state, batch = case.states[0], kept(seed)
+    student, _ = tiny.student.apply(state.student, batch, key=None, train=True)
+    teacher, _ = tiny.teacher_model.apply(state.teacher, batch, key=None, train=False)
+    return jaxkd.Context(student, teacher, batch, jnp.int32(1))
+
+
+def test_initialises_from_shapes_alone(case):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept(0))
+    context = jax.eval_shape(lambda: context_of(case))
+    made = jax.eval_shape(lambda key: case.row.objective.init(key, context), jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, case.states[0].loss)
+    assert bool(jax.tree.leaves(made.params)) == case.row.learns
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        jax.eval_shape(lambda key: case.kd.init(key, shapes), jax.random.key(0)), case.states[0]
+    )
+
+
+def test_traces_once_and_keeps_types(case):
+    assert len(case.traces) == 1
+    described = [jax.tree.map(jax.typeof, state) for state in case.states]
+    assert described[0] == described[-1]
+
+
+def test_training_moves_the_student_and_what_the_objective_learns(case):
+    before, after = case.states[0], case.states[-1]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.student.params, after.student.params)
+    assert moved["first"]
+    learned = jax.tree.map(lambda a, b: bool((a != b).any()), before.loss.params, after.loss.params)
+    assert all(jax.tree.leaves(learned))
+
+
+def test_the_teacher_stays(case):
+    variables = tiny.teacher_variables()
+    tiny.assert_equal(case.states[-1].teacher, variables)
+    slots = {x.shape for x in jax.tree.leaves(case.states[-1].opt_state)}
+    assert not slots & {x.shape for x in jax.tree.leaves(variables)} - {x.shape for x in jax.tree.leaves(trained(case))}
+    # ... momentum is one slot for every trained parameter, and nothing more
+    assert len(jax.tree.leaves(case.states[-1].opt_state)) == len(jax.tree.leaves(trained(case)))
+
+
+def trained(case):
+    return case.states[-1].student.params, case.states[-1].loss.params
+
+
+def test_no_gradient_reaches_the_teacher(case):
+    def after_one_step(params):
+        state = case.states[0]
+        state, metrics = case.kd.step(state._replace(teacher=state.teacher._replace(params=params)), kept(0))
+        return metrics["loss"].sum + sum(jnp.sum(x) for x in jax.tree.leaves((state.student.params, state.loss.params)))
+
+    gradient = jax.jit(jax.grad(after_one_step))(case.states[0].teacher.params)
+    chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, gradient))
+
+
+def test_metrics_are_unweighted(case):
+    for step, reported in enumerate(case.metrics):
+        found = tiny.numbers(reported)
+        weights = {name: w(step) if callable(w) else w for name, w in case.row.weights.items()}
+        assert found.keys() == {"loss", *weights, *(f"{name}/weight" for name in weights)}
+        for name, weight in weights.items():
+            assert found[f"{name}/weight"] == pytest.approx(weight)
+        # ... were they weighted, this sum would weigh them twice
+        assert found["loss"] == pytest.approx(sum(weight * found[name] for name, weight in weights.items()), rel=1e-5)
+
+
+def test_nested_is_flat(case):
+    objective, (params, state) = case.row.objective, case.states[0].loss
+    nested = combine(outer=combine(inner=objective))
+    wrap = lambda tree: {"outer": {"inner": tree}} if jax.tree.leaves(tree) else {}  # noqa: E731
+
+    @jax.jit
+    def both(student, params):
+        context = context_of(case)._replace(student=student)
+        flat = objective.apply(params, state, context, None)
+        deep = nested.apply(wrap(params), wrap(state), context, None)
+        return flat, deep
+
+    student = context_of(case).student
+    flat, deep = both(student, params)
+    tiny.assert_close(flat.value, deep.value, rtol=1e-6)
+    assert list(deep.metrics) == [f"outer/inner/{name}" for name in flat.metrics]
+    tiny.assert_close(list(flat.metrics.values()), list(deep.metrics.values()), rtol=1e-6)
+    made = nested.init(jax.random.key(0), jax.eval_shape(lambda: context_of(case)))
+    chex.assert_trees_all_equal_shapes(made.params, wrap(params))
+
+
+def test_masking_is_dropping(case):
+    follow(case, jax.jit(case.kd.step), masked)
+
+
+def test_pmap_is_jit(case):
+    follow(case, jaxkd.parallel.pmap(case.kd, jax.devices()[:DEVICES]), masked)
+
+
+def mesh():
+    return Mesh(np.array(jax.devices()[:DEVICES]), (jaxkd.DATA_AXIS,))
+
+
+def test_shard_is_jit(case):
+    follow(case, jaxkd.parallel.shard(case.kd, mesh()), masked)
+
+
+def test_ones_own_shard_map_is_jit(case):
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)), "out_specs": PartitionSpec()}
+    follow(case, jax.jit(jax.shard_map(case.kd.step, mesh=mesh(), **specs)), masked)
+
+
+# --- The Distiller --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kd():
+    return distiller(combine(ce=CE, kd=KD, hint=HINT))
+
+
+@pytest.fixture(scope="module")
+def step(kd):
+    return jax.jit(kd.step)
+
+
+@pytest.fixture
+def state(kd):
+    return kd.init(jax.random.key(1), tiny.batch(8))
+
+
+def test_the_state_is_one_pytree(kd, state):
+    assert state.opt_state.keys() == {"student", "objective"}
+    slots = {label: [x.shape for x in jax.tree.leaves(slots)] for label, slots in state.opt_state.items()}
+    assert slots["student"] == [x.shape for x in jax.tree.leaves(state.student.params)]
+    assert slots["objective"] == [x.shape for x in jax.tree.leaves(state.loss.params)]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+    tiny.assert_equal(state.teacher, tiny.teacher_variables())
+    chex.assert_shape(state.step, ())
+    assert state.step.dtype == jnp.int32
+
+
+def test_init_is_a_function_of_its_key(kd, state):
+    tiny.assert_equal(kd.init(jax.random.key(1), tiny.batch(8)), state)
+    other = kd.init(jax.random.key(2), tiny.batch(8))
+    assert (other.student.params["first"] != state.student.params["first"]).any()
+    assert (other.loss.params["hint"]["kernel"] != state.loss.params["hint"]["kernel"]).any()
+
+
+def test_a_step_is_pure(step, state):
+    before = jax.tree.map(jnp.copy, state)
+    first, second = step(state, tiny.batch(8)), step(state, tiny.batch(8))
+    tiny.assert_equal(first, second)
+    tiny.assert_equal(state, before)
+    assert int(first[0].step) == 1
+    tiny.assert_equal(first[0].key, state.key)
+
+
+def test_scan_is_a_loop(kd, step, state):
+    batches = [tiny.batch(8, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+    scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(kd.step, s, b))(state, stacked)
+    looped, sums = state, {}
+    for batch in batches:
+        looped, reported = step(looped, batch)
+        sums = jaxkd.training.metrics.merge(sums, reported)
+    tiny.assert_close(scanned, looped)
+    totals = tiny.numbers(jaxkd.training.metrics.total(metrics))
+    assert totals == pytest.approx(tiny.numbers(sums), rel=1e-5)
+
+
+def test_vmap_over_seeds_is_single_runs(kd, step):
+    keys = jax.random.split(jax.random.key(3), 3)
+    many = jax.jit(jax.vmap(lambda key: kd.init(key, tiny.batch(8))))(keys)
+    many, metrics = jax.jit(jax.vmap(kd.step, in_axes=(0, None)))(many, tiny.batch(8))
+    for i, key in enumerate(keys):
+        one, reported = step(kd.init(key, tiny.batch(8)), tiny.batch(8))
+        tiny.assert_close(jax.tree.map(lambda x, i=i: x[i], many), one)
+        tiny.assert_close(jax.tree.map(lambda x, i=i: x[i], metrics), reported)
+
+
+def test_donation_leaves_the_callers_teacher():
+    variables = tiny.teacher_variables()
+    expected = jax.tree.map(np.array, variables)
+    teacher = jaxkd.teachers.frozen(tiny.teacher_model, variables)
+    kd = jaxkd.distill(tiny.student, teacher, combine(kd=KD), optimizer=optax.sgd(0.1))
+    state = kd.init(jax.random.key(0), tiny.batch(8))
+    donated = state.student.params["first"]
+    step = jax.jit(kd.step, donate_argnums=0)
+    state, _ = step(*step(state, tiny.batch(8))[:1], tiny.batch(8))
+    assert donated.is_deleted()
+    tiny.assert_equal(variables, expected)
+    tiny.assert_equal(state.teacher, expected)
+    tiny.assert_equal(kd.init(jax.random.key(0), tiny.batch(8)).teacher, expected)
+
+
+def test_evaluation_changes_nothing(kd, state):
+    before = jax.tree.map(jnp.copy, state)
+    evaluate = jax.jit(kd.evaluate)
+    found = tiny.numbers(evaluate(state, tiny.batch(8)))
+    tiny.assert_equal(state, before)
+    assert found == tiny.numbers(evaluate(state, tiny.batch(8)))
+    assert {"loss", "ce", "kd", "hint", "kd/weight", "accuracy", "nll", "agreement"} <= found.keys()
+    assert found["nll"] == pytest.approx(found["ce"], rel=1e-5)
+
+
+def test_evaluation_of_masked_and_of_split_batches_merges(kd, state):
+    whole = tiny.numbers(jax.jit(kd.evaluate)(state, kept(0)))
+    tiny.numbers(jax.jit(kd.evaluate)(state, masked(0)))
+    assert tiny.numbers(jax.jit(kd.evaluate)(state, masked(0))) == pytest.approx(whole, rel=1e-5)
+    parts = [{name: x[part] for name, x in kept(0).items()} for part in (slice(0, 4), slice(4, 6))]
+    merged = jaxkd.training.metrics.merge(*(jax.jit(kd.evaluate)(state, part) for part in parts))
+    assert tiny.numbers(merged) == pytest.approx(whole, rel=1e-5)
+    placed = jaxkd.parallel.pmap(kd, jax.devices()[:DEVICES])
+    assert tiny.numbers(placed.evaluate(state, masked(0))) == pytest.approx(whole, rel=1e-5)
