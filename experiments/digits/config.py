@@ -53,11 +53,11 @@ class Config:
     """the number of the first of them"""
     labels: int = 100
     """labelled examples that a student sees, of 1097; the others are images without labels"""
-    epochs: int = 40
+    epochs: int = 24
     """of a student, in passes over all training images"""
-    teacher_epochs: int = 30
+    teacher_epochs: int = 16
     """of a teacher"""
-    batch: int = 32
+    batch: int = 16
     """labelled examples in a batch, and as many others; a teacher's batch is the two together"""
     learning_rate: float = 3e-3
     """of Adam for students, falling to 0 along a cosine"""

@@ -6,9 +6,9 @@ training images, with the labels taken away.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -84,6 +84,7 @@ def for_teachers(config: Config) -> PerSeed:
     return PerSeed([[train] * config.seeds], [2 * config.batch], seeds(config))
 
 
+@functools.lru_cache(maxsize=4)  # of one input, what gathers its batches is compiled once for all methods
 def for_students(config: Config) -> PerSeed:
     """Each seed's own few labelled examples, the same number of each digit, and all training images without labels."""
     train = data.load("digits", "train")
@@ -92,9 +93,10 @@ def for_students(config: Config) -> PerSeed:
     return PerSeed([labelled, images], [config.batch] * 2, seeds(config))
 
 
+@functools.lru_cache(maxsize=4)  # of one input, what gathers its batches is compiled once for all methods
 def held_out(split: str) -> data.Resident:
     """The validation or the test split, in its own order."""
     return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
 
 
-normalize = partial(data.normalize, mean=MEAN, std=STD)
+normalize = functools.partial(data.normalize, mean=MEAN, std=STD)

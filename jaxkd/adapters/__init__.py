@@ -27,7 +27,7 @@ def variables(source: Any) -> Variables:
     """Weights, as a library holds them, as `Variables`.
 
     Args:
-      source: linen's ``{"params": ..., "batch_stats": ...}``, an nnx module, or `Variables`.
+      source: linen's ``{"params": ..., "batch_stats": ...}``, an nnx module or its `nnx.State`, or `Variables`.
 
     Raises:
       TypeError: it is none of these.
@@ -37,7 +37,7 @@ def variables(source: Any) -> Variables:
     """
     if isinstance(source, Variables):
         return source
-    if isinstance(source, _nnx.Module):
+    if isinstance(source, _nnx.Module | _nnx.State):
         return flax_nnx.variables_of(source)
     if isinstance(source, Mapping) and "params" in source:
         return flax_linen.variables_of(source)

@@ -97,13 +97,14 @@ def nnx_module(
     return Model(init, apply)
 
 
-def variables_of(module: nnx.Module) -> Variables:
-    """A module's weights as nested dicts of arrays: its `nnx.Param`, and all else but its random streams.
+def variables_of(module: nnx.Module | nnx.State) -> Variables:
+    """A module's (or its state's) weights as nested dicts: its `nnx.Param`, and all else but its random streams.
 
     >>> jax.tree.map(lambda x: x.shape, variables_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).params)
     {'bias': (3,), 'kernel': (2, 3)}
     """
-    params, _, _, state = nnx.state(module, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
+    everything: Any = module if isinstance(module, nnx.State) else nnx.state(module)
+    params, _, _, state = nnx.split_state(everything, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
 
 

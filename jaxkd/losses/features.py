@@ -53,7 +53,7 @@ def hint_mse(
             f"got {list(teacher.shape)}. jaxkd.objectives.hint learns a regressor between different channels."
         )
     (student, teacher), where = _keep(where, student, teacher)
-    values = jnp.mean((student - teacher).reshape(student.shape[0], -1) ** 2, axis=-1)
+    values = jnp.mean((student - teacher) ** 2, axis=tuple(range(1, student.ndim)))
     return _drop(values, where)
 
 
@@ -103,7 +103,8 @@ def attention_transfer(
 def _attention(features: Array, p: float) -> Array:
     """``[batch, height, width, channels]`` to a unit vector over positions, ``[batch, height · width]``."""
     energy = features**2 if p == 2 else jnp.where(features == 0, 0, jnp.abs(jnp.where(features == 0, 1, features)) ** p)
-    attention = jnp.mean(energy, axis=-1).reshape(features.shape[0], -1)
+    batch, height, width, _ = features.shape
+    attention = jnp.mean(energy, axis=-1).reshape(batch, height * width)
     square = jnp.sum(attention**2, axis=-1, keepdims=True)
     norm = jnp.sqrt(jnp.where(square > 0, square, 1))  # an all-zero map: sqrt has no slope at 0
     return attention / jnp.maximum(norm, 1e-12)

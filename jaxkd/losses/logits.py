@@ -53,6 +53,7 @@ def cross_entropy(
             f"classes), got {list(labels.shape)}."
         )
     (logits,), where = _keep(where, logits.shape[:-1], logits)
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
     classes = logits.shape[-1]
     known = (labels >= 0) & (labels < classes)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[..., None], axis=-1)
@@ -155,7 +156,9 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     """
     logits = _upcast("logits", logits)
     finite = logits > -jnp.inf
-    values = jnp.where(finite, logits, 0)
+    # Any shift cancels; this one makes a constant row exactly 0, where its mean's rounding would be divided by 1e-7.
+    shift = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    values = jnp.where(finite, logits - jnp.where(shift > -jnp.inf, shift, 0), 0)
     count = jnp.sum(finite, axis=-1, keepdims=True)
     centred = jnp.where(finite, values - jnp.sum(values, axis=-1, keepdims=True) / jnp.maximum(count, 1), 0)
     variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
@@ -181,8 +184,10 @@ def _same_shape(student: Array, teacher: Array) -> None:
 
 
 def _temperature(temperature: float | Array, student: Array) -> Array:
-    if isinstance(temperature, (int, float)) and temperature <= 0:
-        raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+    if not isinstance(temperature, jax.core.Tracer):
+        numbers = jax.tree.leaves(temperature.tolist() if hasattr(temperature, "tolist") else temperature)
+        if not all(number > 0 for number in numbers):  # NaN is not
+            raise ValueError(f"temperature: expected positive numbers, got {temperature}.")
     value = jnp.asarray(temperature, student.dtype)
     if value.shape not in ((), student.shape[:-1]):
         raise ValueError(

@@ -15,6 +15,7 @@ This file needs only jax and optax and can be lifted out of the package as it st
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import jax
@@ -180,31 +181,34 @@ def _squared_distances(rows: Array, columns: Array) -> Array:
     round differently. Its distance to itself is then tiny rather than 0, and the slope of the root there enormous.
     What the coordinates' own precision cannot tell apart is therefore the same point.
     """
-    centre = jax.lax.stop_gradient(jnp.mean(columns, axis=0, keepdims=True))
-    squares = _centred_squared_distances(rows - centre, columns - centre)
+    squares = _differences_squared(rows, columns)
     sizes = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(columns**2, axis=1)[None, :]
     resolution = (4 * jnp.finfo(squares.dtype).eps) ** 2 * jax.lax.stop_gradient(sizes)
     return jnp.where(squares > resolution, squares, 0)
 
 
 @jax.custom_jvp
-def _centred_squared_distances(rows: Array, columns: Array) -> Array:
+def _differences_squared(rows: Array, columns: Array) -> Array:
     def block(row: Array) -> Array:
         return jnp.sum((row[:, None, :] - columns[None, :, :]) ** 2, axis=-1)
 
     return _in_blocks(block, rows, size=columns.size)
 
 
-@_centred_squared_distances.defjvp
+@_differences_squared.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """``2 ⟨r − c, dr − dc⟩`` as four matrix products: no pair's difference is kept for the backward pass."""
     (rows, columns), (d_rows, d_columns) = primals, tangents
+    squares = _differences_squared(rows, columns)
+    # Distances do not see a shift; around the centre, the products below are small and so are their roundings.
+    centre = jnp.mean(columns, axis=0, keepdims=True)
+    rows, columns = rows - centre, columns - centre
 
     def inner(x: Array, y: Array) -> Array:
         return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
     own = jnp.sum(rows * d_rows, axis=1)[:, None] + jnp.sum(columns * d_columns, axis=1)[None, :]
-    return _centred_squared_distances(rows, columns), 2 * (own - inner(d_rows, columns) - inner(rows, d_columns))
+    return squares, 2 * (own - inner(d_rows, columns) - inner(rows, d_columns))
 
 
 def _in_blocks(function: Callable[..., Array], rows: object, *, size: int) -> Array:
@@ -238,7 +242,7 @@ def _inputs(student: Array, teacher: Array, where: Array | None) -> tuple[Array,
     if where.dtype != jnp.bool_ or where.shape != (batch,):
         raise ValueError(f"where: expected bool[{batch}], True for what counts, got {where.dtype}{list(where.shape)}.")
     student, teacher = (
-        jnp.where(where[:, None], x.reshape(batch, -1), 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+        jnp.where(where[:, None], x.reshape(batch, math.prod(x.shape[1:])), 0).astype(jnp.promote_types(x.dtype, jnp.float32))
         for x in (student, teacher)
     )
     return student, teacher, where

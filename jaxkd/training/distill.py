@@ -112,10 +112,10 @@ def distill(
             context = Context(outputs, taught, batch, state.step, axis_name)
             out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
             extra = train_metrics(context) if train_metrics else {}
-            return out.value, (new_state, out.state, {**_named(out.metrics), **extra})
+            reported = {"loss": _total(out.value, context), **_named(out.metrics), **extra}
+            return out.value, (new_state, out.state, reported)
 
-        (value, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-        reported = {"loss": _total(value, batch, axis_name), **reported}
+        (_, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         if axis_name is not None:
             grads, student_state, loss_state = _average((grads, student_state, loss_state), axis_name)
             reported = metrics_lib.psum(reported, axis_name)
@@ -140,7 +140,7 @@ def distill(
         outputs, _ = student.apply(state.student, batch, key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.loss.params, state.loss.state, context, None)
-        reported = {"loss": _total(out.value, batch, axis_name), **_named(out.metrics), **metrics(context)}
+        reported = {"loss": _total(out.value, context), **_named(out.metrics), **metrics(context)}
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -154,14 +154,17 @@ def _keys(state: TrainState, axis_name: str | None) -> Array:
     return jax.random.split(key, 3)
 
 
-def _total(value: Array, batch: Batch, axis_name: str | None) -> Mean:
+def _total(value: Array, context: Context) -> Mean:
     """The weighted total as a metric, counted by examples so that batches merge.
 
     On a mapped axis ``value`` is a share whose mean over the devices is the whole; the count that turns it into a sum
     is therefore the mean count, which differs from this device's own where the devices hold different numbers.
     """
-    mask = checks.example_mask(batch)
-    count = jnp.asarray(checks.batch_size(batch), value.dtype) if mask is None else jnp.sum(mask, dtype=value.dtype)
+    mask, axis_name = checks.example_mask(context.batch), context.axis_name
+    if mask is None:
+        count = jnp.asarray(next(iter(context.student.values())).shape[0], value.dtype)
+    else:
+        count = jnp.sum(mask, dtype=value.dtype)
     return Mean(value * (count if axis_name is None else jax.lax.pmean(count, axis_name)), count)
 
 
@@ -179,7 +182,12 @@ def _average(tree: PyTree, axis_name: str) -> PyTree:
 
 def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
     """Marks replicated parameters as this device's own copy, so that a gradient is its share and not yet the sum."""
-    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
+    if axis_name is None:
+        return tree
+    try:
+        return jax.lax.pcast(tree, axis_name, to="varying")
+    except ValueError:  # an axis of jax.vmap, where each lane is on its own already and there is nothing to mark
+        return tree
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:

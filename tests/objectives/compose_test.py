@@ -1,0 +1,231 @@
+"""`term` and `combine`: paths, masks, schedules, names, and errors that say what to do."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxkd import Context, LossOut, LossVars, Objective, combine, losses, term
+from jaxkd.objectives import lookup, mean
+
+RNG = np.random.default_rng(0)
+LOGITS, TARGETS = (RNG.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+LABELS = np.array([0, 2, 1, 1])
+KEEP = np.array([True, False, True, True])
+TOKENS, TOKEN_TARGETS = (RNG.normal(size=(2, 5, 3)).astype(np.float32) for _ in range(2))
+TOKEN_KEEP = np.array([[True, True, False, False, False], [True, True, True, True, False]])
+KD = ("student/logits", "teacher/logits")
+
+
+def context(**batch):
+    return Context({"logits": LOGITS, "f/g": LOGITS}, {"logits": TARGETS}, {"label": LABELS, **batch}, jnp.int32(2))
+
+
+def tokens(**batch):
+    return Context({"logits": TOKENS}, {"logits": TOKEN_TARGETS}, batch, 0)
+
+
+def run(objective, on=None, **batch):
+    return objective.apply({}, {}, context(**batch) if on is None else on, None)
+
+
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_may_hold_slashes():
+    np.testing.assert_array_equal(lookup(context(), "student/f/g"), LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("path", "listed"),
+    [
+        pytest.param("student/logit", ["did you mean 'logits'", "float32[4, 3]", "'f/g'", "taps"], id="student"),
+        pytest.param("teacher/stage", ["'logits' float32[4, 3]", "taps of the teacher's adapter"], id="teacher"),
+        pytest.param("batch/labels", ["did you mean 'label'", "int64[4]"], id="batch"),
+        pytest.param("studnt/logits", ["did you mean 'student'", "'batch', 'student', 'teacher'"], id="root"),
+        pytest.param("logits", ["reads like 'student/logits'"], id="no-root"),
+        pytest.param("student", ["there is no such name", "'logits'"], id="no-name"),
+    ],
+)
+def test_an_unknown_path_lists_what_there_is(path, listed):
+    with pytest.raises(ValueError, match=re.escape(repr(path))) as error:
+        run(combine(kd=term(losses.logit_mse, path, "teacher/logits")))
+    for part in listed:
+        assert part in str(error.value)
+    assert error.value.__notes__ == ["in the objective 'kd'"]
+
+
+def test_an_error_names_every_level():
+    objective = combine(outer=combine(inner=term(losses.logit_mse, *KD)))
+    short = context()._replace(teacher={"logits": TARGETS[:, :2]})
+    for fails in (
+        lambda: run(objective, short),
+        lambda: objective.init(jax.random.key(0), jax.eval_shape(lambda: short)),
+    ):
+        with pytest.raises(ValueError, match="expected") as error:
+            fails()
+        assert error.value.__notes__ == ["in the objective 'inner'", "in the objective 'outer'"]
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_scalar_is_refused_with_advice():
+    objective = term(lambda s, t: jnp.mean((s - t) ** 2), *KD)
+    for fails in (lambda: run(objective), lambda: run(objective, mask=KEEP)):
+        with pytest.raises(ValueError, match=r"one value per example \[batch\], got a scalar. Leave out the mean"):
+            fails()
+
+
+def test_the_value_is_the_weighted_mean_and_the_metric_is_not_weighted():
+    out = run(term(losses.logit_mse, *KD, weight=0.25))
+    values = losses.logit_mse(LOGITS, TARGETS)
+    np.testing.assert_allclose(out.value, 0.25 * values.mean(), rtol=1e-6)
+    np.testing.assert_allclose(out.metrics[""], (values.sum(), 4), rtol=1e-6)
+    assert out.metrics["weight"] == (0.25, 1)
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, 3, np.float64(0.5), jnp.float32(0.5)], ids=repr)
+def test_a_weight_is_any_number(weight):
+    out = run(term(losses.logit_mse, *KD, weight=weight))
+    np.testing.assert_allclose(out.value, float(weight) * losses.logit_mse(LOGITS, TARGETS).mean(), rtol=1e-6)
+    assert out.value.dtype == jnp.float32
+
+
+def test_weights_and_hyperparameters_are_schedules_of_the_step():
+    objective = term(
+        losses.soft_target_kl, *KD, weight=optax.linear_schedule(8.0, 0.0, 4), temperature=lambda step: 1.0 + step
+    )
+    traces = []
+
+    @jax.jit
+    def at(step):
+        traces.append(None)
+        return objective.apply({}, {}, context()._replace(step=step), None)
+
+    for step in range(4):
+        out = at(step)
+        expected = losses.soft_target_kl(LOGITS, TARGETS, temperature=1.0 + step).mean()
+        np.testing.assert_allclose(out.value, (8 - 2 * step) * expected, rtol=1e-5)
+        np.testing.assert_allclose(out.metrics["weight"].sum, 8 - 2 * step)
+    assert len(traces) == 1
+
+
+def test_a_hyperparameter_that_is_a_function_is_bound_beforehand():
+    loss = functools.partial(lambda s, t, distance: distance(s, t), distance=lambda s, t: jnp.abs(s - t).sum(-1))
+    np.testing.assert_allclose(run(term(loss, *KD)).value, np.abs(LOGITS - TARGETS).sum(-1).mean(), rtol=1e-6)
+
+
+# --- masks ----------------------------------------------------------------------------------------------------------
+
+OWN = {
+    "takes_where": losses.logit_mse,
+    "ignores_where": lambda s, t: losses.logit_mse(s, t),
+    "passes_it_on": lambda *arrays, **options: losses.logit_mse(*arrays, **options),
+}
+
+
+@pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
+def test_the_batchs_mask_always_applies(loss):
+    out = run(term(loss, *KD), mask=KEEP)
+    expected = losses.logit_mse(LOGITS[KEEP], TARGETS[KEEP])
+    np.testing.assert_allclose(out.value, expected.mean(), rtol=1e-6)
+    np.testing.assert_allclose(out.metrics[""], (expected.sum(), 3), rtol=1e-6)
+
+
+def test_a_relation_that_passes_its_options_on_is_told_the_mask():
+    wrapped = lambda *arrays, **options: losses.distance_relation(*arrays, **options)  # noqa: E731
+    found, expected = (run(term(loss, *KD), mask=KEEP).value for loss in (wrapped, losses.distance_relation))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("examples", [None, np.array([True, False]), np.array([False, False])], ids=repr)
+@pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
+def test_losses_over_tokens(loss, examples):
+    batch = {"valid": TOKEN_KEEP} | ({} if examples is None else {"mask": examples})
+    out = run(term(loss, *KD, where="batch/valid"), tokens(**batch))
+    keep = TOKEN_KEEP if examples is None else TOKEN_KEEP & examples[:, None]
+    values = losses.logit_mse(TOKENS, TOKEN_TARGETS)[keep]
+    np.testing.assert_allclose(out.value, values.sum() / max(len(values), 1), rtol=1e-6)
+    np.testing.assert_allclose(out.metrics[""], (values.sum(), keep.sum()), rtol=1e-6)
+
+
+def test_losses_over_tokens_with_the_batchs_mask_alone():
+    out = run(term(losses.logit_mse, *KD), tokens(mask=np.array([False, True])))
+    np.testing.assert_allclose(out.value, losses.logit_mse(TOKENS[1], TOKEN_TARGETS[1]).mean(), rtol=1e-6)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    loss = lambda s, t: losses.logit_mse(s, t)  # noqa: E731
+    with pytest.raises(ValueError, match=r"mask 'batch/valid' has shape \[2\], the loss \[2, 5\]; expected the same"):
+        run(term(loss, *KD, where="batch/valid"), tokens(valid=np.array([True, False])))
+
+
+@pytest.mark.parametrize("mask", [np.ones(4, np.float32), np.ones((4, 1), bool)], ids=["float", "two-axes"])
+def test_a_mask_is_one_boolean_for_each_example(mask):
+    with pytest.raises(ValueError, match=r"batch\['mask'\]: expected bool\[batch\].*where='batch/NAME'"):
+        run(term(losses.logit_mse, *KD), mask=mask)
+
+
+def test_garbage_in_masked_examples_does_not_reach_the_gradient():
+    def value(logits):
+        return run(term(losses.soft_target_kl, *KD), context(mask=KEEP)._replace(student={"logits": logits})).value
+
+    poisoned = np.where(KEEP[:, None], LOGITS, np.nan)
+    gradient = jax.grad(value)(jnp.asarray(poisoned))
+    np.testing.assert_allclose(gradient, jax.grad(value)(jnp.asarray(LOGITS)), rtol=1e-6)
+    assert (gradient[~KEEP] == 0).all()
+
+
+# --- means ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("where", [None, np.ones(1001, bool)], ids=["whole", "masked"])
+def test_low_precision_values_are_added_in_float32(dtype, where):
+    average, metric = mean(jnp.full(1001, 100, dtype), where)
+    assert (float(average), float(metric.sum), float(metric.count)) == (100.0, 100_100.0, 1001.0)
+
+
+# --- combine --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sum_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one named objective"):
+        combine()
+
+
+def test_a_bare_loss_is_refused_with_advice():
+    with pytest.raises(TypeError, match=r"combine\(kd=...\).*got function.*jaxkd.term\(soft_target_kl, "):
+        combine(kd=losses.soft_target_kl)
+
+
+def counting(start):
+    """An objective that remembers, and that says which key it was given."""
+
+    def init(key, context):
+        return LossVars({"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)})
+
+    def apply(params, state, context, key):
+        drawn = jnp.float32(0) if key is None else jax.random.uniform(key)
+        return LossOut(params["scale"], {**state, "count": state["count"] + 1}, {"drawn": (drawn, 1)})
+
+    return Objective(init, apply)
+
+
+def test_parameters_state_metrics_and_keys_are_each_objectives_own():
+    objective = combine(a=counting(1), ce=term(losses.cross_entropy, "student/logits", "batch/label"), b=counting(5))
+    made = objective.init(jax.random.key(0), jax.eval_shape(context))
+    assert made.params == {"a": {"scale": 1}, "b": {"scale": 5}}
+    assert made.state.keys() == {"a", "b"}
+    assert (made.state["a"]["key"] != made.state["b"]["key"]).any()
+    out = objective.apply(made.params, made.state, context(), jax.random.key(1))
+    assert {name: int(state["count"]) for name, state in out.state.items()} == {"a": 2, "b": 6}
+    assert out.metrics["a/drawn"][0] != out.metrics["b/drawn"][0]
+    assert list(out.metrics) == ["a/drawn", "ce", "ce/weight", "b/drawn"]
+    np.testing.assert_allclose(out.value, 6 + out.metrics["ce"].sum / 4, rtol=1e-6)
+    assert float(objective.apply(made.params, made.state, context(), None).metrics["a/drawn"][0]) == 0
