@@ -327,9 +327,9 @@ def test_evaluation_changes_nothing(kd, state):
 
 def test_evaluation_of_masked_and_of_split_batches_merges(kd, state):
     whole = tiny.numbers(jax.jit(kd.evaluate)(state, kept(0)))
-    assert tiny.numbers(jax.jit(kd.evaluate)(state, masked(0))) == pytest.approx(whole, rel=1e-5)
+    assert tiny.numbers(jax.jit(kd.evaluate)(state, masked(0))) == pytest.approx(whole, rel=1e-4)
     parts = [{name: x[part] for name, x in kept(0).items()} for part in (slice(0, 4), slice(4, 6))]
     merged = jaxkd.training.metrics.merge(*(jax.jit(kd.evaluate)(state, part) for part in parts))
-    assert tiny.numbers(merged) == pytest.approx(whole, rel=1e-5)
+    assert tiny.numbers(merged) == pytest.approx(whole, rel=1e-4)
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:DEVICES])
-    assert tiny.numbers(placed.evaluate(state, masked(0))) == pytest.approx(whole, rel=1e-5)
+    assert tiny.numbers(placed.evaluate(state, masked(0))) == pytest.approx(whole, rel=1e-4)

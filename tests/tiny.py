@@ -1,4 +1,4 @@
-"""A student and a teacher of two layers with features of several shapes, written as plain functions: quick to compile."""
+"""A student and a teacher of two layers with features of several shapes, as plain functions: quick to compile."""
 
 from typing import Any
 

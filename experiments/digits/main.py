@@ -57,6 +57,7 @@ def main(config: Config, console: Console) -> dict[str, Any]:
     config.out.mkdir(parents=True, exist_ok=True)
     with alone(config.out):
         begin(config)
+        remember_programs(config.out / ".compiled")
         path = config.out / "results.json"
         if not path.exists():
             began = time.monotonic()
@@ -83,6 +84,12 @@ def alone(out: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             raise Refused(f"another run is at work in {out}; wait for it, or choose another --out.") from None
         yield
+
+
+def remember_programs(folder: pathlib.Path) -> None:
+    """Keeps what is compiled: the methods have pieces in common, and a run that goes on has all of them."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def begin(config: Config) -> None:

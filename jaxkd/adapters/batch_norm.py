@@ -42,7 +42,9 @@ def share_of(mask: Array | None) -> Share | None:
     return None if mask is None and axis_name is None else Share(mask, axis_name)
 
 
-def statistics(x: Array, axis: Any, share: Share, *, fast: bool) -> tuple[Array, Array, Array]:
+def statistics(
+    x: Array, axis: Any, share: Share, *, fast: bool, mask: Array | None = None
+) -> tuple[Array, Array, Array]:
     """Mean and variance over what counts, as Flax computes them, and how many values each was taken over.
 
     Args:
@@ -50,6 +52,7 @@ def statistics(x: Array, axis: Any, share: Share, *, fast: bool) -> tuple[Array,
       axis: its feature axis or axes.
       share: what counts.
       fast: ``E[x²] − E[x]²`` instead of ``E[(x − E[x])²]``.
+      mask: the layer's own, of a shape that broadcasts to ``x``; both have to count a value.
 
     Raises:
       ValueError: the batch was reshaped on the way, so that the mask no longer says which rows count.
@@ -58,15 +61,18 @@ def statistics(x: Array, axis: Any, share: Share, *, fast: bool) -> tuple[Array,
     axes = tuple(a for a in range(x.ndim) if a not in features)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     rows = x.shape[0]
-    mask = share.mask
-    if mask is not None and mask.shape[0] != rows:
+    keep = jnp.ones(rows, bool) if share.mask is None else share.mask
+    if keep.shape[0] != rows:
         raise ValueError(
-            f"BatchNorm: the batch has {mask.shape[0]} examples but its input is {list(x.shape)}, so the batch's mask "
+            f"BatchNorm: the batch has {keep.shape[0]} examples but its input is {list(x.shape)}, so the batch's mask "
             "cannot be applied. Use batches without padding, or keep the examples on the first axis."
         )
-    keep = jnp.ones(rows, bool) if mask is None else mask
     where = jnp.expand_dims(keep, tuple(range(1, x.ndim)))
-    count = jnp.sum(keep, dtype=x.dtype) * math.prod(n for a, n in enumerate(x.shape) if a and a not in features)
+    if mask is None:
+        count = jnp.sum(keep, dtype=x.dtype) * math.prod(n for a, n in enumerate(x.shape) if a and a not in features)
+    else:
+        where = where & jnp.broadcast_to(mask, x.shape).astype(bool)
+        count = jnp.sum(where, axis=axes, dtype=x.dtype)
 
     def total(value: Array) -> Array:
         value = jnp.sum(jnp.where(where, value, 0), axis=axes)

@@ -29,8 +29,9 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
         found = inputs(batch)
         return found if isinstance(found, tuple) else (found,)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    shapes = {name: checks.shape(value) for name, value in batch.items()}
     for name in names:
-        checks.known(name, batch, "model input, batch entry", hint="Name the model's inputs: adapters.…(inputs=...).")
+        checks.known(name, shapes, "model input, batch entry", hint="Name the model's inputs: adapters.…(inputs=...).")
     return tuple(batch[name] for name in names)
 
 

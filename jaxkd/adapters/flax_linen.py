@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,7 +60,11 @@ def linen(
         flags = mode_flags(module.__call__, train=False)
         params_key, dropout_key = jax.random.split(key)
         keys = {"params": params_key, "dropout": dropout_key}
-        return variables_of(module.init(keys, *arguments(inputs, batch), **flags))
+        variables = variables_of(module.init(keys, *arguments(inputs, batch), **flags))
+        # What a model sows grows with each pass; it is an output, not a state.
+        after = jax.eval_shape(lambda v, b: run(v, b, key, True, False)[1], variables, dict(batch))
+        same = {k: jax.tree.structure(after[k]) == jax.tree.structure(v) for k, v in variables.state.items()}
+        return variables._replace(state={k: v for k, v in variables.state.items() if same[k]})
 
     def run(variables: Variables, batch: Batch, key: Array | None, train: bool, record: Any) -> tuple[Any, Any]:
         collections = {"params": variables.params, **variables.state}
@@ -110,17 +115,22 @@ def _whole_batch(share: batch_norm.Share) -> Any:
         module = context.module
         if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
-        given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+        call = inspect.signature(nn.BatchNorm.__call__).bind(module, *args, **kwargs).arguments
+        given, x = call.get("use_running_average"), call["x"]
         if given if module.use_running_average is None else module.use_running_average:
             return next_fun(*args, **kwargs)
-        mean, var, count = batch_norm.statistics(args[0], module.axis, share, fast=module.use_fast_variance)
+        if module.axis_index_groups is not None:  # statistics of chosen groups of devices are the model's own affair
+            return next_fun(*args, **kwargs)
+        mean, var, count = batch_norm.statistics(
+            x, module.axis, share, fast=module.use_fast_variance, mask=call.get("mask")
+        )
         old: dict[str, Array] = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
         module.put_variable("batch_stats", "mean", mean)
         module.put_variable("batch_stats", "var", var)
         configured = module.use_running_average
         object.__setattr__(module, "use_running_average", True)  # bound modules are frozen, and this one is a copy
         try:
-            result = next_fun(args[0])
+            result = next_fun(x)
         finally:
             object.__setattr__(module, "use_running_average", configured)
         for name, new in (("mean", mean), ("var", var)):

@@ -131,9 +131,9 @@ def _take_over_batch_norm(module: nnx.Module, share: batch_norm.Share) -> None:
 
     def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
         use = self.use_running_average if use_running_average is None else use_running_average
-        if use:
-            return nnx.BatchNorm.__call__(self, x, use_running_average=True)
-        mean, var, count = batch_norm.statistics(x, self.axis, share, fast=self.use_fast_variance)
+        if use or self.axis_index_groups is not None:  # chosen groups of devices are the model's own affair
+            return nnx.BatchNorm.__call__(self, x, use_running_average=use, mask=mask)
+        mean, var, count = batch_norm.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
         old_mean, old_var = self.mean[...], self.var[...]
         self.mean[...], self.var[...] = mean, var
         result = nnx.BatchNorm.__call__(self, x, use_running_average=True)

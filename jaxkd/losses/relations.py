@@ -242,7 +242,9 @@ def _inputs(student: Array, teacher: Array, where: Array | None) -> tuple[Array,
     if where.dtype != jnp.bool_ or where.shape != (batch,):
         raise ValueError(f"where: expected bool[{batch}], True for what counts, got {where.dtype}{list(where.shape)}.")
     student, teacher = (
-        jnp.where(where[:, None], x.reshape(batch, math.prod(x.shape[1:])), 0).astype(jnp.promote_types(x.dtype, jnp.float32))
+        jnp.where(where[:, None], x.reshape(batch, math.prod(x.shape[1:])), 0).astype(
+            jnp.promote_types(x.dtype, jnp.float32)
+        )
         for x in (student, teacher)
     )
     return student, teacher, where

@@ -80,27 +80,17 @@ def term(
         options = {k: v(context.step) if callable(v) else v for k, v in hyperparameters.items()}
         if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
             options["axis_name"] = context.axis_name
-        mask = lookup(context, where) if where is not None else None
-        examples = checks.example_mask(context.batch)
-        if examples is not None:
-            # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
-            shape = jax.eval_shape(lambda *a: loss(*a, **options), *arguments).shape
-            rows = jnp.expand_dims(examples, tuple(range(1, len(shape))))
-            mask = jnp.broadcast_to(rows, shape or examples.shape) if mask is None else mask & rows
+        # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
+        result = jax.eval_shape(lambda *a: loss(*a, **options), *arguments)
+        if not getattr(result, "shape", ()):
+            raise ValueError(
+                f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
+                "mean: the term takes it, so that masks, devices and micro-batches are counted rightly."
+            )
+        mask = _mask(context, where, result.shape, _name(loss))
         if mask is not None and "where" in accepted:
             options["where"] = mask
-        result = loss(*arguments, **options)
-        if result.ndim == 0:
-            raise ValueError(
-                f"{_name(loss)}: expected one value per example [batch], got a scalar. Leave out the mean: the term "
-                "takes it, so that masks, devices and micro-batches are counted rightly."
-            )
-        if mask is not None and mask.shape != result.shape:
-            raise ValueError(
-                f"{_name(loss)}: the mask {where or 'batch/mask'!r} has shape {list(mask.shape)}, the loss "
-                f"{list(result.shape)}; expected the same."
-            )
-        return result, mask
+        return loss(*arguments, **options), mask
 
     def init(key: Array, context: Context) -> LossVars:
         del key
@@ -117,6 +107,27 @@ def term(
     return Objective(init, apply)
 
 
+def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str) -> Array | None:
+    """What counts of a result of this shape: by the mask at the path, and by the batch's own."""
+    mask = None
+    if where is not None:
+        mask = lookup(context, where)
+        if mask.dtype != bool or mask.shape != shape:
+            raise ValueError(
+                f"{loss}: expected bool{list(shape)} at where={where!r}, True for what counts, in the shape of the "
+                f"loss; got {checks.shape(mask)}."
+            )
+    examples = checks.example_mask(context.batch)
+    if examples is None:
+        return mask
+    if examples.shape != shape[:1]:
+        raise ValueError(
+            f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
+        )
+    rows = jnp.expand_dims(examples, tuple(range(1, len(shape))))
+    return jnp.broadcast_to(rows, shape) if mask is None else mask & rows
+
+
 def mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
     """The mean of what counts, and the same as a metric that is not divided yet.
 
@@ -126,6 +137,7 @@ def mean(values: Array, where: Array | None, axis_name: str | None = None) -> tu
     >>> mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
     Array(2., dtype=float32)
     """
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if where is not None:
         values = jnp.where(where, values, 0)
     total = jnp.sum(values)
@@ -197,10 +209,13 @@ def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names a function takes; one that takes any name forwards them, so it takes the contract's too."""
     try:
-        return frozenset(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # builtins and some C callables have none to read
         return frozenset()
+    forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return frozenset(parameters) | (frozenset({"where", "axis_name"}) if forwards else frozenset())
 
 
 def _name(function: Any) -> str:

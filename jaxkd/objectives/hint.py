@@ -24,7 +24,7 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
     ``[batch, ..., features]``                     a linear map of the features
     a map as large as the teacher's                a 1×1 convolution
     larger, r times                                a convolution of stride r and size 2r − 1
-    larger, not a multiple                         an unpadded convolution, as in the paper
+    larger, not a multiple, or to one position     an unpadded convolution, as in the paper
     smaller                                        the same, transposed
     the teacher's shape already                    none: the features are compared as they are
     =============================================  ==============================================================
@@ -67,7 +67,8 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
             "kernel": jax.nn.initializers.lecun_normal()(key, kernel, jnp.float32),
             "bias": jnp.zeros(kernel[-1], jnp.float32),
         }
-        jax.eval_shape(lambda p, c: loss.apply({}, {}, regressed(p, c), None).value, params, context)
+        alone = context._replace(axis_name=None)
+        jax.eval_shape(lambda p, c: loss.apply({}, {}, regressed(p, c), None).value, params, alone)
         return LossVars(params)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
@@ -103,8 +104,9 @@ def _plan(source: tuple[int, ...], target: tuple[int, ...]) -> _Plan:
     for s, t in sizes:
         large, small = max(s, t), min(s, t)
         ratio, rest = divmod(large, small)
-        # Size 2r − 1 with padding r − 1 keeps the output at large / r; without a ratio, only the paper's form fits.
-        axes.append((large - small + 1, 1, 0) if rest else (2 * ratio - 1, ratio, ratio - 1))
+        # Size 2r − 1 with padding r − 1 keeps the output at large / r; without a ratio, only the paper's form fits, and
+        # for a single position it is the one without weights on padding alone.
+        axes.append((large - small + 1, 1, 0) if rest or small == 1 else (2 * ratio - 1, ratio, ratio - 1))
     return _Plan(
         (axes[0][0], axes[1][0], *channels),
         (axes[0][1], axes[1][1]),

@@ -94,7 +94,7 @@ def shard(kd: Distiller, mesh: Mesh, *, axis: str | None = None) -> Placed:
     def place(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
         if isinstance(state.step, jax.core.Tracer):  # inside another program, which then decides
             return state, pad(batch, parts)
-        if state.step.sharding != whole:
+        if getattr(state.step, "sharding", None) != whole:
             state = jax.device_put(state, whole)
         return state, jax.device_put(pad(batch, parts), split)
 

@@ -20,8 +20,8 @@ def frozen(model: Model, variables: Any, *, train: bool = False) -> Teacher:
     Args:
       model: the teacher's model, from an adapter.
       variables: its weights: linen's dict, an nnx module or `Variables`.
-      train: runs it in training mode (batch statistics, dropout) instead of inference mode; what that would change
-        in its state is dropped.
+      train: runs it in training mode (batch statistics, dropout) in each step; what that would change in its state
+        is dropped. Evaluations are in inference mode all the same.
 
     Returns:
       A `Teacher` whose state is its `Variables`.
@@ -42,7 +42,8 @@ def frozen(model: Model, variables: Any, *, train: bool = False) -> Teacher:
         return jax.tree.map(lambda x: jnp.array(x, copy=True), variables)
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
-        return model.apply(state, batch, key=key if train else None, train=train)[0]
+        training = train and key is not None  # an evaluation has no key, and wants none
+        return model.apply(state, batch, key=key if training else None, train=training)[0]
 
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         del student, step

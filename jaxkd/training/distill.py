@@ -78,27 +78,27 @@ def distill(
     True
     """
     optimizers = {STUDENT: optimizer, OBJECTIVE: loss_optimizer or optimizer}
+    # Compiled once here, so that another seed's init is not another compilation.
+    init_student = jax.jit(lambda key, batch: _strong(student.init(key, batch)))
+    init_optimizers = jax.jit(
+        lambda params: _strong({label: optimizers[label].init(params[label]) for label in params})
+    )
 
     def init(key: Array, batch: Batch) -> TrainState:
         shapes = jax.tree.map(_shape_of, dict(batch))
         run_key, student_key, teacher_key, loss_key = jax.random.split(key, 4)
 
-        def init_student(key: Array) -> Variables:
-            # Only shapes matter to init; zeros stand in where a library insists on values.
-            return student.init(key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             return student.apply(variables, batch, key=key, train=True)[0], teacher.apply(teacher_state, batch, key=key)
 
-        variables = jax.jit(init_student)(student_key)
+        # Only shapes matter to init; zeros stand in where a library insists on values.
+        variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
-        step = jnp.zeros((), jnp.int32)
         context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
-        loss = jax.jit(lambda key: objective.init(key, context))(loss_key)
-        params = {STUDENT: variables.params, OBJECTIVE: loss.params}
-        opt_state = jax.jit(lambda params: {k: optimizers[k].init(params[k]) for k in optimizers})(params)
-        return TrainState(variables, teacher_state, loss, opt_state, step, run_key)
+        loss = LossVars(*_strong(tuple(objective.init(loss_key, context))))
+        opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: loss.params})
+        return TrainState(variables, teacher_state, loss, opt_state, jnp.zeros((), jnp.int32), run_key)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = adapters.mapped_axis()
@@ -112,7 +112,7 @@ def distill(
             context = Context(outputs, taught, batch, state.step, axis_name)
             out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
             extra = train_metrics(context) if train_metrics else {}
-            reported = {"loss": _total(out.value, context), **_named(out.metrics), **extra}
+            reported = _report({"loss": _total(out.value, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -140,7 +140,7 @@ def distill(
         outputs, _ = student.apply(state.student, batch, key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.loss.params, state.loss.state, context, None)
-        reported = {"loss": _total(out.value, context), **_named(out.metrics), **metrics(context)}
+        reported = _report({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -161,6 +161,7 @@ def _total(value: Array, context: Context) -> Mean:
     is therefore the mean count, which differs from this device's own where the devices hold different numbers.
     """
     mask, axis_name = checks.example_mask(context.batch), context.axis_name
+    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
     if mask is None:
         count = jnp.asarray(next(iter(context.student.values())).shape[0], value.dtype)
     else:
@@ -173,11 +174,32 @@ def _named(metrics: Metrics) -> Metrics:
     return {name or OBJECTIVE: mean for name, mean in metrics.items()}
 
 
+def _report(*groups: Metrics) -> Metrics:
+    """All metrics, each name once.
+
+    Raises:
+      ValueError: two have the same name, and one would be lost.
+    """
+    reported: dict[str, Mean] = {}
+    for group in groups:
+        if twice := sorted(reported.keys() & group.keys()):
+            raise ValueError(
+                f"metrics: {', '.join(map(repr, twice))} would be reported twice. 'loss' is the weighted total, and "
+                "metrics= (by default accuracy, nll, agreement, teacher_accuracy) has its own names: rename the term."
+            )
+        reported.update(group)
+    return reported
+
+
 def _average(tree: PyTree, axis_name: str) -> PyTree:
-    """The mean over the devices; counters, which are the same everywhere, stay whole numbers."""
-    return jax.tree.map(
-        lambda x: (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name), tree
-    )
+    """The mean over the devices; counters, which are the same everywhere, stay whole numbers, and keys themselves."""
+
+    def average(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
+
+    return jax.tree.map(average, tree)
 
 
 def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -190,5 +212,18 @@ def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
         return tree
 
 
+def _strong(tree: PyTree) -> PyTree:
+    """Gives every array its dtype for good: a weak one (from a bare ``1.0``) would turn strong, and trace twice."""
+
+    def strong(x: Any) -> Array:
+        x = jnp.asarray(x)
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)
+
+    return jax.tree.map(strong, tree)
+
+
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype)
+    """Shape and dtype, the dtype as JAX would have it: NumPy's int64 labels are int32 unless 64 bits are enabled."""
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype
+    extended = jnp.issubdtype(dtype, jax.dtypes.extended)
+    return jax.ShapeDtypeStruct(jnp.shape(x), dtype if extended else jax.dtypes.canonicalize_dtype(dtype))

@@ -61,7 +61,7 @@ def test_a_missing_input_lists_the_batch(adapt):
         adapters.plain: (lambda key, x: {}, lambda params, x: x),
     }[adapt]
     model = adapt(*arguments, inputs="imag")
-    with pytest.raises(ValueError, match=r"'imag'.*did you mean 'image'.*'image', 'other'.*inputs="):
+    with pytest.raises(ValueError, match=r"'imag'.*'image' float32\[4, 8\], 'other' float32\[4, 8\].*inputs="):
         model.apply(model.init(KEY, BATCH) if adapt is adapters.nnx else Variables({}), BATCH, key=None, train=False)
 
 

@@ -68,7 +68,8 @@ def test_an_error_names_every_level():
     ):
         with pytest.raises(ValueError, match="expected") as error:
             fails()
-        assert error.value.__notes__ == ["in the objective 'inner'", "in the objective 'outer'"]
+        notes = [note for note in error.value.__notes__ if "objective" in note]  # JAX adds one of its own
+        assert notes == ["in the objective 'inner'", "in the objective 'outer'"]
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def test_an_error_names_every_level():
 def test_a_scalar_is_refused_with_advice():
     objective = term(lambda s, t: jnp.mean((s - t) ** 2), *KD)
     for fails in (lambda: run(objective), lambda: run(objective, mask=KEEP)):
-        with pytest.raises(ValueError, match=r"one value per example \[batch\], got a scalar. Leave out the mean"):
+        with pytest.raises(ValueError, match=r"one value per example \[batch\], got float32\[\]. Leave out the mean"):
             fails()
 
 
@@ -161,7 +162,7 @@ def test_losses_over_tokens_with_the_batchs_mask_alone():
 
 def test_a_mask_of_another_shape_is_refused():
     loss = lambda s, t: losses.logit_mse(s, t)  # noqa: E731
-    with pytest.raises(ValueError, match=r"mask 'batch/valid' has shape \[2\], the loss \[2, 5\]; expected the same"):
+    with pytest.raises(ValueError, match=r"expected bool\[2, 5\] at where='batch/valid'.*got bool\[2\]"):
         run(term(loss, *KD, where="batch/valid"), tokens(valid=np.array([True, False])))
 
 

@@ -32,8 +32,8 @@ PLANS = {
     "each_axis_its_own": ((2, 8, 5, 3), (2, 4, 3, 3), (3, 3, 3, 3)),
     "half_as_large": ((2, 4, 4, 3), (2, 8, 8, 5), (3, 3, 3, 5)),
     "smaller_not_a_multiple": ((2, 4, 3, 3), (2, 7, 5, 5), (4, 3, 3, 5)),
-    "to_one_pixel": ((2, 4, 4, 3), (2, 1, 1, 5), (7, 7, 3, 5)),
-    "from_one_pixel": ((2, 1, 1, 3), (2, 4, 4, 5), (7, 7, 3, 5)),
+    "to_one_pixel": ((2, 4, 4, 3), (2, 1, 1, 5), (4, 4, 3, 5)),
+    "from_one_pixel": ((2, 1, 1, 3), (2, 4, 4, 5), (4, 4, 3, 5)),
 }
 
 
@@ -45,8 +45,8 @@ def test_the_regressor_that_the_shapes_ask_for(student, teacher, kernel):
     value, gradients = jax.value_and_grad(lambda p: HINT.apply(p, {}, given, None).value)(made.params)
     assert value > 0
     assert (gradients["bias"] != 0).all()
-    # Every tap of the kernel is of use.
-    assert (jnp.abs(gradients["kernel"]).max(axis=-1) > 0).all()
+    # Every tap of the kernel is of use, except beside a map of one pixel, which padding surrounds.
+    assert 1 in (*student[1:-1], *teacher[1:-1]) or (jnp.abs(gradients["kernel"]).max(axis=-1) > 0).all()
 
 
 def test_the_linear_map_and_the_convolution_of_one_pixel():
@@ -65,28 +65,18 @@ def test_the_linear_map_and_the_convolution_of_one_pixel():
 def test_the_transposed_form_is_the_transpose():
     small, large = (1, 2, 3, 1), (1, 4, 6, 1)
     kernel = jax.random.normal(jax.random.key(3), (3, 3, 1, 1))
-    params = {"kernel": kernel, "bias": jnp.zeros(1)}
 
-    def regressed(feature, target):  # with a teacher of zeros, the gradient of the loss is that of the square
-        return lambda f: HINT.apply(params, {}, Context({"f": f}, {"f": jnp.zeros(target)}, {}, 0), None).value / 2
+    def matrix(source, target, kernel):
+        """The regressor as a matrix, read out by ∂/∂t mean (r − t)² = −2 r / size at t = 0."""
+        params = {"kernel": kernel, "bias": jnp.zeros(1)}
 
-    x, y = jax.random.normal(jax.random.key(4), small), jax.random.normal(jax.random.key(5), large)
+        def row(feature):
+            value = lambda t: HINT.apply(params, {}, Context({"f": feature}, {"f": t}, {}, 0), None).value / 2  # noqa: E731
+            return -jax.grad(value)(jnp.zeros(target)).ravel() * np.prod(target) / 2
 
-    def matrix(source, target):
-        basis = jnp.eye(int(np.prod(source))).reshape(-1, *source)
-        columns = [regression(b, params, target) for b in basis]
-        return np.stack([np.asarray(c).ravel() for c in columns], axis=1)
+        return jax.jit(jax.vmap(row))(jnp.eye(int(np.prod(source))).reshape(-1, *source))
 
-    def regression(feature, params, target):
-        # ∂/∂t mean (r − t)² at t = 0 is −2 r / size, which reads the regressor out through the public function.
-        value = lambda t: HINT.apply(params, {}, Context({"f": feature}, {"f": t}, {}, 0), None).value / 2  # noqa: E731
-        return -jax.grad(value)(jnp.zeros(target)) * np.prod(target) / 2
-
-    flipped = {**params, "kernel": kernel[::-1, ::-1]}
-    up = matrix(small, large)
-    params = flipped
-    down = matrix(large, small)
-    del regressed, x, y
+    up, down = matrix(small, large, kernel), matrix(large, small, kernel[::-1, ::-1])
     np.testing.assert_allclose(up, down.T, atol=1e-6)
 
 
@@ -113,7 +103,7 @@ def test_equal_shapes_need_none():
 
 
 def test_an_unknown_feature_is_named_when_it_is_initialised():
-    with pytest.raises(ValueError, match="path 'student/g', student entry 'g'.*'f' float32"):
+    with pytest.raises(ValueError, match=r"path 'student/g', student entry 'g'.*'f' float32"):
         objectives.hint("student/g", "teacher/f").init(jax.random.key(0), context((2, 4), (2, 3)))
 
 
@@ -143,16 +133,17 @@ def test_the_regressor_learns_under_an_optimizer_of_its_own():
         ce=term(losses.cross_entropy, "student/logits", "batch/label"),
         hint=objectives.hint("student/map", "teacher/map"),
     )
-    states = {}
+    states, before = {}, None
     for rate in (0.0, 0.05, 0.1):
         kd = jaxkd.distill(
             tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1), loss_optimizer=optax.sgd(rate)
         )
-        before = kd.init(jax.random.key(0), tiny.batch(8))
+        before = before or kd.init(jax.random.key(0), tiny.batch(8))
         states[rate], _ = jax.jit(kd.step)(before, tiny.batch(8))
         tiny.assert_equal(states[rate].teacher, tiny.teacher_variables())
         tiny.assert_close(states[rate].student, states[0.0].student)
-    moved = {rate: state.loss.params["hint"]["kernel"] - before.loss.params["hint"]["kernel"] for rate, state in states.items()}
+    kernels = {rate: state.loss.params["hint"]["kernel"] for rate, state in states.items()}
+    moved = {rate: kernel - before.loss.params["hint"]["kernel"] for rate, kernel in kernels.items()}
     assert (moved[0.0] == 0).all()
     assert (moved[0.05] != 0).any()
     np.testing.assert_allclose(moved[0.1], 2 * moved[0.05], rtol=1e-4, atol=1e-6)

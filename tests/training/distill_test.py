@@ -1,0 +1,104 @@
+"""`distill` is the step one would write by hand, and says at once what an objective lacks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import combine, losses, objectives, term
+from jaxkd.training.metrics import from_values
+from tests import tiny
+from tests.tiny import compile_quickly  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+KD = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
+OBJECTIVE = combine(
+    ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1),
+    kd=KD,
+    hint=objectives.hint("student/vector", "teacher/vector", weight=2.0),
+)
+
+
+def test_it_is_the_step_written_by_hand():
+    optimizer, loss_optimizer = optax.adam(1e-2), optax.sgd(0.1, momentum=0.9)
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optimizer, loss_optimizer=loss_optimizer)
+    state = kd.init(jax.random.key(0), tiny.batch(8))
+    taught = tiny.teacher_variables()
+
+    @jax.jit
+    def by_hand(params, regressor, slots, batch):
+        target, _ = tiny.teacher_model.apply(taught, batch, key=None, train=False)
+
+        def loss(params, regressor):
+            out, _ = tiny.student.apply(jaxkd.Variables(params), batch, key=None, train=True)
+            ce = optax.softmax_cross_entropy_with_integer_labels(out["logits"], batch["label"]).mean()
+            teacher, student = (jax.nn.log_softmax(x["logits"] / 4.0) for x in (target, out))
+            kl = 16.0 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1).mean()
+            mapped = out["vector"] @ regressor["kernel"] + regressor["bias"].reshape(1, -1)
+            return 0.1 * ce + 0.9 * kl + 2.0 * jnp.mean((mapped - target["vector"]) ** 2)
+
+        value, grads = jax.value_and_grad(loss, (0, 1))(params, regressor)
+        first, one = optimizer.update(grads[0], slots[0], params)
+        second, two = loss_optimizer.update(grads[1], slots[1], regressor)
+        return optax.apply_updates(params, first), optax.apply_updates(regressor, second), (one, two), value
+
+    params, regressor = state.student.params, state.loss.params["hint"]
+    slots = optimizer.init(params), loss_optimizer.init(regressor)
+    step = jax.jit(kd.step)
+    for seed in range(5):
+        state, metrics = step(state, tiny.batch(8, seed))
+        params, regressor, slots, value = by_hand(params, regressor, slots, tiny.batch(8, seed))
+        assert tiny.numbers(metrics)["loss"] == pytest.approx(float(value), rel=1e-5)
+    tiny.assert_close(state.student.params, params)
+    tiny.assert_close(state.loss.params["hint"], regressor)
+
+
+def test_an_unknown_path_is_an_error_of_init():
+    objective = combine(kd=term(losses.logit_mse, "student/logits", "teacher/logit"))
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"'teacher/logit'.*did you mean 'logits'.*'map' float32\[8, 2, 2, 5\]"):
+        kd.init(jax.random.key(0), tiny.batch(8))
+
+
+def test_metrics_of_ones_own():
+    def train_metrics(context):
+        return {"largest": from_values(jnp.max(context.student["logits"], axis=-1), context.batch.get("mask"))}
+
+    kd = jaxkd.distill(
+        tiny.student, tiny.teacher(), combine(kd=KD), optimizer=optax.sgd(0.1), train_metrics=train_metrics
+    )
+    state = kd.init(jax.random.key(0), tiny.batch(8))
+    _, reported = jax.jit(kd.step)(state, tiny.batch(8))
+    out, _ = tiny.student.apply(state.student, tiny.batch(8), key=None, train=True)
+    assert tiny.numbers(reported)["largest"] == pytest.approx(float(out["logits"].max(axis=-1).mean()), rel=1e-5)
+    assert "largest" not in jax.eval_shape(kd.evaluate, state, tiny.batch(8))
+
+
+@pytest.mark.parametrize("name", ["loss", "accuracy"])
+def test_a_term_cannot_hide_or_be_hidden_by_another_metric(name):
+    """Its name is refused, rather than one of the two left out."""
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), combine(**{name: KD}), optimizer=optax.sgd(0.1))
+    with pytest.raises(ValueError, match=name):
+        state = jax.eval_shape(lambda: kd.init(jax.random.key(0), tiny.batch(8)))
+        jax.eval_shape(kd.evaluate, state, tiny.batch(8))
+
+
+def test_numpys_own_dtypes_are_no_error():
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optax.sgd(0.1))
+    batch = {"image": tiny.batch(8)["image"].astype(np.float64), "label": tiny.batch(8)["label"].astype(np.int64)}
+    expected = kd.init(jax.random.key(0), tiny.batch(8))
+    tiny.assert_equal(kd.init(jax.random.key(0), batch), expected)
+
+
+def test_a_teacher_in_training_mode_is_evaluated_too():
+    noisy = jaxkd.adapters.plain(
+        lambda key, x: jnp.eye(2),
+        lambda w, x, train, key: x[:, 0, 0] @ w * (jax.random.bernoulli(key, 0.5, (2,)).reshape(1, 2) if train else 1),
+    )
+    teacher = jaxkd.teachers.frozen(noisy, jaxkd.Variables(jnp.eye(2)), train=True)
+    kd = jaxkd.distill(noisy, teacher, combine(kd=KD), optimizer=optax.sgd(0.1))
+    state = kd.init(jax.random.key(0), tiny.batch(8))
+    assert np.isfinite(float(kd.evaluate(state, tiny.batch(8))["loss"].sum))
