@@ -24,13 +24,13 @@ TITLES = {
 class Weights:
     """What each method's terms weigh; the cross-entropy of the labelled examples always weighs 1."""
 
-    kd: float = 1.0
+    kd: float = 4.0
     """of the soft targets"""
-    hint: float = 1.0
+    hint: float = 100.0
     """of the hint regression"""
-    attention: float = 1000.0
+    attention: float = 10000.0
     """of the attention transfer of each of the two layers"""
-    relations: float = 1.0
+    relations: float = 3.0
     """times 25 for distances and 50 for angles, the paper's weights"""
 
 

@@ -13,7 +13,7 @@ from experiments.digits.report import gain
 from experiments.digits.statistics import interval
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 # Okabe and Ito's colours, told apart with any form of colour vision.
 COLORS = {
@@ -68,9 +68,7 @@ def _gains(axes: Any, results: dict[str, Any]) -> None:
     names = [name for name in results["methods"] if name != "student"]
     for i, name in enumerate(names):
         mean, half = gain(results, name)
-        axes.errorbar(
-            mean, i, xerr=half, fmt=MARKERS[name], color=COLORS[name], capsize=5, markersize=8, linewidth=2
-        )
+        axes.errorbar(mean, i, xerr=half, fmt=MARKERS[name], color=COLORS[name], capsize=5, markersize=8, linewidth=2)
         axes.annotate(
             f"{mean:+.1f} ± {half:.1f}", (mean, i), xytext=(0, 11), textcoords="offset points", ha="center", fontsize=10
         )

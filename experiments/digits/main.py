@@ -102,7 +102,7 @@ def begin(config: Config) -> None:
     if config.restart:
         for name in ("results.json", "report.md", "curves.png", "config.json"):
             (config.out / name).unlink(missing_ok=True)
-        for name in TITLES:
+        for name in (*TITLES, ".compiled"):
             shutil.rmtree(config.out / name, ignore_errors=True)
     if path.exists() and (different := identity.differences(json.loads(path.read_text()), config.identity())):
         raise Refused(
@@ -134,7 +134,7 @@ def train(config: Config, console: Console) -> tuple[FitResult, dict[str, FitRes
 
         teacher = finished("teacher", training.train_teachers(config, config.out / "teacher", on_eval))
         before += lengths["teacher"]
-        students = {}
+        students: dict[str, FitResult] = {}
         for name in config.methods:
             result = training.train_students(name, teacher.state.student, config, config.out / name, on_eval)
             students[name] = finished(name, result)

@@ -25,7 +25,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     def percent(found: dict[str, Any], name: str) -> str:
         return f"{interval(100 * np.array(found[name]))}" if name in found else ""
 
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for name, found in {"teacher": results["teacher"], **results["methods"]}.items():
         gained = "" if name in ("teacher", "student") else f"{gain(results, name):+.2f}"
         accuracy, agreement, error = (percent(found, key) for key in ("accuracy", "agreement", "calibration_error"))
@@ -54,8 +54,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 A student of two small layers learns scikit-learn's handwritten digits from {config["labels"]} labelled examples. Its
 teacher, wider, has learned from the labels of all 1097 training examples. The other training images reach the student
-without their labels: there the teacher's outputs are all there is to learn from. The student alone sees the same batches
-in the same order, and learns from the labelled half of each.
+without their labels: there the teacher's outputs are all there is to learn from. The student alone sees the same
+batches in the same order, and learns from the labelled half of each.
 
 Command: `python -m experiments.digits` with the settings below. Seeds {first} to {last}; a seed has labelled examples,
 a teacher, initial weights and an order of batches of its own, and the same ones for every method.

@@ -52,9 +52,7 @@ class PerSeed:
         """The batches of all seeds at a step."""
 
         def one_seed(parts: list[dict[str, Any]], seed: Any) -> Batch:
-            batches = [
-                loader.gather(part, step, seed=seed) for loader, part in zip(self._loaders, parts, strict=True)
-            ]
+            batches = [loader.gather(part, step, seed=seed) for loader, part in zip(self._loaders, parts, strict=True)]
             return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
 
         batch: Batch = jax.vmap(one_seed)(arrays["parts"], arrays["seed"])

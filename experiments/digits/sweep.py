@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -82,4 +81,4 @@ def main(sweep: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Sweep)))
+    main(tyro.cli(Sweep))

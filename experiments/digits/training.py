@@ -132,9 +132,7 @@ def train_students(
 
     def build(weights: jaxkd.Variables) -> jaxkd.Distiller:
         teacher = teachers.frozen(teacher_model(config), weights)
-        return normalized(
-            jaxkd.distill(student_model(config), teacher, objective(method, config), optimizer=optimizer)
-        )
+        return normalized(jaxkd.distill(student_model(config), teacher, objective(method, config), optimizer=optimizer))
 
     kd = over_seeds(build, weights, setting.seeds(config))
     return run(kd, train, method, config, steps, directory, on_eval)

@@ -55,14 +55,17 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None) -> Placed:
     )  # fmt: skip
     evaluate = jax.pmap(kd.evaluate, axis_name=DATA_AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
 
+    # What pmap returns is placed so; a state that comes otherwise would be a program of its own.
+    everywhere = NamedSharding(Mesh(np.array(devices), (DATA_AXIS,)), PartitionSpec())
+
     def split(batch: Batch) -> Batch:
         batch = pad(batch, len(devices))
         return {name: x.reshape(len(devices), -1, *x.shape[1:]) for name, x in batch.items()}
 
     return Placed(
-        kd.init,
-        lambda state, batch: step(state, split(batch)),
-        lambda state, batch: evaluate(state, split(batch)),
+        lambda key, batch: jax.device_put(kd.init(key, batch), everywhere),
+        lambda state, batch: step(_put(state, everywhere), split(batch)),
+        lambda state, batch: evaluate(_put(state, everywhere), split(batch)),
     )
 
 
@@ -92,17 +95,24 @@ def shard(kd: Distiller, mesh: Mesh, *, axis: str | None = None) -> Placed:
     parts = mesh.shape[axis]
 
     def place(state: TrainState, batch: Batch) -> tuple[TrainState, Batch]:
-        if isinstance(state.step, jax.core.Tracer):  # inside another program, which then decides
-            return state, pad(batch, parts)
-        if getattr(state.step, "sharding", None) != whole:
-            state = jax.device_put(state, whole)
-        return state, jax.device_put(pad(batch, parts), split)
+        batch = pad(batch, parts)
+        return _put(state, whole), batch if _traced(state) else jax.device_put(batch, split)
 
     return Placed(
         lambda key, batch: jax.device_put(kd.init(key, batch), whole),
         lambda state, batch: step(*place(state, batch)),
         lambda state, batch: evaluate(*place(state, batch)),
     )
+
+
+def _put(state: TrainState, sharding: NamedSharding) -> TrainState:
+    """The state on its devices; it is there already but for the first time. In another program, that one decides."""
+    there = _traced(state) or getattr(state.step, "sharding", None) == sharding
+    return state if there else jax.device_put(state, sharding)
+
+
+def _traced(state: TrainState) -> bool:
+    return isinstance(state.step, jax.core.Tracer)
 
 
 def pad(batch: Batch, multiple: int) -> Batch:
