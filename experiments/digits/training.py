@@ -20,13 +20,6 @@ from jaxkd.types import PyTree
 TAPS = dict(zip(("first", "second"), LAYERS, strict=True))
 OnEval = Callable[[int, Any, Any], None]
 
-nobody = jaxkd.Teacher(
-    init=lambda key, batch, student: (),
-    apply=lambda state, batch, *, key: {},
-    update=lambda state, student, step: state,
-)
-"""The teacher's own teacher."""
-
 
 def teacher_model(config: Config) -> jaxkd.Model:
     """The teacher's network and its taps."""
@@ -105,7 +98,7 @@ def train_teachers(config: Config, directory: pathlib.Path | None, on_eval: OnEv
     optimizer = adam(config.teacher_learning_rate, steps)
 
     def build(_: Any) -> jaxkd.Distiller:
-        return normalized(jaxkd.distill(teacher_model(config), nobody, supervised(), optimizer=optimizer))
+        return normalized(jaxkd.distill(teacher_model(config), teachers.none(), supervised(), optimizer=optimizer))
 
     kd = over_seeds(build, (), setting.seeds(config))
     return run(kd, train, "teacher", config, steps, directory, on_eval)

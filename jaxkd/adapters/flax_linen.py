@@ -63,8 +63,9 @@ def linen(
         variables = variables_of(module.init(keys, *arguments(inputs, batch), **flags))
         # What a model sows grows with each pass; it is an output, not a state.
         after = jax.eval_shape(lambda v, b: run(v, b, key, True, False)[1], variables, dict(batch))
-        same = {k: jax.tree.structure(after[k]) == jax.tree.structure(v) for k, v in variables.state.items()}
-        return variables._replace(state={k: v for k, v in variables.state.items() if same[k]})
+        structure: Any = jax.tree.structure
+        state = {k: v for k, v in variables.state.items() if structure(v) == structure(after[k])}
+        return variables._replace(state=state)
 
     def run(variables: Variables, batch: Batch, key: Array | None, train: bool, record: Any) -> tuple[Any, Any]:
         collections = {"params": variables.params, **variables.state}
