@@ -11,7 +11,9 @@ SHELL := /bin/sh
 # It prints its version and leaves with 3 when it is too old, with 1 when it cannot make an environment.
 probe := import sys; sys.stdout.write("%d.%d" % sys.version_info[:2]); \
 	sys.version_info >= (3, 11) or sys.exit(3); import venv, ensurepip
-candidates := $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14 python)
+# pyenv's shim of a version that is switched off does not run, but the version itself does.
+pyenv_versions = $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(PYTHON:python%=%)*/bin/$(PYTHON))
+candidates := $(if $(PYTHON),"$(PYTHON)" $(if $(filter python3.%,$(PYTHON)),$(pyenv_versions)),python3 python3.13 python3.12 python3.11 python3.14 python)
 
 define find_python
 old=; bare=; \
@@ -30,7 +32,7 @@ ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),help)),)
 found := $(shell $(find_python))
 status := $(word 1,$(found))
 version := $(filter-out -,$(word 2,$(found)))
-python := $(or $(PYTHON),$(word 3,$(found)))
+python := $(if $(filter found bare,$(status)),$(wordlist 3,99,$(found)),$(PYTHON))
 
 # .venv belongs to the default Python. Any other version has its own beside it: .venv-3.12.
 venv_version = $(shell .venv/bin/python -S -E -c '$(probe)' 2>/dev/null)
