@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 
 from jaxkd.training.checkpoint import Checkpoints
@@ -14,3 +16,11 @@ def straight(tmp_path_factory):
         with Checkpoints(directory / "checkpoints") as checkpoints:
             found[mode] = result, files(directory), checkpoints.steps()
     return found
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts():
+    """A shell that starts the tests in the background has them ignore Ctrl-C; what is tested is what a user sees."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
