@@ -59,15 +59,12 @@ class ResNet(nn.Module):
       num_filters: channels of the stem and of each stage.
       num_classes: logits.
       dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
-      axis_name: a mapped axis over which BatchNorm averages its statistics, so that devices normalise by those of
-        the global batch (training under `jax.pmap`); None uses the batch at hand.
     """
 
     depth: int
     num_filters: Sequence[int] = (16, 16, 32, 64)
     num_classes: int = 100
     dtype: Any = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -91,7 +88,7 @@ class ResNet(nn.Module):
             raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
-        options = {"train": train, "dtype": self.dtype, "axis_name": self.axis_name}
+        options = {"train": train, "dtype": self.dtype}
         stem, *stages = self.num_filters
         x = ResNetStem(stem, **options)(x)
         for number, features in enumerate(stages):
@@ -108,7 +105,6 @@ class ResNetStem(nn.Module):
     features: int
     train: bool
     dtype: Any = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
@@ -125,14 +121,13 @@ class ResNetStage(nn.Module):
     stride: int
     train: bool
     dtype: Any = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The last block's output, after its ReLU."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
-            x = BasicBlock(self.features, stride, train=self.train, dtype=self.dtype, axis_name=self.axis_name)(x)
+            x = BasicBlock(self.features, stride, train=self.train, dtype=self.dtype)(x)
         return x
 
 
@@ -143,7 +138,6 @@ class BasicBlock(nn.Module):
     stride: int
     train: bool
     dtype: Any = None
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
@@ -213,7 +207,6 @@ def _batch_norm(module: Any) -> nn.BatchNorm:
         momentum=0.9,
         epsilon=1e-5,
         dtype=module.dtype,
-        axis_name=module.axis_name,
     )
 
 

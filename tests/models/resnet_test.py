@@ -1,11 +1,11 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import models
+from jaxkd import adapters, models
 from jaxkd.models.resnet import BasicBlock
+from jaxkd.types import DATA_AXIS
 
 PARAMETERS = {
     "resnet8": 83_892,
@@ -118,16 +118,16 @@ def test_running_statistics_move_only_in_training(small):
     np.testing.assert_allclose(first["var"], 0.9 + 0.1 * raw.var(axis=(0, 1, 2)), rtol=1e-3)
 
 
-def test_axis_name_normalises_by_the_global_batch():
-    block = nn.vmap(BasicBlock, variable_axes={"params": None, "batch_stats": None}, split_rngs={}, axis_name="parts")
+def test_a_split_batch_is_normalised_as_the_whole():
+    block = adapters.linen(BasicBlock(3, 1, train=True), outputs=lambda x: {"map": x})
     image = jax.random.normal(jax.random.key(0), (8, 4, 4, 3)) * jnp.arange(1.0, 9.0)[:, None, None, None]
-    whole = BasicBlock(3, 1, train=True)
-    variables = whole.init(jax.random.key(1), image)
-    expected, _ = whole.apply(variables, image, mutable=["batch_stats"])
-    found, _ = block(3, 1, train=True, axis_name="parts").apply(
-        variables, image.reshape(4, 2, 4, 4, 3), mutable=["batch_stats"]
-    )
-    np.testing.assert_allclose(found.reshape(8, 4, 4, 3), expected, rtol=1e-4, atol=1e-5)
+    variables = block.init(jax.random.key(1), {"image": image})
+
+    def forward(image):
+        return block.apply(variables, {"image": image}, key=None, train=True)[0]["map"]
+
+    found = jax.vmap(forward, axis_name=DATA_AXIS)(image.reshape(4, 2, 4, 4, 3))
+    np.testing.assert_allclose(found.reshape(8, 4, 4, 3), forward(image), rtol=1e-4, atol=1e-5)
 
 
 def numpy_conv(x, kernel, stride):
