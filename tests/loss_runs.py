@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests import references
-from tests.loss_table import BY_NAME, Arrays, Row, floating, is_integer
+from tests.loss_changes import Arrays
+from tests.loss_row import Row, discrete
+from tests.loss_table import BY_NAME
 
 # Compiling is most of what these tests do, and takes a third of the time without XLA's optimisations. Where rounding is
 # what a test is about, it asks for them: a fused Gram matrix rounds as it does for a user.
@@ -50,7 +52,7 @@ def _compiled(name: str, hyper: tuple[tuple[str, Any], ...], differentiable: tup
 
 def cast(arrays: Arrays, dtype: Any) -> list[jax.Array]:
     """To jax, the floating ones in `dtype`; for float64 within ``jax.enable_x64(True)``."""
-    return [jnp.asarray(a, jnp.int32 if is_integer(a) else dtype) for a in arrays]
+    return [jnp.asarray(a, (bool if a.dtype == bool else jnp.int32) if discrete(a) else dtype) for a in arrays]
 
 
 def run(
@@ -68,7 +70,7 @@ def run(
     if cotangent is None:
         cotangent = np.ones(row.result_shape(arrays))
     with jax.enable_x64(dtype == np.float64):
-        compiled = _compiled(row.name, tuple(sorted(hyper.items())), floating(arrays), optimized)
+        compiled = _compiled(row.name, tuple(sorted(hyper.items())), row.floating(arrays), optimized)
         value, gradients = compiled(cast(arrays, dtype), cotangent, {} if where is None else {"where": where})
         return np.asarray(value), tuple(np.asarray(gradient) for gradient in gradients)
 
@@ -81,7 +83,7 @@ def reference_gradients(
 ) -> list[np.ndarray]:
     """What `run` should return for gradients: difference quotients of the reference."""
     gradients = []
-    for position in floating(arrays):
+    for position in row.floating(arrays):
 
         def weighted(array, position=position):
             result = row.reference(*arrays[:position], array, *arrays[position + 1 :], **hyper)
@@ -99,7 +101,8 @@ def reference_slope(
 
     def moved(step):
         at = (a if d is None else a + step * d for a, d in zip(arrays, directions, strict=True))
-        result = row.reference(*at) if where is None else references.keep(where, row.reference, *at)
+        at = tuple(at)
+        result = row.reference(*at) if where is None else row.keep(where, at)
         return (cotangent * result).sum()
 
     return float(references.finite_difference(moved, np.zeros(())))

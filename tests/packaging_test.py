@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "__init__": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel", "schemes"},
 }
 MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
-LOSSES = [path for path in MODULES if path.parent.name == "losses" and path.name != "__init__.py"]
+LOSSES = [path for path in MODULES if "losses" in path.parts and path.name != "__init__.py"]
 
 
 def _name(path):

@@ -36,8 +36,9 @@ inputs = np.load("inputs.npz")
 results = {}
 for name in lifted.__all__:
     function = getattr(lifted, name)
-    arrays = [inputs[f"{name}/{index}"] for index in range(2) if f"{name}/{index}" in inputs]
-    results[name] = jax.jit(function)(*arrays)
+    arrays = [inputs[f"{name}/{index}"] for index in range(9) if f"{name}/{index}" in inputs]
+    if arrays:
+        results[name] = jax.jit(function)(*arrays)
 np.savez("results.npz", **results)
 assert not {"jaxkd", "jaxtyping"} & {name.split(".")[0] for name in sys.modules}
 """
@@ -46,7 +47,7 @@ assert not {"jaxkd", "jaxtyping"} & {name.split(".")[0] for name in sys.modules}
 @pytest.mark.parametrize("name", MODULES)
 def test_a_lifted_file_works(name, tmp_path):
     module = importlib.import_module(f"jaxkd.losses.{name}")
-    rows = [row for row in ROWS if row.module == name]
+    rows = [row for row in ROWS if row.module == name and not row.call and not row.hyper[0]]
     shutil.copy(module.__file__, tmp_path / "lifted.py")
     inputs = {f"{row}/{i}": np.asarray(a) for row in rows for i, a in enumerate(cast(row.inputs(), np.float32))}
     np.savez(tmp_path / "inputs.npz", **inputs)

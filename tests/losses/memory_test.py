@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.loss_row import discrete
 from tests.loss_table import RELATIONAL
 
 BATCH, FEATURES = 256, 64
@@ -29,34 +30,35 @@ def largest(function, *shapes):
     return max(walk(jax.make_jaxpr(function)(*shapes).jaxpr))
 
 
-def shapes(batch=BATCH):
-    array = jax.ShapeDtypeStruct((batch, FEATURES), jnp.float32)
-    return array, array, jax.ShapeDtypeStruct((batch,), bool)
+def shapes(row, batch=BATCH):
+    arrays = row.inputs(row.relation_shapes(batch, FEATURES))
+    described = [jax.ShapeDtypeStruct(a.shape, jnp.int32 if discrete(a) else jnp.float32) for a in arrays]
+    return jax.ShapeDtypeStruct((batch,), bool), *described
 
 
 def gradients(function):
-    def total(student, teacher, where):
-        return function(student, teacher, where=where).sum()
+    def total(where, student, teacher, *rest):
+        return function(student, teacher, *rest, where=where).sum()
 
-    return jax.value_and_grad(total, argnums=(0, 1))
+    return jax.value_and_grad(total, argnums=(1, 2))
 
 
 @pytest.mark.parametrize("row", RELATIONAL, ids=str)
 def test_memory(row):
-    count, operation = largest(gradients(row.function), *shapes())
+    count, operation = largest(gradients(row.function), *shapes(row))
     assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
 
 
 @pytest.mark.parametrize("row", RELATIONAL, ids=str)
 def test_memory_without_a_mask_and_within_jit(row):
-    count, operation = largest(jax.jit(jax.grad(lambda s, t: row.function(s, t).sum())), *shapes()[:2])
+    count, operation = largest(jax.jit(jax.grad(lambda *arrays: row.function(*arrays).sum())), *shapes(row)[1:])
     assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
 
 
 @pytest.mark.parametrize("row", RELATIONAL, ids=str)
 def test_memory_is_quadratic_in_the_batch(row):
     """Four times the batch may take sixteen times the memory; whole triples would take sixty-four times."""
-    small, large = (largest(gradients(row.function), *shapes(batch))[0] for batch in (BATCH, 4 * BATCH))
+    small, large = (largest(gradients(row.function), *shapes(row, batch))[0] for batch in (BATCH, 4 * BATCH))
     assert large <= 17 * small
 
 
@@ -64,13 +66,13 @@ def test_memory_is_quadratic_in_the_batch(row):
 def test_memory_on_several_devices(row):
     """A local anchor meets the gathered batch: [local, global] pairs, no more than on one device."""
     devices = 4
-    local = [jax.ShapeDtypeStruct((devices, BATCH // devices, *shape.shape[1:]), shape.dtype) for shape in shapes()]
+    local = [jax.ShapeDtypeStruct((devices, BATCH // devices, *shape.shape[1:]), shape.dtype) for shape in shapes(row)]
     loss = gradients(functools.partial(row.function, axis_name="devices"))
     count, operation = largest(jax.vmap(loss, axis_name="devices"), *local)
     assert count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
 
 
-def every_pair(student, teacher, *, where):
+def every_pair(student, teacher, *rest, where):
     """What the losses must not be: a [batch, batch, features] array, hidden in a jit, a scan and a branch."""
 
     def step(carry, _):
@@ -86,4 +88,4 @@ def every_pair(student, teacher, *, where):
 
 def test_the_search_finds_a_hidden_array():
     with jax.numpy_rank_promotion("allow"):
-        assert largest(gradients(every_pair), *shapes())[0] >= BATCH * BATCH * FEATURES
+        assert largest(gradients(every_pair), *shapes(RELATIONAL[0]))[0] >= BATCH * BATCH * FEATURES

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from tests.loss_runs import cast, run, unoptimized
-from tests.loss_table import ROWS, floating
+from tests.loss_table import ROWS
 
 
 def options(row, arrays):
     """A mask, where there is one: the harder path."""
-    return {"where": np.arange(np.prod(row.result_shape(arrays))) % 3 > 0} if row.per_example else {}
+    shape = row.result_shape(arrays)
+    return {"where": np.arange(np.prod(shape)).reshape(shape) % 3 > 0} if row.per_example else {}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -32,7 +33,7 @@ def test_vmap_is_a_loop(row):
     where = options(row, arrays)
     seeds = [cast(row.inputs(seed=seed), np.float32) for seed in range(3)]
     stacked = [jnp.stack(column) for column in zip(*seeds, strict=True)]
-    positions = floating(arrays)
+    positions = row.floating(arrays)
 
     def both(*arrays):
         loss = functools.partial(row.function, **where)
@@ -46,23 +47,25 @@ def test_vmap_is_a_loop(row):
             np.testing.assert_allclose(gradient[seed], one, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if len(row.parameters) == 2], ids=str)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.per_example], ids=str)
 def test_vmap_over_the_student_alone(row):
     """Many students of one teacher, each with a mask of its own."""
-    student, teacher = cast(row.inputs(), np.float32)
+    student, *rest = cast(row.inputs(), np.float32)
     students = jnp.stack([student, student[::-1]])
-    masks = jnp.stack([jnp.arange(len(student)) % 2 == remainder for remainder in range(2)])
-    mapped = jax.vmap(lambda student, where: row.function(student, teacher, where=where))
+    shape = row.result_shape((student, *rest))
+    ordinal = jnp.arange(np.prod(shape)).reshape(shape)
+    masks = jnp.stack([ordinal % 2 == remainder for remainder in range(2)])
+    mapped = jax.vmap(lambda student, where: row.function(student, *rest, where=where))
     values = jax.jit(mapped, compiler_options=unoptimized())(students, masks)
     for value, one, where in zip(values, students, masks, strict=True):
-        expected, _ = run(row, (one, teacher), where=where, dtype=np.float32)
+        expected, _ = run(row, (one, *rest), where=where, dtype=np.float32)
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.forward_mode], ids=str)
 def test_forward_mode_is_reverse_mode(row):
     arrays = row.inputs()
-    positions = floating(arrays)
+    positions = row.floating(arrays)
     rng = np.random.default_rng(100)
     tangents = [
         rng.normal(size=array.shape) if index in positions else np.zeros(array.shape, jax.dtypes.float0)

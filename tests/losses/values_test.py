@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
+from tests.loss_row import discrete, golden, golden_file
 from tests.loss_runs import cast, reference_gradients, run, unoptimized
-from tests.loss_table import ROWS, floating, golden, golden_file, is_integer
+from tests.loss_table import ROWS
 
 CASES = [
     pytest.param(row, shapes, hyper, id=f"{row}-{'-'.join(map(str, shapes))}-{hyper}")
@@ -28,7 +29,7 @@ def test_values_and_gradients_in_float64(row, shapes, hyper):
         assert value.dtype == np.float64
         np.testing.assert_allclose(value, row.reference(*arrays, **hyper), rtol=1e-9, atol=1e-13)
         if scale == 1.0:
-            assert len(gradients) == len(floating(arrays))
+            assert len(gradients) == len(row.floating(arrays))
             for gradient, expected in zip(gradients, reference_gradients(row, arrays, cotangent, hyper), strict=True):
                 np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
 
@@ -50,14 +51,16 @@ GOLDEN = [pytest.param(row, case, id=f"{row}-{case}") for row in ROWS for case i
 
 @pytest.mark.parametrize("row, case", GOLDEN)
 def test_golden_values_and_gradients(row, case):
-    hyper = {name: float(value) for name, value in golden(case, "arg").items()}
-    expected = golden(case, "grad")["s"]
+    hyper = {name: value.item() for name, value in golden(case, "arg").items()}
+    expected = golden(case, "grad")
+    positions = [list(golden(case, "in")).index(name) for name in expected]
     with jax.enable_x64(True):
-        student, teacher = cast(golden(case, "in").values(), np.float64)
-        value_and_gradient = jax.value_and_grad(lambda s, t: row.golden[case](losses)(s, t, **hyper).mean())
-        value, gradient = jax.jit(value_and_gradient, compiler_options=unoptimized())(student, teacher)
+        arrays = cast(golden(case, "in").values(), np.float64)
+        value_and_gradient = jax.value_and_grad(lambda *a: row.golden[case](losses)(*a, **hyper).mean(), positions)
+        value, gradients = jax.jit(value_and_gradient, compiler_options=unoptimized())(*arrays)
     np.testing.assert_allclose(value, golden_file()[f"{case}/value"], rtol=1e-9)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+    for gradient, right in zip(gradients, expected.values(), strict=True):
+        np.testing.assert_allclose(gradient, right, rtol=1e-9, atol=1e-9 * np.abs(right).max())
 
 
 HAND = [pytest.param(row, hand, id=f"{row}-{index}") for row in ROWS for index, hand in enumerate(row.hand)]
@@ -74,7 +77,7 @@ def test_values_derived_by_hand(row, hand):
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_half_precision_has_the_float32_result_of_the_upcast_input(row):
     half = [np.asarray(array) for array in cast(row.inputs(), jnp.bfloat16)]
-    upcast = [array if is_integer(array) else array.astype(np.float32) for array in half]
+    upcast = [array if discrete(array) else array.astype(np.float32) for array in half]
     value, gradients = run(row, half, dtype=jnp.bfloat16)
     single, single_gradients = run(row, upcast, dtype=np.float32)
     assert value.dtype == np.float32
@@ -101,9 +104,9 @@ def test_result_dtypes(row):
 @pytest.mark.parametrize("row", [row for row in ROWS if row.identical_is_zero], ids=str)
 def test_a_half_student_and_a_single_teacher(row):
     """Mixed precision: what each holds is exact, and the result is that of the wider one."""
-    student, teacher = cast(row.inputs(), jnp.float32)
+    student, *rest = cast(row.inputs(), jnp.float32)
     half = student.astype(jnp.bfloat16)
-    result = jax.jit(row.function, compiler_options=unoptimized())(half, teacher)
+    result = jax.jit(row.function, compiler_options=unoptimized())(half, *rest)
     assert result.dtype == jnp.float32
-    expected, _ = run(row, (half.astype(jnp.float32), teacher), dtype=np.float32)
+    expected, _ = run(row, (half.astype(jnp.float32), *rest), dtype=np.float32)
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-8)

@@ -1,8 +1,7 @@
-"""Feature losses: what an intermediate activation of the student should be.
+"""Activation losses: the student's activations are to be the teacher's, one by one.
 
-Feature maps are ``[batch, height, width, channels]``. Every function returns one value per example. Where a student's
-and a teacher's map differ in spatial size, the larger is adaptive-average-pooled to the smaller; nothing else is ever
-made to fit. This file needs only jax and can be lifted out of the package as it stands.
+Features are ``[batch, ...]``, maps ``[batch, height, width, channels]``. Every function returns one value per example.
+Nothing is ever broadcast. This file needs only jax and can be lifted out of the package as it stands.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-__all__ = ["attention_transfer", "hint_mse"]
+__all__ = ["hint_mse"]
 
 
 def hint_mse(
@@ -55,59 +54,6 @@ def hint_mse(
     (student, teacher), where = _keep(where, student, teacher)
     values = jnp.mean((student - teacher) ** 2, axis=tuple(range(1, student.ndim)))
     return _drop(values, where)
-
-
-def attention_transfer(
-    student: Float[Array, "batch height width channels"],
-    teacher: Float[Array, "batch height_t width_t channels_t"],
-    *,
-    p: float = 2.0,
-    where: Bool[Array, " batch"] | None = None,
-) -> Float[Array, " batch"]:
-    """Attention transfer: ``mean (Q_s − Q_t)²`` over positions, ``Q = n(vec(mean_c |F|^p))``, ``n(x) = x/‖x‖₂``.
-
-    Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2. The paper takes the norm of the
-    difference; the authors' code, and this, the mean of its square over the positions, which the published weight of
-    1000 goes with. Positions, not channels, are compared, so the channels may differ.
-
-    Args:
-      student: a feature map ``[batch, height, width, channels]``.
-      teacher: a feature map of the same batch; its channels, height and width may differ.
-      p: the power of the activations, > 0.
-      where: True for the examples that count ``[batch]``.
-
-    Returns:
-      One value per example ``[batch]``. An all-zero map has no attention: Q is 0 there, with a zero gradient.
-
-    Raises:
-      ValueError: an input is not a floating-point feature map, the batches differ, or p is not positive.
-
-    >>> peak = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0].set(5.0)
-    >>> attention_transfer(peak, jnp.ones((1, 2, 2, 8)))
-    Array([0.25], dtype=float32)
-    """
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    for name, x in (("student", student), ("teacher", teacher)):
-        if x.ndim != 4:
-            raise ValueError(f"{name}: expected a feature map [batch, height, width, channels], got {list(x.shape)}.")
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError(f"teacher: expected the student's batch of {student.shape[0]}, got {teacher.shape[0]}.")
-    if p <= 0:
-        raise ValueError(f"p: expected a positive power, got {p}.")
-    (student, teacher), where = _keep(where, student, teacher)
-    student, teacher = _match_size(student, teacher)
-    values = jnp.mean((_attention(student, p) - _attention(teacher, p)) ** 2, axis=-1)
-    return _drop(values, where)
-
-
-def _attention(features: Array, p: float) -> Array:
-    """``[batch, height, width, channels]`` to a unit vector over positions, ``[batch, height · width]``."""
-    energy = features**2 if p == 2 else jnp.where(features == 0, 0, jnp.abs(jnp.where(features == 0, 1, features)) ** p)
-    batch, height, width, _ = features.shape
-    attention = jnp.mean(energy, axis=-1).reshape(batch, height * width)
-    square = jnp.sum(attention**2, axis=-1, keepdims=True)
-    norm = jnp.sqrt(jnp.where(square > 0, square, 1))  # an all-zero map: sqrt has no slope at 0
-    return attention / jnp.maximum(norm, 1e-12)
 
 
 def _match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
