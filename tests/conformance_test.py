@@ -13,6 +13,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
+from jaxkd.objectives.boundary import activation_boundary
+from jaxkd.objectives.embedded import embedded
+from jaxkd.objectives.factor import factor_transfer, paraphraser
+from jaxkd.objectives.masked import dual_masked_generation, masked_generation
+from jaxkd.objectives.overhaul import overhaul
+from jaxkd.objectives.review import review
+from jaxkd.objectives.variational import variational
 from tests import tiny
 from tests.tiny import compile_quickly  # noqa: F401
 
@@ -55,6 +62,37 @@ ROWS = {
     "attention": Row(combine(at=term(losses.attention_transfer, *MAPS, weight=100.0)), {"at": 100.0}),
     "distance": Row(combine(distance=DISTANCE), {"distance": 25.0}),
     "angle": Row(combine(angle=term(losses.angle_relation, *VECTORS, weight=50.0)), {"angle": 50.0}),
+    "variational": Row(combine(vid=variational(*MAPS, weight=2.0)), {"vid": 2.0}, learns=True),
+    "paraphraser": Row(
+        combine(ce=CE, factor=paraphraser("teacher/map", weight=2.0)),
+        {"ce": 0.5, "factor": 2.0},
+        learns=True,
+    ),
+    "factor_transfer": Row(combine(ft=factor_transfer(*MAPS, weight=5.0)), {"ft": 5.0}, learns=True),
+    "overhaul": Row(
+        combine(ofd=overhaul(*VECTORS, jnp.linspace(-1, 0, 5), weight=0.1)),
+        {"ofd": 0.1},
+        learns=True,
+    ),
+    "activation_boundary": Row(combine(ab=activation_boundary(*VECTORS, weight=0.1)), {"ab": 0.1}, learns=True),
+    "review": Row(
+        combine(
+            review=review(("student/map", "student/vector"), ("teacher/map", "teacher/vector"), features=3, weight=0.5)
+        ),
+        {"review": 0.5},
+        learns=True,
+    ),
+    "embedded": Row(
+        combine(cc=embedded(losses.consecutive_correlation, *VECTORS, features=3, weight=0.1)),
+        {"cc": 0.1},
+        learns=True,
+    ),
+    "masked_generation": Row(
+        combine(mgd=masked_generation(*MAPS, mask_ratio=0.5, weight=0.01)), {"mgd": 0.01}, learns=True
+    ),
+    "dual_masked_generation": Row(
+        combine(dmkd=dual_masked_generation(*MAPS, weight=0.01)), {"dmkd": 0.01}, learns=True
+    ),
     "nested": Row(
         combine(ce=CE, features=combine(hint=HINT, relations=combine(distance=DISTANCE))),
         {"ce": 0.5, "features/hint": 3.0, "features/relations/distance": 25.0},

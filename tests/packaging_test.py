@@ -20,10 +20,11 @@ CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich"
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-BASE = {"types", "checks"}
+BASE = {"types", "checks", "normalization"}
 MAY_IMPORT = {
     "types": set(),
     "checks": {"types"},
+    "normalization": {"types"},
     "losses": set(),
     "adapters": BASE,
     "objectives": BASE | {"losses"},

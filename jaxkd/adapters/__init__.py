@@ -5,6 +5,8 @@
 `nnx`                             a Flax nnx module or its constructor, with taps
 `plain`                           a pair ``(init, apply)`` of functions
 `variables`                       weights as linen's dict, an nnx module or `Variables`, as `Variables`
+`with_input_gradient`             a model with the gradient of a logit by its input as one more output
+`with_projected_input_gradient`   the same of a random direction in the space of the logits
 ================================  ==========================================================================
 """
 
@@ -14,13 +16,22 @@ from typing import Any
 from flax import nnx as _nnx
 
 from jaxkd.adapters import flax_linen, flax_nnx
-from jaxkd.adapters.batch_norm import mapped_axis
 from jaxkd.adapters.flax_linen import linen
 from jaxkd.adapters.flax_nnx import nnx_module as nnx
 from jaxkd.adapters.functions import plain
+from jaxkd.adapters.input_gradients import with_input_gradient, with_projected_input_gradient
+from jaxkd.normalization import mapped_axis
 from jaxkd.types import Variables
 
-__all__ = ["linen", "mapped_axis", "nnx", "plain", "variables"]
+__all__ = [
+    "linen",
+    "mapped_axis",
+    "nnx",
+    "plain",
+    "variables",
+    "with_input_gradient",
+    "with_projected_input_gradient",
+]
 
 
 def variables(source: Any) -> Variables:

@@ -10,8 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxkd import checks
-from jaxkd.adapters import batch_norm
+from jaxkd import checks, normalization
 from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
 from jaxkd.adapters.taps import collect, normalize
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
@@ -71,7 +70,7 @@ def linen(
         collections = {"params": variables.params, **variables.state}
         mutable = (list(variables.state) if train else []) + ([_RECORD] if record else [])
         keys = {} if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        share = batch_norm.share_of(checks.example_mask(batch)) if train else None
+        share = normalization.share_of(checks.example_mask(batch)) if train else None
         with nn.intercept_methods(_whole_batch(share)) if share else contextlib.nullcontext():
             result, changed = module.apply(
                 collections,
@@ -109,7 +108,7 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
     )
 
 
-def _whole_batch(share: batch_norm.Share) -> Any:
+def _whole_batch(share: normalization.Share) -> Any:
     """Intercepts BatchNorm in training: hands it the statistics of all that counts, then updates its averages."""
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -122,7 +121,7 @@ def _whole_batch(share: batch_norm.Share) -> Any:
             return next_fun(*args, **kwargs)
         if module.axis_index_groups is not None:  # statistics of chosen groups of devices are the model's own affair
             return next_fun(*args, **kwargs)
-        mean, var, count = batch_norm.statistics(
+        mean, var, count = normalization.statistics(
             x, module.axis, share, fast=module.use_fast_variance, mask=call.get("mask")
         )
         old: dict[str, Array] = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
@@ -135,7 +134,7 @@ def _whole_batch(share: batch_norm.Share) -> Any:
         finally:
             object.__setattr__(module, "use_running_average", configured)
         for name, new in (("mean", mean), ("var", var)):
-            module.put_variable("batch_stats", name, batch_norm.running(old[name], new, module.momentum, count))
+            module.put_variable("batch_stats", name, normalization.running(old[name], new, module.momentum, count))
         return result
 
     return interceptor

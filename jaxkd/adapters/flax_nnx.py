@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxkd import checks
-from jaxkd.adapters import batch_norm
+from jaxkd import checks, normalization
 from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
 from jaxkd.adapters.taps import collect
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
@@ -76,7 +75,7 @@ def nnx_module(
 
     def run(variables: Variables, batch: Batch, key: Array | None, train: bool, tapped: bool) -> tuple[Any, Any, Any]:
         copy = rebuild(variables, key, train)
-        share = batch_norm.share_of(checks.example_mask(batch)) if train else None
+        share = normalization.share_of(checks.example_mask(batch)) if train else None
         if share is not None:
             _take_over_batch_norm(copy, share)
         values, flags = arguments(inputs, batch), mode_flags(type(copy).__call__, train)
@@ -126,19 +125,19 @@ def _streams(like: Any, key: Array) -> Any:
     return jax.tree.map(fresh, nnx.to_pure_dict(like))
 
 
-def _take_over_batch_norm(module: nnx.Module, share: batch_norm.Share) -> None:
+def _take_over_batch_norm(module: nnx.Module, share: normalization.Share) -> None:
     """Makes a copy's BatchNorms normalise by the statistics of all that counts (the copy is this call's own)."""
 
     def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
         use = self.use_running_average if use_running_average is None else use_running_average
         if use or self.axis_index_groups is not None:  # chosen groups of devices are the model's own affair
             return nnx.BatchNorm.__call__(self, x, use_running_average=use, mask=mask)
-        mean, var, count = batch_norm.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
+        mean, var, count = normalization.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
         old_mean, old_var = self.mean[...], self.var[...]
         self.mean[...], self.var[...] = mean, var
         result = nnx.BatchNorm.__call__(self, x, use_running_average=True)
-        self.mean[...] = batch_norm.running(old_mean, mean, self.momentum, count)
-        self.var[...] = batch_norm.running(old_var, var, self.momentum, count)
+        self.mean[...] = normalization.running(old_mean, mean, self.momentum, count)
+        self.var[...] = normalization.running(old_var, var, self.momentum, count)
         return result
 
     for _, node in nnx.iter_graph(module):

@@ -1,10 +1,26 @@
 """Losses: pure functions of arrays.
 
-========================  =====================================================================================
-`jaxkd.losses.logits`     `cross_entropy`, `soft_target_kl`, `logit_mse`, `standardize_logits`
-`jaxkd.losses.features`   `hint_mse`, `attention_transfer`
-`jaxkd.losses.relations`  `distance_relation`, `angle_relation`
-========================  =====================================================================================
+===============================  ==============================================================================
+`jaxkd.losses.logits`            `cross_entropy`, `soft_target_kl`, `reverse_kl`, `generalized_jsd`, `logit_mse`,
+                                 `decoupled_kd`, `dist`, `standardize_logits`
+`jaxkd.losses.targets`           `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
+`jaxkd.losses.divergences`       `skew_kl`, `skew_reverse_kl`, `top_k_kl`
+`jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
+                                 `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
+                                 `gaussian_nll`, `channel_kl`, `channel_weighted_mse` and `channel_importance`,
+                                 `solution_flow`, `singular_vectors`
+`jaxkd.losses.relations`         `distance_relation`, `angle_relation`, `similarity_preserving`,
+                                 `correlation_congruence`, `consecutive_correlation`, `probabilistic_transfer`,
+                                 `darkrank_soft`, `darkrank_hard`
+`jaxkd.losses.contrastive`       `contrastive_nce`, `info_nce`
+`jaxkd.losses.transformers`      `attention_kl`, `attention_mse`, `value_relation_kl`, `hidden_cosine`, `hidden_mse`
+`jaxkd.losses.sequence`          `ctc`, `ctc_n_best`, `n_best_nll`, `frame_kl`
+`jaxkd.losses.chunked`           `linear_soft_target_kl`, `linear_generalized_jsd`
+`jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
+`jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
+                                 `feature_imitation`; segmentation: `pixel_kl`, `pair_affinity`, `region_moments`,
+                                 `region_affinity`; pose: `heatmap_mse`, `joint_structure`
+===============================  ==============================================================================
 
 The contract, the same for all: student first, teacher second, everything else by keyword; one value per example, so
 ``fn(...).mean()`` is the published loss; float32 or better inside; ``where`` is True for what counts and masking an
@@ -15,17 +31,122 @@ Each file stands alone, so that it can be lifted into another project. That is w
 checks.
 """
 
-from jaxkd.losses.features import attention_transfer, hint_mse
-from jaxkd.losses.logits import cross_entropy, logit_mse, soft_target_kl, standardize_logits
-from jaxkd.losses.relations import angle_relation, distance_relation
+from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
+from jaxkd.losses.contrastive import contrastive_nce, info_nce
+from jaxkd.losses.dense import (
+    bounded_regression,
+    class_weighted_cross_entropy,
+    feature_imitation,
+    heatmap_mse,
+    imitation_mask,
+    joint_structure,
+    pair_affinity,
+    pixel_kl,
+    region_affinity,
+    region_moments,
+)
+from jaxkd.losses.divergences import skew_kl, skew_reverse_kl, top_k_kl
+from jaxkd.losses.features import (
+    activation_boundary,
+    attention_transfer,
+    channel_importance,
+    channel_kl,
+    channel_weighted_mse,
+    factor_transfer,
+    gaussian_nll,
+    hierarchical_context,
+    hint_mse,
+    neuron_selectivity,
+    overhaul,
+    overhaul_margin,
+    singular_vectors,
+    solution_flow,
+)
+from jaxkd.losses.gradients import jacobian_matching, reverse_gradient
+from jaxkd.losses.logits import (
+    cross_entropy,
+    decoupled_kd,
+    dist,
+    generalized_jsd,
+    logit_mse,
+    reverse_kl,
+    soft_target_kl,
+    standardize_logits,
+)
+from jaxkd.losses.relations import (
+    angle_relation,
+    consecutive_correlation,
+    correlation_congruence,
+    darkrank_hard,
+    darkrank_soft,
+    distance_relation,
+    probabilistic_transfer,
+    similarity_preserving,
+)
+from jaxkd.losses.sequence import ctc, ctc_n_best, frame_kl, n_best_nll
+from jaxkd.losses.targets import label_smoothing, soft_cross_entropy, virtual_teacher_kl
+from jaxkd.losses.transformers import attention_kl, attention_mse, hidden_cosine, hidden_mse, value_relation_kl
 
 __all__ = [
+    "activation_boundary",
     "angle_relation",
+    "attention_kl",
+    "attention_mse",
     "attention_transfer",
+    "bounded_regression",
+    "channel_importance",
+    "channel_kl",
+    "channel_weighted_mse",
+    "class_weighted_cross_entropy",
+    "consecutive_correlation",
+    "contrastive_nce",
+    "correlation_congruence",
     "cross_entropy",
+    "ctc",
+    "ctc_n_best",
+    "darkrank_hard",
+    "darkrank_soft",
+    "decoupled_kd",
+    "dist",
     "distance_relation",
+    "factor_transfer",
+    "feature_imitation",
+    "frame_kl",
+    "gaussian_nll",
+    "generalized_jsd",
+    "heatmap_mse",
+    "hidden_cosine",
+    "hidden_mse",
+    "hierarchical_context",
     "hint_mse",
+    "imitation_mask",
+    "info_nce",
+    "jacobian_matching",
+    "joint_structure",
+    "label_smoothing",
+    "linear_generalized_jsd",
+    "linear_soft_target_kl",
     "logit_mse",
+    "n_best_nll",
+    "neuron_selectivity",
+    "overhaul",
+    "overhaul_margin",
+    "pair_affinity",
+    "pixel_kl",
+    "probabilistic_transfer",
+    "region_affinity",
+    "region_moments",
+    "reverse_gradient",
+    "reverse_kl",
+    "similarity_preserving",
+    "singular_vectors",
+    "skew_kl",
+    "skew_reverse_kl",
+    "soft_cross_entropy",
     "soft_target_kl",
+    "solution_flow",
     "standardize_logits",
+    "top_k_kl",
+    "value_relation_kl",
+    "virtual_teacher_kl",
 ]

@@ -6,7 +6,7 @@ probability. This file needs only jax and can be lifted out of the package as it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["cross_entropy", "logit_mse", "soft_target_kl", "standardize_logits"]
+__all__ = [
+    "cross_entropy", "decoupled_kd", "dist", "generalized_jsd", "logit_mse", "reverse_kl", "soft_target_kl",
+    "standardize_logits",
+]  # fmt: skip
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch classes"],
-    labels: Int[Array, "*batch"],
-    *,
-    where: Bool[Array, "*batch"] | None = None,
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"], *, where: Bool[Array, "*batch"] | None = None
 ) -> Float[Array, "*batch"]:
     """Cross-entropy with integer labels: ``-log softmax(z)[y]``.
 
@@ -41,21 +41,9 @@ def cross_entropy(
     >>> [round(float(x), 4) for x in cross_entropy(logits, jnp.array([0, 1]))]
     [0.1269, 0.6931]
     """
-    logits, labels = _upcast("logits", logits), jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"labels: expected integer classes, got {labels.dtype}{list(labels.shape)}. For probabilities use "
-            "soft_target_kl with their logarithms as teacher logits (the two differ by a constant)."
-        )
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: expected shape {list(logits.shape[:-1])} (the logits' {list(logits.shape)} without the "
-            f"classes), got {list(labels.shape)}."
-        )
+    logits = _upcast("logits", logits)
+    labels, known = _labels(labels, logits)
     (logits,), where = _keep(where, logits.shape[:-1], logits)
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
-    classes = logits.shape[-1]
-    known = (labels >= 0) & (labels < classes)
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[..., None], axis=-1)
     return _drop(jnp.where(known, -picked[..., 0], jnp.nan), where)
 
@@ -69,10 +57,9 @@ def soft_target_kl(
 ) -> Float[Array, "*batch"]:
     """Soft targets: ``T² KL(p_t ‖ p_s)`` with ``p = softmax(z / T)``, summed over the classes.
 
-    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. The factor T² keeps the
-    gradient's size as the temperature changes. The paper writes the cross-entropy; the KL differs from it by the
-    teacher's entropy, which has no gradient, and is 0 when the student agrees. PyTorch code that averages over
-    ``batch × classes`` (``reduction="mean"``) is smaller by the number of classes; this is ``"batchmean"``.
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. T² keeps the gradient's
+    size as T changes. The paper's cross-entropy is larger by the teacher's entropy, which has no gradient. PyTorch code
+    with ``reduction="mean"`` also divides by the number of classes; this is ``"batchmean"``.
 
     Args:
       student: logits ``[..., classes]``.
@@ -87,20 +74,180 @@ def soft_target_kl(
     Raises:
       ValueError: shapes differ (nothing is ever broadcast), dtypes are not floating, or T is not positive.
 
-    >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])
-    >>> soft_target_kl(student, teacher, temperature=2.0).round(4)
+    >>> soft_target_kl(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]]), temperature=2.0).round(4)
     Array([1.6313], dtype=float32)
     """
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    _same_shape(student, teacher)
-    (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
-    scale = _temperature(temperature, student)
-    log_student = jax.nn.log_softmax(student / scale[..., None])
-    log_teacher = jax.nn.log_softmax(teacher / scale[..., None])
-    target = jnp.exp(log_teacher)
-    # Where the target is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
-    difference = jnp.where(target > 0, log_teacher - log_student, 0)
-    return _drop(scale**2 * jnp.sum(target * difference, axis=-1), where)
+    student, teacher, scale, where = _softened(student, teacher, temperature, where)
+    return _drop(scale**2 * _kl(jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)), where)
+
+
+def reverse_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Reverse KL: ``T² KL(p_s ‖ p_t)`` with ``p = softmax(z / T)``, which seeks the teacher's modes.
+
+    Gu et al., "MiniLLM", ICLR 2024, equation 1, for one token; the authors sample it from the student's sequences.
+
+    Args:
+      student: logits ``[..., classes]``. A class that is ``-inf`` adds nothing.
+      teacher: logits ``[..., classes]``.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: True for the examples that count ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T². It is infinite, truly, where only the teacher has ``-inf``.
+
+    Raises:
+      ValueError: shapes differ, dtypes are not floating, or T is not positive.
+
+    >>> reverse_kl(jnp.array([[0.0, 3.0]]), jnp.array([[1.0, 0.0]]), temperature=2.0).round(4)
+    Array([1.6313], dtype=float32)
+    """
+    student, teacher, scale, where = _softened(student, teacher, temperature, where)
+    return _drop(scale**2 * _kl(jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)), where)
+
+
+def generalized_jsd(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    beta: float = 0.5,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Generalised Jensen–Shannon divergence: ``β KL(p_t ‖ m) + (1−β) KL(p_s ‖ m)`` with ``m = β p_t + (1−β) p_s``.
+
+    Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024 (GKD), equation 1; as there, without T².
+    By convention β = 0 is ``KL(p_t ‖ p_s)`` and β = 1 is ``KL(p_s ‖ p_t)``: the limits of JSD/β and of JSD/(1−β),
+    for JSD itself vanishes towards both ends. Some code has β and 1−β exchanged.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      beta: the teacher's share of the mixture, a number from 0 to 1.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: True for the examples that count ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite.
+
+    Raises:
+      ValueError: shapes differ, dtypes are not floating, β is outside [0, 1], or T is not positive.
+
+    >>> generalized_jsd(jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]]))  # log 2, where KL(p_t ‖ p_s) is 40
+    Array([0.6931], dtype=float32)
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta: expected a number from 0 to 1, got {beta}.")
+    student, teacher, _, where = _softened(student, teacher, temperature, where)
+    log_student, log_teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    if beta in (0, 1):
+        return _drop(_kl(log_student, log_teacher) if beta else _kl(log_teacher, log_student), where)
+    # A class that both exclude has no mixture, and logaddexp no slope there.
+    possible = (log_teacher > -jnp.inf) | (log_student > -jnp.inf)
+    parts = (jnp.where(possible, x, 0) for x in (log_teacher + jnp.log(beta), log_student + jnp.log1p(-beta)))
+    log_mixture = jnp.where(possible, jnp.logaddexp(*parts), -jnp.inf)
+    return _drop(beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture), where)
+
+
+def decoupled_kd(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float | Float[Array, "*#batch"] = 4.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Decoupled KD: ``α T² KL(b_t ‖ b_s) + β T² KL(q_t ‖ q_s)``.
+
+    ``b`` is the distribution over (target, rest), ``q`` that over the non-target classes: 0 where there is but one.
+    Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7. α = 1, β = 1 − p_t[target] is the usual KL.
+    The authors' code takes the logarithm of the summed rest, which can be 0; here it is a log-sum-exp.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      labels: the integer target of each example ``[...]``.
+      alpha: weight of the target's term.
+      beta: weight of the non-target classes' term.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: True for the examples that count ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T²; NaN for a counted label outside ``[0, classes)``.
+
+    Raises:
+      ValueError: shapes differ, logits are not floating, labels not integers, or T is not positive.
+
+    >>> decoupled_kd(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[3.0, 0.0, 1.0]]), jnp.array([0]), temperature=1.0)
+    Array([3.7785], dtype=float32)
+    """
+    student, teacher, scale, where = _softened(student, teacher, temperature, where)
+    labels, known = _labels(labels, student)
+    target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
+
+    def decoupled(logits: Array) -> tuple[Array, Array]:
+        log_probs = jax.nn.log_softmax(logits)
+        some = jnp.any(~target & (logits > -jnp.inf), axis=-1, keepdims=True)  # otherwise there is no rest
+        # The logits too: next to a target far above them, their differences are lost in the rounding of log_probs.
+        others, rest = (jnp.where(some, jnp.where(target, -jnp.inf, x), 0) for x in (logits, log_probs))
+        own = jnp.sum(jnp.where(target, log_probs, 0), axis=-1, keepdims=True)
+        rest = jnp.where(some, jax.nn.logsumexp(rest, axis=-1, keepdims=True), -jnp.inf)
+        return jnp.concatenate([own, rest], axis=-1), jnp.where(some, jax.nn.log_softmax(others), -jnp.inf)
+
+    (binary_s, others_s), (binary_t, others_t) = decoupled(student), decoupled(teacher)
+    value = scale**2 * (alpha * _kl(binary_t, binary_s) + beta * _kl(others_t, others_s))
+    return _drop(jnp.where(known, value, jnp.nan), where)
+
+
+def dist(
+    student: Float[Array, "batch classes"],
+    teacher: Float[Array, "batch classes"],
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float | Float[Array, "#batch"] = 1.0,
+    where: Bool[Array, " batch"] | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, " batch"]:
+    """DIST: ``T² [β (1 − ρ(row)) + γ mean_c (1 − ρ(column c))]``, ρ the correlation of p_s and p_t.
+
+    Rows are examples, columns classes over the batch, ``ρ(a, b) = ⟨a − ā, b − b̄⟩ / (‖a − ā‖ ‖b − b̄‖ + 1e-8)``.
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, section 4, with T² as in their code.
+
+    Args:
+      student: logits ``[batch, classes]``.
+      teacher: logits ``[batch, classes]``.
+      beta: weight of the relation between classes (rows).
+      gamma: weight of the relation within a class (columns).
+      temperature: T > 0, a scalar or one for each example ``[batch]``.
+      where: True for the examples that count ``[batch]``; the others are in no column either.
+      axis_name: a mapped axis over which the batch is split.
+
+    Returns:
+      One value per example ``[batch]``; the columns' term is the same in all. What is constant (equal logits, a column
+      of duplicates or of one example) correlates with nothing: ρ = 0, without a gradient.
+
+    Raises:
+      ValueError: shapes differ or are not ``[batch, classes]``, dtypes are not floating, or T is not positive.
+
+    >>> dist(jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]), jnp.array([[3.0, 0.0, 1.0], [0.0, 3.0, 1.0]])).round(4)
+    Array([0.392 , 0.7645], dtype=float32)
+    """
+    student, teacher, scale, where = _softened(student, teacher, temperature, where)
+    if student.ndim != 2:
+        raise ValueError(f"student: expected logits [batch, classes], got {student.dtype}{list(student.shape)}.")
+    p, q = jax.nn.softmax(student), jax.nn.softmax(teacher)
+    counted = jnp.ones(p.shape, bool) if where is None else jnp.broadcast_to(where[:, None], p.shape)
+    rows = 1 - _correlation(p, q, counted, axis=1)
+    columns = jnp.mean(1 - _correlation(p, q, counted, axis=0, axis_name=axis_name))
+    return _drop(scale**2 * (beta * rows + gamma * columns), where)
 
 
 def logit_mse(
@@ -128,9 +275,7 @@ def logit_mse(
     >>> logit_mse(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0]]))
     Array([2.5], dtype=float32)
     """
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    _same_shape(student, teacher)
-    (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
+    student, teacher, _, where = _softened(student, teacher, 1.0, where)
     # Equal logits contribute 0 anyway; selecting them first keeps -inf - -inf out of the graph.
     difference = jnp.where(student == teacher, 0, student - teacher)
     return _drop(jnp.sum(difference**2, axis=-1) / 2, where)
@@ -166,21 +311,24 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     return jnp.where(finite, centred / (jnp.where(variance > 0, spread, 0) + 1e-7), -jnp.inf)
 
 
-def _upcast(name: str, logits: Array) -> Array:
-    logits = jnp.asarray(logits)
-    if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim == 0:
-        raise ValueError(
-            f"{name}: expected floating-point logits [..., classes], got {logits.dtype}{list(logits.shape)}."
-        )
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+def _upcast(name: str, x: Array) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim == 0:
+        raise ValueError(f"{name}: expected floating-point logits [..., classes], got {x.dtype}{list(x.shape)}.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _same_shape(student: Array, teacher: Array) -> None:
+def _softened(student: Array, teacher: Array, temperature: float | Array, where: Array | None) -> tuple[Any, ...]:
+    """Both checked, masked and divided by the temperature; that, one for each example; and the mask."""
+    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
     if student.shape != teacher.shape:
         raise ValueError(
             f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}. Nothing is "
             "broadcast; reshape one of them, or select the classes that both know."
         )
+    (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
+    scale = _temperature(temperature, student)
+    return student / scale[..., None], teacher / scale[..., None], scale, where
 
 
 def _temperature(temperature: float | Array, student: Array) -> Array:
@@ -188,13 +336,22 @@ def _temperature(temperature: float | Array, student: Array) -> Array:
         numbers = jax.tree.leaves(temperature.tolist() if hasattr(temperature, "tolist") else temperature)
         if not all(number > 0 for number in numbers):  # NaN is not
             raise ValueError(f"temperature: expected positive numbers, got {temperature}.")
-    value = jnp.asarray(temperature, student.dtype)
-    if value.shape not in ((), student.shape[:-1]):
+    value, shape = jnp.asarray(temperature, student.dtype), student.shape[:-1]
+    if value.shape not in ((), shape):
+        raise ValueError(f"temperature: expected one number, or {list(shape)} of them, got {list(value.shape)}.")
+    return jnp.broadcast_to(value, shape)
+
+
+def _labels(labels: Array, logits: Array) -> tuple[Array, Array]:
+    """Comparable with any class, and which of them are classes."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"temperature: expected a scalar or one for each example {list(student.shape[:-1])}, got "
-            f"{list(value.shape)}."
+            f"labels: expected integer classes {list(logits.shape[:-1])} (the logits' {list(logits.shape)} without "
+            f"the classes), got {labels.dtype}{list(labels.shape)}. Probabilities go to soft_cross_entropy."
         )
-    return jnp.broadcast_to(value, student.shape[:-1])
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
+    return labels, (labels >= 0) & (labels < logits.shape[-1])
 
 
 def _keep(where: Array | None, shape: tuple[int, ...], *arrays: Array) -> tuple[tuple[Array, ...], Array | None]:
@@ -211,3 +368,33 @@ def _keep(where: Array | None, shape: tuple[int, ...], *arrays: Array) -> tuple[
 
 def _drop(values: Array, where: Array | None) -> Array:
     return values if where is None else jnp.where(where, values, 0)
+
+
+def _kl(log_p: Array, log_q: Array) -> Array:
+    """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
+    p = jnp.exp(log_p)
+    # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
+    gap = jnp.where(p > 0, log_p - log_q, 0)
+    infinite = gap == jnp.inf
+    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, p * jnp.where(infinite, 0, gap)), axis=-1)
+
+
+def _correlation(a: Array, b: Array, counted: Array, *, axis: int, axis_name: str | None = None) -> Array:
+    """Pearson's, over what counts along the axis."""
+
+    def total(x: Array) -> Array:
+        x = jnp.sum(x, axis=axis, keepdims=True, dtype=a.dtype)
+        return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+    def centred(x: Array) -> Array:
+        # Any shift cancels; this one makes a constant exactly 0, and leaves no rounding to correlate.
+        shift = jax.lax.stop_gradient(jnp.max(jnp.where(counted, x, 0), axis=axis, keepdims=True, initial=0))
+        shift = shift if axis_name is None else jax.lax.pmax(shift, axis_name)
+        x = jnp.where(counted, x - shift, 0)
+        return jnp.where(counted, x - total(x) / jnp.maximum(total(counted), 1), 0)
+
+    a, b = centred(a), centred(b)
+    squares = total(a**2), total(b**2)
+    varied = (squares[0] > 0) & (squares[1] > 0)
+    norms = [jnp.sqrt(jnp.where(varied, square, 1)) for square in squares]
+    return jnp.squeeze(jnp.where(varied, total(a * b) / (norms[0] * norms[1] + 1e-8), 0), axis)

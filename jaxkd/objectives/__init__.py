@@ -1,15 +1,67 @@
 """Objectives: losses that know where their inputs are, and may own parameters and state.
 
-=============================  =============================================================================
-`jaxkd.objectives.compose`     `term` (a loss bound to paths), `combine` (a sum, which nests)
-`jaxkd.objectives.hint`        `hint` (FitNets: the regressor is learned with the student)
-=============================  =============================================================================
+======================================  ====================================================================
+`jaxkd.objectives.compose`              `term` (a loss bound to paths), `combine` (a sum, which nests); for
+                                        objectives of one's own: `lookup`, `replace`, `counted`, `mean`, `weighted`
+`jaxkd.objectives.hint`                 `hint` (FitNets: the regressor is learned with the student)
+`jaxkd.objectives.variational`          `variational` (VID: mean network and variances)
+`jaxkd.objectives.factor`               `paraphraser`, `factor_transfer` (FT)
+`jaxkd.objectives.overhaul`             `overhaul` (OFD: a connector, the teacher's margins)
+`jaxkd.objectives.boundary`             `activation_boundary` (AB: a connector)
+`jaxkd.objectives.review`               `review` (ReviewKD: fusion from deep to shallow)
+`jaxkd.objectives.embedded`             `embedded` (any relation of learned embeddings: CC)
+`jaxkd.objectives.masked`               `masked_generation` (MGD), `dual_masked_generation` (DMKD)
+`jaxkd.objectives.contrastive`          `crd` (a bank), `crd_queue`, `crd_in_batch`
+`jaxkd.objectives.attention_graph`      `attention_graph` (MHGD)
+`jaxkd.objectives.adversarial`          `adversarial`, `wasserstein`, with discriminators `mlp`, `convolutional`
+`jaxkd.objectives.temperature`          `curriculum_temperature`, `instance_temperature` (CTKD), `cosine_curriculum`
+======================================  ====================================================================
 
 An objective is ``init(key, context) -> LossVars(params, state)`` and
-``apply(params, state, context, key) -> LossOut(value, state, metrics)``.
+``apply(params, state, context, key) -> LossOut(value, state, metrics)``. Its layers are in `jaxkd.objectives.layers`,
+random numbers that do not depend on the number of devices in `jaxkd.objectives.draws`.
 """
 
-from jaxkd.objectives.compose import combine, lookup, mean, term
+from jaxkd.objectives.adversarial import Discriminator, adversarial, convolutional, mlp, wasserstein
+from jaxkd.objectives.boundary import activation_boundary
+from jaxkd.objectives.compose import combine, counted, lookup, mean, replace, term, weighted
+from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
+from jaxkd.objectives.embedded import embedded
+from jaxkd.objectives.factor import factor_transfer, paraphraser
 from jaxkd.objectives.hint import hint
+from jaxkd.objectives.masked import dual_masked_generation, masked_generation
+from jaxkd.objectives.overhaul import overhaul
+from jaxkd.objectives.review import review
+from jaxkd.objectives.temperature import cosine_curriculum, curriculum_temperature, instance_temperature
+from jaxkd.objectives.variational import variational
 
-__all__ = ["combine", "hint", "lookup", "mean", "term"]
+__all__ = [
+    "Discriminator",
+    "activation_boundary",
+    "adversarial",
+    "combine",
+    "convolutional",
+    "cosine_curriculum",
+    "counted",
+    "crd",
+    "crd_in_batch",
+    "crd_queue",
+    "curriculum_temperature",
+    "dual_masked_generation",
+    "embedded",
+    "factor_transfer",
+    "hint",
+    "instance_temperature",
+    "lookup",
+    "masked_generation",
+    "mean",
+    "mlp",
+    "overhaul",
+    "paraphraser",
+    "replace",
+    "review",
+    "term",
+    "variational",
+    "wasserstein",
+    "weighted",
+]

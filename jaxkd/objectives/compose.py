@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,12 +16,16 @@ Schedule = Callable[[Any], Any]
 _ROOTS = ("student", "teacher", "batch")
 
 
-def lookup(context: Context, path: str) -> Any:
+Path = str | tuple["Path", ...]
+"""Where an argument is found: ``"student/logits"``, or a tuple of such where a loss takes several features at once."""
+
+
+def lookup(context: Context, path: Path) -> Any:
     """The value at a path such as ``"student/logits"``, ``"teacher/stage2"`` or ``"batch/label"``.
 
     Args:
       context: what an objective may read.
-      path: the root, a slash, and the name; the name may itself hold slashes.
+      path: the root, a slash, and the name; the name may itself hold slashes. A tuple of paths gives a tuple.
 
     Raises:
       ValueError: there is no such root or name; the message lists what there is.
@@ -29,6 +33,8 @@ def lookup(context: Context, path: str) -> Any:
     >>> lookup(Context({"logits": 1}, {}, {"label": 2}, 0), "batch/label")
     2
     """
+    if isinstance(path, tuple):
+        return tuple(lookup(context, part) for part in path)
     root, _, name = path.partition("/")
     checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
     found = getattr(context, root)
@@ -42,9 +48,32 @@ def lookup(context: Context, path: str) -> Any:
     return found[name]
 
 
+def replace(context: Context, values: Mapping[str, Any]) -> Context:
+    """The context with other values at some paths, for an objective that maps features before it compares them.
+
+    Args:
+      context: what an objective may read.
+      values: a value for each path; a path need not have been there before.
+
+    >>> replace(Context({"f": 1, "g": 2}, {}, {}, 0), {"student/f": 3, "student/h": 4}).student
+    {'f': 3, 'g': 2, 'h': 4}
+    """
+    roots: dict[str, Any] = {}
+    for path, value in values.items():
+        root, _, name = path.partition("/")
+        roots.setdefault(root, dict(getattr(context, root)))[name] = value
+    return context._replace(**roots)
+
+
+def counted(context: Context, x: Array) -> Array:
+    """An array ``[batch, ...]`` with zeros at the examples that do not count, so that nothing of them can leak."""
+    mask = checks.example_mask(context.batch)
+    return x if mask is None else jnp.where(jnp.expand_dims(mask, tuple(range(1, x.ndim))), x, 0)
+
+
 def term(
     loss: Callable[..., Array],
-    *paths: str,
+    *paths: Path,
     weight: float | Array | Schedule = 1.0,
     where: str | None = None,
     **hyperparameters: Any,
@@ -53,7 +82,9 @@ def term(
 
     Args:
       loss: any function of arrays that returns one value per example ``[batch]`` (or ``[batch, tokens]``).
-      *paths: where its positional arguments are found, such as ``"student/logits", "teacher/logits"``.
+      *paths: where its positional arguments are found, such as ``"student/logits", "teacher/logits"``. A loss of
+        several layers takes tuples, such as ``losses.solution_flow`` of ``("student/a", "student/b"), ("teacher/a",
+        "teacher/b")``.
       weight: a number, or an optax schedule of the step.
       where: the path of a boolean mask of the result's shape, for losses over tokens. The batch's own ``mask``
         always applies as well.
@@ -99,10 +130,8 @@ def term(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         del params, key
-        scale = weight(context.step) if callable(weight) else weight
-        average, metric = mean(*values(context), context.axis_name)
-        metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
-        return LossOut(scale * average, state, metrics)
+        found, mask = values(context)
+        return weighted(found, mask, weight, context, state)
 
     return Objective(init, apply)
 
@@ -146,6 +175,35 @@ def mean(values: Array, where: Array | None, axis_name: str | None = None) -> tu
     count = jnp.sum(where, dtype=total.dtype)
     shared = count if axis_name is None else jax.lax.pmean(count, axis_name)
     return total / jnp.where(shared > 0, shared, 1), Mean(total, count)
+
+
+def weighted(
+    values: Array,
+    where: Array | None,
+    weight: float | Array | Schedule,
+    context: Context,
+    state: Any,
+    **extra: Array,
+) -> LossOut:
+    """What an objective returns for one value per example: its weighted mean, and its unweighted metrics.
+
+    Args:
+      values: of the loss ``[batch]``, or over tokens.
+      where: True for what counts, of the same shape, or None for all.
+      weight: a number, or a schedule of the step.
+      context: what the objective has read.
+      state: the objective's new state.
+      **extra: further values to report by name, of the same shape.
+
+    >>> out = weighted(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
+    >>> out.value, out.metrics[""].sum, out.metrics["sizes"].sum
+    (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
+    """
+    scale = weight(context.step) if callable(weight) else weight
+    average, metric = mean(values, where, context.axis_name)
+    metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
+    metrics |= {name: mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
+    return LossOut(scale * average, state, metrics)
 
 
 def combine(**objectives: Objective) -> Objective:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd import checks, losses
-from jaxkd.objectives.compose import Schedule, lookup, term
+from jaxkd import losses
+from jaxkd.objectives.compose import Schedule, counted, lookup, replace, term
 from jaxkd.types import Array, Context, LossOut, LossVars, Objective
 
 
@@ -47,16 +47,11 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
     {'bias': (32,), 'kernel': (3, 3, 16, 32)}
     """
     loss = term(losses.hint_mse, student, teacher, weight=weight)
-    root, _, name = student.partition("/")
 
     def regressed(params: Any, context: Context) -> Context:
-        feature, target = lookup(context, student), lookup(context, teacher)
-        mask = checks.example_mask(context.batch)
-        if mask is not None:  # what a padded example holds must not reach the regressor's gradient
-            feature = jnp.where(jnp.expand_dims(mask, tuple(range(1, feature.ndim))), feature, 0)
-        outputs = {**getattr(context, root), name: _regress(params, feature, target.shape)}
-        replaced: dict[str, Any] = {root: outputs}
-        return context._replace(**replaced)
+        # What a padded example holds must not reach the regressor's gradient.
+        feature, target = counted(context, lookup(context, student)), lookup(context, teacher)
+        return replace(context, {student: _regress(params, feature, target.shape)})
 
     def init(key: Array, context: Context) -> LossVars:
         feature, target = lookup(context, student), lookup(context, teacher)

@@ -21,6 +21,7 @@ from jaxkd.types import (
     Metrics,
     Model,
     Objective,
+    Outputs,
     PyTree,
     Teacher,
     TrainState,
@@ -79,9 +80,9 @@ def distill(
     """
     optimizers = {STUDENT: optimizer, OBJECTIVE: loss_optimizer or optimizer}
     # Compiled once here, so that another seed's init is not another compilation.
-    init_student = jax.jit(lambda key, batch: _strong(student.init(key, batch)))
+    init_student = jax.jit(lambda key, batch: strong(student.init(key, batch)))
     init_optimizers = jax.jit(
-        lambda params: _strong({label: optimizers[label].init(params[label]) for label in params})
+        lambda params: strong({label: optimizers[label].init(params[label]) for label in params})
     )
 
     def init(key: Array, batch: Batch) -> TrainState:
@@ -89,26 +90,28 @@ def distill(
         run_key, student_key, teacher_key, loss_key = jax.random.split(key, 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
-            return student.apply(variables, batch, key=key, train=True)[0], teacher.apply(teacher_state, batch, key=key)
+            taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
+            return student.apply(variables, _given(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 
         # Only shapes matter to init; zeros stand in where a library insists on values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
         context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
-        loss = LossVars(*_strong(tuple(objective.init(loss_key, context))))
+        loss = LossVars(*strong(tuple(objective.init(loss_key, context))))
         opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: loss.params})
         return TrainState(variables, teacher_state, loss, opt_state, jnp.zeros((), jnp.int32), run_key)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = adapters.mapped_axis()
         student_key, teacher_key, loss_key = _keys(state, axis_name)
-        taught = jax.lax.stop_gradient(teacher.apply(state.teacher, batch, key=teacher_key))
+        taught = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=teacher_key))
         trained = _varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
             variables = Variables(trained[STUDENT], state.student.state)
-            outputs, new_state = student.apply(variables, batch, key=student_key, train=True)
+            given = _given(batch, state.step, taught)
+            outputs, new_state = student.apply(variables, given, key=student_key, train=True)
             context = Context(outputs, taught, batch, state.step, axis_name)
             out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
             extra = train_metrics(context) if train_metrics else {}
@@ -136,8 +139,8 @@ def distill(
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         axis_name = adapters.mapped_axis()
-        taught = teacher.apply(state.teacher, batch, key=None)
-        outputs, _ = student.apply(state.student, batch, key=None, train=False)
+        taught = teacher.apply(state.teacher, _given(batch, state.step), key=None)
+        outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.loss.params, state.loss.state, context, None)
         reported = _report({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
@@ -146,12 +149,25 @@ def distill(
     return Distiller(init, step, evaluate)
 
 
-def _keys(state: TrainState, axis_name: str | None) -> Array:
-    """The step's keys for student, teacher and objective: functions of the run's key, the step and the device."""
-    key = jax.random.fold_in(state.key, state.step)
+def _given(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
+    """What a model sees: the batch, the step, and a student also the teacher's outputs.
+
+    Most models read neither. A student whose extra outputs depend on the teacher does: the input gradient of the class
+    that the teacher chose, or a feature into which the teacher's is mixed.
+    """
+    return {**batch, "step": step} if taught is None else {**batch, "step": step, "teacher": taught}
+
+
+def _keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """The step's keys for student, teacher and objective: functions of the run's key, the step and the device.
+
+    The objective's is the same on all devices: what it draws for an example must not depend on how many there are.
+    """
+    shared = key = jax.random.fold_in(state.key, state.step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    return jax.random.split(key, 3)
+    student_key, teacher_key, _ = jax.random.split(key, 3)
+    return student_key, teacher_key, jax.random.split(shared, 3)[2]
 
 
 def _total(value: Array, context: Context) -> Mean:
@@ -212,14 +228,14 @@ def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
         return tree
 
 
-def _strong(tree: PyTree) -> PyTree:
+def strong(tree: PyTree) -> PyTree:
     """Gives every array its dtype for good: a weak one (from a bare ``1.0``) would turn strong, and trace twice."""
 
-    def strong(x: Any) -> Array:
+    def of(x: Any) -> Array:
         x = jnp.asarray(x)
         return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)
 
-    return jax.tree.map(strong, tree)
+    return jax.tree.map(of, tree)
 
 
 def _shape_of(x: Any) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import combine, losses, objectives, parallel, term
@@ -219,3 +219,48 @@ def test_a_batch_that_divides_is_returned_as_it_is():
 def test_a_batch_without_one_size_is_refused(batch):
     with pytest.raises(ValueError, match="one leading dimension"):
         parallel.pad(batch, 2)
+
+
+# --- what is split over a mesh --------------------------------------------------------------------------------------
+
+
+def remembering():
+    """CRD with a bank of 16 rows."""
+    labels = np.arange(16) % tiny.CLASSES
+    crd = objectives.crd("student/vector", "teacher/vector", labels, negatives=4, features=3)
+    objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"), crd=crd)
+    return jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1))
+
+
+def indexed(seed):
+    index = np.random.default_rng(seed).permutation(16)[:8].astype(np.int32)
+    return {**tiny.batch(8, seed), "index": index}
+
+
+def test_rules_split_a_bank():
+    kd, devices = remembering(), 4
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    placed = jaxkd.parallel.shard(kd, mesh, rules={"crd/bank/": PartitionSpec("data")})
+    state, alone, step = (
+        placed.init(jax.random.key(1), indexed(0)),
+        kd.init(jax.random.key(1), indexed(0)),
+        jax.jit(kd.step),
+    )
+    for seed in range(3):
+        state, found = placed(state, indexed(seed))
+        alone, expected = step(alone, indexed(seed))
+        for side in ("student", "teacher"):
+            bank = state.loss.state["crd"]["bank"][side]
+            assert {part.data.shape for part in bank.addressable_shards} == {(16 // devices, 3)}
+        assert tiny.numbers(found) == pytest.approx(tiny.numbers(expected), rel=1e-4)
+    tiny.assert_close(state, alone, rtol=1e-4, atol=1e-5)
+    assert tiny.numbers(placed.evaluate(state, indexed(0)))["crd"] > 0
+
+
+def test_rules_that_fit_nothing():
+    kd = remembering()
+    mesh = Mesh(np.array(jax.devices()[:3]), ("data",))
+    with pytest.raises(ValueError, match=r"'blank/'.*match no path.*loss/state/crd/bank/student"):
+        jaxkd.parallel.shard(kd, mesh, rules={"blank/": PartitionSpec("data")}).init(jax.random.key(1), indexed(0))
+    with pytest.raises(ValueError, match=r"bank/student float32\[16, 3\] does not divide into 3 parts"):
+        jaxkd.parallel.shard(kd, mesh, rules={"bank/": PartitionSpec("data")}).init(jax.random.key(1), indexed(0))

@@ -1,12 +1,42 @@
 """Feature losses: what an intermediate activation of the student should be.
 
-============================================  =====================================================
-`jaxkd.losses.features.activations`           `hint_mse`
-`jaxkd.losses.features.attention`             `attention_transfer`
-============================================  =====================================================
+=====================================  ================================================================================
+`jaxkd.losses.features.activations`    `hint_mse`, `activation_boundary`, `overhaul`, `overhaul_margin`,
+                                       `hierarchical_context`, `gaussian_nll`, `channel_weighted_mse`,
+                                       `channel_importance`
+`jaxkd.losses.features.attention`      `attention_transfer`, `factor_transfer`, `neuron_selectivity`, `channel_kl`
+`jaxkd.losses.features.flow`           `solution_flow`, `singular_vectors`
+=====================================  ================================================================================
+
+Feature maps are ``[batch, height, width, channels]``.
 """
 
-from jaxkd.losses.features.activations import hint_mse
-from jaxkd.losses.features.attention import attention_transfer
+from jaxkd.losses.features.activations import (
+    activation_boundary,
+    channel_importance,
+    channel_weighted_mse,
+    gaussian_nll,
+    hierarchical_context,
+    hint_mse,
+    overhaul,
+    overhaul_margin,
+)
+from jaxkd.losses.features.attention import attention_transfer, channel_kl, factor_transfer, neuron_selectivity
+from jaxkd.losses.features.flow import singular_vectors, solution_flow
 
-__all__ = ["attention_transfer", "hint_mse"]
+__all__ = [
+    "activation_boundary",
+    "attention_transfer",
+    "channel_importance",
+    "channel_kl",
+    "channel_weighted_mse",
+    "factor_transfer",
+    "gaussian_nll",
+    "hierarchical_context",
+    "hint_mse",
+    "neuron_selectivity",
+    "overhaul",
+    "overhaul_margin",
+    "singular_vectors",
+    "solution_flow",
+]

@@ -3,6 +3,7 @@
 Flax's BatchNorm, left alone, lets padded examples into its statistics, and on a mapped axis normalises each device's
 share by itself. The adapters take over that one computation where a batch is masked or split, so that masking an
 example is the same as dropping it and eight devices are the same as one. A whole batch on one device is left to Flax.
+The layers that objectives learn normalise by the same statistics.
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""Models with the gradient of their logits with respect to their input as one more output, for Jacobian matching.
+
+The gradient is taken in the same forward pass as the logits and costs one backward pass through the model. A loss on
+it, such as `jaxkd.losses.jacobian_matching`, is then differentiated through that backward pass like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import checks
+from jaxkd.normalization import mapped_axis
+from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+
+__all__ = ["with_input_gradient", "with_projected_input_gradient"]
+
+
+def with_input_gradient(
+    model: Model,
+    *,
+    classes: str | None = None,
+    input: str = "image",
+    output: str = "logits",
+    name: str = "input_gradient",
+) -> Model:
+    """Adds ``∇ₓ z_c``, the gradient of one logit of each example with respect to its input.
+
+    Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, section 4: of all classes only the
+    teacher's choice is matched. In training mode a BatchNorm ties the examples of a batch together; the gradient is
+    then that of the sum over the batch, as automatic differentiation has it everywhere.
+
+    Args:
+      model: from an adapter.
+      classes: where the classes c are found: None for the model's own first choice (a teacher), ``"teacher/logits"``
+        for the teacher's (its student), ``"batch/label"`` for integer labels.
+      input: the floating-point entry of the batch to differentiate by.
+      output: the output to differentiate, ``[batch, classes]``.
+      name: of the new output, which has the shape of the input.
+
+    Returns:
+      A `Model` with the same variables.
+
+    Raises:
+      ValueError: when it is applied: the input is not floating point, or there is no such entry or output.
+
+    >>> from jaxkd import adapters
+    >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> model = with_input_gradient(linear, input="x")
+    >>> weights = Variables(jnp.arange(6.0).reshape(2, 3))
+    >>> model.apply(weights, {"x": jnp.ones((1, 2))}, key=None, train=False)[0]["input_gradient"]
+    Array([[2., 5.]], dtype=float32)
+    """
+
+    def cotangent(logits: Array, batch: Batch) -> Array:
+        if classes is None:
+            chosen = jnp.argmax(logits, axis=-1)
+        else:
+            root, _, key = classes.partition("/")
+            checks.known(root, ("teacher", "batch"), f"with_input_gradient(classes={classes!r}), root")
+            found = batch.get("teacher", {}) if root == "teacher" else batch
+            checks.known(key, list(found), f"with_input_gradient(classes={classes!r}), {root} entry")
+            chosen = found[key]
+            chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
+        return jax.nn.one_hot(chosen, logits.shape[-1], dtype=logits.dtype)
+
+    return _with_gradient(model, cotangent, input, output, name)
+
+
+def with_projected_input_gradient(
+    model: Model,
+    *,
+    seed: int = 0,
+    input: str = "image",
+    output: str = "logits",
+    name: str = "input_gradient",
+) -> Model:
+    """Adds ``∇ₓ ⟨v, z⟩`` for random directions v ~ N(0, I) in the space of the logits.
+
+    The random projection of the Jacobian: in expectation over v, matching it is matching all rows, at the cost of one
+    backward pass. v is drawn from the seed, the step and the example's place in the batch, so a student and a teacher
+    wrapped with the same seed have the same directions in each step, on any number of devices.
+
+    Args:
+      model: from an adapter.
+      seed: of the directions.
+      input: the floating-point entry of the batch to differentiate by.
+      output: the output to differentiate, ``[batch, classes]``.
+      name: of the new output, which has the shape of the input.
+
+    Returns:
+      A `Model` with the same variables.
+
+    Raises:
+      ValueError: when it is applied: the input is not floating point, or there is no such entry or output.
+
+    >>> from jaxkd import adapters
+    >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> model = with_projected_input_gradient(linear, input="x")
+    >>> outputs, _ = model.apply(Variables(jnp.ones((2, 3))), {"x": jnp.ones((4, 2))}, key=None, train=False)
+    >>> outputs["input_gradient"].shape
+    (4, 2)
+    """
+
+    def cotangent(logits: Array, batch: Batch) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
+        axis_name, size = mapped_axis(), logits.shape[0]
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(size))
+        return jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], logits.dtype))(keys)
+
+    return _with_gradient(model, cotangent, input, output, name)
+
+
+def _with_gradient(
+    model: Model, cotangent: Callable[[Array, Batch], Array], input: str, output: str, name: str
+) -> Model:
+    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        checks.known(input, list(batch), "with_input_gradient, batch entry")
+        x = jnp.asarray(batch[input])
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"batch[{input!r}]: expected floating-point inputs to differentiate by, got {checks.shape(x)}. Scale "
+                "images before the step, with jaxkd.training.preprocess."
+            )
+
+        def forward(x: Array) -> tuple[Array, Any]:
+            outputs, state = model.apply(variables, {**batch, input: x}, key=key, train=train)
+            checks.known(output, list(outputs), "with_input_gradient, model output")
+            return outputs[output], (outputs, state)
+
+        logits, pullback, (outputs, state) = jax.vjp(forward, x, has_aux=True)
+        (gradient,) = pullback(jax.lax.stop_gradient(cotangent(logits, batch)))
+        return {**outputs, name: gradient}, state
+
+    return Model(model.init, apply)

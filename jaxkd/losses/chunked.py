@@ -1,0 +1,409 @@
+"""Distillation of language models from hidden states: the ``[tokens, vocabulary]`` logits never exist as a whole.
+
+A language model's last layer multiplies with a vocabulary so large that its logits take more memory than the rest of
+the step. These losses take that layer's inputs and kernel instead and go through the tokens in chunks. A chunk gives
+its values and, in the same pass, its gradients: its logits are computed once and then forgotten. Values and gradients
+are those of the same loss of the logits ``hidden @ kernel + bias``.
+
+This file needs only jax and can be lifted out of the package as it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+__all__ = ["linear_generalized_jsd", "linear_soft_target_kl"]
+
+_ELEMENTS = 1 << 23  # logits of one network in a chunk, 32 MiB in float32: enough for large products
+_TOKENS = 256  # in a chunk at least: each chunk reads and writes the kernel's whole gradient
+
+
+def linear_soft_target_kl(
+    student_hidden: Float[Array, "tokens hidden"],
+    student_kernel: Float[Array, "hidden vocabulary"],
+    teacher_hidden: Float[Array, "tokens hidden_t"],
+    teacher_kernel: Float[Array, "hidden_t vocabulary"],
+    *,
+    student_bias: Float[Array, " vocabulary"] | None = None,
+    teacher_bias: Float[Array, " vocabulary"] | None = None,
+    temperature: float | Float[Array, "#tokens"] = 1.0,
+    soft_cap: float | tuple[float | None, float | None] | None = None,
+    where: Bool[Array, " tokens"] | None = None,
+    vocabulary_axis: str | None = None,
+    chunk: int | None = None,
+) -> Float[Array, " tokens"]:
+    """Soft targets from hidden states: ``T² KL(p_t ‖ p_s)`` with ``p = softmax((hidden @ kernel + bias) / T)``.
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2: `soft_target_kl` of the
+    two networks' logits, without holding them. The gradients are computed along with the values, for a cotangent of 1,
+    and scaled in the backward pass. That is exact for a mean or a weighted mean, over all tokens or over those of
+    ``where``; with any other cotangent (one weight per token, say) the kernels' gradients are computed a second time.
+    Only what is differentiated is computed: nothing for the teacher behind a `jax.lax.stop_gradient`. First derivatives
+    in reverse mode only.
+
+    **Devices.** With ``vocabulary_axis``, kernels and biases hold this device's slice of the vocabulary, and hidden
+    states and the result are the same on all devices of that axis. Differentiate inside of the mapped function: every
+    device then gets the gradient of the hidden states, and of its slices, of the one loss that all of them hold (not of
+    the sum of their copies). Under `jax.shard_map` with ``check_vma=True`` this is also right from outside. Without
+    it, arrays that `jax.jit` places with a `NamedSharding` may be split along the tokens, the vocabulary or both.
+
+    Args:
+      student_hidden: inputs of the last layer ``[tokens, hidden]``; flatten batch and sequence first.
+      student_kernel: its kernel ``[hidden, vocabulary]``; of an embedding table ``[vocabulary, hidden]``, the
+        transpose.
+      teacher_hidden: the teacher's ``[tokens, hidden_t]``.
+      teacher_kernel: the teacher's ``[hidden_t, vocabulary]``, with the same words in the same order.
+      student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word; excluded by both, it adds nothing.
+      teacher_bias: the teacher's ``[vocabulary]``.
+      temperature: T > 0, a scalar or one for each token ``[tokens]``. It takes no gradient.
+      soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)`` (Gemma 2, 2024), those of an excluded word too; a
+        pair is for student and teacher, either of which may be None.
+      where: True for the tokens that count ``[tokens]``; the others give 0 and no gradient, whatever they hold.
+      vocabulary_axis: a mapped axis over which the vocabulary is split.
+      chunk: the most tokens at once. By default such that one network's logits take 32 MiB, but at least 256: memory
+        is about four times a chunk's logits and the kernels' gradients. An accelerator may like more.
+
+    Returns:
+      One value per token ``[tokens]``, in nats times T², float32 or better also of half-precision inputs, whose
+      products are summed in float32. It is infinite, truly, where the student excludes a word that the teacher does
+      not; the student's gradient stays finite there, and the teacher's is 0.
+
+    Raises:
+      ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
+      NotImplementedError: a second derivative, or one with respect to the temperature.
+
+    >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])
+    >>> linear_soft_target_kl(student, jnp.eye(2), teacher, jnp.eye(2), temperature=2.0).round(4)
+    Array([1.6313], dtype=float32)
+    """
+    student = _head("student", student_hidden, student_kernel, student_bias)
+    teacher = _head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
+    return _chunked(None, student, teacher, temperature, soft_cap, where, vocabulary_axis, chunk)
+
+
+def linear_generalized_jsd(
+    student_hidden: Float[Array, "tokens hidden"],
+    student_kernel: Float[Array, "hidden vocabulary"],
+    teacher_hidden: Float[Array, "tokens hidden_t"],
+    teacher_kernel: Float[Array, "hidden_t vocabulary"],
+    *,
+    beta: float = 0.5,
+    student_bias: Float[Array, " vocabulary"] | None = None,
+    teacher_bias: Float[Array, " vocabulary"] | None = None,
+    temperature: float | Float[Array, "#tokens"] = 1.0,
+    soft_cap: float | tuple[float | None, float | None] | None = None,
+    where: Bool[Array, " tokens"] | None = None,
+    vocabulary_axis: str | None = None,
+    chunk: int | None = None,
+) -> Float[Array, " tokens"]:
+    """Generalised JSD from hidden states: ``β KL(p_t ‖ m) + (1−β) KL(p_s ‖ m)`` with ``m = β p_t + (1−β) p_s``.
+
+    Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024 (GKD), section 2: `generalized_jsd` of the
+    two networks' logits, without holding them. As there, without T². By convention β = 0 is ``KL(p_t ‖ p_s)`` and
+    β = 1 is ``KL(p_s ‖ p_t)``. Derivatives, devices and memory are as for `linear_soft_target_kl`.
+
+    Args:
+      student_hidden: inputs of the last layer ``[tokens, hidden]``; flatten batch and sequence first.
+      student_kernel: its kernel ``[hidden, vocabulary]``.
+      teacher_hidden: the teacher's ``[tokens, hidden_t]``.
+      teacher_kernel: the teacher's ``[hidden_t, vocabulary]``, with the same words in the same order.
+      beta: the teacher's share of the mixture, a number from 0 to 1.
+      student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word; excluded by both, it adds nothing.
+      teacher_bias: the teacher's ``[vocabulary]``.
+      temperature: T > 0, a scalar or one for each token ``[tokens]``. It takes no gradient.
+      soft_cap: c > 0 caps the logits at ±c, as in `linear_soft_target_kl`.
+      where: True for the tokens that count ``[tokens]``.
+      vocabulary_axis: a mapped axis over which the vocabulary is split.
+      chunk: the most tokens at once.
+
+    Returns:
+      One value per token ``[tokens]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite;
+      where it is infinite, the gradient of the network that knows the other's excluded word is 0.
+
+    Raises:
+      ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
+      NotImplementedError: a second derivative, or one with respect to the temperature.
+
+    >>> student, teacher = jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]])
+    >>> linear_generalized_jsd(student, jnp.eye(2), teacher, jnp.eye(2)).round(4)  # log 2
+    Array([0.6931], dtype=float32)
+    """
+    student = _head("student", student_hidden, student_kernel, student_bias)
+    teacher = _head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta: expected a number from 0 to 1, got {beta}.")
+    return _chunked(float(beta), student, teacher, temperature, soft_cap, where, vocabulary_axis, chunk)
+
+
+class _Head(NamedTuple):
+    """A network's last layer with what goes into it; also the gradients of these, and which of them are wanted."""
+
+    hidden: Any
+    kernel: Any
+    bias: Any
+
+
+_NOTHING = _Head(None, None, None)
+
+
+class _Static(NamedTuple):
+    """What a program is compiled for; ``beta`` is None for the KL of soft targets, which has a T²."""
+
+    beta: float | None
+    caps: tuple[float | None, float | None]
+    axis: str | None
+    size: int
+
+
+def _chunked(
+    beta: float | None,
+    student: _Head,
+    teacher: _Head,
+    temperature: float | Array,
+    soft_cap: float | tuple[float | None, float | None] | None,
+    where: Array | None,
+    axis: str | None,
+    chunk: int | None,
+) -> Array:
+    (tokens, _), (_, vocabulary) = student.hidden.shape, student.kernel.shape
+    if teacher.hidden.shape[0] != tokens:
+        raise ValueError(
+            f"teacher_hidden: expected the student's {tokens} tokens, got {list(teacher.hidden.shape)} for "
+            f"student_hidden {list(student.hidden.shape)}."
+        )
+    if teacher.kernel.shape[1] != vocabulary:
+        raise ValueError(
+            f"teacher_kernel: expected the student's vocabulary of {vocabulary}, got {list(teacher.kernel.shape)}. "
+            "Nothing is padded or cut: select the words both know, in one order, from both kernels and biases."
+        )
+    where = jnp.ones(tokens, bool) if where is None else jnp.asarray(where)
+    if where.dtype != jnp.bool_ or where.shape != (tokens,):
+        raise ValueError(f"where: expected bool[{tokens}], True for what counts, got {where.dtype}{list(where.shape)}.")
+    caps = tuple(soft_cap) if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
+    if len(caps) != 2 or not all(cap is None or cap > 0 for cap in caps):
+        raise ValueError(f"soft_cap: expected a positive number, or a pair for student and teacher, got {soft_cap}.")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk: expected at least one token at once, got {chunk}.")
+    # Chunks of one size need the least padding; by default one that up to eight devices can share.
+    most = chunk or max(_TOKENS, _ELEMENTS // max(vocabulary, 1))
+    count = max(1, -(-tokens // most))
+    size = max(1, -(-tokens // count))
+    if chunk is None and count > 1:
+        size = -(-size // 8) * 8
+    first, second = (None if cap is None else float(cap) for cap in caps)
+    dtype = jnp.result_type(*jax.tree.leaves((student, teacher)), jnp.float32)
+    arrays = (student, teacher, _temperature(temperature, tokens, dtype), where)
+    # Under shard_map all have to vary over what one of them does. Autodiff then sums the gradient of a replicated one.
+    varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)]
+
+    def mark(x: Array) -> Array:
+        missing = frozenset().union(*varying) - jax.typeof(x).manual_axis_type.varying
+        return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+
+    return _tokens(_Static(beta, (first, second), axis, size), *jax.tree.map(mark, arrays))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tokens(static: _Static, student: _Head, teacher: _Head, temperature: Array, where: Array) -> Array:
+    return _run(static, (_NOTHING, _NOTHING), student, teacher, temperature, where, where)[0]
+
+
+def _forward(static: _Static, *primals: Any) -> tuple[Array, Any]:
+    def each(part: str) -> Any:
+        return jax.tree.map(lambda x: getattr(x, part), primals, is_leaf=lambda x: hasattr(x, "perturbed"))
+
+    arrays, (*wanted, temperature, _) = each("value"), each("perturbed")
+    if temperature:
+        raise NotImplementedError(
+            "temperature: its gradient is not computed; apply jax.lax.stop_gradient to it, or use the loss of logits."
+        )
+    value, gradients = _once(functools.partial(_run, static, tuple(wanted)), *arrays, arrays[-1])
+    return value, (arrays, gradients)
+
+
+def _backward(static: _Static, residuals: Any, cotangent: Any) -> tuple[Any, ...]:
+    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
+        return _NOTHING, _NOTHING, None, None
+    return *_once(functools.partial(_scale, static), *residuals, cotangent), None, None
+
+
+_tokens.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once(function: Any, *arrays: Any) -> Any:
+    return function(*arrays)
+
+
+@_once.defjvp
+def _twice(function: Any, primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError("a second derivative of a chunked loss: use the loss of logits, which has it.")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent: Array) -> tuple[_Head, ...]:
+    """Gradients for any cotangent from those for a cotangent of 1."""
+    where = arrays[-1]
+    cotangent = jnp.where(where, cotangent, 0)
+    factor = jnp.max(cotangent, where=where, initial=-jnp.inf)
+    same = jnp.all((cotangent == factor) | ~where)
+    factor = jnp.where(factor > -jnp.inf, factor, 0)
+    # Where types do not tell that the hidden states are the same on all devices, nothing else sums their gradients.
+    untyped = static.axis is not None and static.axis not in jax.typeof(where).manual_axis_type.varying
+    if untyped:  # a branch that communicates has to be taken by all
+        same = jax.lax.pmin(same.astype(jnp.int32), static.axis) > 0
+
+    def scaled(sums: tuple[_Head, ...]) -> tuple[_Head, ...]:
+        return jax.tree.map(lambda x: x * factor, sums)
+
+    def again(sums: tuple[_Head, ...]) -> tuple[_Head, ...]:
+        return _run(static, jax.tree.map(lambda x: True, sums), *arrays, cotangent)[1]
+
+    sums = tuple(x._replace(hidden=None) for x in gradients)
+    if jax.tree.leaves(sums):
+        sums = jax.lax.cond(same, scaled, again, sums)
+    rows = jax.tree.map(lambda x: x * cotangent[:, None], tuple(x.hidden for x in gradients))
+    rows = jax.lax.psum(rows, static.axis) if untyped else rows
+    gradients = tuple(x._replace(hidden=row) for x, row in zip(sums, rows, strict=True))
+    return jax.tree.map(lambda like, x: None if x is None else x.astype(like.dtype), arrays[:2], gradients)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(
+    static: _Static,
+    wanted: tuple[_Head, ...],
+    student: _Head,
+    teacher: _Head,
+    temperature: Array,
+    where: Array,
+    weight: Array,
+) -> tuple[Array, tuple[_Head, ...]]:
+    """The value of each token, and the gradients of their sum weighted by ``weight``, as far as they are wanted."""
+    heads, tokens, size = (student, teacher), where.shape[0], static.size
+    count, dtype = max(1, -(-tokens // size)), temperature.dtype
+
+    def split(x: Array) -> Array:
+        """Chunks of tokens far apart, so that devices that share the tokens also share each chunk."""
+        padded = jnp.pad(x, [(0, size * count - tokens)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(size, count, *x.shape[1:])
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(size * count, *x.shape[2:])[:tokens]
+
+    chunks = jax.tree.map(split, (student.hidden, teacher.hidden, temperature, where, weight.astype(dtype)))
+    wide = [head.kernel.astype(dtype) for head in heads]  # for the gradients, once: they are rounded only at the end
+
+    def step(totals: tuple[_Head, ...], index: Array) -> tuple[tuple[_Head, ...], tuple[Array, list[Array | None]]]:
+        *hidden, scale, counts, weights = (jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in chunks)
+        hidden = [jnp.where(counts[:, None], x, 0) for x in hidden]
+        scale = jnp.where(counts, scale, 1)[:, None]
+        logits, slopes = [], []
+        for x, head, cap in zip(hidden, heads, static.caps, strict=True):
+            z = jax.lax.dot_general(x, head.kernel, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+            if head.bias is not None:
+                z = z + head.bias.astype(dtype)[None, :]
+            slope = weights[:, None] / scale
+            if cap is not None:
+                tanh = jnp.tanh(z / cap)
+                z, slope = cap * tanh, slope * (1 - tanh**2)
+            logits.append(z / scale)
+            slopes.append(slope)
+        values, derivatives = _divergence(static, scale, *logits)
+        rows, sums = [], []
+        for x, d, slope, matrix, total, want in zip(hidden, derivatives, slopes, wide, totals, wanted, strict=True):
+            d = d * slope
+            d_kernel = total.kernel + x.astype(dtype).T @ d if want.kernel else None
+            d_bias = total.bias + jnp.sum(d, axis=0) if want.bias else None
+            rows.append(d @ matrix.T if want.hidden else None)
+            sums.append(_Head(None, d_kernel, d_bias))
+        return tuple(sums), (jnp.where(counts, values, 0), rows)
+
+    start = jax.tree.map(lambda x, want: jnp.zeros_like(x, dtype) if want else None, heads, wanted)
+    totals, (values, rows) = jax.lax.scan(step, tuple(x._replace(hidden=None) for x in start), jnp.arange(count))
+    rows = jax.tree.map(join, rows)
+    return join(values), tuple(total._replace(hidden=row) for total, row in zip(totals, rows, strict=True))
+
+
+def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -> tuple[Array, tuple[Array, Array]]:
+    """Values ``[chunk]`` and their derivatives by the logits over T ``[chunk, vocabulary]``, the student's first."""
+
+    def highest(x: Array) -> Array:
+        top = jnp.max(x, axis=1, keepdims=True)
+        top = top if static.axis is None else jax.lax.pmax(top, static.axis)
+        return jnp.where(top > -jnp.inf, top, 0)
+
+    def totals(*terms: Array) -> tuple[Array, ...]:
+        sums = tuple(jnp.sum(x, axis=1, keepdims=True) for x in terms)
+        return sums if static.axis is None else jax.lax.psum(sums, static.axis)
+
+    s, t = student - highest(student), teacher - highest(teacher)
+    exp_s, exp_t = jnp.exp(s), jnp.exp(t)
+    beta = static.beta
+    if beta is None or beta in (0, 1):  # KL(p ‖ q)
+        (p, exp_p), (q, exp_q) = ((s, exp_s), (t, exp_t)) if beta == 1 else ((t, exp_t), (s, exp_s))
+        difference = jnp.where(exp_p > 0, p - q, 0)  # else perhaps inf - inf, to be weighted by 0
+        infinite = difference == jnp.inf
+        finite = jnp.where(infinite, 0, difference)
+        mass_p, mass_q, mean, finite_mean, excluded = totals(
+            exp_p, exp_q, exp_p * difference, exp_p * finite, jnp.where(infinite, exp_p, 0)
+        )
+        mass_p, mass_q = jnp.where(mass_p == 0, 1, mass_p), jnp.where(mass_q == 0, 1, mass_q)
+        factor, shift = scale**2 if beta is None else jnp.ones_like(scale), jnp.log(mass_q) - jnp.log(mass_p)
+        share = exp_p * (factor / mass_p)
+        d_q = exp_q * (factor / mass_q) - share
+        # The slope of p at a word that q excludes would be infinite; without it, the other words keep theirs.
+        d_p = share * (jnp.where(infinite, 0, finite + shift) - (finite_mean + shift * (mass_p - excluded)) / mass_p)
+        value = factor * (mean / mass_p + shift)
+        return value[:, 0], (d_p, d_q) if beta == 1 else (d_q, d_p)
+    mass_s, mass_t = (jnp.where(mass == 0, 1, mass) for mass in totals(exp_s, exp_t))
+    p_s, p_t = exp_s / mass_s, exp_t / mass_t
+    # log(m / p) of the larger probability, then of the other; of a word that both exclude it is NaN, weighted by 0.
+    ahead = (t - s) - (jnp.log(mass_t) - jnp.log(mass_s))
+    apart = -jnp.abs(ahead)
+    mixed = jnp.log1p(jnp.where(ahead > 0, 1 - beta, beta) * jnp.expm1(apart))
+    part_s = jnp.where(p_s > 0, p_s * (jnp.where(ahead > 0, apart, 0) - mixed), 0)
+    part_t = jnp.where(p_t > 0, p_t * (jnp.where(ahead > 0, 0, apart) - mixed), 0)
+    kl_s, kl_t = totals(part_s, part_t)
+    d_s, d_t = (1 - beta) * (part_s - p_s * kl_s), beta * (part_t - p_t * kl_t)
+    return (beta * kl_t + (1 - beta) * kl_s)[:, 0], (d_s, d_t)
+
+
+def _head(name: str, hidden: Array, kernel: Array, bias: Array | None) -> _Head:
+    hidden, kernel = jnp.asarray(hidden), jnp.asarray(kernel)
+    if not jnp.issubdtype(hidden.dtype, jnp.floating) or hidden.ndim != 2:
+        raise ValueError(
+            f"{name}_hidden: expected floating-point hidden states [tokens, hidden], got "
+            f"{hidden.dtype}{list(hidden.shape)}; flatten batch and sequence first."
+        )
+    if not jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.ndim != 2 or kernel.shape[0] != hidden.shape[1]:
+        raise ValueError(
+            f"{name}_kernel: expected a floating-point kernel [hidden = {hidden.shape[1]}, vocabulary], got "
+            f"{kernel.dtype}{list(kernel.shape)}; an embedding table [vocabulary, hidden] is to be transposed."
+        )
+    if bias is None:
+        return _Head(hidden, kernel, None)
+    bias = jnp.asarray(bias)
+    if not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]:
+        raise ValueError(
+            f"{name}_bias: expected floating-point [{kernel.shape[1]}], one for each word of the kernel, got "
+            f"{bias.dtype}{list(bias.shape)}."
+        )
+    return _Head(hidden, kernel, bias)
+
+
+def _temperature(temperature: float | Array, tokens: int, dtype: Any) -> Array:
+    if not isinstance(temperature, jax.core.Tracer):
+        numbers = jax.tree.leaves(temperature.tolist() if hasattr(temperature, "tolist") else temperature)
+        if not all(number > 0 for number in numbers):  # NaN is not
+            raise ValueError(f"temperature: expected positive numbers, got {temperature}.")
+    value = jnp.asarray(temperature, dtype)
+    if value.shape not in ((), (tokens,)):
+        raise ValueError(f"temperature: expected a scalar or one for each token [{tokens}], got {list(value.shape)}.")
+    return jnp.broadcast_to(value, (tokens,))

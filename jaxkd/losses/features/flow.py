@@ -1,0 +1,245 @@
+"""Flow losses: how a network's features change from one layer to the next.
+
+A layer's feature map is ``[batch, height, width, channels]``, and a loss takes several layers of each network. Every
+function returns one value per example. The student's channels are the teacher's, layer by layer, while spatial sizes
+may differ between the networks. This file needs only jax and can be lifted out of the package as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+__all__ = ["solution_flow", "singular_vectors"]
+
+
+def solution_flow(
+    student_pair: Sequence[Float[Array, "batch _height _width _channels"]],
+    teacher_pair: Sequence[Float[Array, "batch _height _width _channels"]],
+    *,
+    where: Bool[Array, " batch"] | None = None,
+) -> Float[Array, " batch"]:
+    """Flow of the solution procedure: ``mean (G_s − G_t)²`` with ``G = mean_hw F_l ⊗ F_{l+1}``.
+
+    Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
+    CVPR 2017, equations 1 and 2. G is the ``[channels_l, channels_{l+1}]`` matrix of inner products between the
+    channels of two layers. Within a pair the larger map is adaptive-average-pooled to the smaller, where the paper
+    has max pooling. The paper sums over the entries of G; the mean is that of the common benchmarks.
+
+    Args:
+      student_pair: the maps of two layers, ``[batch, height, width, channels]`` each.
+      teacher_pair: the same of the teacher, with the student's batch and, layer by layer, its channels.
+      where: True for the examples that count ``[batch]``.
+
+    Returns:
+      One value per example ``[batch]``.
+
+    Raises:
+      ValueError: a pair is not one of floating-point feature maps, or batch or channels differ.
+
+    >>> ones, zeros = jnp.ones((1, 4, 4, 3)), jnp.zeros((1, 2, 2, 5))
+    >>> solution_flow((ones, 2 * jnp.ones((1, 2, 2, 5))), (ones, zeros))
+    Array([4.], dtype=float32)
+    """
+    if len(student_pair) != 2:
+        raise ValueError(f"student_pair: expected the maps of two layers, got {len(student_pair)}.")
+    students, teachers = _layers("student_pair", student_pair, "teacher_pair", teacher_pair)
+    maps, where = _keep(where, *students, *teachers)
+    difference = _flow(maps[0], maps[1]) - _flow(maps[2], maps[3])
+    return _drop(jnp.mean(difference**2, axis=(1, 2)), where)
+
+
+def singular_vectors(
+    student_maps: Sequence[Float[Array, "batch _height _width _channels"]],
+    teacher_maps: Sequence[Float[Array, "batch _height _width _channels"]],
+    *,
+    rank: int = 1,
+    where: Bool[Array, " batch"] | None = None,
+) -> Float[Array, " batch"]:
+    """SVD features: ``Σ_i Σ_{c,c',r} (R_s − R_t)²``, ``R[c, c', r] = exp(−(D_i[c, r] − D_{i−1}[c', r])²/8)``.
+
+    i runs over consecutive layers. ``D_i = V · σ/‖σ‖``: the right-singular vectors V ``[channels, rank]`` of the map
+    as a matrix ``[height · width, channels]`` for its `rank` largest singular values σ.
+
+    Lee, Kim & Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
+    section 3. Singular vectors have no sign. Here the teacher's have a positive entry of largest magnitude, and a
+    student's has a positive inner product with the teacher's of its rank, as in the paper. Code that follows the
+    authors' instead searches a few more of the student's vectors for the nearest, gives them the teacher's singular
+    values, and leaves the teacher's sign to the decomposition, between layers too.
+
+    The derivative is this file's own. That of an eigenvector divides by the gaps between eigenvalues; here 1/gap is
+    damped, gap/(gap² + ε) with ε the dtype's for eigenvalues that sum to 1, so that it is exact for distinct singular
+    values and finite for repeated ones. A singular value of 0, to rounding, has D = 0 and no gradient, and so does an
+    all-zero map. One eigendecomposition of a matrix of min(height · width, channels) squared is taken for each map.
+
+    Args:
+      student_maps: the maps of two or more layers, in order, ``[batch, height, width, channels]`` each.
+      teacher_maps: the same of the teacher, with the student's batch and, layer by layer, its channels.
+      rank: the number of singular vectors, at most the positions and the channels of every map.
+      where: True for the examples that count ``[batch]``.
+
+    Returns:
+      One value per example ``[batch]``. It does not change with the scale or the sign of a map.
+
+    Raises:
+      ValueError: fewer than two layers, inputs that are no floating-point feature maps, a batch or channels that
+        differ, or a rank that a map does not have.
+
+    >>> first, second = jnp.array([3.0, 4.0]).reshape(1, 1, 1, 2), jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
+    >>> singular_vectors((first, second), (second, second)).round(4)
+    Array([0.0244], dtype=float32)
+    """
+    if len(student_maps) < 2:
+        raise ValueError(f"student_maps: expected the maps of two or more layers, got {len(student_maps)}.")
+    students, teachers = _layers("student_maps", student_maps, "teacher_maps", teacher_maps)
+    for x in (*students, *teachers):
+        if not 1 <= rank <= min(x.shape[1] * x.shape[2], x.shape[3]):
+            raise ValueError(
+                f"rank: expected 1 to the smaller of positions and channels of {list(x.shape)}, got {rank}."
+            )
+    maps, where = _keep(where, *students, *teachers)
+    features = [_directions(x, rank) for x in maps]
+    values = jnp.zeros(maps[0].shape[0], jnp.result_type(*maps))
+    before = None
+    for student, teacher in zip(features[: len(students)], features[len(students) :], strict=True):
+        agreement = jnp.sum(student * teacher, axis=1, keepdims=True)
+        student = jnp.where(agreement < 0, -student, student)
+        if before is not None:
+            difference = _relation(student, before[0]) - _relation(teacher, before[1])
+            values += jnp.sum(difference**2, axis=(1, 2, 3))
+        before = student, teacher
+    return _drop(values, where)
+
+
+def _flow(first: Array, second: Array) -> Array:
+    """Mean over the positions of the products of two maps' channels, ``[batch, channels, channels]``."""
+    first, second = _match_size(first, second)
+    total = jnp.einsum("bhwc,bhwd->bcd", first, second, precision=jax.lax.Precision.HIGHEST)
+    return total / (first.shape[1] * first.shape[2])
+
+
+def _relation(after: Array, before: Array) -> Array:
+    """``[batch, channels, rank]`` of two layers to ``[batch, channels, channels, rank]``."""
+    return jnp.exp(-((after[:, :, None] - before[:, None]) ** 2) / 8)
+
+
+def _directions(features: Array, rank: int) -> Array:
+    """A map's right-singular vectors times its normalised singular values, ``[batch, channels, rank]``."""
+    batch, height, width, channels = features.shape
+    matrix = features.reshape(batch, height * width, channels)
+    # Any scale cancels. With this one the eigenvalues below sum to 1, and squares neither overflow nor vanish.
+    largest = jnp.max(jnp.abs(matrix), axis=(1, 2), keepdims=True)
+    alive = largest > jnp.finfo(matrix.dtype).tiny
+    matrix = jnp.where(alive, matrix, 0) / jax.lax.stop_gradient(jnp.where(alive, largest, 1))
+    energy = jnp.sum(matrix**2, axis=(1, 2), keepdims=True)
+    matrix = matrix / jax.lax.stop_gradient(jnp.sqrt(jnp.where(alive, energy, 1)))
+    if channels <= height * width:
+        vectors = _eigh(_product("bpc,bpd->bcd", matrix, matrix))[1][:, :, :rank]
+        images = _product("bpc,bcr->bpr", matrix, vectors)
+    else:
+        left = _eigh(_product("bpc,bqc->bpq", matrix, matrix))[1][:, :, :rank]
+        images = _product("bpc,bpr->bcr", matrix, left)
+    # The norms of these images, more exact than the eigenvalues' roots, are the singular values.
+    squares = jnp.sum(images**2, axis=1, keepdims=True)
+    rounding = max(height * width, channels) * jnp.finfo(matrix.dtype).eps
+    present = squares > rounding**2
+    total = jnp.sum(jnp.where(present, squares, 0), axis=2, keepdims=True)
+    scale = 1 / jnp.sqrt(jnp.where(total > 0, total, 1))
+    if channels <= height * width:
+        values = jnp.where(present, vectors, 0) * jnp.sqrt(jnp.where(present, squares, 1)) * scale
+    else:
+        values = jnp.where(present, images, 0) * scale
+    peak = jnp.take_along_axis(values, jnp.argmax(jnp.abs(values), axis=1)[:, None], axis=1)
+    return jnp.where(peak < 0, -values, values)
+
+
+def _product(axes: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues in descending order and eigenvectors, as columns, of symmetric matrices ``[batch, n, n]``."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values[:, ::-1], vectors[:, :, ::-1]
+
+
+@_eigh.defjvp
+def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    values, vectors = _eigh(*primals)
+    rotated = _product("bij,bik->bjk", vectors, _product("bij,bjk->bik", tangents[0], vectors))
+    gaps = values[:, None, :] - values[:, :, None]
+    turn = gaps / (gaps**2 + jnp.finfo(gaps.dtype).eps) * rotated
+    return (values, vectors), (jnp.diagonal(rotated, axis1=1, axis2=2), _product("bij,bjk->bik", vectors, turn))
+
+
+def _layers(
+    student_name: str, student_maps: Sequence[Array], teacher_name: str, teacher_maps: Sequence[Array]
+) -> tuple[list[Array], list[Array]]:
+    """Maps of one batch, and of the same channels layer by layer, in float32 or better."""
+    if len(student_maps) != len(teacher_maps):
+        raise ValueError(f"{teacher_name}: expected the student's {len(student_maps)} layers, got {len(teacher_maps)}.")
+    students = [_upcast(student_name, x) for x in student_maps]
+    teachers = [_upcast(teacher_name, x) for x in teacher_maps]
+    for name, maps in ((student_name, students), (teacher_name, teachers)):
+        for index, (x, student) in enumerate(zip(maps, students, strict=True)):
+            if (x.shape[0], x.shape[3]) != (students[0].shape[0], student.shape[3]):
+                raise ValueError(
+                    f"{name}: expected a batch of {students[0].shape[0]} and {student.shape[3]} channels, the "
+                    f"student's, in layer {index}, got {list(x.shape)}."
+                )
+    return students, teachers
+
+
+def _match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Pools, on each axis, the larger map to the smaller."""
+    for axis in (1, 2):
+        size = min(student.shape[axis], teacher.shape[axis])
+        student, teacher = _adaptive_mean(student, axis, size), _adaptive_mean(teacher, axis, size)
+    return student, teacher
+
+
+def _adaptive_mean(x: Array, axis: int, size: int) -> Array:
+    """Means over windows ⌊iN/n⌋ to ⌈(i+1)N/n⌉ along one axis, as PyTorch's adaptive average pooling has them."""
+    full = x.shape[axis]
+    if full == size:
+        return x
+    if full % size == 0:
+        return jnp.mean(x.reshape(*x.shape[:axis], size, full // size, *x.shape[axis + 1 :]), axis=axis + 1)
+    bounds = [(i * full // size, -(-(i + 1) * full // size)) for i in range(size)]
+    windows = [[(start <= j < stop) / (stop - start) for j in range(full)] for start, stop in bounds]
+    pooled = jnp.tensordot(jnp.array(windows, x.dtype), x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(pooled, 0, axis)
+
+
+def _upcast(name: str, feature: Array) -> Array:
+    feature = jnp.asarray(feature)
+    if not jnp.issubdtype(feature.dtype, jnp.floating) or feature.ndim != 4:
+        raise ValueError(
+            f"{name}: expected floating-point maps [batch, height, width, channels], got "
+            f"{feature.dtype}{list(feature.shape)}."
+        )
+    return feature.astype(jnp.promote_types(feature.dtype, jnp.float32))
+
+
+def _keep(where: Array | None, *features: Array) -> tuple[tuple[Array, ...], Array | None]:
+    """Zeros the examples that do not count before anything nonlinear can see them."""
+    if where is None:
+        return features, None
+    where = jnp.asarray(where)
+    shape = features[0].shape[:1]
+    if where.dtype != jnp.bool_ or where.shape != shape:
+        raise ValueError(
+            f"where: expected bool{list(shape)}, True for what counts, got {where.dtype}{list(where.shape)}."
+        )
+    return tuple(jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0) for x in features), where
+
+
+def _drop(values: Array, where: Array | None) -> Array:
+    return values if where is None else jnp.where(where, values, 0)

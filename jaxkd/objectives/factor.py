@@ -1,0 +1,162 @@
+"""Factor transfer: a paraphraser that compresses the teacher's feature, and a translator that learns to follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses
+from jaxkd.objectives.compose import Schedule, counted, lookup, replace, term
+from jaxkd.objectives.layers import conv, conv_init, maps
+from jaxkd.objectives.mapped import mapped
+from jaxkd.types import Array, Context, LossVars, Objective, PyTree
+
+_LAYERS = ("first", "second", "third")
+_SLOPE = 0.1
+
+
+def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Schedule = 1.0) -> Objective:
+    """The paraphraser of factor transfer, by itself: ``mean (D(E(F_t)) − F_t)²``.
+
+    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section
+    3.1 and equation 1. An autoencoder of the teacher's feature, trained before the student and without labels. The
+    encoder E is three 3×3 convolutions (C → C → rC → rC channels), the decoder D its mirror image (transposed
+    convolutions of stride 1 are convolutions), each followed by a leaky ReLU of slope 0.1 and, as in the authors' code,
+    without BatchNorm. `factor_transfer` takes over what it learned.
+
+    Args:
+      teacher: path of the teacher's map ``[batch, height, width, channels]``, such as ``"teacher/stage3"``.
+      rate: channels of the factor for each channel of the teacher's map, > 0; the paper's k.
+      weight: a number, or an optax schedule of the step.
+
+    Returns:
+      An `Objective` that owns ``{"encoder": {"first", "second", "third"}, "decoder": {...}}``. The student takes no
+      part in it, and gets no gradient.
+
+    Raises:
+      ValueError: the rate is not positive; or, when it is initialised: the path does not exist or is no map's.
+
+    >>> objective = paraphraser("teacher/f")
+    >>> context = Context({}, {"f": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.float32)}, {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> params["encoder"]["third"]["kernel"].shape, params["decoder"]["third"]["kernel"].shape
+    ((3, 3, 4, 4), (3, 3, 8, 8))
+    """
+    _positive(rate)
+    loss = term(losses.hint_mse, "student/reconstruction", "teacher/target", weight=weight)
+
+    def init(key: Array, context: Context) -> LossVars:
+        feature = lookup(context, teacher)
+        maps("paraphraser", [feature])
+        return LossVars(_autoencoder(key, feature.shape[-1], rate))
+
+    def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
+        del key
+        target = counted(context, lookup(context, teacher))
+        reconstruction = _layers(params["decoder"], _layers(params["encoder"], target))
+        return replace(context, {"student/reconstruction": reconstruction, "teacher/target": target}), state
+
+    return mapped(init, change, loss)
+
+
+def factor_transfer(
+    student: str,
+    teacher: str,
+    *,
+    trained: PyTree | None = None,
+    rate: float = 0.5,
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Factor transfer: ``mean |n(F(E(F_t))) − n(F(T(F_s)))|`` of the attention maps F of the two factors.
+
+    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, equation 3
+    with p = 1, in the form of popular code (`jaxkd.losses.factor_transfer` says which). The translator T is three 3×3
+    convolutions (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is
+    learned with the student. The paraphraser's encoder E is frozen: it lives in the objective's *state*, where no
+    gradient and no weight decay of the optimizer reaches it.
+
+    A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second is given what that learned,
+    ``factor_transfer("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. It is also where a
+    state can be given it later, ``state.loss.state[...]["paraphraser"]``.
+
+    Args:
+      student: path of the student's map ``[batch, height, width, channels]``.
+      teacher: path of the teacher's map, of which channels and size may differ.
+      trained: parameters of a trained `paraphraser` of the same feature and rate. Without them the paraphraser is a
+        random projection, which is not the method.
+      rate: channels of the factor for each channel of the teacher's map, > 0.
+      weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
+
+    Returns:
+      An `Objective` that owns ``{"translator": {"first", "second", "third"}}`` and remembers ``{"paraphraser": ...}``.
+
+    Raises:
+      ValueError: the rate is not positive; or, when it is initialised: a path does not exist or is no map's, or what
+        was trained does not fit the teacher's feature.
+
+    >>> objective = factor_transfer("student/f", "teacher/f")
+    >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    >>> context = Context(feature(2, 8, 8, 6), feature(2, 4, 4, 8), {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> params["translator"]["third"]["kernel"].shape
+    (3, 3, 4, 4)
+    """
+    _positive(rate)
+    loss = term(losses.factor_transfer, student, teacher, weight=weight)
+
+    def init(key: Array, context: Context) -> LossVars:
+        features = [lookup(context, path) for path in (student, teacher)]
+        maps("factor_transfer", features)
+        channels, targets = (feature.shape[-1] for feature in features)
+        factors = _factors(targets, rate)
+        key, own = jax.random.split(key)
+        frozen = _autoencoder(own, targets, rate)
+        if trained is not None:
+            given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (trained, frozen))
+            if given != wanted:
+                raise ValueError(
+                    f"factor_transfer: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
+                    f"{wanted}, got {given}."
+                )
+            frozen = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), trained)
+        translator = _stack(key, (channels, channels, factors, factors))
+        return LossVars({"translator": translator}, {"paraphraser": frozen})
+
+    def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
+        del key
+        feature, target = (counted(context, lookup(context, path)) for path in (student, teacher))
+        factor = _layers(state["paraphraser"]["encoder"], target)
+        return replace(context, {student: _layers(params["translator"], feature), teacher: factor}), state
+
+    return mapped(init, change, loss)
+
+
+def _positive(rate: float) -> None:
+    if rate <= 0:
+        raise ValueError(f"rate: expected a positive number of factor channels per channel, got {rate}.")
+
+
+def _factors(channels: int, rate: float) -> int:
+    return max(1, int(channels * rate))
+
+
+def _autoencoder(key: Array, channels: int, rate: float) -> dict[str, Any]:
+    factors = _factors(channels, rate)
+    down, up = jax.random.split(key)
+    return {
+        "encoder": _stack(down, (channels, channels, factors, factors)),
+        "decoder": _stack(up, (factors, factors, channels, channels)),
+    }
+
+
+def _stack(key: Array, widths: tuple[int, ...]) -> dict[str, Any]:
+    keys = jax.random.split(key, len(_LAYERS))
+    return {name: conv_init(keys[i], 3, widths[i], widths[i + 1]) for i, name in enumerate(_LAYERS)}
+
+
+def _layers(params: dict[str, Any], x: Array) -> Array:
+    for name in _LAYERS:
+        x = jax.nn.leaky_relu(conv(params[name], x), _SLOPE)
+    return x

@@ -1,0 +1,188 @@
+"""The few layers that objectives learn, as pairs of functions: dense, convolution, BatchNorm.
+
+Maps are ``[batch, height, width, channels]``. A layer's parameters are a dict of float32 arrays; it computes in float32
+or better, whatever the features are. Where the papers say "1×1 convolution", it is `dense`, which is the same and also
+does for vectors and tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import checks
+from jaxkd.losses.features.activations import _match_size
+from jaxkd.normalization import Share, running, statistics
+from jaxkd.types import Array, Context, LossVars
+
+MOMENTUM, EPSILON = 0.9, 1e-5  # of BatchNorm, as PyTorch's defaults have it (which calls this momentum 0.1)
+
+
+def dense_init(key: Array, features: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
+    """Parameters of a linear map of the last axis.
+
+    >>> jax.tree.map(jnp.shape, dense_init(jax.random.key(0), 3, 5))
+    {'bias': (5,), 'kernel': (3, 5)}
+    """
+    return _init(key, (features, outputs), bias)
+
+
+def dense(params: dict[str, Array], x: Array) -> Array:
+    """A linear map of the last axis of ``[..., features]``: of a map, a 1×1 convolution.
+
+    >>> dense({"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}, jnp.ones((4, 2)))[0]
+    Array([3.], dtype=float32)
+    """
+    x, kernel = _promote(x, params["kernel"])
+    return _biased(x @ kernel, params)
+
+
+def conv_init(key: Array, size: int, channels: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
+    """Parameters of a convolution with a square kernel.
+
+    >>> jax.tree.map(jnp.shape, conv_init(jax.random.key(0), 3, 2, 5, bias=False))
+    {'kernel': (3, 3, 2, 5)}
+    """
+    return _init(key, (size, size, channels, outputs), bias)
+
+
+def conv(params: dict[str, Array], x: Array) -> Array:
+    """A convolution of a map, of stride 1, padded with zeros to the same size.
+
+    >>> conv({"kernel": jnp.ones((3, 3, 1, 1))}, jnp.ones((1, 3, 3, 1)))[0, 1, :, 0]
+    Array([6., 9., 6.], dtype=float32)
+    """
+    x, kernel = _promote(x, params["kernel"])
+    mapped = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return _biased(mapped, params)
+
+
+def batch_norm_init(features: int) -> LossVars:
+    """Parameters and running statistics of a BatchNorm over the last axis.
+
+    >>> batch_norm_init(1).state
+    {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}
+    """
+    zeros, ones = jnp.zeros(features, jnp.float32), jnp.ones(features, jnp.float32)
+    return LossVars({"scale": ones, "bias": zeros}, {"mean": zeros, "var": ones})
+
+
+def batch_norm(
+    params: dict[str, Array],
+    state: dict[str, Array],
+    x: Array,
+    *,
+    mask: Array | None,
+    axis_name: str | None,
+    train: bool,
+) -> tuple[Array, dict[str, Array]]:
+    """BatchNorm over the last axis, with the statistics of the examples that count on all devices.
+
+    Args:
+      params: ``scale`` and ``bias``, from `batch_norm_init`.
+      state: the running ``mean`` and ``var``.
+      x: ``[batch, ..., features]``. What it holds where the mask is False must be finite.
+      mask: True for the examples that count ``[batch]``, or None for all.
+      axis_name: the mapped axis that splits the batch, or None.
+      train: normalises by the batch's statistics and updates the running ones; otherwise by the running ones, which
+        stay. They move by a tenth, and the variance is the biased one, as Flax has it (PyTorch's is not).
+
+    Returns:
+      The normalised features, and the new state.
+
+    >>> made = batch_norm_init(1)
+    >>> x = jnp.array([[1.0], [3.0], [100.0]])
+    >>> mask = jnp.array([True, True, False])
+    >>> y, state = batch_norm(*made, x, mask=mask, axis_name=None, train=True)
+    >>> y[:2, 0].round(3), state["mean"]
+    (Array([-1.,  1.], dtype=float32), Array([0.2], dtype=float32))
+    """
+    (x,) = _promote(x)
+    mean, var = state["mean"], state["var"]
+    if train:
+        mean, var, count = statistics(x, -1, Share(mask, axis_name), fast=False)
+        moved = (running(state[name], new, MOMENTUM, count) for name, new in (("mean", mean), ("var", var)))
+        # A state keeps its type, and no gradient goes through it.
+        state = {
+            name: jax.lax.stop_gradient(new).astype(state[name].dtype)
+            for name, new in zip(("mean", "var"), moved, strict=True)
+        }
+    scale = jax.lax.rsqrt(var + EPSILON) * params["scale"]
+    return (x - _row(mean, x.ndim)) * _row(scale, x.ndim) + _row(params["bias"], x.ndim), state
+
+
+def connector_init(key: Array, features: int, outputs: int) -> LossVars:
+    """Parameters and state of a `connector`.
+
+    >>> jax.tree.map(jnp.shape, connector_init(jax.random.key(0), 3, 5).params)
+    {'kernel': (3, 5), 'norm': {'bias': (5,), 'scale': (5,)}}
+    """
+    norm = batch_norm_init(outputs)
+    return LossVars({**dense_init(key, features, outputs, bias=False), "norm": norm.params}, norm.state)
+
+
+def connector(params: Any, state: Any, x: Array, context: Context, *, train: bool) -> tuple[Array, Any]:
+    """A 1×1 convolution without a bias and a BatchNorm: the connector of several feature losses."""
+    mask = checks.example_mask(context.batch)
+    x = dense({"kernel": params["kernel"]}, x)
+    return batch_norm(params["norm"], state, x, mask=mask, axis_name=context.axis_name, train=train)
+
+
+def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Two maps at one size: on each spatial axis, the larger is adaptive-average-pooled to the smaller.
+
+    Args:
+      name: whose features they are, as the message's first word.
+      student: ``[batch, ..., features]``; a map ``[batch, height, width, channels]`` may differ in size.
+      teacher: likewise; the features may differ in number.
+
+    Raises:
+      ValueError: ranks or batches differ, or the positions of what are no maps.
+
+    >>> [x.shape for x in match_size("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
+    [(2, 4, 4, 3), (2, 4, 4, 5)]
+    """
+    source, target = student.shape, teacher.shape
+    size = slice(1, 1) if len(source) == 4 else slice(1, -1)
+    if len(source) != len(target) or len(source) < 2 or source[0] != target[0] or source[size] != target[size]:
+        raise ValueError(
+            f"{name}: expected two features that differ in channels, or maps [batch, height, width, channels] that may "
+            f"differ in size too; got {list(source)} for the student and {list(target)} for the teacher."
+        )
+    return _match_size(student, teacher) if len(source) == 4 else (student, teacher)
+
+
+def maps(name: str, features: Sequence[Any]) -> None:
+    """Raises unless all are maps, or the shapes of such.
+
+    Raises:
+      ValueError: one is not ``[batch, height, width, channels]``.
+
+    >>> maps("review", [jax.ShapeDtypeStruct((2, 8), "float32")])
+    Traceback (most recent call last):
+    ValueError: review: expected a map [batch, height, width, channels], got float32[2, 8].
+    """
+    for feature in features:
+        if len(feature.shape) != 4:
+            raise ValueError(f"{name}: expected a map [batch, height, width, channels], got {checks.shape(feature)}.")
+
+
+def _init(key: Array, shape: tuple[int, ...], bias: bool) -> dict[str, Array]:
+    kernel = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
+    return {**kernel, "bias": jnp.zeros(shape[-1], jnp.float32)} if bias else kernel
+
+
+def _promote(*arrays: Array) -> tuple[Array, ...]:
+    dtype = jnp.result_type(*arrays, jnp.float32)
+    return tuple(x.astype(dtype) for x in arrays)
+
+
+def _biased(x: Array, params: dict[str, Array]) -> Array:
+    return x + _row(params["bias"], x.ndim) if "bias" in params else x
+
+
+def _row(x: Array, ndim: int) -> Array:
+    return x.reshape((1,) * (ndim - 1) + (-1,))

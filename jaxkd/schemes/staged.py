@@ -1,0 +1,262 @@
+"""Staged training: one objective after another, as one distiller.
+
+Many feature methods first initialise the student on the teacher's features and then train it on the task. That is one
+thing with different objectives:
+
+=====================  ======================================  ===============================================
+method                 first                                   then
+=====================  ======================================  ===============================================
+FitNets                `objectives.hint`                       cross-entropy and soft targets
+AB                     `objectives.activation_boundary`        cross-entropy (and soft targets)
+FSP                    `losses.solution_flow`                  cross-entropy
+FT                     `objectives.paraphraser`, without       cross-entropy and `objectives.factor_transfer`,
+                       the student                             whose paraphraser is that of the first stage
+pre-regression         `objectives.hint`, layer after layer    cross-entropy
+=====================  ======================================  ===============================================
+
+The result is an ordinary `Distiller`: one state, one compiled step, the same placement, loop, checkpoints and resume.
+The stage is a function of the step, so a run that is interrupted in a stage goes on in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.training import metrics as metrics_lib
+from jaxkd.training.distill import OBJECTIVE, STUDENT, distill, strong
+from jaxkd.types import (
+    Array,
+    Batch,
+    Context,
+    Distiller,
+    LossVars,
+    Mean,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Teacher,
+    TrainState,
+)
+
+__all__ = ["Stage", "staged"]
+
+
+class Stage(NamedTuple):
+    """One stage of `staged`.
+
+    Attributes:
+      objective: what it minimises.
+      optimizer: any optax transformation; its step count, and so its schedule, begin with the stage.
+      steps: how long it lasts; None, for the last one, until training ends.
+      loss_optimizer: another for what the objective learns; the same by default.
+      student: False to train only what the objective learns; the student stays as it is, BatchNorm statistics included.
+    """
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    steps: int | None = None
+    loss_optimizer: optax.GradientTransformation | None = None
+    student: bool = True
+
+
+def staged(
+    student: Model,
+    teacher: Teacher,
+    *stages: Stage,
+    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | None = None,
+) -> Distiller:
+    """Distillation in stages: Romero et al., "FitNets", ICLR 2015, section 2.3, and everything of its kind.
+
+    The student and the teacher go through all stages. Each stage has an optimizer of its own, which begins with the
+    student as it is then; schedules of weights and hyperparameters count the steps of their stage. What an objective
+    learns or remembers is shared by name: if two stages both have a term ``hint``, the regressor of the first goes on
+    in the second. What one stage has learned and a later one only remembers under the same name is handed over when
+    that begins; so FT's paraphraser is learned by ``combine(ft=combine(paraphraser=paraphraser("teacher/f")))`` and
+    used by ``combine(ft=factor_transfer("student/f", "teacher/f"))``.
+
+    Args:
+      student: the model to train.
+      teacher: from `jaxkd.teachers`.
+      *stages: in their order; all but the last have a number of steps.
+      metrics: what ``evaluate`` reports beside the objective's terms.
+      train_metrics: what ``step`` reports beside them.
+
+    Returns:
+      A `Distiller`. Its state holds every stage's optimizer state, ``opt_state["0"]`` and so on. Its metrics are those
+      of the stage at hand and its number, ``stage``; those of the others have a count of 0.
+
+    Raises:
+      ValueError: there are no stages, or a stage's length does not make sense; and from ``init``, if two stages share
+        a name for parameters of different shapes.
+
+    >>> import jaxkd
+    >>> from jaxkd import losses
+    >>> linear = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> teacher = jaxkd.teachers.frozen(linear, jaxkd.Variables(jnp.ones((2, 3)).at[0, 0].set(5.0)))
+    >>> hint = jaxkd.combine(hint=jaxkd.objectives.hint("student/logits", "teacher/logits"))
+    >>> kd = jaxkd.combine(kd=jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits"))
+    >>> fitnets = staged(linear, teacher, Stage(hint, optax.adam(1e-2), steps=2), Stage(kd, optax.sgd(0.1)))
+    >>> state = fitnets.init(jax.random.key(0), {"x": jnp.ones((4, 2))})
+    >>> step = jax.jit(fitnets.step, donate_argnums=0)
+    >>> for _ in range(3):
+    ...     state, found = step(state, {"x": jnp.ones((4, 2))})
+    >>> float(found["stage"].sum), float(found["hint"].count), float(found["kd"].count)
+    (1.0, 0.0, 4.0)
+    """
+    _check(stages)
+    distillers = [
+        distill(
+            student,
+            teacher,
+            stage.objective,
+            optimizer=stage.optimizer,
+            loss_optimizer=stage.loss_optimizer,
+            metrics=metrics,
+            train_metrics=train_metrics,
+        )
+        for stage in stages
+    ]
+    starts = [0, *itertools.accumulate(stage.steps or 0 for stage in stages[:-1])]
+
+    def optimizers(i: int, params: Mapping[str, PyTree]) -> PyTree:
+        chosen = {STUDENT: stages[i].optimizer, OBJECTIVE: stages[i].loss_optimizer or stages[i].optimizer}
+        return strong({label: chosen[label].init(params[label]) for label in (STUDENT, OBJECTIVE)})
+
+    def init(key: Array, batch: Batch) -> TrainState:
+        made = [kd.init(key if not i else jax.random.fold_in(key, i), batch) for i, kd in enumerate(distillers)]
+        params, state = made[0].loss
+        for i, other in enumerate(made[1:], 1):
+            params = _merge(params, other.loss.params, f"staged, stage {i}, parameters")
+            state = _merge(state, other.loss.state, f"staged, stage {i}, state")
+        _handed(state, params)
+        opt_state = {
+            str(i): optimizers(i, {STUDENT: made[0].student.params, OBJECTIVE: _part(params, one.loss.params)})
+            for i, one in enumerate(made)
+        }
+        return made[0]._replace(loss=LossVars(params, state), opt_state=opt_state)
+
+    def enter(i: int, whole: TrainState, batch: Batch) -> TrainState:
+        """The state as stage i knows it."""
+        shape = jax.eval_shape(distillers[i].init, whole.key, batch).loss
+        loss = LossVars(_part(whole.loss.params, shape.params), _part(whole.loss.state, shape.state))
+        opt_state = whole.opt_state[str(i)]
+        if i:  # an optimizer may keep parameters: it begins with those of its first step
+            params = {STUDENT: whole.student.params, OBJECTIVE: loss.params}
+            loss_state, opt_state = jax.lax.cond(
+                whole.step == starts[i],
+                lambda: (_handed(loss.state, whole.loss.params), optimizers(i, params)),
+                lambda: (loss.state, whole.opt_state[str(i)]),
+            )
+            loss = loss._replace(state=loss_state)
+        key = jax.random.fold_in(whole.key, i) if i else whole.key
+        return TrainState(whole.student, whole.teacher, loss, opt_state, whole.step - starts[i], key)
+
+    def leave(i: int, whole: TrainState, part: TrainState) -> TrainState:
+        """The whole state after a step of stage i."""
+        loss = LossVars(*(_put(old, new) for old, new in zip(whole.loss, part.loss, strict=True)))
+        return TrainState(
+            part.student if stages[i].student else whole.student,
+            part.teacher,
+            loss,
+            {**whole.opt_state, str(i): part.opt_state},
+            whole.step + 1,
+            whole.key,
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        def taken(i: int) -> Callable[..., Any]:
+            def take(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+                part, found = distillers[i].step(enter(i, state, batch), batch)
+                return leave(i, state, part), found
+
+            return take
+
+        return _switch(state, batch, [taken(i) for i in range(len(stages))])
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        def seen(i: int) -> Callable[..., Any]:
+            return lambda state, batch: (None, distillers[i].evaluate(enter(i, state, batch), batch))
+
+        return _switch(state, batch, [seen(i) for i in range(len(stages))])[1]
+
+    def _switch(state: TrainState, batch: Batch, branches: list[Callable[..., Any]]) -> Any:
+        names: dict[str, Any] = {}
+        for branch in branches:
+            names |= jax.eval_shape(branch, state, batch)[1]
+
+        def complete(i: int) -> Callable[..., Any]:
+            def run(state: TrainState, batch: Batch) -> tuple[Any, Metrics]:
+                result, found = branches[i](state, batch)
+                absent = {name: Mean(*(jnp.zeros(x.shape, x.dtype) for x in names[name])) for name in names}
+                return result, {**absent, **found, "stage": Mean(jnp.float32(i), jnp.float32(1))}
+
+            return run
+
+        stage = jnp.searchsorted(jnp.array(starts, jnp.int32), state.step, side="right") - 1
+        return jax.lax.switch(stage, [complete(i) for i in range(len(branches))], state, batch)
+
+    return Distiller(init, step, evaluate)
+
+
+def _check(stages: tuple[Stage, ...]) -> None:
+    if not stages:
+        raise ValueError("staged: expected at least one stage, got none.")
+    for i, stage in enumerate(stages):
+        last = i == len(stages) - 1
+        if last != (stage.steps is None):
+            expected = "None, as the last stage lasts until training ends" if last else "a number"
+            raise ValueError(f"staged, stage {i}, steps: expected {expected}, got {stage.steps}.")
+        if stage.steps is not None and stage.steps < 1:
+            raise ValueError(f"staged, stage {i}, steps: expected at least 1, got {stage.steps}.")
+
+
+def _merge(old: PyTree, new: PyTree, what: str) -> PyTree:
+    """Both trees' entries by name; of those that both have, the old ones."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        both = {name: _merge(old[name], new[name], f"{what}, {name!r}") for name in old.keys() & new.keys()}
+        return {**new, **old, **both}
+    shapes = [jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree) for tree in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{what}: an earlier stage has other shapes under this name. Give the terms different names in "
+            "jaxkd.combine, or make them the same."
+        )
+    return old
+
+
+def _part(tree: PyTree, like: PyTree) -> PyTree:
+    """The entries that another tree has."""
+    if isinstance(tree, Mapping) and isinstance(like, Mapping):
+        return {name: _part(tree[name], like[name]) for name in like}
+    return tree
+
+
+def _handed(state: PyTree, params: PyTree, what: str = "") -> PyTree:
+    """The state, with what has been learned under a name of its own."""
+    if isinstance(state, Mapping) and isinstance(params, Mapping):
+        return {
+            name: _handed(value, params[name], f"{what}/{name}" if what else name) if name in params else value
+            for name, value in state.items()
+        }
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (state, params)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"staged, {what!r}: one stage learns {shapes[1]} under this name, another remembers {shapes[0]}. Give the "
+            "terms different names in jaxkd.combine, or make them the same."
+        )
+    return params
+
+
+def _put(tree: PyTree, part: PyTree) -> PyTree:
+    """The tree with some entries replaced."""
+    if isinstance(tree, Mapping) and isinstance(part, Mapping):
+        return {name: _put(value, part[name]) if name in part else value for name, value in tree.items()}
+    return part

@@ -1,0 +1,117 @@
+"""Rows of `jaxkd.losses.targets`."""
+
+import numpy as np
+
+from tests.loss_changes import Arrays, permute_labelled, permute_last, shift_each
+from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labelled, logit_extremes, without
+
+# KL([3/4, 1/4] ‖ [1/2, 1/2])
+KL = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+
+
+def with_probabilities(rng: np.random.Generator, logits: tuple[int, ...], targets: tuple[int, ...]) -> Arrays:
+    return rng.normal(size=logits), rng.dirichlet(np.ones(targets[-1]), size=targets[:-1])
+
+
+def shift_logits(rng: np.random.Generator, arrays: Arrays) -> Arrays:
+    return (*shift_each(rng, arrays[:1]), *arrays[1:])
+
+
+def target_extremes() -> dict[str, Arrays]:
+    """Targets that are 0 where the logits are -inf, and where they are not; and targets of nothing at all."""
+    (usual, some), certain = with_probabilities(np.random.default_rng(1), LOGITS, LOGITS), np.eye(6)[:5]
+    allowed = some * ~np.isinf(without(0, 4))
+    return {name: (logits, some) for name, (logits, _) in logit_extremes().items() if "inf" not in name} | {
+        "certain": (usual, certain),
+        "certain and ±1e4": (logit_extremes()["student ±1e4"][0], certain),
+        "-inf classes of target 0": (without(0, 4), allowed),
+        "-inf classes of other targets": (without(0, 4), some),
+        "one class left": (logit_extremes()["one class left"][0], np.eye(6)[[2] * 5]),
+        "targets of 0": (usual, np.zeros(LOGITS)),
+    }
+
+
+def label_extremes() -> dict[str, Arrays]:
+    """With labels that are excluded, too: the value is infinite then, and the gradient is not."""
+    return {name: (logits, np.arange(5)) for name, (logits, _) in logit_extremes().items()}
+
+
+LABELS = tuple(
+    ("labels", shapes)
+    for shapes in [
+        ((4, 10), (1,)),
+        ((4, 10), (3,)),
+        ((4, 10), ()),
+        ((4, 10), (4, 1)),
+        ((4, 10), (4, 10)),
+        ((1, 10), (4,)),
+        ((2, 3, 10), (3,)),
+        ((2, 3, 10), (2, 1)),
+    ]
+)
+
+ROWS = (
+    Row(
+        "soft_cross_entropy",
+        "targets",
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        make=with_probabilities,
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_logits, "permuted classes": permute_last},
+        extremes=target_extremes(),
+        hand=(
+            # softmax([0, log 3]) = [1/4, 3/4]; the gradient is p - q
+            Hand(([[0.0, np.log(3)]], [[0.5, 0.5]]), [np.log(4) / 2 + np.log(4 / 3) / 2], [[-0.25, 0.25]]),
+            # half the weight
+            Hand(([[0.0, np.log(3)]], [[0.0, 0.5]]), [np.log(4 / 3) / 2], [[0.125, -0.125]]),
+        ),
+        identical_is_zero=False,
+        mismatches=tuple(("targets", shapes) for _, shapes in SAME_LOGITS),
+        ranks=(("logits", ((), ())),),
+        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
+    ),
+    Row(
+        "label_smoothing",
+        "targets",
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        make=labelled,
+        hyper=({}, {"smoothing": 0.0}, {"smoothing": 1.0}),
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        extremes=label_extremes(),
+        hand=(
+            # p = [1/4, 3/4], q = [1/20, 19/20]; the gradient is p - q
+            Hand(
+                (np.array([[0.0, np.log(3)]]), np.array([1])),
+                [0.05 * np.log(4) + 0.95 * np.log(4 / 3)],
+                [[0.2, -0.2]],
+            ),
+        ),
+        identical_is_zero=False,
+        mismatches=LABELS,
+        ranks=(("logits", ((), ())),),
+        drawn=(((4, 5), (4,)), ((2, 3, 4), (2, 3))),
+    ),
+    Row(
+        "virtual_teacher_kl",
+        "targets",
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        make=labelled,
+        hyper=({}, {"correct": 0.9, "temperature": 1.0}, {"correct": 1.0, "temperature": 4.0}),
+        rounding=1e-4,  # T² = 400 times that of the logarithms
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        extremes=label_extremes(),
+        hand=(
+            Hand((np.array([[0.0, 0.0]]), np.array([0])), [KL], [[-0.25, 0.25]], {"correct": 0.75, "temperature": 1.0}),
+            # [9, 1]/10 at T = 2: √9 to √1
+            Hand(
+                (np.array([[0.0, 0.0]]), np.array([0])), [4 * KL], [[-0.5, 0.5]], {"correct": 0.9, "temperature": 2.0}
+            ),
+        ),
+        identical_is_zero=False,
+        mismatches=LABELS,
+        ranks=(("logits", ((), ())),),
+        drawn=(((4, 5), (4,)), ((2, 3, 4), (2, 3))),
+    ),
+)

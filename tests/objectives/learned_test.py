@@ -1,0 +1,231 @@
+"""What holds for every objective with learned layers: one table, and masks, devices, gradients, types, evaluation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxkd import Context, LossVars, losses
+from jaxkd.objectives.boundary import activation_boundary
+from jaxkd.objectives.embedded import embedded
+from jaxkd.objectives.factor import factor_transfer, paraphraser
+from jaxkd.objectives.masked import dual_masked_generation, masked_generation
+from jaxkd.objectives.overhaul import overhaul
+from jaxkd.objectives.review import review
+from jaxkd.objectives.variational import variational
+from tests import tiny
+from tests.tiny import compile_quickly  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+AXIS, BATCH = "devices", 16
+KEY = jax.random.key(5)
+MAPS, VECTORS = ("student/map", "teacher/map"), ("student/vector", "teacher/vector")
+SHAPES = {
+    "student": {"map": (4, 4, 4), "vector": (4,), "tokens": (3, 4), "same": (2, 2, 5)},
+    "teacher": {"map": (2, 2, 5), "vector": (5,), "tokens": (3, 5), "same": (2, 2, 5)},
+}
+MARGIN = jnp.linspace(-1.0, 0.0, 5)
+
+
+class Case(NamedTuple):
+    objective: Any
+    seeds: int = 0  # of the features, for finite differences that stay clear of a kink
+
+
+CASES = {
+    "variational": Case(variational(*MAPS, weight=2.0)),
+    "variational_tokens": Case(variational("student/tokens", "teacher/tokens", features=3)),
+    "paraphraser": Case(paraphraser("teacher/map", weight=3.0)),
+    "factor_transfer": Case(factor_transfer(*MAPS, weight=4.0)),
+    "overhaul": Case(overhaul(*VECTORS, MARGIN, weight=0.3)),
+    "overhaul_maps": Case(overhaul("student/same", "teacher/same", MARGIN)),
+    "activation_boundary": Case(activation_boundary(*VECTORS, margin=0.5)),
+    "review": Case(review(("student/map", "student/same"), ("teacher/map", "teacher/vector"), features=3)),
+    "correlation": Case(embedded(losses.consecutive_correlation, *VECTORS, features=3)),
+    "distance_of_units": Case(embedded(losses.distance_relation, *MAPS, features=3, normalize=True)),
+    "masked_generation": Case(masked_generation(*MAPS, mask_ratio=0.5, weight=0.1)),
+    "masked_generation_of_one_width": Case(masked_generation("student/same", "teacher/same", mask_ratio=0.5)),
+    "dual_masked_generation": Case(dual_masked_generation(*MAPS, weight=0.1)),
+}
+RANDOM = {"masked_generation", "masked_generation_of_one_width"}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]._replace(seeds=list(CASES).index(request.param))
+
+
+def features(size, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return {root: {n: rng.normal(size=(size, *s)).astype(dtype) for n, s in SHAPES[root].items()} for root in SHAPES}
+
+
+def context(arrays, mask=None, axis_name=None):
+    batch = {} if mask is None else {"mask": mask}
+    return Context(arrays["student"], arrays["teacher"], batch, jnp.int32(3), axis_name)
+
+
+def made(case, seed=1):
+    """Initialised, and moved away from where it starts, so that nothing is zero or one by chance."""
+    shapes = jax.eval_shape(lambda a: context(a)._replace(axis_name=None), features(2))
+    variables = case.objective.init(jax.random.key(seed), shapes)
+    leaves, structure = jax.tree.flatten(variables)
+    rng = np.random.default_rng(seed)
+    moved = [x + 0.1 * np.abs(rng.normal(size=x.shape)).astype(np.float32) for x in leaves]
+    return jax.tree.unflatten(structure, moved)
+
+
+def run(case, variables, arrays, mask=None, key=KEY, axis_name=None):
+    """Value, gradients for parameters and features, and the new state."""
+
+    def value(params, arrays):
+        out = case.objective.apply(params, variables.state, context(arrays, mask, axis_name), key)
+        return out.value, out.state
+
+    (found, state), gradients = jax.value_and_grad(value, (0, 1), has_aux=True)(variables.params, arrays)
+    return found, gradients, state
+
+
+def rows(tree, keep):
+    return jax.tree.map(lambda x: x[np.asarray(keep)], tree)
+
+
+def spoilt(tree, keep, garbage):
+    return jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, garbage), tree)
+
+
+def test_it_owns_float32_arrays_and_no_gradient_is_missing(case):
+    variables = made(case)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
+    value, (gradients, _), state = jax.jit(lambda v, a: run(case, v, a))(variables, features(6))
+    assert value.dtype == jnp.float32
+    assert np.isfinite(value)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+    assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, variables.state)
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
+def test_masking_is_dropping_whatever_is_masked(case, garbage):
+    keep = np.array([True, False, True, True, False, True, True])
+    variables, arrays = made(case), features(7)
+    compiled = jax.jit(lambda v, a, m: run(case, v, a, m))
+    value, (of_params, of_features), state = compiled(variables, spoilt(arrays, keep, garbage), keep)
+    want, (params, dropped), new = jax.jit(lambda v, a: run(case, v, a))(variables, rows(arrays, keep))
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    tiny.assert_close((of_params, state), (params, new), rtol=1e-4, atol=1e-5)
+    tiny.assert_close(rows(of_features, keep), dropped, rtol=1e-4, atol=1e-5)
+    assert all((g == 0).all() for g in jax.tree.leaves(rows(of_features, ~keep)))
+
+
+def test_nothing_that_counts_is_nothing_learned(case):
+    variables, arrays = made(case), features(4)
+    value, gradients, state = jax.jit(lambda v, a, m: run(case, v, a, m))(variables, arrays, np.zeros(4, bool))
+    assert value == 0
+    assert all((g == 0).all() for g in jax.tree.leaves(gradients))
+    tiny.assert_equal(state, variables.state)
+
+
+def test_a_batch_of_one_and_features_of_zero_are_finite(case):
+    variables, arrays = made(case), features(1)
+    for given in arrays, jax.tree.map(np.zeros_like, arrays):
+        found = jax.jit(lambda v, a: run(case, v, a))(variables, given)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+
+
+def test_bfloat16_is_the_upcast_input(case):
+    variables = made(case)
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), features(4))
+    value, (of_params, of_features), state = jax.jit(lambda v, a: run(case, v, a))(variables, arrays)
+    upcast = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+    want, (params, _), new = jax.jit(lambda v, a: run(case, v, a))(variables, upcast)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    tiny.assert_close((of_params, state), (params, new), rtol=1e-4, atol=1e-5)
+    assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves(of_features))
+
+
+def test_evaluation_is_deterministic_and_remembers_nothing(case, request):
+    variables, arrays = made(case), features(6)
+    evaluate = jax.jit(lambda v, a: case.objective.apply(*v, context(a), None))
+    out = evaluate(variables, arrays)
+    tiny.assert_equal(out.state, variables.state)
+    assert out.value == evaluate(variables, arrays).value
+    train = jax.jit(lambda v, a, k: case.objective.apply(*v, context(a), k))
+    values = {float(train(variables, arrays, jax.random.key(i)).value) for i in range(3)}
+    assert (len(values) > 1) == (request.node.callspec.params["case"] in RANDOM)
+
+
+def test_gradients_are_finite_differences(case):
+    """Of the parameters and of the student's features along random directions, in training, in float64."""
+    with jax.enable_x64(True):
+        double = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
+        variables, arrays = double(made(case)), double(features(5, seed=100 + case.seeds))
+        rng = np.random.default_rng(7)
+        towards = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), (variables.params, arrays["student"]))
+
+        @jax.jit
+        def value(step):
+            params, student = jax.tree.map(lambda x, d: x + step * d, (variables.params, arrays["student"]), towards)
+            given = context({**arrays, "student": student})
+            return case.objective.apply(params, variables.state, given, KEY).value
+
+        found = jax.jit(jax.grad(value))(0.0)
+        steps = 1e-6 * np.array([1.0, 2.0])
+        first, second = ((value(h) - value(-h)) / (2 * h) for h in steps)
+        np.testing.assert_allclose(found, (4 * first - second) / 3, rtol=1e-5, atol=1e-8)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+MASKS = {
+    "all": np.ones(BATCH, bool),
+    "uneven": np.arange(BATCH) % 5 > 1,
+    "half": np.arange(BATCH) >= BATCH // 2,  # the first devices have nothing that counts
+}
+PLACES = [("pmap", 2), ("pmap", 8), ("shard_map", 4), ("shard_map, unchecked", 8), ("vmap", 8), ("pmap", 1)]
+
+
+def on_devices(case, way, count):
+    """As a train step does it: each device differentiates its share, then gradients and state are averaged."""
+
+    def local(variables, arrays, mask):
+        params = variables.params
+        if way == "shard_map":
+            params = jax.lax.pcast(params, AXIS, to="varying")
+        out = run(case, LossVars(params, variables.state), arrays, mask, axis_name=AXIS)
+        value, (of_params, of_features), state = out
+        # A share's gradient for the features counts once for each device that the mean is over.
+        of_features = jax.tree.map(lambda g: g / count, of_features)
+        return jax.lax.pmean((value, of_params, state), AXIS), of_features
+
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+    if way.startswith("shard_map"):
+        mesh = Mesh(np.array(jax.devices()[:count]), (AXIS,))
+        specs = {"in_specs": (whole, split, split), "out_specs": (whole, split)}
+        return jax.jit(jax.shard_map(local, mesh=mesh, check_vma="unchecked" not in way, **specs))
+    if way == "pmap":
+        placed = jax.pmap(local, axis_name=AXIS, in_axes=(None, 0, 0), devices=jax.devices()[:count])
+    else:
+        placed = jax.jit(jax.vmap(local, axis_name=AXIS, in_axes=(None, 0, 0)))
+
+    def sliced(variables, arrays, mask):
+        slices = jax.tree.map(lambda x: x.reshape(count, BATCH // count, *x.shape[1:]), (arrays, mask))
+        shared, own = placed(variables, *slices)
+        return jax.tree.map(lambda x: x[0], shared), jax.tree.map(lambda x: x.reshape(BATCH, *x.shape[2:]), own)
+
+    return sliced
+
+
+@pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
+def test_the_number_of_devices_makes_no_difference(case, way, count):
+    variables, arrays = made(case), features(BATCH)
+    placed = on_devices(case, way, count)
+    alone = jax.jit(lambda v, a, m: run(case, v, a, m))
+    for mask in MASKS.values():
+        value, (of_params, of_features), state = alone(variables, arrays, mask)
+        shared, own = placed(variables, arrays, mask)
+        tiny.assert_close(shared, (value, of_params, state), rtol=1e-4, atol=1e-5)
+        tiny.assert_close(own, of_features, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,199 @@
+"""Stages are what one would write as several runs, in one distiller: the same numbers, one program, any placement."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import jaxkd
+from jaxkd import combine, losses, objectives, schemes, term
+from jaxkd.schemes import Stage
+from tests import tiny
+from tests.tiny import compile_quickly  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+HINT = combine(hint=objectives.hint("student/map", "teacher/map", weight=optax.linear_schedule(3.0, 1.0, 2)))
+KD = combine(
+    ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5),
+    kd=term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9),
+)
+SGD, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
+
+
+def run(kd, steps, *, step=None, seed=1, state=None):
+    state = kd.init(jax.random.key(seed), tiny.batch(8)) if state is None else state
+    step, found = step or jax.jit(kd.step), []
+    for i in range(steps):
+        state, metrics = step(state, tiny.batch(8, i))
+        found.append(tiny.numbers(metrics))
+    return state, found
+
+
+def fitnets(first=ADAM, second=SGD, then=KD, **options):
+    return schemes.staged(tiny.student, tiny.teacher(), Stage(HINT, first, 3, **options), Stage(then, second))
+
+
+def test_one_stage_is_plain_distillation():
+    plain, expected = run(jaxkd.distill(tiny.student, tiny.teacher(), KD, optimizer=SGD), 3)
+    state, found = run(schemes.staged(tiny.student, tiny.teacher(), Stage(KD, SGD)), 3)
+    tiny.assert_equal(state.student, plain.student)
+    tiny.assert_equal(state.opt_state["0"], plain.opt_state)
+    assert [{k: v for k, v in one.items() if k != "stage"} for one in found] == expected
+
+
+def test_two_stages_are_two_runs():
+    one = jaxkd.distill(tiny.student, tiny.teacher(), HINT, optimizer=ADAM)
+    two = jaxkd.distill(tiny.student, tiny.teacher(), KD, optimizer=SGD)
+    first, hinted = run(one, 3)
+    start = two.init(jax.random.key(9), tiny.batch(8))._replace(student=first.student)
+    step = jax.jit(two.step)
+    for i in range(3, 5):
+        start, _ = step(start, tiny.batch(8, i))
+    state, found = run(fitnets(), 5)
+    tiny.assert_close(state.student, start.student)
+    tiny.assert_close(state.loss.params["hint"], first.loss.params["hint"])
+    tiny.assert_close(state.opt_state["1"], start.opt_state)
+    assert int(state.step) == 5
+    assert [one["stage"] for one in found] == [0, 0, 0, 1, 1]
+    # The weight's schedule counts the stage's steps; what belongs to the other stage was not counted.
+    assert [one["hint/weight"] for one in found[:3]] == [one["hint/weight"] for one in hinted] == [3, 2, 1]
+    assert all(np.isnan(one["kd"]) for one in found[:3])
+    assert all(np.isnan(one["hint"]) for one in found[3:])
+
+
+def test_one_program_for_all_stages():
+    kd, traces = fitnets(), []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        return kd.step(state, batch)
+
+    state, _ = run(kd, 1, step=step)
+    described = jax.tree.map(jax.typeof, state)
+    state, _ = run(kd, 4, step=step, state=state)
+    assert jax.tree.map(jax.typeof, state) == described
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("placement", ["pmap", "shard", "scan"])
+def test_any_placement_is_jit(placement):
+    kd = fitnets()
+    expected, metrics = run(kd, 5)
+    if placement == "scan":
+        batches = jax.tree.map(lambda *x: np.stack(x), *[tiny.batch(8, i) for i in range(5)])
+        state, _ = jax.jit(lambda s, b: jax.lax.scan(kd.step, s, b))(kd.init(jax.random.key(1), tiny.batch(8)), batches)
+    else:
+        mesh = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
+        placed = jaxkd.parallel.pmap(kd, jax.devices()[:4]) if placement == "pmap" else jaxkd.parallel.shard(kd, mesh)
+        state, found = run(kd, 5, step=placed)
+        for one, other in zip(found, metrics, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
+    tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_shared_by_name():
+    """As FT's second stage goes on with the paraphraser of the first."""
+    later = combine(hint=objectives.hint("student/map", "teacher/map"), ce=KD)
+    state, _ = run(fitnets(then=later), 3)
+    alone, _ = run(jaxkd.distill(tiny.student, tiny.teacher(), HINT, optimizer=ADAM), 3)
+    tiny.assert_close(state.loss.params, alone.loss.params)
+    after, _ = run(fitnets(then=later), 4)
+    assert (after.loss.params["hint"]["kernel"] != state.loss.params["hint"]["kernel"]).any()
+
+
+def test_factor_transfer_in_two_stages():
+    """The paraphraser learns without the student; then it stays, and the student's translator learns."""
+    pretrained = combine(ft=combine(paraphraser=objectives.paraphraser("teacher/map")))
+    transfer = combine(ce=KD, ft=objectives.factor_transfer("student/map", "teacher/map"))
+    kd = schemes.staged(
+        tiny.student,
+        tiny.teacher(),
+        Stage(pretrained, optax.adam(1e-2), 20, student=False),
+        Stage(transfer, SGD),
+    )
+    start = kd.init(jax.random.key(1), tiny.batch(8))
+    state, found = run(kd, 20)
+    tiny.assert_equal(state.student, start.student)
+    assert found[-1]["ft/paraphraser"] < found[0]["ft/paraphraser"]
+    learned = state.loss.params["ft"]["paraphraser"]
+    assert (
+        learned["encoder"]["first"]["kernel"] != start.loss.params["ft"]["paraphraser"]["encoder"]["first"]["kernel"]
+    ).any()
+    after, found = run(kd, 22)
+    tiny.assert_equal(after.loss.params["ft"]["paraphraser"], learned)
+    tiny.assert_equal(after.loss.state["ft"]["paraphraser"], learned)
+    assert (after.student.params["first"] != state.student.params["first"]).any()
+    assert np.isfinite(found[-1]["ft"])
+
+
+def test_an_optimizer_begins_with_its_stage():
+    """One that keeps parameters keeps those of its first step, not of initialisation."""
+
+    def remember():
+        def init(params):
+            return jax.tree.map(jnp.copy, params)
+
+        def update(updates, state, params=None):
+            return jax.tree.map(lambda g: -0.1 * g, updates), state
+
+        return optax.GradientTransformation(init, update)
+
+    kd = fitnets(second=remember())
+    before, _ = run(kd, 3)
+    after, _ = run(kd, 5)
+    tiny.assert_equal(after.opt_state["1"]["student"], before.student.params)
+
+
+def test_evaluation_is_of_the_stage():
+    kd = fitnets()
+    state, _ = run(kd, 4)
+    before = jax.tree.map(jnp.copy, state)
+    found = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
+    tiny.assert_equal(state, before)
+    assert found["stage"] == 1
+    assert np.isfinite(found["kd"])
+    assert np.isnan(found["hint"])
+    assert {"accuracy", "agreement"} <= found.keys()
+
+
+def test_a_run_is_resumed_within_a_stage(tmp_path):
+    from jaxkd import data
+    from jaxkd.training import fit
+
+    images = np.concatenate([tiny.batch(8, i)["image"] for i in range(4)])
+    labels = np.concatenate([tiny.batch(8, i)["label"] for i in range(4)])
+    arrays = {"image": images, "label": labels, "index": np.arange(32, dtype=np.int32)}
+    train = data.Resident(data.Dataset(arrays, tiny.CLASSES, "tiny"), batch_size=8)
+    key = jax.random.key(3)
+    whole = fit(fitnets(), train, steps=7, key=key, directory=tmp_path / "whole", progress=False)
+    fit(fitnets(), train, steps=4, key=key, directory=tmp_path / "parts", progress=False)
+    parts = fit(fitnets(), train, steps=7, key=key, directory=tmp_path / "parts", progress=False)
+    tiny.assert_equal(parts.state, whole.state)
+
+
+def test_mistakes():
+    student, teacher = tiny.student, tiny.teacher()
+    with pytest.raises(ValueError, match="at least one stage"):
+        schemes.staged(student, teacher)
+    with pytest.raises(ValueError, match="stage 0, steps: expected a number, got None"):
+        schemes.staged(student, teacher, Stage(HINT, SGD), Stage(KD, SGD))
+    with pytest.raises(ValueError, match=r"stage 1, steps: expected None.*got 4"):
+        schemes.staged(student, teacher, Stage(HINT, SGD, 3), Stage(KD, SGD, 4))
+    with pytest.raises(ValueError, match="stage 0, steps: expected at least 1, got 0"):
+        schemes.staged(student, teacher, Stage(HINT, SGD, 0), Stage(KD, SGD))
+    other = combine(hint=objectives.hint("student/vector", "teacher/vector"))
+    kd = schemes.staged(student, teacher, Stage(HINT, SGD, 3), Stage(other, SGD))
+    with pytest.raises(ValueError, match=r"stage 1, parameters, 'hint', 'kernel'.*other shapes"):
+        kd.init(jax.random.key(0), tiny.batch(8))
+
+
+def test_the_state_keeps_its_structure():
+    kd = fitnets()
+    start = kd.init(jax.random.key(1), tiny.batch(8))
+    state, _ = run(kd, 4)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
