@@ -107,12 +107,24 @@ def with_projected_input_gradient(
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
-        axis_name, size = mapped_axis(), logits.shape[0]
-        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(size))
-        return jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], logits.dtype))(keys)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(_places(batch, logits.shape[0]))
+        # In one dtype, so that networks of different ones have the same.
+        directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)
+        return directions.astype(logits.dtype)
 
     return _with_gradient(model, cotangent, input, output, name)
+
+
+def _places(batch: Batch, size: int) -> Array:
+    """Where each example stands among those of the whole batch that count, on whichever device."""
+    mask, axis_name = checks.example_mask(batch), mapped_axis()
+    keep = jnp.ones(size, bool) if mask is None else mask
+    here = jnp.maximum(jnp.cumsum(keep, dtype=jnp.int32) - 1, 0)
+    if axis_name is None:
+        return here
+    counts = jax.lax.all_gather(jnp.sum(keep, dtype=jnp.int32), axis_name)
+    before = jnp.arange(counts.shape[0]) < jax.lax.axis_index(axis_name)
+    return here + jnp.sum(jnp.where(before, counts, 0))
 
 
 def _with_gradient(

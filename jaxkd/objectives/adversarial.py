@@ -88,6 +88,7 @@ def adversarial(
     *,
     discriminator: Discriminator | None = None,
     labels: str | None = None,
+    classes: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """A discriminator between the student's and the teacher's logits or features, and the student against it.
@@ -103,6 +104,7 @@ def adversarial(
       teacher: path of the teacher's, of the same shape.
       discriminator: the network; ``mlp(128, 128)`` by default, for maps ``convolutional(64, 128)``.
       labels: path of integer classes ``[batch]``, for the conditional form.
+      classes: how many there are; by default as many as the last axis has entries, which is right for logits.
       weight: a number, or an optax schedule of the step; of the student's part. The discriminator's own is 1, since
         its parameters see nothing else.
 
@@ -111,7 +113,8 @@ def adversarial(
       discriminator's loss and accuracy.
 
     Raises:
-      ValueError: when it is initialised or applied: a path does not exist, or the shapes differ.
+      ValueError: when it is initialised or applied: a path does not exist, the shapes differ, or the labels are not
+        integers ``[batch]``.
 
     >>> objective = adversarial("student/logits", "teacher/logits", discriminator=mlp(8))
     >>> logits = {"logits": jnp.ones((2, 3))}
@@ -121,13 +124,17 @@ def adversarial(
     ['accuracy', 'discriminator', 'weight']
     """
 
-    def classes_of(context: Context) -> int:
-        return 0 if labels is None else int(lookup(context, student).shape[-1])
+    def outputs(context: Context) -> int:
+        if labels is None:
+            return 1
+        label = lookup(context, labels)
+        if not jnp.issubdtype(label.dtype, jnp.integer) or len(label.shape) != 1:
+            raise ValueError(f"{labels}: expected integer classes [batch], got {checks.shape(label)}.")
+        return 1 + (int(lookup(context, student).shape[-1]) if classes is None else classes)
 
     def init(key: Array, context: Context) -> LossVars:
         shape = _same(context, student, teacher)
-        network = _default(discriminator, shape)
-        return LossVars({"discriminator": network.init(key, shape, 1 + classes_of(context))})
+        return LossVars({"discriminator": _default(discriminator, shape).init(key, shape, outputs(context))})
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         del key
@@ -160,10 +167,10 @@ def wasserstein(
 ) -> Objective:
     """The same game with a Wasserstein critic and gradient penalty, the holistic loss of structured distillation.
 
-    The critic D minimises ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at random points x̂ between s and t, the student
-    ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3; Liu et al.,
-    "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equations 4 and 5, where the critic also
-    sees the image. A norm of 0 has no slope here, so that a critic that is flat does not end in NaN.
+    The critic D minimises ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
+    example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation
+    3; Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equations 4 and 5, where
+    the critic also sees the image. A norm of 0 has no slope here, so that a critic that is flat does not end in NaN.
 
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.
@@ -209,10 +216,11 @@ def wasserstein(
         network = _default(discriminator, seen(context))
         s, t, mask = _pair(context, student, teacher)
         live, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
-        extra = () if condition is None else (counted(context, lookup(context, condition)).astype(s.dtype),)
+        # The condition is what both games are about, and no move in either.
+        extra = () if condition is None else (jax.lax.stop_gradient(counted(context, lookup(context, condition))),)
 
         def critic(weights: Any, x: Array) -> Array:
-            return network.apply(weights, jnp.concatenate([x, *extra], axis=-1))[:, 0]
+            return network.apply(weights, jnp.concatenate([x, *(y.astype(x.dtype) for y in extra)], axis=-1))[:, 0]
 
         still = jax.lax.stop_gradient(s)
         mix = jnp.expand_dims(_uniform(key, context, s.shape[0]), tuple(range(1, s.ndim)))
@@ -247,7 +255,8 @@ def _same(context: Context, student: str, teacher: str) -> tuple[int, ...]:
 
 def _pair(context: Context, student: str, teacher: str) -> tuple[Array, Array, Array | None]:
     s, t = (counted(context, jnp.asarray(lookup(context, path))) for path in (student, teacher))
-    return s.astype(jnp.float32), t.astype(jnp.float32), checks.example_mask(context.batch)
+    dtype = jnp.result_type(s, t, jnp.float32)
+    return s.astype(dtype), t.astype(dtype), checks.example_mask(context.batch)
 
 
 def _uniform(key: Array | None, context: Context, size: int) -> Array:

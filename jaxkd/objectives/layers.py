@@ -132,7 +132,7 @@ def connector(params: Any, state: Any, x: Array, context: Context, *, train: boo
 
 
 def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Two maps at one size: on each spatial axis, the larger is adaptive-average-pooled to the smaller.
+    """Two maps at one size, in float32 or better: on each axis, the larger is adaptive-average-pooled to the smaller.
 
     Args:
       name: whose features they are, as the message's first word.
@@ -152,6 +152,7 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
             f"{name}: expected two features that differ in channels, or maps [batch, height, width, channels] that may "
             f"differ in size too; got {list(source)} for the student and {list(target)} for the teacher."
         )
+    student, teacher = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (student, teacher))
     return _match_size(student, teacher) if len(source) == 4 else (student, teacher)
 
 

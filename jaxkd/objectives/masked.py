@@ -151,8 +151,7 @@ def _align_init(name: str, key: Array, context: Context, student: str, teacher: 
 
 
 def _aligned(name: str, params: Any, context: Context, student: str, teacher: str) -> tuple[Array, Array]:
-    pair = (counted(context, lookup(context, path)).astype(jnp.float32) for path in (student, teacher))
-    feature, target = match_size(name, *pair)
+    feature, target = match_size(name, *(counted(context, lookup(context, path)) for path in (student, teacher)))
     return dense(params["align"], feature) if "align" in params else feature, target
 
 

@@ -5,11 +5,12 @@
 `preprocess`                      augmentation and normalisation as part of the step
 `fit`, `evaluate`                 the loop: progress, evaluation, logs, checkpoints, exact resume
 `metrics`                         means that are not divided yet: merge, compute
+`similarity`                      linear CKA and SVCCA between layers, as metrics of an evaluation
 `Checkpoints`, `Logs`             what `fit` writes with, for loops of one's own
 ================================  ==========================================================================
 """
 
-from jaxkd.training import metrics
+from jaxkd.training import metrics, similarity
 from jaxkd.training.checkpoint import CheckpointError, Checkpoints
 from jaxkd.training.distill import distill
 from jaxkd.training.evaluation import evaluate
@@ -31,4 +32,5 @@ __all__ = [
     "fit",
     "metrics",
     "preprocess",
+    "similarity",
 ]

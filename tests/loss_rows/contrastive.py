@@ -12,7 +12,7 @@ def scored(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
 
 
 def classed(rng: np.random.Generator, student: tuple[int, ...], teacher: tuple[int, ...], labels: tuple[int, ...]):
-    """Embeddings of similar directions, of three classes and one that the third example has to itself: all hear of it."""
+    """Embeddings of similar directions, of three classes and one for the third alone, of which all hear."""
     classes = rng.integers(0, 3, size=labels)
     classes[2:3] = 3
     return rng.normal(1, 0.5, size=student), rng.normal(1, 0.5, size=teacher), classes

@@ -232,7 +232,7 @@ ROWS = (
                 [2 * (1 + 0.125 / (0.125 + 1e-8))] * 2,
             ),
             # constant rows and columns correlate with nothing
-            Hand((np.zeros((2, 2)), np.log([[1.0, 3.0], [3.0, 1.0]])), [2.0, 2.0], np.zeros((2, 2))),
+            Hand((np.zeros((2, 2)), np.log([[1.0, 3.0], [3.0, 1.0]])), [2.0, 2.0]),
         ),
         identical_is_zero=False,  # 1e-8 in the denominator: nearly
         relational=True,

@@ -8,7 +8,7 @@ from tests.loss_changes import Arrays, rotate, translate
 from tests.loss_row import BATCHES, EMBEDDINGS, Hand, Row, feature_extremes
 
 # Five examples first: each is then on the list of all others, and its mask is heard by all.
-SHAPES = (((5, 13), (5, 21)), ((7, 2, 2, 3), (7, 5)), ((9, 6), (9, 3)), ((5, 1), (5, 3)), ((2, 4), (2, 4)))
+SHAPES = (((5, 13), (5, 20)), ((7, 2, 2, 3), (7, 5)), ((9, 6), (9, 3)), ((5, 1), (5, 3)), ((2, 4), (2, 4)))
 EXTREMES = {name: (student / 2, teacher / 2) for name, (student, teacher) in feature_extremes(EMBEDDINGS).items()}
 DRAWN = (((6, 3), (6, 2)), ((5, 2),) * 2)
 HYPER: tuple[dict[str, Any], ...] = ({}, {"alpha": 1.0, "beta": 1.0}, {"beta": 2.0, "list_size": 2})
