@@ -6,6 +6,7 @@
 `jaxkd.adapters`        Flax linen, Flax nnx or plain functions in, one `Model` contract out
 `jaxkd.teachers`        where teacher outputs come from
 `jaxkd.training`        `distill`, the loop, checkpoints, metrics
+`jaxkd.schemes`         what is composed of several distillations: `staged`
 `jaxkd.parallel`        the same step on one device, all devices, or a mesh
 ======================  =====================================================================================
 
@@ -14,7 +15,7 @@
 
 from importlib import metadata as _metadata
 
-from jaxkd import adapters, checks, losses, objectives, parallel, teachers, training, types
+from jaxkd import adapters, checks, losses, objectives, parallel, schemes, teachers, training, types
 from jaxkd.objectives import combine, term
 from jaxkd.training.distill import distill
 from jaxkd.types import (
@@ -55,6 +56,7 @@ __all__ = [
     "losses",
     "objectives",
     "parallel",
+    "schemes",
     "teachers",
     "term",
     "training",

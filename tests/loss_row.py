@@ -76,6 +76,8 @@ class Row:
     needs_others: bool = True
     #: the inputs of a relation, given the number of examples and of features
     relation_shapes: Callable[[int, int], Shapes] = lambda batch, features: ((batch, features), (batch, features - 2))
+    #: hyperparameters of how it is computed, which a formula does not have
+    execution: tuple[str, ...] = ()
     #: the order of the examples matters
     ordered: bool = False
     #: jax.jvp works: not where a rule for the reverse mode keeps memory in bounds

@@ -73,7 +73,7 @@ def linear_soft_target_kl(
     Returns:
       One value per token ``[tokens]``, in nats times T², float32 or better also of half-precision inputs, whose
       products are summed in float32. It is infinite, truly, where the student excludes a word that the teacher does
-      not; the student's gradient stays finite there, and the teacher's is 0.
+      not; gradients stay finite there.
 
     Raises:
       ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
@@ -110,26 +110,25 @@ def linear_generalized_jsd(
     β = 1 is ``KL(p_s ‖ p_t)``. Derivatives, devices and memory are as for `linear_soft_target_kl`.
 
     Args:
-      student_hidden: inputs of the last layer ``[tokens, hidden]``; flatten batch and sequence first.
-      student_kernel: its kernel ``[hidden, vocabulary]``.
-      teacher_hidden: the teacher's ``[tokens, hidden_t]``.
-      teacher_kernel: the teacher's ``[hidden_t, vocabulary]``, with the same words in the same order.
+      student_hidden: ``[tokens, hidden]``; all but ``beta`` is as for `linear_soft_target_kl`.
+      student_kernel: ``[hidden, vocabulary]``.
+      teacher_hidden: ``[tokens, hidden_t]``.
+      teacher_kernel: ``[hidden_t, vocabulary]``.
       beta: the teacher's share of the mixture, a number from 0 to 1.
-      student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word; excluded by both, it adds nothing.
-      teacher_bias: the teacher's ``[vocabulary]``.
-      temperature: T > 0, a scalar or one for each token ``[tokens]``. It takes no gradient.
-      soft_cap: c > 0 caps the logits at ±c, as in `linear_soft_target_kl`.
+      student_bias: ``[vocabulary]``.
+      teacher_bias: ``[vocabulary]``.
+      temperature: T > 0, a scalar or one for each token ``[tokens]``.
+      soft_cap: c > 0, or a pair.
       where: True for the tokens that count ``[tokens]``.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: the most tokens at once.
 
     Returns:
-      One value per token ``[tokens]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite;
-      where it is infinite, the gradient of the network that knows the other's excluded word is 0.
+      One value per token ``[tokens]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite.
 
     Raises:
       ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
-      NotImplementedError: a second derivative, or one with respect to the temperature.
+      NotImplementedError: as for `linear_soft_target_kl`.
 
     >>> student, teacher = jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]])
     >>> linear_generalized_jsd(student, jnp.eye(2), teacher, jnp.eye(2)).round(4)  # log 2
@@ -157,7 +156,7 @@ class _Static(NamedTuple):
     """What a program is compiled for; ``beta`` is None for the KL of soft targets, which has a T²."""
 
     beta: float | None
-    caps: tuple[float | None, float | None]
+    caps: tuple[Any, ...]
     axis: str | None
     size: int
 
@@ -166,18 +165,15 @@ def _chunked(
     beta: float | None,
     student: _Head,
     teacher: _Head,
-    temperature: float | Array,
-    soft_cap: float | tuple[float | None, float | None] | None,
-    where: Array | None,
-    axis: str | None,
-    chunk: int | None,
+    temperature: Any,
+    soft_cap: Any,
+    where: Any,
+    axis: Any,
+    chunk: Any,
 ) -> Array:
     (tokens, _), (_, vocabulary) = student.hidden.shape, student.kernel.shape
     if teacher.hidden.shape[0] != tokens:
-        raise ValueError(
-            f"teacher_hidden: expected the student's {tokens} tokens, got {list(teacher.hidden.shape)} for "
-            f"student_hidden {list(student.hidden.shape)}."
-        )
+        raise ValueError(f"teacher_hidden: expected the student's {tokens} tokens, got {list(teacher.hidden.shape)}.")
     if teacher.kernel.shape[1] != vocabulary:
         raise ValueError(
             f"teacher_kernel: expected the student's vocabulary of {vocabulary}, got {list(teacher.kernel.shape)}. "
@@ -186,7 +182,8 @@ def _chunked(
     where = jnp.ones(tokens, bool) if where is None else jnp.asarray(where)
     if where.dtype != jnp.bool_ or where.shape != (tokens,):
         raise ValueError(f"where: expected bool[{tokens}], True for what counts, got {where.dtype}{list(where.shape)}.")
-    caps = tuple(soft_cap) if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
+    pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
+    caps = tuple(None if cap is None else float(cap) for cap in pair)
     if len(caps) != 2 or not all(cap is None or cap > 0 for cap in caps):
         raise ValueError(f"soft_cap: expected a positive number, or a pair for student and teacher, got {soft_cap}.")
     if chunk is not None and chunk < 1:
@@ -197,7 +194,6 @@ def _chunked(
     size = max(1, -(-tokens // count))
     if chunk is None and count > 1:
         size = -(-size // 8) * 8
-    first, second = (None if cap is None else float(cap) for cap in caps)
     dtype = jnp.result_type(*jax.tree.leaves((student, teacher)), jnp.float32)
     arrays = (student, teacher, _temperature(temperature, tokens, dtype), where)
     # Under shard_map all have to vary over what one of them does. Autodiff then sums the gradient of a replicated one.
@@ -207,7 +203,7 @@ def _chunked(
         missing = frozenset().union(*varying) - jax.typeof(x).manual_axis_type.varying
         return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
-    return _tokens(_Static(beta, (first, second), axis, size), *jax.tree.map(mark, arrays))
+    return _tokens(_Static(beta, caps, axis, size), *jax.tree.map(mark, arrays))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -277,13 +273,7 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
-    static: _Static,
-    wanted: tuple[_Head, ...],
-    student: _Head,
-    teacher: _Head,
-    temperature: Array,
-    where: Array,
-    weight: Array,
+    static: _Static, wanted: Any, student: _Head, teacher: _Head, temperature: Array, where: Array, weight: Array
 ) -> tuple[Array, tuple[_Head, ...]]:
     """The value of each token, and the gradients of their sum weighted by ``weight``, as far as they are wanted."""
     heads, tokens, size = (student, teacher), where.shape[0], static.size
@@ -334,16 +324,16 @@ def _run(
 def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -> tuple[Array, tuple[Array, Array]]:
     """Values ``[chunk]`` and their derivatives by the logits over T ``[chunk, vocabulary]``, the student's first."""
 
-    def highest(x: Array) -> Array:
+    def shifted(x: Array) -> Array:
         top = jnp.max(x, axis=1, keepdims=True)
         top = top if static.axis is None else jax.lax.pmax(top, static.axis)
-        return jnp.where(top > -jnp.inf, top, 0)
+        return x - jnp.where(top > -jnp.inf, top, 0)
 
     def totals(*terms: Array) -> tuple[Array, ...]:
         sums = tuple(jnp.sum(x, axis=1, keepdims=True) for x in terms)
         return sums if static.axis is None else jax.lax.psum(sums, static.axis)
 
-    s, t = student - highest(student), teacher - highest(teacher)
+    s, t = shifted(student), shifted(teacher)
     exp_s, exp_t = jnp.exp(s), jnp.exp(t)
     beta = static.beta
     if beta is None or beta in (0, 1):  # KL(p ‖ q)
@@ -392,7 +382,7 @@ def _head(name: str, hidden: Array, kernel: Array, bias: Array | None) -> _Head:
     bias = jnp.asarray(bias)
     if not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]:
         raise ValueError(
-            f"{name}_bias: expected floating-point [{kernel.shape[1]}], one for each word of the kernel, got "
+            f"{name}_bias: expected floating-point [{kernel.shape[1]}], as the kernel's words, got "
             f"{bias.dtype}{list(bias.shape)}."
         )
     return _Head(hidden, kernel, bias)

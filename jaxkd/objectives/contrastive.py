@@ -127,7 +127,8 @@ def crd(
         where = jnp.ones(places.shape, bool) if mask is None else mask
         places = jnp.where(where, jnp.where(places < 0, num_data, places), 0)  # a negative one would count from the end
         embedded = _embed(params, context, (student, teacher))
-        candidates = jnp.concatenate([places[:, None], draw(key, places, state["classes"], context)], axis=1)
+        drawn = _negatives(key, context, places, state["classes"], negatives)
+        candidates = jnp.concatenate([places[:, None], drawn], axis=1)
 
         def logits(v: Array, bank: Array) -> Array:
             products = jnp.matmul(v, bank.T, precision=jax.lax.Precision.HIGHEST)
@@ -149,17 +150,6 @@ def crd(
             written = {side: write(state["bank"][side], embedded[side], places, where, context) for side in _SIDES}
             state = {**state, "bank": written, "log_normalizer": normalizer}
         return weighted(values, mask, weight, context, state)
-
-    def draw(key: Array | None, places: Array, classes: Any, context: Context) -> Array:
-        """For each example, K examples of other classes ``[batch, K]``."""
-        keys = example_keys(jax.random.key(0) if key is None else key, context, places.shape[0])
-        order, start, size = (classes[name] for name in ("order", "start", "size"))
-
-        def one(key: Array, place: Array) -> Array:
-            at = jax.random.randint(key, (negatives,), 0, num_data - size[place])
-            return order[jnp.where(at < start[place], at, at + size[place])]
-
-        return jax.vmap(one)(keys, places)
 
     def write(bank: Array, v: Array, places: Array, where: Array, context: Context) -> Array:
         v, places, where = (_gather(x, context.axis_name) for x in (jax.lax.stop_gradient(v), places, where))
@@ -327,6 +317,18 @@ def crd_in_batch(
 
 
 # --- what the three share ---------------------------------------------------------------------------------------------
+
+
+def _negatives(key: Array | None, context: Context, places: Array, classes: dict[str, Array], number: int) -> Array:
+    """For each example, so many of other classes, each as likely as any other ``[batch, number]``."""
+    keys = example_keys(jax.random.key(0) if key is None else key, context, places.shape[0])
+    order, start, size = (classes[name] for name in ("order", "start", "size"))
+
+    def one(key: Array, place: Array) -> Array:
+        at = jax.random.randint(key, (number,), 0, len(order) - size[place])
+        return order[jnp.where(at < start[place], at, at + size[place])]
+
+    return jax.vmap(one)(keys, places)
 
 
 def _embeddings(

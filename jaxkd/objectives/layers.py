@@ -140,7 +140,7 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
       teacher: likewise; the features may differ in number.
 
     Raises:
-      ValueError: ranks or batches differ, or the positions of what are no maps.
+      ValueError: ranks or batches differ, the positions of what are no maps, or a dtype is not floating point.
 
     >>> [x.shape for x in match_size("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
     [(2, 4, 4, 3), (2, 4, 4, 5)]
@@ -152,6 +152,9 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
             f"{name}: expected two features that differ in channels, or maps [batch, height, width, channels] that may "
             f"differ in size too; got {list(source)} for the student and {list(target)} for the teacher."
         )
+    for side, x in (("student", student), ("teacher", teacher)):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: expected floating-point features, got {checks.shape(x)} for the {side}.")
     student, teacher = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (student, teacher))
     return _match_size(student, teacher) if len(source) == 4 else (student, teacher)
 

@@ -176,12 +176,7 @@ ROWS = (
         spoil=spoil_tokens,
         invariances={"rotation": rotate, "permuted heads": permute_value_heads},
         mapped={"permuted tokens": permute_tokens},
-        extremes={
-            name: arrays
-            for name, arrays in feature_extremes((5, 3, 2, 4)).items()
-            if name not in ("large", "vanishing")
-        }
-        | {"large": (10 * feature_extremes((5, 3, 2, 4))["large"][0], feature_extremes((5, 3, 2, 4))["large"][1])},
+        extremes=feature_extremes((5, 3, 2, 4)),
         rounding=1e-6,
         hand=(
             # R_t = [1/2, 1/2] of zeros; the student's tokens 2 and 0: [log 4, 0] without √d = 1 for the first

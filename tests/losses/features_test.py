@@ -1,9 +1,10 @@
-"""What is particular to the losses of feature maps: pooling the larger map, channels, the power of the attention."""
+"""What is particular to the losses of feature maps: pooling the larger map, levels, margins, numbers per channel."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxkd.losses import features
 from tests import references
@@ -11,7 +12,9 @@ from tests.loss_runs import run
 from tests.loss_table import BY_NAME
 
 HINT, ATTENTION = BY_NAME["hint_mse"], BY_NAME["attention_transfer"]
-SPATIAL = (HINT, ATTENTION)
+SPATIAL = tuple(
+    BY_NAME[name] for name in ("hint_mse", "attention_transfer", "factor_transfer", "neuron_selectivity", "channel_kl")
+)
 
 
 def test_pooling_windows_by_hand():
@@ -46,7 +49,7 @@ def test_one_value_per_example_under_pooling_in_float32_and_half(row):
     np.testing.assert_allclose(single, row.reference(student, teacher), rtol=1e-4)
     half = [jnp.asarray(array, jnp.bfloat16) for array in (student, teacher)]
     upcast = row.function(*(array.astype(jnp.float32) for array in half))
-    np.testing.assert_allclose(row.function(*half), upcast, rtol=1e-6, err_msg="pooled in half precision")
+    np.testing.assert_allclose(row.function(*half), upcast, rtol=1e-6, atol=1e-7, err_msg="pooled in half precision")
 
 
 def test_the_feature_is_pooled_before_the_power():
@@ -98,3 +101,201 @@ def test_pooling_compiles_to_no_loop():
     jaxpr = jax.make_jaxpr(features.hint_mse)(*shapes)
     assert str(jaxpr).count("\n") < 100
     assert "while" not in str(jaxpr)
+
+
+# --- hierarchical context ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size, weights",
+    [
+        ((8, 8), {8: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8}),
+        ((5, 5), {5: 1, 4: 1 / 2, 2: 1 / 4, 1: 1 / 8}),
+        ((4, 4), {4: 1, 2: 1 / 2, 1: 1 / 4}),
+        ((3, 3), {3: 1, 2: 1 / 2, 1: 1 / 4}),
+        ((2, 2), {2: 1, 1: 1 / 2}),
+        ((1, 1), {1: 1}),
+        ((1, 6), {1: 1}),
+    ],
+    ids=str,
+)
+def test_only_levels_below_the_height_have_a_weight(size, weights):
+    student, teacher = np.random.default_rng(0).normal(size=(2, 3, *size, 2))
+    expected = np.mean((student - teacher) ** 2, axis=(1, 2, 3)) * weights[size[0]]
+    for level in list(weights)[1:]:
+        pooled = references.adaptive_average_pool(student - teacher, level, level)
+        expected += weights[level] * np.mean(pooled**2, axis=(1, 2, 3))
+    value, _ = run(BY_NAME["hierarchical_context"], (student, teacher))
+    np.testing.assert_allclose(value, expected / sum(weights.values()), rtol=1e-12)
+
+
+def test_levels_of_a_map_that_is_narrower_than_they_are():
+    """The height alone decides on the levels; four windows over three columns overlap as any others do."""
+    student = np.random.default_rng(0).normal(size=(1, 5, 3, 1))
+    columns = student[:, :, [0, 0, 1, 2]] / 2 + student[:, :, [0, 1, 2, 2]] / 2
+    rows = (columns[:, :-1] + columns[:, 1:]) / 2
+    halves = references.adaptive_average_pool(student, 2, 2)
+    parts = np.mean(student**2), np.mean(rows**2) / 2, np.mean(halves**2) / 4, student.mean() ** 2 / 8
+    value, _ = run(BY_NAME["hierarchical_context"], (student, 0 * student))
+    np.testing.assert_allclose(value, [sum(parts) / 1.875], rtol=1e-12)
+
+
+def test_what_only_the_coarse_levels_see():
+    """A checkerboard vanishes in every window of an even size."""
+    board = (-1.0) ** np.add.outer(np.arange(8), np.arange(8)).reshape(1, 8, 8, 1)
+    np.testing.assert_allclose(run(BY_NAME["hierarchical_context"], (board, 0 * board))[0], [1 / 1.875])
+
+
+# --- activation boundaries and margins --------------------------------------------------------------------------------
+
+
+def test_a_student_beyond_the_boundary_is_left_alone():
+    student, teacher = BY_NAME["activation_boundary"].inputs()
+    beyond = np.where(teacher > 0, 1 + np.abs(student), -1 - np.abs(student))
+    value, (gradient, of_teacher) = run(BY_NAME["activation_boundary"], (beyond, teacher))
+    np.testing.assert_array_equal(value, 0)
+    np.testing.assert_array_equal(gradient, 0)
+    np.testing.assert_array_equal(of_teacher, 0)
+
+
+def test_a_negative_boundary():
+    for margin in (-1.0, np.nan):
+        with pytest.raises(ValueError, match=rf"margin: expected at least 0, got {margin}"):
+            features.activation_boundary(jnp.zeros((1, 2)), jnp.zeros((1, 2)), margin=margin)
+
+
+def test_the_margin_is_the_mean_of_what_a_gaussian_has_below_zero():
+    mean, std = (x.ravel() for x in np.meshgrid(np.linspace(-5, 3, 17), [0.1, 0.5, 1.0, 2.0, 7.0]))
+    below = scipy.stats.norm.cdf(0, loc=mean, scale=std)
+    often = below > 0.001
+    assert 0 < often.sum() < len(often)
+    truncated = scipy.stats.truncnorm(-np.inf, -mean[often] / std[often], loc=mean[often], scale=std[often])
+    with jax.enable_x64(True):
+        margin = np.asarray(features.overhaul_margin(jnp.array(mean), jnp.array(std)))
+    np.testing.assert_allclose(margin[often], truncated.mean(), rtol=1e-9)
+    np.testing.assert_allclose(margin[~often], -3 * std[~often])
+    single = features.overhaul_margin(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+    np.testing.assert_allclose(single, margin, rtol=1e-4, atol=1e-6)
+    assert (margin < 0).all()
+
+
+def test_the_margin_bounds_the_student_from_above_only():
+    """Where the teacher is below the margin, the student may be anywhere below it."""
+    teacher = np.full((1, 3), -5.0)
+    student = np.array([[-9.0, -1.0, 0.5]])
+    value, (gradient, *_) = run(BY_NAME["overhaul"], (student, teacher, np.full(3, -1.0)))
+    np.testing.assert_allclose(value, [1.5**2])
+    np.testing.assert_allclose(gradient, [[0, 0, 3.0]])
+
+
+# --- one number for each channel --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["overhaul", "gaussian_nll", "channel_weighted_mse"])
+def test_numbers_of_channels_in_two_shapes(name):
+    row = BY_NAME[name]
+    *maps, numbers = row.inputs()
+    value, gradients = run(row, (*maps, numbers))
+    expanded, expanded_gradients = run(row, (*maps, numbers.reshape(1, 1, 1, -1)))
+    np.testing.assert_array_equal(expanded, value)
+    np.testing.assert_array_equal(expanded_gradients[-1].ravel(), gradients[-1])
+
+
+def test_the_variance_that_fits_is_that_of_the_error():
+    """Its gradient vanishes there, and a larger and a smaller one are both worse."""
+    mean, target, _ = BY_NAME["gaussian_nll"].inputs()
+    variance = ((mean - target) ** 2).mean(axis=(0, 1, 2))
+    value, gradients = run(BY_NAME["gaussian_nll"], (mean, target, variance))
+    np.testing.assert_allclose(gradients[2], 0, atol=1e-12)
+    for factor in (0.9, 1.1):
+        assert run(BY_NAME["gaussian_nll"], (mean, target, factor * variance))[0].mean() > value.mean()
+
+
+def test_weights_of_one_are_a_sum_of_squares():
+    student, teacher, weights = BY_NAME["channel_weighted_mse"].inputs()
+    value, _ = run(BY_NAME["channel_weighted_mse"], (student, teacher, np.ones_like(weights)))
+    np.testing.assert_allclose(value, student[0].size * run(HINT, (student, teacher))[0])
+
+
+def test_importance_of_channels():
+    """exp of the rises, log 1, log 2 and log 5, over their sum."""
+    without = 0.3 + np.log([1.0, 2.0, 5.0])
+    importance = features.channel_importance(jnp.asarray(without), jnp.asarray(0.3))
+    np.testing.assert_allclose(importance, [1 / 8, 2 / 8, 5 / 8], rtol=1e-6)
+    np.testing.assert_allclose(importance, references.channel_importance(without, np.array(0.3)), rtol=1e-6)
+    np.testing.assert_allclose(features.channel_importance(jnp.array([1e4, 0.0, -1e4]), 0.5), [1, 0, 0])
+    assert features.channel_importance(jnp.ones(3, jnp.bfloat16), jnp.ones((), jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "without, loss, name",
+    [
+        (jnp.ones((2, 3)), 0.0, "losses_without"),
+        (jnp.ones(()), 0.0, "losses_without"),
+        (jnp.ones(3, jnp.int32), 0.0, "losses_without"),
+        (jnp.ones(3), jnp.ones(3), "loss"),
+        (jnp.ones(3), jnp.ones(1), "loss"),
+    ],
+)
+def test_importance_of_what_is_no_loss_per_channel(without, loss, name):
+    with pytest.raises(ValueError, match=rf"^{name}: expected .* got .*\["):
+        features.channel_importance(without, loss)
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def test_selectivity_has_matrices_of_the_smaller_of_positions_and_channels():
+    def shapes(size, channels):
+        map_ = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+        return str(jax.make_jaxpr(jax.grad(lambda s, t: features.neuron_selectivity(s, t).sum()))(map_, map_))
+
+    assert "f32[2,256,256]" not in shapes(16, 8) and "f32[2,8,8]" in shapes(16, 8)
+    assert "f32[2,256,256]" not in shapes(4, 256) and "f32[2,16,16]" in shapes(4, 256)
+
+
+def test_a_channel_of_zeros_selects_nothing_and_has_no_gradient():
+    student, teacher = BY_NAME["neuron_selectivity"].inputs()
+    student[..., 0] = 0
+    value, (gradient, _) = run(BY_NAME["neuron_selectivity"], (student, teacher))
+    np.testing.assert_allclose(value, references.neuron_selectivity(student, teacher), rtol=1e-10)
+    np.testing.assert_array_equal(gradient[..., 0], 0)
+    assert (gradient[..., 1] != 0).any()
+
+
+def test_a_student_that_agrees_with_a_factor_is_left_alone():
+    """|x| has no slope at 0; compiled, neither does its rounding error."""
+    student = jnp.asarray(BY_NAME["factor_transfer"].inputs()[0], jnp.float32)
+    gradient = jax.jit(jax.grad(lambda s, t: features.factor_transfer(s, t).sum()))(student, student)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, np.nan, np.float32(-4), np.array(-2.0)], ids=repr)
+def test_a_temperature_of_channels_that_is_not_positive(temperature):
+    with pytest.raises(ValueError, match=r"temperature: expected a positive number, got"):
+        features.channel_kl(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)), temperature=temperature)
+
+
+def test_traced_hyperparameters():
+    """A schedule of the temperature, or of the margin, is one program."""
+    student, teacher = (jnp.asarray(array, jnp.float32) for array in HINT.inputs())
+    for loss, name in ((features.channel_kl, "temperature"), (features.activation_boundary, "margin")):
+        traced = jax.jit(lambda x, loss=loss, name=name: loss(student, teacher, **{name: x}))
+        np.testing.assert_allclose(traced(2.0), loss(student, teacher, **{name: 2.0}), rtol=1e-5)
+
+
+# --- flow -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "students, teachers, text",
+    [
+        (1, 1, "student_pair: expected the maps of two layers, got 1"),
+        (3, 3, "student_pair: expected the maps of two layers, got 3"),
+        (2, 3, "teacher_pair: expected the student's 2 layers, got 3"),
+    ],
+)
+def test_a_pair_is_two_layers(students, teachers, text):
+    layer = jnp.ones((2, 4, 4, 3))
+    with pytest.raises(ValueError, match=text):
+        features.solution_flow([layer] * students, [layer] * teachers)

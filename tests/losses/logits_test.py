@@ -209,7 +209,7 @@ def test_the_jsd_is_symmetric_and_bounded():
     for beta in (0.1, 0.5, 0.75):
         value, (of_student, of_teacher) = run(JSD, (student, teacher), hyper={"beta": beta})
         mirrored, gradients = run(JSD, (teacher, student), hyper={"beta": 1 - beta})
-        np.testing.assert_allclose(value, mirrored, rtol=1e-12)
+        np.testing.assert_allclose(value, mirrored, rtol=1e-12, atol=1e-15)
         np.testing.assert_allclose(of_student, gradients[1], atol=1e-14)
         np.testing.assert_allclose(of_teacher, gradients[0], atol=1e-14)
         assert (value <= -beta * np.log(beta) - (1 - beta) * np.log(1 - beta) + 1e-12).all()
@@ -224,7 +224,6 @@ def test_the_jsd_of_what_only_one_network_excludes(dtype):
         value, gradients = run(JSD, arrays, dtype=dtype)
         np.testing.assert_allclose(value, expected, rtol=1e-6)
         assert all(np.isfinite(gradient).all() for gradient in gradients)
-        np.testing.assert_array_equal(gradients[arrays[1] is even and 1 or 0][0, 1] * 0, 0)
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, np.nan])

@@ -57,6 +57,8 @@ def test_the_signature_is_that_of_the_contract(row):
     assert ("axis_name" in parameters) is row.relational
     for name in {"where", "axis_name"} & set(parameters):
         assert parameters.pop(name).default is None
+    for name in row.execution:
+        assert parameters.pop(name).default is None
     assert all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in parameters.values())
     assert len(row.parameters) == len(row.inputs())
     # The hyperparameters and their defaults are the paper's: written twice, they have to agree.

@@ -109,8 +109,10 @@ def bounded_regression(
     where = _check_where(where, student.shape[:-1])
     if where is not None:
         student, teacher, target = (jnp.where(where[..., None], x, 0) for x in (student, teacher, target))
-    error, bound = (jnp.sum((x - target) ** 2, axis=-1) for x in (student, teacher))
-    return _drop(jnp.where(error + margin > bound, error, 0), where)
+    # The difference of the errors as a product, which is exactly 0 for a student that agrees: two sums may be rounded
+    # differently, and the loss jumps there.
+    behind = jnp.sum((student - teacher) * (student + teacher - 2 * target), axis=-1)
+    return _drop(jnp.where(behind + margin > 0, jnp.sum((student - target) ** 2, axis=-1), 0), where)
 
 
 def imitation_mask(

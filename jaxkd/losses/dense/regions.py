@@ -73,8 +73,8 @@ def region_affinity(
       where: True for the examples that count ``[batch]``.
 
     Returns:
-      One value per example ``[batch]``, 0 without any region. A moment of zeros (of a norm up to 1e-12) has cosine 0
-      with all.
+      One value per example ``[batch]``, 0 without any region. A moment of zeros (of a norm up to 1e-12, a skewness up to
+      its rounding) has cosine 0 with all.
 
     Raises:
       ValueError: batch, height or width differ, a dtype is not floating point, or the regions are no bool masks.
@@ -111,7 +111,9 @@ def _affinity(features: Array, regions: Array) -> Array:
     """Cosines between the regions ``[batch, 3, n, n]``."""
     moments = _moments(features, regions)
     square = jnp.sum(moments**2, axis=-1, keepdims=True)
-    none = square <= 1e-24
+    # A skewness has no unit; of symmetric values, it is 0 but for rounding errors, whose direction would be noise.
+    least = jnp.array([1e-12, 1e-12, 64 * float(jnp.finfo(moments.dtype).eps)], moments.dtype)
+    none = square <= least[None, None, :, None] ** 2
     unit = jnp.where(none, 0, moments / jnp.sqrt(jnp.where(none, 1, square)))
     return jnp.einsum("birc,bjrc->brij", unit, unit, precision=jax.lax.Precision.HIGHEST)
 
@@ -124,18 +126,19 @@ def _moments(features: Array, regions: Array) -> Array:
         region = region[..., None]
         inside = region if region.dtype == jnp.bool_ else region > 0
         weight = region.astype(features.dtype)
-        share = weight / jnp.maximum(jnp.sum(weight, axis=(1, 2), keepdims=True), jnp.finfo(weight.dtype).tiny)
+        total = jnp.sum(weight, axis=(1, 2), keepdims=True)
+        total = jnp.where(total > 0, total, 1)
         # Moments around the largest value first: the mean of equal values may be off by a rounding, which for the
         # skewness would be a deviation as large as σ itself.
         top = jnp.max(jnp.where(inside, features, -jnp.inf), axis=(1, 2), keepdims=True)
         top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
         below = jnp.where(inside, features - top, 0)
-        mean = jnp.sum(share * below, axis=(1, 2), keepdims=True)
+        mean = jnp.sum(weight * below, axis=(1, 2), keepdims=True) / total
         centred = jnp.where(inside, below - mean, 0)
-        variance = jnp.sum(share * centred**2, axis=(1, 2), keepdims=True)
+        variance = jnp.sum(weight * centred**2, axis=(1, 2), keepdims=True) / total
         varies = variance > 1e-24
         standard = jnp.where(varies, centred / jnp.sqrt(jnp.where(varies, variance, 1)), 0)
-        skewness = jnp.sum(share * standard**3, axis=(1, 2))
+        skewness = (jnp.sum(weight * standard**3, axis=(1, 2), keepdims=True) / total)[:, 0, 0]
         some = jnp.any(inside, axis=(1, 2))
         return jnp.stack([jnp.where(some, (mean + top)[:, 0, 0], 0), variance[:, 0, 0], skewness], axis=1)
 

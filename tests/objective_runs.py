@@ -1,0 +1,134 @@
+"""Value, gradients, new state and metrics of an objective, on one device and on several: what tests of them compare."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd import Context, LossVars, Mean
+
+AXIS = "data"
+KEY = jax.random.key(5)
+PLACES = [("pmap", 2), ("pmap", 8), ("shard_map", 4), ("shard_map", 8), ("shard_map, unchecked", 4), ("jit", 8)]
+
+
+class Found(NamedTuple):
+    """What `run` finds; the metrics are divided."""
+
+    value: Any
+    params: Any  # the gradient for the objective's parameters
+    student: Any  # ... and for the student's outputs
+    state: Any
+    metrics: Any
+
+
+def context(arrays, axis_name=None):
+    return Context(arrays["student"], arrays["teacher"], arrays["batch"], jnp.int32(3), axis_name)
+
+
+def initialised(objective, arrays, seed=0):
+    return objective.init(jax.random.key(seed), jax.eval_shape(lambda: context(arrays)))
+
+
+def run(objective, variables, arrays, key=KEY) -> Found:
+    found = _run(objective, variables, arrays, key, None)
+    return found._replace(metrics=_divided(found.metrics))
+
+
+def compiled(objective, key=KEY):
+    return jax.jit(lambda variables, arrays: run(objective, variables, arrays, key))
+
+
+def on_devices(objective, way, count, key=KEY, *, split_state=lambda path: False):
+    """The same, as a train step does it on so many devices: ``(variables, arrays) -> Found``.
+
+    Each differentiates its share, then gradients and state are averaged. ``jit`` is one program for the whole batch,
+    which the compiler partitions; what `split_state` picks of the state, by its path, is split by rows too.
+    """
+    devices = jax.devices()[:count]
+    mesh = Mesh(np.array(devices), (AXIS,))
+    whole, split = PartitionSpec(), PartitionSpec(AXIS)
+
+    def local(variables, arrays):
+        params = variables.params
+        if way == "shard_map":
+            params = jax.lax.pcast(params, AXIS, to="varying")
+        found = _run(objective, LossVars(params, variables.state), arrays, key, AXIS)
+        shared = jax.tree.map(_average, (found.value, found.params, found.state))
+        # A share's gradient for the features counts once for each device that the mean is over.
+        own = jax.tree.map(lambda g: g / count, found.student)
+        return (*shared, _divided(jax.lax.psum(found.metrics, AXIS))), own
+
+    def collected(shared, own):
+        value, params, state, metrics = shared
+        return Found(value, params, own, state, metrics)
+
+    if way == "pmap":
+        mapped = jax.pmap(local, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, 0), devices=devices)
+
+        def sliced(variables, arrays):
+            shared, own = mapped(variables, jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), arrays))
+            return collected(shared, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), own))
+
+        return sliced
+    if way.startswith("shard_map"):
+        specs = {"in_specs": (whole, split), "out_specs": (whole, split), "check_vma": "unchecked" not in way}
+        mapped = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+        return lambda variables, arrays: collected(*mapped(variables, arrays))
+
+    def place(variables):
+        def one(path, x):
+            return NamedSharding(mesh, PartitionSpec(AXIS, None) if split_state(path) else whole)
+
+        return jax.tree_util.tree_map_with_path(one, variables)
+
+    def placed(variables, arrays):
+        there = place(variables)
+        replicated, divided = NamedSharding(mesh, whole), NamedSharding(mesh, split)
+        step = jax.jit(
+            lambda variables, arrays: run(objective, variables, arrays, key),
+            in_shardings=(there, divided),
+            out_shardings=Found(replicated, replicated, divided, there.state, replicated),
+        )
+        return step(variables, arrays)
+
+    return placed
+
+
+def _run(objective, variables, arrays, key, axis_name):
+    def value(params, student):
+        out = objective.apply(params, variables.state, context({**arrays, "student": student}, axis_name), key)
+        return out.value, out
+
+    (value, out), gradients = jax.value_and_grad(value, (0, 1), has_aux=True)(variables.params, arrays["student"])
+    return Found(value, *gradients, out.state, dict(out.metrics))
+
+
+def _average(x):
+    return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, AXIS)
+
+
+def _divided(metrics):
+    return {name: m.sum / jnp.maximum(m.count, 1) for name, m in metrics.items() if isinstance(m, Mean)}
+
+
+def double(tree):
+    """Within ``jax.enable_x64(True)``, floating-point arrays in float64."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def rows(tree, keep):
+    return jax.tree.map(lambda x: x[np.asarray(keep)], tree)
+
+
+def spoilt(tree, keep, garbage):
+    """The arrays with garbage in the rows that do not count."""
+
+    def spoil(x):
+        if not np.issubdtype(x.dtype, np.floating):
+            return x
+        return np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, garbage).astype(x.dtype)
+
+    return jax.tree.map(spoil, tree)

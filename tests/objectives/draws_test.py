@@ -1,0 +1,39 @@
+"""An example's random numbers: its own, and the same whatever is padded and however many devices there are."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import Context
+from jaxkd.objectives.draws import example_keys, positions
+
+KEEP = np.array([True, False, True, True, False, False, True, True])
+
+
+def context(mask=None, axis_name=None):
+    return Context({}, {}, {} if mask is None else {"mask": mask}, 0, axis_name)
+
+
+def test_positions_count_what_counts():
+    np.testing.assert_array_equal(positions(context(), 4), np.arange(4))
+    np.testing.assert_array_equal(positions(context(KEEP), 8)[KEEP], np.arange(5))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_positions_count_over_the_devices(devices):
+    sliced = KEEP.reshape(devices, -1)
+    local = lambda mask: positions(context(mask, "devices"), 8 // devices)  # noqa: E731
+    for mapped in jax.pmap(local, "devices", devices=jax.devices()[:devices]), jax.vmap(local, axis_name="devices"):
+        np.testing.assert_array_equal(mapped(sliced).ravel()[KEEP], np.arange(5))
+        np.testing.assert_array_equal(mapped(np.ones_like(sliced)).ravel(), np.arange(8))
+
+
+def test_each_example_has_a_key_of_its_own():
+    key = jax.random.key(0)
+    drawn = jax.vmap(jax.random.bits)(example_keys(key, context(), 6))
+    assert len(set(np.asarray(drawn).tolist())) == 6
+    np.testing.assert_array_equal(drawn[:4], jax.vmap(jax.random.bits)(example_keys(key, context(), 4)))
+    assert (drawn != jax.vmap(jax.random.bits)(example_keys(jax.random.key(1), context(), 6))).all()
+    padded = jax.vmap(jax.random.bits)(example_keys(key, context(jnp.asarray(KEEP)), 8))
+    np.testing.assert_array_equal(padded[KEEP], drawn[:5])
