@@ -8,16 +8,11 @@ machine does falls on both; the ratio is the median over the rounds.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,6 +23,7 @@ import tyro
 from rich.table import Table
 
 import jaxkd
+from benchmarks.common import costs, ratio, report, seconds_in_turn
 from jaxkd import losses, models
 
 TEMPERATURE, KD_WEIGHT, CE_WEIGHT, HINT_WEIGHT = 4.0, 0.9, 0.1, 10.0
@@ -159,30 +155,29 @@ def measure(
         programs[name] = jax.jit(counted, donate_argnums=0)
         states[name] = state
     on_device = jax.device_put(batch)
-    analyses = {
-        name: jax.jit(step).lower(states[name], on_device).compile() for name, (_, step) in sides.items()
-    }  # fmt: skip
-    costs: dict[str, Any] = {name: compiled.cost_analysis() for name, compiled in analyses.items()}
-    memory: dict[str, Any] = {name: compiled.memory_analysis() for name, compiled in analyses.items()}
+    compiled = {
+        name: costs(jax.jit(step).lower(states[name], on_device).compile()) for name, (_, step) in sides.items()
+    }
     after_one = {}
     for name in sides:  # one step, before rounding differences have had time to grow
         states[name], _ = programs[name](states[name], on_device)
         after_one[name] = jax.device_get(states[name])
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for round_ in range(rounds + 1):
-        for name in sorted(sides, reverse=bool(round_ % 2)):
-            start = time.perf_counter()
+
+    def round_of(name: str) -> Callable[[], Any]:
+        def run() -> Any:
             for _ in range(steps):
                 states[name], _ = programs[name](states[name], on_device)
-            jax.block_until_ready(states[name])
-            if round_:  # the first round warms up
-                seconds[name].append((time.perf_counter() - start) / steps)
+            return states[name]
+
+        return run
+
+    seconds = seconds_in_turn({name: round_of(name) for name in sides}, rounds)
     return {
         name: Measured(
-            costs[name]["flops"],
-            memory[name].temp_size_in_bytes,
+            compiled[name]["flops"],
+            int(compiled[name]["temporary_bytes"]),
             traces[name],
-            seconds[name],
+            [second / steps for second in seconds[name]],
             after_one[name],
         )
         for name in sides
@@ -206,7 +201,7 @@ def compare(name: str, case: Case, rounds: int, steps: int) -> dict[str, Any]:
         "temporary_bytes": {side: m.temporary_bytes for side, m in found.items()},
         "traces": {side: m.traces for side, m in found.items()},
         "milliseconds": {side: 1e3 * statistics.median(m.seconds) for side, m in found.items()},
-        "time_ratio": statistics.median(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True)),
+        "time_ratio": ratio(ours.seconds, theirs.seconds),
         "parameter_difference_after_a_step": max(jax.tree.leaves(gap)),
     }
 
@@ -240,18 +235,7 @@ def main(
             f"largest difference of a parameter after one step: {row['parameter_difference_after_a_step']:.1e}"
         )
         rich.print(table)
-    machine = {
-        "platform": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-    }
-    rich.print(machine)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    report(rows, out)
 
 
 if __name__ == "__main__":

@@ -146,9 +146,11 @@ def top_k_kl(
     kept = jnp.zeros((*student.shape[:-1], classes + 1), bool)
     kept = jnp.put_along_axis(kept, jnp.where(known, indices, classes), True, axis=-1, inplace=False)[..., :classes]
     tail = _log_sum(jnp.where(kept, -jnp.inf, log_student))
-    log_student = jnp.concatenate([jnp.where(known, own, 0), tail[..., None]], axis=-1)
-    log_teacher = jnp.concatenate([log_probs, _log_rest(_log_sum(log_probs), tail)[..., None]], axis=-1)
-    return _drop(jnp.where(valid, _kl(log_teacher, log_student), jnp.nan), where)
+    log_student = jnp.concatenate([jnp.where(known, own, -jnp.inf), tail[..., None]], axis=-1)
+    log_sum = _log_sum(log_probs)
+    log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, tail)[..., None]], axis=-1)
+    excess = jnp.maximum(jnp.expm1(log_sum), 0)  # _kl is that of two sums of 1
+    return _drop(jnp.where(valid, _kl(log_teacher, log_student) + excess, jnp.nan), where)
 
 
 def _log_probs(student: Array, teacher: Array, temperature: float | Array, where: Array | None) -> tuple[Any, ...]:
@@ -193,11 +195,14 @@ def _log_rest(log_sum: Array, log_student: Array) -> Array:
 
 def _kl(log_p: Array, log_q: Array) -> Array:
     """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
-    p = jnp.exp(log_p)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
     # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
     gap = jnp.where(p > 0, log_p - log_q, 0)
-    infinite = gap == jnp.inf
-    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, p * jnp.where(infinite, 0, gap)), axis=-1)
+    infinite, near = gap == jnp.inf, (p > 0) & (jnp.abs(gap) < 1)
+    # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
+    small = jnp.where(near, gap, 0)
+    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * jnp.where(infinite, 0, gap) + (q - p))
+    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, terms), axis=-1)
 
 
 def _upcast(name: str, x: Array) -> Array:

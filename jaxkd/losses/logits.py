@@ -1,7 +1,6 @@
 """Response losses: what the student's logits should be, from labels or from the teacher's logits.
 
-Every function returns one value per example and works in log-space from logits, so nothing here ever clips a
-probability. This file needs only jax and can be lifted out of the package as it stands.
+One value per example, in log-space from logits: nothing clips a probability. The file needs only jax and stands alone.
 """
 
 from __future__ import annotations
@@ -68,8 +67,7 @@ def soft_target_kl(
       where: True for the examples that count ``[...]``.
 
     Returns:
-      One value per example ``[...]``, in nats times T². It is infinite, truly, where the student excludes
-      (``-inf``) a class that the teacher does not; the student's gradient stays finite there.
+      One value per example ``[...]``, in nats times T². It is infinite, truly, where only the student has ``-inf``.
 
     Raises:
       ValueError: shapes differ (nothing is ever broadcast), dtypes are not floating, or T is not positive.
@@ -202,6 +200,7 @@ def decoupled_kd(
         return jnp.concatenate([own, rest], axis=-1), jnp.where(some, jax.nn.log_softmax(others), -jnp.inf)
 
     (binary_s, others_s), (binary_t, others_t) = decoupled(student), decoupled(teacher)
+    others_s = jnp.where(jnp.any(others_t > -jnp.inf, axis=-1, keepdims=True), others_s, -jnp.inf)
     value = scale**2 * (alpha * _kl(binary_t, binary_s) + beta * _kl(others_t, others_s))
     return _drop(jnp.where(known, value, jnp.nan), where)
 
@@ -231,8 +230,7 @@ def dist(
       axis_name: a mapped axis over which the batch is split.
 
     Returns:
-      One value per example ``[batch]``; the columns' term is the same in all. What is constant (equal logits, a column
-      of duplicates or of one example) correlates with nothing: ρ = 0, without a gradient.
+      One value per example ``[batch]``, with the columns' term in each. What is constant has ρ = 0 and no gradient.
 
     Raises:
       ValueError: shapes differ or are not ``[batch, classes]``, dtypes are not floating, or T is not positive.
@@ -372,11 +370,14 @@ def _drop(values: Array, where: Array | None) -> Array:
 
 def _kl(log_p: Array, log_q: Array) -> Array:
     """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
-    p = jnp.exp(log_p)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
     # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
     gap = jnp.where(p > 0, log_p - log_q, 0)
-    infinite = gap == jnp.inf
-    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, p * jnp.where(infinite, 0, gap)), axis=-1)
+    infinite, near = gap == jnp.inf, (p > 0) & (jnp.abs(gap) < 1)
+    # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
+    small = jnp.where(near, gap, 0)
+    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * jnp.where(infinite, 0, gap) + (q - p))
+    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, terms), axis=-1)
 
 
 def _correlation(a: Array, b: Array, counted: Array, *, axis: int, axis_name: str | None = None) -> Array:

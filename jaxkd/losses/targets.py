@@ -158,11 +158,14 @@ def _cross_entropy(q: Array, log_p: Array) -> Array:
 
 def _kl(log_p: Array, log_q: Array) -> Array:
     """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
-    p = jnp.exp(log_p)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
     # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
     gap = jnp.where(p > 0, log_p - log_q, 0)
-    infinite = gap == jnp.inf
-    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, p * jnp.where(infinite, 0, gap)), axis=-1)
+    infinite, near = gap == jnp.inf, (p > 0) & (jnp.abs(gap) < 1)
+    # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
+    small = jnp.where(near, gap, 0)
+    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * jnp.where(infinite, 0, gap) + (q - p))
+    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, terms), axis=-1)
 
 
 def _upcast(name: str, x: Array) -> Array:

@@ -1,6 +1,7 @@
 """What holds for every objective with learned layers: one table, and masks, devices, gradients, types, evaluation."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,18 @@ def test_it_owns_float32_arrays_and_no_gradient_is_missing(case):
     assert np.isfinite(value)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, variables.state)
+
+
+def test_what_it_owns_can_be_donated(case):
+    """No buffer stands in it twice, and none belongs to somebody else."""
+    shapes = jax.eval_shape(lambda a: context(a)._replace(axis_name=None), features(2))
+    variables = case.objective.init(jax.random.key(0), shapes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        jax.jit(lambda v: jax.tree.map(lambda x: x + 1, v), donate_argnums=0)(variables)
+    assert all(x.is_deleted() for x in jax.tree.leaves(variables))
+    again = case.objective.init(jax.random.key(0), shapes)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(again))
 
 
 def test_masking_is_dropping_whatever_is_masked(case):
