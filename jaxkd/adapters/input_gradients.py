@@ -45,7 +45,8 @@ def with_input_gradient(
       A `Model` with the same variables.
 
     Raises:
-      ValueError: when it is applied: the input is not floating point, or there is no such entry or output.
+      ValueError: when it is applied: the input is not floating point, there is no such entry or output, or the model
+        has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -95,7 +96,8 @@ def with_projected_input_gradient(
       A `Model` with the same variables.
 
     Raises:
-      ValueError: when it is applied: the input is not floating point, or there is no such entry or output.
+      ValueError: when it is applied: the input is not floating point, there is no such entry or output, or the model
+        has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -142,6 +144,10 @@ def _with_gradient(
         def forward(x: Array) -> tuple[Array, Any]:
             outputs, state = model.apply(variables, {**batch, input: x}, key=key, train=train)
             checks.known(output, list(outputs), "with_input_gradient, model output")
+            if name in outputs:
+                raise ValueError(
+                    f"with_input_gradient: {name!r} is an output of the model already; give another name=."
+                )
             return outputs[output], (outputs, state)
 
         logits, pullback, (outputs, state) = jax.vjp(forward, x, has_aux=True)

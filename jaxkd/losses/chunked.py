@@ -192,18 +192,20 @@ def _chunked(
     most = chunk or max(_TOKENS, _ELEMENTS // max(vocabulary, 1))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
-    if chunk is None and count > 1:
-        size = -(-size // 8) * 8
+    size = size if chunk or count == 1 else -(-size // 8) * 8
     dtype = jnp.result_type(*jax.tree.leaves((student, teacher)), jnp.float32)
-    arrays = (student, teacher, _temperature(temperature, tokens, dtype), where)
+    temperature = _temperature(temperature, tokens, dtype)
     # Under shard_map all have to vary over what one of them does. Autodiff then sums the gradient of a replicated one.
-    varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)]
+    leaves = jax.tree.leaves((student, teacher, temperature, where))
+    axes: frozenset[str] = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
 
-    def mark(x: Array) -> Array:
-        missing = frozenset().union(*varying) - jax.typeof(x).manual_axis_type.varying
+    def vary(x: Array, axes: frozenset[str]) -> Array:
+        missing = axes - jax.typeof(x).manual_axis_type.varying
         return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
-    return _tokens(_Static(beta, caps, axis, size), *jax.tree.map(mark, arrays))
+    heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
+    rows = (vary(x, axes - {axis}) for x in (temperature, where))  # the result is the same for all words
+    return _tokens(_Static(beta, caps, axis, size), *heads, *rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -252,7 +254,7 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
     same = jnp.all((cotangent == factor) | ~where)
     factor = jnp.where(factor > -jnp.inf, factor, 0)
     # Where types do not tell that the hidden states are the same on all devices, nothing else sums their gradients.
-    untyped = static.axis is not None and static.axis not in jax.typeof(where).manual_axis_type.varying
+    untyped = static.axis not in (None, *jax.typeof(arrays[0].kernel).manual_axis_type.varying)
     if untyped:  # a branch that communicates has to be taken by all
         same = jax.lax.pmin(same.astype(jnp.int32), static.axis) > 0
 
@@ -365,8 +367,8 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
     return (beta * kl_t + (1 - beta) * kl_s)[:, 0], (d_s, d_t)
 
 
-def _head(name: str, hidden: Array, kernel: Array, bias: Array | None) -> _Head:
-    hidden, kernel = jnp.asarray(hidden), jnp.asarray(kernel)
+def _head(name: str, hidden: Any, kernel: Any, bias: Any) -> _Head:
+    hidden, kernel, bias = (None if x is None else jnp.asarray(x) for x in (hidden, kernel, bias))
     if not jnp.issubdtype(hidden.dtype, jnp.floating) or hidden.ndim != 2:
         raise ValueError(
             f"{name}_hidden: expected floating-point hidden states [tokens, hidden], got "
@@ -377,10 +379,7 @@ def _head(name: str, hidden: Array, kernel: Array, bias: Array | None) -> _Head:
             f"{name}_kernel: expected a floating-point kernel [hidden = {hidden.shape[1]}, vocabulary], got "
             f"{kernel.dtype}{list(kernel.shape)}; an embedding table [vocabulary, hidden] is to be transposed."
         )
-    if bias is None:
-        return _Head(hidden, kernel, None)
-    bias = jnp.asarray(bias)
-    if not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]:
+    if bias is not None and (not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]):
         raise ValueError(
             f"{name}_bias: expected floating-point [{kernel.shape[1]}], as the kernel's words, got "
             f"{bias.dtype}{list(bias.shape)}."

@@ -142,14 +142,18 @@ def crd(
         old = state["log_normalizer"]
         normalizer = jnp.where(old > -jnp.inf, old, fresh.astype(old.dtype))
         safe = jnp.where(normalizer > -jnp.inf, normalizer, 0)
-        values = sum(
-            losses.contrastive_nce(jnp.exp(x - z), num_data=num_data, where=mask)
-            for x, z in zip(found, safe, strict=True)
-        )
+        values = sum(compare(x - z, mask) for x, z in zip(found, safe, strict=True))
         if key is not None:
             written = {side: write(state["bank"][side], embedded[side], places, where, context) for side in _SIDES}
             state = {**state, "bank": written, "log_normalizer": normalizer}
         return weighted(values, mask, weight, context, state)
+
+    def compare(log_scores: Array, mask: Array | None) -> Array:
+        # A positive too unlikely for a number of its own still has its loss, which is linear in the logarithm there.
+        floor = jnp.log(jnp.finfo(log_scores.dtype).tiny) + 1
+        missing = jnp.minimum(log_scores[:, 0] - floor, 0)
+        scores = jnp.exp(jnp.maximum(log_scores, floor))
+        return losses.contrastive_nce(scores, num_data=num_data, where=mask) - missing
 
     def write(bank: Array, v: Array, places: Array, where: Array, context: Context) -> Array:
         v, places, where = (_gather(x, context.axis_name) for x in (jax.lax.stop_gradient(v), places, where))

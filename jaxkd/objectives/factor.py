@@ -120,7 +120,7 @@ def factor_transfer(
                     f"factor_transfer: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
                     f"{wanted}, got {given}."
                 )
-            frozen = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), trained)
+            frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, as the state is donated
         translator = _stack(key, (channels, channels, factors, factors))
         return LossVars({"translator": translator}, {"paraphraser": frozen})
 

@@ -66,8 +66,11 @@ def batch_norm_init(features: int) -> LossVars:
     >>> batch_norm_init(1).state
     {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}
     """
-    zeros, ones = jnp.zeros(features, jnp.float32), jnp.ones(features, jnp.float32)
-    return LossVars({"scale": ones, "bias": zeros}, {"mean": zeros, "var": ones})
+    # Four arrays, not two: a train state is donated, and a buffer can be donated only once.
+    return LossVars(
+        {"scale": jnp.ones(features, jnp.float32), "bias": jnp.zeros(features, jnp.float32)},
+        {"mean": jnp.zeros(features, jnp.float32), "var": jnp.ones(features, jnp.float32)},
+    )
 
 
 def batch_norm(

@@ -58,7 +58,6 @@ ROWS = (
         "divergences",
         shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
-        rounding=1e-6,
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
         extremes=EXTREMES,
@@ -82,7 +81,6 @@ ROWS = (
         "divergences",
         shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
-        rounding=1e-6,
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
         extremes=EXTREMES,
@@ -110,7 +108,6 @@ ROWS = (
             ((5,), (3,), (3,)),
         ),
         make=with_top,
-        rounding=1e-6,
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_student, "renamed classes": rename_classes, "reordered": reorder},
         extremes={name: (student, *top(teacher, 3)) for name, (student, teacher) in EXTREMES.items()}

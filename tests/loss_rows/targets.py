@@ -98,7 +98,6 @@ ROWS = (
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
         make=labelled,
         hyper=({}, {"correct": 0.9, "temperature": 1.0}, {"correct": 1.0, "temperature": 4.0}),
-        rounding=1e-4,  # T² = 400 times that of the logarithms
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "renamed classes": permute_labelled},
         extremes=label_extremes(),

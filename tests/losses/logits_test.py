@@ -140,6 +140,21 @@ def test_high_temperatures_are_logit_matching():
     np.testing.assert_allclose(value, references.logit_mse(centred, 0 * centred) / 6, rtol=1e-3)
 
 
+@pytest.mark.parametrize("row", [KL, REVERSE, JSD], ids=str)
+@pytest.mark.parametrize("difference", [1.0, 1e-1, 1e-2, 1e-3])
+def test_a_student_that_nearly_agrees_has_an_accurate_loss_in_float32(row, difference):
+    """The divergence is of the order of the difference squared; rounded logarithms alone would be off by 1e-7 each."""
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(size=(4, 1000)).astype(np.float32)
+    student = (teacher + difference * rng.normal(size=(4, 1000))).astype(np.float32)
+    for hyper in ({"temperature": 1.0}, {"temperature": 20.0}):
+        expected = row.reference(student.astype(np.float64), teacher.astype(np.float64), **hyper)
+        value, _ = run(row, (student, teacher), hyper=hyper, dtype=np.float32, optimized=True)
+        # What float32 logits of order one resolve: their differences are known to 1e-7 each.
+        np.testing.assert_allclose(value, expected, rtol=1e-4 + 1e-6 / difference)
+        assert (value > 0).all()
+
+
 def test_cross_entropy_is_the_kl_to_a_certain_teacher():
     """Label smoothing's other end: a one-hot teacher has no entropy."""
     scores, labels = CROSS_ENTROPY.inputs()

@@ -87,22 +87,25 @@ def test_each_singular_vector_against_numpy(shape):
 def test_a_decomposition_s_choice_of_signs_does_not_matter(rank, monkeypatch):
     """Value and gradient: eigenvectors are returned with any sign."""
     students, teachers = distinct()
-    value_and_gradient = jax.value_and_grad(functools.partial(loss, rank=rank))
-    value, gradient = value_and_gradient(students, teachers)
+    value, gradient = total(students, teachers, rank), gradients(students, teachers, rank)
     eigh = jnp.linalg.eigh
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
+        shapes = []
 
-        def flipped(array, rng=rng):
+        def flipped(array, rng=rng, shapes=shapes):
             values, vectors = eigh(array)
+            shapes.append(array.shape)
             return values, vectors * rng.choice([-1.0, 1.0], size=(len(array), 1, array.shape[-1]))
 
+        both = jax.value_and_grad(functools.partial(loss, rank=rank), argnums=(0, 1))
         with monkeypatch.context() as patch:
             patch.setattr(jnp.linalg, "eigh", flipped)
-            changed, changed_gradient = value_and_gradient(students, teachers)
-            np.testing.assert_allclose(changed, value, rtol=1e-11)
-            for one, expected in zip(changed_gradient, gradient, strict=True):
-                np.testing.assert_allclose(one, expected, rtol=1e-8, atol=1e-11)
+            changed, slopes = jax.jit(both, compiler_options=unoptimized())(students, teachers)
+        assert sorted(shapes) == [(2, 2, 2), (2, 2, 2), (2, 3, 3), (2, 3, 3)], "one of the smaller size for each map"
+        np.testing.assert_allclose(changed, value, rtol=1e-11)
+        for one, expected in zip(jax.tree.leaves(slopes), gradient, strict=True):
+            np.testing.assert_allclose(one, expected, rtol=1e-8, atol=1e-11)
 
 
 def test_the_sign_and_the_scale_of_a_map_do_not_matter():
@@ -267,7 +270,6 @@ def test_the_smaller_matrix_is_decomposed():
     jaxpr = str(jax.make_jaxpr(lambda s, t: features.singular_vectors(s, t))(maps, maps))
     assert "f32[2,8,8]" in jaxpr and "f32[2,16,16]" in jaxpr
     assert "256,256]" not in jaxpr
-    assert jaxpr.count("= eigh") == 4, "one for each map"
 
 
 @pytest.mark.parametrize("rank", [0, -1, 4])

@@ -230,3 +230,24 @@ def test_parameters_state_metrics_and_keys_are_each_objectives_own():
     assert list(out.metrics) == ["a/drawn", "ce", "ce/weight", "b/drawn"]
     np.testing.assert_allclose(out.value, 6 + out.metrics["ce"].sum / 4, rtol=1e-6)
     assert float(objective.apply(made.params, made.state, context(), None).metrics["a/drawn"][0]) == 0
+
+
+# --- several layers at once -----------------------------------------------------------------------------------------
+
+
+def test_a_tuple_of_paths_is_a_tuple_of_features():
+    """Losses of several layers, FSP and KDSVD, need no objective of their own."""
+    rng = np.random.default_rng(0)
+    layers = {name: jnp.asarray(rng.normal(size=(4, 3, 3, 5)), jnp.float32) for name in "abc"}
+    others = {name: jnp.asarray(rng.normal(size=(4, 3, 3, 5)), jnp.float32) for name in "abc"}
+    where = jnp.array([True, True, False, True])
+    context = Context(layers, others, {"mask": where}, 0)
+    for loss, names in ((losses.solution_flow, "ab"), (losses.singular_vectors, "abc")):
+        student, teacher = (tuple(f"{root}/{name}" for name in names) for root in ("student", "teacher"))
+        objective = combine(flow=term(loss, student, teacher, weight=2.0))
+        assert not jax.tree.leaves(objective.init(jax.random.key(0), jax.eval_shape(lambda: context)))
+        out = objective.apply({}, {}, context, None)
+        expected = loss(tuple(layers[n] for n in names), tuple(others[n] for n in names), where=where)
+        np.testing.assert_allclose(out.value, 2 * expected.sum() / 3, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"'d': there is no such name"):
+        term(losses.solution_flow, ("student/a", "student/d"), ("teacher/a", "teacher/b")).apply({}, {}, context, None)

@@ -72,6 +72,8 @@ def test_one_stage_learns_the_paraphraser_and_the_next_keeps_it():
     after, _ = jax.jit(second.step)(before, tiny.batch(8))
     tiny.assert_equal(after.loss.state["factor"]["paraphraser"], learned)
     assert after.loss.params["factor"].keys() == {"translator"}
+    jax.jit(second.step, donate_argnums=0)(second.init(jax.random.key(1), tiny.batch(8)), tiny.batch(8))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(learned))
     placed = jaxkd.parallel.pmap(second, jax.devices()[:4])
     after, _ = placed(jax.tree.map(jnp.copy, before), tiny.batch(8))
     tiny.assert_equal(after.loss.state["factor"]["paraphraser"], learned)

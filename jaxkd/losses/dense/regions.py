@@ -73,8 +73,8 @@ def region_affinity(
       where: True for the examples that count ``[batch]``.
 
     Returns:
-      One value per example ``[batch]``, 0 without any region. A moment of zeros (of a norm up to 1e-12, a skewness up to
-      its rounding) has cosine 0 with all.
+      One value per example ``[batch]``, 0 without any region. A moment of zeros (of a norm up to 1e-12, a skewness up
+      to its rounding) has cosine 0 with all.
 
     Raises:
       ValueError: batch, height or width differ, a dtype is not floating point, or the regions are no bool masks.

@@ -187,8 +187,9 @@ def hierarchical_context(
 
     Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.4. The paper has a picture of it;
     weights and levels are those of the authors' code: the map has weight 1, each level pooled from a larger map half
-    the weight of the one before, and the sum is divided by that of the weights. A level that is not below the height
-    is left out and takes no weight: 8 rows have the weights 1, ½, ¼, ⅛, 4 rows 1, ½, ¼, one row only 1.
+    the weight of the one before, and the sum is divided by that of the weights. A level that is not below the height,
+    which alone decides, is left out and takes no weight: 8 rows have the weights 1, ½, ¼, ⅛, 4 rows 1, ½, ¼, and one
+    row only 1.
 
     Args:
       student: a feature map ``[batch, height, width, channels]``, fused from the stages below.

@@ -74,9 +74,10 @@ def singular_vectors(
     values, and leaves the teacher's sign to the decomposition, between layers too.
 
     The derivative is this file's own. That of an eigenvector divides by the gaps between eigenvalues; here 1/gap is
-    damped, gap/(gap² + ε) with ε the dtype's for eigenvalues that sum to 1, so that it is exact for distinct singular
-    values and finite for repeated ones. A singular value of 0, to rounding, has D = 0 and no gradient, and so does an
-    all-zero map. One eigendecomposition of a matrix of min(height · width, channels) squared is taken for each map.
+    damped to gap/(gap² + ε), with ε the dtype's and eigenvalues that sum to 1: the same to ε/gap² where singular values
+    differ, and finite where they do not. A singular value of 0, to rounding, has D = 0 and no gradient, and so does an
+    all-zero map. The cost is one eigendecomposition per map, of a square matrix with the smaller of positions and
+    channels.
 
     Args:
       student_maps: the maps of two or more layers, in order, ``[batch, height, width, channels]`` each.

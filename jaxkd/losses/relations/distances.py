@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["angle_relation", "distance_relation"]
 
 _BLOCK = 1 << 20  # elements of the largest temporary: 4 MiB in float32
+_TILE, _GROUP = 128, 16  # ends (squared) and vertices whose cosines are computed at once, within a processor's cache
 
 
 def distance_relation(
@@ -91,8 +92,8 @@ def angle_relation(
     equations 7 and 8. As in the authors' code, the mean runs over all B³ triples, and a triple in which an end
     coincides with the vertex has cosine 0. The published weight is 50.
 
-    Computed as ``(d_ij² + d_kj² − d_ik²) / (2 d_ij d_kj)`` for one vertex at a time, and computed again in the
-    backward pass, so that memory is of the order of B².
+    Computed as ``(d_ij² + d_kj² − d_ik²) / (2 d_ij d_kj)`` for a block of triples at a time, and computed again in
+    the backward pass, so that memory is of the order of B².
 
     Args:
       student: embeddings ``[batch, ...]``; what follows the batch is flattened.
@@ -126,22 +127,30 @@ def angle_relation(
     return shares / jnp.maximum(jnp.sum(every), 1).astype(shares.dtype) ** 2
 
 
-def _cosines(to: Array, among: Array) -> tuple[Array, Array]:
-    """Squared distances ``[n]`` to a vertex and ``[n, n]`` between its ends: cosines ``[n, n]``, and 1 / distances."""
-    apart = to > 0
-    inverse = jnp.where(apart, jax.lax.rsqrt(jnp.where(apart, to, 1)), 0)
-    return 0.5 * (to[:, None] + to[None, :] - among) * inverse[:, None] * inverse[None, :], inverse
-
-
 @jax.custom_vjp
 def _shares(from_s: Array, among_s: Array, from_t: Array, among_t: Array) -> Array:
-    """For each vertex ``[v]``, the sum over the ends i, k of the Huber loss between the cosines."""
+    """For each vertex ``[v]``, the sum over the ends i, k of the Huber loss between the cosines.
 
-    def share(vertex: tuple[Array, Array]) -> Array:
-        to_s, to_t = vertex
-        return jnp.sum(optax.huber_loss(_cosines(to_s, among_s)[0], _cosines(to_t, among_t)[0], delta=1.0))
+    Of squared distances ``[v, n]`` from the vertices to the ends and ``[n, n]`` among the ends. The ends are
+    interchangeable, so that a tile of them above the diagonal does for the one below it too.
+    """
+    if from_s.size == 0:
+        return jnp.sum(from_s, axis=1)
+    student, teacher = _padded(from_s, among_s), _padded(from_t, among_t)
 
-    return jax.lax.map(share, (from_s, from_t))
+    def add(total: Array, corner: Array) -> tuple[Array, None]:
+        (ends_s, *legs_s), (ends_t, *legs_t) = _tile(student, corner), _tile(teacher, corner)
+
+        def group(legs: tuple[Array, ...]) -> Array:
+            i_s, k_s, i_t, k_t = legs
+            (cos_s, *_), (cos_t, *_) = _cosines(i_s, k_s, ends_s), _cosines(i_t, k_t, ends_t)
+            return jnp.sum(optax.huber_loss(cos_s, cos_t, delta=1.0), axis=(1, 2))
+
+        return total + jnp.where(corner[0] == corner[1], 1, 2) * jax.lax.map(group, (*legs_s, *legs_t)), None
+
+    # Zeros made from the inputs, not fresh ones: under shard_map they vary over the same axes as what is added.
+    total, _ = jax.lax.scan(add, student[0][:, :, 0] * 0, _corners(student[1]))
+    return total.reshape(-1)[: len(from_s)]
 
 
 def _shares_fwd(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -149,29 +158,93 @@ def _shares_fwd(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 
 
 def _shares_bwd(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    """By hand, because the ends are interchangeable: sums over rows then do for the sums over columns too."""
+    """By hand: the cosines are computed again, a tile at a time, and none is kept."""
     from_s, among_s, from_t, among_t = inputs
+    if from_s.size == 0:
+        return tuple(x * 0 for x in inputs)
+    student, teacher = _padded(from_s, among_s), _padded(from_t, among_t)
+    groups, members, _ = student[0].shape
+    cotangent = jnp.pad(cotangent, (0, groups * members - len(cotangent))).reshape(groups, members)
 
-    def vertex(totals: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        to_s, to_t, weight = row
-        (cos_s, inverse_s), (cos_t, inverse_t) = _cosines(to_s, among_s), _cosines(to_t, among_t)
-        slope = weight * jnp.clip(cos_s - cos_t, -1, 1)
+    def add(totals: tuple[tuple[Array, Array], ...], corner: Array) -> tuple[tuple[tuple[Array, Array], ...], None]:
+        (ends_s, *legs_s), (ends_t, *legs_t) = _tile(student, corner), _tile(teacher, corner)
+        weights = cotangent * jnp.where(corner[0] == corner[1], 0.5, 1)
 
-        def gradient(slope: Array, cosines: Array, inverse: Array) -> tuple[Array, Array]:
-            legs = slope * inverse[None, :]
-            d_to = inverse * jnp.sum(legs, axis=1) - inverse**2 * jnp.sum(slope * cosines, axis=1)
-            return d_to, -0.5 * inverse[:, None] * legs
+        def group(d_ends: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+            i_s, k_s, i_t, k_t, weight = row
+            of_s, of_t = _cosines(i_s, k_s, ends_s), _cosines(i_t, k_t, ends_t)
+            slope = weight[:, None, None] * jnp.clip(of_s[0] - of_t[0], -1, 1)
+            (d_ends_s, *d_legs_s), (d_ends_t, *d_legs_t) = _gradient(slope, *of_s), _gradient(-slope, *of_t)
+            return (d_ends[0] + d_ends_s, d_ends[1] + d_ends_t), (*d_legs_s, *d_legs_t)
 
-        (d_to_s, d_among_s), (d_to_t, d_among_t) = gradient(slope, cos_s, inverse_s), gradient(-slope, cos_t, inverse_t)
-        return (totals[0] + d_among_s, totals[1] + d_among_t), (d_to_s, d_to_t)
+        d_ends, d_legs = jax.lax.scan(group, (ends_s * 0, ends_t * 0), (*legs_s, *legs_t, weights))
+        both = zip(totals, d_ends, (d_legs[:2], d_legs[2:]), strict=True)
+        return tuple(_put(total, ends, legs, corner) for total, ends, legs in both), None
 
-    # Zeros made from the inputs, not fresh ones: under shard_map they vary over the same axes as what is added.
-    zeros = (among_s * 0, among_t * 0)
-    (d_among_s, d_among_t), (d_from_s, d_from_t) = jax.lax.scan(vertex, zeros, (from_s, from_t, cotangent))
+    zeros = jax.tree.map(lambda x: x * 0, (student, teacher))
+    totals, _ = jax.lax.scan(add, zeros, _corners(student[1]))
+    (d_from_s, d_among_s), (d_from_t, d_among_t) = (
+        (d_from.reshape(groups * members, -1)[: len(from_s), : len(among_s)], d_among[: len(among_s), : len(among_s)])
+        for d_from, d_among in totals
+    )
     return d_from_s, d_among_s, d_from_t, d_among_t
 
 
 _shares.defvjp(_shares_fwd, _shares_bwd)
+
+
+def _cosines(rows: Array, columns: Array, among: Array) -> tuple[Array, Array, Array]:
+    """Squared distances ``[v, i]``, ``[v, k]`` to vertices, ``[i, k]`` between ends: cosines, and 1 / distances."""
+    inverse_i, inverse_k = (jnp.where(to > 0, jax.lax.rsqrt(jnp.where(to > 0, to, 1)), 0) for to in (rows, columns))
+    doubled = rows[:, :, None] + columns[:, None, :] - among[None]
+    return 0.5 * doubled * inverse_i[:, :, None] * inverse_k[:, None, :], inverse_i, inverse_k
+
+
+def _gradient(slope: Array, cosines: Array, inverse_i: Array, inverse_k: Array) -> tuple[Array, Array, Array]:
+    """Twice that of `_cosines`, with respect to the squared distances: between the ends, and to the vertices."""
+    precision = jax.lax.Precision.HIGHEST
+    legs_i = inverse_i * jnp.einsum("vik,vk->vi", slope, inverse_k, precision=precision)
+    legs_k = inverse_k * jnp.einsum("vik,vi->vk", slope, inverse_i, precision=precision)
+    turned = slope * cosines
+    return (
+        -jnp.sum(slope * inverse_i[:, :, None] * inverse_k[:, None, :], axis=0),
+        legs_i - inverse_i**2 * jnp.sum(turned, axis=2),
+        legs_k - inverse_k**2 * jnp.sum(turned, axis=1),
+    )
+
+
+def _tile_size(ends: int) -> int:
+    return -(-ends // -(-ends // _TILE))
+
+
+def _padded(to: Array, among: Array) -> tuple[Array, Array]:
+    """Whole groups of vertices ``[groups, members, ends]`` and whole tiles; an end at distance 0 has cosine 0."""
+    vertices, ends = to.shape
+    members, more = min(vertices, _GROUP), -ends % _tile_size(ends)
+    to = jnp.pad(to, ((0, -vertices % members), (0, more)))
+    return to.reshape(len(to) // members, members, ends + more), jnp.pad(among, (0, more))
+
+
+def _corners(among: Array) -> Array:
+    """Of the tiles on and above the diagonal ``[tiles, 2]``."""
+    starts = range(0, len(among), _tile_size(len(among)))
+    return jnp.array([(row, column) for row in starts for column in starts if row <= column])
+
+
+def _tile(network: tuple[Array, Array], corner: Array) -> tuple[Array, Array, Array]:
+    """The distances between its ends, and those of the ends in its rows and in its columns to all vertices."""
+    to, among = network
+    size = _tile_size(len(among))
+    rows, columns = (jax.lax.dynamic_slice_in_dim(to, start, size, axis=2) for start in corner)
+    return jax.lax.dynamic_slice(among, corner, (size, size)), rows, columns
+
+
+def _put(total: tuple[Array, Array], ends: Array, legs: tuple[Array, ...], corner: Array) -> tuple[Array, Array]:
+    to, among = total
+    for start, leg in zip(corner, legs, strict=True):
+        here = jax.lax.dynamic_slice_in_dim(to, start, leg.shape[2], axis=2)
+        to = jax.lax.dynamic_update_slice_in_dim(to, here + leg, start, axis=2)
+    return to, jax.lax.dynamic_update_slice(among, ends, corner)
 
 
 def _squared_distances(rows: Array, columns: Array) -> Array:
