@@ -17,6 +17,7 @@ ROWS: tuple[Row, ...] = tuple(row for file in FILES for row in importlib.import_
 
 #: public functions of `jaxkd.losses` that are no losses, and the file that tests each
 HELPERS = {
+    "channel_importance": "tests/losses/features_test.py",
     "imitation_mask": "tests/losses/dense_test.py",
     "reverse_gradient": "tests/losses/gradients_test.py",
 }

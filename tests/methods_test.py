@@ -14,7 +14,7 @@ NAMES = sorted(set(re.findall(r"`((?:\w+\.)*\w+)(?:\(\w+=\))?`", PAGE.read_text(
 LAYERS = {"losses": losses, "objectives": objectives, "schemes": schemes, "training": training, "adapters": adapters}
 
 # What objectives are built with rather than a method of its own.
-TOOLS = {"combine", "counted", "lookup", "mean", "replace", "term", "weighted"}
+TOOLS = {"combine", "counted", "lookup", "mapped", "mean", "replace", "term", "weighted"}
 TOOLS |= {"Discriminator", "convolutional", "mlp"}
 
 

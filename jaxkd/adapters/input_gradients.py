@@ -31,7 +31,7 @@ def with_input_gradient(
 
     Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, section 4: of all classes only the
     teacher's choice is matched. In training mode a BatchNorm ties the examples of a batch together; the gradient is
-    then that of the sum over the batch, as automatic differentiation has it everywhere.
+    then that of the sum over the examples that count, on all devices, as automatic differentiation has it everywhere.
 
     Args:
       model: from an adapter.
@@ -151,7 +151,10 @@ def _with_gradient(
             return outputs[output], (outputs, state)
 
         logits, pullback, (outputs, state) = jax.vjp(forward, x, has_aux=True)
-        (gradient,) = pullback(jax.lax.stop_gradient(cotangent(logits, batch)))
+        direction, mask = jax.lax.stop_gradient(cotangent(logits, batch)), checks.example_mask(batch)
+        if mask is not None:  # padding must not reach the others through a BatchNorm of this sum
+            direction = jnp.where(jnp.expand_dims(mask, tuple(range(1, direction.ndim))), direction, 0)
+        (gradient,) = pullback(direction)
         return {**outputs, name: gradient}, state
 
     return Model(model.init, apply)

@@ -64,7 +64,7 @@ def contrastive_nce(
     where = _mask(where, scores.shape[:1])
     negatives = scores.shape[1] - 1
     if negatives == 0:
-        return jnp.where(where, scores[:, 0] * 0, 0)
+        return jnp.zeros_like(scores[:, 0])
     noise = jnp.asarray(negatives / num_data, scores.dtype)
     scores = jnp.where(where[:, None], scores, 1)
     # Below the smallest normal number, the logarithm's slope is no number either.

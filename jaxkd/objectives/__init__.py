@@ -3,6 +3,7 @@
 ======================================  ====================================================================
 `jaxkd.objectives.compose`              `term` (a loss bound to paths), `combine` (a sum, which nests); for
                                         objectives of one's own: `lookup`, `replace`, `counted`, `mean`, `weighted`
+`jaxkd.objectives.mapped`               `mapped` (a term on features that learned layers have changed)
 `jaxkd.objectives.hint`                 `hint` (FitNets: the regressor is learned with the student)
 `jaxkd.objectives.variational`          `variational` (VID: mean network and variances)
 `jaxkd.objectives.factor`               `paraphraser`, `factor_transfer` (FT)
@@ -29,6 +30,7 @@ from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
 from jaxkd.objectives.embedded import embedded
 from jaxkd.objectives.factor import factor_transfer, paraphraser
 from jaxkd.objectives.hint import hint
+from jaxkd.objectives.mapped import mapped
 from jaxkd.objectives.masked import dual_masked_generation, masked_generation
 from jaxkd.objectives.overhaul import overhaul
 from jaxkd.objectives.review import review
@@ -53,6 +55,7 @@ __all__ = [
     "hint",
     "instance_temperature",
     "lookup",
+    "mapped",
     "masked_generation",
     "mean",
     "mlp",

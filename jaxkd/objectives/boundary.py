@@ -17,13 +17,13 @@ def activation_boundary(
     """Activation boundaries: ``Σ (s+m)²·1(s > −m, t ≤ 0) + (s−m)²·1(s ≤ m, t > 0)`` with ``s = r(F_s)``.
 
     Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019,
-    equations 3 and 5. Both features are those *before* the ReLU. The connector r is a 1×1 convolution without a bias
+    section 3. Both features are those *before* the ReLU. The connector r is a 1×1 convolution without a bias
     and a BatchNorm; in training it normalises by the statistics of the batch (the examples that count, on all devices),
     in evaluation by running ones.
 
     In the paper this is a first stage, before the task is learned: train with it alone, and go on from that student
-    with other objectives. The loss is a sum over the feature, so that its weight is small: the authors' code divides by
-    1000, and the l-th of L stages by 2^(L−l) besides.
+    with other objectives. The loss is a sum over the feature, so that its weight is small, around 1e-3, and
+    deeper stages weigh more.
 
     Args:
       student: path of the student's feature ``[batch, ..., features]`` before its ReLU.

@@ -21,7 +21,7 @@ def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Sche
     """The paraphraser of factor transfer, by itself: ``mean (D(E(F_t)) − F_t)²``.
 
     Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section
-    3.1 and equation 1. An autoencoder of the teacher's feature, trained before the student and without labels. The
+    3. An autoencoder of the teacher's feature, trained before the student and without labels. The
     encoder E is three 3×3 convolutions (C → C → rC → rC channels), the decoder D its mirror image (transposed
     convolutions of stride 1 are convolutions), each followed by a leaky ReLU of slope 0.1 and, as in the authors' code,
     without BatchNorm. `factor_transfer` takes over what it learned.
@@ -71,15 +71,15 @@ def factor_transfer(
 ) -> Objective:
     """Factor transfer: ``mean |n(F(E(F_t))) − n(F(T(F_s)))|`` of the attention maps F of the two factors.
 
-    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, equation 3
+    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3
     with p = 1, in the form of popular code (`jaxkd.losses.factor_transfer` says which). The translator T is three 3×3
     convolutions (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is
     learned with the student. The paraphraser's encoder E is frozen: it lives in the objective's *state*, where no
     gradient and no weight decay of the optimizer reaches it.
 
     A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second is given what that learned,
-    ``factor_transfer("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. It is also where a
-    state can be given it later, ``state.loss.state[...]["paraphraser"]``.
+    ``factor_transfer("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. A state that
+    exists holds it at ``state.loss.state[...]["paraphraser"]``.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.

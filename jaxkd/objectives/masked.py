@@ -21,7 +21,7 @@ def masked_generation(
 ) -> Objective:
     """Masked generative distillation: ``‖G(M·a(F_s)) − F_t‖²``, M random positions, G and a learned.
 
-    Yang et al., "Masked Generative Distillation", ECCV 2022, equations 3 to 5. The alignment a is a 1×1 convolution,
+    Yang et al., "Masked Generative Distillation", ECCV 2022, section 3. The alignment a is a 1×1 convolution,
     there only where the channels differ; M hides each position with probability `mask_ratio`, for every example anew;
     the generator G is two 3×3 convolutions with a ReLU between. The value is the sum over the feature, and the weight
     accordingly small. The paper's settings, ratio and weight: 0.15 and 7e-5 for classification, 0.65 and 2e-5 for
@@ -84,8 +84,8 @@ def dual_masked_generation(
         A^S = HW·softmax(mean_c |F_t| / T) over the positions,  A^C = C·softmax(mean_hw |F_t| / T) over the channels,
 
     and M is 0 where A is above the threshold. Each branch has a generator of its own, two 3×3 convolutions with a ReLU
-    between, and learned weights add up what they generate. Following the paper in this, the rest is chosen here, as the
-    paper leaves it open and has no public code: both attentions have a mean of 1, so that the threshold's default of 1
+    between, and learned weights add up what they generate. In this it follows
+    the paper; the rest is chosen here and may differ from the authors' settings: both attentions have a mean of 1, so that the threshold's default of 1
     hides what is attended to more than on average; α and β are the softmax of two learned numbers, equal at the start;
     alignment, generators and the sum over the feature are those of `masked_generation`. Nothing is random, and
     evaluation hides the same as training.

@@ -14,7 +14,7 @@ from jaxkd.types import Array, Context, LossVars, Objective
 def overhaul(student: str, teacher: str, margin: Array, *, weight: float | Array | Schedule = 1.0) -> Objective:
     """Overhaul of feature distillation: ``Σ (r(F_s) − t')²·1(r(F_s) > t' or t' > 0)``, ``t' = max(F_t, m)``.
 
-    Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, equations 1, 3 and 4. Both features are
+    Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3. Both features are
     those *before* the ReLU: tap the last BatchNorm of a stage, or the addition of its last block. The connector r is a
     1×1 convolution without a bias and a BatchNorm; in training it normalises by the statistics of the batch (the
     examples that count, on all devices), in evaluation by running ones. The teacher runs in inference mode here, as

@@ -34,8 +34,8 @@ def review(
 ) -> Objective:
     """Knowledge review: hierarchical context losses between fused stages of the student and the teacher's.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, equation 7 with the attention-based fusion and
-    the hierarchical context loss of section 3.3. From the deepest stage to the shallowest:
+    Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3, with its attention-based fusion and
+    hierarchical context loss. From the deepest stage to the shallowest:
 
     - the student's feature goes through a 1×1 convolution and a BatchNorm to the common width, x;
     - what the deeper stage passed on, y, is enlarged to its size (nearest neighbour); a 1×1 convolution of both and a
@@ -44,8 +44,8 @@ def review(
     - a 3×3 convolution and a BatchNorm make of it the teacher's channels, which the loss compares.
 
     As in the authors' code convolutions before a BatchNorm have no bias and the width is that of the student's deepest
-    stage, at most 512; there the weight (1 to 8) also rises linearly for the first 20 epochs, which is a schedule of
-    the step. In evaluation BatchNorm uses running statistics.
+    stage, at most 512; there the weight also rises linearly for the first 20 epochs, which is a schedule of the step.
+    In evaluation BatchNorm uses running statistics.
 
     Args:
       students: paths of the student's features from shallow to deep, maps ``[batch, height, width, channels]`` or

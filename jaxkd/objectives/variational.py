@@ -27,7 +27,7 @@ def variational(
 ) -> Objective:
     """Variational information distillation: ``½ [(μ(F_s) − F_t)²/σ² + log σ²]``, averaged over the feature.
 
-    Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, equations 4 to 6: the negative
+    Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, section 2: the negative
     log-likelihood (without its constant) of the teacher's feature under a Gaussian. Its mean μ is three 1×1
     convolutions without a bias, with ReLUs between; its variance is one number for each channel, ``σ² = softplus(a) +
     1e-5``, a learned, σ² = 5 at the start. The paper sums over the feature; popular code, and this, takes the mean.

@@ -322,6 +322,19 @@ def test_a_label_that_is_no_class_is_nan_here_too(dtype):
         np.testing.assert_allclose(small, references.decoupled_kd(student, teacher, np.arange(6)), rtol=1e-3)
 
 
+@DTYPES
+def test_a_target_without_others(dtype):
+    """What the teacher excludes has no distribution to match; what only the student excludes is infinitely wrong."""
+    usual, alone = np.array([[1.0, 0.0, 2.0]]), np.array([[1.0, -INF, -INF]])
+    labels = np.array([0])
+    value, gradients = run(DKD, (usual, alone, labels), hyper={"temperature": 1.0}, dtype=dtype)
+    np.testing.assert_allclose(value, references.cross_entropy(usual, labels), rtol=1e-6)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    value, gradients = run(DKD, (alone, usual, labels), hyper={"temperature": 1.0}, dtype=dtype)
+    assert value == INF
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_labels_of_decoupled_kd_that_are_no_integers():
     with pytest.raises(ValueError, match=r"labels: expected integer.*\[4\].*float32"):
         logits.decoupled_kd(jnp.zeros((4, 3)), jnp.zeros((4, 3)), jnp.zeros(4))
