@@ -120,7 +120,7 @@ def compare(case: Case, rounds: int, least: float) -> dict[str, Any]:
     function = functools.partial(loss, **case.options)
     called = functools.partial(case.call, function) if case.call else function
     formula = functools.partial(case.plain or getattr(plain, case.name), **case.options)
-    sides = {"library": lambda *arrays: jnp.mean(called(*arrays)), "plain": formula}
+    sides: dict[str, Callable[..., Any]] = {"library": lambda *arrays: jnp.mean(called(*arrays)), "plain": formula}
     arrays = [jnp.asarray(array) for array in case.arrays]
     compiled = {
         name: jax.jit(jax.value_and_grad(side, argnums=case.argnums)).lower(*arrays).compile()

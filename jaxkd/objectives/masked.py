@@ -84,9 +84,9 @@ def dual_masked_generation(
         A^S = HW·softmax(mean_c |F_t| / T) over the positions,  A^C = C·softmax(mean_hw |F_t| / T) over the channels,
 
     and M is 0 where A is above the threshold. Each branch has a generator of its own, two 3×3 convolutions with a ReLU
-    between, and learned weights add up what they generate. In this it follows
-    the paper; the rest is chosen here and may differ from the authors' settings: both attentions have a mean of 1, so that the threshold's default of 1
-    hides what is attended to more than on average; α and β are the softmax of two learned numbers, equal at the start;
+    between, and learned weights add up what they generate. In this it follows the paper; the rest is chosen here and
+    may differ from the authors' settings: both attentions have a mean of 1, so that the threshold's default of 1 hides
+    what is attended to more than on average; α and β are the softmax of two learned numbers, equal at the start;
     alignment, generators and the sum over the feature are those of `masked_generation`. Nothing is random, and
     evaluation hides the same as training.
 

@@ -168,9 +168,16 @@ def _objective(
         mask = checks.example_mask(context.batch)
         rows = tuple(range(1, temperature.ndim))
         where = None if mask is None else jnp.broadcast_to(jnp.expand_dims(mask, rows), temperature.shape)
-        values = losses.soft_target_kl(
-            lookup(context, student), lookup(context, teacher), temperature=temperature, where=where
-        )
+        scaled = (_divided(lookup(context, path), temperature) for path in (student, teacher))
+        values = temperature**2 * losses.soft_target_kl(*scaled, temperature=1.0, where=where)
         return weighted(values, where, weight, context, state, temperature=temperature)
 
     return Objective(init, apply)
+
+
+def _divided(logits: Array, temperature: Array) -> Array:
+    """``z / T``; a class that is masked out (-inf) says nothing about T, and −inf/T would have a slope that is NaN."""
+    logits = jnp.asarray(logits)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    finite = jnp.isfinite(logits)
+    return jnp.where(finite, jnp.where(finite, logits, 0) / temperature[..., None], logits)

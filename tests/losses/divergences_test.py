@@ -150,14 +150,13 @@ def test_the_top_classes_of_jax_are_those_of_the_cache():
 def test_verl_clamps_a_sum_that_is_no_divergence():
     """Σ p_t log(p_t/p_s) over the kept classes alone is negative where the student has more of them than the teacher:
     clamped at 0 it is a loss of nothing. Without the clamp it is smallest where the student has nothing else."""
-    student, teacher = np.array([[2.0, 1.0, -3.0, -3.0]]), np.array([[1.0, 0.0, 0.5, 0.4]])
+    student, teacher = np.array([[4.0, -1.0, 3.0, -3.0]]), np.array([[1.0, 0.0, 0.5, 0.4]])
     log_probs, indices = top(teacher, 2)
 
     def clamped(student):
         kept = jnp.take_along_axis(jax.nn.log_softmax(student), indices, axis=-1)
         return jnp.maximum((np.exp(log_probs) * (log_probs - kept)).sum(-1), 0)
 
-    student = np.array([[4.0, -1.0, 3.0, -3.0]])
     mistaken, slope = jax.value_and_grad(lambda s: clamped(s).sum())(jnp.asarray(student, jnp.float32))
     assert mistaken == 0 and not slope.any(), "the mistake shows"
     value, (gradient, _) = run(TOP_K, (student, log_probs, indices))
