@@ -13,12 +13,16 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
+from jaxkd.objectives.adversarial import Discriminator, adversarial, mlp, wasserstein
+from jaxkd.objectives.attention_graph import attention_graph
 from jaxkd.objectives.boundary import activation_boundary
+from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
 from jaxkd.objectives.embedded import embedded
 from jaxkd.objectives.factor import factor_transfer, paraphraser
 from jaxkd.objectives.masked import dual_masked_generation, masked_generation
 from jaxkd.objectives.overhaul import overhaul
 from jaxkd.objectives.review import review
+from jaxkd.objectives.temperature import curriculum_temperature, instance_temperature
 from jaxkd.objectives.variational import variational
 from tests import tiny
 from tests.tiny import compile_quickly  # noqa: F401
@@ -34,6 +38,7 @@ class Row(NamedTuple):
     objective: jaxkd.Objective
     weights: Mapping[str, object]  # of each term, by its name in the metrics
     learns: bool = False
+    extras: Mapping[str, float] = {}  # further metrics, and how much of each is in the loss
 
 
 def half_life(step):
@@ -52,6 +57,12 @@ CE = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5)
 KD = term(losses.soft_target_kl, *LOGITS, weight=0.9, temperature=4.0)
 DISTANCE = term(losses.distance_relation, *VECTORS, weight=25.0)
 HINT = objectives.hint(*MAPS, weight=3.0)
+
+CLASS_OF = np.arange(tiny.DATA) % tiny.CLASSES
+# Without a last bias, which means nothing to a critic and so never moves.
+CRITIC = Discriminator(
+    lambda key, shape, outputs: jax.random.normal(key, (shape[-1], outputs)), lambda kernel, x: jnp.tanh(x @ kernel)
+)
 
 ROWS = {
     "cross_entropy": Row(combine(ce=CE), {"ce": 0.5}),
@@ -92,6 +103,43 @@ ROWS = {
     ),
     "dual_masked_generation": Row(
         combine(dmkd=dual_masked_generation(*MAPS, weight=0.01)), {"dmkd": 0.01}, learns=True
+    ),
+    "crd": Row(combine(crd=crd(*VECTORS, CLASS_OF, negatives=6, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
+    "crd_queue": Row(combine(crd=crd_queue(*VECTORS, size=12, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
+    "crd_in_batch": Row(combine(crd=crd_in_batch(*VECTORS, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
+    "attention_graph": Row(
+        combine(
+            mhgd=attention_graph(
+                ("student/map", "student/vector"), ("teacher/map", "teacher/vector"), heads=2, features=3, weight=2.0
+            )
+        ),
+        {"mhgd": 2.0},
+        learns=True,
+        extras={"mhgd/estimator": 1.0},
+    ),
+    "adversarial": Row(
+        combine(gan=adversarial(*LOGITS, discriminator=mlp(5), labels="batch/label", weight=0.2)),
+        {"gan": 0.2},
+        learns=True,
+        extras={"gan/discriminator": 1.0, "gan/accuracy": 0.0},
+    ),
+    "wasserstein": Row(
+        combine(gan=wasserstein(*LOGITS, discriminator=CRITIC, penalty=0.5, weight=0.2)),
+        {"gan": 0.2},
+        learns=True,
+        extras={"gan/discriminator": 1.0},
+    ),
+    "curriculum_temperature": Row(
+        combine(kd=curriculum_temperature(difficulty=half_life, weight=0.9)),
+        {"kd": 0.9},
+        learns=True,
+        extras={"kd/temperature": 0.0},
+    ),
+    "instance_temperature": Row(
+        combine(kd=instance_temperature(hidden=4, weight=0.9)),
+        {"kd": 0.9},
+        learns=True,
+        extras={"kd/temperature": 0.0},
     ),
     "nested": Row(
         combine(ce=CE, features=combine(hint=HINT, relations=combine(distance=DISTANCE))),
@@ -220,11 +268,12 @@ def test_metrics_are_unweighted(case):
     for step, reported in enumerate(case.metrics):
         found = tiny.numbers(reported)
         weights = {name: w(step) if callable(w) else w for name, w in case.row.weights.items()}
-        assert found.keys() == {"loss", *weights, *(f"{name}/weight" for name in weights)}
+        assert found.keys() == {"loss", *weights, *(f"{name}/weight" for name in weights), *case.row.extras}
         for name, weight in weights.items():
             assert found[f"{name}/weight"] == pytest.approx(weight)
         # ... were they weighted, this sum would weigh them twice
-        assert found["loss"] == pytest.approx(sum(weight * found[name] for name, weight in weights.items()), rel=1e-5)
+        total = sum(weight * found[name] for name, weight in (weights | case.row.extras).items())
+        assert found["loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_nested_is_flat(case):

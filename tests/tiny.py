@@ -11,6 +11,8 @@ import pytest
 import jaxkd
 
 CLASSES = 3
+DATA = 64
+"""The examples that an index may name."""
 
 
 def _init(channels: int):
@@ -47,6 +49,7 @@ def batch(size: int, seed: int = 0) -> dict[str, Any]:
     return {
         "image": rng.normal(size=(size, 4, 4, 2)).astype(np.float32),
         "label": rng.integers(0, CLASSES, size).astype(np.int32),
+        "index": rng.permutation(DATA)[:size].astype(np.int32),
     }
 
 

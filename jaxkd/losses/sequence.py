@@ -232,9 +232,12 @@ def frame_kl(
 
 
 def _temperature(temperature: float | Array, dtype: jnp.dtype) -> Array:
+    value = jnp.asarray(temperature, dtype)
+    if value.shape != ():
+        raise ValueError(f"temperature: expected a scalar, got {value.dtype}{list(value.shape)}.")
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # NaN is not
         raise ValueError(f"temperature: expected a positive number, got {temperature}.")
-    return jnp.asarray(temperature, dtype).reshape(())
+    return value
 
 
 def _alignments(
@@ -249,15 +252,16 @@ def _alignments(
     first = jnp.argsort(~label_where, axis=-1, stable=True)
     labels, paddings = (jnp.take_along_axis(x, first, axis=-1) for x in (labels, ~label_where))
     excluded = logits == -jnp.inf
+    empty = jnp.any(frame_where & jnp.all(excluded, axis=-1), axis=-1)
     value = optax.ctc_loss(
         jnp.where(excluded, -_FAR, logits),
         (~frame_where).astype(logits.dtype),
         labels,
         paddings.astype(logits.dtype),
         blank_id=blank,
-        log_epsilon=-_FAR,
+        # The same either way, but made from the inputs: under shard_map, optax's scan starts from what varies as they do.
+        log_epsilon=jnp.where(jnp.any(wrong | empty), -_FAR, -_FAR).astype(logits.dtype),
     ).astype(logits.dtype)
-    empty = jnp.any(frame_where & jnp.all(excluded, axis=-1), axis=-1)
     impossible = (blanks | empty | (value > _FAR / 2)) & ~wrong
     return jnp.where(wrong, jnp.nan, jnp.where(impossible, 0, value)), impossible
 

@@ -24,6 +24,7 @@ random numbers that do not depend on the number of devices in `jaxkd.objectives.
 """
 
 from jaxkd.objectives.adversarial import Discriminator, adversarial, convolutional, mlp, wasserstein
+from jaxkd.objectives.attention_graph import attention_graph
 from jaxkd.objectives.boundary import activation_boundary
 from jaxkd.objectives.compose import combine, counted, lookup, mean, replace, term, weighted
 from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
@@ -41,6 +42,7 @@ __all__ = [
     "Discriminator",
     "activation_boundary",
     "adversarial",
+    "attention_graph",
     "combine",
     "convolutional",
     "cosine_curriculum",

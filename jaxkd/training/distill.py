@@ -81,9 +81,7 @@ def distill(
     optimizers = {STUDENT: optimizer, OBJECTIVE: loss_optimizer or optimizer}
     # Compiled once here, so that another seed's init is not another compilation.
     init_student = jax.jit(lambda key, batch: strong(student.init(key, batch)))
-    init_optimizers = jax.jit(
-        lambda params: strong({label: optimizers[label].init(params[label]) for label in params})
-    )
+    init_optimizers = jax.jit(lambda params: strong({label: optimizers[label].init(params[label]) for label in params}))
 
     def init(key: Array, batch: Batch) -> TrainState:
         shapes = jax.tree.map(_shape_of, dict(batch))

@@ -31,7 +31,7 @@ def moved(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, Callable]:
     """x to a x + b with a > 0, channel by channel: μ to a μ + b where there is a region, σ² to a² σ²."""
     features, regions = arrays
     a, b = rng.uniform(0.5, 2, size=features.shape[-1]), rng.normal(size=features.shape[-1])
-    some = regions.any((1, 2))[..., None]
+    some = np.any(regions, axis=(1, 2))[..., None]
 
     def change(result: np.ndarray) -> np.ndarray:
         mean, variance, skewness = np.moveaxis(result, 2, 0)

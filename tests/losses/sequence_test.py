@@ -8,7 +8,7 @@ import pytest
 
 from jaxkd import losses
 from tests import references
-from tests.loss_runs import reference_gradients, run
+from tests.loss_runs import cast, reference_gradients, run
 from tests.loss_table import BY_NAME
 
 INF = np.inf
@@ -218,6 +218,22 @@ def test_labels_that_are_no_integers():
         losses.ctc(jnp.zeros((2, 3, 4)), jnp.ones((2, 1)))
     with pytest.raises(ValueError, match=r"hypotheses.*integer.*float32"):
         losses.ctc_n_best(jnp.zeros((2, 3, 4)), jnp.ones((2, 1, 1)), jnp.zeros((2, 1)))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("row", [CTC, N_BEST], ids=str)
+def test_under_shard_map(row, check_vma):
+    """The recursion over frames starts from constants, which must vary over the devices as the logits do."""
+    arrays = [array[:4] for array in cast(row.inputs(), np.float32)]
+
+    def both(logits, *rest):
+        return row.loss(logits, *rest), jax.grad(lambda x: row.loss(x, *rest).sum())(logits)
+
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("devices")
+    mapped = jax.shard_map(both, mesh=mesh, in_specs=(split,) * len(arrays), out_specs=split, check_vma=check_vma)
+    for result, expected in zip(jax.jit(mapped)(*arrays), jax.jit(both)(*arrays), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- lists of hypotheses ----------------------------------------------------------------------------------------------

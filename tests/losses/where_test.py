@@ -88,7 +88,8 @@ def test_where_all_is_no_where(row):
         np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("row", [row for row in PER_EXAMPLE if row.relational], ids=str)
+# Where the order counts, an example has one partner, which need not be the one that is masked.
+@pytest.mark.parametrize("row", [row for row in PER_EXAMPLE if row.relational and not row.ordered], ids=str)
 def test_a_masked_example_is_no_partner(row):
     """The share of an example changes when a partner is masked: zeroing the result would not do."""
     arrays = row.inputs()

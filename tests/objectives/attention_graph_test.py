@@ -1,4 +1,4 @@
-"""Graphs of multi-head attention: the formula in NumPy, whose gradient goes where, masks and devices, that it learns."""
+"""Graphs of multi-head attention: the formula in NumPy, whose gradient goes where, masks, devices, that it learns."""
 
 import jax
 import jax.numpy as jnp

@@ -215,9 +215,12 @@ def feature_imitation(
 
 
 def _temperature(temperature: float | Array, dtype: jnp.dtype) -> Array:
+    value = jnp.asarray(temperature, dtype)
+    if value.shape != ():
+        raise ValueError(f"temperature: expected a scalar, got {value.dtype}{list(value.shape)}.")
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # NaN is not
         raise ValueError(f"temperature: expected a positive number, got {temperature}.")
-    return jnp.asarray(temperature, dtype).reshape(())
+    return value
 
 
 def _log_softmax(scores: Array) -> tuple[Array, Array]:
