@@ -85,7 +85,8 @@ def cases() -> list[Case]:
         *group(activations, "overhaul", (*maps, -positive)),
         *group(activations, "gaussian_nll channel_weighted_mse", (*maps, positive)),
         *group("features.attention", "attention_transfer factor_transfer neuron_selectivity channel_kl", maps),
-        *group(flow, "solution_flow singular_vectors", (*normal(*[MAPS] * 4),), call=pairs, argnums=(0, 1)),
+        *group(flow, "solution_flow", normal(*[MAPS] * 4), call=pairs, argnums=(0, 1)),
+        *group(flow, "singular_vectors", normal(*[(8, 8, 8, 32)] * 4), call=pairs, argnums=(0, 1)),  # LAPACK is slow
         *group("relations.distances", "distance_relation angle_relation", (embeddings[0][:128], embeddings[1][:128])),
         *group(relations, "similarity_preserving correlation_congruence", embeddings),
         *group(relations, "consecutive_correlation probabilistic_transfer", embeddings),

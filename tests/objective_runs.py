@@ -85,21 +85,22 @@ def on_devices(objective, way, count, key=KEY, *, split_state=lambda path: False
         mapped = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
         return lambda variables, arrays: collected(*mapped(variables, arrays))
 
-    def place(variables):
-        def one(path, x):
-            return NamedSharding(mesh, PartitionSpec(AXIS, None) if split_state(path) else whole)
+    def layout(path, x):
+        return NamedSharding(mesh, PartitionSpec(AXIS, None) if split_state(path) else whole)
 
-        return jax.tree_util.tree_map_with_path(one, variables)
+    steps: dict[Any, Any] = {}
 
     def placed(variables, arrays):
-        there = place(variables)
-        replicated, divided = NamedSharding(mesh, whole), NamedSharding(mesh, split)
-        step = jax.jit(
-            lambda variables, arrays: _one(objective, variables, arrays, key),
-            in_shardings=(there, divided),
-            out_shardings=Found(replicated, replicated, divided, there.state, replicated),
-        )
-        return step(variables, arrays)
+        structure = jax.tree.structure((variables, arrays))
+        if structure not in steps:
+            there = jax.tree_util.tree_map_with_path(layout, variables)
+            replicated, divided = NamedSharding(mesh, whole), NamedSharding(mesh, split)
+            steps[structure] = jax.jit(
+                lambda variables, arrays: _one(objective, variables, arrays, key),
+                in_shardings=(there, divided),
+                out_shardings=Found(replicated, replicated, divided, there.state, replicated),
+            )
+        return steps[structure](variables, arrays)
 
     return placed
 

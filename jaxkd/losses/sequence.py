@@ -259,7 +259,7 @@ def _alignments(
         labels,
         paddings.astype(logits.dtype),
         blank_id=blank,
-        # The same either way, but made from the inputs: under shard_map, optax's scan starts from what varies as they do.
+        # The same either way, but made from the inputs: under shard_map, optax's scan has to start from what varies.
         log_epsilon=jnp.where(jnp.any(wrong | empty), -_FAR, -_FAR).astype(logits.dtype),
     ).astype(logits.dtype)
     impossible = (blanks | empty | (value > _FAR / 2)) & ~wrong

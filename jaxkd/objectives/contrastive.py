@@ -142,7 +142,7 @@ def crd(
         old = state["log_normalizer"]
         normalizer = jnp.where(old > -jnp.inf, old, fresh.astype(old.dtype))
         safe = jnp.where(normalizer > -jnp.inf, normalizer, 0)
-        values = sum(compare(x - z, mask) for x, z in zip(found, safe, strict=True))
+        values = compare(found[0] - safe[0], mask) + compare(found[1] - safe[1], mask)
         if key is not None:
             written = {side: write(state["bank"][side], embedded[side], places, where, context) for side in _SIDES}
             state = {**state, "bank": written, "log_normalizer": normalizer}
@@ -312,7 +312,7 @@ def crd_in_batch(
         embedded = _embed(params, context, (student, teacher))
         mask = checks.example_mask(context.batch)
         tags = () if labels is None else (jnp.asarray(_labels(context, labels)),)
-        options = {"temperature": temperature, "where": mask, "axis_name": context.axis_name}
+        options: dict[str, Any] = {"temperature": temperature, "where": mask, "axis_name": context.axis_name}
         s, t = embedded["student"], embedded["teacher"]
         values = losses.info_nce(s, t, *tags, **options) + losses.info_nce(t, s, *tags, **options)
         return weighted(values, mask, weight, context, state)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxkd.losses import chunked
 from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
 from jaxkd.losses.logits import generalized_jsd, soft_target_kl
+from tests.loss_runs import unoptimized
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16
@@ -105,14 +106,15 @@ def test_a_cotangent_of_nan_is_not_hidden(case):
 
 
 @pytest.mark.parametrize("case", FEW)
-@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 12, 13])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 12])
 def test_any_number_of_tokens_in_chunks_of_any_size(case, tokens):
     with jax.enable_x64(True):
         arrays, cotangent = inputs(tokens), np.linspace(1, 2, tokens)
         where = jnp.arange(tokens) % 3 != 1
         expected = value_and_gradients(dense(case, where=where), cotangent)(arrays)
-        for chunk in (1, 3, 12, 100, None):
-            close(value_and_gradients(linear(case, where=where, chunk=chunk), cotangent)(arrays), expected)
+        for chunk in (1, 5, None):
+            step = value_and_gradients(linear(case, where=where, chunk=chunk), cotangent)
+            close(jax.jit(step, compiler_options=unoptimized())(arrays), expected)
 
 
 @pytest.mark.parametrize("biased", [(), ("student_bias",), ("teacher_bias",)], ids=str)
@@ -160,7 +162,11 @@ def test_words_that_are_excluded(case, student, teacher):
             value, gradients = value_and_gradients(linear(case), cotangent)(arrays)
             expected, expected_gradients = value_and_gradients(dense(case), cotangent)(arrays)
             close(value, expected)
-            close(gradients, expected_gradients)
+            # Where KL(p ‖ q) is infinite, so would be the slope of p, and what stands for it is anyone's choice.
+            p = "student" if case == "jsd 1" else "teacher"
+            for name in NAMES:
+                if p not in name or np.isfinite(value).all():
+                    close(gradients[name], expected_gradients[name])
             assert all(np.isfinite(gradient).all() for gradient in gradients.values())
 
 

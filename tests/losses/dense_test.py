@@ -12,20 +12,10 @@ from tests.loss_row import normal
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
 
-CLASSES, BOUNDED, IMITATION, PIXELS, PAIRS, MOMENTS, REGIONS, HEATMAPS, STRUCTURE = (
-    BY_NAME[name]
-    for name in (
-        "class_weighted_cross_entropy",
-        "bounded_regression",
-        "feature_imitation",
-        "pixel_kl",
-        "pair_affinity",
-        "region_moments",
-        "region_affinity",
-        "heatmap_mse",
-        "joint_structure",
-    )
-)
+CLASSES, BOUNDED = BY_NAME["class_weighted_cross_entropy"], BY_NAME["bounded_regression"]
+IMITATION, PIXELS, PAIRS = BY_NAME["feature_imitation"], BY_NAME["pixel_kl"], BY_NAME["pair_affinity"]
+MOMENTS, REGIONS = BY_NAME["region_moments"], BY_NAME["region_affinity"]
+HEATMAPS, STRUCTURE = BY_NAME["heatmap_mse"], BY_NAME["joint_structure"]
 
 
 # --- detection --------------------------------------------------------------------------------------------------------

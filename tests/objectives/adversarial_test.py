@@ -294,16 +294,17 @@ def _toy(shift, i):
 def test_a_discriminator_learns_to_separate():
     metrics, shift = play(adversarial(*VECTORS, discriminator=mlp(16)), steps=200, student_rate=0.0)
     assert (shift == 0).all()
-    assert metrics["accuracy"][-20:].mean() > 0.9
+    assert metrics["accuracy"][-20:].mean() > 0.85
     assert metrics["discriminator"][-20:].mean() < 0.5 * metrics["discriminator"][0]
     assert metrics[""][-20:].mean() > metrics[""][0]  # so that the student has more to lose
 
 
 @pytest.mark.parametrize("make", [adversarial, wasserstein])
 def test_a_student_learns_to_pass(make):
-    metrics, shift = play(make(*VECTORS, discriminator=mlp(16)), steps=600, student_rate=0.05)
-    away = np.linalg.norm(np.asarray(shift)[-100:].mean(axis=0) - [3.0, 0.0])
-    assert away < 1
+    metrics, shift = play(make(*VECTORS, discriminator=mlp(16)), steps=800, student_rate=0.02)
+    # On average: against a critic the student circles about the teacher.
+    away = np.linalg.norm(np.asarray(shift)[-400:].mean(axis=0) - [3.0, 0.0])
+    assert away < 0.8
     if make is adversarial:
         assert metrics["accuracy"][-50:].mean() < 0.75
 

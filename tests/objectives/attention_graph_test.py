@@ -1,5 +1,7 @@
 """Graphs of multi-head attention: the formula in NumPy, whose gradient goes where, masks, devices, that it learns."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH, HEADS, FEATURES, WEIGHT = 16, 2, 3, 0.7
 PATHS = (("student/front", "student/back"), ("teacher/front", "teacher/back"))
-OPTIONS = {"heads": HEADS, "features": FEATURES, "weight": WEIGHT}
+OPTIONS: dict[str, Any] = {"heads": HEADS, "features": FEATURES, "weight": WEIGHT}
 GRAPH = attention_graph(*PATHS, **OPTIONS)
 KEEP = np.arange(BATCH) % 5 > 1
 

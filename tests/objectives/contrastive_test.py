@@ -1,4 +1,4 @@
-"""Contrastive distillation: the formula in NumPy, what is drawn and what is remembered, devices, memory."""
+"""Contrastive distillation with a bank: the formula in NumPy, what is drawn, what is remembered, memory, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -8,62 +8,32 @@ import pytest
 
 import jaxkd
 from jaxkd import LossVars
-from jaxkd.objectives import contrastive, crd, crd_in_batch, crd_queue
-from tests import objective_runs, references, tiny
+from jaxkd.objectives import contrastive, crd
+from tests import references, tiny
 from tests.losses.memory_test import largest
-from tests.objective_runs import KEY, PLACES, context, double, initialised, run
+from tests.objective_runs import KEY, context, double, initialised, run
+from tests.objectives.contrastive_toy import (
+    BATCH,
+    CLASSES,
+    CRD,
+    DATA,
+    FEATURES,
+    IN_BATCH,
+    NEGATIVES,
+    PATHS,
+    QUEUE,
+    after,
+    arrays,
+    embeddings,
+    kept,
+    unit,
+)
 from tests.tiny import compile_quickly  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
-DATA, BATCH, NEGATIVES, FEATURES = 24, 16, 7, 5
-CLASSES = np.array([2, 0, 1, 0, 3, 1, 1, 0, 2, 3, 0, 1, 2, 0, 1, 0, 3, 1, 0, 2, 0, 0, 1, 0])
-PATHS = ("student/f", "teacher/f")
-CRD = crd(*PATHS, CLASSES, negatives=NEGATIVES, features=FEATURES, weight=0.8)
-QUEUE = crd_queue(*PATHS, size=20, features=FEATURES, weight=0.8)
-IN_BATCH = crd_in_batch(*PATHS, features=FEATURES, weight=0.8)
-KEEP = np.arange(BATCH) % 5 > 1
-MASKS = {"all": np.ones(BATCH, bool), "uneven": KEEP, "half": np.arange(BATCH) >= BATCH // 2}
-
-
-def arrays(size=BATCH, seed=0, *, mask=None, index=None):
-    rng = np.random.default_rng(seed)
-    index = rng.permutation(DATA)[:size] if index is None else np.asarray(index)
-    size = len(index)
-    batch = {"index": index.astype(np.int32), "label": CLASSES[index % DATA].astype(np.int32)}
-    return {
-        "student": {"f": rng.normal(size=(size, 2, 3)).astype(np.float32)},
-        "teacher": {"f": rng.normal(size=(size, 4)).astype(np.float32)},
-        "batch": batch if mask is None else {**batch, "mask": mask},
-    }
-
-
-def kept(given, keep):
-    found = {root: objective_runs.rows(tree, keep) for root, tree in given.items()}
-    found["batch"].pop("mask", None)
-    return found
-
-
-def after(objective, variables, *batches):
-    """The variables once these batches have been seen."""
-    for given in batches:
-        variables = variables._replace(state=run(objective, variables, given).state)
-    return variables
-
 
 # --- the formula -----------------------------------------------------------------------------------------------------
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def embeddings(params, given):
-    found = {}
-    for side in ("student", "teacher"):
-        x = np.asarray(given[side]["f"], np.float64).reshape(len(given[side]["f"]), -1)
-        found[side] = unit(x @ np.float64(params[side]["kernel"]) + np.float64(params[side]["bias"]))
-    return found
 
 
 def drawn(given, key=KEY, objective_state=None):
@@ -255,199 +225,6 @@ def test_the_last_of_an_example_that_comes_twice_is_written():
     variables = initialised(CRD, given)
     want = run(CRD, variables, kept(given, last)).state["bank"]
     tiny.assert_close(run(CRD, variables, given).state["bank"], want, rtol=1e-6)
-
-
-@pytest.mark.parametrize("objective", [CRD, QUEUE], ids=["bank", "queue"])
-def test_evaluation_is_deterministic_and_changes_nothing(objective):
-    first, given = arrays(), arrays(seed=1)
-    fresh = initialised(objective, first)
-    for variables in fresh, after(objective, fresh, first):
-        found = run(objective, variables, given, None)
-        tiny.assert_equal(found.state, variables.state)
-        tiny.assert_equal(found, run(objective, variables, given, None))
-        assert np.isfinite(found.value)
-
-
-def test_what_is_written_has_no_gradient_and_the_teachers_feature_has_one():
-    given = arrays()
-    for objective in CRD, QUEUE:
-        variables = after(objective, initialised(objective, given), given)
-
-        def remembered(params, objective=objective, variables=variables):
-            state = objective.apply(params, variables.state, context(given), KEY).state
-            return sum(jnp.sum(x) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact))
-
-        assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(remembered)(variables.params)))
-        learned = run(objective, variables, arrays(seed=1)).params
-        assert all((g != 0).any() for g in jax.tree.leaves(learned))
-
-
-# --- the queue -------------------------------------------------------------------------------------------------------
-
-
-def queued(batches, size=6):
-    objective = crd_queue(*PATHS, size=size, features=FEATURES)
-    return objective, after(objective, initialised(objective, batches[0]), *batches)
-
-
-def test_the_queue_is_first_in_first_out_and_wraps():
-    batches = [
-        arrays(4, seed, mask=mask) for seed, mask in enumerate((None, np.array([True, False, True, True]), None))
-    ]
-    _, variables = queued(batches)
-    ring, seen = [None] * 6, []
-    for given in batches:
-        v = embeddings(variables.params, given)
-        keep = given["batch"].get("mask", np.ones(4, bool))
-        seen += [(v["student"][i], v["teacher"][i], given["batch"]["label"][i]) for i in np.flatnonzero(keep)]
-    for i, entry in enumerate(seen):
-        ring[i % 6] = entry
-    assert len(seen) == 11
-    for column, name in enumerate(("student", "teacher")):
-        np.testing.assert_allclose(variables.state["queue"][name], [entry[column] for entry in ring], rtol=1e-5)
-    np.testing.assert_array_equal(variables.state["label"], [entry[2] for entry in ring])
-
-
-def test_the_queues_loss_is_the_formula():
-    """While it is filling, and full; with the classes and without."""
-    batches = [arrays(4, seed) for seed in range(4)]
-    for labels in "batch/label", None:
-        objective = crd_queue(*PATHS, size=6, features=FEATURES, labels=labels)
-        variables = initialised(objective, batches[0])
-        entries = []
-        for given in batches:
-            found = run(objective, variables, given)
-            v, label = embeddings(variables.params, given), given["batch"]["label"]
-            total = 0.0
-            for anchor, other in ("student", "teacher"), ("teacher", "student"):
-                for i in range(4):
-                    own = np.exp(v[anchor][i] @ v[other][i] / 0.07)
-                    rest = [e for e in entries[-6:] if labels is None or e["label"] != label[i]]
-                    total -= np.log(own / (own + sum(np.exp(v[anchor][i] @ e[other] / 0.07) for e in rest)))
-            np.testing.assert_allclose(found.value, total / 4, rtol=1e-4, atol=1e-6)
-            entries += [{"student": v["student"][i], "teacher": v["teacher"][i], "label": label[i]} for i in range(4)]
-            variables = variables._replace(state=found.state)
-
-
-def test_the_queues_count_never_overflows():
-    given = arrays(4)
-    objective, variables = queued([given])
-    places = []
-    for _ in range(30):
-        variables = variables._replace(state=run(objective, variables, given).state)
-        places.append(int(variables.state["written"]))
-    assert max(places) < 12
-    assert [place % 6 for place in places] == [(4 * (i + 2)) % 6 for i in range(30)]
-    assert min(places[1:]) >= 6  # it stays full
-
-
-def test_a_queue_smaller_than_the_batch_is_refused():
-    objective, given = crd_queue(*PATHS, size=6, features=FEATURES), arrays(8)
-    with pytest.raises(ValueError, match="crd_queue, size: expected at least the batch of 8, got 6"):
-        initialised(objective, given)
-    with pytest.raises(ValueError, match="crd_queue, size: expected at least the global batch of 8, got 6"):
-        objective_runs.on_devices(objective, "pmap", 2)(initialised(objective, arrays(4)), given)
-
-
-# --- within the batch ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("labels", ["batch/label", None])
-def test_within_the_batch_it_is_info_nce_of_the_embeddings(labels):
-    given = arrays(mask=KEEP)
-    objective = crd_in_batch(*PATHS, features=FEATURES, temperature=0.2, weight=3.0, labels=labels)
-    variables = initialised(objective, given)
-    v, tags = embeddings(variables.params, given), None if labels is None else given["batch"]["label"][KEEP]
-    s, t = v["student"][KEEP], v["teacher"][KEEP]
-    want = references.info_nce(s, t, tags, temperature=0.2) + references.info_nce(t, s, tags, temperature=0.2)
-    np.testing.assert_allclose(run(objective, variables, given).value, 3 * want.mean(), rtol=1e-5)
-
-
-# --- masks and devices -----------------------------------------------------------------------------------------------
-
-OBJECTIVES = {"bank": CRD, "queue": QUEUE, "in_batch": IN_BATCH}
-
-
-@pytest.fixture(scope="module", params=OBJECTIVES)
-def objective(request):
-    return OBJECTIVES[request.param]
-
-
-@pytest.fixture(scope="module")
-def variables(objective):
-    """After a first batch, so that there is a normaliser and a queue."""
-    first = arrays(seed=3)
-    return after(objective, initialised(objective, first), first)
-
-
-def test_masking_is_dropping(objective, variables):
-    given = arrays(mask=KEEP)
-    for start in variables, initialised(objective, given):
-        want = run(objective, start, kept(given, KEEP))
-        for garbage in np.nan, np.inf, 1e30:
-            other = {root: objective_runs.spoilt(tree, KEEP, garbage) for root, tree in given.items()}
-            other["batch"]["index"] = np.where(KEEP, given["batch"]["index"], -7)
-            other["batch"]["label"] = np.where(KEEP, given["batch"]["label"], 99)
-            found = run(objective, start, other)
-            expected = want._replace(student=found.student)
-            tiny.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-            tiny.assert_close(found.student["f"][KEEP], want.student["f"], rtol=1e-4, atol=1e-5)
-            assert (found.student["f"][~KEEP] == 0).all()
-
-
-def test_nothing_that_counts_changes_nothing(objective, variables):
-    given = arrays(mask=np.zeros(BATCH, bool))
-    for start in variables, initialised(objective, given):
-        found = run(objective, start, given)
-        assert found.value == 0
-        assert all((g == 0).all() for g in jax.tree.leaves((found.params, found.student)))
-        tiny.assert_equal(found.state, start.state)
-
-
-def test_zero_and_tiny_features_are_finite(objective, variables):
-    for size in 0.0, 1e-25, 1e-20, 1e-12, 1e18:
-        given = arrays()
-        given = {**given, **{side: {"f": size * given[side]["f"]} for side in ("student", "teacher")}}
-        found = run(objective, variables, given)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(found)), size
-
-
-def test_bfloat16_is_the_upcast_input(objective, variables):
-    given = arrays()
-    low = {**given, **{side: {"f": jnp.asarray(given[side]["f"], jnp.bfloat16)} for side in ("student", "teacher")}}
-    high = {**low, **{side: {"f": low[side]["f"].astype(jnp.float32)} for side in ("student", "teacher")}}
-    found, want = run(objective, variables, low), run(objective, variables, high)
-    assert found.student["f"].dtype == jnp.bfloat16
-    tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-5)
-
-
-@pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
-def test_the_number_of_devices_makes_no_difference(objective, variables, way, count):
-    placed = objective_runs.on_devices(objective, way, count)
-    fresh = initialised(objective, arrays())  # ... so that the normaliser is that of this batch
-    for start, masks in (variables, MASKS.values()), (fresh, [KEEP]):
-        for mask in masks:
-            given = arrays(mask=mask)
-            given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # twice, on two devices
-            tiny.assert_close(placed(start, given), run(objective, start, given), rtol=1e-4, atol=1e-5)
-
-
-def test_a_bank_split_over_the_devices_by_rows():
-    """Two steps, so that the second reads what the first has written to other devices' rows."""
-    picked = lambda path: any(getattr(part, "key", None) == "bank" for part in path)  # noqa: E731
-    placed = objective_runs.on_devices(CRD, "jit", 8, split_state=picked)
-    start = found = want = initialised(CRD, arrays())
-    for seed in range(2):
-        given = arrays(seed=seed, mask=KEEP)
-        found, want = (
-            placed(LossVars(start.params, found.state), given),
-            run(CRD, LossVars(start.params, want.state), given),
-        )
-        tiny.assert_close(found, want, rtol=1e-4, atol=1e-5)
-        for rows in found.state["bank"].values():
-            shapes = [shard.data.shape for shard in rows.addressable_shards]
-            assert shapes == [(DATA // 8, FEATURES)] * 8
-            assert len({shard.index[0].start for shard in rows.addressable_shards}) == 8
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

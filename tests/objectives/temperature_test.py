@@ -1,6 +1,7 @@
 """Learned temperatures: who climbs and who descends, by how much, and the curriculum."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 BATCH, CLASSES = 8, 4
 KEEP = np.arange(BATCH) % 3 > 0
 LAMBDA, WEIGHT = 0.3, 2.0
-OPTIONS = {"difficulty": LAMBDA, "weight": WEIGHT, "start": 0.5, "span": 6.0}
+OPTIONS: dict[str, Any] = {"difficulty": LAMBDA, "weight": WEIGHT, "start": 0.5, "span": 6.0}
 OBJECTIVES = {"global": curriculum_temperature(**OPTIONS), "instance": instance_temperature(hidden=5, **OPTIONS)}
 
 
