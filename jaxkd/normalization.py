@@ -3,7 +3,8 @@
 Flax's BatchNorm, left alone, lets padded examples into its statistics, and on a mapped axis normalises each device's
 share by itself. The adapters take over that one computation where a batch is masked or split, so that masking an
 example is the same as dropping it and eight devices are the same as one. A whole batch on one device is left to Flax.
-The layers that objectives learn normalise by the same statistics.
+The layers that objectives learn normalise by the same statistics, and `positions` tells where in the whole batch an
+example stands.
 """
 
 from __future__ import annotations
@@ -91,3 +92,27 @@ def statistics(
 def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
     """The moving average after this batch; unchanged when nothing counted."""
     return jnp.where(count > 0, momentum * old + (1 - momentum) * new, old)
+
+
+def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
+    """Where each example stands among those of the global batch that count.
+
+    Args:
+      mask: True for the examples that count ``[size]``, or None for all.
+      size: the number of examples here.
+      axis_name: the mapped axis that splits the batch, or None.
+
+    Returns:
+      int32 ``[size]``, counted over the devices in their order. What an example that does not count gets has no
+      meaning, and is not negative.
+
+    >>> positions(jnp.array([True, False, True]), 3, None)
+    Array([0, 0, 1], dtype=int32)
+    """
+    keep = jnp.ones(size, bool) if mask is None else mask
+    here = jnp.maximum(jnp.cumsum(keep, dtype=jnp.int32) - 1, 0)
+    if axis_name is None:
+        return here
+    counts = jax.lax.all_gather(jnp.sum(keep, dtype=jnp.int32), axis_name)
+    before = jnp.arange(counts.shape[0]) < jax.lax.axis_index(axis_name)
+    return here + jnp.sum(jnp.where(before, counts, 0))

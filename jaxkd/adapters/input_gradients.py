@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
-from jaxkd.normalization import mapped_axis
+from jaxkd.normalization import mapped_axis, positions
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["with_input_gradient", "with_projected_input_gradient"]
@@ -109,24 +109,13 @@ def with_projected_input_gradient(
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(_places(batch, logits.shape[0]))
+        places = positions(checks.example_mask(batch), logits.shape[0], mapped_axis())
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
         # In one dtype, so that networks of different ones have the same.
         directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)
         return directions.astype(logits.dtype)
 
     return _with_gradient(model, cotangent, input, output, name)
-
-
-def _places(batch: Batch, size: int) -> Array:
-    """Where each example stands among those of the whole batch that count, on whichever device."""
-    mask, axis_name = checks.example_mask(batch), mapped_axis()
-    keep = jnp.ones(size, bool) if mask is None else mask
-    here = jnp.maximum(jnp.cumsum(keep, dtype=jnp.int32) - 1, 0)
-    if axis_name is None:
-        return here
-    counts = jax.lax.all_gather(jnp.sum(keep, dtype=jnp.int32), axis_name)
-    before = jnp.arange(counts.shape[0]) < jax.lax.axis_index(axis_name)
-    return here + jnp.sum(jnp.where(before, counts, 0))
 
 
 def _with_gradient(

@@ -163,7 +163,10 @@ def _log_probs(student: Array, teacher: Array, temperature: float | Array, where
         )
     (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
     scale = _temperature(temperature, student)
-    return jax.nn.log_softmax(student / scale[..., None]), jax.nn.log_softmax(teacher / scale[..., None]), scale, where
+    excluded = [x == -jnp.inf for x in (student, teacher)]  # infinity over a learned T has no slope
+    over = (jnp.where(e, 0, x) / scale[..., None] for e, x in zip(excluded, (student, teacher), strict=True))
+    softened = (jnp.where(e, -jnp.inf, x) for e, x in zip(excluded, over, strict=True))
+    return *map(jax.nn.log_softmax, softened), scale, where
 
 
 def _log_mixture(log_p: Array, log_q: Array, alpha: float) -> Array:

@@ -56,7 +56,7 @@ def soft_target_kl(
     """Soft targets: ``T² KL(p_t ‖ p_s)`` with ``p = softmax(z / T)``, summed over the classes.
 
     Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. T² keeps the gradient's
-    size as T changes. The paper's cross-entropy is larger by the teacher's entropy, which has no gradient. PyTorch code
+    size as T changes. The paper's cross-entropy is larger by the teacher's entropy, without a gradient. PyTorch code
     with ``reduction="mean"`` also divides by the number of classes; this is ``"batchmean"``.
 
     Args:
@@ -240,7 +240,7 @@ def dist(
     student, teacher, scale, where = _softened(student, teacher, temperature, where)
     if student.ndim != 2:
         raise ValueError(f"student: expected logits [batch, classes], got {student.dtype}{list(student.shape)}.")
-    p, q = jax.nn.softmax(student), jax.nn.softmax(teacher)
+    p, q = map(jax.nn.softmax, (student, teacher))
     counted = jnp.ones(p.shape, bool) if where is None else jnp.broadcast_to(where[:, None], p.shape)
     rows = 1 - _correlation(p, q, counted, axis=1)
     columns = jnp.mean(1 - _correlation(p, q, counted, axis=0, axis_name=axis_name))
@@ -255,8 +255,7 @@ def logit_mse(
 ) -> Float[Array, "*batch"]:
     """Logit regression: ``½ ‖z_s − z_t‖²``, summed over the classes.
 
-    Ba & Caruana, "Do Deep Nets Really Need to be Deep?", 2014, equation 2. It is the limit of `soft_target_kl` times
-    the number of classes for high temperatures and zero-mean logits.
+    Ba & Caruana, "Do Deep Nets Really Need to be Deep?", 2014, equation 2; `soft_target_kl`'s limit for high T.
 
     Args:
       student: logits ``[..., classes]``.
@@ -325,7 +324,9 @@ def _softened(student: Array, teacher: Array, temperature: float | Array, where:
         )
     (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
     scale = _temperature(temperature, student)
-    return student / scale[..., None], teacher / scale[..., None], scale, where
+    excluded = [x == -jnp.inf for x in (student, teacher)]  # infinity over a learned T has no slope
+    over = (jnp.where(e, 0, x) / scale[..., None] for e, x in zip(excluded, (student, teacher), strict=True))
+    return *(jnp.where(e, -jnp.inf, x) for e, x in zip(excluded, over, strict=True)), scale, where
 
 
 def _temperature(temperature: float | Array, student: Array) -> Array:
@@ -357,9 +358,8 @@ def _keep(where: Array | None, shape: tuple[int, ...], *arrays: Array) -> tuple[
         return arrays, None
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_ or where.shape != shape:
-        raise ValueError(
-            f"where: expected bool{list(shape)}, True for what counts, got {where.dtype}{list(where.shape)}."
-        )
+        came = f"{where.dtype}{list(where.shape)}"
+        raise ValueError(f"where: expected bool{list(shape)}, True for what counts, got {came}.")
     return tuple(jnp.where(where[..., None], x, 0) for x in arrays), where
 
 
