@@ -13,6 +13,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 STRICT = {"jax_numpy_rank_promotion": "raise", "jax_enable_x64": False}
+TESTS_DONE = pytest.StashKey[int]()
 for name, value in STRICT.items():
     jax.config.update(name, value)
 
@@ -25,3 +26,16 @@ def _configuration_is_left_as_found():
     for name in changed:
         jax.config.update(name, STRICT[name])
     assert not changed, f"the test left the configuration of JAX changed: {changed}; change it in a `with` block"
+
+
+@pytest.fixture(autouse=True)
+def _compiled_programs_are_forgotten(request):
+    """Now and then: XLA maps each program into memory in pieces, and a process may only have so many of them.
+
+    On Linux that is 65,530 (``vm.max_map_count``), which a few thousand tests reach; the compiler then aborts.
+    """
+    yield
+    done = request.config.stash.get(TESTS_DONE, 0) + 1
+    request.config.stash[TESTS_DONE] = done
+    if done % 400 == 0:
+        jax.clear_caches()
