@@ -1,5 +1,7 @@
 """What is particular to the losses of sequences: alignments by enumeration, paddings, lists of hypotheses, blanks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from jaxkd import losses
 from tests import references
-from tests.loss_runs import cast, reference_gradients, run
+from tests.loss_runs import cast, reference_gradients, run, unoptimized
 from tests.loss_table import BY_NAME
 
 INF = np.inf
@@ -16,11 +18,27 @@ CTC, N_BEST, NLL, FRAMES = (BY_NAME[name] for name in ("ctc", "ctc_n_best", "n_b
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 
 
-def ctc(logits, labels, **options):
-    """Of the library, in float64."""
+@functools.cache
+def compiled(function, blank):
+    def total(logits, labels, masks):
+        return function(lambda x: losses.ctc(x, labels, blank=blank, **masks))(logits)
+
+    return jax.jit(total, compiler_options=unoptimized())
+
+
+def same(loss):
+    return loss
+
+
+def slope(loss):
+    return jax.grad(lambda x: loss(x).sum())
+
+
+def ctc(logits, labels, *, of=same, blank=0, **masks):
+    """The loss of the library, or its slope, in float64."""
     with jax.enable_x64(True):
-        logits = jnp.asarray(logits, jnp.float64)
-        return np.asarray(losses.ctc(logits, jnp.asarray(labels, jnp.int32), **options))
+        logits, labels = jnp.asarray(logits, jnp.float64), jnp.asarray(labels, jnp.int32)
+        return np.asarray(compiled(of, blank)(logits, labels, masks))
 
 
 # --- ctc --------------------------------------------------------------------------------------------------------------
@@ -69,15 +87,12 @@ def test_padded_sentences_are_the_sentences(garbage, label):
     spoiled = np.where(frame_where[..., None], logits, garbage), np.where(label_where, labels, label)
     value = ctc(*spoiled, frame_where=frame_where, label_where=label_where)
     np.testing.assert_allclose(value, expected, rtol=1e-9)
-    with jax.enable_x64(True):
-        gradient = jax.grad(
-            lambda x: losses.ctc(x, jnp.asarray(spoiled[1]), frame_where=frame_where, label_where=label_where).sum()
-        )(jnp.asarray(spoiled[0]))
-    np.testing.assert_array_equal(np.asarray(gradient)[~frame_where], 0)
+    gradient = ctc(*spoiled, of=slope, frame_where=frame_where, label_where=label_where)
+    np.testing.assert_array_equal(gradient[~frame_where], 0)
     for index in range(5):
         alone = logits[index : index + 1, frame_where[index]], labels[index : index + 1, label_where[index]]
-        _, (slope,) = run(CTC, alone)
-        np.testing.assert_allclose(gradient[index][frame_where[index]], slope[0], rtol=1e-8, atol=1e-12)
+        _, (one,) = run(CTC, alone)
+        np.testing.assert_allclose(gradient[index][frame_where[index]], one[0], rtol=1e-8, atol=1e-12)
 
 
 def test_what_counts_need_not_come_first():
