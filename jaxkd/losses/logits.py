@@ -13,10 +13,8 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-__all__ = [
-    "cross_entropy", "decoupled_kd", "dist", "generalized_jsd", "logit_mse", "reverse_kl", "soft_target_kl",
-    "standardize_logits",
-]  # fmt: skip
+__all__ = ["cross_entropy", "decoupled_kd", "dist", "generalized_jsd", "logit_mse", "reverse_kl"]
+__all__ += ["soft_target_kl", "standardize_logits"]
 
 
 def cross_entropy(
@@ -216,8 +214,8 @@ def dist(
 ) -> Float[Array, " batch"]:
     """DIST: ``T² [β (1 − ρ(row)) + γ mean_c (1 − ρ(column c))]``, ρ the correlation of p_s and p_t.
 
-    Rows are examples, columns classes over the batch, ``ρ(a, b) = ⟨a − ā, b − b̄⟩ / (‖a − ā‖ ‖b − b̄‖ + 1e-8)``.
-    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, section 4, with T² as in their code.
+    Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022, section 4, with T² and the 1e-8 beside
+    the norms' product as in their code. Rows are examples, columns are classes over the batch.
 
     Args:
       student: logits ``[batch, classes]``.
@@ -232,7 +230,7 @@ def dist(
       One value per example ``[batch]``, with the columns' term in each. What is constant has ρ = 0 and no gradient.
 
     Raises:
-      ValueError: shapes differ or are not ``[batch, classes]``, dtypes are not floating, or T is not positive.
+      ValueError: shapes are not one ``[batch, classes]``, dtypes are not floating, or T is not positive.
 
     >>> dist(jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]), jnp.array([[3.0, 0.0, 1.0], [0.0, 3.0, 1.0]])).round(4)
     Array([0.392 , 0.7645], dtype=float32)
@@ -297,7 +295,7 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     """
     logits = _upcast("logits", logits)
     finite = logits > -jnp.inf
-    # Any shift cancels; this one makes a constant row exactly 0, where its mean's rounding would be divided by 1e-7.
+    # Any shift cancels; this one makes a constant row exactly 0 rather than a rounding over 1e-7.
     shift = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     values = jnp.where(finite, logits - jnp.where(shift > -jnp.inf, shift, 0), 0)
     count = jnp.sum(finite, axis=-1, keepdims=True)
@@ -324,9 +322,11 @@ def _softened(student: Array, teacher: Array, temperature: float | Array, where:
         )
     (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
     scale = _temperature(temperature, student)
-    excluded = [x == -jnp.inf for x in (student, teacher)]  # infinity over a learned T has no slope
-    over = (jnp.where(e, 0, x) / scale[..., None] for e, x in zip(excluded, (student, teacher), strict=True))
-    return *(jnp.where(e, -jnp.inf, x) for e, x in zip(excluded, over, strict=True)), scale, where
+
+    def over(x: Array) -> Array:  # infinity over a learned T has no slope
+        return jnp.where(x == -jnp.inf, x, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
+
+    return over(student), over(teacher), scale, where
 
 
 def _temperature(temperature: float | Array, student: Array) -> Array:
@@ -344,10 +344,9 @@ def _labels(labels: Array, logits: Array) -> tuple[Array, Array]:
     """Comparable with any class, and which of them are classes."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: expected integer classes {list(logits.shape[:-1])} (the logits' {list(logits.shape)} without "
-            f"the classes), got {labels.dtype}{list(labels.shape)}. Probabilities go to soft_cross_entropy."
-        )
+        expected = f"{list(logits.shape[:-1])} for logits {list(logits.shape)}"
+        came = f"{labels.dtype}{list(labels.shape)}. For probabilities: soft_cross_entropy"
+        raise ValueError(f"labels: expected integer classes {expected}, got {came}.")
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
     return labels, (labels >= 0) & (labels < logits.shape[-1])
 
@@ -358,8 +357,7 @@ def _keep(where: Array | None, shape: tuple[int, ...], *arrays: Array) -> tuple[
         return arrays, None
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_ or where.shape != shape:
-        came = f"{where.dtype}{list(where.shape)}"
-        raise ValueError(f"where: expected bool{list(shape)}, True for what counts, got {came}.")
+        raise ValueError(f"where: expected bool{list(shape)} (what counts), got {where.dtype}{list(where.shape)}.")
     return tuple(jnp.where(where[..., None], x, 0) for x in arrays), where
 
 
@@ -367,16 +365,22 @@ def _drop(values: Array, where: Array | None) -> Array:
     return values if where is None else jnp.where(where, values, 0)
 
 
+@jax.custom_jvp
 def _kl(log_p: Array, log_q: Array) -> Array:
-    """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
+    """``Σ p (log p − log q)`` of two distributions over the last axis, with 0 log 0 = 0."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
-    gap = jnp.where(p > 0, log_p - log_q, 0)
-    infinite, near = gap == jnp.inf, (p > 0) & (jnp.abs(gap) < 1)
+    gap = jnp.where(p > 0, log_p - log_q, 0)  # of weight 0 it may be inf - inf
+    near = (p > 0) & (jnp.abs(gap) < 1)
     # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
-    small = jnp.where(near, gap, 0)
-    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * jnp.where(infinite, 0, gap) + (q - p))
-    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, terms), axis=-1)
+    return jnp.sum(jnp.where(near, p * (gap + jnp.expm1(-jnp.where(near, gap, 0))), p * gap + (q - p)), axis=-1)
+
+
+@_kl.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """By hand: it keeps one array for the backward pass. Where the KL is infinite, p has no slope."""
+    p, gap = jnp.exp(primals[0]), primals[0] - primals[1]
+    slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
+    return _kl(*primals), jnp.sum(slope * tangents[0] - p * tangents[1], axis=-1)
 
 
 def _correlation(a: Array, b: Array, counted: Array, *, axis: int, axis_name: str | None = None) -> Array:

@@ -156,16 +156,22 @@ def _cross_entropy(q: Array, log_p: Array) -> Array:
     return -jnp.sum(terms, axis=-1)
 
 
+@jax.custom_jvp
 def _kl(log_p: Array, log_q: Array) -> Array:
-    """``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0; where it is infinite, p has no slope."""
+    """``Σ p (log p − log q)`` of two distributions over the last axis, with 0 log 0 = 0."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    # Where p is 0 the difference may be inf - inf; its weight is 0, so it has to go before the product.
-    gap = jnp.where(p > 0, log_p - log_q, 0)
-    infinite, near = gap == jnp.inf, (p > 0) & (jnp.abs(gap) < 1)
+    gap = jnp.where(p > 0, log_p - log_q, 0)  # of weight 0 it may be inf - inf
+    near = (p > 0) & (jnp.abs(gap) < 1)
     # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
-    small = jnp.where(near, gap, 0)
-    terms = jnp.where(near, p * (small + jnp.expm1(-small)), p * jnp.where(infinite, 0, gap) + (q - p))
-    return jnp.sum(jnp.where(infinite, jax.lax.stop_gradient(p) * gap, terms), axis=-1)
+    return jnp.sum(jnp.where(near, p * (gap + jnp.expm1(-jnp.where(near, gap, 0))), p * gap + (q - p)), axis=-1)
+
+
+@_kl.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """By hand, so that one array is kept for the backward pass; where the KL is infinite, p has no slope."""
+    p, gap = jnp.exp(primals[0]), primals[0] - primals[1]
+    slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
+    return _kl(*primals), jnp.sum(slope * tangents[0] - p * tangents[1], axis=-1)
 
 
 def _upcast(name: str, x: Array) -> Array:

@@ -116,6 +116,7 @@ RANKS = (
 
 COMMON: dict[str, Any] = {
     "module": "chunked",
+    "execution": ("vocabulary_axis", "chunk"),
     "shapes": SHAPES,
     "make": make,
     "call": heads,

@@ -25,15 +25,17 @@ def abstract(row, shapes):
     return [jax.ShapeDtypeStruct(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
 
 
-def message(function, *arguments, **options):
+def message(function, *arguments, eager=False, **options):
     """Of the ValueError, which tracing raises as running does."""
     with pytest.raises(ValueError) as traced:
         jax.eval_shape(lambda *arrays: function(*arrays, **options), *arguments)
+    if not eager:
+        return str(traced.value)
     concrete = [jnp.ones(a.shape, a.dtype) for a in arguments]
-    with pytest.raises(ValueError) as eager:
+    with pytest.raises(ValueError) as run:
         function(*concrete, **options)
-    assert str(traced.value) == str(eager.value)
-    return str(eager.value)
+    assert str(traced.value) == str(run.value)
+    return str(run.value)
 
 
 def mentions(text, shape):
@@ -43,7 +45,7 @@ def mentions(text, shape):
 
 @pytest.mark.parametrize("row, name, shapes", CASES)
 def test_shapes_that_do_not_go_together(row, name, shapes):
-    text = message(row.function, *abstract(row, shapes))
+    text = message(row.function, *abstract(row, shapes), eager=(name, shapes) == row.mismatches[0])
     assert re.search(rf"\b{name}\b", text), text
     came = shapes[row.parameters.index(name)]
     if row.call:  # of several arrays of one argument, any

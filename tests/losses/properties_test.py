@@ -13,7 +13,7 @@ from tests.loss_runs import cast, run
 from tests.loss_table import PER_EXAMPLE, ROWS
 
 BOUNDED = hypothesis.settings(
-    max_examples=25, deadline=None, derandomize=True, database=None,
+    max_examples=15, deadline=None, derandomize=True, database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )  # fmt: skip
 

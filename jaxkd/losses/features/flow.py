@@ -75,9 +75,9 @@ def singular_vectors(
 
     The derivative is this file's own. That of an eigenvector divides by the gaps between eigenvalues; here 1/gap is
     damped to gap/(gap² + ε), with eigenvalues that sum to 1 and ε = 1e-10 (2e-16 in float64): the same to ε/gap² where
-    singular values differ, and finite where they do not. A singular value of 0, to rounding, has D = 0 and no gradient, and so does an
-    all-zero map. The cost is one eigendecomposition per map, of a square matrix with the smaller of positions and
-    channels.
+    singular values differ, and finite where they do not. A singular value of 0, to rounding, has D = 0 and no gradient,
+    and so does an all-zero map. The cost is one eigendecomposition per map, of a square matrix with the smaller of
+    positions and channels.
 
     Args:
       student_maps: the maps of two or more layers, in order, ``[batch, height, width, channels]`` each.
