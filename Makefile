@@ -138,8 +138,10 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup  ## measure: step overhead against a hand-written step
+bench: setup  ## measure: step overhead, memory, every loss against its plain formula (each: python -m benchmarks.NAME --help)
 	$(PY) -m benchmarks.step $(ARGS)
+	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.losses
 
 clean:  ## remove environments and caches, not runs/
 	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,5 +37,5 @@ def _compiled_programs_are_forgotten(request):
     yield
     done = request.config.stash.get(TESTS_DONE, 0) + 1
     request.config.stash[TESTS_DONE] = done
-    if done % 400 == 0:
+    if done % 1500 == 0:
         jax.clear_caches()
