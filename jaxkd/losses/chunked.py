@@ -349,8 +349,8 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
         mass_p, mass_q = jnp.where(mass_p == 0, 1, mass_p), jnp.where(mass_q == 0, 1, mass_q)
         factor, shift = scale**2 if beta is None else jnp.ones_like(scale), jnp.log(mass_q) - jnp.log(mass_p)
         share = exp_p * (factor / mass_p)
-        # At a word that q excludes, q cannot change and the slope of p would be infinite; the other words keep theirs.
-        d_q = jnp.where(infinite, 0, exp_q * (factor / mass_q) - share)
+        d_q = exp_q * (factor / mass_q) - share
+        # The slope of p at a word that q excludes would be infinite; without it, the other words keep theirs.
         d_p = share * (jnp.where(infinite, 0, finite + shift) - (finite_mean + shift * (mass_p - excluded)) / mass_p)
         value = factor * (mean / mass_p + shift)
         return value[:, 0], (d_p, d_q) if beta == 1 else (d_q, d_p)

@@ -163,10 +163,12 @@ def _log_probs(student: Array, teacher: Array, temperature: float | Array, where
         )
     (student, teacher), where = _keep(where, student.shape[:-1], student, teacher)
     scale = _temperature(temperature, student)
-    excluded = [x == -jnp.inf for x in (student, teacher)]  # infinity over a learned T has no slope
-    over = (jnp.where(e, 0, x) / scale[..., None] for e, x in zip(excluded, (student, teacher), strict=True))
-    softened = (jnp.where(e, -jnp.inf, x) for e, x in zip(excluded, over, strict=True))
-    return *map(jax.nn.log_softmax, softened), scale, where
+
+    def over(x: Array) -> Array:  # infinity over a learned T has no slope
+        fixed = jax.lax.stop_gradient(scale)[..., None]
+        return jnp.where(x == -jnp.inf, x / fixed, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
+
+    return jax.nn.log_softmax(over(student)), jax.nn.log_softmax(over(teacher)), scale, where
 
 
 def _log_mixture(log_p: Array, log_q: Array, alpha: float) -> Array:
@@ -211,7 +213,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     """By hand, so that one array is kept for the backward pass; where the KL is infinite, p has no slope."""
     p, gap = jnp.exp(primals[0]), primals[0] - primals[1]
     slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
-    return _kl(*primals), jnp.sum(slope * tangents[0] - p * tangents[1], axis=-1)
+    return _kl(*primals), jnp.sum(slope * tangents[0] + (jnp.exp(primals[1]) - p) * tangents[1], axis=-1)
 
 
 def _upcast(name: str, x: Array) -> Array:

@@ -324,7 +324,8 @@ def _softened(student: Array, teacher: Array, temperature: float | Array, where:
     scale = _temperature(temperature, student)
 
     def over(x: Array) -> Array:  # infinity over a learned T has no slope
-        return jnp.where(x == -jnp.inf, x, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
+        fixed = jax.lax.stop_gradient(scale)[..., None]
+        return jnp.where(x == -jnp.inf, x / fixed, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
 
     return over(student), over(teacher), scale, where
 
@@ -380,7 +381,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     """By hand: it keeps one array for the backward pass. Where the KL is infinite, p has no slope."""
     p, gap = jnp.exp(primals[0]), primals[0] - primals[1]
     slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
-    return _kl(*primals), jnp.sum(slope * tangents[0] - p * tangents[1], axis=-1)
+    return _kl(*primals), jnp.sum(slope * tangents[0] + (jnp.exp(primals[1]) - p) * tangents[1], axis=-1)
 
 
 def _correlation(a: Array, b: Array, counted: Array, *, axis: int, axis_name: str | None = None) -> Array:

@@ -171,7 +171,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     """By hand, so that one array is kept for the backward pass; where the KL is infinite, p has no slope."""
     p, gap = jnp.exp(primals[0]), primals[0] - primals[1]
     slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
-    return _kl(*primals), jnp.sum(slope * tangents[0] - p * tangents[1], axis=-1)
+    return _kl(*primals), jnp.sum(slope * tangents[0] + (jnp.exp(primals[1]) - p) * tangents[1], axis=-1)
 
 
 def _upcast(name: str, x: Array) -> Array:

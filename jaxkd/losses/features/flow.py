@@ -74,7 +74,7 @@ def singular_vectors(
     values, and leaves the teacher's sign to the decomposition, between layers too.
 
     The derivative is this file's own. That of an eigenvector divides by the gaps between eigenvalues; here 1/gap is
-    damped to gap/(gap² + ε), with eigenvalues that sum to 1 and ε = 1e-10 (2e-16 in float64): the same to ε/gap² where
+    damped to gap/(gap² + ε), with eigenvalues that sum to 1 and ε the dtype's, 1e-7 or 2e-16: the same to ε/gap² where
     singular values differ, and finite where they do not. A singular value of 0, to rounding, has D = 0 and no gradient,
     and so does an all-zero map. The cost is one eigendecomposition per map, of a square matrix with the smaller of
     positions and channels.
@@ -176,7 +176,7 @@ def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Arra
     values, vectors = _eigh(*primals)
     rotated = _product("bij,bik->bjk", vectors, _product("bij,bjk->bik", tangents[0], vectors))
     gaps = values[:, None, :] - values[:, :, None]
-    turn = gaps / (gaps**2 + min(float(jnp.finfo(gaps.dtype).eps), 1e-10)) * rotated
+    turn = gaps / (gaps**2 + jnp.finfo(gaps.dtype).eps) * rotated
     return (values, vectors), (jnp.diagonal(rotated, axis1=1, axis2=2), _product("bij,bjk->bik", vectors, turn))
 
 
