@@ -1,6 +1,7 @@
 """What holds for every test and for every doctest of jaxkd: simulated devices, strict ranks, nothing left behind."""
 
 import os
+import pathlib
 
 # Read when JAX starts its backend, hence before jax is imported. Eight devices let a laptop test what pmap and
 # shard_map do; a developer's own flags stay.
@@ -14,6 +15,7 @@ import pytest  # noqa: E402
 
 STRICT = {"jax_numpy_rank_promotion": "raise", "jax_enable_x64": False}
 TESTS_DONE = pytest.StashKey[int]()
+MAPS_BEFORE_FORGETTING = 25_000
 for name, value in STRICT.items():
     jax.config.update(name, value)
 
@@ -30,12 +32,20 @@ def _configuration_is_left_as_found():
 
 @pytest.fixture(autouse=True)
 def _compiled_programs_are_forgotten(request):
-    """Now and then: XLA maps each program into memory in pieces, and a process may only have so many of them.
+    """When they fill the process: XLA maps each into memory in pieces, and a process may only have so many of those.
 
-    On Linux that is 65,530 (``vm.max_map_count``), which a few thousand tests reach; the compiler then aborts.
+    On Linux that is 65,530 (``vm.max_map_count``), which a few thousand tests reach; the compiler then aborts. Looking
+    takes some milliseconds, so it is done after one test in ten.
     """
     yield
     done = request.config.stash.get(TESTS_DONE, 0) + 1
     request.config.stash[TESTS_DONE] = done
-    if done % 1500 == 0:
+    if done % 10 == 0 and _maps() > MAPS_BEFORE_FORGETTING:
         jax.clear_caches()
+
+
+def _maps() -> int:
+    try:
+        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux: no such limit is known
+        return 0
