@@ -8,6 +8,7 @@
 `jaxkd.training`        `distill`, the loop, checkpoints, metrics
 `jaxkd.schemes`         what is composed of several distillations: `staged`
 `jaxkd.parallel`        the same step on one device, all devices, or a mesh
+`jaxkd.weights`         trained weights out, to serve without the toolkit, and in: orbax, safetensors, PyTorch
 ======================  =====================================================================================
 
 `jaxkd.data` and `jaxkd.models` hold inputs and a model zoo for experiments; nothing of the above imports them.
@@ -15,7 +16,7 @@
 
 from importlib import metadata as _metadata
 
-from jaxkd import adapters, checks, losses, objectives, parallel, schemes, teachers, training, types
+from jaxkd import adapters, checks, losses, objectives, parallel, schemes, teachers, training, types, weights
 from jaxkd.objectives import combine, term
 from jaxkd.training.distill import distill
 from jaxkd.types import (
@@ -61,4 +62,5 @@ __all__ = [
     "term",
     "training",
     "types",
+    "weights",
 ]

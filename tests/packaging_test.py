@@ -15,7 +15,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich"}
+CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich", "safetensors", "flatbuffers"}
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -32,9 +32,10 @@ MAY_IMPORT = {
     "training": BASE | {"losses", "adapters", "objectives", "teachers", "parallel"},
     "parallel": BASE | {"losses", "adapters", "objectives", "teachers", "training"},
     "schemes": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel"},
+    "weights": BASE | {"adapters", "training"},
     "models": BASE | {"data"},
     "data": BASE | {"models"},
-    "__init__": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel", "schemes"},
+    "__init__": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel", "schemes", "weights"},
 }
 MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
 LOSSES = [path for path in MODULES if "losses" in path.parts and path.name != "__init__.py"]

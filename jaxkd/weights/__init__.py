@@ -1,0 +1,52 @@
+"""Weights out of a run, to be used without the toolkit, and into a model, from wherever they are.
+
+==================================================  ==================================================================
+`save_safetensors`, `load_safetensors`              one file of arrays by name
+`save_orbax`, `load_orbax`                          a plain orbax directory; any that orbax wrote
+`load_safetensors_metadata`, `load_orbax_metadata`  what was saved beside the weights
+`save_program`                                      the model itself, weights in it, to be served with JAX alone
+`load_run`                                          the student in the directory of a run
+`fit_to`                                            arrays by name into a model, every weight and shape checked
+`fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
+`NUM_BATCHES_TRACKED`                               what PyTorch's BatchNorm has and Flax's has not, to be ignored
+`torch_cifar_resnet`                                the name map of the CIFAR ResNets in PyTorch repositories
+`split_attention`, `split_lstm`                     modules of PyTorch's that hold several arrays in one
+`layouts`                                           PyTorch's layout of a weight to Flax's
+`names`                                             what a name map may be
+`cast`, `flatten`, `student_of`                     weights in another dtype; by name; out of a train state
+`WeightsError`                                      all that is wrong with a source, at once
+==================================================  ==================================================================
+"""
+
+from jaxkd.weights import layouts, names
+from jaxkd.weights.fitting import WeightsError, fit_to
+from jaxkd.weights.orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
+from jaxkd.weights.program import save_program
+from jaxkd.weights.safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
+from jaxkd.weights.torch_models import split_attention, split_lstm, torch_cifar_resnet
+from jaxkd.weights.torch_state import NUM_BATCHES_TRACKED, fit_torch_to, load_torch
+from jaxkd.weights.tree import cast, flatten, student_of
+
+__all__ = [
+    "NUM_BATCHES_TRACKED",
+    "WeightsError",
+    "cast",
+    "fit_to",
+    "fit_torch_to",
+    "flatten",
+    "layouts",
+    "load_orbax",
+    "load_orbax_metadata",
+    "load_run",
+    "load_safetensors",
+    "load_safetensors_metadata",
+    "load_torch",
+    "names",
+    "save_orbax",
+    "save_program",
+    "save_safetensors",
+    "split_attention",
+    "split_lstm",
+    "student_of",
+    "torch_cifar_resnet",
+]

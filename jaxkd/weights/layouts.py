@@ -1,0 +1,195 @@
+"""How PyTorch and Flax lay out the same weights: functions from an array of the one to an array of the other.
+
+==================  ======================================  ============================================
+function            PyTorch                                 Flax
+==================  ======================================  ============================================
+`linear`            ``[out, in]``                           ``[in, out]``
+`conv`              ``[out, in / groups, *window]``         ``[*window, in / groups, out]``
+`conv_transpose`    ``[in, out, *window]``                  ``[*window, in, out]``, window reversed
+`after_flatten`     ``[out, channels · height · width]``    ``[height · width · channels, out]``
+`into_heads`        ``[heads · features, in]``              ``[in, heads, features]``
+`out_of_heads`      ``[out, heads · features]``             ``[heads, features, out]``
+`as_is`             anything                                the same
+==================  ======================================  ============================================
+
+`usual` chooses among `linear`, `conv`, `conv_transpose` and `as_is` by the name of the array in the Flax model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxkd import checks
+
+Layout = Callable[[Any], Any]
+
+
+def as_is(weight: Any) -> np.ndarray:
+    """The same layout: biases, scales, embeddings, and weights that were never transposed."""
+    return np.asarray(weight)
+
+
+def linear(weight: Any) -> np.ndarray:
+    """``torch.nn.Linear`` to ``Dense``: ``[out, in]`` to ``[in, out]``.
+
+    Raises:
+      ValueError: it has not two axes.
+
+    >>> linear(np.zeros((10, 64))).shape
+    (64, 10)
+    """
+    return _ranked(weight, (2,), "[out, in]").T
+
+
+def conv(weight: Any) -> np.ndarray:
+    """``torch.nn.Conv1d`` to ``Conv3d``, grouped and depthwise too, to ``Conv``.
+
+    It is also right from a transposed convolution of PyTorch's to ``ConvTranspose(transpose_kernel=True)``, which
+    computes what PyTorch does.
+
+    Args:
+      weight: ``[out, in / groups, *window]``.
+
+    Returns:
+      ``[*window, in / groups, out]``.
+
+    Raises:
+      ValueError: it has not three, four or five axes.
+
+    >>> conv(np.zeros((16, 3, 5, 7))).shape
+    (5, 7, 3, 16)
+    """
+    return np.moveaxis(_ranked(weight, (3, 4, 5), "[out, in / groups, *window]"), (1, 0), (-2, -1))
+
+
+def conv_transpose(weight: Any) -> np.ndarray:
+    """``torch.nn.ConvTranspose1d`` to ``ConvTranspose3d`` to ``ConvTranspose``, whose window is not reversed.
+
+    A padding p of PyTorch's is ``padding=[(d (k - 1) - p, d (k - 1) - p + o), ...]`` of Flax's, for a window of k, a
+    dilation of d and an output padding of o.
+
+    Args:
+      weight: ``[in, out, *window]``; Flax has no grouped transposed convolution.
+
+    Returns:
+      ``[*window, in, out]``.
+
+    Raises:
+      ValueError: it has not three, four or five axes.
+
+    >>> conv_transpose(np.arange(3.0).reshape(1, 1, 3)).ravel()
+    array([2., 1., 0.])
+    """
+    weight = _ranked(weight, (3, 4, 5), "[in, out, *window]")
+    window = tuple(range(2, weight.ndim))
+    return np.moveaxis(np.flip(weight, window), (0, 1), (-2, -1))
+
+
+def after_flatten(channels: int, *window: int) -> Layout:
+    """A linear layer on a flattened map: PyTorch flattens channels first, Flax channels last.
+
+    The number of inputs is the same, so a shape tells nothing: `linear` would fit, and every logit would be wrong.
+
+    Args:
+      channels: of the map that is flattened.
+      *window: its height and width (or length; or depth, height, width).
+
+    Returns:
+      A function of ``[out, channels · height · width]``, which returns ``[height · width · channels, out]``.
+
+    >>> weight = np.array([[1, 2, 3, 4]])  # of two channels of a 1 × 2 map: 1, 2 and 3, 4
+    >>> after_flatten(2, 1, 2)(weight).ravel()
+    array([1, 3, 2, 4])
+    """
+    size = math.prod((channels, *window))
+
+    def layout(weight: Any) -> np.ndarray:
+        weight = _ranked(weight, (2,), f"[out, {size}]")
+        if weight.shape[1] != size:
+            raise ValueError(f"expected [out, {size}] for a map of {channels} × {window}, got {list(weight.shape)}")
+        weight = weight.reshape(-1, channels, *window)
+        return np.moveaxis(weight, (1, 0), (-2, -1)).reshape(size, -1)
+
+    return layout
+
+
+def into_heads(heads: int) -> Layout:
+    """A projection into attention heads, its weight or its bias, to ``DenseGeneral``.
+
+    Args:
+      heads: their number.
+
+    Returns:
+      A function of ``[heads · features, in]``, which returns ``[in, heads, features]``, or of ``[heads · features]``,
+      which returns ``[heads, features]``.
+
+    >>> into_heads(4)(np.zeros((32, 16))).shape, into_heads(4)(np.zeros(32)).shape
+    ((16, 4, 8), (4, 8))
+    """
+
+    def layout(weight: Any) -> np.ndarray:
+        weight = _divisible(_ranked(weight, (1, 2), "[heads · features, in] or [heads · features]"), 0, heads)
+        split = weight.reshape(heads, -1, *weight.shape[1:])
+        return np.moveaxis(split, -1, 0) if weight.ndim == 2 else split
+
+    return layout
+
+
+def out_of_heads(heads: int) -> Layout:
+    """The projection of what attention heads return, to ``DenseGeneral`` over two axes.
+
+    Args:
+      heads: their number.
+
+    Returns:
+      A function of ``[out, heads · features]``, which returns ``[heads, features, out]``.
+
+    >>> out_of_heads(4)(np.zeros((16, 32))).shape
+    (4, 8, 16)
+    """
+
+    def layout(weight: Any) -> np.ndarray:
+        weight = _divisible(_ranked(weight, (2,), "[out, heads · features]"), 1, heads)
+        return weight.T.reshape(heads, -1, weight.shape[0])
+
+    return layout
+
+
+def usual(name: str, weight: Any) -> Any:
+    """The layout of an array by the name that it has in a Flax model.
+
+    A ``kernel`` of two axes is of a linear layer, and one of more of a convolution, transposed where its module is
+    called so (``ConvTranspose_0``). Everything else is as it is.
+
+    Args:
+      name: in the model, such as ``params/Dense_0/kernel``.
+      weight: PyTorch's.
+
+    Returns:
+      Flax's.
+
+    >>> usual("params/Dense_0/kernel", np.zeros((10, 64))).shape
+    (64, 10)
+    """
+    *_, module, leaf = ("", *name.split("/"))
+    if leaf != "kernel" or weight.ndim < 2:
+        return weight
+    if weight.ndim == 2:
+        return linear(weight)
+    return conv_transpose(weight) if module.startswith("ConvTranspose") else conv(weight)
+
+
+def _ranked(weight: Any, ranks: tuple[int, ...], expected: str) -> np.ndarray:
+    if weight.ndim not in ranks:
+        raise ValueError(f"expected {expected}, got {checks.shape(weight)}")
+    return np.asarray(weight)
+
+
+def _divisible(weight: np.ndarray, axis: int, heads: int) -> np.ndarray:
+    if weight.shape[axis] % heads:
+        raise ValueError(f"expected axis {axis} to divide into {heads} heads, got {checks.shape(weight)}")
+    return weight

@@ -1,0 +1,219 @@
+"""A program serves what the model returns: any batch size, the normalisation in it, with JAX and nothing else."""
+
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxkd
+from jaxkd import adapters, models, weights
+from jaxkd.weights import program as program_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "export.md"
+BLOCK = re.compile(r"^(?P<serve><!-- serve\.py -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = [(m.start("code"), m["code"], bool(m["serve"])) for m in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
+
+# Nothing but JAX, NumPy and what they bring: an import of anything else fails.
+ALONE = """
+import runpy, sys
+for name in ("jaxkd", "flax", "optax", "orbax", "safetensors"):
+    sys.modules[name] = None
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(4, (3, 3))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(3)(x.reshape(x.shape[0], -1))
+
+
+MODEL = adapters.linen(Net(), taps={"conv": "Conv_0"})
+IMAGE = {"image": jax.ShapeDtypeStruct((1, 5, 5, 2), jnp.float32)}
+
+
+def _variables():
+    rng = np.random.default_rng(0)
+    like = jax.eval_shape(MODEL.init, jax.random.key(0), IMAGE)
+    return jax.tree.map(lambda x: jnp.asarray(rng.uniform(0.1, 1, x.shape), x.dtype), like)
+
+
+def _images(size, dtype=np.float32):
+    return np.random.default_rng(size).integers(0, 256, (size, 5, 5, 2), np.uint8).astype(dtype)
+
+
+def _load(path):
+    return export.deserialize(bytearray(path.read_bytes()))
+
+
+def _scaled(batch):
+    return {**batch, "image": batch["image"].astype(jnp.float32) / 255}
+
+
+def test_the_script_of_the_page_serves_without_jaxkd(tmp_path):
+    (script,) = (code for _, code, serve in BLOCKS if serve)
+    assert len(script.splitlines()) <= 10
+    (tmp_path / "serve.py").write_text(script)
+    weights.save_program(tmp_path / "student.jax", MODEL, variables := _variables(), IMAGE)
+    sizes = (1, 3, 17)
+    for size in sizes:
+        np.save(tmp_path / f"{size}.npy", _images(size))
+    command = [sys.executable, "-W", "error", "-c", ALONE, "serve.py", "student.jax", *(f"{n}.npy" for n in sizes)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    live = jax.jit(lambda v, b: MODEL.apply(v, b, key=None, train=False)[0]["logits"])
+    for size in sizes:
+        found = np.load(tmp_path / f"{size}.npy.logits.npy")
+        np.testing.assert_allclose(found, live(variables, {"image": _images(size)}), rtol=1e-6)
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    """In order, in one namespace; the PyTorch weights that it reads are random ones."""
+    rng = np.random.default_rng(0)
+    filters, torch = (16, 16, 32, 64), {"fc.weight": (10, 64), "fc.bias": (10,)}
+    torch |= {"conv1.weight": (16, 3, 3, 3)} | _norm("bn1", 16)
+    for stage, (before, after) in enumerate(itertools.pairwise(filters), start=1):
+        name = f"layer{stage}.0"
+        torch |= {f"{name}.conv1.weight": (after, before, 3, 3), f"{name}.conv2.weight": (after, after, 3, 3)}
+        torch |= _norm(f"{name}.bn1", after) | _norm(f"{name}.bn2", after)
+        if before != after:
+            torch |= {f"{name}.downsample.0.weight": (after, before, 1, 1)} | _norm(f"{name}.downsample.1", after)
+    from safetensors.numpy import save_file
+
+    monkeypatch.chdir(tmp_path)
+    save_file({name: rng.random(shape) for name, shape in torch.items()}, "torch_resnet8.safetensors")
+    text, namespace = PAGE.read_text(encoding="utf-8"), {"__name__": "page"}
+    for start, code, serve in BLOCKS:
+        if not serve:
+            exec(compile("\n" * text[:start].count("\n") + code, str(PAGE), "exec"), namespace)
+    served = _load(pathlib.Path("student.jax")).call({"image": np.full((2, 6, 6, 1), 255, np.uint8)})["logits"]
+    state, image = namespace["state"], jnp.full((2, 6, 6, 1), (255 - 127.5) / 64.0)
+    live = models.MLP(features=(16,), num_classes=10).apply({"params": state.student.params}, image)
+    np.testing.assert_allclose(served, live, rtol=1e-5)
+
+
+def _norm(name, size):
+    parts = {f"{name}.{part}": (size,) for part in ("weight", "bias", "running_mean", "running_var")}
+    return parts | {f"{name}.num_batches_tracked": ()}
+
+
+def test_it_runs_on_every_platform_asked_for(tmp_path):
+    weights.save_program(tmp_path / "all", MODEL, _variables(), IMAGE)
+    assert _load(tmp_path / "all").platforms == ("cpu", "cuda", "tpu")
+    weights.save_program(tmp_path / "one", MODEL, _variables(), IMAGE, platforms=["tpu"])
+    assert _load(tmp_path / "one").platforms == ("tpu",)
+    for platforms in ([], "cpu", ["gpu"]):
+        with pytest.raises(ValueError, match=r"platforms: expected some of \['cpu', 'cuda', 'rocm', 'tpu'\]"):
+            weights.save_program(tmp_path / "no", MODEL, _variables(), IMAGE, platforms=platforms)
+
+
+def test_raw_images_and_features(tmp_path):
+    raw = {"image": np.zeros((4, 5, 5, 2), np.uint8)}
+    variables = _variables()
+    weights.save_program(tmp_path / "p", MODEL, variables, raw, preprocess=_scaled, outputs=None)
+    program = _load(tmp_path / "p")
+    image = _images(3, np.uint8)
+    found = program.call({"image": image})
+    wanted, _ = MODEL.apply(variables, _scaled({"image": image}), key=None, train=False)
+    assert found.keys() == {"logits", "conv"}
+    for name in wanted:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
+    assert [str(x.shape) for x in program.out_avals] == ["(batch, 5, 5, 4)", "(batch, 3)"]
+    weights.save_program(tmp_path / "q", MODEL, variables, raw, preprocess=_scaled, outputs=["conv"])
+    assert _load(tmp_path / "q").call({"image": image}).keys() == {"conv"}
+    with pytest.raises(ValueError, match=r"output 'cnv': there is no such name \(did you mean 'conv'\?\)"):
+        weights.save_program(tmp_path / "r", MODEL, variables, raw, preprocess=_scaled, outputs=["cnv"])
+
+
+def test_the_weights_are_inside_in_their_dtype(tmp_path):
+    model = adapters.linen(nn.Dense(500))
+    batch = {"image": jax.ShapeDtypeStruct((1, 400), jnp.float32)}
+    variables = model.init(jax.random.key(0), {"image": jnp.zeros((1, 400))})
+    weights.save_program(tmp_path / "f32", model, variables, batch)
+    weights.save_program(tmp_path / "bf16", model, small := weights.cast(variables, jnp.bfloat16), batch)
+    sizes = [(tmp_path / name).stat().st_size for name in ("f32", "bf16")]
+    assert 800_000 < sizes[0] < 830_000 and 400_000 < sizes[1] < 430_000
+    image = np.random.default_rng(0).normal(size=(2, 400)).astype(np.float32)
+    found = _load(tmp_path / "bf16").call({"image": image})["logits"]
+    wanted = jax.jit(lambda b: model.apply(small, b, key=None, train=False)[0]["logits"])({"image": image})
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_of_a_train_state_the_student_is_served(tmp_path):
+    variables = _variables()
+    state = jaxkd.TrainState(variables, {"w": jnp.ones(2)}, jaxkd.LossVars({"w": jnp.ones(3)}), {}, 0, None)
+    weights.save_program(tmp_path / "a", MODEL, state, IMAGE)
+    weights.save_program(tmp_path / "b", MODEL, variables, IMAGE)
+    image = _images(2)
+    found, wanted = (_load(tmp_path / name).call({"image": image})["logits"] for name in "ab")
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_sharded_weights_are_bound_to_no_device(tmp_path):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    model = adapters.plain(lambda key, x: jnp.ones((4, 2)), lambda w, x: x @ w)
+    weight = jax.device_put(jnp.arange(8.0).reshape(4, 2), jax.NamedSharding(mesh, jax.P("x")))
+    image = {"image": jnp.ones((1, 4))}
+    weights.save_program(tmp_path / "p", model, jaxkd.Variables(weight), image)
+    program = _load(tmp_path / "p")
+    assert program.nr_devices == 1
+    np.testing.assert_array_equal(program.call({"image": np.ones((1, 4), np.float32)})["logits"], [[12.0, 16.0]])
+
+
+def test_axes_that_vary(tmp_path):
+    model = adapters.plain(lambda key, *x: None, lambda w, x, y: (x * y[:, None]).sum(1) * w, inputs=("x", "y"))
+    variables = jaxkd.Variables(jnp.float32(2))
+    batch = {"x": jnp.ones((3, 4)), "y": jnp.ones(3)}
+    weights.save_program(tmp_path / "p", model, variables, batch)
+    ones = {"x": np.ones((7, 4), np.float32), "y": np.ones(7, np.float32)}
+    np.testing.assert_array_equal(_load(tmp_path / "p").call(ones)["logits"], np.full(7, 8))
+    size, length = export.symbolic_shape("size, length")
+    batch = {"x": jax.ShapeDtypeStruct((size, length), jnp.float32), "y": jax.ShapeDtypeStruct((size,), jnp.float32)}
+    weights.save_program(tmp_path / "q", model, variables, batch)
+    ones["x"] = np.ones((7, 9), np.float32)
+    np.testing.assert_array_equal(_load(tmp_path / "q").call(ones)["logits"], np.full(7, 18))
+    with pytest.raises(ValueError, match="one leading dimension"):
+        weights.save_program(tmp_path / "r", model, variables, {"x": jnp.ones((3, 4)), "y": jnp.ones(2)})
+
+
+def test_a_model_that_needs_the_size_of_the_batch(tmp_path):
+    for apply in (lambda w, x: x.reshape(3, -1), lambda w, x: x @ w if x.shape[0] > 2 else x @ w * 2):
+        model = adapters.plain(lambda key, x: None, apply)
+        with pytest.raises(ValueError, match="the model asks for the size of the batch"):
+            weights.save_program(tmp_path / "p", model, jaxkd.Variables(jnp.ones((4, 2))), {"image": jnp.ones((4, 4))})
+
+
+def test_weights_that_are_too_large(tmp_path, monkeypatch):
+    assert 2**31 > program_lib._LIMIT > 0.99 * 2**31
+    monkeypatch.setattr(program_lib, "_LIMIT", 100)
+    with pytest.raises(ValueError, match="a program holds less than 2 GiB"):
+        weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
+
+
+def test_nothing_is_overwritten_unless_asked(tmp_path):
+    weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
+    weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE, overwrite=True)
+
+
+def test_a_program_of_the_oldest_jax_is_still_served():
+    """program_jax_0_10_2.bin is what test_raw_images_and_features saves as "p". JAX promises half a year of this.
+
+    When a new JAX reads it no more, that is what the promise says: make the file anew with the oldest supported one.
+    """
+    found = _load(pathlib.Path(__file__).with_name("program_jax_0_10_2.bin"))
+    image = _images(3, np.uint8)
+    wanted, _ = MODEL.apply(_variables(), _scaled({"image": image}), key=None, train=False)
+    np.testing.assert_allclose(found.call({"image": image})["logits"], wanted["logits"], rtol=1e-5)
