@@ -102,11 +102,18 @@ class LossOut(NamedTuple):
 
     On a mapped axis, ``value`` is this device's share, and the mean of the shares over the axis is the loss of
     the global batch; each metric is this device's ``(sum, count)``.
+
+    Attributes:
+      value: what is minimised.
+      state: what is remembered.
+      metrics: by name; the objective's own value is named ``""``.
+      terms: the weighted values whose sum ``value`` is, by name; empty where it is a single one.
     """
 
     value: Array
     state: PyTree
     metrics: Metrics
+    terms: Mapping[str, Array] = {}
 
 
 class Objective(NamedTuple):
@@ -128,7 +135,8 @@ class TrainState(NamedTuple):
       student: the student's `Variables`.
       teacher: the teacher's state (for `teachers.frozen`, its `Variables`).
       loss: the objective's `LossVars`.
-      opt_state: ``{"student": ..., "objective": ...}``, one optimizer state for each label.
+      opt_state: ``{"student": ..., "objective": ...}``, one optimizer state for each label; what wraps a distiller
+        keeps its own beside them.
       step: the number of updates made, int32.
       key: the run's base PRNG key; each step folds its number into it, so it never changes.
     """

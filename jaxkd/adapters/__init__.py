@@ -5,6 +5,9 @@
 `nnx`                             a Flax nnx module or its constructor, with taps
 `plain`                           a pair ``(init, apply)`` of functions
 `variables`                       weights as linen's dict, an nnx module or `Variables`, as `Variables`
+`accumulate`                      a model that takes its batch in micro-batches: a large batch's gradients, in parts
+`precision`                       a model that computes in bfloat16, with parameters and gradients in float32
+`remat`                           a model whose activations are computed again instead of kept
 `with_input_gradient`             a model with the gradient of a logit by its input as one more output
 `with_projected_input_gradient`   the same of a random direction in the space of the logits
 ================================  ==========================================================================
@@ -16,18 +19,24 @@ from typing import Any
 from flax import nnx as _nnx
 
 from jaxkd.adapters import flax_linen, flax_nnx
+from jaxkd.adapters.accumulate import accumulate
 from jaxkd.adapters.flax_linen import linen
 from jaxkd.adapters.flax_nnx import nnx_module as nnx
 from jaxkd.adapters.functions import plain
 from jaxkd.adapters.input_gradients import with_input_gradient, with_projected_input_gradient
+from jaxkd.adapters.precision import precision
+from jaxkd.adapters.remat import remat
 from jaxkd.normalization import mapped_axis
 from jaxkd.types import Variables
 
 __all__ = [
+    "accumulate",
     "linen",
     "mapped_axis",
     "nnx",
     "plain",
+    "precision",
+    "remat",
     "variables",
     "with_input_gradient",
     "with_projected_input_gradient",

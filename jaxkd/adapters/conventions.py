@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxkd import checks
+import jax
+import jax.numpy as jnp
+
+from jaxkd import checks, normalization
 from jaxkd.types import Array, Batch, Outputs
 
 Inputs = str | Sequence[str] | Callable[[Batch], Any]
 """Which entries of the batch a model is called with: a name, several names, or a function of the batch."""
+
+computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
+"""The dtype that `jaxkd.adapters.precision` has a model compute in, for layers that would leave it."""
+
+POSITION = "_position"
+"""The batch entry that says where in the whole batch an example stands, in a batch that is a part of another."""
 
 _TRAIN = ("train", "training", "is_training")
 _INFER = ("deterministic", "use_running_average")
@@ -66,3 +76,14 @@ def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
     if twice := sorted(outputs.keys() & taps.keys()):
         raise ValueError(f"taps: {', '.join(map(repr, twice))} is an output of the model already; rename the tap.")
     return {**outputs, **taps}
+
+
+def share_of(batch: Batch, values: tuple[Any, ...]) -> normalization.Share:
+    """What a model's BatchNorms normalise by: the batch's mask, the mapped axis and the replicas.
+
+    >>> share_of({"image": jax.numpy.ones((4, 2))}, (jax.numpy.ones((4, 2)),)).size
+    4
+    """
+    mask = checks.example_mask(batch)
+    sizes = [mask.shape[0]] if mask is not None else [x.shape[0] for x in jax.tree.leaves(values) if jnp.ndim(x)]
+    return normalization.share_of(mask, normalization.mapped_axis(), sizes[0] if sizes else None)

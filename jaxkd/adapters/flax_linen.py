@@ -10,8 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxkd import checks, normalization
-from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
+from jaxkd import normalization
+from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs, share_of
 from jaxkd.adapters.taps import collect, normalize
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -30,7 +30,8 @@ def linen(
     Training mode reaches the module by whichever of ``train``, ``training``, ``is_training``, ``deterministic`` and
     ``use_running_average`` its ``__call__`` takes. In training, all collections but ``params`` may change and come
     back as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's. In inference nothing changes. BatchNorm statistics are those of the examples that count, over all devices.
+    step's. In inference nothing changes. BatchNorm normalises each of the
+    `jaxkd.normalization.replicas` by the examples of it that count.
 
     Args:
       module: the module, not bound.
@@ -70,11 +71,11 @@ def linen(
         collections = {"params": variables.params, **variables.state}
         mutable = (list(variables.state) if train else []) + ([_RECORD] if record else [])
         keys = {} if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
-        share = normalization.share_of(checks.example_mask(batch)) if train else None
-        with nn.intercept_methods(_whole_batch(share)) if share else contextlib.nullcontext():
+        values = arguments(inputs, batch)
+        with nn.intercept_methods(_by_replicas(share_of(batch, values))) if train else contextlib.nullcontext():
             result, changed = module.apply(
                 collections,
-                *arguments(inputs, batch),
+                *values,
                 rngs=keys,
                 mutable=mutable,
                 capture_intermediates=record,
@@ -108,8 +109,8 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
     )
 
 
-def _whole_batch(share: normalization.Share) -> Any:
-    """Intercepts BatchNorm in training: hands it the statistics of all that counts, then updates its averages."""
+def _by_replicas(share: normalization.Share) -> Any:
+    """Intercepts BatchNorm in training: it normalises by the statistics of its replica, then its averages move."""
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -121,20 +122,24 @@ def _whole_batch(share: normalization.Share) -> Any:
             return next_fun(*args, **kwargs)
         if module.axis_index_groups is not None:  # statistics of chosen groups of devices are the model's own affair
             return next_fun(*args, **kwargs)
+        own = normalization.of_layer(share, module.axis_name)
+        if own.whole and module.axis_name is None:
+            return next_fun(*args, **kwargs)
         mean, var, count = normalization.statistics(
-            x, module.axis, share, fast=module.use_fast_variance, mask=call.get("mask")
+            x, module.axis, own, fast=module.use_fast_variance, mask=call.get("mask")
         )
-        old: dict[str, Array] = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
-        module.put_variable("batch_stats", "mean", mean)
-        module.put_variable("batch_stats", "var", var)
-        configured = module.use_running_average
-        object.__setattr__(module, "use_running_average", True)  # bound modules are frozen, and this one is a copy
-        try:
-            result = next_fun(x)
-        finally:
-            object.__setattr__(module, "use_running_average", configured)
+        collections = dict(module.variables)
+        # A module bound to this pass cannot run under vmap, where the replicas are; one of its own can.
+        alone = module.clone(parent=None, use_running_average=True)
+
+        def normalise(x: Array, mean: Array, var: Array) -> Array:
+            result: Any = alone.apply({**collections, "batch_stats": {"mean": mean, "var": var}}, x)
+            return result
+
+        result = normalization.by_replica(normalise, x, mean, var)
         for name, new in (("mean", mean), ("var", var)):
-            module.put_variable("batch_stats", name, normalization.running(old[name], new, module.momentum, count))
+            old = collections["batch_stats"][name]
+            module.put_variable("batch_stats", name, normalization.running(old, new, module.momentum, count))
         return result
 
     return interceptor

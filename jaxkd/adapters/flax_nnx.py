@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxkd import checks, normalization
-from jaxkd.adapters.conventions import Inputs, arguments, mode_flags, name_outputs
+from jaxkd import normalization
+from jaxkd.adapters.conventions import Inputs, arguments, computing_in, mode_flags, name_outputs, share_of
 from jaxkd.adapters.taps import collect
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -26,7 +26,7 @@ def nnx_module(
     Training mode reaches the module through its own ``train()`` and ``eval()``, and by a flag of its ``__call__``
     where that has one. The module given is never changed: each call works on a copy. The random streams that it
     carries (dropout) are set from the step's key in training, so that a step is a function of its key. BatchNorm
-    statistics are those of the examples that count, over all devices.
+    normalises each of the `jaxkd.normalization.replicas` by the examples of it that count.
 
     Args:
       module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init``
@@ -75,10 +75,8 @@ def nnx_module(
 
     def run(variables: Variables, batch: Batch, key: Array | None, train: bool, tapped: bool) -> tuple[Any, Any, Any]:
         copy = rebuild(variables, key, train)
-        share = normalization.share_of(checks.example_mask(batch)) if train else None
-        if share is not None:
-            _take_over_batch_norm(copy, share)
         values, flags = arguments(inputs, batch), mode_flags(type(copy).__call__, train)
+        _take_over(copy, share_of(batch, values) if train else None)
         if tapped:
             call = nnx.capture(copy, nnx.Intermediate, method_outputs=nnx.Intermediate)
             result, intermediates = call(*values, **flags)
@@ -125,21 +123,39 @@ def _streams(like: Any, key: Array) -> Any:
     return jax.tree.map(fresh, nnx.to_pure_dict(like))
 
 
-def _take_over_batch_norm(module: nnx.Module, share: normalization.Share) -> None:
-    """Makes a copy's BatchNorms normalise by the statistics of all that counts (the copy is this call's own)."""
+def _take_over(module: nnx.Module, share: normalization.Share | None) -> None:
+    """Makes a copy's BatchNorms normalise by the statistics of their replica (the copy is this call's own)."""
+    compute = computing_in.get()
 
-    def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
-        use = self.use_running_average if use_running_average is None else use_running_average
-        if use or self.axis_index_groups is not None:  # chosen groups of devices are the model's own affair
-            return nnx.BatchNorm.__call__(self, x, use_running_average=use, mask=mask)
-        mean, var, count = normalization.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
-        old_mean, old_var = self.mean[...], self.var[...]
-        self.mean[...], self.var[...] = mean, var
-        result = nnx.BatchNorm.__call__(self, x, use_running_average=True)
-        self.mean[...] = normalization.running(old_mean, mean, self.momentum, count)
-        self.var[...] = normalization.running(old_var, var, self.momentum, count)
-        return result
+    def taken_over(kind: Any) -> Any:
+        def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
+            use = self.use_running_average if use_running_average is None else use_running_average
+            own = None if share is None or use else normalization.of_layer(share, self.axis_name)
+            # Statistics of chosen groups of devices are the model's own affair.
+            if own is None or self.axis_index_groups is not None or (own.whole and self.axis_name is None):
+                result = kind.__call__(self, x, use_running_average=use, mask=mask)
+            else:
+                result = by_replicas(self, x, mask, own)
+            # Running statistics in float32 would, unlike those of linen, promote all that comes after them.
+            narrow = compute is not None and self.dtype is None and x.dtype == compute
+            return result.astype(compute) if narrow else result
+
+        def by_replicas(self: Any, x: Array, mask: Any, share: normalization.Share) -> Array:
+            mean, var, count = normalization.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
+
+            def normalise(x: Array, mean: Array, var: Array) -> Array:
+                alone = nnx.clone(self)  # made here, within vmap, so that it may be changed here
+                alone.mean[...], alone.var[...] = mean, var
+                result: Array = kind.__call__(alone, x, use_running_average=True)
+                return result
+
+            result = normalization.by_replica(normalise, x, mean, var)
+            self.mean[...] = normalization.running(self.mean[...], mean, self.momentum, count)
+            self.var[...] = normalization.running(self.var[...], var, self.momentum, count)
+            return result
+
+        return type(kind.__name__, (kind,), {"__call__": call})
 
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.BatchNorm):
-            node.__class__ = type(type(node).__name__, (type(node),), {"__call__": call})
+            node.__class__ = taken_over(type(node))

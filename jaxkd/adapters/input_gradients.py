@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
+from jaxkd.adapters.conventions import POSITION
 from jaxkd.normalization import mapped_axis, positions
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -109,7 +110,9 @@ def with_projected_input_gradient(
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
-        places = positions(checks.example_mask(batch), logits.shape[0], mapped_axis())
+        places = batch.get(POSITION)
+        if places is None:
+            places = positions(checks.example_mask(batch), logits.shape[0], mapped_axis())
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
         # In one dtype, so that networks of different ones have the same.
         directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)

@@ -9,6 +9,7 @@ A transform is a function from batch to batch; bind its arguments with `functool
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -165,13 +166,19 @@ def compose(*transforms: Transform) -> Transform:
     >>> augment(batch)["image"].dtype.name
     'float32'
     """
+    return _Composed(transforms)
 
-    def composed(batch: Batch) -> dict[str, Any]:
-        for transform in transforms:
+
+@dataclasses.dataclass(frozen=True)
+class _Composed:
+    """Several transforms as one, which can say what it is made of."""
+
+    transforms: tuple[Transform, ...]
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        for transform in self.transforms:
             batch = transform(batch)
         return dict(batch)
-
-    return composed
 
 
 def _images(batch: Batch) -> jax.Array:

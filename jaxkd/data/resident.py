@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxkd.data import fingerprint
 from jaxkd.data.order import permutation
 from jaxkd.data.protocol import Batch, State, count_steps, step_of
 
@@ -98,6 +100,24 @@ class Resident:
         if self.padded:
             batch["mask"] = position < self.num_examples
         return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this input from another, for a run that must go on with the same one: settings and content.
+
+        Returns:
+          A dict for JSON. What a `Stream` of the same set gives as well is equal to its.
+
+        >>> from jaxkd.data.dataset import load
+        >>> Resident(load("digits", "test"), batch_size=50).fingerprint()["examples"]
+        400
+        """
+        found: dict[str, Any] = {
+            "examples": self.num_examples, "seed": self.seed, "shuffle": self.shuffle, "padded": self.padded
+        }  # fmt: skip
+        if all(value.is_fully_addressable or value.is_fully_replicated for value in self.arrays.values()):
+            arrays = {key: np.asarray(value) for key, value in self.arrays.items()}
+            found |= {"first_and_last": fingerprint.of_rows(arrays), "content": fingerprint.digest(arrays)}
+        return found
 
     def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
         """Batches one by one, for a loop on the host.

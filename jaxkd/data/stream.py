@@ -8,13 +8,15 @@ does not count, and it resumes exactly with another number of workers, of hosts,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxkd.data import fingerprint
 from jaxkd.data.dataset import Dataset
 from jaxkd.data.optional import require
 from jaxkd.data.order import permutation
@@ -107,6 +109,29 @@ class Stream:
             shard=(index, count),
             transform=transform,
         )
+        self._ahead: Callable[[int], dict[str, np.ndarray]] = self._read
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this input from another, for a run that must go on with the same one.
+
+        The set is not read for it, but for its first and its last example, as they come out of the transform.
+
+        Returns:
+          A dict for JSON. What a `Resident` of the same set gives as well is equal to its.
+
+        >>> from jaxkd.data.dataset import load
+        >>> Stream(load("digits", "test"), batch_size=50).fingerprint()["examples"]
+        400
+        """
+        read = self._read
+        found: dict[str, Any] = {
+            "examples": self.num_examples, "seed": read.seed, "shuffle": read.shuffle, "padded": self.padded
+        }  # fmt: skip
+        found |= {name: str(value) for name in ("name", "split") if (value := getattr(read.source, name, None))}
+        ends = [read.ends(), read.ends()]
+        if ends[0] == ends[1]:  # or the transform draws at random, and says nothing
+            found["first_and_last"] = ends[0]
+        return found
 
     def batches(self, state: Mapping[str, Any] | None = None) -> StreamIterator:
         """Batches from the start, or from a state.
@@ -123,12 +148,33 @@ class Stream:
         """The same as ``batches()``."""
         return self.batches()
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Some examples of the source as NumPy arrays, read and transformed as for a batch, in the order asked for.
+
+        Args:
+          rows: their positions in the source.
+        """
+        return self._read.take(np.asarray(rows))
+
+    def map(self, function: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Stream:
+        """The same stream with a function of each batch, which runs on the host where batches are read ahead.
+
+        Args:
+          function: of this host's part of a batch, a dict of NumPy arrays; with workers it must be picklable.
+
+        Returns:
+          Another stream; this one stays as it is.
+        """
+        other = copy.copy(self)
+        other._ahead = _Then(self._ahead, function)
+        return other
+
     def _pipeline(self, step: int) -> Any:
         """Grain's iterator over the batches from a step on."""
         grain = self._grain
         end = 2**31 - 1 if self.epochs is None else self.epochs * self.steps_per_epoch
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
-        batches = grain.MapDataset.range(min(step, end), end).map(self._read).to_iter_dataset(options)
+        batches = grain.MapDataset.range(min(step, end), end).map(self._ahead).to_iter_dataset(options)
         if self.workers:
             # Grain reads absl flags when it starts a process, and absl refuses in a program that never parsed any.
             flags = require("absl.flags", purpose=_PURPOSE).FLAGS
@@ -227,11 +273,22 @@ class _ReadBatch:
         rows = position % self.num_examples
         if self.shuffle:
             rows = permutation(rows, size=self.num_examples, seed=self.seed, epoch=epoch, xp=np)
-        batch = self._stack([self._example(example) for example in self._fetch(rows.tolist())])
-        batch.setdefault("index", rows.astype(np.int32))
+        batch = self.take(rows)
         batch["epoch"] = np.full(local, epoch, np.int32)
         if self.padded:
             batch["mask"] = position < self.num_examples
+        return batch
+
+    def ends(self) -> str:
+        """A digest of the first and the last example."""
+        rows = [0, self.num_examples - 1]
+        batch = self._stack([self._example(example) for example in self._fetch(rows)])
+        batch.setdefault("index", np.array(rows, np.int32))
+        return fingerprint.of_rows(batch)
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        batch = self._stack([self._example(example) for example in self._fetch(rows.tolist())])
+        batch.setdefault("index", rows.astype(np.int32))
         return batch
 
     def _fetch(self, rows: list[int]) -> list[dict[str, Any]]:
@@ -255,6 +312,17 @@ class _ReadBatch:
                 )
             batch[key] = _narrow(key, np.stack(values))
         return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Then:
+    """A function after another; workers can have it."""
+
+    first: Callable[[int], dict[str, np.ndarray]]
+    function: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        return self.function(self.first(step))
 
 
 def _narrow(key: str, value: np.ndarray) -> np.ndarray:

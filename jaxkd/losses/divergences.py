@@ -6,7 +6,6 @@ clips a probability. This file needs only jax and can be lifted out of the packa
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,7 +21,7 @@ def skew_kl(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "*batch classes"],
     *,
-    alpha: float = 0.1,
+    alpha: float | Float[Array, ""] = 0.1,
     temperature: float | Float[Array, "*#batch"] = 1.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
@@ -58,7 +57,7 @@ def skew_reverse_kl(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "*batch classes"],
     *,
-    alpha: float = 0.1,
+    alpha: float | Float[Array, ""] = 0.1,
     temperature: float | Float[Array, "*#batch"] = 1.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
@@ -171,15 +170,16 @@ def _log_probs(student: Array, teacher: Array, temperature: float | Array, where
     return jax.nn.log_softmax(over(student)), jax.nn.log_softmax(over(teacher)), scale, where
 
 
-def _log_mixture(log_p: Array, log_q: Array, alpha: float) -> Array:
+def _log_mixture(log_p: Array, log_q: Array, alpha: float | Array) -> Array:
     """``log(α p + (1−α) q)``."""
-    if not 0 <= alpha <= 1:
+    traced = isinstance(alpha, jax.core.Tracer)
+    if not traced and not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a number from 0 to 1, got {alpha}.")
-    if alpha in (0, 1):
+    if not traced and alpha in (0, 1):
         return log_p if alpha else log_q
     # A class that both exclude has no mixture, and logaddexp no slope there.
     possible = (log_p > -jnp.inf) | (log_q > -jnp.inf)
-    parts = (jnp.where(possible, x, 0) for x in (log_p + math.log(alpha), log_q + math.log1p(-alpha)))
+    parts = (jnp.where(possible, x, 0) for x in (log_p + jnp.log(alpha), log_q + jnp.log1p(-alpha)))
     return jnp.where(possible, jnp.logaddexp(*parts), -jnp.inf)
 
 

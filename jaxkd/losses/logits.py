@@ -110,7 +110,7 @@ def generalized_jsd(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "*batch classes"],
     *,
-    beta: float = 0.5,
+    beta: float | Float[Array, ""] = 0.5,
     temperature: float | Float[Array, "*#batch"] = 1.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
@@ -136,17 +136,25 @@ def generalized_jsd(
     >>> generalized_jsd(jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]]))  # log 2, where KL(p_t ‖ p_s) is 40
     Array([0.6931], dtype=float32)
     """
-    if not 0 <= beta <= 1:
+    traced = isinstance(beta, jax.core.Tracer)
+    if not traced and not 0 <= beta <= 1:
         raise ValueError(f"beta: expected a number from 0 to 1, got {beta}.")
     student, teacher, _, where = _softened(student, teacher, temperature, where)
     log_student, log_teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
-    if beta in (0, 1):
+    if not traced and beta in (0, 1):
         return _drop(_kl(log_student, log_teacher) if beta else _kl(log_teacher, log_student), where)
+    share = beta
+    if traced:  # the limits are chosen below; what is outside of them is heard as NaN
+        share = jnp.where((beta == 0) | (beta == 1), 0.5, jnp.where((beta > 0) & (beta < 1), beta, jnp.nan))
     # A class that both exclude has no mixture, and logaddexp no slope there.
     possible = (log_teacher > -jnp.inf) | (log_student > -jnp.inf)
-    parts = (jnp.where(possible, x, 0) for x in (log_teacher + jnp.log(beta), log_student + jnp.log1p(-beta)))
+    parts = (jnp.where(possible, x, 0) for x in (log_teacher + jnp.log(share), log_student + jnp.log1p(-share)))
     log_mixture = jnp.where(possible, jnp.logaddexp(*parts), -jnp.inf)
-    return _drop(beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture), where)
+    values = share * _kl(log_teacher, log_mixture) + (1 - share) * _kl(log_student, log_mixture)
+    if traced:
+        values = jnp.where(beta == 0, _kl(log_teacher, log_student), values)
+        values = jnp.where(beta == 1, _kl(log_student, log_teacher), values)
+    return _drop(values, where)
 
 
 def decoupled_kd(

@@ -60,7 +60,7 @@ def label_smoothing(
     logits: Float[Array, "*batch classes"],
     labels: Int[Array, "*batch"],
     *,
-    smoothing: float = 0.1,
+    smoothing: float | Float[Array, ""] = 0.1,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Label smoothing: cross-entropy with ``q = (1 − ε) onehot(y) + ε / K``.
@@ -87,7 +87,7 @@ def label_smoothing(
     >>> label_smoothing(jnp.array([[2.0, 0.0]]), jnp.array([0])).round(4)
     Array([0.2269], dtype=float32)
     """
-    if not 0 <= smoothing <= 1:
+    if not isinstance(smoothing, jax.core.Tracer) and not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing: expected a number from 0 to 1, got {smoothing}.")
     logits = _upcast("logits", logits)
     labels, known = _labels(labels, logits)
@@ -101,7 +101,7 @@ def virtual_teacher_kl(
     logits: Float[Array, "*batch classes"],
     labels: Int[Array, "*batch"],
     *,
-    correct: float = 0.99,
+    correct: float | Float[Array, ""] = 0.99,
     temperature: float | Float[Array, "*#batch"] = 20.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
@@ -133,14 +133,14 @@ def virtual_teacher_kl(
     >>> virtual_teacher_kl(jnp.concatenate([perfect, 0 * perfect]), jnp.array([1, 1])).round(2)
     Array([0.  , 3.27], dtype=float32)
     """
-    if not 0 < correct <= 1:
+    if not isinstance(correct, jax.core.Tracer) and not 0 < correct <= 1:
         raise ValueError(f"correct: expected a probability above 0 and at most 1, got {correct}.")
     logits = _upcast("logits", logits)
     labels, known = _labels(labels, logits)
     (logits,), where = _keep(where, logits.shape[:-1], logits)
     scale, classes = _temperature(temperature, logits), logits.shape[-1]
-    log_other = math.log1p(-correct) - math.log(classes - 1) if correct < 1 and classes > 1 else -math.inf
-    teacher = jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), math.log(correct), log_other)
+    log_other = jnp.log1p(-correct) - math.log(classes - 1) if classes > 1 else -math.inf
+    teacher = jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), jnp.log(correct), log_other)
     # A label that is no class has no teacher either; it must not leave NaN in the gradients of the others.
     teacher = jnp.where(known[..., None], teacher, 0).astype(logits.dtype)
     log_teacher, log_student = (jax.nn.log_softmax(x / scale[..., None]) for x in (teacher, logits))

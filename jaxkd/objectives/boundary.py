@@ -18,7 +18,7 @@ def activation_boundary(
 
     Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019,
     section 3. Both features are those *before* the ReLU. The connector r is a 1×1 convolution without a bias
-    and a BatchNorm; in training it normalises by the statistics of the batch (the examples that count, on all devices),
+    and a BatchNorm; in training it normalises by the statistics of the batch (the examples of its replica that count),
     in evaluation by running ones.
 
     In the paper this is a first stage, before the task is learned: train with it alone, and go on from that student

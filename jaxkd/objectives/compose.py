@@ -244,7 +244,7 @@ def combine(**objectives: Objective) -> Objective:
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         value: Any = 0.0
-        states, metrics = {}, {}
+        states, metrics, terms = {}, {}, {}
         for i, (name, objective) in enumerate(objectives.items()):
             sub = None if key is None else jax.random.fold_in(key, i)
             out = _named(name, objective.apply, params.get(name, {}), state.get(name, {}), context, sub)
@@ -252,7 +252,8 @@ def combine(**objectives: Objective) -> Objective:
             if name in state:
                 states[name] = out.state
             metrics.update({f"{name}/{k}" if k else name: v for k, v in out.metrics.items()})
-        return LossOut(value, states, metrics)
+            terms.update({f"{name}/{k}": v for k, v in out.terms.items()} or {name: out.value})
+        return LossOut(value, states, metrics, terms)
 
     return Objective(init, apply)
 

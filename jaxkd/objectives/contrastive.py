@@ -36,7 +36,7 @@ def crd(
     *,
     negatives: int = 16384,
     features: int = 128,
-    temperature: float = 0.07,
+    temperature: float | Array = 0.07,
     momentum: float = 0.5,
     weight: float | Array | Schedule = 1.0,
     index: str = "batch/index",
@@ -171,7 +171,7 @@ def crd_queue(
     *,
     size: int = 4096,
     features: int = 128,
-    temperature: float = 0.07,
+    temperature: float | Array = 0.07,
     weight: float | Array | Schedule = 1.0,
     labels: str | None = "batch/label",
 ) -> Objective:
@@ -270,7 +270,7 @@ def crd_in_batch(
     teacher: str,
     *,
     features: int = 128,
-    temperature: float = 0.07,
+    temperature: float | Array = 0.07,
     weight: float | Array | Schedule = 1.0,
     labels: str | None = "batch/label",
 ) -> Objective:
@@ -394,7 +394,7 @@ def _log_mean(logits: Array, where: Array, axis_name: str | None) -> Array:
     return jnp.log(total / jnp.maximum(count, 1)) + largest
 
 
-def _positive(name: str, **numbers: float) -> None:
+def _positive(name: str, **numbers: float | Array) -> None:
     for argument, number in numbers.items():
-        if not number > 0:  # NaN is not
+        if not isinstance(number, jax.core.Tracer) and not number > 0:  # NaN is not
             raise ValueError(f"{name}, {argument}: expected a positive number, got {number}.")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd import checks
 from jaxkd.losses.features.activations import _match_size
-from jaxkd.normalization import Share, running, statistics
+from jaxkd.normalization import by_replica, running, share_of, statistics
 from jaxkd.types import Array, Context, LossVars
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # of BatchNorm, as PyTorch's defaults have it (which calls this momentum 0.1)
@@ -82,7 +82,9 @@ def batch_norm(
     axis_name: str | None,
     train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-    """BatchNorm over the last axis, with the statistics of the examples that count on all devices.
+    """BatchNorm over the last axis, with the statistics of the examples that count.
+
+    Each of the `jaxkd.normalization.replicas` normalises by itself: by default each device's share of the batch.
 
     Args:
       params: ``scale`` and ``bias``, from `batch_norm_init`.
@@ -104,17 +106,22 @@ def batch_norm(
     (Array([-1.,  1.], dtype=float32), Array([0.2], dtype=float32))
     """
     (x,) = _promote(x)
-    mean, var = state["mean"], state["var"]
+    mean, var = state["mean"][None], state["var"][None]
     if train:
-        mean, var, count = statistics(x, -1, Share(mask, axis_name), fast=False)
+        share = share_of(mask, axis_name, None if mask is None else mask.shape[0])
+        mean, var, count = statistics(x, -1, share, fast=False)
         moved = (running(state[name], new, MOMENTUM, count) for name, new in (("mean", mean), ("var", var)))
         # A state keeps its type, and no gradient goes through it.
         state = {
             name: jax.lax.stop_gradient(new).astype(state[name].dtype)
             for name, new in zip(("mean", "var"), moved, strict=True)
         }
-    scale = jax.lax.rsqrt(var + EPSILON) * params["scale"]
-    return (x - _row(mean, x.ndim)) * _row(scale, x.ndim) + _row(params["bias"], x.ndim), state
+
+    def normalise(x: Array, mean: Array, var: Array) -> Array:
+        scale = jax.lax.rsqrt(var + EPSILON) * params["scale"]
+        return (x - _row(mean, x.ndim)) * _row(scale, x.ndim) + _row(params["bias"], x.ndim)
+
+    return by_replica(normalise, x, mean, var), state
 
 
 def connector_init(key: Array, features: int, outputs: int) -> LossVars:

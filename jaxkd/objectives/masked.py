@@ -71,8 +71,8 @@ def dual_masked_generation(
     student: str,
     teacher: str,
     *,
-    threshold: float = 1.0,
-    temperature: float = 0.5,
+    threshold: float | Array = 1.0,
+    temperature: float | Array = 0.5,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Dual masked generation: ``‖α·G¹(M^S·a(F_s)) + β·G²(M^C·a(F_s)) − F_t‖²``, what the teacher attends to hidden.
@@ -111,7 +111,7 @@ def dual_masked_generation(
     >>> sorted(objective.init(jax.random.key(0), context).params)
     ['balance', 'channel', 'spatial']
     """
-    if threshold <= 0 or temperature <= 0:
+    if any(not isinstance(x, jax.core.Tracer) and x <= 0 for x in (threshold, temperature)):
         raise ValueError(f"expected a positive threshold and temperature, got {threshold} and {temperature}.")
     loss = term(_squared_error, student, teacher, weight=weight)
     hidden = {"spatial": (1, 2), "channel": (3,)}

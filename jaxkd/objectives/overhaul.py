@@ -17,7 +17,7 @@ def overhaul(student: str, teacher: str, margin: Array, *, weight: float | Array
     Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, section 3. Both features are
     those *before* the ReLU: tap the last BatchNorm of a stage, or the addition of its last block. The connector r is a
     1×1 convolution without a bias and a BatchNorm; in training it normalises by the statistics of the batch (the
-    examples that count, on all devices), in evaluation by running ones. The teacher runs in inference mode here, as
+    examples of its replica that count), in evaluation by running ones. The teacher runs in inference mode here, as
     everywhere in this library; in popular code its BatchNorm is left in training mode.
 
     The sum over the feature is large: the authors' code divides by 1000, and the l-th of L stages by 2^(L−l) besides.

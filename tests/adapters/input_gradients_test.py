@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxkd
 from jaxkd import adapters, combine, losses, term
 from jaxkd.adapters import with_input_gradient, with_projected_input_gradient
+from jaxkd.normalization import replicas
 from tests import references, tiny
 from tests.adapters import models
 from tests.tiny import compile_quickly  # noqa: F401
@@ -202,12 +203,13 @@ def test_a_whole_step_is_the_same_everywhere(form):
     specs = {"in_specs": (PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)), "out_specs": PartitionSpec()}
     ways = {
         "masked": jax.jit(kd.step),
-        "pmap": jaxkd.parallel.pmap(kd, jax.devices()[:4]),
-        "shard": jaxkd.parallel.shard(kd, mesh),
+        "pmap": jaxkd.parallel.pmap(kd, jax.devices()[:4], replicas=1),
+        "shard": jaxkd.parallel.shard(kd, mesh, replicas=1),
         "shard_map": jax.jit(jax.shard_map(kd.step, mesh=mesh, **specs)),
     }
     for way, step in ways.items():
-        found, reported = step(copy(), batch)
+        with replicas(1):
+            found, reported = step(copy(), batch)
         tiny.assert_close(found, want, rtol=1e-4, atol=1e-5), way
         assert tiny.numbers(reported) == pytest.approx(tiny.numbers(metrics), rel=1e-4), way
 

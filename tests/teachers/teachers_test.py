@@ -72,3 +72,33 @@ def test_an_objective_that_reads_the_teacher_is_refused_without_one():
     kd = jaxkd.distill(MODEL, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"path 'teacher/logits'.*Available: nothing.*taps of the teacher's adapter"):
         kd.init(jax.random.key(0), jax.tree.map(jnp.asarray, BATCH))
+
+
+def test_a_narrow_teacher_beside_a_wide_student():
+    """Half of the memory for its parameters; its statistics, the student and what it answers are hardly touched."""
+    wide, narrow = jaxkd.teachers.frozen(MODEL, WEIGHTS), jaxkd.teachers.frozen(MODEL, WEIGHTS, dtype=jnp.bfloat16)
+    kd = jaxkd.distill(MODEL, narrow, CE, optimizer=optax.sgd(0.1))
+    state = kd.init(jax.random.key(0), BATCH)
+    for _ in range(2):
+        state, _ = jax.jit(kd.step)(state, BATCH)
+    assert {x.dtype.name for x in jax.tree.leaves(state.teacher.params)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves((state.teacher.state, state.student))} == {"float32"}
+    size = [sum(x.nbytes for x in jax.tree.leaves(one.init(None, BATCH, None).params)) for one in (wide, narrow)]
+    assert size[0] == 2 * size[1]
+    full, half = (one.apply(one.init(None, BATCH, None), BATCH, key=None)["logits"] for one in (wide, narrow))
+    np.testing.assert_allclose(half, full, rtol=0.02, atol=0.02)
+    assert not np.array_equal(half, full)
+
+
+def test_what_is_no_number_keeps_its_dtype():
+    key = jax.random.key(0)
+    teacher = jaxkd.teachers.frozen(MODEL, jaxkd.Variables({"w": np.ones(2), "table": np.arange(2)}, {"key": key}))
+    narrow = jaxkd.teachers.frozen(
+        MODEL, jaxkd.Variables({"w": np.ones(2), "table": np.arange(2)}, {"key": key}), dtype="float16"
+    )
+    for one, dtype in ((teacher, "float32"), (narrow, "float16")):
+        state = one.init(None, BATCH, None)
+        assert [state.params["w"].dtype.name, state.params["table"].dtype.name] == [dtype, "int32"]
+        assert state.state["key"] == key
+    with pytest.raises(ValueError, match=r"frozen, dtype: expected one of floating point.*int8"):
+        jaxkd.teachers.frozen(MODEL, WEIGHTS, dtype=jnp.int8)

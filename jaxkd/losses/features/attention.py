@@ -22,7 +22,7 @@ def attention_transfer(
     student: Float[Array, "batch height width channels"],
     teacher: Float[Array, "batch height_t width_t channels_t"],
     *,
-    p: float = 2.0,
+    p: float | Float[Array, ""] = 2.0,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     """Attention transfer: ``mean (Q_s − Q_t)²`` over positions, ``Q = n(vec(mean_c |F|^p))``, ``n(x) = x/‖x‖₂``.
@@ -48,7 +48,7 @@ def attention_transfer(
     Array([0.25], dtype=float32)
     """
     student, teacher = _maps(student, teacher)
-    if p <= 0:
+    if not isinstance(p, jax.core.Tracer) and p <= 0:
         raise ValueError(f"p: expected a positive power, got {p}.")
     (student, teacher), where = _keep(where, student, teacher)
     student, teacher = _match_size(student, teacher)
@@ -184,9 +184,12 @@ def channel_kl(
     return _drop(temperature**2 * jnp.mean(divergence, axis=-1), where)
 
 
-def _attention(features: Array, p: float) -> Array:
+def _attention(features: Array, p: float | Array) -> Array:
     """``[batch, height, width, channels]`` to a unit vector over positions, ``[batch, height · width]``."""
-    energy = features**2 if p == 2 else jnp.where(features == 0, 0, jnp.abs(jnp.where(features == 0, 1, features)) ** p)
+    if not isinstance(p, jax.core.Tracer) and p == 2:
+        energy = features**2
+    else:
+        energy = jnp.where(features == 0, 0, jnp.abs(jnp.where(features == 0, 1, features)) ** p)
     batch, height, width, _ = features.shape
     attention = jnp.mean(energy, axis=-1).reshape(batch, height * width)
     square = jnp.sum(attention**2, axis=-1, keepdims=True)

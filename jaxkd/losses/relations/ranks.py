@@ -31,8 +31,8 @@ def darkrank_hard(
     student: Float[Array, "batch *features"],
     teacher: Float[Array, "batch *features_t"],
     *,
-    alpha: float = 3.0,
-    beta: float = 3.0,
+    alpha: float | Float[Array, ""] = 3.0,
+    beta: float | Float[Array, ""] = 3.0,
     list_size: int = 4,
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
@@ -74,8 +74,8 @@ def darkrank_soft(
     student: Float[Array, "batch *features"],
     teacher: Float[Array, "batch *features_t"],
     *,
-    alpha: float = 3.0,
-    beta: float = 3.0,
+    alpha: float | Float[Array, ""] = 3.0,
+    beta: float | Float[Array, ""] = 3.0,
     list_size: int = 4,
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
@@ -140,15 +140,15 @@ def _log_likelihood(scores: Array, valid: Array) -> Array:
 def _ranked(
     student: Array,
     teacher: Array,
-    alpha: float,
-    beta: float,
+    alpha: float | Array,
+    beta: float | Array,
     list_size: int,
     where: Array | None,
     axis_name: str | None,
 ) -> tuple[Array, Array, Array, Array]:
     """Both networks' scores ``[batch, list]`` in the teacher's order, 0 where the list is shorter, and where it is."""
     for name, number in (("alpha", alpha), ("beta", beta), ("list_size", list_size)):
-        if not number > 0:  # NaN is not
+        if not isinstance(number, jax.core.Tracer) and not number > 0:  # NaN is not
             raise ValueError(f"{name}: expected a positive number, got {number}.")
     student, teacher, where = _inputs(student, teacher, where)
     students, teachers, every = (_gather(x, axis_name) for x in (student, teacher, where))

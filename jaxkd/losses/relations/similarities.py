@@ -173,7 +173,7 @@ def probabilistic_transfer(
     student: Float[Array, "batch *features"],
     teacher: Float[Array, "batch *features_t"],
     *,
-    epsilon: float = 1e-7,
+    epsilon: float | Float[Array, ""] = 1e-7,
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
@@ -203,7 +203,7 @@ def probabilistic_transfer(
     >>> probabilistic_transfer(apart, alike).mean().round(4)
     Array(0.0294, dtype=float32)
     """
-    if not epsilon > 0:  # NaN is not
+    if not isinstance(epsilon, jax.core.Tracer) and not epsilon > 0:  # NaN is not
         raise ValueError(f"epsilon: expected a positive number, got {epsilon}.")
     student, teacher, where = _inputs(student, teacher, where)
     every = _gather(where, axis_name)

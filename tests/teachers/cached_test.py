@@ -1,0 +1,240 @@
+"""Cached outputs are those of the teacher on what the student sees, however they are read."""
+
+import functools
+import pickle
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import data, losses, teachers
+from jaxkd.teachers import codecs
+from jaxkd.training import fit, preprocess
+from tests.teachers.cached_toy import AUGMENT, EXAMPLES, FLOAT32, MODEL, SET, VARIABLES, VIEWS, write
+
+KEEP = {"logits": codecs.full("float32"), "hidden": codecs.full("bfloat16"), "map": codecs.eight_bit()}
+LIVE = teachers.frozen(MODEL, VARIABLES)
+KD = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("cache"), keep=KEEP)
+
+
+@jax.jit
+def live(batch):
+    """The teacher on the image that the student sees in this batch."""
+    return LIVE.apply(VARIABLES, AUGMENT(batch), key=None)
+
+
+def inputs(batch_size=8, **options):
+    return {
+        "resident": data.Resident(SET, batch_size, seed=1, epochs=5, **options),
+        "stream": data.Stream(SET, batch_size, seed=1, epochs=5, **options),
+    }
+
+
+class Plain:
+    """An input of one's own, with nothing but what the loop asks for."""
+
+    def __init__(self, loader):
+        self._loader, self.batch_size, self.steps_per_epoch = loader, loader.batch_size, loader.steps_per_epoch
+
+    def batches(self, state=None):
+        return self._loader.batches(state)
+
+
+@pytest.mark.parametrize("mode", ["resident", "stream", "plain"])
+def test_every_example_in_every_pass_has_the_output_of_the_image_that_its_student_sees(cache, mode):
+    loader = Plain(inputs()["resident"]) if mode == "plain" else inputs()[mode]
+    teacher, seen, views = jax.jit(teachers.cached(cache).apply), set(), {}
+    raw = loader.batches()
+    for step, batch in enumerate(cache.attach(loader).batches()):
+        epoch = step // loader.steps_per_epoch
+        original = next(raw)
+        assert batch["epoch"].tolist() == [epoch % VIEWS] * 8
+        for name in set(original) - {"epoch"}:
+            np.testing.assert_array_equal(batch[name], original[name])
+        found, expected = teacher({}, batch, key=None), live(batch)
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found["hidden"], expected["hidden"], rtol=2**-8)
+        np.testing.assert_allclose(found["map"], expected["map"], atol=2 / 510)
+        seen |= {(int(index), epoch) for index in batch["index"][np.asarray(batch["mask"])]}
+        for index, logits in zip(batch["index"].tolist(), np.asarray(found["logits"]), strict=True):
+            views.setdefault((index, epoch % VIEWS), []).append(logits)
+    assert len(seen) == 5 * EXAMPLES  # every pair of example and pass
+    assert all((logits == same[0]).all() for same in views.values() for logits in same)
+    first = [np.stack([views[index, view][0] for index in SET.arrays["index"]]) for view in range(VIEWS)]
+    assert all((first[0] != other).any(-1).mean() > 0.5 for other in first[1:])  # the views do differ
+
+
+def test_the_pass_alone_would_be_wrong(cache):
+    """Without the number of the view, the student of pass 3 would see other images than the teacher of view 0."""
+    loader = inputs(shuffle=False)["resident"]
+    batch = next(cache.attach(loader).batches({"step": 3 * loader.steps_per_epoch}))
+    cached = teachers.cached(cache).apply({}, batch, key=None)["logits"]
+    np.testing.assert_allclose(cached, live(batch)["logits"], rtol=1e-5, atol=1e-5)
+    assert np.abs(cached - live({**batch, "epoch": jnp.full(8, 3)})["logits"]).max() > 0.1
+
+
+def test_training_is_what_it_is_with_the_teacher_live(cache):
+    """The same losses and parameters as with the teacher evaluated on the same views, in one dispatch."""
+    loader, student = inputs()["resident"], MODEL
+
+    def run(teacher, augment, given):
+        kd = preprocess(jaxkd.distill(student, teacher, KD, optimizer=optax.sgd(0.05)), train=augment)
+        return fit(kd, given, epochs=5, key=jax.random.key(3), progress=False, log_every=3)
+
+    def replayed(batch):
+        return AUGMENT({**batch, "epoch": batch["epoch"] % VIEWS})
+
+    ours = run(teachers.cached(cache), cache.transform, cache.attach(loader))
+    theirs = run(LIVE, replayed, loader)
+    assert [row["train/loss"] for row in ours.history] == pytest.approx(
+        [row["train/loss"] for row in theirs.history], rel=1e-4
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
+        ours.state.student.params,
+        theirs.state.student.params,
+    )
+    assert jax.tree.leaves(ours.state.teacher) == []
+
+
+def test_resident_arrays_are_arguments_in_the_stored_dtype_and_seeds_can_be_mapped_over(cache):
+    attached = cache.attach(inputs()["resident"])
+    stored = {name: value for name, value in attached.arrays.items() if name.startswith("cached/") and value.ndim > 1}
+    assert {name: value.dtype.name for name, value in stored.items()} == {
+        "cached/logits/values": "float32",
+        "cached/hidden/values": "bfloat16",
+        "cached/map/values": "uint8",
+        "cached/map/low": "float32",
+        "cached/map/scale": "float32",
+    }
+    assert sum(value.nbytes for value in stored.values()) == cache.bytes
+    assert all(np.size(constant) <= 1 for constant in jax.make_jaxpr(attached.gather)(attached.arrays, 0).consts)
+    batches = jax.vmap(lambda seed: attached.gather(attached.arrays, 7, seed=seed))(jnp.array([1, 5]))
+    for lane in range(2):
+        batch = {name: value[lane] for name, value in batches.items()}
+        found = teachers.cached(cache).apply({}, batch, key=None)["logits"]
+        np.testing.assert_allclose(found, live(batch)["logits"], rtol=1e-5, atol=1e-5)
+    assert (batches["index"][0] != batches["index"][1]).any()
+
+
+def test_attached_inputs_are_the_inputs_otherwise(cache):
+    for loader in inputs().values():
+        attached = cache.attach(loader)
+        assert isinstance(attached, data.Loader) and attached.steps_per_epoch == 3 and attached.num_examples == EXAMPLES
+        assert attached.fingerprint().items() > loader.fingerprint().items()
+        batches = attached.batches({"step": 4})
+        fifth = next(batches)
+        assert batches.get_state() == {"step": 5}
+        again = attached.batches()
+        again.set_state({"step": 4})
+        jax.tree.map(np.testing.assert_array_equal, next(again), fifth)
+        batches.close(), again.close()
+
+
+def test_a_part_of_the_set_in_another_order_finds_its_own(cache):
+    part = SET._replace(arrays={name: value[[20, 3, 11, 7]] for name, value in SET.arrays.items()})
+    batch = next(cache.attach(data.Resident(part, 4, shuffle=False)).batches())
+    np.testing.assert_allclose(
+        teachers.cached(cache).apply({}, batch, key=None)["logits"], live(batch)["logits"], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_outputs_by_example_and_view(cache):
+    index = SET.arrays["index"][[4, 9]]
+    batch = {name: value[[4, 9]] for name, value in SET.arrays.items()} | {"epoch": np.full(2, 2, np.int32)}
+    np.testing.assert_allclose(cache.outputs(index, view=2)["logits"], live(batch)["logits"], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="view: expected 0 to 2, got 3"):
+        cache.outputs(index, view=3)
+    with pytest.raises(ValueError, match=r"1 of 2 examples are not in the cache .* of 23, index 999 for one"):
+        cache.outputs([index[0], 999])
+
+
+def test_a_stream_writes_what_a_set_in_memory_does_and_workers_can_have_the_reader(cache, tmp_path):
+    stream = inputs()["stream"]
+    streamed = write(tmp_path, stream, keep=KEEP)
+    assert streamed.manifest["identity"] == cache.manifest["identity"]
+    for view in range(VIEWS):
+        index = SET.arrays["index"]
+        jax.tree.map(np.testing.assert_array_equal, cache.outputs(index, view), streamed.outputs(index, view))
+    batch = stream.take([5, 2]) | {"epoch": np.full(2, 4, np.int32)}
+    sent = pickle.loads(pickle.dumps(cache.reader))
+    jax.tree.map(np.testing.assert_array_equal, sent(batch), cache.reader(batch))
+
+
+def test_top_k_is_for_its_own_loss_and_two_caches_for_one_student(cache, tmp_path):
+    narrow = write(tmp_path, keep={"logits": codecs.top_k(3)}, name="narrow")
+    assert narrow.bytes_per_example == 3 * 2 + 3 + 4
+    loader = narrow.attach(cache.attach(inputs()["resident"]))
+    both = teachers.ensemble({"wide": teachers.cached(cache), "narrow": teachers.cached(narrow)})
+    batch = next(loader.batches({"step": 10}))
+
+    @jax.jit
+    def compared(batch):
+        found, teacher = both.apply(both.init(None, batch, None), batch, key=None), live(batch)["logits"]
+        student = jnp.roll(teacher, 1, axis=0)
+        kept = found["narrow/logits/log_probs"], found["narrow/logits/indices"]
+        expected = losses.top_k_kl(student, *jax.lax.top_k(jax.nn.log_softmax(teacher), 3))
+        return found["wide/logits"], teacher, losses.top_k_kl(student, *kept), expected
+
+    wide, teacher, top, expected = compared(batch)
+    np.testing.assert_allclose(wide, teacher, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(top, expected, rtol=1e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="a cache of 2 views attached, and this one has 3"):
+        cache.attach(types.SimpleNamespace(views=2))
+    with pytest.raises(TypeError, match=r"attach: expected an input, which has batches"):
+        cache.attach(SET)
+
+
+def test_evaluation_has_a_cache_of_its_own(cache, tmp_path):
+    normalise = functools.partial(data.normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
+    held_out = write(tmp_path, views=1, transform=normalise, keep=KEEP)
+    val = data.Resident(SET, EXAMPLES, shuffle=False)
+    kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
+    kd = preprocess(kd, train=AUGMENT, evaluate=normalise)
+    state = kd.init(jax.random.key(0), next(cache.attach(inputs()["resident"]).batches()))
+    found = jaxkd.training.evaluate(kd, state, held_out.attach(val))
+
+    @jax.jit
+    def expected(variables, batch):
+        batch = normalise(batch)
+        student = MODEL.apply(variables, batch, key=None, train=False)[0]["logits"]
+        teacher = LIVE.apply(VARIABLES, batch, key=None)["logits"]
+        agree = jnp.argmax(student, -1) == jnp.argmax(teacher, -1)
+        return losses.soft_target_kl(student, teacher, temperature=4.0).mean(), agree.mean()
+
+    loss, agreement = map(float, expected(state.student, SET.arrays))
+    assert found["loss"] == pytest.approx(loss, rel=1e-4) and found["agreement"] == pytest.approx(agreement)
+    with pytest.raises(ValueError, match=r"expected a batch with \['cached/.*cache.attach\(data\).*cache of its own"):
+        jaxkd.training.evaluate(kd, state, val)
+
+
+def test_without_attaching_there_is_a_clear_error(cache):
+    kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
+    with pytest.raises(ValueError, match=r"teachers.cached: expected a batch with .*Train on cache.attach\(data\)"):
+        kd.init(jax.random.key(0), next(inputs()["resident"].batches()))
+
+
+def test_size_and_time_are_reported(cache, capsys):
+    assert cache.bytes_per_example == 7 * 4 + 16 * 2 + (16 + 4 * 8)
+    assert cache.bytes == cache.bytes_per_example * EXAMPLES * VIEWS
+    assert cache.seconds > 0
+    assert cache.seconds_saved(3) == 0 and cache.seconds_saved(30) == pytest.approx(9 * cache.seconds)
+    text = cache.summary(epochs=30)
+    assert "logits (full float32), hidden (full bfloat16), map (eight_bit) of 23 examples in 3 views" in text
+    assert f"{cache.bytes_per_example:.4g} bytes each" in text and "30 epochs" in text
+
+
+def test_the_batch_size_and_the_devices_of_the_writer_change_nothing_but_rounding(cache, tmp_path):
+    other = write(tmp_path, devices=jax.devices()[:2], batch_size=6, keep=FLOAT32, examples_per_shard=None)
+    for view in range(VIEWS):
+        found, expected = (one.outputs(SET.arrays["index"], view)["logits"] for one in (other, cache))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
