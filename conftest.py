@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from importlib import metadata
 
 # Read when JAX starts its backend, hence before jax is imported. Eight devices let a laptop test what pmap and
 # shard_map do; a developer's own flags stay.
@@ -9,6 +10,14 @@ DEVICES = "--xla_force_host_platform_device_count"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most of a test is compiling. Without XLA's optimisations it takes half as long, and the programs are as right; where
+# the optimised one is what a test is about, it asks for it with `as_users_compile` of tests/loss_runs.py. To run
+# everything as users compile it: JAX_DISABLE_MOST_OPTIMIZATIONS=false make test
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true") == "true"
+if quick and metadata.version("jaxlib").startswith("0.10."):  # later versions have lost the first of the two
+    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {QUICKLY}"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -26,9 +26,6 @@ from jaxkd.objectives.review import review
 from jaxkd.objectives.temperature import curriculum_temperature, instance_temperature
 from jaxkd.objectives.variational import variational
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 DEVICES = 4
 DROPPED = (4, 5)  # of eight examples: all that one of four devices holds

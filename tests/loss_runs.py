@@ -13,14 +13,19 @@ from tests.loss_changes import Arrays
 from tests.loss_row import Row, discrete
 from tests.loss_table import BY_NAME
 
-# Compiling is most of what these tests do, and takes a third of the time without XLA's optimisations. Where rounding is
-# what a test is about, it asks for them: a fused Gram matrix rounds as it does for a user.
-_UNOPTIMIZED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# The tests compile quickly (conftest.py). Where rounding is what a test is about, it asks for XLA's optimisations: a
+# fused Gram matrix rounds as it does for a user.
+_AS_USERS_COMPILE = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_cpu_parallel_codegen_split_count": 32,
+}
 
 
 @functools.cache
-def unoptimized() -> dict[str, Any]:
-    """Compiler options to compile quickly, of those that this version of XLA has."""
+def as_users_compile() -> dict[str, Any]:
+    """Compiler options as they are without conftest.py, those that this version of XLA has."""
 
     def known(option):
         try:
@@ -29,14 +34,14 @@ def unoptimized() -> dict[str, Any]:
             return False
         return True
 
-    return dict(filter(known, _UNOPTIMIZED.items()))
+    return dict(filter(known, _AS_USERS_COMPILE.items()))
 
 
 @functools.cache
 def _compiled(name: str, hyper: tuple[tuple[str, Any], ...], differentiable: tuple[int, ...], optimized: bool):
     function = functools.partial(BY_NAME[name].function, **dict(hyper))
 
-    @functools.partial(jax.jit, compiler_options=None if optimized else unoptimized())
+    @functools.partial(jax.jit, compiler_options=as_users_compile() if optimized else None)
     def value_and_gradients(arrays, cotangent, options):
         def of(*floats):
             full = list(arrays)

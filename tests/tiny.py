@@ -6,7 +6,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxkd
 
@@ -81,12 +80,3 @@ def assert_equal(actual, expected):
 def _plain(x):
     x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return np.asarray(x)
-
-
-@pytest.fixture(scope="module")
-def compile_quickly():
-    """Most of these tests is compiling, and takes a third of the time without XLA's optimisations."""
-    found = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", found)

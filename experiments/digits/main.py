@@ -9,7 +9,6 @@ import json
 import pathlib
 import platform
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from experiments.digits import curves, report, setting, statistics, training
 from experiments.digits.config import TITLES, Config, checked
-from jaxkd.training import FitResult, identity
+from jaxkd.training import FitResult, Preempted, identity
 from jaxkd.training.logs import write_atomically
 from jaxkd.training.progress import show_progress
 from jaxkd.types import Model
@@ -38,7 +37,6 @@ def cli(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.digits")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    signal.signal(signal.SIGTERM, _stop)
     try:
         results = main(checked(config), console)
     except (Refused, ValueError) as error:
@@ -47,6 +45,9 @@ def cli(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("digits: interrupted; the same command goes on from here.", file=sys.stderr)
         return 130
+    except Preempted as stop:
+        print("digits: terminated; the same command goes on from here.", file=sys.stderr)
+        return stop.code
     console.print(report.table(results))
     console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
     return 0
@@ -181,11 +182,3 @@ def details(result: FitResult, config: Config) -> dict[str, Any]:
             "accuracy": [statistics.per_seed(row, config.seeds).tolist() for row in rows],
         },
     }
-
-
-def _stop(number: int, frame: Any) -> None:
-    """Ends on SIGTERM as on Ctrl-C."""
-    usual = signal.getsignal(signal.SIGINT)
-    if callable(usual):
-        usual(number, frame)
-    raise KeyboardInterrupt

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.digits.config import Config
 from jaxkd import data
+from jaxkd.data.fingerprint import digest
 from jaxkd.types import Batch
 
 MEAN, STD = (0.305,), (0.375,)  # of all pixels of the training split
@@ -57,6 +58,10 @@ class PerSeed:
 
         batch: Batch = jax.vmap(one_seed)(arrays["parts"], arrays["seed"])
         return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is, of all seeds."""
+        return {"parts": [digest(part) for part in self.arrays["parts"]], "seeds": self.arrays["seed"].tolist()}
 
     def batches(self, state: Any = None) -> Iterator[Batch]:
         """The batches one after the other."""

@@ -17,9 +17,6 @@ from jaxkd.normalization import replicas
 from tests import tiny
 from tests.adapters import models
 from tests.adapters.jaxprs import products
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 LABELS = np.arange(tiny.DATA) % tiny.CLASSES

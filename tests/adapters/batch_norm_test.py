@@ -12,9 +12,6 @@ from flax import nnx
 
 from jaxkd import adapters
 from tests.adapters import models
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 KEEP = np.array([True, False, True, True, False, True])

@@ -13,9 +13,6 @@ from jaxkd.adapters import with_input_gradient, with_projected_input_gradient
 from jaxkd.normalization import replicas
 from tests import references, tiny
 from tests.adapters import models
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH = 8
 MODELS = {

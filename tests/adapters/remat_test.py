@@ -15,9 +15,6 @@ from jaxkd import adapters
 from jaxkd.normalization import replicas
 from tests.adapters import models
 from tests.adapters.jaxprs import operations
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 KEEP = np.arange(8) % 3 != 1

@@ -16,9 +16,6 @@ import jaxkd
 from jaxkd import Variables, adapters, normalization
 from jaxkd.normalization import replicas
 from jaxkd.objectives import layers
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 AXIS = jaxkd.DATA_AXIS
 BATCH, COUNTS = 16, (1, 2, 4, 8)

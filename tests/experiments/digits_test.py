@@ -82,14 +82,7 @@ def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
         assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
 
 
-@pytest.fixture
-def sigterm():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_a_finished_run_prints_its_table_again(whole, capsys, sigterm, monkeypatch):
+def test_a_finished_run_prints_its_table_again(whole, capsys, monkeypatch):
     monkeypatch.setattr("experiments.digits.main.remember_programs", lambda folder: None)
     written = (whole[0] / "results.json").stat().st_mtime_ns
     assert cli(["--out", str(whole[0]), *TINY]) == 0
@@ -97,12 +90,12 @@ def test_a_finished_run_prints_its_table_again(whole, capsys, sigterm, monkeypat
     assert (whole[0] / "results.json").stat().st_mtime_ns == written
 
 
-def test_other_settings_are_refused(whole, capsys, sigterm):
+def test_other_settings_are_refused(whole, capsys):
     assert cli(["--out", str(whole[0]), *TINY, "--weights.kd", "3"]) == 2
     assert "weights.kd: 4.0 there, 3.0 here" in capsys.readouterr().err
 
 
-def test_two_runs_in_one_place_are_refused(whole, capsys, sigterm):
+def test_two_runs_in_one_place_are_refused(whole, capsys):
     from experiments.digits.main import alone
 
     with alone(whole[0]):

@@ -12,7 +12,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxkd.losses import chunked
 from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
 from jaxkd.losses.logits import generalized_jsd, soft_target_kl
-from tests.loss_runs import unoptimized
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16
@@ -72,7 +71,7 @@ def value_and_gradients(function, cotangent):
 
 
 def quickly(function):
-    return jax.jit(function, compiler_options=unoptimized())
+    return jax.jit(function)
 
 
 def close(found, expected, rtol=1e-9, atol=1e-12):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from tests import references
 from tests.loss_row import discrete
-from tests.loss_runs import run, unoptimized
+from tests.loss_runs import run
 from tests.loss_table import RELATIONAL
 
 AXIS, BATCH = "devices", 16
@@ -33,11 +33,11 @@ def placed(local, way, devices):
     if way.startswith("shard_map"):
         spec = PartitionSpec(AXIS)
         sharded = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma="unchecked" not in way)
-        return jax.jit(sharded, compiler_options=unoptimized())
+        return jax.jit(sharded)
     if way == "pmap":
         mapped = jax.pmap(local, axis_name=AXIS, devices=jax.devices()[:devices])
     else:
-        mapped = jax.jit(jax.vmap(local, axis_name=AXIS), compiler_options=unoptimized())
+        mapped = jax.jit(jax.vmap(local, axis_name=AXIS))
 
     def whole(*arrays):
         slices = [np.reshape(array, (devices, BATCH // devices, *array.shape[1:])) for array in arrays]

@@ -10,7 +10,7 @@ import pytest
 
 from jaxkd import losses
 from tests import references
-from tests.loss_runs import cast, reference_gradients, run, unoptimized
+from tests.loss_runs import cast, reference_gradients, run
 from tests.loss_table import BY_NAME
 
 INF = np.inf
@@ -23,7 +23,7 @@ def compiled(function, blank):
     def total(logits, labels, masks):
         return function(lambda x: losses.ctc(x, labels, blank=blank, **masks))(logits)
 
-    return jax.jit(total, compiler_options=unoptimized())
+    return jax.jit(total)
 
 
 def same(loss):

@@ -10,7 +10,6 @@ import pytest
 
 from jaxkd.losses import features
 from tests import references
-from tests.loss_runs import unoptimized
 
 LAYERS = ((3, 2, 3), (2, 1, 4))  # more positions than channels, fewer
 RANKS = (1, 2)
@@ -47,13 +46,12 @@ def loss(students, teachers, rank=1):
     return features.singular_vectors(students, teachers, rank=rank).sum()
 
 
-each = jax.jit(features.singular_vectors, static_argnames="rank", compiler_options=unoptimized())
-total = jax.jit(loss, static_argnums=2, compiler_options=unoptimized())
-_gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2, compiler_options=unoptimized())
+each = jax.jit(features.singular_vectors, static_argnames="rank")
+total = jax.jit(loss, static_argnums=2)
+_gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
 _slope = jax.jit(
     lambda maps, along, rank: jax.jvp(lambda s, t: loss(s, t, rank), maps, along)[1],
     static_argnums=2,
-    compiler_options=unoptimized(),
 )
 
 
@@ -101,7 +99,7 @@ def test_a_decomposition_s_choice_of_signs_does_not_matter(rank, monkeypatch):
         both = jax.value_and_grad(functools.partial(loss, rank=rank), argnums=(0, 1))
         with monkeypatch.context() as patch:
             patch.setattr(jnp.linalg, "eigh", flipped)
-            changed, slopes = jax.jit(both, compiler_options=unoptimized())(students, teachers)
+            changed, slopes = jax.jit(both)(students, teachers)
         assert sorted(shapes) == [(2, 2, 2), (2, 2, 2), (2, 3, 3), (2, 3, 3)], "one of the smaller size for each map"
         np.testing.assert_allclose(changed, value, rtol=1e-11)
         for one, expected in zip(jax.tree.leaves(slopes), gradient, strict=True):
@@ -159,7 +157,7 @@ def test_forward_mode_and_second_derivatives(rank):
     expected = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
     np.testing.assert_allclose(slope, expected, rtol=1e-10)
     of = jax.grad(functools.partial(loss, teachers=teachers, rank=rank))
-    curvature = jax.jit(lambda at: jax.jvp(of, (at,), (direction,))[1], compiler_options=unoptimized())(students)
+    curvature = jax.jit(lambda at: jax.jvp(of, (at,), (direction,))[1])(students)
     step = 1e-5
     ends = [[a + sign * step * d for a, d in zip(students, direction, strict=True)] for sign in (1, -1)]
     for second, ahead, behind in zip(curvature, *(gradients(end, teachers, rank)[:2] for end in ends), strict=True):

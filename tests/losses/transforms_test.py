@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.loss_runs import cast, run, unoptimized
+from tests.loss_runs import cast, run
 from tests.loss_table import ROWS
 
 
@@ -39,7 +39,7 @@ def test_vmap_is_a_loop(row):
         loss = functools.partial(row.function, **where)
         return loss(*arrays), jax.grad(lambda *a: loss(*a).sum(), argnums=positions)(*arrays)
 
-    values, gradients = jax.jit(jax.vmap(both), compiler_options=unoptimized())(*stacked)
+    values, gradients = jax.jit(jax.vmap(both))(*stacked)
     for seed, single in enumerate(seeds):
         value, expected = run(row, [np.asarray(array) for array in single], dtype=np.float32, **where)
         np.testing.assert_allclose(values[seed], value, rtol=1e-4, atol=1e-6)
@@ -56,7 +56,7 @@ def test_vmap_over_the_student_alone(row):
     ordinal = jnp.arange(np.prod(shape)).reshape(shape)
     masks = jnp.stack([ordinal % 2 == remainder for remainder in range(2)])
     mapped = jax.vmap(lambda student, where: row.function(student, *rest, where=where))
-    values = jax.jit(mapped, compiler_options=unoptimized())(students, masks)
+    values = jax.jit(mapped)(students, masks)
     for value, one, where in zip(values, students, masks, strict=True):
         expected, _ = run(row, (one, *rest), where=where, dtype=np.float32)
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
@@ -72,7 +72,7 @@ def test_forward_mode_is_reverse_mode(row):
         for index, array in enumerate(arrays)
     ]
     with jax.enable_x64(True):
-        push = jax.jit(lambda p, t: jax.jvp(row.function, p, t)[1], compiler_options=unoptimized())
+        push = jax.jit(lambda p, t: jax.jvp(row.function, p, t)[1])
         slope = np.asarray(push(tuple(cast(arrays, np.float64)), tuple(tangents)))
     cotangent = rng.normal(size=slope.shape)
     _, gradients = run(row, arrays, cotangent=cotangent)
@@ -90,7 +90,7 @@ def test_scan_and_rematerialisation(row):
         value, gradient = jax.value_and_grad(loss)(student, *single[1:])
         return student - 0.01 * gradient, value
 
-    scan = jax.jit(lambda first: jax.lax.scan(step, first, length=3), compiler_options=unoptimized())
+    scan = jax.jit(lambda first: jax.lax.scan(step, first, length=3))
     student, values = scan(single[0])
     expected = single[0]
     for value in values:

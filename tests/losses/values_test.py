@@ -7,7 +7,7 @@ import pytest
 
 from jaxkd import losses
 from tests.loss_row import discrete, golden, golden_file
-from tests.loss_runs import cast, reference_gradients, run, unoptimized
+from tests.loss_runs import cast, reference_gradients, run
 from tests.loss_table import ROWS
 
 CASES = [
@@ -57,7 +57,7 @@ def test_golden_values_and_gradients(row, case):
     with jax.enable_x64(True):
         arrays = cast(golden(case, "in").values(), np.float64)
         value_and_gradient = jax.value_and_grad(lambda *a: row.golden[case](losses)(*a, **hyper).mean(), positions)
-        value, gradients = jax.jit(value_and_gradient, compiler_options=unoptimized())(*arrays)
+        value, gradients = jax.jit(value_and_gradient)(*arrays)
     np.testing.assert_allclose(value, golden_file()[f"{case}/value"], rtol=1e-9)
     for gradient, right in zip(gradients, expected.values(), strict=True):
         np.testing.assert_allclose(gradient, right, rtol=1e-9, atol=1e-9 * np.abs(right).max())
@@ -106,7 +106,7 @@ def test_a_half_student_and_a_single_teacher(row):
     """Mixed precision: what each holds is exact, and the result is that of the wider one."""
     student, *rest = cast(row.inputs(), jnp.float32)
     half = student.astype(jnp.bfloat16)
-    result = jax.jit(row.function, compiler_options=unoptimized())(half, *rest)
+    result = jax.jit(row.function)(half, *rest)
     assert result.dtype == jnp.float32
     expected, _ = run(row, (half.astype(jnp.float32), *rest), dtype=np.float32)
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-8)

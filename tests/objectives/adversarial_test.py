@@ -10,9 +10,6 @@ from jaxkd import Context, losses
 from jaxkd.objectives import adversarial, convolutional, mlp, wasserstein
 from tests import objective_runs, references, tiny
 from tests.objective_runs import KEY, double, initialised, run
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH, CLASSES = 16, 3
 VECTORS, MAPS = ("student/logits", "teacher/logits"), ("student/map", "teacher/map")

@@ -12,9 +12,6 @@ import jaxkd
 from jaxkd.objectives.attention_graph import attention_graph
 from tests import objective_runs, tiny
 from tests.objective_runs import PLACES, context, double, initialised, run
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH, HEADS, FEATURES, WEIGHT = 16, 2, 3, 0.7
 PATHS = (("student/front", "student/back"), ("teacher/front", "teacher/back"))

@@ -7,10 +7,6 @@ from jaxkd.objectives import crd_in_batch, crd_queue
 from tests import objective_runs, references
 from tests.objective_runs import initialised, run
 from tests.objectives.contrastive_toy import FEATURES, KEEP, PATHS, after, arrays, embeddings
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 # --- the queue -------------------------------------------------------------------------------------------------------
 

@@ -21,9 +21,6 @@ from tests.objectives.contrastive_toy import (
     arrays,
     kept,
 )
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 OBJECTIVES = {"bank": CRD, "queue": QUEUE, "in_batch": IN_BATCH}
 

@@ -28,10 +28,6 @@ from tests.objectives.contrastive_toy import (
     kept,
     unit,
 )
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 # --- the formula -----------------------------------------------------------------------------------------------------
 

@@ -7,9 +7,6 @@ import pytest
 from jaxkd import losses
 from jaxkd.objectives.embedded import embedded
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 GIVEN = plain.context({"f": (6, 2, 2, 3)}, {"f": (6, 5)})
 PATHS = ("student/f", "teacher/f")

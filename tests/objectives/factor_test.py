@@ -11,9 +11,6 @@ from jaxkd import combine, losses, term
 from jaxkd.objectives.factor import factor_transfer, paraphraser
 from tests import tiny
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 LAYERS = ("first", "second", "third")
 GIVEN = plain.context({"f": (3, 4, 4, 3)}, {"f": (3, 2, 2, 6)})

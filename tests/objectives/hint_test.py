@@ -9,9 +9,6 @@ import pytest
 import jaxkd
 from jaxkd import Context, combine, losses, objectives, term
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 HINT = objectives.hint("student/f", "teacher/f", weight=2.0)
 

@@ -20,9 +20,6 @@ from jaxkd.objectives.overhaul import overhaul
 from jaxkd.objectives.review import review
 from jaxkd.objectives.variational import variational
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 AXIS, BATCH = "devices", 16
 KEY = jax.random.key(5)

@@ -7,9 +7,6 @@ import pytest
 
 from jaxkd.objectives.masked import dual_masked_generation, masked_generation
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 PATHS = ("student/f", "teacher/f")
 GIVEN = plain.context({"f": (3, 4, 4, 2)}, {"f": (3, 4, 4, 5)})

@@ -10,9 +10,6 @@ from jaxkd.objectives.boundary import activation_boundary
 from jaxkd.objectives.overhaul import overhaul
 from tests import tiny
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 MARGIN = np.array([-0.1, -0.5, 0.0, -1.0, -2.0])

@@ -7,9 +7,6 @@ import pytest
 from jaxkd import losses
 from jaxkd.objectives.review import _nearest, review
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(0)
 GIVEN = plain.context(

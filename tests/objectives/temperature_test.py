@@ -12,9 +12,6 @@ from jaxkd import losses
 from jaxkd.objectives import cosine_curriculum, curriculum_temperature, instance_temperature
 from tests import objective_runs, tiny
 from tests.objective_runs import context, initialised, run
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH, CLASSES = 8, 4
 KEEP = np.arange(BATCH) % 3 > 0

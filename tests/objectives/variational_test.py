@@ -11,9 +11,6 @@ from jaxkd import combine
 from jaxkd.objectives.variational import variational
 from tests import tiny
 from tests.objectives import plain
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 OBJECTIVE = variational("student/f", "teacher/f", weight=2.0)
 

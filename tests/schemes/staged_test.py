@@ -12,9 +12,6 @@ import jaxkd
 from jaxkd import combine, losses, objectives, schemes, term
 from jaxkd.schemes import Stage
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 HINT = combine(hint=objectives.hint("student/map", "teacher/map", weight=optax.linear_schedule(3.0, 1.0, 2)))
 KD = combine(
