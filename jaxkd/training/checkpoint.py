@@ -1,16 +1,21 @@
 """Checkpoints: a whole `TrainState` and what the host knows beside it, under one step number, with orbax.
 
-    <directory>/<step>/state   the arrays, as a nested dict of names that any orbax reader can open
-    <directory>/<step>/extra   JSON: what the caller gave, and the name, dtype and shape of every array
+    <directory>/<step>/state        the arrays, as a nested dict of names that any orbax reader can open
+    <directory>/<step>/extra.json   what the caller gave, and the name, dtype and shape of every array
+    <directory>/<step>/SHA256SUMS   what each file should hold
 
-Orbax writes into a temporary directory and renames it when everything is there, so a checkpoint is whole or it is not
-one. Containers are not stored: names are, and the state that is being restored into says what they are leaves of.
+All three are written into ``<step>.unfinished``, which is renamed when everything is there: whenever the process dies,
+a directory with a number for its name was whole once. What it holds is compared with the list before it is believed.
+Containers are not stored: names are, and the state that is being restored into says what they are leaves of.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import shutil
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,17 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
-from orbax.checkpoint import checkpoint_managers
 
+from jaxkd.training import digests, disk, hosts, leaves
 from jaxkd.types import PyTree
 
 __all__ = ["CheckpointError", "Checkpoints", "Restored"]
 
-_FORMAT = 1
+_FORMAT = 2
+_BESIDE = "extra.json"
+_NOTHING, _FAILED = -1, -2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not there, or is not one of the state that it should be restored into."""
+    """A checkpoint is not there, is damaged, is of another state, or could not be written."""
 
 
 class Restored(NamedTuple):
@@ -46,10 +53,13 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in one directory: the last few, and the best one.
+    """The checkpoints in one directory: the last few, and the best one that each of them knows.
 
     Every process of a run makes one and calls it at the same time; orbax sees to who writes what. Saving returns
     when the checkpoint is on disk: the arrays of a state are donated to the next step, and must not be read later.
+
+    What is read is verified first. A damaged checkpoint is reported, and never deleted: `restore` goes back to the one
+    before it, and `recover`, with which a run goes on, also renames it, to ``<step>.corrupt``.
 
     >>> import tempfile
     >>> with Checkpoints(tempfile.mkdtemp(), keep=1) as checkpoints:
@@ -68,7 +78,7 @@ class Checkpoints:
 
         Args:
           directory: of nothing but these checkpoints.
-          keep: how many of the last ones stay, beside the best; None for all.
+          keep: how many of the last ones stay, and with each the best one that it names; None for all.
 
         Raises:
           ValueError: ``keep`` is not positive.
@@ -76,19 +86,33 @@ class Checkpoints:
         if keep is not None and keep < 1:
             raise ValueError(f"keep: expected at least 1 checkpoint, or None for all, got {keep}.")
         self.directory = pathlib.Path(directory).absolute()
-        self._policy = _Policy(keep)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=True, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._whole: set[int] = set()  # saved or verified by this process
+        self._best_of: dict[int, int | None] = {}
 
     def steps(self) -> tuple[int, ...]:
-        """The steps of all whole checkpoints, ascending."""
-        return tuple(step for step in sorted(self._manager.all_steps()) if self._whole(step))
+        """The steps of all checkpoints, ascending. They are not verified: `damage` does that."""
+        return tuple(sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit()))
 
     def latest(self) -> int | None:
         """The last step, or None if there is no checkpoint."""
         return max(self.steps(), default=None)
+
+    def damage(self, step: int) -> list[str]:
+        """What is wrong with the files of a checkpoint.
+
+        Args:
+          step: which one. One that this object has saved or verified is not read again.
+
+        Returns:
+          A line for each bad file; nothing if all of them are as they were written.
+        """
+        problems = [] if step in self._whole else digests.find_damage(self.directory / str(step))
+        if not problems:
+            self._whole.add(step)
+        return problems
 
     def save(
         self, step: int, state: PyTree, extra: Mapping[str, Any] | None = None, *, best: int | None = None
@@ -99,46 +123,82 @@ class Checkpoints:
           step: the number of updates made.
           state: a pytree of arrays, typed PRNG keys among them.
           extra: what JSON can hold.
-          best: the step of the best checkpoint so far, this one's or an older one's. It stays, however old it gets.
+          best: the step of the best checkpoint so far, this one's or an older one's. It stays as long as this one.
 
         Raises:
           ValueError: two leaves of the state have one name.
+          TypeError: there is something in ``extra`` that JSON cannot hold.
+          CheckpointError: it could not be written, because the disk is full for instance; what was there still is.
         """
-        if step in self.steps():
+        if step in self.steps() and not self.damage(step):
             return
-        if step in self._manager.all_steps():
-            self._manager.delete(step)  # not whole: it would be in the way
-        leaves = _named(state)
-        arrays, manifest, implementations = {}, {}, {}
-        for name, leaf in leaves.items():
-            manifest[name] = _describe(leaf)
-            if _is_key(leaf):
+        arrays, implementations = {}, {}
+        for name, leaf in leaves.named(state).items():
+            if leaves.is_key(leaf):
                 implementations[name] = str(jax.random.key_impl(leaf))
                 leaf = jax.random.key_data(leaf)
             if np.size(leaf):  # orbax stores no empty arrays; their shape says everything
                 arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         beside = {
             "format": _FORMAT,
-            "leaves": manifest,
+            "leaves": leaves.manifest(state),
             "keys": implementations,
             "best": best,
             "extra": dict(extra or {}),
         }
-        self._policy.best = best
-        items = ocp.args.Composite(state=ocp.args.StandardSave(_nest(arrays)), extra=ocp.args.JsonSave(beside))
-        self._manager.save(step, args=items, force=True)
+        text = json.dumps(beside)  # what is not JSON is refused here, before anything is written
+        try:
+            self._write(step, arrays, text)
+        except (OSError, RuntimeError, ValueError) as error:  # whatever tensorstore makes of a full disk
+            self._clear()
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.directory}: {disk.reason(error)}. What "
+                f"was there is unharmed, the checkpoints of steps {self.steps()} among it. Once that is mended, for "
+                "instance by making room on the disk, the same command goes on from the last of them."
+            ) from error
+        self._whole.add(step)
+        self._best_of[step] = best
+        self._prune()
+
+    def recover(self) -> int | None:
+        """The last checkpoint from which a run goes on exactly, as the whole run's owner sees it.
+
+        A checkpoint that is damaged is renamed to ``<step>.corrupt`` and reported by a warning; the one before it is
+        taken. So is it if the best one that it names is damaged: the run will make that again. Only if there is no
+        such older one, the best is given up.
+
+        Returns:
+          Its step, or None if there was never a checkpoint.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all of them are damaged. Nothing was renamed.
+        """
+        error: CheckpointError | None = None
+        chosen = best = _NOTHING
+        if jax.process_index() == 0:
+            try:
+                chosen, best = self._recover()
+            except CheckpointError as caught:
+                error, chosen = caught, _FAILED
+        chosen, best = hosts.from_first(chosen), hosts.from_first(best)
+        if error is not None:
+            raise error
+        if chosen == _FAILED:
+            raise CheckpointError(f"all checkpoints in {self.directory} are damaged; process 0 says how.")
+        self._whole |= {chosen, best} - {_NOTHING}
+        return None if chosen == _NOTHING else chosen
 
     def extra(self, step: int | None = None) -> dict[str, Any]:
         """What was saved beside a state, without reading the state.
 
         Args:
-          step: which checkpoint; the last one by default.
+          step: which checkpoint; the last good one by default.
 
         Returns:
           The ``extra`` of `save`.
 
         Raises:
-          CheckpointError: there is no such checkpoint.
+          CheckpointError: there is no such checkpoint, or it is damaged.
         """
         return self._beside(self._choose(step))["extra"]
 
@@ -151,14 +211,14 @@ class Checkpoints:
 
         Args:
           target: a state of this structure: arrays, or `jax.ShapeDtypeStruct` with shardings. Its values are not read.
-          step: which checkpoint; the last one by default.
+          step: which checkpoint; the last good one by default, with a warning if later ones are damaged.
 
         Returns:
           The state, with the dtypes, shapes and devices of the target.
 
         Raises:
-          CheckpointError: there is no such checkpoint, or its arrays are not those of the target; the message names
-            what is missing, what is too much and what has another shape or dtype.
+          CheckpointError: there is no such checkpoint, it is damaged, or its arrays are not those of the target; the
+            message names what is missing, what is too much and what has another shape or dtype.
 
         >>> import tempfile
         >>> checkpoints = Checkpoints(tempfile.mkdtemp())
@@ -170,60 +230,8 @@ class Checkpoints:
           w: float32[2,3] in the checkpoint, float32[2,4] in the state
         """
         step = self._choose(step)
-        beside, leaves = self._beside(step), _named(target)
-        self._compare(step, beside["leaves"], {name: _describe(leaf) for name, leaf in leaves.items()})
-        templates = {name: _template(leaf) for name, leaf in leaves.items()}
-        read = _nest({name: template for name, template in templates.items() if np.prod(template.shape)})
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(read))
-        arrays = _flat(self._manager.restore(step, args=items).state) if read else {}
-        restored = []
-        for name, leaf in leaves.items():
-            empty = np.zeros(templates[name].shape, templates[name].dtype)
-            restored.append(_rebuild(leaf, arrays.get(name, empty), beside["keys"].get(name)))
-        self._policy.best = beside["best"]
-        return Restored(step, jax.tree.unflatten(jax.tree.structure(target), restored), beside["extra"])
-
-    def close(self) -> None:
-        """Lets the directory go."""
-        self._manager.close()
-
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _whole(self, step: int) -> bool:
-        return all((self.directory / str(step) / item).is_dir() for item in ("state", "extra"))
-
-    def _choose(self, step: int | None) -> int:
-        found = self.steps()
-        if not found:
-            raise CheckpointError(f"there is no checkpoint in {self.directory}.")
-        if step is not None and step not in found:
-            raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory}; there are {found}.")
-        return found[-1] if step is None else step
-
-    def _beside(self, step: int) -> dict[str, Any]:
-        beside = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore())).extra
-        if not isinstance(beside, dict) or beside.get("format") != _FORMAT:
-            found = beside.get("format") if isinstance(beside, dict) else beside
-            raise CheckpointError(
-                f"{self.directory / str(step)}: expected a checkpoint of jaxkd in format {_FORMAT}, got {found!r}. It "
-                "was written by another version or by something else."
-            )
-        return beside
-
-    def _compare(self, step: int, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-        problems = []
-        for name in sorted({**stored, **wanted}):
-            if name not in stored:
-                problems.append(f"{name}: missing in the checkpoint; the state has {wanted[name]}")
-            elif name not in wanted:
-                problems.append(f"{name}: {stored[name]} in the checkpoint; the state has no such array")
-            elif stored[name] != wanted[name]:
-                problems.append(f"{name}: {stored[name]} in the checkpoint, {wanted[name]} in the state")
-        if problems:
+        beside, wanted = self._beside(step), leaves.named(target)
+        if problems := leaves.differences(beside["leaves"], leaves.manifest(target)):
             more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
             raise CheckpointError(
                 f"the checkpoint of step {step} is not one of this state.\n  "
@@ -231,75 +239,150 @@ class Checkpoints:
                 + f"\nMake the models, objective and optimizer as they were for {self.directory}, or choose another "
                 "directory."
             )
+        templates = {name: leaves.template(leaf) for name, leaf in wanted.items()}
+        read = leaves.nest({name: template for name, template in templates.items() if np.prod(template.shape)})
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(read))
+        arrays = leaves.flat(self._orbax.restore(self.directory / str(step), args=items).state) if read else {}
+        restored = []
+        for name, leaf in wanted.items():
+            empty = np.zeros(templates[name].shape, templates[name].dtype)
+            restored.append(_rebuild(leaf, arrays.get(name, empty), beside["keys"].get(name)))
+        return Restored(step, jax.tree.unflatten(jax.tree.structure(target), restored), beside["extra"])
 
+    def close(self) -> None:
+        """Lets the directory go."""
+        self._orbax.close()
 
-class _Policy(checkpoint_managers.PreservationPolicy):
-    """The last n and the best."""
+    def __enter__(self) -> Checkpoints:
+        return self
 
-    def __init__(self, keep: int | None) -> None:
-        self._keep = keep
-        self.best: int | None = None
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        del context
-        late = len(checkpoints) - (len(checkpoints) if self._keep is None else self._keep)
-        return [index >= late or info.step == self.best for index, info in enumerate(checkpoints)]
+    def _write(self, step: int, arrays: Mapping[str, Any], text: str) -> None:
+        unfinished, final = self.directory / f"{step}.unfinished", self.directory / str(step)
+        self._clear()
+        hosts.barrier("jaxkd checkpoints: cleared")
+        items = ocp.args.Composite(state=ocp.args.StandardSave(leaves.nest(arrays)))
+        self._orbax.save(unfinished, args=items, force=True)
+        hosts.barrier("jaxkd checkpoints: written")
+        if jax.process_index() == 0:
+            (unfinished / _BESIDE).write_text(text)
+            digests.write_digests(unfinished)
+            if final.exists():  # damaged, or `save` would not have come here
+                self._set_aside(step)
+            unfinished.rename(final)
+            disk.sync(self.directory)
+        hosts.barrier("jaxkd checkpoints: renamed")
 
+    def _clear(self) -> None:
+        """Removes what a process left that died while it saved or deleted, and what a failed save left."""
+        if jax.process_index() == 0:
+            for pattern in ("*.unfinished*", "*.deleted"):
+                for path in self.directory.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
 
-def _named(tree: PyTree) -> dict[str, Any]:
-    """Every leaf by the path to it, with ``/`` between its parts."""
-    named: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # A slash within a part (a term's name may have one) must not look like a level.
-        name = "/".join(_part(entry).replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for entry in path)
-        if name in named:
-            raise ValueError(f"two arrays of the state have the name {name!r}, and could not be told apart later.")
-        named[name] = leaf
-    return named
+    def _prune(self) -> None:
+        if self._keep is not None and jax.process_index() == 0:
+            steps = self.steps()
+            last = steps[-self._keep :]
+            for step in set(steps) - {*last, *map(self._best_named_by, last)}:
+                # Under another name first: half a checkpoint must not look like one.
+                deleted = self.directory / f"{step}.deleted"
+                (self.directory / str(step)).rename(deleted)
+                shutil.rmtree(deleted, ignore_errors=True)
+        hosts.barrier("jaxkd checkpoints: pruned")
 
+    def _set_aside(self, step: int) -> pathlib.Path:
+        path = self.directory / str(step)
+        names = (f"{step}.corrupt{'' if i == 0 else f'.{i}'}" for i in range(1000))
+        aside = next(self.directory / name for name in names if not (self.directory / name).exists())
+        return path.rename(aside)
 
-def _part(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
+    def _recover(self) -> tuple[int, int]:
+        steps = self.steps()
+        damaged: dict[int, list[str]] = {}
 
+        def good(step: int) -> bool:
+            if step in steps and step not in damaged and (problems := self.damage(step)):
+                damaged[step] = problems
+            return step in steps and step not in damaged
 
-def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = leaf
-    return nested
+        last = _NOTHING
+        for step in reversed(steps):
+            if good(step):
+                best = self._best_named_by(step)
+                last = step if last == _NOTHING else last
+                if best is None or good(best):
+                    break
+        else:
+            # None that is good names a good best one, or none is good at all.
+            step, best = last, None
+        if step == _NOTHING and steps:
+            raise CheckpointError(self._nothing_good(damaged))
+        renamed = {number: self._set_aside(number) for number in sorted(damaged)}
+        for number, path in renamed.items():
+            warnings.warn(
+                f"the checkpoint of step {number} is damaged: {_listed(damaged[number])}. It is set aside as {path}; "
+                f"the run goes on from the checkpoint of step {step}.",
+                stacklevel=4,
+            )
+        if step != _NOTHING and best is None and (lost := self._best_named_by(step)) is not None:
+            warnings.warn(
+                f"the best checkpoint so far, of step {lost}, is damaged or missing, and there is no older one to go "
+                f"back to: its state is lost. The run goes on from the checkpoint of step {step}.",
+                stacklevel=4,
+            )
+        return step, _NOTHING if best is None else best
 
+    def _choose(self, step: int | None) -> int:
+        found = self.steps()
+        if not found:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}.")
+        if step is not None:
+            if step not in found:
+                raise CheckpointError(f"there is no checkpoint of step {step} in {self.directory}; there are {found}.")
+            if problems := self.damage(step):
+                path = self.directory / str(step)
+                raise CheckpointError(f"the checkpoint of step {step}, {path}, is damaged: {_listed(problems)}.")
+            return step
+        damaged: dict[int, list[str]] = {}
+        for step in reversed(found):
+            if not (problems := self.damage(step)):
+                break
+            damaged[step] = problems
+        else:
+            raise CheckpointError(self._nothing_good(damaged))
+        for number, problems in damaged.items():
+            warnings.warn(
+                f"the checkpoint of step {number}, {self.directory / str(number)}, is damaged: {_listed(problems)}. "
+                f"That of step {step} is read instead.",
+                stacklevel=3,
+            )
+        return step
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for part, value in nested.items():
-        flat |= _flat(value, f"{prefix}{part}/") if isinstance(value, Mapping) else {prefix + part: value}
-    return flat
+    def _nothing_good(self, damaged: Mapping[int, list[str]]) -> str:
+        lines = [f"{self.directory / str(step)}: {_listed(damaged[step])}" for step in sorted(damaged)]
+        return (
+            f"no checkpoint in {self.directory} is good:\n  " + "\n  ".join(lines) + "\nNothing was deleted. Bring a "
+            "good copy back, move these away to begin anew, or choose another directory."
+        )
 
+    def _beside(self, step: int) -> dict[str, Any]:
+        path = self.directory / str(step) / _BESIDE
+        beside = json.loads(path.read_text())
+        if not isinstance(beside, dict) or beside.get("format") != _FORMAT:
+            found = beside.get("format") if isinstance(beside, dict) else beside
+            raise CheckpointError(
+                f"{path}: expected a checkpoint of jaxkd in format {_FORMAT}, got {found!r}. It was written by another "
+                "version or by something else."
+            )
+        return beside
 
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
-
-
-def _describe(leaf: Any) -> str:
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-    return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
-
-
-def _template(leaf: Any) -> Any:
-    """What orbax is to read for a leaf: numbers on the leaf's devices, or on the host if nobody chose a device."""
-    data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    dtype = data.dtype if hasattr(data, "dtype") else jnp.result_type(data)
-    sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
-    if sharding is None:
-        return np.empty(np.shape(data), dtype)
-    return jax.ShapeDtypeStruct(np.shape(data), dtype, sharding=sharding)
+    def _best_named_by(self, step: int) -> int | None:
+        if step not in self._best_of:
+            self._best_of[step] = None if self.damage(step) else self._beside(step)["best"]
+        return self._best_of[step]
 
 
 def _rebuild(leaf: Any, array: Any, implementation: str | None) -> Any:
@@ -311,3 +394,7 @@ def _rebuild(leaf: Any, array: Any, implementation: str | None) -> Any:
     if key.dtype != leaf.dtype:
         raise CheckpointError(f"a PRNG key of {implementation!r} was stored; the state has one of {leaf.dtype}.")
     return key
+
+
+def _listed(problems: list[str]) -> str:
+    return "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more files" if len(problems) > 5 else "")

@@ -16,6 +16,7 @@ from jaxkd.types import (
     Batch,
     Context,
     Distiller,
+    LossOut,
     LossVars,
     Mean,
     Metrics,
@@ -102,23 +103,21 @@ def distill(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = adapters.mapped_axis()
-        student_key, teacher_key, loss_key = _keys(state, axis_name)
-        taught = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=teacher_key))
-        trained = _varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
+        student_key, teacher_key, loss_key = keys_of(state, axis_name)
+        taught = taught_by(teacher, state, batch, teacher_key)
+        trained = varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
+        forward = forward_of(student, objective, state, batch, taught, (student_key, loss_key), axis_name)
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
-            variables = Variables(trained[STUDENT], state.student.state)
-            given = _given(batch, state.step, taught)
-            outputs, new_state = student.apply(variables, given, key=student_key, train=True)
-            context = Context(outputs, taught, batch, state.step, axis_name)
-            out = objective.apply(trained[OBJECTIVE], state.loss.state, context, loss_key)
+            out, context, new_state = forward(trained)
             extra = train_metrics(context) if train_metrics else {}
-            reported = _report({"loss": _total(out.value, context)}, _named(out.metrics), extra)
+            reported = merged({"loss": _total(out.value, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         if axis_name is not None:
-            grads, student_state, loss_state = _average((grads, student_state, loss_state), axis_name)
+            grads, student_state = average((grads, student_state), axis_name)
+            loss_state = average(loss_state, axis_name, unchanged=state.loss.state)
             reported = metrics_lib.psum(reported, axis_name)
         old = {STUDENT: state.student.params, OBJECTIVE: state.loss.params}
         params, opt_state = {}, {}
@@ -141,7 +140,7 @@ def distill(
         outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.loss.params, state.loss.state, context, None)
-        reported = _report({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
+        reported = merged({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -156,7 +155,33 @@ def _given(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
     return {**batch, "step": step} if taught is None else {**batch, "step": step, "teacher": taught}
 
 
-def _keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Array]:
+def taught_by(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:
+    """The teacher's outputs in a step; the one place where gradients into the teacher are stopped."""
+    taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=key))
+    return taught
+
+
+def forward_of(
+    student: Model,
+    objective: Objective,
+    state: TrainState,
+    batch: Batch,
+    taught: Outputs,
+    keys: tuple[Array, Array],
+    axis_name: str | None,
+) -> Callable[[PyTree], tuple[LossOut, Context, PyTree]]:
+    """What a step differentiates: what is trained, by its label, to the loss, what it read, the student's new state."""
+
+    def forward(trained: PyTree) -> tuple[LossOut, Context, PyTree]:
+        variables = Variables(trained[STUDENT], state.student.state)
+        outputs, new_state = student.apply(variables, _given(batch, state.step, taught), key=keys[0], train=True)
+        context = Context(outputs, taught, batch, state.step, axis_name)
+        return objective.apply(trained[OBJECTIVE], state.loss.state, context, keys[1]), context, new_state
+
+    return forward
+
+
+def keys_of(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Array]:
     """The step's keys for student, teacher and objective: functions of the run's key, the step and the device.
 
     The objective's is the same on all devices: what it draws for an example must not depend on how many there are.
@@ -188,7 +213,7 @@ def _named(metrics: Metrics) -> Metrics:
     return {name or OBJECTIVE: mean for name, mean in metrics.items()}
 
 
-def _report(*groups: Metrics) -> Metrics:
+def merged(*groups: Metrics) -> Metrics:
     """All metrics, each name once.
 
     Raises:
@@ -205,18 +230,32 @@ def _report(*groups: Metrics) -> Metrics:
     return reported
 
 
-def _average(tree: PyTree, axis_name: str) -> PyTree:
-    """The mean over the devices; counters, which are the same everywhere, stay whole numbers, and keys themselves."""
+def average(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -> PyTree:
+    """The mean over the devices; counters, which are the same everywhere, stay whole numbers, and keys themselves.
 
-    def average(x: Array) -> Array:
-        if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+    What is known to be the same on all devices is not sent around: an array of ``unchanged`` that came back as it was,
+    such as the tables of a memory bank, and whatever the types of a checked `jax.shard_map` tell, such as the bank.
+    `jax.pmap` does not keep such types, and there the bank is averaged.
+    """
+    same = {id(x) for x in jax.tree.leaves(unchanged)}
+    typed = axis_name in _varies_over(jax.lax.axis_index(axis_name))
+
+    def mean(x: Array) -> Array:
+        known = id(x) in same or (typed and axis_name not in _varies_over(x))
+        if known or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             return x
         return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
 
-    return jax.tree.map(average, tree)
+    return jax.tree.map(mean, tree)
 
 
-def _varying(tree: PyTree, axis_name: str | None) -> PyTree:
+def _varies_over(x: Array) -> frozenset[str]:
+    """The mapped axes over which an array is known to differ; none where nobody keeps count."""
+    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    return axes
+
+
+def varying(tree: PyTree, axis_name: str | None) -> PyTree:
     """Marks replicated parameters as this device's own copy, so that a gradient is its share and not yet the sum."""
     if axis_name is None:
         return tree

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.training import programs
+from jaxkd.training import mesh, programs
 from jaxkd.training.feed import is_resident
 from jaxkd.types import Distiller, TrainState
 
@@ -36,16 +36,16 @@ def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
     length = data.steps_per_epoch
     if is_resident(data):
         chunk = programs.evaluate_resident(kd.evaluate, data.gather)
-        return _means([chunk(state, data.arrays, length=length)])
-    one = programs.evaluate_batch(kd.evaluate)
+        return _means([chunk(state, mesh.arrays_beside(state, data), length=length)])
+    one, take = programs.evaluate_batch(kd.evaluate), mesh.intake_of(kd)
     batches = data.batches()
     packed = []
     try:
         for batch in itertools.islice(batches, length):
-            packed.append(one(state, batch))
-            packed[-1].values.copy_to_host_async()
+            packed.append(one(state, take(batch)))
+            packed[-1].array.copy_to_host_async()
             if len(packed) > _IN_FLIGHT:
-                packed[-_IN_FLIGHT].values.block_until_ready()
+                packed[-_IN_FLIGHT].array.block_until_ready()
     finally:
         getattr(batches, "close", lambda: None)()
     if len(packed) < length:
@@ -59,6 +59,6 @@ def _means(packed: list[programs.Packed]) -> dict[str, float]:
     if not packed:
         return {}
     names = packed[0].names
-    values = np.concatenate([np.asarray(p.values, np.float64).reshape(-1, 2, len(names)) for p in packed])
+    values = np.concatenate([np.asarray(p.array, np.float64).reshape(-1, 2, len(names)) for p in packed])
     sums, counts = values.sum(axis=0).tolist()
     return {name: sum_ / count if count else math.nan for name, sum_, count in zip(names, sums, counts, strict=True)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxkd.training import programs
+from jaxkd.training import mesh, programs
 from jaxkd.training.plan import Plan, next_piece
 from jaxkd.types import Batch, Distiller, TrainState
 
@@ -38,7 +40,13 @@ class Input(Protocol):
 
 
 class Feed(Protocol):
-    """Advances a state."""
+    """Advances a state.
+
+    Attributes:
+      window: dispatches from one fetch of metrics to the next, if nothing is to be flushed.
+    """
+
+    window: int
 
     @property
     def batch(self) -> Batch:
@@ -57,6 +65,13 @@ class Feed(Protocol):
         """Those of the steps since the last ones given: the first step, the packed metrics, and how many steps.
 
         None if they are few, and need not be flushed.
+        """
+        ...
+
+    def indices(self, step: int) -> np.ndarray | None:
+        """``batch["index"]`` of one of the last updates, of what this process has of the batch.
+
+        None if batches have none, or the update was long ago.
         """
         ...
 
@@ -98,27 +113,51 @@ def feed(kd: Distiller, data: Any, plan: Plan, position: Mapping[str, Any] | Non
     return _Resident(kd, data, plan) if is_resident(data) else _Streaming(kd, data, plan, position)
 
 
+def _indices(batch: Mapping[str, Any]) -> np.ndarray | None:
+    if "index" not in batch:
+        return None
+    index, mask = (None if name not in batch else _here(batch[name]) for name in ("index", "mask"))
+    return index if mask is None or index is None or mask.shape != index.shape else index[mask.astype(bool)]
+
+
+def _here(array: Any) -> np.ndarray:
+    """The rows of an array that this process has."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    parts = {str(shard.index): shard for shard in array.addressable_shards}.values()
+    return np.concatenate([np.asarray(shard.data) for shard in parts])
+
+
 class _Resident:
+    window = 1
+
     def __init__(self, kd: Distiller, data: Any, plan: Plan) -> None:
         self._data, self._plan = data, plan
         self._chunk = programs.run_chunk(kd.step, data.gather)
-        self.batch = jax.jit(data.gather)(data.arrays, jnp.int32(0))
+        self._gather = jax.jit(data.gather)
+        self.batch = self._gather(data.arrays, jnp.int32(0))
+        self._step = 0
         self._metrics: tuple[int, programs.Packed, int] | None = None
 
     def fetch(self, step: int) -> int:
         return next_piece(self._plan, step)
 
     def run(self, state: TrainState, step: int, fetched: int) -> tuple[TrainState, int]:
-        state, packed = self._chunk(state, self._data.arrays, jnp.int32(step), length=fetched - step)
-        self._metrics = step, packed, fetched - step
+        mesh.check_alone(state)
+        arrays = mesh.arrays_beside(state, self._data)
+        state, packed = self._chunk(state, arrays, jnp.int32(step), length=fetched - step)
+        self._metrics, self._step = (step, packed, fetched - step), fetched
         return state, fetched
 
     def metrics(self, flush: bool) -> tuple[int, programs.Packed, int] | None:
         found, self._metrics = self._metrics, None
         return found
 
-    def position(self) -> None:
-        return None  # a batch is a function of the step
+    def indices(self, step: int) -> np.ndarray | None:
+        return _indices(self._gather(self._data.arrays, jnp.int32(step - 1)))
+
+    def position(self) -> dict[str, Any]:
+        return {"step": self._step}  # not needed here, where a batch is a function of the step, but by a stream
 
     def close(self) -> None:
         pass
@@ -129,9 +168,11 @@ class _Streaming:
 
     def __init__(self, kd: Distiller, data: Any, plan: Plan, position: Mapping[str, Any] | None) -> None:
         self._plan = plan
-        self._step = programs.run_step(kd.step)
+        self._step, self._take = programs.run_step(kd.step), mesh.intake_of(kd)
         self._window: programs.Packed | None = None
         self._first_step = self._count = 0
+        # Where the batches of steps are whose metrics were not looked at yet, at most two windows; they stay there.
+        self._recent: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=3 * self.window)
         self._batches = data.batches(position)
         for name in ("__next__", "get_state"):
             if not hasattr(self._batches, name):
@@ -161,10 +202,13 @@ class _Streaming:
         return batch
 
     def run(self, state: TrainState, step: int, fetched: Batch) -> tuple[TrainState, int]:
+        batch = self._take(fetched)
         if self._window is None:
+            mesh.check_alone(state)
             self._first, self._first_step = None, step
-            self._window = self._step.start(state, fetched, self.window)
-        state, self._window = self._step.run(state, self._window, fetched)
+            self._window = self._step.start(state, batch, self.window)
+        state, self._window = self._step.run(state, self._window, batch)
+        self._recent.append((step + 1, {name: fetched[name] for name in ("index", "mask") if name in fetched}))
         self._count += 1
         return state, step + 1
 
@@ -174,6 +218,9 @@ class _Streaming:
         found = self._first_step, self._window, self._count
         self._first_step, self._count = self._first_step + self._count, 0
         return found
+
+    def indices(self, step: int) -> np.ndarray | None:
+        return next((_indices(batch) for number, batch in self._recent if number == step), None)
 
     def position(self) -> dict[str, Any]:
         state: dict[str, Any] = self._batches.get_state()

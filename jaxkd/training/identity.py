@@ -14,7 +14,7 @@ from jaxkd.training.feed import Input
 from jaxkd.training.plan import Plan
 from jaxkd.types import Array
 
-__all__ = ["differences", "of_run", "plain"]
+__all__ = ["as_known", "differences", "of_data", "of_run", "plain"]
 
 
 def plain(value: Any, where: str = "config") -> Any:
@@ -95,10 +95,48 @@ def of_run(
       TypeError: there is something in ``config`` that is not a setting.
     """
     every = {name: getattr(plan, name) for name in ("log_every", "eval_every", "checkpoint_every", "chunk")}
-    sizes = {"batch_size": train.batch_size, "steps_per_epoch": train.steps_per_epoch}
     data = None if key is None else jax.random.key_data(key).tolist()
-    run = {"train": sizes, "evaluate": sorted(splits), "key": data, "best": best, "every": every, "config": config}
+    sizes = {name: _sizes(split) for name, split in splits.items()}
+    run = {"train": _sizes(train), "evaluate": sizes, "key": data, "best": best, "every": every, "config": config}
     return {name: plain(value, name) for name, value in run.items()}
+
+
+def of_data(train: Input, splits: Mapping[str, Input]) -> dict[str, Any]:
+    """What the inputs say of their content, those that have a method ``fingerprint()``.
+
+    Args:
+      train: what is trained on.
+      splits: what is evaluated on.
+
+    Returns:
+      ``{"data": {"train": ..., "eval": ...}}``, plain.
+    """
+    asked = {name: getattr(data, "fingerprint", None) for name, data in {"train": train, **splits}.items()}
+    return {"data": {name: plain(ask(), f"data.{name}") for name, ask in asked.items() if ask is not None}}
+
+
+def as_known(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """This call's run, as far as the stored one can be compared with it.
+
+    An input that streams cannot say as much of its content as one in memory, and both may give the same batches. So
+    of the data, what only one of the two says is taken from the stored one.
+
+    Args:
+      stored: the one on disk.
+      given: the one of this call.
+
+    >>> as_known({"data": {"train": {"content": "ab"}}}, {"data": {"train": {"examples": 5}}, "key": 1})
+    {'data': {'train': {'content': 'ab'}}, 'key': 1}
+    """
+    there, here = stored.get("data", {}), given.get("data", {})
+    data = {
+        name: {**said, **{k: v for k, v in here.get(name, {}).items() if k in said}} for name, said in there.items()
+    }
+    return {**given, "data": data} if "data" in stored else {k: v for k, v in given.items() if k != "data"}
+
+
+def _sizes(data: Input) -> dict[str, Any]:
+    return {name: getattr(data, name, None) for name in ("batch_size", "steps_per_epoch")}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

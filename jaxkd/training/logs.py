@@ -62,6 +62,11 @@ class Logs:
         """
         self._directory = pathlib.Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.csv", "metrics.jsonl", "config.json", "tensorboard/events.*"):
+            # What a process was writing when it was killed: nobody will ever rename it.
+            folder, _, file = name.rpartition("/")
+            for left in (self._directory / folder).glob(f".{file}.*.new"):
+                left.unlink(missing_ok=True)
         self._use_tensorboard = _has_tensorboard(tensorboard)
         self.rows: list[Row] = []
         self._columns: list[str] = []
@@ -80,6 +85,8 @@ class Logs:
 
         Raises:
           ValueError: there is no step, or it is before the last row's.
+          OSError: the disk is full, for instance. The rows before this one are there; what is there of this one goes
+            away when the files are opened again.
         """
         if "step" not in row:
             raise ValueError(f"a row needs its 'step'; this one has {sorted(row)}.")
@@ -88,17 +95,15 @@ class Logs:
                 f"step: got {row['step']} after a row of step {self.rows[-1]['step']}. Call truncate(step) to go back."
             )
         self.rows.append(row)
-        new = [name for name in row if name not in self._columns]
-        if new:
-            self._columns += new
-            self._rewrite_csv()
-        else:
-            _put(self._csv, _csv_text(self._columns, [row]))
-        _put(self._jsonl, _json_line(row))
-        if self._use_tensorboard:
-            if self._events is None:  # only now, so that a finished run that is opened again adds no file
-                self._events = _open_events(self._directory / "tensorboard", int(row["step"]))
-            _write_events(self._events, row)
+        try:
+            self._append(row)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}: the row of step {row['step']:g} could not be written. Those before it are "
+                "there, and so are the checkpoints; once there is room, the same command goes on from the last of them",
+                str(self._directory),
+            ) from error
 
     def truncate(self, step: float) -> None:
         """Takes away every row after a step, from all files.
@@ -114,7 +119,8 @@ class Logs:
         """Closes the files."""
         for file in (self._csv, self._jsonl, self._events):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # what could not be written before, and was reported, still cannot
+                    file.close()
         self._csv = self._jsonl = self._events = None
 
     def __enter__(self) -> Logs:
@@ -122,6 +128,19 @@ class Logs:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _append(self, row: Row) -> None:
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._columns += new
+            self._rewrite_csv()
+        else:
+            _put(self._csv, _csv_text(self._columns, [row]))
+        _put(self._jsonl, _json_line(row))
+        if self._use_tensorboard:
+            if self._events is None:  # only now, so that a finished run that is opened again adds no file
+                self._events = _open_events(self._directory / "tensorboard", int(row["step"]))
+            _write_events(self._events, row)
 
     def _open(self, rows: list[Row]) -> None:
         self.rows = rows
@@ -150,6 +169,9 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
       path: of the file.
       content: all of it.
 
+    Raises:
+      OSError: it cannot be written, because the disk is full for instance; the old content is still there.
+
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "x.txt")
     >>> write_atomically(path, "whole")
@@ -167,6 +189,9 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        what = f"{error.strerror or error}: it could not be written anew, and is as it was before"
+        raise OSError(error.errno, what, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

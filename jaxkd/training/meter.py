@@ -20,11 +20,13 @@ class NonFiniteError(FloatingPointError):
     Attributes:
       step: updates made, the bad one included.
       terms: the metrics that are not finite there, the loss itself last.
+      indices: ``batch["index"]`` of the bad update, without what its ``mask`` leaves out; None if batches have none.
+        With several processes, each has those of its own part of the batch.
     """
 
-    def __init__(self, message: str, step: int, terms: tuple[str, ...]) -> None:
+    def __init__(self, message: str, step: int, terms: tuple[str, ...], indices: np.ndarray | None = None) -> None:
         super().__init__(message)
-        self.step, self.terms = step, terms
+        self.step, self.terms, self.indices = step, terms, indices
 
 
 class Meter:
@@ -63,7 +65,7 @@ class Meter:
           packed: their metrics, ``[..., 2, names]``.
           count: of steps; theirs are the last in ``packed``.
         """
-        packed.values.copy_to_host_async()
+        packed.array.copy_to_host_async()
         self._flying.append((first, packed, count))
 
     def rows(self, in_flight: int = 0) -> Iterator[dict[str, float]]:
@@ -80,7 +82,7 @@ class Meter:
         """
         while len(self._flying) > in_flight:
             first, packed, count = self._flying.popleft()
-            values = np.asarray(packed.values).astype(np.float64).reshape(-1, 2, len(packed.names))[-count:]
+            values = np.asarray(packed.array).astype(np.float64).reshape(-1, 2, len(packed.names))[-count:]
             self._align(packed.names)
             bad = None if np.isfinite(values[:, 0]).all() else _first_bad(values[:, 0], packed.names)
             for offset, value in enumerate(values):

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd.training.packed import Packed
 from jaxkd.types import Context, Mean, Metrics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Shaped
 
-__all__ = ["classification", "compute", "from_values", "merge", "psum", "total"]
+__all__ = ["Packed", "classification", "compute", "from_values", "merge", "per_teacher", "psum", "total"]
 
 
 def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
@@ -65,6 +66,10 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
     >>> compute(both)
     {'loss': 2.0, 'kd': 5.0}
     """
+    if not a or not b:
+        return a or b
+    if isinstance(a, Packed) and isinstance(b, Packed) and a.names == b.names:
+        return Packed(a.array + b.array, a.names)
     merged = dict(a)
     for name, mean in b.items():
         merged[name] = Mean(a[name].sum + mean.sum, a[name].count + mean.count) if name in a else mean
@@ -84,6 +89,8 @@ def total(metrics: Metrics) -> Metrics:
     >>> compute(total(stacked))
     {'x': 2.5}
     """
+    if isinstance(metrics, Packed):
+        return Packed(jnp.sum(metrics.array, axis=0), metrics.names)
     return {name: Mean(jnp.sum(mean.sum, axis=0), jnp.sum(mean.count, axis=0)) for name, mean in metrics.items()}
 
 
@@ -103,6 +110,8 @@ def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
     """
     if axis_name is None:
         return metrics
+    if isinstance(metrics, Packed):
+        return Packed(jax.lax.psum(metrics.array, axis_name), metrics.names)
     return {name: Mean(*jax.lax.psum((mean.sum, mean.count), axis_name)) for name, mean in metrics.items()}
 
 
@@ -121,6 +130,8 @@ def compute(metrics: Metrics) -> dict[str, float]:
     >>> compute({"loss": Mean(jnp.array(3.0), jnp.array(2.0)), "none": Mean(0.0, 0.0)})
     {'loss': 1.5, 'none': nan}
     """
+    if isinstance(metrics, Packed):  # one transfer, and only then the names
+        metrics = Packed(jax.device_get(metrics.array), metrics.names)
     for name, mean in metrics.items():
         if jnp.shape(mean.sum) or jnp.shape(mean.count):
             raise ValueError(
@@ -161,6 +172,35 @@ def classification(context: Context) -> Metrics:
     if student is not None and teacher is not None and student.shape == teacher.shape:
         same = _equal(jnp.argmax(student, axis=-1), jnp.argmax(teacher, axis=-1))
         found["agreement"] = from_values(same, _expand(mask, same))
+    return found
+
+
+def per_teacher(context: Context) -> Metrics:
+    """What `classification` reports, and the same of every member of `jaxkd.teachers.ensemble`.
+
+    Args:
+      context: with the members' outputs ``teacher/NAME/logits``.
+
+    Returns:
+      Beside the metrics of `classification`: ``teacher_accuracy/NAME``, ``teacher_nll/NAME`` and ``agreement/NAME``,
+      that of the student with this member.
+
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> members = {"a/logits": logits, "b/logits": -logits, "logits": 0 * logits}
+    >>> context = Context({"logits": logits}, members, {"label": jnp.array([0, 1])}, step=0)
+    >>> found = compute(per_teacher(context))
+    >>> [found[f"{name}/{member}"] for member in "ab" for name in ("teacher_accuracy", "agreement")]
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    found = dict(classification(context))
+    for path, logits in context.teacher.items():
+        name, slash, output = path.rpartition("/")
+        if not slash or output != "logits":
+            continue
+        alone = classification(context._replace(student={"logits": logits}, teacher={}))
+        found |= {f"teacher_{metric}/{name}": alone[metric] for metric in ("accuracy", "nll") if metric in alone}
+        both = classification(context._replace(teacher={"logits": logits}))
+        found |= {f"agreement/{name}": both["agreement"]} if "agreement" in both else {}
     return found
 
 

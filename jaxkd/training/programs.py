@@ -6,16 +6,15 @@ can fetch them late: it never waits for a step that it has just sent off.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxkd.training.packed import Packed, pack
 from jaxkd.types import Array, Batch, Metrics, PyTree, TrainState
 
 __all__ = ["Packed", "StepProgram", "evaluate_batch", "evaluate_resident", "pack", "run_chunk", "run_step"]
@@ -23,51 +22,6 @@ __all__ = ["Packed", "StepProgram", "evaluate_batch", "evaluate_resident", "pack
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState, Batch], Metrics]
 Gather = Callable[[PyTree, Array], Batch]
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """Metrics as one array, which knows their names even when it comes out of a compiled function.
-
-    Attributes:
-      values: ``[..., 2, names]``, sums and counts.
-      names: of the metrics.
-    """
-
-    values: Any
-    names: tuple[str, ...]
-
-
-def pack(metrics: Metrics) -> Packed:
-    """Packs metrics.
-
-    Args:
-      metrics: scalar means. One of shape ``[n]``, as a distiller under `jax.vmap` gives, becomes n scalars:
-        ``loss[0]``, ``loss[1]``, ...
-
-    Returns:
-      Float32 sums and counts.
-
-    Raises:
-      ValueError: the sum and the count of a metric differ in shape.
-
-    >>> from jaxkd.types import Mean
-    >>> pack({"loss": Mean(3.0, 2.0), "kd": Mean(1.0, 1.0)})
-    Packed(values=Array([[1., 3.], [1., 2.]], dtype=float32), names=('kd', 'loss'))
-    """
-    names: list[str] = []
-    sums, counts = [], []
-    for name in sorted(metrics):  # jit returns dicts sorted; so is everything else, to be the same everywhere
-        sum_, count = (jnp.asarray(part, jnp.float32) for part in metrics[name])
-        if sum_.shape != count.shape:
-            raise ValueError(f"metric {name!r}: expected equal shapes, got sum {sum_.shape} and count {count.shape}.")
-        names += [name + "".join(f"[{i}]" for i in index) for index in np.ndindex(sum_.shape)]
-        sums.append(sum_.reshape(-1))
-        counts.append(count.reshape(-1))
-    if not names:
-        return Packed(jnp.zeros((2, 0)), ())
-    return Packed(jnp.stack([jnp.concatenate(sums), jnp.concatenate(counts)]), tuple(names))
 
 
 # A program is found again by the functions it was made from, so that a second fit of the same distiller compiles
@@ -109,12 +63,12 @@ def run_step(step: Step) -> StepProgram:
         # Beside the state, or the first step would be compiled for a window that lies elsewhere than the later ones.
         sharding = jax.tree.leaves(state)[0].sharding
         replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-        shape = (length, *packed.values.shape)
+        shape = (length, *packed.array.shape)
         return Packed(jax.jit(lambda: jnp.zeros(shape), out_shardings=replicated)(), packed.names)
 
     def run(state: TrainState, window: Packed, batch: Batch) -> tuple[TrainState, Packed]:
         state, packed = one_step(state, batch)
-        values = jnp.concatenate([window.values[1:], packed.values[None]])
+        values = jnp.concatenate([window.array[1:], packed.array[None]])
         return state, Packed(values, packed.names)
 
     return StepProgram(start, jax.jit(run, donate_argnums=0))

@@ -10,9 +10,6 @@ import pytest
 import jaxkd
 from jaxkd import averaging, combine, losses, teachers, term, training
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 OBJECTIVE = combine(
     ce=term(losses.cross_entropy, "student/logits", "batch/label"),

@@ -10,9 +10,6 @@ import jaxkd
 from jaxkd import combine, losses, teachers, term
 from jaxkd.training import metrics
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 BATCH = tiny.batch(7)
 Z = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32) * 3

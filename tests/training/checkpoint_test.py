@@ -1,3 +1,6 @@
+import pathlib
+import shutil
+import subprocess
 from typing import Any, NamedTuple
 
 import jax
@@ -133,23 +136,27 @@ def test_the_last_few_and_the_best_stay_also_after_reopening(tmp_path):
         checkpoints.save(5, state(5), best=2)
         assert checkpoints.steps() == (2, 4, 5)
         checkpoints.save(6, state(6), best=6)
-        assert checkpoints.steps() == (5, 6)
+        assert checkpoints.steps() == (2, 5, 6)  # without 2, a run could not go on from 5 as it was
+        checkpoints.save(7, state(7), best=6)
+        assert checkpoints.steps() == (6, 7)
     with Checkpoints(tmp_path, keep=None) as checkpoints:
-        checkpoints.save(7, state(7))
-        assert checkpoints.steps() == (5, 6, 7)
+        checkpoints.save(8, state(8))
+        assert checkpoints.steps() == (6, 7, 8)
 
 
-def test_half_a_checkpoint_is_ignored_and_then_replaced(tmp_path):
+def test_what_a_killed_process_leaves_is_no_checkpoint_and_goes_away(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.ones(1)})
-    (tmp_path / "2").mkdir()
-    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    left = ("2.unfinished", "2.unfinished.orbax-checkpoint-tmp", "0.deleted")
+    for name in left:
+        (tmp_path / name / "state").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest() == 1
+        assert checkpoints.steps() == (1,)
+        assert checkpoints.recover() == 1
+        assert {path.name for path in tmp_path.iterdir()} == {"1", *left}  # who only reads touches nothing
         checkpoints.save(2, {"a": jnp.full(1, 2.0)})
-        checkpoints.save(3, {"a": jnp.full(1, 3.0)})
-        assert checkpoints.steps() == (1, 2, 3)
-        assert checkpoints.restore({"a": jnp.zeros(1)}, 2).state["a"] == 2
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+        assert checkpoints.restore({"a": jnp.zeros(1)}).state["a"] == 2
 
 
 def test_saving_twice_keeps_the_first(tmp_path):
@@ -194,3 +201,147 @@ def test_the_arrays_can_be_read_without_jaxkd(tmp_path):
 def test_keep_has_to_be_positive(tmp_path):
     with pytest.raises(ValueError, match="keep: expected at least 1"):
         Checkpoints(tmp_path, keep=0)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove_the_folder(path):
+    shutil.rmtree(path.parent)
+
+
+DAMAGES = [truncate, flip_a_bit, lambda path: path.write_bytes(b""), pathlib.Path.unlink, remove_the_folder]
+
+
+def contents(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A directory of two checkpoints."""
+    directory = tmp_path_factory.mktemp("two")
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {"note": step})
+    return directory
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["truncated", "bit flipped", "emptied", "removed", "folder removed"])
+def test_damage_to_any_file_is_found_reported_and_costs_one_checkpoint(damage, two, tmp_path):
+    files = [path.relative_to(two) for path in sorted((two / "2").rglob("*")) if path.is_file()]
+    kinds = {path.parts[1] if len(path.parts) > 2 else path.name for path in files}
+    assert {"state", "extra.json", "SHA256SUMS", "_CHECKPOINT_METADATA"} <= kinds
+    if damage is remove_the_folder:  # of the checkpoint itself, nothing would be left to speak of it
+        files = [file for file in files if len(file.parts) > 2]
+    for number, file in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(two, copy)
+        damage(copy / file)
+        after = contents(copy)
+        with Checkpoints(copy) as checkpoints:
+            assert checkpoints.damage(2)
+            with pytest.raises(CheckpointError, match=rf"step 2, {copy}/2, is damaged: "):
+                checkpoints.restore(make_state(), 2)
+            if number < 2:  # orbax takes its time to read
+                with pytest.warns(UserWarning, match=rf"step 2, {copy}/2, is damaged: .* step 1 is read instead"):
+                    assert equal(checkpoints.restore(make_state()).state, make_state(1))
+            assert contents(copy) == after
+            with pytest.warns(
+                UserWarning, match=r"step 2 is damaged: .* set aside as .*/2\.corrupt; .* step 1\."
+            ) as found:
+                assert checkpoints.recover() == 1
+            said = str(found[0].message)
+            assert file.name == "SHA256SUMS" or "more files" in said or file.relative_to("2").as_posix() in said
+            assert checkpoints.steps() == (1,)
+            assert checkpoints.extra() == {"note": 1}
+            aside = {name.replace("2/", "2.corrupt/", 1): content for name, content in after.items()}
+            assert contents(copy) == aside  # nothing was thrown away
+
+
+def test_the_files_can_be_verified_without_jaxkd(two):
+    found = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=two / "2", capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count(": OK") == sum(path.is_file() for path in (two / "2").rglob("*")) - 1
+
+
+def test_a_file_that_nobody_wrote_is_damage_and_a_hidden_one_is_not(two, tmp_path):
+    shutil.copytree(two, tmp_path / "two")
+    (tmp_path / "two/2/state/d/.nfs0001").write_text("")
+    with Checkpoints(tmp_path / "two") as checkpoints:
+        assert checkpoints.damage(2) == []
+    (tmp_path / "two/2/state/d/more").write_text("")
+    with Checkpoints(tmp_path / "two") as checkpoints:
+        assert checkpoints.damage(2) == ["state/d/more is not in SHA256SUMS"]
+
+
+def test_damage_everywhere_is_an_error_and_nothing_is_touched(two, tmp_path):
+    copy = tmp_path / "two"
+    shutil.copytree(two, copy)
+    flip_a_bit(copy / "1/state/_METADATA")
+    truncate(copy / "2/extra.json")
+    with Checkpoints(copy) as checkpoints:
+        for read in (checkpoints.recover, checkpoints.extra, lambda: checkpoints.restore(make_state())):
+            with pytest.raises(
+                CheckpointError, match=r"(?s)no checkpoint in .*1: state/_METADATA does not .*2: extra.json"
+            ):
+                read()
+        assert checkpoints.steps() == (1, 2)
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(two, tmp_path):
+    copy = tmp_path / "two"
+    for name in ("2.corrupt", "2"):
+        shutil.copytree(two, copy if name == "2" else tmp_path / "other", dirs_exist_ok=True)
+    shutil.copytree(two / "2", copy / "2.corrupt")
+    truncate(copy / "2/extra.json")
+    with Checkpoints(copy) as checkpoints:
+        checkpoints.save(2, make_state(7))
+        assert equal(checkpoints.restore(make_state()).state, make_state(7))
+        assert {path.name for path in copy.iterdir()} == {"1", "2", "2.corrupt", "2.corrupt.1"}
+
+
+def test_a_run_goes_back_to_where_its_best_checkpoint_is_good(tmp_path):
+    def make(directory):
+        with Checkpoints(directory, keep=3) as checkpoints:
+            for step, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
+                checkpoints.save(step, {"a": jnp.full(1, step)}, best=best)
+        truncate(directory / "3/extra.json")
+
+    make(tmp_path / "a")
+    with Checkpoints(tmp_path / "a", keep=3) as checkpoints:
+        assert checkpoints.steps() == (1, 2, 3, 4)
+        with pytest.warns(UserWarning, match=r"step 3 is damaged: .*goes on from the checkpoint of step 2\."):
+            assert checkpoints.recover() == 2
+        assert checkpoints.steps() == (1, 2, 4)
+        # 3 comes again, and makes 4 what it was.
+        checkpoints.save(3, {"a": jnp.full(1, 3)}, best=3)
+        assert checkpoints.recover() == 4
+    make(tmp_path / "b")
+    for step in (1, 2):
+        shutil.rmtree(tmp_path / "b" / str(step))
+    with Checkpoints(tmp_path / "b") as checkpoints:
+        with pytest.warns(UserWarning) as found:
+            assert checkpoints.recover() == 4
+        assert "the best checkpoint so far, of step 3, is damaged or missing" in str(found[1].message)
+
+
+def test_what_json_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(1)})
+        with pytest.raises(TypeError):
+            checkpoints.save(2, {"a": jnp.ones(1)}, {"function": make_state})
+        checkpoints.save(3, {"a": jnp.ones(1)})
+        assert {path.name for path in tmp_path.iterdir()} == {"1", "3"}

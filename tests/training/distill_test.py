@@ -1,5 +1,8 @@
 """`distill` is the step one would write by hand, and says at once what an objective lacks."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,6 @@ import jaxkd
 from jaxkd import combine, losses, objectives, term
 from jaxkd.training.metrics import from_values
 from tests import tiny
-from tests.tiny import compile_quickly  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KD = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
 OBJECTIVE = combine(
@@ -102,3 +102,45 @@ def test_a_teacher_in_training_mode_is_evaluated_too():
     kd = jaxkd.distill(noisy, teacher, combine(kd=KD), optimizer=optax.sgd(0.1))
     state = kd.init(jax.random.key(0), tiny.batch(8))
     assert np.isfinite(float(kd.evaluate(state, tiny.batch(8))["loss"].sum))
+
+
+# --- several devices ------------------------------------------------------------------------------------------------
+
+BANK = 1024
+REMEMBERING = combine(
+    crd=objectives.crd("student/vector", "teacher/vector", np.arange(BANK) % 7, negatives=4, features=8),
+    review=objectives.mapped(
+        lambda key, context: jaxkd.LossVars({}, {"mean": jnp.zeros(4)}),
+        # What a device remembers of its own share, like the statistics of a BatchNorm that it does not share.
+        lambda params, state, context, key: (context, {"mean": context.student["vector"].mean(axis=0)}),
+        term(losses.cross_entropy, "student/logits", "batch/label"),
+    ),
+)
+
+
+def reduced(text):
+    """The sizes of what a compiled program sends around to be summed."""
+    shapes = re.findall(r"= \(?(.*?)\)? all-reduce(?:-start)?\(", text)
+    found = [re.findall(r"\[([\d,]*)\]", shape) for shape in shapes]
+    return [math.prod(map(int, filter(None, size.split(",")))) for shape in found for size in shape]
+
+
+def test_what_devices_remember_alike_is_not_sent_around():
+    """The bank of CRD is the same on every device, and a checked `jax.shard_map` knows; a share of one's own is not."""
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), REMEMBERING, optimizer=optax.sgd(0.1))
+    state, batch = kd.init(jax.random.key(0), tiny.batch(8)), jax.tree.map(jnp.asarray, tiny.batch(8))
+    whole, axis = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(jaxkd.DATA_AXIS)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
+    found = {}
+    for checked in (True, False):
+        mapped = jax.shard_map(kd.step, mesh=mesh, in_specs=(whole, axis), out_specs=whole, check_vma=checked)
+        compiled = jax.jit(mapped).lower(state, batch).compile()
+        found[checked] = compiled(state, batch)[0], reduced(compiled.as_text())
+    (checked, few), (unchecked, many) = found[True], found[False]
+    assert max(few) < BANK * 8 == max(many)
+    assert many.count(BANK * 8) == 2 and BANK not in many  # both banks; not the tables, which nobody changed
+    tiny.assert_close(checked, unchecked, rtol=1e-6, atol=1e-7)
+    expected, _ = jax.jit(kd.step)(state, batch)
+    tiny.assert_close(checked, expected, rtol=1e-4, atol=1e-5)
+    pmapped, _ = jaxkd.parallel.pmap(kd, jax.devices()[:4]).step(state, batch)
+    tiny.assert_close(pmapped, expected, rtol=1e-4, atol=1e-5)

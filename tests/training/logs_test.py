@@ -1,7 +1,9 @@
 import builtins
 import csv
+import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -142,7 +144,57 @@ def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(tmp_path, mo
         raise OSError("disk full")
 
     monkeypatch.setattr(logs.os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"disk full: it could not be written anew, and is as it was before: '.*x\.txt'"):
         logs.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+class Full:
+    """A file on a disk with room for a few more bytes."""
+
+    def __init__(self, path, room):
+        self.file, self.room, self.waiting = path.open("a"), room, ""
+
+    def write(self, text):
+        self.waiting += text
+
+    def flush(self):
+        written, self.waiting = self.waiting[: self.room], self.waiting[self.room :]
+        self.file.write(written)
+        self.file.flush()
+        self.room -= len(written)
+        if self.waiting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self):
+        try:
+            self.flush()
+        finally:
+            self.file.close()
+
+
+@pytest.mark.parametrize(("name", "attribute"), [("metrics.csv", "_csv"), ("metrics.jsonl", "_jsonl")])
+def test_a_disk_that_fills_up_within_a_row_costs_that_row(name, attribute, tmp_path):
+    message = rf"No space left on device: the row of step 15 could not be written.*'{tmp_path}'"
+    with Logs(tmp_path, tensorboard=False) as written:
+        for row in ROWS[:2]:
+            written.write(row)
+        whole = (tmp_path / name).read_bytes()
+        getattr(written, attribute).close()
+        setattr(written, attribute, Full(tmp_path / name, room=5))
+        with pytest.raises(OSError, match=message):
+            written.write(ROWS[2])
+    assert len((tmp_path / name).read_bytes()) == len(whole) + 5
+    with Logs(tmp_path, ROWS[:2], tensorboard=False) as resumed:
+        assert (tmp_path / name).read_bytes() == whole
+        resumed.write(ROWS[2])
+    assert rows_of(tmp_path) == (ROWS, ROWS)
+
+
+def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path):
+    for name in (".metrics.csv.12.new", ".metrics.jsonl.12.new", ".config.json.12.new", ".other.new"):
+        (tmp_path / name).write_text("half")
+    with Logs(tmp_path, tensorboard=False):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".other.new", "metrics.csv", "metrics.jsonl"}

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import math
 
 import jax
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from jaxkd.training import identity, meter, programs
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.evaluation import evaluate
+from jaxkd.training.logs import Logs
 from jaxkd.training.loop import fit
 from jaxkd.training.plan import Plan, due, next_piece
 from jaxkd.training.progress import show_progress
-from jaxkd.types import Distiller
+from jaxkd.types import Distiller, Mean
 from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
 
 both = pytest.mark.parametrize("mode", ["resident", "streaming"])
@@ -167,6 +169,22 @@ def test_seeds_under_vmap_are_one_run_with_a_column_each():
     assert {"train/loss[0]", "train/loss[2]", "eval/accuracy[1]"} < set(result.history[-1])
     alone = fit(KD, TRAIN, key=jax.random.split(jax.random.key(1), 3)[1], **settings)
     assert result.history[-1]["train/loss[1]"] == pytest.approx(alone.history[-1]["train/loss"], rel=1e-4)
+
+
+def test_a_metric_that_counted_nothing_has_no_mean_and_harms_no_other(tmp_path):
+    """As of a step that was skipped, or a term that only some batches have."""
+    counted = meter.Meter(Plan(steps=4, log_every=2), steps_per_epoch=2)
+    for step in range(4):
+        skipped = float(step in (1, 2, 3))
+        means = {"loss": Mean(step * (1 - skipped), 1 - skipped), "skipped": Mean(skipped, 1.0)}
+        counted.add(step, programs.pack(means), 1)
+    first, second = counted.rows()
+    assert (first["train/loss"], first["train/skipped"]) == (0.0, 0.5)
+    assert math.isnan(second["train/loss"]) and second["train/skipped"] == 1
+    with Logs(tmp_path, tensorboard=False) as written:
+        written.write(first)
+        written.write(second)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["train/loss"] is None
 
 
 # --- what is refused, and what is shown ------------------------------------------------------------------------------

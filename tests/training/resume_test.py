@@ -1,26 +1,26 @@
-"""What a run survives: hooks and inputs that raise, Ctrl-C, SIGKILL, another configuration, a NaN."""
+"""What a run survives: hooks and inputs that raise, signals, SIGKILL, damage, another configuration, a NaN."""
 
 import json
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
-import time
+import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxkd
+import jaxkd.data
 from jaxkd import losses
+from jaxkd.data import Dataset
 from jaxkd.training.checkpoint import CheckpointError, Checkpoints
+from jaxkd.training.interrupts import Preempted
 from jaxkd.training.loop import fit
 from jaxkd.training.meter import NonFiniteError
 from jaxkd.types import Variables
-from tests.training import toy
 from tests.training.toy import (
     FEATURES,
     KD,
@@ -69,17 +69,20 @@ def test_an_input_that_raises_anywhere_costs_nothing_but_time(tmp_path, straight
 
 
 @both
-@pytest.mark.parametrize("how", ["signal", "exception"])
-def test_ctrl_c_saves_where_it_is(mode, how, tmp_path, straight):
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "exception"])
+def test_a_signal_saves_where_it_is(mode, how, tmp_path, straight):
     def interrupt(step, *_):
         if step == 18:  # no checkpoint is due here
             if how == "exception":
                 raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.Signals[how])
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Preempted if how == "SIGTERM" else KeyboardInterrupt) as stopped:
         run(mode, tmp_path, on_eval=interrupt)
+    if how == "SIGTERM":
+        assert (stopped.value.code, stopped.value.step) == (75, 18)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest() == 18
     same(run(mode, tmp_path), tmp_path, straight[mode])
@@ -101,26 +104,74 @@ def test_ctrl_c_between_events_of_a_stream_keeps_half_a_row(how, tmp_path, strai
     same(run("streaming", tmp_path), tmp_path, straight["streaming"])
 
 
-@both
-def test_sigkill_costs_nothing_but_time(mode, tmp_path, straight):
-    """A real process, killed at a random moment after its first checkpoint, perhaps while it saves the next."""
-    root = pathlib.Path(jaxkd.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    child = subprocess.Popen([sys.executable, toy.__file__, mode, str(tmp_path)], env=environment)
+def test_signals_are_left_alone_where_they_are_not_ours(tmp_path):
+    def watch(step, *_):
+        seen.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)))
+
+    def of_the_user(number, frame):
+        raise AssertionError("nobody sends it")
+
+    seen: list = []
+    run("resident", steps=6, on_eval=watch)
+    assert seen[0][1] is signal.SIG_DFL  # nothing could be saved
+    before = signal.signal(signal.SIGTERM, of_the_user)
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "checkpoints/12").exists():
-            assert child.poll() is None, "the child ended by itself"
-            assert time.monotonic() < deadline, "the child made no checkpoint"
-            time.sleep(0.01)
-        time.sleep(random.Random(mode).uniform(0, 0.5))
+        run("resident", tmp_path / "a", steps=6, on_eval=watch)
+        assert signal.getsignal(signal.SIGTERM) is of_the_user
     finally:
-        child.kill()
-    assert child.wait() == -signal.SIGKILL
-    # As if it had also been writing a row.
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 35, "train/lo')
-    same(run(mode, tmp_path), tmp_path, straight[mode])
+        signal.signal(signal.SIGTERM, before)
+    assert seen[1][1] is of_the_user
+    thread = threading.Thread(target=run, args=("resident", tmp_path / "b"), kwargs={"steps": 6, "on_eval": watch})
+    thread.start()
+    thread.join()
+    assert seen[2] == (signal.default_int_handler, signal.SIG_DFL)
+
+
+@both
+def test_a_damaged_checkpoint_costs_nothing_but_time(mode, tmp_path, straight):
+    with pytest.raises(Died):
+        run(mode, tmp_path, on_eval=raising(30, Died()))
+    last = max(int(path.name) for path in tmp_path.glob("checkpoints/*"))
+    # A power failure may leave a file of zeros; a killed process, half a row.
+    file = next((tmp_path / "checkpoints" / str(last) / "state").glob("ocdbt.process_0/d/*"))
+    file.write_bytes(bytes(file.stat().st_size))
+    with (tmp_path / "metrics.jsonl").open("a") as rows:
+        rows.write('{"step": 35, "train/lo')
+    (tmp_path / ".metrics.csv.4711.new").write_text("step,tr")
+    with pytest.warns(
+        UserWarning, match=rf"the checkpoint of step {last} is damaged: state/ocdbt.process_0/d/.* as .*corrupt"
+    ):
+        resumed = run(mode, tmp_path)
+    same(resumed, tmp_path, straight[mode])
+    assert (tmp_path / f"checkpoints/{last}.corrupt").exists()
+    assert not list(tmp_path.glob(".*.new"))
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(tmp_path):
+    run("resident", tmp_path, steps=12)
+    for path in tmp_path.glob("checkpoints/*/extra.json"):
+        path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* is good:.*extra.json.*Nothing was deleted"):
+        run("resident", tmp_path, steps=12)
+    assert before == {
+        path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_a_best_state_that_is_lost_is_said_and_the_run_goes_on(tmp_path):
+    def run_with_an_early_best(**settings):
+        return run("resident", tmp_path, best="eval/loss", best_mode="max", keep=1, **settings)
+
+    early = run_with_an_early_best(steps=24).best.step
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [early, 24]
+    (tmp_path / f"checkpoints/{early}/extra.json").write_bytes(b"")
+    with pytest.warns(UserWarning) as found:
+        result = run_with_an_early_best()
+    assert f"the checkpoint of step {early} is damaged" in str(found[0].message)
+    assert f"the best checkpoint so far, of step {early}, is damaged or missing" in str(found[1].message)
+    assert (result.best.step, result.best_state) == (early, None)
+    assert int(result.state.step) == STEPS
 
 
 @both
@@ -170,11 +221,66 @@ def test_a_different_run_is_refused_with_the_difference(tmp_path):
 def test_another_model_is_refused_with_the_difference(tmp_path):
     run("resident", tmp_path, steps=6)
     wider = KD._replace(init=lambda key, batch: KD.init(key, {"x": jnp.zeros((1, 7))}))
-    with pytest.raises(CheckpointError, match=r"student/params/w: float32\[5\] in the checkpoint, float32\[7\]"):
+    message = r"different run:\n(  state\..*\n)?  state\.student/params/w: 'float32\[5\]' there, 'float32\[7\]' here"
+    with pytest.raises(ValueError, match=message):
         fit(
             wider, TRAIN, directory=tmp_path, key=jax.random.key(1), evaluate=VAL, best="eval/loss", best_mode="min",
             config={"lr": 0.05}, **SETTINGS,
         )  # fmt: skip
+
+
+def sets(change=None, examples=40):
+    """The toy's set as one of `jaxkd.data`, perhaps with a change."""
+    arrays = {name: np.array(value) for name, value in Resident(examples).arrays.items()}
+    for name, row in (change or {}).items():
+        arrays[name][row] += 1
+    return Dataset({**arrays, "mask": np.ones(examples, bool)}, 1, "toy")
+
+
+def resident(dataset, **settings):
+    return jaxkd.data.Resident(dataset, 8, **settings)
+
+
+def stream(dataset, **settings):
+    return jaxkd.data.Stream(dataset, 8, **settings)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (lambda: resident(sets()), lambda: resident(sets({"y": 17})), r"data\.train\.content: '\w+' there, '\w+' here"),
+        (lambda: resident(sets()), lambda: resident(sets(examples=39)), r"data\.train\.examples: 40 there, 39 here"),
+        (lambda: resident(sets()), lambda: resident(sets(), seed=5), r"data\.train\.seed: 0 there, 5 here"),
+        (lambda: stream(sets()), lambda: stream(sets({"x": -1})), r"data\.train\.first_and_last: '\w+' there"),
+        (lambda: stream(sets()), lambda: stream(sets(), transform=lambda x: {**x, "x": 2 * x["x"]}), r"first_and_last"),
+        (lambda: resident(sets()), lambda: stream(sets({"y": 0})), r"data\.train\.first_and_last: '\w+' there"),
+    ],
+)
+def test_other_data_is_refused_with_the_difference(first, second, message, tmp_path):
+    run("resident", tmp_path, steps=6, train=first(), evaluate=None, eval_every=None, best=None)
+    with pytest.raises(ValueError, match=rf"(?s)holds a different run:\n.*{message}"):
+        run("resident", tmp_path, train=second(), evaluate=None, eval_every=None, best=None)
+
+
+def test_another_set_to_evaluate_on_is_refused(tmp_path):
+    run("resident", tmp_path, steps=6, evaluate=resident(sets(), shuffle=False))
+    with pytest.raises(ValueError, match=r"data\.eval\.content: '\w+' there, '\w+' here\nMake"):
+        run("resident", tmp_path, evaluate=resident(sets({"y": 3}), shuffle=False))
+
+
+def test_a_transform_that_draws_at_random_says_nothing_of_the_data():
+    noise = iter(range(100))
+    found = stream(sets(), transform=lambda example: {**example, "x": example["x"] + next(noise)}).fingerprint()
+    assert found == {"examples": 40, "seed": 0, "shuffle": True, "padded": False}
+
+
+def test_a_run_can_go_on_from_a_stream_of_the_same_data(tmp_path):
+    """The batches of both are the same; the last bits of what is compiled for them need not be."""
+    settings = {"evaluate": None, "eval_every": None, "best": None}
+    whole = run("resident", train=resident(sets()), steps=24, **settings)
+    run("resident", tmp_path, train=resident(sets()), steps=12, **settings)
+    found = run("resident", tmp_path, train=stream(sets()), steps=24, **settings)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole.state[:4], found.state[:4])
 
 
 @both
@@ -186,10 +292,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(mode, tmp_pa
             run(mode, tmp_path, train=train)
         assert (error.value.step, error.value.terms) == (21, ("ce", "loss"))
         assert "update 21: 'ce' is nan, 'loss' is nan" in str(error.value)
+        rows = TRAIN.gather(TRAIN.arrays, 20)["index"]
+        assert error.value.indices.tolist() == rows.tolist()
+        assert f'The batch["index"] of its 8 examples: {", ".join(map(str, rows.tolist()))}. The last' in str(
+            error.value
+        )
         last = 18 if (tmp_path / "checkpoints/18").exists() else 12  # 18, if that was the best
         assert f"The last good checkpoint is of step {last}, {tmp_path / 'checkpoints' / str(last)}" in str(error.value)
         rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert rows == [5, 6, 10, 12, 15, 18, 20]
+
+
+@both
+def test_the_examples_of_a_bad_update_are_found_windows_later_and_without_padding(mode):
+    train = Resident(examples=45, batch_size=30, poison=39)  # the second half of a pass, half of it padding
+    train = train if mode == "resident" else Streaming(train)
+    with pytest.raises(NonFiniteError) as error:
+        run(mode, train=train, steps=100, eval_every=100, chunk=100, log_every=1)
+    batch = Resident(examples=45, batch_size=30).gather(Resident(examples=45).arrays, 39)
+    assert error.value.step == 40
+    assert error.value.indices.tolist() == batch["index"][batch["mask"]].tolist()
+    assert len(error.value.indices) == 15
+
+
+def test_many_examples_are_not_all_shown_and_none_are_none():
+    with pytest.raises(NonFiniteError, match=r"of its 40 examples: (\d+, ){19}\d+ and 20 more\. There is no"):
+        run("resident", train=Resident(batch_size=40, poison=3))
+    train = Resident(poison=3)
+    del train.arrays["index"]
+    with pytest.raises(NonFiniteError, match=r"'loss' is nan\. There is no checkpoint") as error:
+        run("resident", train=train)
+    assert error.value.indices is None
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path):

@@ -1,12 +1,4 @@
-"""A distiller written by hand, small enough to train it some fifty times, and inputs for it.
-
-Run as a script, this is the process that a test kills: ``python toy.py MODE DIRECTORY``.
-"""
-
-import pathlib
-import sys
-import time
-import warnings
+"""A distiller written by hand, small enough to train it some fifty times, and inputs for it."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +19,11 @@ class Resident:
 
     def __init__(self, examples=EXAMPLES, batch_size=BATCH, shuffle=True, poison=None):
         x = np.random.default_rng(0).normal(size=(examples, FEATURES)).astype(np.float32)
-        self.arrays = {"x": jnp.asarray(x), "y": jnp.asarray(x.sum(axis=1) + 0.1 * x[:, 0])}
+        self.arrays = {
+            "x": jnp.asarray(x),
+            "y": jnp.asarray(x.sum(axis=1) + 0.1 * x[:, 0]),
+            "index": jnp.arange(examples),
+        }
         self.batch_size, self.examples, self.shuffle, self.poison = batch_size, examples, shuffle, poison
         self.steps_per_epoch = -(-examples // batch_size)
 
@@ -180,11 +176,3 @@ def raising(at, error):
             raise error
 
     return hook
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("error")
-    chosen, directory = sys.argv[1:]
-    slow = {"on_eval": lambda *_: time.sleep(0.2)}
-    run(chosen, pathlib.Path(directory), **slow)
-    time.sleep(60)  # to be killed, even by a slow parent

@@ -1,0 +1,87 @@
+"""The student's moving average beside the student: often the better model at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxkd import averaging
+from jaxkd.training import slots
+from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
+
+__all__ = ["average_of", "averaged"]
+
+_SLOT = "average"
+
+
+def averaged(kd: Distiller, *, decay: averaging.Decay = 0.999) -> Distiller:
+    """A distiller that keeps the moving average of its student: ``θ' ← decay · θ' + (1 − decay) · θ`` after every step.
+
+    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging", 1992, in its exponential form. Training
+    itself is unchanged. Floating-point state, such as BatchNorm statistics, is averaged too, integers and keys are the
+    student's. The average is kept in float32 or better.
+
+    Args:
+      kd: any distiller, `jaxkd.distill`'s or a scheme's.
+      decay: a number in [0, 1], or a schedule of the updates made before, such as ``rising_decay(0.999)``.
+
+    Returns:
+      A `Distiller`. The average is in the state, ``opt_state["average"]``; `average_of` takes it out. ``evaluate``
+      reports the student's metrics, and those of the average as ``average/...``, at twice the cost.
+
+    Raises:
+      ValueError: the decay is a number outside of [0, 1].
+
+    >>> import jaxkd, jax.numpy as jnp, optax
+    >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.ones((2, 3)).at[0, 0].set(5.0)))
+    >>> objective = jaxkd.term(jaxkd.losses.soft_target_kl, "student/logits", "teacher/logits")
+    >>> kd = averaged(jaxkd.distill(model, teacher, objective, optimizer=optax.sgd(1.0)), decay=0.5)
+    >>> batch = {"x": jnp.ones((4, 2))}
+    >>> state, _ = kd.step(kd.init(jax.random.key(0), batch), batch)
+    >>> bool((average_of(state).params == 0.5 * state.student.params).all())  # it was 0 before
+    True
+    >>> sorted(kd.evaluate(state, batch))[:3]
+    ['agreement', 'average/agreement', 'average/loss']
+    """
+    averaging.check_decay("averaged", decay)
+
+    def init(key: Array, batch: Batch) -> TrainState:
+        state = kd.init(key, batch)
+        return slots.put(state, _SLOT, averaging.begin(state.student), "averaged")
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        inner, average = slots.take(state, _SLOT, "averaged")
+        new, metrics = kd.step(inner, batch)
+        average = averaging.follow(average, new.student, decay, state.step)
+        return slots.put(new, _SLOT, average, "averaged"), metrics
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        inner, _ = slots.take(state, _SLOT, "averaged")
+        found = kd.evaluate(inner, batch)
+        of_average = kd.evaluate(inner._replace(student=average_of(state)), batch)
+        return {**found, **{f"{_SLOT}/{name}": mean for name, mean in of_average.items()}}
+
+    return Distiller(init, step, evaluate)
+
+
+def average_of(state: TrainState) -> Variables:
+    """The averaged student of a state of `averaged`, in the student's dtypes.
+
+    Args:
+      state: of a distiller made by `averaged`.
+
+    Returns:
+      `Variables`, as ``state.student``.
+
+    Raises:
+      ValueError: the state has no average.
+    """
+    _, average = slots.take(state, _SLOT, "average_of")
+
+    def cast(x: Array, like: Any) -> Array:
+        return x if x.dtype == like.dtype else x.astype(like.dtype)
+
+    variables: Variables = jax.tree.map(cast, average, state.student)
+    return variables

@@ -1,0 +1,113 @@
+"""Updates that are not finite, left out: one bad batch then costs a step and not the run."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import adapters
+from jaxkd.training import slots
+from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
+
+__all__ = ["skip_nonfinite"]
+
+_SLOT = "skipped"
+_IN_A_ROW, _TOTAL = "in_a_row", "total"
+
+
+def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
+    """A distiller that leaves out a step after which something would not be finite that was so before.
+
+    What is looked at is the loss and every floating-point array of the new state: the student, what the loss learned
+    and remembers, the optimizer's, the teacher's. The state after a step that was left out is the one before it, but
+    for the step's number. Looking costs one pass over the state. Wrap it last: ``skip_nonfinite(averaged(kd))``.
+
+    Args:
+      kd: any distiller.
+      limit: how many steps in a row may be left out. From the next one on, the step's metrics come with a loss that is
+        NaN, which ends `jaxkd.training.fit` with its `NonFiniteError`; the state stays good.
+
+    Returns:
+      A `Distiller`. ``step`` also reports ``skipped``, the share of steps left out; what such a step would have
+      reported counts as nothing. ``opt_state["skipped"]`` has how many there were, ``"total"`` and ``"in_a_row"``.
+
+    Raises:
+      ValueError: the limit is not positive.
+
+    >>> import jaxkd, optax
+    >>> model = jaxkd.adapters.plain(lambda key, x: jnp.ones(2), lambda w, x: x * w.reshape(1, 2), inputs="x")
+    >>> loss = jaxkd.term(jaxkd.losses.cross_entropy, "student/logits", "batch/label")
+    >>> kd = jaxkd.distill(model, jaxkd.teachers.none(), loss, optimizer=optax.sgd(0.1))
+    >>> kd = skip_nonfinite(kd)
+    >>> batch = {"x": jnp.full((1, 2), jnp.nan), "label": jnp.array([0])}
+    >>> state, metrics = kd.step(kd.init(jax.random.key(0), batch), batch)
+    >>> state.student.params, int(state.step), int(state.opt_state["skipped"]["total"])
+    (Array([1., 1.], dtype=float32), 1, 1)
+    >>> jaxkd.training.metrics.compute(metrics)
+    {'loss': nan, 'objective': nan, 'weight': nan, 'skipped': 1.0}
+    """
+    if limit < 1:
+        raise ValueError(f"skip_nonfinite, limit: expected a positive number of steps in a row, got {limit}.")
+
+    def init(key: Array, batch: Batch) -> TrainState:
+        counts = {_IN_A_ROW: jnp.zeros((), jnp.int32), _TOTAL: jnp.zeros((), jnp.int32)}
+        return slots.put(kd.init(key, batch), _SLOT, counts, "skip_nonfinite")
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        old, counts = slots.take(state, _SLOT, "skip_nonfinite")
+        new, metrics = kd.step(old, batch)
+        good = _stays_finite(old, new) & _finite_loss(metrics)
+        axis_name = adapters.mapped_axis()
+        if axis_name is not None:  # a step that one device left out alone would part the devices for good
+            good = jax.lax.pmin(good.astype(jnp.int32), axis_name) > 0
+        kept: TrainState = jax.tree.map(lambda x, y: _select(good, x, y), new, old)
+        in_a_row = jnp.where(good, 0, counts[_IN_A_ROW] + 1)
+        counts = {_IN_A_ROW: in_a_row, _TOTAL: counts[_TOTAL] + (1 - good.astype(jnp.int32))}
+        reported = _reported(metrics, good, in_a_row > limit)
+        return slots.put(kept._replace(step=new.step), _SLOT, counts, "skip_nonfinite"), reported
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        return kd.evaluate(slots.take(state, _SLOT, "skip_nonfinite")[0], batch)
+
+    return Distiller(init, step, evaluate)
+
+
+def _stays_finite(old: TrainState, new: TrainState) -> Array:
+    """Whether everything that was finite still is; some things begin otherwise, such as a best value of infinity."""
+
+    def stays(before: Array, after: Array) -> Array:
+        return jnp.all(jnp.isfinite(after) | ~(jnp.isfinite(before) | jnp.isnan(after)) | jnp.isnan(before))
+
+    pairs = zip(*(jax.tree.leaves(_watched(state)) for state in (old, new)), strict=True)
+    found = [stays(x, y) for x, y in pairs if jnp.issubdtype(y.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+
+
+def _watched(state: TrainState) -> PyTree:
+    return state.student, state.teacher, state.loss, state.opt_state
+
+
+def _losses(metrics: Metrics) -> list[str]:
+    """The metric that ends a run when it is not finite; without it, any does."""
+    return ["loss"] if "loss" in metrics else list(metrics)
+
+
+def _finite_loss(metrics: Metrics) -> Array:
+    found = [jnp.isfinite(metrics[name].sum) for name in _losses(metrics)]
+    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+
+
+def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
+    """The metrics of a good step; nothing of one that is left out; what there is, and no loss, of one too many."""
+    found = {}
+    for name, mean in metrics.items():
+        found[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
+    for name in _losses(metrics):
+        found[name] = Mean(jnp.where(stop, jnp.nan, found[name].sum), found[name].count)
+    return {**found, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
+
+
+def _select(good: Array, new: Array, old: Array) -> Array:
+    if jnp.issubdtype(new.dtype, jax.dtypes.extended):  # keys
+        return jax.lax.select(jnp.broadcast_to(good, new.shape), new, old)
+    return jnp.where(good, new, old)

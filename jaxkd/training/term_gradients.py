@@ -1,0 +1,112 @@
+"""What each term of an objective asks of the student: how large its gradient is, and how far it agrees with others."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import adapters
+from jaxkd.training.distill import OBJECTIVE, STUDENT, average, forward_of, keys_of, merged, taught_by, varying
+from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, Model, Objective, PyTree, Teacher, TrainState
+
+__all__ = ["term_gradients"]
+
+
+def term_gradients(
+    kd: Distiller, student: Model, teacher: Teacher, objective: Objective, *, every: int = 1
+) -> Distiller:
+    """A distiller that also reports each term's gradient by the student's parameters: ``gᵢ = ∇ wᵢ Lᵢ``.
+
+    ``grad_norm/a`` is ``‖g_a‖`` of the weighted term a, ``grad_cosine/a,b`` is ``⟨g_a, g_b⟩ / (‖g_a‖ ‖g_b‖)``: −1 where
+    two terms undo each other; a pair is named in alphabetical order. Gradients are those of the global batch, before
+    the optimizer. Terms are those of `jaxkd.combine`; one that is itself a `combine` is reported by its own terms,
+    ``grad_norm/a/b``.
+
+    Such a step takes the forward passes once more (the compiler may find that they are the same), a backward pass for
+    each term, and memory for all gradients at once; the other steps cost what they did. The training is the same.
+
+    Args:
+      kd: a distiller of this student, teacher and objective, which may be wrapped already, by `averaged` for instance.
+        What transforms batches, `preprocess`, comes outside of this.
+      student: its student.
+      teacher: its teacher.
+      objective: its objective.
+      every: the steps between two reports, the first of which is that of step 0. In the others the count is 0.
+
+    Returns:
+      A `Distiller`. A cosine with a gradient that is 0 counts as nothing.
+
+    Raises:
+      ValueError: ``every`` is not positive.
+
+    >>> import jaxkd, optax
+    >>> from jaxkd import losses
+    >>> model = jaxkd.adapters.plain(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> teacher = jaxkd.teachers.frozen(model, jaxkd.Variables(jnp.eye(2, 3)))
+    >>> objective = jaxkd.combine(
+    ...     ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label"),
+    ...     kd=jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=2.0),
+    ... )
+    >>> kd = jaxkd.distill(model, teacher, objective, optimizer=optax.sgd(0.1))
+    >>> kd = term_gradients(kd, model, teacher, objective, every=10)
+    >>> batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    >>> _, metrics = kd.step(kd.init(jax.random.key(0), batch), batch)
+    >>> [name for name in sorted(metrics) if name.startswith("grad")]
+    ['grad_cosine/ce,kd', 'grad_norm/ce', 'grad_norm/kd']
+    >>> float(metrics["grad_cosine/ce,kd"].sum) > 0.99
+    True
+    """
+    if every < 1:
+        raise ValueError(f"term_gradients, every: expected a positive number of steps, got {every}.")
+
+    def measured(state: TrainState, batch: Batch) -> Metrics:
+        axis_name = adapters.mapped_axis()
+        student_key, teacher_key, loss_key = keys_of(state, axis_name)
+        taught = taught_by(teacher, state, batch, teacher_key)
+        forward = forward_of(student, objective, state, batch, taught, (student_key, loss_key), axis_name)
+
+        def terms(params: PyTree) -> dict[str, Array]:
+            out, _, _ = forward({STUDENT: params, OBJECTIVE: state.loss.params})
+            return dict(out.terms) or {OBJECTIVE: out.value}
+
+        values, pull_back = jax.vjp(terms, varying(state.student.params, axis_name))
+        gradients = {}
+        for name in values:
+            only = {other: jnp.full_like(value, other == name) for other, value in values.items()}
+            (gradients[name],) = pull_back(only)
+        return _compared(gradients if axis_name is None else average(gradients, axis_name))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if every == 1:
+            found = measured(state, batch)
+        else:
+            shapes = jax.eval_shape(measured, state, batch)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            found = jax.lax.cond(state.step % every == 0, lambda: measured(state, batch), lambda: nothing)
+        new, metrics = kd.step(state, batch)
+        return new, merged(metrics, found)
+
+    return Distiller(kd.init, step, kd.evaluate)
+
+
+def _compared(gradients: dict[str, PyTree]) -> Metrics:
+    """Norms, and cosines of all pairs."""
+    leaves = {
+        name: [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(gradient)]
+        for name, gradient in gradients.items()
+    }
+
+    def product(a: str, b: str) -> Array:
+        products = [jnp.sum(x * y) for x, y in zip(leaves[a], leaves[b], strict=True)]
+        return sum(products[1:], products[0]) if products else jnp.zeros(())
+
+    norms = {name: jnp.sqrt(product(name, name)) for name in leaves}
+    one = jnp.ones((), jnp.float32)
+    found = {f"grad_norm/{name}": Mean(norm, one) for name, norm in norms.items()}
+    for a, b in itertools.combinations(sorted(leaves), 2):
+        scale = norms[a] * norms[b]
+        cosine = jnp.where(scale > 0, product(a, b) / jnp.where(scale > 0, scale, 1), 0)
+        found[f"grad_cosine/{a},{b}"] = Mean(cosine, (scale > 0).astype(jnp.float32))
+    return found

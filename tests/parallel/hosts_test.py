@@ -1,0 +1,141 @@
+"""Two real processes on loopback, two devices each: the numbers of one process, and runs that are stopped and go on."""
+
+import os
+import pickle
+import signal
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from jaxkd import parallel
+from jaxkd.training import Checkpoints
+from tests.parallel import hosts
+
+CLOSE = {"rtol": 2e-4, "atol": 5e-5}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("hosts")
+
+
+def results(what, directory):
+    """What each of the two hosts got."""
+    directory.mkdir(exist_ok=True)
+    with hosts.start(what, directory) as running:
+        said, codes = running.wait()
+    assert codes == [0, 0], "\n".join(said)
+    return [pickle.loads((directory / f"{rank}.pickle").read_bytes()) for rank in range(hosts.HOSTS)]
+
+
+@pytest.fixture(scope="module")
+def found(directory):
+    return results("numbers", directory / "numbers")
+
+
+@pytest.fixture(scope="module")
+def straight(directory):
+    """A run that nothing stopped."""
+    return results("fit", directory / "straight")
+
+
+@pytest.fixture(scope="module")
+def kd():
+    return hosts.distiller()
+
+
+def together(step):
+    """The batch of a step on one host."""
+    first, second = hosts.parts(step)
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
+def filled(step):
+    """The same as the hosts see it: each part filled up by itself, so that the devices' shares are the same."""
+    both = []
+    for part in hosts.parts(step):
+        missing = hosts.ROWS - len(part["index"])
+        padding = {name: np.zeros((missing, *x.shape[1:]), x.dtype) for name, x in part.items()}
+        full = {name: np.concatenate([x, padding[name]]) for name, x in part.items()}
+        both.append(full | {"mask": np.arange(hosts.ROWS) < len(part["index"])})
+    return {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+
+
+def test_all_hosts_see_the_same(found, straight):
+    chex.assert_trees_all_equal(found[0], found[1])
+    chex.assert_trees_all_equal(straight[0], straight[1])
+
+
+def test_ragged_parts_give_the_numbers_of_one_process(found, kd):
+    expected = hosts.train(parallel.shard(kd, hosts.mesh()), filled)
+    chex.assert_trees_all_close(found[0]["shard"], expected, **CLOSE)
+    assert found[0]["shard"][1][0] != found[0]["shard"][1][1]
+
+
+def test_fully_sharded_over_hosts_with_statistics_of_the_whole_batch_gives_the_numbers_of_one_device(found, kd):
+    expected = hosts.train(parallel.jit(kd), together, evaluates=False)
+    chex.assert_trees_all_close(found[0]["fully sharded"], expected, **CLOSE)
+    assert found[0]["kernel"] == {(hosts.FEATURES, hosts.WIDTH // hosts.DEVICES)}
+
+
+def test_pmap_over_hosts_gives_the_numbers_of_one_device(found, kd):
+    expected = hosts.train(parallel.jit(kd, replicas=hosts.DEVICES), lambda _: together(0), steps=2, evaluates=False)
+    chex.assert_trees_all_close(found[0]["pmap"], expected, **CLOSE)
+
+
+def test_fit_over_hosts_gives_the_numbers_of_one_process(found, straight, kd):
+    data, other = hosts.inputs()
+    placed = parallel.shard(kd, hosts.mesh())
+    resident = hosts.fit(None, placed, other, steps=4)
+    chex.assert_trees_all_close(found[0]["resident"], hosts.whole(resident.state), **CLOSE)
+    streamed = hosts.fit(None, placed, data, other, steps=8)
+    _, history = straight[0]
+    assert [row["step"] for row in streamed.history] == [3, 6, 8]
+    for row, expected in zip(history, streamed.history[:-1], strict=False):
+        assert row == pytest.approx(expected, rel=5e-3, abs=5e-4)
+    found, expected = ({k: v for k, v in h[2].items() if "eval/" in k} for h in (history, streamed.history))
+    assert found == pytest.approx(expected, rel=5e-3, abs=5e-4)
+
+
+def test_what_would_go_wrong_is_refused(found):
+    assert "this host's part has 9 rows, and the hosts agreed on at most 8" in found[0]["too many"]
+    assert "2 hosts, and the state is only on this one's devices" in found[0]["alone"]
+    assert "Place it last: parallel.shard(preprocess(kd), mesh)" in found[0]["wrapped"]
+
+
+def test_only_one_process_writes_the_logs(directory, straight):
+    lines = (directory / "straight/metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", *map(str, sorted({*range(3, 73, 3), *range(8, 73, 8)}))]
+
+
+def reached(running, path):
+    """Waits for a file while the hosts run; they give up by themselves."""
+    while not path.exists():
+        assert all(process.poll() is None for process in running.processes), "\n".join(running.wait()[0])
+        time.sleep(0.02)
+
+
+def test_a_run_that_is_killed_and_preempted_ends_as_the_one_that_was_not(directory, straight, kd):
+    run = directory / "run"
+    run.mkdir()
+    with hosts.start("fit", run) as running:
+        reached(running, run / "checkpoints/8")
+    assert {process.returncode for process in running.processes} == {-signal.SIGKILL}
+    with hosts.start("fit", run) as running:
+        reached(running, run / "checkpoints/16")
+        os.kill(running.processes[1].pid, signal.SIGTERM)
+        said, codes = running.wait()
+    assert codes == [75, 75], "\n".join(said)
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        assert 16 < checkpoints.latest() < 72
+    chex.assert_trees_all_equal(results("fit", run), straight)
+    for name in ("metrics.csv", "metrics.jsonl"):
+        assert (run / name).read_text() == (directory / "straight" / name).read_text()
+    # One process reads what two have written.
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(kd.init(jax.random.key(1), hosts.rows(np.arange(2))))
+    assert restored.step == 72
+    chex.assert_trees_all_equal(hosts.whole(restored.state), straight[0][0])
