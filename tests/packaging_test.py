@@ -20,11 +20,12 @@ CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich"
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-BASE = {"types", "checks", "normalization"}
+BASE = {"types", "checks", "normalization", "averaging"}
 MAY_IMPORT = {
     "types": set(),
     "checks": {"types"},
     "normalization": {"types"},
+    "averaging": {"types"},
     "losses": set(),
     "adapters": BASE,
     "objectives": BASE | {"losses"},

@@ -156,6 +156,15 @@ def _cross_entropy(q: Array, log_p: Array) -> Array:
     return -jnp.sum(terms, axis=-1)
 
 
+def _excess(gap: Array) -> Array:
+    """``g + e⁻ᵍ − 1`` of |g| < 1 as its series: exact where the terms cancel, and cheaper than an `expm1`."""
+    last = 11 if gap.dtype == jnp.float32 else 18
+    rest = jnp.zeros_like(gap)
+    for k in range(last, 1, -1):
+        rest = rest * gap + (-1) ** k / math.factorial(k)
+    return rest * gap * gap
+
+
 @jax.custom_jvp
 def _kl(log_p: Array, log_q: Array) -> Array:
     """``Σ p (log p − log q)`` of two distributions over the last axis, with 0 log 0 = 0."""
@@ -163,7 +172,7 @@ def _kl(log_p: Array, log_q: Array) -> Array:
     gap = jnp.where(p > 0, log_p - log_q, 0)  # of weight 0 it may be inf - inf
     near = (p > 0) & (jnp.abs(gap) < 1)
     # In all, q - p is 0; class by class, it cancels the roundings of the logarithms, which would hide a small KL.
-    return jnp.sum(jnp.where(near, p * (gap + jnp.expm1(-jnp.where(near, gap, 0))), p * gap + (q - p)), axis=-1)
+    return jnp.sum(jnp.where(near, p * _excess(jnp.where(near, gap, 0)), p * gap + (q - p)), axis=-1)
 
 
 @_kl.defjvp

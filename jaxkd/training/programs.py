@@ -92,6 +92,9 @@ def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Pac
             state, metrics = step(state, gather(arrays, number))
             return state, pack(metrics)
 
+        if length == 1:  # A loop of one round is one to XLA too, which on a CPU slows convolutions down many times.
+            state, packed = one_step(state, first)
+            return state, Packed(packed.array[None], packed.names)
         return jax.lax.scan(one_step, state, first + jnp.arange(length, dtype=jnp.int32))
 
     return jax.jit(chunk, static_argnames="length", donate_argnums=0)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import adapters, models
+from jaxkd import adapters, models, normalization
 from jaxkd.models.resnet import BasicBlock
 from jaxkd.types import DATA_AXIS
 
@@ -124,7 +124,8 @@ def test_a_split_batch_is_normalised_as_the_whole():
     variables = block.init(jax.random.key(1), {"image": image})
 
     def forward(image):
-        return block.apply(variables, {"image": image}, key=None, train=True)[0]["map"]
+        with normalization.replicas(1):
+            return block.apply(variables, {"image": image}, key=None, train=True)[0]["map"]
 
     found = jax.vmap(forward, axis_name=DATA_AXIS)(image.reshape(4, 2, 4, 4, 3))
     np.testing.assert_allclose(found.reshape(8, 4, 4, 3), forward(image), rtol=1e-4, atol=1e-5)
