@@ -138,8 +138,10 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup  ## measure: step overhead, memory, every loss against its plain formula (each: python -m benchmarks.NAME --help)
+bench: setup  ## measure: steps, cached teachers, other libraries, memory, losses (each: python -m benchmarks.NAME --help)
 	$(PY) -m benchmarks.step $(ARGS)
+	$(PY) -m benchmarks.cached
+	$(PY) -m benchmarks.peers
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.losses
 

@@ -46,6 +46,12 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
+def quartiles(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
+    """The lower quartile, the median and the upper quartile, over the rounds, of the ratio within a round."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
@@ -58,9 +64,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def report(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Prints the machine, and writes the rows with it."""
-    found = machine()
+def report(rows: list[dict[str, Any]], out: Path | None, versions: Mapping[str, str] | None = None) -> None:
+    """Prints the machine, and versions of whatever else took part, and writes the rows with it."""
+    found = {**machine(), **(versions or {})}
     rich.print(found)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

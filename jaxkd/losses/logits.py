@@ -41,8 +41,10 @@ def cross_entropy(
     logits = _upcast("logits", logits)
     labels, known = _labels(labels, logits)
     (logits,), where = _keep(where, logits.shape[:-1], logits)
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[..., None], axis=-1)
-    return _drop(jnp.where(known, -picked[..., 0], jnp.nan), where)
+    # As log_softmax is, but for the classes that are not the label's, which need no array of their own.
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    picked = jnp.take_along_axis(shifted, jnp.where(known, labels, 0)[..., None], axis=-1)[..., 0]
+    return _drop(jnp.where(known, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - picked, jnp.nan), where)
 
 
 def soft_target_kl(

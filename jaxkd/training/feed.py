@@ -134,7 +134,7 @@ class _Resident:
     def __init__(self, kd: Distiller, data: Any, plan: Plan) -> None:
         self._data, self._plan = data, plan
         self._chunk = programs.run_chunk(kd.step, data.gather)
-        self._gather = jax.jit(data.gather)
+        self._gather = programs.gather_batch(data.gather)
         self.batch = self._gather(data.arrays, jnp.int32(0))
         self._step = 0
         self._metrics: tuple[int, programs.Packed, int] | None = None

@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxkd.training.packed import Packed, pack
 from jaxkd.types import Array, Batch, Metrics, PyTree, TrainState
 
-__all__ = ["Packed", "StepProgram", "evaluate_batch", "evaluate_resident", "pack", "run_chunk", "run_step"]
+__all__ = ["Packed", "StepProgram", "evaluate_batch", "evaluate_resident"]
+__all__ += ["gather_batch", "pack", "run_chunk", "run_step"]
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState, Batch], Metrics]
@@ -72,6 +73,19 @@ def run_step(step: Step) -> StepProgram:
         return state, Packed(values, packed.names)
 
     return StepProgram(start, jax.jit(run, donate_argnums=0))
+
+
+@functools.lru_cache(maxsize=4)
+def gather_batch(gather: Gather) -> Callable[[PyTree, Array], Batch]:
+    """One batch of resident data: the first, from which a state is made, and any that is asked for again.
+
+    Args:
+      gather: ``(arrays, step) -> batch``, a resident input's.
+
+    Returns:
+      The same, compiled. JAX alone would forget it with the bound method, and every fit would compile it again.
+    """
+    return jax.jit(gather)
 
 
 @functools.lru_cache(maxsize=4)

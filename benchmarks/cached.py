@@ -1,0 +1,179 @@
+"""What an epoch with a cached teacher costs over one of the student alone, and what it saves over a live teacher.
+
+Run ``python -m benchmarks.cached`` (or ``make bench``). Four trainings of one student, on the same resident set with
+the same augmentation, take turns in one process, each epoch a single dispatch: the student alone (cross-entropy); with
+cached teacher outputs (cross-entropy and soft targets); with the same losses and no teacher, the targets being a column
+of the set, which tells the cost of the loss from the cost of the cache; and with the teacher evaluated in every step.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rich
+import tyro
+from rich.table import Table
+
+import jaxkd
+from benchmarks.common import costs, ratio, report, seconds_in_turn
+from jaxkd import data, losses, models, teachers
+from jaxkd.training import preprocess
+from jaxkd.training.programs import run_chunk
+
+VIEWS, EPOCHS = 4, 240
+ALONE, COLUMN, CACHED, LIVE = "alone", "column", "cached", "live"
+
+
+class Case(NamedTuple):
+    """A pair of networks, a set, and its augmentation."""
+
+    student: nn.Module
+    teacher: nn.Module
+    dataset: data.Dataset
+    batch_size: int
+    augment: Callable[[Any], Any]
+
+
+def synthetic(examples: int) -> data.Dataset:
+    """Images and labels of the form of CIFAR-100, at random: the time does not depend on what they show."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (examples, 32, 32, 3), np.uint8)
+    return data.from_arrays(image, random.integers(0, 100, examples), num_classes=100, name="random")
+
+
+def cases(resnet_batch: int, resnet_steps: int, data_dir: Path | None) -> dict[str, Case]:
+    """The two sizes at which a teacher's cost shows differently."""
+    digits = data.load("digits", "train")
+    examples = resnet_batch * resnet_steps
+    images = synthetic(examples) if data_dir is None else data.load("cifar100", f"train[:{examples}]", data_dir)
+    small = functools.partial(data.shift, seed=0), functools.partial(data.normalize, mean=(0.5,), std=(0.5,))
+    mean, std = data.CIFAR100_MEAN, data.CIFAR100_STD
+    large = functools.partial(data.random_crop_flip, seed=0), functools.partial(data.normalize, mean=mean, std=std)
+    return {
+        "MLP 64-64-64-10 from 64-512-512-10, digits, batch 128": Case(
+            models.MLP((64, 64), 10), models.MLP((512, 512), 10), digits, 128, data.compose(*small)
+        ),
+        f"resnet8 from resnet20, {images.name} 32 x 32, batch {resnet_batch}": Case(
+            models.create("resnet8", 100), models.create("resnet20", 100), images, resnet_batch, data.compose(*large)
+        ),
+    }
+
+
+def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], teachers.Cache]:
+    """Each training's distiller and input, and the cache of one of them."""
+    loader = data.Resident(case.dataset, case.batch_size, drop_remainder=True)
+    model, student = jaxkd.adapters.linen(case.teacher), jaxkd.adapters.linen(case.student)
+    shown = case.augment(next(loader.batches()))
+    variables = case.teacher.init(jax.random.key(1), shown["image"][:1])
+    cache = teachers.write_cache(directory, model, variables, loader, transform=case.augment, views=VIEWS)
+    ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1)
+    kd = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
+
+    def distiller(teacher: jaxkd.Teacher, **terms: jaxkd.Objective) -> jaxkd.Distiller:
+        composed = jaxkd.distill(student, teacher, jaxkd.combine(**terms), optimizer=optax.sgd(0.05, momentum=0.9))
+        return preprocess(composed, train=cache.transform)
+
+    targets = np.tile(np.arange(case.dataset.num_classes, dtype=np.float32), (len(case.dataset.arrays["index"]), 1))
+    column = case.dataset._replace(arrays={**case.dataset.arrays, "targets": targets})
+    same_loss = jaxkd.term(losses.soft_target_kl, "student/logits", "batch/targets", weight=0.9, temperature=4.0)
+    return {
+        ALONE: (distiller(teachers.none(), ce=ce), loader),
+        COLUMN: (
+            distiller(teachers.none(), ce=ce, kd=same_loss),
+            data.Resident(column, case.batch_size, drop_remainder=True),
+        ),
+        CACHED: (distiller(teachers.cached(cache), ce=ce, kd=kd), cache.attach(loader)),
+        LIVE: (distiller(teachers.frozen(model, variables), ce=ce, kd=kd), loader),
+    }, cache
+
+
+def compare(name: str, case: Case, rounds: int, epochs: int) -> dict[str, Any]:
+    """One row of the result: each round runs some epochs of each side."""
+    programs: dict[str, Any] = {}
+    states, inputs, found = {}, {}, {}
+    with tempfile.TemporaryDirectory() as directory:
+        pair, cache = sides(case, Path(directory))
+        for side, (kd, loader) in pair.items():
+            steps = loader.steps_per_epoch
+            states[side] = kd.init(jax.random.key(0), next(iter(loader)))
+            inputs[side] = loader.arrays
+            chunk: Any = run_chunk(kd.step, loader.gather)
+            programs[side] = chunk.lower(states[side], loader.arrays, jnp.int32(0), length=steps).compile()
+            found[side] = costs(programs[side])
+
+        def epochs_of(side: str) -> Callable[[], Any]:
+            def run() -> Any:
+                for epoch in range(epochs):
+                    states[side], _ = programs[side](states[side], inputs[side], jnp.int32(epoch * steps))
+                return states[side]
+
+            return run
+
+        seconds = seconds_in_turn({side: epochs_of(side) for side in pair}, rounds)
+        each = {side: statistics.median(s / epochs for s in seconds[side]) for side in pair}
+        return {
+            "case": name,
+            "flops": {side: cost["flops"] for side, cost in found.items()},
+            "seconds_per_epoch": each,
+            "cached_time_over": {side: ratio(seconds[CACHED], seconds[side]) for side in pair},
+            "cache": {
+                "views": cache.views,
+                "bytes": cache.bytes,
+                "bytes_per_example": cache.bytes_per_example,
+                "seconds_to_compute": cache.seconds,
+            },
+            "epochs": EPOCHS,
+            "seconds_saved": EPOCHS * (each[LIVE] - each[CACHED]) - cache.seconds,
+            "seconds_live": EPOCHS * each[LIVE],
+        }
+
+
+def main(
+    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 11,
+    mlp_epochs: Annotated[int, tyro.conf.arg(help="epochs of the MLP in a round")] = 40,
+    resnet_batch: Annotated[
+        int, tyro.conf.arg(help="XLA runs convolutions in a scan slowly on a CPU; more elsewhere")
+    ] = 16,
+    resnet_steps: Annotated[int, tyro.conf.arg(help="steps in an epoch of the resnet")] = 2,
+    data_dir: Annotated[Path | None, tyro.conf.arg(help="a TFDS data_dir with cifar100; random images without")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+) -> None:
+    """Compares epochs of the student alone, with a cached teacher and with a live one."""
+    rows = []
+    for name, case in cases(resnet_batch, resnet_steps, data_dir).items():
+        row = compare(name, case, rounds, mlp_epochs if "MLP" in name else 1)
+        rows.append(row)
+        table = Table(title=row["case"], title_justify="left")
+        for column in ("", "FLOPs of a step", "ms an epoch", "cached / this: FLOPs", "time"):
+            table.add_column(column, justify="right" if column else "left")
+        for side, flops in row["flops"].items():
+            milliseconds = 1e3 * row["seconds_per_epoch"][side]
+            table.add_row(
+                side,
+                f"{flops:,.7g}",
+                f"{milliseconds:,.4g}",
+                f"{row['flops'][CACHED] / flops:.4f}",
+                f"{row['cached_time_over'][side]:.3f}",
+            )
+        size = row["cache"]
+        table.caption = (
+            f"{size['bytes_per_example']:g} bytes for each of {VIEWS} views, {size['bytes'] / 2**10:,.0f} KiB in all, "
+            f"computed in {size['seconds_to_compute']:.2f} s. {EPOCHS} epochs with the teacher live take "
+            f"{row['seconds_live']:.1f} s; the cache saves {row['seconds_saved']:.1f} s of them."
+        )
+        rich.print(table)
+    report(rows, out)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
