@@ -6,8 +6,9 @@ dispatch) and for a CIFAR resnet (bound by computation). Each is measured twice:
 (`jaxkd.parallel.jit`), and an epoch as one scan over data on the device (the chunk that `jaxkd.training.fit` runs).
 
 Both sides run in turn in one process, in an order that alternates, so that whatever else the machine does falls on
-both; a ratio is the median over the rounds, given with its quartiles. The hand-written step uses optax's losses. A
-second one, which is only compiled, uses jaxkd's: what FLOPs and memory then remain are those of the composition.
+both; a ratio is the median over the rounds, given with its quartiles. Where a program and its arrays happen to lie in
+memory makes some percent of a small step, so the MLP's are made anew several times. The hand-written step uses optax's
+losses. A second one, which is only compiled, uses jaxkd's: what FLOPs and memory then remain are the composition's.
 
 On a CPU, XLA runs the gradients of convolutions many times slower in a scan than outside of it, whoever wrote it; the
 resnet's epoch is therefore short here, and has fewer rounds.
@@ -16,6 +17,7 @@ resnet's epoch is therefore short here, and has fewer rounds.
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +58,8 @@ class Case(NamedTuple):
     steps: int
     #: rounds of the scan, at most
     scans: int
+    #: how many times the programs and the states are made anew
+    anew: int
 
 
 def cases(mlp_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
@@ -76,6 +80,7 @@ def cases(mlp_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
             128,
             mlp_steps,
             1000,
+            5,
         ),
         Case(
             f"resnet8 from resnet20, batch {resnet_batch}",
@@ -86,6 +91,7 @@ def cases(mlp_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
             resnet_batch,
             resnet_steps,
             5 if jax.default_backend() == "cpu" else 1000,
+            1,
         ),
     ]
 
@@ -217,19 +223,33 @@ class Pair:
         return max(jax.tree.leaves(gaps))
 
 
-def compare(sides: dict[str, Side], rounds: int, steps: int) -> dict[str, Any]:
-    """One row: the costs as compiled, and the seconds of a step, in turn."""
-    states, numbers = {name: side.state for name, side in sides.items()}, dict.fromkeys(sides, 0)
+def compare(make: Callable[[], dict[str, Side]], rounds: int, steps: int, anew: int = 1) -> dict[str, Any]:
+    """One row: the costs as compiled, and the seconds of a step, in turn.
+
+    Args:
+      make: the sides, compiled for this call.
+      rounds: how many to time in all.
+      steps: that a side makes in a round.
+      anew: how many times to call ``make``.
+    """
+    sides: dict[str, Side] = {}
+    states: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {"composed": [], "handwritten": []}
 
     def round_of(name: str) -> Callable[[], Any]:
+        numbers = itertools.count()
+
         def run() -> Any:
-            states[name], metrics = sides[name].run(states[name], numbers[name])
-            numbers[name] += 1
+            states[name], metrics = sides[name].run(states[name], next(numbers))
             return states[name], metrics
 
         return run
 
-    seconds = seconds_in_turn({name: round_of(name) for name in sides}, rounds)
+    for _ in range(anew):
+        sides = make()
+        states = {name: side.state for name, side in sides.items()}
+        timed = seconds_in_turn({name: round_of(name) for name in sides}, -(-rounds // anew))
+        seconds = {name: [*seconds[name], *timed[name]] for name in sides}
     found = {name: costs(side.compiled) for name, side in sides.items()}
     return {
         **{cost: {name: found[name][cost] for name in sides} for cost in ("flops", "temporary_bytes")},
@@ -243,9 +263,9 @@ def compare(sides: dict[str, Side], rounds: int, steps: int) -> dict[str, Any]:
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     """The rows of a case."""
     pair = Pair(case)
-    loop = compare(pair.loops(), rounds, case.steps)
+    loop = compare(pair.loops, rounds, case.steps, case.anew)
     loop["of_the_same_losses"] = costs(pair.compiled_with_the_same_losses())
-    scan = compare(pair.scans(), min(rounds, case.scans), pair.resident.steps_per_epoch)
+    scan = compare(pair.scans, min(rounds, case.scans), pair.resident.steps_per_epoch, case.anew)
     scan["difference_after_an_epoch"] = pair.difference()
     return [{"case": case.name, "mode": mode, **row} for mode, row in (("loop", loop), ("scan", scan))]
 
@@ -290,7 +310,7 @@ def broken(row: dict[str, Any]) -> list[str]:
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 21,
+    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 30,
     mlp_steps: Annotated[int, tyro.conf.arg(help="steps of the MLP's loop in a round")] = 200,
     resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet's loop in a round")] = 4,
     resnet_batch: int = 32,

@@ -98,7 +98,8 @@ def fit(
       log_every: steps that a row of training metrics covers.
       tensorboard: write for TensorBoard too; None does if tensorboardX is installed.
       progress: show it: a bar on a terminal, a line now and then elsewhere.
-      chunk: for data on the device, the most steps in one dispatch.
+      chunk: for data on the device, the most steps in one dispatch. On a CPU, XLA runs the gradients of convolutions
+        many times slower in such a loop of its own than outside of it: use 1 there.
 
     Returns:
       The final state, the history, and the best state if ``best`` is given.

@@ -1,0 +1,24 @@
+"""The bytes of a device are counted, and fall with the devices where the state is sharded."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks import placement
+from jaxkd import models
+
+
+def test_bytes_are_those_of_the_fullest_device():
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    split = jax.device_put(np.zeros(8, np.float32), NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(np.zeros(3, np.float32), NamedSharding(mesh, PartitionSpec()))
+    alone = jax.device_put(np.zeros(1, np.int8), jax.devices()[1])
+    assert placement.bytes_of_a_device({"split": split, "whole": whole, "alone": alone}) == 16 + 12 + 1
+
+
+def test_a_sharded_state_takes_its_share():
+    batch = {"image": np.zeros((4, 64), np.float32), "label": np.zeros(4, np.int32)}
+    kd = placement.distiller(models.MLP((128,), 8), models.MLP((256,), 8), batch["image"])
+    rows = {devices: placement.measure(kd, batch, devices) for devices in (1, 4)}
+    assert rows[1]["share"] == 1 and 0.25 <= rows[4]["share"] < 0.35
+    assert rows[1]["bytes"]["replicated"] == rows[4]["bytes"]["replicated"]
