@@ -142,6 +142,7 @@ bench: setup  ## measure: steps, cached teachers, other libraries, memory, losse
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
 	$(PY) -m benchmarks.peers
+	$(PY) -m benchmarks.placement
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.losses
 

@@ -1,17 +1,10 @@
-"""What a device holds of a training state, replicated and fully sharded: bytes, on 1, 2, 4 and 8 simulated devices.
+"""What a device holds of a training state, replicated and fully sharded: bytes, on 2, 4 and 8 simulated devices.
 
 Run ``python -m benchmarks.placement``. A resnet8x4 learns from a resnet32x4. The devices are simulated, so no time is
 measured; the bytes are those that real devices would hold.
 """
 
 from __future__ import annotations
-
-import os
-
-_DEVICES = "--xla_force_host_platform_device_count"
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):  # read when JAX starts, hence before it is imported
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from collections import Counter
 from pathlib import Path
@@ -70,8 +63,10 @@ def main(
     out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
 ) -> None:
     """Compares what a device holds in two placements."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
     kd = distiller(models.create("resnet8x4", 100), models.create("resnet32x4", 100), BATCH["image"])
-    rows = [measure(kd, BATCH, devices) for devices in (1, 2, 4, 8)]
+    rows = [measure(kd, BATCH, devices) for devices in (2, 4, 8)]
     table = Table(title="resnet8x4 from resnet32x4: the state, MiB a device", title_justify="left")
     for column in ("devices", "replicated", "fully sharded", "share"):
         table.add_column(column, justify="right")

@@ -18,7 +18,7 @@ def test_bytes_are_those_of_the_fullest_device():
 
 def test_a_sharded_state_takes_its_share():
     batch = {"image": np.zeros((4, 64), np.float32), "label": np.zeros(4, np.int32)}
-    kd = placement.distiller(models.MLP((128,), 8), models.MLP((256,), 8), batch["image"])
+    kd = placement.distiller(models.MLP((512,), 8), models.MLP((512,), 8), batch["image"])
     rows = {devices: placement.measure(kd, batch, devices) for devices in (1, 4)}
-    assert rows[1]["share"] == 1 and 0.25 <= rows[4]["share"] < 0.35
+    assert rows[1]["share"] == 1 and 0.25 <= rows[4]["share"] < 0.3
     assert rows[1]["bytes"]["replicated"] == rows[4]["bytes"]["replicated"]
