@@ -20,5 +20,6 @@ def test_a_sharded_state_takes_its_share():
     batch = {"image": np.zeros((4, 64), np.float32), "label": np.zeros(4, np.int32)}
     kd = placement.distiller(models.MLP((512,), 8), models.MLP((512,), 8), batch["image"])
     rows = {devices: placement.measure(kd, batch, devices) for devices in (1, 4)}
-    assert rows[1]["share"] == 1 and 0.25 <= rows[4]["share"] < 0.3
+    assert rows[1]["share"] == 1
+    assert 0.25 <= rows[4]["share"] < 0.4  # heads and biases are small, and stay whole
     assert rows[1]["bytes"]["replicated"] == rows[4]["bytes"]["replicated"]
