@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import json
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def attach(cache: Cache, data: Any) -> Any:
     )
 
 
-class _Attached:
+class _Attached(abc.ABC):
     """What both modes share: all that the input is, and the number of views."""
 
     def __init__(self, cache: Cache, data: Any) -> None:
@@ -67,9 +68,9 @@ class _Attached:
         own: dict[str, Any] = getattr(self._input, "fingerprint", dict)()
         return {**own, self.cache.name: hashlib.sha256(identity.encode()).hexdigest()[:16]}
 
+    @abc.abstractmethod
     def batches(self, state: Mapping[str, Any] | None = None) -> Any:
         """Batches from the start, or from a state."""
-        raise NotImplementedError
 
 
 class AttachedResident(_Attached):
@@ -137,7 +138,7 @@ class AttachedLoader(_Attached):
         return batches if self._ahead else _HostIterator(self.cache, batches)
 
 
-class _Iterator:
+class _Iterator(abc.ABC):
     """An input's iterator, with its state."""
 
     def __init__(self, batches: Any) -> None:
@@ -146,8 +147,9 @@ class _Iterator:
     def __iter__(self) -> Any:
         return self
 
+    @abc.abstractmethod
     def __next__(self) -> Batch:
-        raise NotImplementedError
+        """The next batch, with the cached outputs."""
 
     def get_state(self) -> Any:
         """Where the consumer stands."""
