@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.digits.config import TITLES
 from experiments.digits.report import gain
-from experiments.digits.statistics import interval
+from experiments.statistics import interval
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

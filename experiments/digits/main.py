@@ -21,6 +21,7 @@ from rich.console import Console
 
 from experiments.digits import curves, report, setting, statistics, training
 from experiments.digits.config import TITLES, Config, checked
+from experiments.statistics import interval
 from jaxkd.training import FitResult, Preempted, identity
 from jaxkd.training.logs import write_atomically
 from jaxkd.training.progress import show_progress
@@ -128,7 +129,7 @@ def train(config: Config, console: Console) -> tuple[FitResult, dict[str, FitRes
         def finished(name: str, result: FitResult) -> FitResult:
             accuracy = 100 * statistics.per_seed(result.history[-1], config.seeds)
             console.print(
-                f"{TITLES[name]}: {statistics.interval(accuracy)} % on the validation split, {config.seeds} seeds",
+                f"{TITLES[name]}: {interval(accuracy)} % on the validation split, {config.seeds} seeds",
                 highlight=False,
             )
             return result

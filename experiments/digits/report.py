@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.digits.config import TITLES
-from experiments.digits.statistics import Interval, interval
+from experiments.statistics import Interval, interval
 
 COLUMNS = ("method", "accuracy (%)", "gain over alone (points)", "agreement (%)", "calibration error (%)", "parameters")
 

@@ -16,7 +16,7 @@ import tyro
 
 from experiments.digits import training
 from experiments.digits.config import Config, Weights
-from experiments.digits.statistics import interval
+from experiments.statistics import interval
 from jaxkd.training.logs import write_atomically
 
 RATES = (1e-3, 3e-3, 1e-2)

@@ -3,7 +3,13 @@
 ====================  ========================================================================================
 `mlp`                 `MLP`: hidden layers that can be tapped, optional dropout
 `resnet`              `ResNet` and its builders `ResNet8` … `ResNet110`, `ResNet8x4`, `ResNet32x4`, for CIFAR
-`registry`            `create` by name, `names`, and `taps`: the path of each point that methods use
+`wide_resnet`         `WideResNet` and its builders `WRN16x1`, `WRN16x2`, `WRN40x1`, `WRN40x2`, for CIFAR
+`resnet50`            `BottleneckResNet` and its builder `ResNet50`, for CIFAR
+`vgg`                 `VGG` and its builders `VGG8` … `VGG19`, for CIFAR
+`mobilenet_v2`        `MobileNetV2`, half as wide, for CIFAR
+`shufflenet_v1`       `ShuffleNetV1`, of three groups, for CIFAR
+`shufflenet_v2`       `ShuffleNetV2`, of size 1, for CIFAR
+`registry`            `create` by name, `names`, `taps`: the path of each point that methods use, and `margin_norms`
 ====================  ========================================================================================
 
 Every model is called as ``model(x, train=False)`` with normalised NHWC images and returns logits. Only experiments,
@@ -11,7 +17,8 @@ benchmarks and tests import this package.
 """
 
 from jaxkd.models.mlp import MLP
-from jaxkd.models.registry import create, names, taps
+from jaxkd.models.mobilenet_v2 import MobileNetV2
+from jaxkd.models.registry import create, margin_norms, names, taps
 from jaxkd.models.resnet import (
     ResNet,
     ResNet8,
@@ -24,9 +31,16 @@ from jaxkd.models.resnet import (
     ResNet56,
     ResNet110,
 )
+from jaxkd.models.resnet50 import BottleneckResNet, ResNet50
+from jaxkd.models.shufflenet_v1 import ShuffleNetV1
+from jaxkd.models.shufflenet_v2 import ShuffleNetV2
+from jaxkd.models.vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
     "MLP",
+    "BottleneckResNet",
+    "MobileNetV2",
     "ResNet",
     "ResNet8",
     "ResNet8x4",
@@ -35,9 +49,24 @@ __all__ = [
     "ResNet32",
     "ResNet32x4",
     "ResNet44",
+    "ResNet50",
     "ResNet56",
     "ResNet110",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "VGG",
+    "VGG8",
+    "VGG11",
+    "VGG13",
+    "VGG16",
+    "VGG19",
+    "WideResNet",
+    "WRN16x1",
+    "WRN16x2",
+    "WRN40x1",
+    "WRN40x2",
     "create",
+    "margin_norms",
     "names",
     "taps",
 ]

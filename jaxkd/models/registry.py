@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxkd.models import resnet
+from jaxkd.models import mobilenet_v2, resnet, resnet50, shufflenet_v1, shufflenet_v2, vgg, wide_resnet
 
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "resnet8": resnet.ResNet8,
-    "resnet14": resnet.ResNet14,
-    "resnet20": resnet.ResNet20,
-    "resnet32": resnet.ResNet32,
-    "resnet44": resnet.ResNet44,
-    "resnet56": resnet.ResNet56,
-    "resnet110": resnet.ResNet110,
-    "resnet8x4": resnet.ResNet8x4,
-    "resnet32x4": resnet.ResNet32x4,
+
+class Entry(NamedTuple):
+    """A model of the zoo.
+
+    Attributes:
+      build: from ``num_classes`` and other fields to the module.
+      taps: from the module to the path of each point that methods tap.
+      margin_norms: from the module to the path of the BatchNorm of each pre-activation tap.
+    """
+
+    build: Callable[..., nn.Module]
+    taps: Callable[[Any], dict[str, str]]
+    margin_norms: Callable[[Any], dict[str, str]]
+
+
+def _entries(family: Any, **builders: Callable[..., nn.Module]) -> dict[str, Entry]:
+    """The models of one module of this package, which tells where they can be tapped."""
+    return {name: Entry(build, family.taps, family.margin_norms) for name, build in builders.items()}
+
+
+_ZOO: dict[str, Entry] = {
+    **_entries(
+        resnet,
+        resnet8=resnet.ResNet8,
+        resnet14=resnet.ResNet14,
+        resnet20=resnet.ResNet20,
+        resnet32=resnet.ResNet32,
+        resnet44=resnet.ResNet44,
+        resnet56=resnet.ResNet56,
+        resnet110=resnet.ResNet110,
+        resnet8x4=resnet.ResNet8x4,
+        resnet32x4=resnet.ResNet32x4,
+    ),
+    **_entries(resnet50, resnet50=resnet50.ResNet50),
+    **_entries(
+        wide_resnet,
+        wrn_16_1=wide_resnet.WRN16x1,
+        wrn_16_2=wide_resnet.WRN16x2,
+        wrn_40_1=wide_resnet.WRN40x1,
+        wrn_40_2=wide_resnet.WRN40x2,
+    ),
+    **_entries(vgg, vgg8=vgg.VGG8, vgg11=vgg.VGG11, vgg13=vgg.VGG13, vgg16=vgg.VGG16, vgg19=vgg.VGG19),
+    **_entries(mobilenet_v2, mobilenet_v2=mobilenet_v2.MobileNetV2),
+    **_entries(shufflenet_v1, shufflenet_v1=shufflenet_v1.ShuffleNetV1),
+    **_entries(shufflenet_v2, shufflenet_v2=shufflenet_v2.ShuffleNetV2),
 }
 
 
@@ -28,7 +63,7 @@ def names() -> list[str]:
     >>> "resnet8x4" in names()
     True
     """
-    return list(_BUILDERS)
+    return list(_ZOO)
 
 
 def create(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -48,7 +83,7 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     >>> create("resnet20", num_classes=100).depth
     20
     """
-    return _builder(name)(num_classes=num_classes, **options)
+    return _entry(name).build(num_classes=num_classes, **options)
 
 
 def taps(name: str) -> dict[str, str]:
@@ -58,27 +93,50 @@ def taps(name: str) -> dict[str, str]:
       name: one of `names`.
 
     Returns:
-      ``stem``, ``stage1`` to ``stage3`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage3_preact``,
-      before it.
+      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, as the literature taps them: after the ReLU, where the stage
+      ends in one; and ``stage1_preact``, ``stage2_preact``, …, the feature of the stage before a ReLU. The module of
+      each family, such as `jaxkd.models.wide_resnet`, has a table of them with their shapes.
 
     Raises:
       ValueError: there is no such name.
 
-    >>> taps("resnet8x4")["stage2"], taps("resnet32")["stage3_preact"]
-    ('ResNetStage_1', 'ResNetStage_2/BasicBlock_4/Residual_0')
+    >>> taps("resnet8x4")["stage2"], taps("wrn_40_2")["stage3_preact"]
+    ('ResNetStage_1', 'WideResNetHead_0/BatchNorm_0')
     """
-    model = _builder(name)(num_classes=1)
-    last = resnet.blocks_per_stage(model.depth) - 1
-    stages = range(len(model.num_filters) - 1)
-    return {
-        "stem": "ResNetStem_0",
-        **{f"stage{number + 1}": f"ResNetStage_{number}" for number in stages},
-        "pooled": "GlobalAveragePool_0",
-        **{f"stage{number + 1}_preact": f"ResNetStage_{number}/BasicBlock_{last}/Residual_0" for number in stages},
-    }
+    entry = _entry(name)
+    return entry.taps(entry.build())
 
 
-def _builder(name: str) -> Callable[..., Any]:
-    if name not in _BUILDERS:
+def margin_norms(name: str) -> dict[str, str]:
+    """For each pre-activation tap, the BatchNorm that it comes from: what overhaul computes its margin from.
+
+    Args:
+      name: one of `names`.
+
+    Returns:
+      ``stage1_preact``, ``stage2_preact``, … to the path of a BatchNorm among the variables. Of a sum, it is that of
+      the block's branch, as in the authors' code. A tap whose channels come from several BatchNorms is left out.
+
+    Raises:
+      ValueError: there is no such name.
+
+    The margin of one stage, of a teacher's variables as Flax has them:
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import losses
+    >>> teacher = create("resnet8", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    >>> norm = teacher["params"]
+    >>> for part in margin_norms("resnet8")["stage2_preact"].split("/"):
+    ...     norm = norm[part]
+    >>> losses.overhaul_margin(norm["bias"], norm["scale"]).shape
+    (32,)
+    """
+    entry = _entry(name)
+    return entry.margin_norms(entry.build())
+
+
+def _entry(name: str) -> Entry:
+    if name not in _ZOO:
         raise ValueError(f"name: expected one of {names()}, got {name!r}.")
-    return _BUILDERS[name]
+    return _ZOO[name]

@@ -168,6 +168,51 @@ class GlobalAveragePool(nn.Module):
         return x.mean(axis=(1, 2))
 
 
+def taps(model: ResNet) -> dict[str, str]:
+    """The paths of what methods tap, by our names.
+
+    Args:
+      model: of any depth and width.
+
+    Returns:
+      ``stem``, ``stage1`` to ``stage3`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage3_preact``,
+      before it.
+
+    Raises:
+      ValueError: the depth is none of 8, 14, 20, ….
+
+    >>> taps(ResNet32())["stage3_preact"]
+    'ResNetStage_2/BasicBlock_4/Residual_0'
+    """
+    blocks = _last_blocks(model)
+    return {
+        "stem": "ResNetStem_0",
+        **{f"stage{number + 1}": f"ResNetStage_{number}" for number in range(len(blocks))},
+        "pooled": "GlobalAveragePool_0",
+        **{f"stage{number}_preact": f"{block}/Residual_0" for number, block in enumerate(blocks, 1)},
+    }
+
+
+def margin_norms(model: ResNet) -> dict[str, str]:
+    """The BatchNorm whose scale and bias give overhaul's margin, for each pre-activation tap.
+
+    The tap is a sum. The margin is that of its branch alone, as in the authors' code.
+
+    Args:
+      model: of any depth and width.
+
+    Returns:
+      ``stage1_preact`` to ``stage3_preact``, each to the path of the second BatchNorm of the stage's last block.
+
+    Raises:
+      ValueError: the depth is none of 8, 14, 20, ….
+
+    >>> margin_norms(ResNet32())["stage3_preact"]
+    'ResNetStage_2/BasicBlock_4/BatchNorm_1'
+    """
+    return {f"stage{number}_preact": f"{block}/BatchNorm_1" for number, block in enumerate(_last_blocks(model), 1)}
+
+
 def blocks_per_stage(depth: int) -> int:
     """The basic blocks in each of the three stages.
 
@@ -187,6 +232,11 @@ def blocks_per_stage(depth: int) -> int:
     if rest or blocks < 1:
         raise ValueError(f"depth: expected 6 n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, …), got {depth}.")
     return blocks
+
+
+def _last_blocks(model: ResNet) -> list[str]:
+    last = blocks_per_stage(model.depth) - 1
+    return [f"ResNetStage_{number}/BasicBlock_{last}" for number in range(len(model.num_filters) - 1)]
 
 
 def _conv(features: int, size: int, stride: int, dtype: Any) -> nn.Conv:

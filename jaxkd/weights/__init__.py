@@ -9,7 +9,11 @@
 `fit_to`                                            arrays by name into a model, every weight and shape checked
 `fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
 `NUM_BATCHES_TRACKED`                               what PyTorch's BatchNorm has and Flax's has not, to be ignored
-`torch_cifar_resnet`                                the name map of the CIFAR ResNets in PyTorch repositories
+`torch_cifar`                                       the name map of any model of `jaxkd.models` that PyTorch
+                                                    distillation repositories have
+`torch_cifar_resnet`, `torch_wrn`, `torch_vgg`      those of a family, by depth
+`torch_resnet50`, `torch_mobilenet_v2`,             those of one model
+`torch_shufflenet_v1`, `torch_shufflenet_v2`
 `split_attention`, `split_lstm`                     modules of PyTorch's that hold several arrays in one
 `layouts`                                           PyTorch's layout of a weight to Flax's
 `names`                                             what a name map may be
@@ -23,8 +27,10 @@ from jaxkd.weights.fitting import WeightsError, fit_to
 from jaxkd.weights.orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
 from jaxkd.weights.program import save_program
 from jaxkd.weights.safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
+from jaxkd.weights.torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
 from jaxkd.weights.torch_models import split_attention, split_lstm, torch_cifar_resnet
 from jaxkd.weights.torch_state import NUM_BATCHES_TRACKED, fit_torch_to, load_torch
+from jaxkd.weights.torch_zoo import torch_cifar, torch_vgg, torch_wrn
 from jaxkd.weights.tree import cast, flatten, student_of
 
 __all__ = [
@@ -48,5 +54,12 @@ __all__ = [
     "split_attention",
     "split_lstm",
     "student_of",
+    "torch_cifar",
     "torch_cifar_resnet",
+    "torch_mobilenet_v2",
+    "torch_resnet50",
+    "torch_shufflenet_v1",
+    "torch_shufflenet_v2",
+    "torch_vgg",
+    "torch_wrn",
 ]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from experiments.digits import statistics
@@ -108,19 +107,6 @@ def test_settings_that_cannot_be_run_are_refused():
         with pytest.raises(ValueError, match="--"):
             checked(wrong)
     assert checked(Config(methods=("hint",))).methods == ("student", "hint")
-
-
-def test_calibration_error_of_a_hand_example():
-    # Bins of width 1/2. Up to 0.5: confidence 0.5, right: gap 0.5. Above: 0.9, 0.7, 0.8, two of three right: gap 0.4/3.
-    probabilities = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [0.1, 0.7, 0.2], [0.1, 0.1, 0.8]])
-    error = statistics.calibration_error(probabilities, np.array([0, 0, 1, 0]), bins=2)
-    np.testing.assert_allclose(error, (1 * 0.5 + 3 * 0.4 / 3) / 4)
-    assert statistics.calibration_error(np.eye(3), np.arange(3)) == 0
-
-
-def test_interval_of_a_hand_example():
-    # t(0.975, 1) = 12.706; the standard error of 1 and 3 is 1.
-    np.testing.assert_allclose(statistics.interval([1.0, 3.0]), (2.0, 12.7062), rtol=1e-5)
 
 
 def test_doctests():

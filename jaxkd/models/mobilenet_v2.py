@@ -1,0 +1,220 @@
+"""The MobileNetV2 of the distillation literature for CIFAR: half as wide, and with the strides of small images.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2, as the CIFAR-100 distillation
+benchmark builds it. What differs from the usual network for ImageNet: ReLU in place of ReLU6; the second stage does not
+halve the map; blocks of expansion 1 have a first 1×1 convolution too; widths are truncated, not rounded to multiples of
+eight; nothing is dropped out before the linear layer.
+
+Every point that a published method taps is the output of a submodule, so an adapter can name it:
+
+=================  ========================  ==================
+tap                path                      width 0.5
+=================  ========================  ==================
+stem               ``MobileNetV2Stem_0``     16 × 16 × 16
+stage1             ``MobileNetV2Stage_1``    16 × 16 × 12
+stage2             ``MobileNetV2Stage_2``    8 × 8 × 16
+stage3             ``MobileNetV2Stage_4``    4 × 4 × 48
+stage4             ``MobileNetV2Stage_6``    2 × 2 × 160
+pooled             ``GlobalAveragePool_0``   1280
+stage{k}_preact    that of stage{k}          as stage{k}
+=================  ========================  ==================
+
+The network has seven stages; those before a change of the map's size, and the last, are the taps. A bottleneck is
+linear: no ReLU follows it, so that ``stage{k}`` takes both signs, and ``stage{k}_preact`` is the same array.
+
+Convolutions are normal with a standard deviation of ``sqrt(2 / (k · k · out))``, also where they are depthwise, the
+linear layer is normal with 0.01, its bias 0. The one difference that `jaxkd.models.resnet` tells of, a running variance
+that is the biased one, is a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd.models.resnet import GlobalAveragePool, Residual, _batch_norm, _kaiming_normal
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+# Channels at width 1, blocks, and the stride of the first: a stage each.
+_STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+_TAPPED = (1, 2, 4, 6)
+_HEAD = 1280
+
+
+class MobileNetV2(nn.Module):
+    """A MobileNetV2 for small images.
+
+    >>> import jax
+    >>> model = MobileNetV2(num_classes=100)
+    >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    812836
+
+    Attributes:
+      expansion: how many times wider a block is inside than its input; the first stage's is 1.
+      width: what the paper's channels are multiplied by; the 1280 of the head only where it is more than 1.
+      num_classes: logits.
+      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+    """
+
+    expansion: int = 6
+    width: float = 0.5
+    num_classes: int = 100
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits.
+
+        Args:
+          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+
+        Returns:
+          ``[batch, classes]``.
+
+        Raises:
+          TypeError: the image is not floating point.
+          ValueError: it has no four axes, or no channel is left at this width.
+        """
+        if int(_STAGES[0][0] * self.width) < 1:
+            raise ValueError(f"width: expected at least {1 / _STAGES[0][0]}, which leaves a channel, got {self.width}.")
+        if x.ndim != 4:
+            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        options = {"train": train, "dtype": self.dtype}
+        x = MobileNetV2Stem(int(32 * self.width), **options)(x)
+        for number, (features, blocks, stride) in enumerate(_STAGES):
+            expansion = 1 if number == 0 else self.expansion
+            x = MobileNetV2Stage(blocks, int(features * self.width), stride, expansion, **options)(x)
+        x = MobileNetV2Head(int(_HEAD * max(self.width, 1.0)), **options)(x)
+        x = GlobalAveragePool()(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01))(x)
+
+
+class MobileNetV2Stem(nn.Module):
+    """3×3 convolution that halves the map, BatchNorm, ReLU."""
+
+    features: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The stem's output, after its ReLU."""
+        return nn.relu(_batch_norm(self)(_conv(self.features, 3, 2, 1, self.dtype)(x)))
+
+
+class MobileNetV2Stage(nn.Module):
+    """Inverted residual blocks of one width; the first may halve the map."""
+
+    blocks: int
+    features: int
+    stride: int
+    expansion: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The last block's output, which no ReLU follows."""
+        for number in range(self.blocks):
+            stride = self.stride if number == 0 else 1
+            x = InvertedResidual(self.features, stride, self.expansion, train=self.train, dtype=self.dtype)(x)
+        return x
+
+
+class InvertedResidual(nn.Module):
+    """1×1 convolution to more channels, depthwise 3×3, 1×1 to few, BatchNorm after each, ReLU after the first two.
+
+    The input is added where it has the output's shape.
+    """
+
+    features: int
+    stride: int
+    expansion: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The block's output, which no ReLU follows."""
+        inside = x.shape[-1] * self.expansion
+        y = nn.relu(_batch_norm(self)(_conv(inside, 1, 1, 1, self.dtype)(x)))
+        y = nn.relu(_batch_norm(self)(_conv(inside, 3, self.stride, inside, self.dtype)(y)))
+        y = _batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(y))
+        return Residual()(y, x) if self.stride == 1 and x.shape[-1] == self.features else y
+
+
+class MobileNetV2Head(nn.Module):
+    """1×1 convolution, BatchNorm, ReLU."""
+
+    features: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        """The map that is pooled, after its ReLU."""
+        return nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(x)))
+
+
+def taps(model: MobileNetV2) -> dict[str, str]:
+    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+
+    Args:
+      model: of any width.
+
+    Returns:
+      ``stem`` and ``pooled``, after their ReLU; ``stage1`` to ``stage4``, which have none, and the same once more as
+      ``stage1_preact`` to ``stage4_preact``.
+
+    >>> taps(MobileNetV2())["stage3"], taps(MobileNetV2())["stage3_preact"]
+    ('MobileNetV2Stage_4', 'MobileNetV2Stage_4')
+    """
+    stages = {f"stage{number}": f"MobileNetV2Stage_{stage}" for number, stage in enumerate(_TAPPED, start=1)}
+    return {
+        "stem": "MobileNetV2Stem_0",
+        **stages,
+        "pooled": "GlobalAveragePool_0",
+        **{f"{name}_preact": path for name, path in stages.items()},
+    }
+
+
+def margin_norms(model: MobileNetV2) -> dict[str, str]:
+    """The BatchNorm whose bias and scale give each pre-activation's margin in the overhaul of feature distillation.
+
+    Args:
+      model: of any width.
+
+    Returns:
+      ``stage1_preact`` to ``stage4_preact``, and the path of the last BatchNorm of that stage's last block.
+
+    >>> margin_norms(MobileNetV2())["stage3_preact"]
+    'MobileNetV2Stage_4/InvertedResidual_2/BatchNorm_2'
+    """
+    return {
+        f"stage{number}_preact": f"MobileNetV2Stage_{stage}/InvertedResidual_{_STAGES[stage][1] - 1}/BatchNorm_2"
+        for number, stage in enumerate(_TAPPED, start=1)
+    }
+
+
+def _conv(features: int, size: int, stride: int, groups: int, dtype: Any) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_kaiming_normal,
+    )

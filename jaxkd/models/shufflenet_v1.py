@@ -1,0 +1,250 @@
+"""The ShuffleNetV1 of the distillation literature for CIFAR: three groups, width 1.
+
+Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", 2018, table 1, as
+the CIFAR-100 distillation benchmark builds it. It differs from the paper's: the stem is a 1×1 convolution that keeps
+the map's size; a ReLU follows the depthwise convolution too; a unit is a quarter as wide inside as what its branch
+returns, also where it is joined to the shortcut (``(240 - 24) / 4`` in the very first unit).
+
+Every point that a published method taps is the output of a submodule, so an adapter can name it:
+
+=================  ==========================================================  ==================
+tap                path                                                        three groups
+=================  ==========================================================  ==================
+stem               ``ShuffleNetStem_0``                                        32 × 32 × 24
+stage1             ``ShuffleNetV1Stage_0``                                     16 × 16 × 240
+stage2             ``ShuffleNetV1Stage_1``                                     8 × 8 × 480
+stage3             ``ShuffleNetV1Stage_2``                                     4 × 4 × 960
+pooled             ``GlobalAveragePool_0``                                     960
+stage{k}_preact    ``ShuffleNetV1Stage_{k-1}/ShuffleUnit_{last}/Residual_0``   as stage{k}
+=================  ==========================================================  ==================
+
+The first five are after the ReLU; ``preact`` is the sum that the stage's last ReLU is applied to.
+
+Convolutions and the linear layer start as PyTorch's do by default, uniform in ``±1/sqrt(fan_in)``, a group's own input
+channels counted only. The one difference that `jaxkd.models.resnet` tells of, a running variance that is the biased
+one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd.models.resnet import GlobalAveragePool, Residual, _batch_norm, _uniform, _uniform_fan_in
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+_STEM = 24
+
+
+class ShuffleNetV1(nn.Module):
+    """A ShuffleNetV1 for small images.
+
+    >>> import jax
+    >>> model = ShuffleNetV1(num_classes=100)
+    >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    >>> sum(leaf.size for leaf in jax.tree.leaves(params))
+    949258
+
+    Attributes:
+      groups: of the 1×1 convolutions, other than the very first.
+      num_filters: channels that each stage returns.
+      blocks: units in each stage.
+      num_classes: logits.
+      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+    """
+
+    groups: int = 3
+    num_filters: Sequence[int] = (240, 480, 960)
+    blocks: Sequence[int] = (4, 8, 4)
+    num_classes: int = 100
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits.
+
+        Args:
+          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+
+        Returns:
+          ``[batch, classes]``.
+
+        Raises:
+          TypeError: the image is not floating point.
+          ValueError: it has no four axes; a stage has not two units, one that halves the map and one that is tapped;
+            or its channels do not divide into quarters and groups.
+        """
+        _check_stages(self.blocks, self.num_filters)
+        if x.ndim != 4:
+            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        options = {"train": train, "dtype": self.dtype}
+        x = ShuffleNetStem(_STEM, **options)(x)
+        for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):
+            # The stem has so few channels that the paper leaves the convolution that reads it whole.
+            first_groups = 1 if number == 0 else self.groups
+            x = ShuffleNetV1Stage(blocks, features, self.groups, first_groups, **options)(x)
+        x = GlobalAveragePool()(x)
+        # PyTorch's default: the bias is drawn from the same range as the weight.
+        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+
+
+class ShuffleNetStem(nn.Module):
+    """1×1 convolution, BatchNorm, ReLU."""
+
+    features: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        """The stem's output, after its ReLU."""
+        return nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(x)))
+
+
+class ShuffleNetV1Stage(nn.Module):
+    """Units of one width; the first halves the map."""
+
+    blocks: int
+    features: int
+    groups: int
+    first_groups: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The last unit's output, after its ReLU."""
+        for number in range(self.blocks):
+            stride, first_groups = (2, self.first_groups) if number == 0 else (1, self.groups)
+            options = {"train": self.train, "dtype": self.dtype}
+            x = ShuffleUnit(self.features, stride, self.groups, first_groups, **options)(x)
+        return x
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1×1 convolution, channel shuffle, depthwise 3×3, grouped 1×1, BatchNorm after each, ReLU between.
+
+    The input is added; where the map is halved, it is averaged over 3×3 and put behind the channels instead.
+    """
+
+    features: int
+    stride: int
+    groups: int
+    first_groups: int
+    train: bool
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        """The unit's output, after its ReLU."""
+        branch = self.features if self.stride == 1 else self.features - x.shape[-1]
+        inside, rest = divmod(branch, 4)
+        if inside < 1 or rest or any(part % self.groups for part in (inside, branch)):
+            raise ValueError(
+                f"num_filters: expected channels in excess of the input's {x.shape[-1]} that divide into quarters of "
+                f"{self.groups} groups, got {self.features}."
+            )
+        y = nn.relu(_batch_norm(self)(_conv(inside, 1, 1, self.first_groups, self.dtype)(x)))
+        y = channel_shuffle(y, self.first_groups)
+        y = nn.relu(_batch_norm(self)(_conv(inside, 3, self.stride, inside, self.dtype)(y)))
+        y = _batch_norm(self)(_conv(branch, 1, 1, self.groups, self.dtype)(y))
+        if self.stride == 1:
+            return nn.relu(Residual()(y, x))
+        # As in PyTorch, the padding counts: the average at a border has zeros in it.
+        x = nn.avg_pool(x, (3, 3), strides=(self.stride, self.stride), padding=((1, 1), (1, 1)))
+        return nn.relu(jnp.concatenate([y, x], axis=-1))
+
+
+def channel_shuffle(
+    x: Float[Array, "batch height width channels"], groups: int
+) -> Float[Array, "batch height width channels"]:
+    """Channels in the order that gives each group of the next convolution a share of every group of this one.
+
+    With c channels in a group, channel ``j`` of group ``i`` becomes channel ``j · groups + i``.
+
+    Args:
+      x: ``[batch, height, width, channels]``, the groups one after the other.
+      groups: their number, which divides the channels; 1 changes nothing.
+
+    Returns:
+      ``[batch, height, width, channels]``.
+
+    >>> channel_shuffle(jnp.arange(6).reshape(1, 1, 1, 6), 2).ravel()
+    Array([0, 3, 1, 4, 2, 5], dtype=int32)
+    """
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def taps(model: ShuffleNetV1) -> dict[str, str]:
+    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+
+    Args:
+      model: of any width.
+
+    Returns:
+      ``stem``, ``stage1`` and on, and ``pooled``, after their ReLU, and ``stage1_preact`` and on, before it.
+
+    >>> taps(ShuffleNetV1())["stage2"], taps(ShuffleNetV1())["stage2_preact"]
+    ('ShuffleNetV1Stage_1', 'ShuffleNetV1Stage_1/ShuffleUnit_7/Residual_0')
+    """
+    stages = range(len(model.blocks))
+    return {
+        "stem": "ShuffleNetStem_0",
+        **{f"stage{number + 1}": f"ShuffleNetV1Stage_{number}" for number in stages},
+        "pooled": "GlobalAveragePool_0",
+        **{f"stage{number + 1}_preact": f"{_last(model, number)}/Residual_0" for number in stages},
+    }
+
+
+def margin_norms(model: ShuffleNetV1) -> dict[str, str]:
+    """The BatchNorm whose bias and scale give each pre-activation's margin in the overhaul of feature distillation.
+
+    The benchmark has no ShuffleNet as a teacher of that method; the rule is that of its ResNets.
+
+    Args:
+      model: of any width.
+
+    Returns:
+      ``stage1_preact`` and on, and the path of the last BatchNorm of that stage's last unit.
+
+    >>> margin_norms(ShuffleNetV1())["stage2_preact"]
+    'ShuffleNetV1Stage_1/ShuffleUnit_7/BatchNorm_2'
+    """
+    return {f"stage{number + 1}_preact": f"{_last(model, number)}/BatchNorm_2" for number in range(len(model.blocks))}
+
+
+def _last(model: ShuffleNetV1, stage: int) -> str:
+    return f"ShuffleNetV1Stage_{stage}/ShuffleUnit_{model.blocks[stage] - 1}"
+
+
+def _check_stages(blocks: Sequence[int], num_filters: Sequence[int]) -> None:
+    if len(blocks) != len(num_filters) or min(blocks, default=0) < 2:
+        raise ValueError(
+            f"blocks: expected a number of at least 2 for each of the stages {tuple(num_filters)}, got {tuple(blocks)}."
+        )
+
+
+def _conv(features: int, size: int, stride: int, groups: int, dtype: Any) -> nn.Conv:
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_uniform_fan_in,
+    )

@@ -1,0 +1,117 @@
+"""The CIFAR models of PyTorch distillation repositories: name maps onto those of `jaxkd.models`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from jaxkd import checks
+from jaxkd.weights.torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
+from jaxkd.weights.torch_models import torch_cifar_resnet
+
+
+def torch_wrn(depth: int) -> dict[str, str]:
+    """The name map of the CIFAR wide residual networks in PyTorch distillation repositories.
+
+    Theirs are ``conv1, block1.layer.0.bn1, block1.layer.0.conv1, …, block2.layer.0.convShortcut, …, bn1, fc``, of
+    whatever width, so that ``40`` serves wrn_40_1 and wrn_40_2.
+
+    Args:
+      depth: ``6 n + 4``.
+
+    Returns:
+      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+
+    Raises:
+      ValueError: the depth is none of 10, 16, 22, ….
+
+    >>> torch_wrn(16)["block2.layer.0.convShortcut"]
+    'WideResNetStage_1/WideBlock_0/Conv_2'
+    """
+    blocks, rest = divmod(depth - 4, 6)
+    if rest or blocks < 1:
+        raise ValueError(f"depth: expected 6 n + 4 with n >= 1 (10, 16, 22, 28, 40, …), got {depth}.")
+    names = {"conv1": "Conv_0", "bn1": "WideResNetHead_0/BatchNorm_0", "fc": "Dense_0"}
+    for stage in range(3):
+        for block in range(blocks):
+            theirs, ours = f"block{stage + 1}.layer.{block}", f"WideResNetStage_{stage}/WideBlock_{block}"
+            for number in (1, 2):
+                names[f"{theirs}.bn{number}"] = f"{ours}/BatchNorm_{number - 1}"
+                names[f"{theirs}.conv{number}"] = f"{ours}/Conv_{number - 1}"
+            names[f"{theirs}.convShortcut"] = f"{ours}/Conv_2"
+    return names
+
+
+def torch_vgg(depth: int) -> dict[str, str]:
+    """The name map of the CIFAR VGGs with BatchNorm in PyTorch distillation repositories.
+
+    Theirs are ``block0.0, block0.1, block0.3, …, block4.1, …, classifier``: in each block a convolution, its BatchNorm
+    and a ReLU take three numbers.
+
+    Args:
+      depth: 8, 11, 13, 16 or 19.
+
+    Returns:
+      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+
+    Raises:
+      ValueError: there is no VGG of this depth.
+
+    >>> names = torch_vgg(13)
+    >>> names["block0.3"], names["block0.4"], names["classifier"]
+    ('VGGStage_0/Conv_1', 'VGGStage_0/BatchNorm_1', 'Dense_0')
+    """
+    if depth not in _CONVOLUTIONS:
+        raise ValueError(f"depth: expected one of {', '.join(map(str, _CONVOLUTIONS))}, got {depth}.")
+    names = {"classifier": "Dense_0"}
+    for stage, convolutions in enumerate(_CONVOLUTIONS[depth]):
+        for number in range(convolutions):
+            names[f"block{stage}.{3 * number}"] = f"VGGStage_{stage}/Conv_{number}"
+            names[f"block{stage}.{3 * number + 1}"] = f"VGGStage_{stage}/BatchNorm_{number}"
+    return names
+
+
+def torch_cifar(name: str) -> dict[str, str]:
+    """The name map of any CIFAR model of `jaxkd.models`, from what PyTorch distillation repositories call its modules.
+
+    Args:
+      name: as in `jaxkd.models.names`.
+
+    Returns:
+      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+
+    Raises:
+      ValueError: there is no such name; the message lists them.
+
+    A teacher from a checkpoint of theirs, whose state dict stands under ``"model"``:
+
+    >>> from jaxkd import weights
+    >>> def load(model, template, path):
+    ...     state_dict = weights.load_torch(path, key="model")
+    ...     names, ignore = weights.torch_cifar(model), weights.NUM_BATCHES_TRACKED
+    ...     return weights.fit_torch_to(template, state_dict, names=names, ignore=ignore)
+    >>> torch_cifar("wrn_40_2")["bn1"], torch_cifar("resnet32x4")["bn1"]
+    ('WideResNetHead_0/BatchNorm_0', 'ResNetStem_0/BatchNorm_0')
+    """
+    checks.known(name, _MAPS, "model")
+    return _MAPS[name]()
+
+
+_CONVOLUTIONS: dict[int, Sequence[int]] = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+_MAPS: dict[str, Callable[[], dict[str, str]]] = {
+    **{f"resnet{depth}": partial(torch_cifar_resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": partial(torch_cifar_resnet, depth) for depth in (8, 32)},
+    **{f"wrn_{depth}_{width}": partial(torch_wrn, depth) for depth in (16, 40) for width in (1, 2)},
+    **{f"vgg{depth}": partial(torch_vgg, depth) for depth in _CONVOLUTIONS},
+    "resnet50": torch_resnet50,
+    "mobilenet_v2": torch_mobilenet_v2,
+    "shufflenet_v1": torch_shufflenet_v1,
+    "shufflenet_v2": torch_shufflenet_v2,
+}
