@@ -9,6 +9,7 @@
 `inputs`         the data on the device
 `teachers`       a teacher is trained once, measured once, and its outputs are kept where a method allows it
 `cells`          one student: a pair, a method and a seed
+`together`       all seeds of a pair and a method as one program
 `plan`           what a command would do, and what that costs
 `measures`       what is measured of a trained model
 `statistics`     means, intervals and paired differences over seeds

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from experiments.cifar100 import inputs, measures, methods, objectives, points, 
 from experiments.cifar100.config import Protocol
 from jaxkd import data, losses, models, weights
 from jaxkd.training.logs import write_atomically
+from jaxkd.types import Variables
 
 
 class Cell(NamedTuple):
@@ -144,19 +146,27 @@ def run_free(cells: Iterable[Cell], place: Place) -> int:
     for number, cell in enumerate(cells, 1):
         if place.file(cell).exists():
             continue
-        directory = place.directory(cell)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with directory.with_name(directory.name + ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy += 1
-                continue
-            if not place.file(cell).exists():
+        with taken(cell, place) as ours:
+            busy += not ours
+            if ours and not place.file(cell).exists():
                 print(f"[{number}/{len(cells)}] {cell}", flush=True)
                 found = run(cell, place)
                 print(f"[{number}/{len(cells)}] {cell}: {summary(found)}", flush=True)
     return busy
+
+
+@contextlib.contextmanager
+def taken(cell: Cell, place: Place) -> Iterator[bool]:
+    """Takes a cell for this process; False where another one has it. The lock goes with the process as well."""
+    directory = place.directory(cell)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(directory.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -168,50 +178,107 @@ def summary(found: Mapping[str, Any]) -> str:
     )
 
 
-def run(cell: Cell, place: Place) -> dict[str, Any]:
-    """Trains, measures and keeps a cell; what an interrupted process has done is not done again."""
-    protocol, directory = place.protocol, place.directory(cell)
+class Work(NamedTuple):
+    """What a cell is trained with. Of another seed, only the order of the input and the views are others.
+
+    Attributes:
+      trained: the teacher.
+      kd: the method as a distiller, for normalised images.
+      student: the network.
+      loader: the input.
+      splits: inputs to evaluate on.
+      steps: how many updates to make.
+    """
+
+    trained: teachers.Trained
+    kd: jaxkd.Distiller
+    student: jaxkd.Model
+    loader: Any
+    splits: Mapping[str, Any]
+    steps: int
+
+
+def prepared(cell: Cell, place: Place) -> Work:
+    """Everything that a cell needs, its teacher trained."""
+    protocol = place.protocol
     trained = place.teacher(cell.teacher)
     train, held = training_set(place)
     loader: Any = inputs.training(train, protocol, cell.seed)
     method = methods.METHODS[cell.method]
-    teacher, loader, transform = source(cell, method, trained, train, loader, place)
+    teacher, loader = source(cell, method, trained, train, loader, place)
     student = recipe.model(cell.student, method.student_taps(cell.teacher, cell.student), protocol.bf16)
     steps = protocol.epochs * loader.steps_per_epoch
     setting = objectives.Setting(
         cell.teacher, cell.student, steps, train.arrays["label"], lambda tap: margin(trained, tap)
     )
     kd = methods.build(method, setting, student, teacher)
+    splits = inputs.evaluations(place.data_dir, held, trained.test_logits)
+    return Work(trained, kd, student, loader, splits, steps + methods.initial_steps(method, steps))
+
+
+def run(cell: Cell, place: Place) -> dict[str, Any]:
+    """Trains, measures and keeps a cell; what an interrupted process has done is not done again."""
+    directory, work = place.directory(cell), prepared(cell, place)
     clock = training.Clock(directory / "seconds.json")
     result = training.run(
-        kd,
-        student,
-        loader,
-        inputs.evaluations(place.data_dir, held, trained.test_logits),
-        protocol,
-        steps + methods.initial_steps(method, steps),
+        work.kd,
+        work.student,
+        work.loader,
+        work.splits,
+        place.protocol,
+        work.steps,
         seed=cell.seed,
-        transform=transform,
+        transform=views(cell.seed, place.protocol),
         directory=directory,
-        config={"cell": list(cell), "protocol": training.settings(protocol)},
+        config={"cell": list(cell), "protocol": training.settings(place.protocol)},
         on_eval=clock,
         progress=place.progress,
     )
-    variables = result.state.student
+    curve, best = training.curve(result.history), training.best(result)
+    return keep(cell, work.trained, result.state.student, work.steps, clock.seconds, curve, best, place)
+
+
+def keep(
+    cell: Cell,
+    trained: teachers.Trained,
+    variables: Variables,
+    steps: int,
+    seconds: float,
+    curve: Mapping[str, Any],
+    best: Mapping[str, Any],
+    place: Place,
+) -> dict[str, Any]:
+    """Measures a trained student, and leaves ``student.safetensors`` and then ``cell.json``.
+
+    Args:
+      cell: which.
+      trained: its teacher.
+      variables: the student's, after its last step.
+      steps: how many updates were made.
+      seconds: what it took.
+      curve: its evaluations.
+      best: the best of them.
+      place: where.
+
+    Returns:
+      What is in ``cell.json``.
+    """
+    directory = place.directory(cell)
     found = {
         "pair": cell.pair,
         "method": cell.method,
         "seed": cell.seed,
-        "protocol": training.settings(protocol),
-        "steps": int(result.state.step),
-        "seconds": clock.seconds,
-        "images_per_second": int(result.state.step) * protocol.batch_size / clock.seconds,
+        "protocol": training.settings(place.protocol),
+        "steps": steps,
+        "seconds": seconds,
+        "images_per_second": steps * place.protocol.batch_size / seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
-        "curve": training.curve(result.history),
-        "best": training.best(result),
+        "curve": curve,
+        "best": best,
         "test": measured(cell, variables, trained, place),
         **versions.found(),
     }
+    directory.mkdir(parents=True, exist_ok=True)
     weights.save_safetensors(directory / "student.safetensors", variables, overwrite=True)
     write_atomically(place.file(cell), json.dumps(found, indent=1) + "\n")
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # the cell is finished; its weights are kept
@@ -227,22 +294,31 @@ def training_set(place: Place) -> tuple[data.Dataset, data.Dataset | None]:
 
 def source(
     cell: Cell, method: methods.Method, trained: teachers.Trained, train: data.Dataset, loader: Any, place: Place
-) -> tuple[jaxkd.Teacher, Any, data.augment.Transform]:
+) -> tuple[jaxkd.Teacher, Any]:
     """Where a method's teacher outputs come from: nowhere, the cache, or the network itself.
 
     Returns:
-      The teacher, the input that goes with it, and the transform of training images.
+      The teacher, and the input that goes with it.
     """
     protocol = place.protocol
     taps = method.teacher_taps(cell.teacher, cell.student)
-    transform = teachers.shared_augmentation() if protocol.cached else recipe.augmentation(cell.seed)
     if cell.method == "student":
-        return jaxkd.teachers.none(), loader, transform
+        return jaxkd.teachers.none(), loader
     if reads_cache(cell, protocol):
         cache = teachers.cache(trained, train, protocol, place.progress)
-        return jaxkd.teachers.cached(cache), cache.attach(loader), transform
+        return jaxkd.teachers.cached(cache), cache.attach(loader)
     model = recipe.model(cell.teacher, taps, protocol.bf16)
-    return jaxkd.teachers.frozen(model, trained.variables), loader, transform
+    return jaxkd.teachers.frozen(model, trained.variables), loader
+
+
+def views(seed: Any, protocol: Protocol) -> data.augment.Transform:
+    """The transform of training images: of all seeds where the teacher's outputs are cached, else of a seed's own.
+
+    Args:
+      seed: it may be traced.
+      protocol: of the run.
+    """
+    return teachers.shared_augmentation() if protocol.cached else recipe.augmentation(seed)
 
 
 def reads_cache(cell: Cell, protocol: Protocol) -> bool:

@@ -109,6 +109,8 @@ class Config:
     """NAME=FILE: a trained teacher, from safetensors or a PyTorch state dict, instead of training one"""
     workers: int = 1
     """cells at the same time, each in a process with a device (on a CPU: a share of the cores) of its own"""
+    vmapped: bool = False
+    """train the seeds of a pair and method as one program"""
     out: pathlib.Path = pathlib.Path("runs/cifar100")
     """where weights, logs and reports go"""
     dry_run: bool = False

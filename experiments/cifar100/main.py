@@ -14,7 +14,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.cifar100 import cells, config, curves, methods, plan, published, report
+from experiments.cifar100 import cells, config, curves, methods, plan, published, report, together
 from experiments.cifar100.config import Config
 from jaxkd.training import Preempted
 from jaxkd.training.logs import write_atomically
@@ -57,7 +57,7 @@ def main(settings: Config, arguments: Sequence[str], console: Console) -> int:
         place.teacher(teacher)
     if settings.workers > 1 and not worker:
         spawn(arguments, settings.workers)
-    busy = cells.run_free(wanted, place)
+    busy = (together if settings.vmapped else cells).run_free(wanted, place)
     if worker:
         return 0
     if busy:

@@ -1,6 +1,7 @@
 """Models: a small zoo in Flax linen, for the experiments and as examples. Any model of yours works as well.
 
 ====================  ========================================================================================
+`layers`              what the networks have in common: convolutions, BatchNorm, PyTorch's initialisations
 `mlp`                 `MLP`: hidden layers that can be tapped, optional dropout
 `resnet`              `ResNet` and its builders `ResNet8` … `ResNet110`, `ResNet8x4`, `ResNet32x4`, for CIFAR
 `wide_resnet`         `WideResNet` and its builders `WRN16x1`, `WRN16x2`, `WRN40x1`, `WRN40x2`, for CIFAR

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import GlobalAveragePool, Residual, _batch_norm, _kaiming_normal
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -110,7 +110,7 @@ class MobileNetV2Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The stem's output, after its ReLU."""
-        return nn.relu(_batch_norm(self)(_conv(self.features, 3, 2, 1, self.dtype)(x)))
+        return nn.relu(batch_norm(self)(conv(self.features, 3, 2, self.dtype)(x)))
 
 
 class MobileNetV2Stage(nn.Module):
@@ -148,9 +148,9 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The block's output, which no ReLU follows."""
         inside = x.shape[-1] * self.expansion
-        y = nn.relu(_batch_norm(self)(_conv(inside, 1, 1, 1, self.dtype)(x)))
-        y = nn.relu(_batch_norm(self)(_conv(inside, 3, self.stride, inside, self.dtype)(y)))
-        y = _batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(y))
+        y = nn.relu(batch_norm(self)(conv(inside, 1, 1, self.dtype)(x)))
+        y = nn.relu(batch_norm(self)(conv(inside, 3, self.stride, self.dtype, groups=inside)(y)))
+        y = batch_norm(self)(conv(self.features, 1, 1, self.dtype)(y))
         return Residual()(y, x) if self.stride == 1 and x.shape[-1] == self.features else y
 
 
@@ -164,7 +164,7 @@ class MobileNetV2Head(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
         """The map that is pooled, after its ReLU."""
-        return nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(x)))
+        return nn.relu(batch_norm(self)(conv(self.features, 1, 1, self.dtype)(x)))
 
 
 def taps(model: MobileNetV2) -> dict[str, str]:
@@ -205,16 +205,3 @@ def margin_norms(model: MobileNetV2) -> dict[str, str]:
         f"stage{number}_preact": f"MobileNetV2Stage_{stage}/InvertedResidual_{_STAGES[stage][1] - 1}/BatchNorm_2"
         for number, stage in enumerate(_TAPPED, start=1)
     }
-
-
-def _conv(features: int, size: int, stride: int, groups: int, dtype: Any) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_kaiming_normal,
-    )

@@ -34,14 +34,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
-
-_kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±sqrt(3 · (1/3) / fan_in)
 
 
 class ResNet(nn.Module):
@@ -94,9 +92,7 @@ class ResNet(nn.Module):
         for number, features in enumerate(stages):
             x = ResNetStage(blocks, features, stride=1 if number == 0 else 2, **options)(x)
         x = GlobalAveragePool()(x)
-        # PyTorch's default: the bias is drawn from the same range as the weight.
-        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+        return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
 class ResNetStem(nn.Module):
@@ -109,8 +105,8 @@ class ResNetStem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
         """The stem's output, after its ReLU."""
-        x = _conv(self.features, 3, 1, self.dtype)(x)
-        return nn.relu(_batch_norm(self)(x))
+        x = conv(self.features, 3, 1, self.dtype)(x)
+        return nn.relu(batch_norm(self)(x))
 
 
 class ResNetStage(nn.Module):
@@ -142,30 +138,12 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The block's output, after its ReLU."""
-        y = _conv(self.features, 3, self.stride, self.dtype)(x)
-        y = nn.relu(_batch_norm(self)(y))
-        y = _batch_norm(self)(_conv(self.features, 3, 1, self.dtype)(y))
+        y = conv(self.features, 3, self.stride, self.dtype)(x)
+        y = nn.relu(batch_norm(self)(y))
+        y = batch_norm(self)(conv(self.features, 3, 1, self.dtype)(y))
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = _batch_norm(self)(_conv(self.features, 1, self.stride, self.dtype)(x))
+            x = batch_norm(self)(conv(self.features, 1, self.stride, self.dtype)(x))
         return nn.relu(Residual()(y, x))
-
-
-class Residual(nn.Module):
-    """A sum, as a module, so that what a block's last ReLU is applied to has a name."""
-
-    @nn.compact
-    def __call__(self, branch: Float[Array, "*shape"], shortcut: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """``branch + shortcut``."""
-        return branch + shortcut
-
-
-class GlobalAveragePool(nn.Module):
-    """The mean over the map, as a module, so that the embedding has a name."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
-        """``[batch, channels]``."""
-        return x.mean(axis=(1, 2))
 
 
 def taps(model: ResNet) -> dict[str, str]:
@@ -237,31 +215,6 @@ def blocks_per_stage(depth: int) -> int:
 def _last_blocks(model: ResNet) -> list[str]:
     last = blocks_per_stage(model.depth) - 1
     return [f"ResNetStage_{number}/BasicBlock_{last}" for number in range(len(model.num_filters) - 1)]
-
-
-def _conv(features: int, size: int, stride: int, dtype: Any) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_kaiming_normal,
-    )
-
-
-def _batch_norm(module: Any) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not module.train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=module.dtype,
-    )
-
-
-def _uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: float) -> Array:
-    return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
 
 
 _WIDER = (32, 64, 128, 256)

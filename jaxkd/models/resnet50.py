@@ -35,15 +35,8 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import (
-    GlobalAveragePool,
-    Residual,
-    ResNetStem,
-    _batch_norm,
-    _conv,
-    _uniform,
-    _uniform_fan_in,
-)
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, conv
+from jaxkd.models.resnet import ResNetStem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -106,8 +99,7 @@ class BottleneckResNet(nn.Module):
             x = BottleneckStage(blocks, features, stride=1 if number == 0 else 2, **options)(x)
         x = GlobalAveragePool()(x)
         # PyTorch's default: the bias is drawn from the same range as the weight.
-        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+        return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
 class BottleneckStage(nn.Module):
@@ -140,11 +132,11 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
         """The block's output, after its ReLU: four times ``features`` channels."""
         outputs = _EXPANSION * self.features
-        y = nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, self.dtype)(x)))
-        y = nn.relu(_batch_norm(self)(_conv(self.features, 3, self.stride, self.dtype)(y)))
-        y = _batch_norm(self)(_conv(outputs, 1, 1, self.dtype)(y))
+        y = nn.relu(batch_norm(self)(conv(self.features, 1, 1, self.dtype)(x)))
+        y = nn.relu(batch_norm(self)(conv(self.features, 3, self.stride, self.dtype)(y)))
+        y = batch_norm(self)(conv(outputs, 1, 1, self.dtype)(y))
         if self.stride != 1 or x.shape[-1] != outputs:
-            x = _batch_norm(self)(_conv(outputs, 1, self.stride, self.dtype)(x))
+            x = batch_norm(self)(conv(outputs, 1, self.stride, self.dtype)(x))
         return nn.relu(Residual()(y, x))
 
 

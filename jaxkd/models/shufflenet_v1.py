@@ -28,18 +28,17 @@ one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import GlobalAveragePool, Residual, _batch_norm, _uniform, _uniform_fan_in
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, uniform_conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-_STEM = 24
+STEM = 24
 
 
 class ShuffleNetV1(nn.Module):
@@ -84,21 +83,20 @@ class ShuffleNetV1(nn.Module):
           ValueError: it has no four axes; a stage has not two units, one that halves the map and one that is tapped;
             or its channels do not divide into quarters and groups.
         """
-        _check_stages(self.blocks, self.num_filters)
+        check_stages(self.blocks, self.num_filters)
         if x.ndim != 4:
             raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
         options = {"train": train, "dtype": self.dtype}
-        x = ShuffleNetStem(_STEM, **options)(x)
+        x = ShuffleNetStem(STEM, **options)(x)
         for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):
             # The stem has so few channels that the paper leaves the convolution that reads it whole.
             first_groups = 1 if number == 0 else self.groups
             x = ShuffleNetV1Stage(blocks, features, self.groups, first_groups, **options)(x)
         x = GlobalAveragePool()(x)
         # PyTorch's default: the bias is drawn from the same range as the weight.
-        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+        return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
 class ShuffleNetStem(nn.Module):
@@ -111,7 +109,7 @@ class ShuffleNetStem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
         """The stem's output, after its ReLU."""
-        return nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(x)))
+        return nn.relu(batch_norm(self)(uniform_conv(self.features, 1, 1, self.dtype)(x)))
 
 
 class ShuffleNetV1Stage(nn.Module):
@@ -157,10 +155,10 @@ class ShuffleUnit(nn.Module):
                 f"num_filters: expected channels in excess of the input's {x.shape[-1]} that divide into quarters of "
                 f"{self.groups} groups, got {self.features}."
             )
-        y = nn.relu(_batch_norm(self)(_conv(inside, 1, 1, self.first_groups, self.dtype)(x)))
+        y = nn.relu(batch_norm(self)(uniform_conv(inside, 1, 1, self.dtype, groups=self.first_groups)(x)))
         y = channel_shuffle(y, self.first_groups)
-        y = nn.relu(_batch_norm(self)(_conv(inside, 3, self.stride, inside, self.dtype)(y)))
-        y = _batch_norm(self)(_conv(branch, 1, 1, self.groups, self.dtype)(y))
+        y = nn.relu(batch_norm(self)(uniform_conv(inside, 3, self.stride, self.dtype, groups=inside)(y)))
+        y = batch_norm(self)(uniform_conv(branch, 1, 1, self.dtype, groups=self.groups)(y))
         if self.stride == 1:
             return nn.relu(Residual()(y, x))
         # As in PyTorch, the padding counts: the average at a border has zeros in it.
@@ -230,21 +228,9 @@ def _last(model: ShuffleNetV1, stage: int) -> str:
     return f"ShuffleNetV1Stage_{stage}/ShuffleUnit_{model.blocks[stage] - 1}"
 
 
-def _check_stages(blocks: Sequence[int], num_filters: Sequence[int]) -> None:
+def check_stages(blocks: Sequence[int], num_filters: Sequence[int]) -> None:
+    """Makes sure that there are as many stages of one as of the other."""
     if len(blocks) != len(num_filters) or min(blocks, default=0) < 2:
         raise ValueError(
             f"blocks: expected a number of at least 2 for each of the stages {tuple(num_filters)}, got {tuple(blocks)}."
         )
-
-
-def _conv(features: int, size: int, stride: int, groups: int, dtype: Any) -> nn.Conv:
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_uniform_fan_in,
-    )

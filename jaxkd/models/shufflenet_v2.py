@@ -27,14 +27,13 @@ one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import GlobalAveragePool, _batch_norm, _uniform, _uniform_fan_in
-from jaxkd.models.shufflenet_v1 import _STEM, ShuffleNetStem, _check_stages, _conv, channel_shuffle
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, classifier, uniform_conv
+from jaxkd.models.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -81,7 +80,7 @@ class ShuffleNetV2(nn.Module):
             or its channels do not divide into halves.
         """
         *stages, head = self.num_filters
-        _check_stages(self.blocks, stages)
+        check_stages(self.blocks, stages)
         if any(features % 2 for features in stages):
             raise ValueError(f"num_filters: expected stages of even numbers of channels, got {tuple(stages)}.")
         if x.ndim != 4:
@@ -89,14 +88,13 @@ class ShuffleNetV2(nn.Module):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
         options = {"train": train, "dtype": self.dtype}
-        x = ShuffleNetStem(_STEM, **options)(x)
+        x = ShuffleNetStem(STEM, **options)(x)
         for blocks, features in zip(self.blocks, stages, strict=True):
             x = ShuffleNetV2Stage(blocks, features, **options)(x)
         x = ShuffleNetHead(head, **options)(x)
         x = GlobalAveragePool()(x)
         # PyTorch's default: the bias is drawn from the same range as the weight.
-        bias_init = partial(_uniform, bound=x.shape[-1] ** -0.5)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in, bias_init=bias_init)(x)
+        return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
 class ShuffleNetV2Stage(nn.Module):
@@ -131,9 +129,9 @@ class BasicUnit(nn.Module):
         """The unit's output, after its ReLU and its shuffle."""
         kept, y = jnp.split(x, 2, axis=-1)
         features = y.shape[-1]
-        y = nn.relu(_batch_norm(self)(_conv(features, 1, 1, 1, self.dtype)(y)))
-        y = _batch_norm(self)(_conv(features, 3, 1, features, self.dtype)(y))
-        y = _batch_norm(self)(_conv(features, 1, 1, 1, self.dtype)(y))
+        y = nn.relu(batch_norm(self)(uniform_conv(features, 1, 1, self.dtype)(y)))
+        y = batch_norm(self)(uniform_conv(features, 3, 1, self.dtype, groups=features)(y))
+        y = batch_norm(self)(uniform_conv(features, 1, 1, self.dtype)(y))
         Concatenation()(kept, y)  # to be tapped; under jit, nothing computes it unless it is
         return channel_shuffle(jnp.concatenate([kept, nn.relu(y)], axis=-1), 2)
 
@@ -152,11 +150,11 @@ class DownUnit(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The unit's output, after its ReLU and its shuffle."""
         inputs, half = x.shape[-1], self.features // 2
-        left = _batch_norm(self)(_conv(inputs, 3, 2, inputs, self.dtype)(x))
-        left = nn.relu(_batch_norm(self)(_conv(half, 1, 1, 1, self.dtype)(left)))
-        right = nn.relu(_batch_norm(self)(_conv(half, 1, 1, 1, self.dtype)(x)))
-        right = _batch_norm(self)(_conv(half, 3, 2, half, self.dtype)(right))
-        right = nn.relu(_batch_norm(self)(_conv(half, 1, 1, 1, self.dtype)(right)))
+        left = batch_norm(self)(uniform_conv(inputs, 3, 2, self.dtype, groups=inputs)(x))
+        left = nn.relu(batch_norm(self)(uniform_conv(half, 1, 1, self.dtype)(left)))
+        right = nn.relu(batch_norm(self)(uniform_conv(half, 1, 1, self.dtype)(x)))
+        right = batch_norm(self)(uniform_conv(half, 3, 2, self.dtype, groups=half)(right))
+        right = nn.relu(batch_norm(self)(uniform_conv(half, 1, 1, self.dtype)(right)))
         return channel_shuffle(jnp.concatenate([left, right], axis=-1), 2)
 
 
@@ -181,7 +179,7 @@ class ShuffleNetHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
         """The map that is pooled, after its ReLU."""
-        return nn.relu(_batch_norm(self)(_conv(self.features, 1, 1, 1, self.dtype)(x)))
+        return nn.relu(batch_norm(self)(uniform_conv(self.features, 1, 1, self.dtype)(x)))
 
 
 def taps(model: ShuffleNetV2) -> dict[str, str]:

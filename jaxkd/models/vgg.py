@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import GlobalAveragePool, _batch_norm, _kaiming_normal
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, kaiming_normal
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -111,8 +111,8 @@ class VGGStage(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
         """The last convolution's output, after its BatchNorm and ReLU."""
         for _ in range(self.convolutions):
-            x = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=_kaiming_normal)(x)
-            x = nn.relu(_batch_norm(self)(x))
+            x = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=kaiming_normal)(x)
+            x = nn.relu(batch_norm(self)(x))
         return x
 
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.resnet import GlobalAveragePool, _batch_norm, _conv, _uniform_fan_in
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, conv, uniform_fan_in
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -87,13 +87,13 @@ class WideResNet(nn.Module):
             raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
-        x = _conv(16, 3, 1, self.dtype)(x)
+        x = conv(16, 3, 1, self.dtype)(x)
         for number, features in enumerate((16, 32, 64)):
             stride = 1 if number == 0 else 2
             x = WideResNetStage(blocks, self.width * features, stride, train=train, dtype=self.dtype)(x)
         x = WideResNetHead(train=train, dtype=self.dtype)(x)
         x = GlobalAveragePool()(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=_uniform_fan_in)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=uniform_fan_in)(x)
 
 
 class WideResNetStage(nn.Module):
@@ -129,12 +129,12 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
         """The sum, with no BatchNorm and no ReLU behind it."""
-        active = nn.relu(_batch_norm(self)(x))
-        y = _conv(self.features, 3, self.stride, self.dtype)(active)
-        y = nn.relu(_batch_norm(self)(y))
-        y = _conv(self.features, 3, 1, self.dtype)(y)
+        active = nn.relu(batch_norm(self)(x))
+        y = conv(self.features, 3, self.stride, self.dtype)(active)
+        y = nn.relu(batch_norm(self)(y))
+        y = conv(self.features, 3, 1, self.dtype)(y)
         if x.shape[-1] != self.features:
-            x = _conv(self.features, 1, self.stride, self.dtype)(active)
+            x = conv(self.features, 1, self.stride, self.dtype)(active)
         return y + x
 
 
@@ -147,7 +147,7 @@ class WideResNetHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """``relu(BN(x))``."""
-        return nn.relu(_batch_norm(self)(x))
+        return nn.relu(batch_norm(self)(x))
 
 
 def taps(model: WideResNet) -> dict[str, str]:

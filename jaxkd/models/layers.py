@@ -1,0 +1,171 @@
+"""What the networks of the zoo have in common: convolutions, normalisation, and PyTorch's initialisations.
+
+These are functions that return Flax's own modules, so that a submodule's path says what it is: ``Conv_0``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""PyTorch's ``kaiming_normal_(mode="fan_out")``."""
+
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""Uniform in ``±1/sqrt(fan_in)``, the default of PyTorch's layers: ``±sqrt(3 · (1/3) / fan_in)``."""
+
+
+def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: float) -> Array:
+    """Uniform in ``±bound``."""
+    return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
+
+
+def conv(
+    features: int,
+    size: int,
+    stride: int,
+    dtype: Any,
+    *,
+    groups: int = 1,
+    kernel_init: Callable[..., Any] = kaiming_normal,
+) -> nn.Conv:
+    """A square convolution without bias, padded on every side alike as in PyTorch.
+
+    ``"SAME"`` would pad only below and to the right where the stride is 2, half a pixel off.
+
+    Args:
+      features: channels that come out.
+      size: of the kernel.
+      stride: of the positions.
+      dtype: to compute in; None for that of the inputs.
+      groups: of channels, each convolved by itself.
+      kernel_init: of the kernel.
+
+    Returns:
+      The module.
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=grouped_convolution if groups > 1 else None,
+    )
+
+
+uniform_conv = partial(conv, kernel_init=uniform_fan_in)
+"""`conv` with PyTorch's default initialisation."""
+
+
+def batch_norm(module: Any) -> nn.BatchNorm:
+    """BatchNorm with PyTorch's defaults, for a module with ``train`` and ``dtype``."""
+    return nn.BatchNorm(
+        use_running_average=not module.train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=module.dtype,
+    )
+
+
+def classifier(classes: int, features: int, dtype: Any) -> nn.Dense:
+    """A linear layer with PyTorch's default: the bias is drawn from the same range as the weight."""
+    bias_init = partial(uniform, bound=features**-0.5)
+    return nn.Dense(classes, dtype=dtype, kernel_init=uniform_fan_in, bias_init=bias_init)
+
+
+class Residual(nn.Module):
+    """A sum, as a module, so that what a block's last ReLU is applied to has a name."""
+
+    @nn.compact
+    def __call__(self, branch: Float[Array, "*shape"], shortcut: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """``branch + shortcut``."""
+        return branch + shortcut
+
+
+class GlobalAveragePool(nn.Module):
+    """The mean over the map, as a module, so that the embedding has a name."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
+        """``[batch, channels]``."""
+        return x.mean(axis=(1, 2))
+
+
+def grouped_convolution(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "size size_ channels_in_group features"],
+    window_strides: Sequence[int],
+    padding: Any,
+    *,
+    feature_group_count: int,
+    **others: Any,
+) -> Float[Array, "batch h w features"]:
+    """A grouped convolution; on a CPU, where XLA has none that is fast, from products and sums.
+
+    XLA's gradients of grouped convolutions on a CPU are about ten times slower than the same written as a product per
+    group (1×1) or as a sum of shifted maps (depthwise). Everywhere else, and for other shapes, it is XLA's.
+
+    Args:
+      x: the map.
+      kernel: as Flax keeps it.
+      window_strides: of the positions.
+      padding: before and after, for height and width.
+      feature_group_count: the groups.
+      **others: of `jax.lax.conv_general_dilated`.
+
+    Returns:
+      The map that comes out, in the dtype of x.
+
+    >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 1, 6))
+    >>> grouped_convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), feature_group_count=6)[0, :, :, 0]
+    Array([[4., 6.],
+           [6., 9.]], dtype=float32)
+    """
+    own = None
+    if jax.default_backend() == "cpu" and others.get("preferred_element_type") is None:
+        if kernel.shape[:2] == (1, 1) and tuple(window_strides) == (1, 1):
+            own = _pointwise
+        elif kernel.shape[2] == 1 and kernel.shape[3] == feature_group_count:
+            own = _depthwise
+    if own is None:
+        others.setdefault("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, kernel, window_strides, padding, feature_group_count=feature_group_count, **others
+        )
+    # As XLA's, it adds up in float32 whatever the inputs are.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return own(x, kernel, window_strides, padding, feature_group_count, wide).astype(x.dtype)
+
+
+def _pointwise(x: Array, kernel: Array, strides: Any, padding: Any, groups: int, wide: Any) -> Array:
+    parts = x.reshape(*x.shape[:-1], groups, -1)
+    kernels = kernel.reshape(kernel.shape[2], groups, -1)
+    products = jnp.einsum("bhwgi,igo->bhwgo", parts, kernels, preferred_element_type=wide)
+    return products.reshape(*x.shape[:-1], -1)
+
+
+def _depthwise(x: Array, kernel: Array, strides: Any, padding: Any, groups: int, wide: Any) -> Array:
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    sizes = [
+        (length - window) // stride + 1
+        for length, window, stride in zip(padded.shape[1:3], kernel.shape[:2], strides, strict=True)
+    ]
+    total = jnp.zeros((x.shape[0], *sizes, groups), wide)
+    for row in range(kernel.shape[0]):
+        for column in range(kernel.shape[1]):
+            ends = row + (sizes[0] - 1) * strides[0] + 1, column + (sizes[1] - 1) * strides[1] + 1
+            shifted = padded[:, row : ends[0] : strides[0], column : ends[1] : strides[1]]
+            total += shifted.astype(wide) * kernel[row, column, 0].astype(wide)[None, None, None, :]
+    return total
