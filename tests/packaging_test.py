@@ -20,12 +20,13 @@ CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich"
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-BASE = {"types", "checks", "normalization", "averaging"}
+BASE = {"types", "checks", "normalization", "averaging", "progress"}
 MAY_IMPORT = {
     "types": set(),
     "checks": {"types"},
     "normalization": {"types"},
     "averaging": {"types"},
+    "progress": set(),
     "losses": set(),
     "adapters": BASE,
     "objectives": BASE | {"losses"},

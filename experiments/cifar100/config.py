@@ -41,7 +41,10 @@ class Protocol:
         parts = [f"{self.epochs}-epochs"]
         parts += [f"{self.images}-images"] if self.images else []
         parts += [self._teacher_part] if self.teacher_epochs != self.epochs else []
-        return "-".join(parts + self._marks)
+        parts += self._marks
+        parts += ["cached"] if self.cached else []  # the views are others, and
+        parts += [f"every-{self.eval_every}"] if self.eval_every != 1 else []  # ... the best epoch is one of fewer
+        return "-".join(parts)
 
     @property
     def teacher_name(self) -> str:
@@ -139,6 +142,8 @@ def protocol(config: Config) -> Protocol:
             raise ValueError(f"--{name}: expected a multiple of 100, as many of each class, got {value}.")
     if (found.images or 50_000) + found.holdout > 50_000 + (0 if found.images else found.holdout):
         raise ValueError(f"--images {found.images} and --holdout {found.holdout} are more than the 50,000 there are.")
+    if found.holdout >= 50_000:
+        raise ValueError(f"--holdout: expected less than the 50,000 training images there are, got {found.holdout}.")
     return found
 
 

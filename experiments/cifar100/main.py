@@ -29,7 +29,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         return main(settings, arguments, console)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"cifar100: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -85,13 +85,18 @@ def given(settings: Config) -> dict[str, str]:
     """Files of teachers' weights, by the network's name.
 
     Raises:
-      ValueError: an entry is not NAME=FILE.
+      ValueError: an entry is not NAME=FILE, or for no teacher of the command.
     """
-    found = {}
+    found: dict[str, str] = {}
+    teachers = list(dict.fromkeys(cells.split(pair)[0] for pair in chosen_pairs(settings)))
     for entry in settings.teacher_weights:
         name, equals, file = entry.partition("=")
         if not equals or not pathlib.Path(file).is_file():
             raise ValueError(f"--teacher-weights: expected NAME=FILE with a file that is there, got {entry!r}.")
+        if name not in teachers or name in found:
+            raise ValueError(
+                f"--teacher-weights: expected one file for some of the teachers {', '.join(teachers)}, got {entry!r}."
+            )
         found[name] = file
     return found
 

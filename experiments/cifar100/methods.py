@@ -105,12 +105,17 @@ def undefined(method: str, teacher: str, student: str) -> str | None:
 
     >>> undefined("fsp", "wrn_40_2", "wrn_40_1")
     'FSP compares matrices of channels by channels, and the two networks have different channels'
+    >>> undefined("at", "vgg13", "resnet8")
+    'it compares stage by stage, and the two networks have different numbers of stages'
     >>> undefined("fsp", "resnet20", "resnet8") is None
     True
     """
+    try:
+        maps, _ = METHODS[method].taps(teacher, student)
+    except ValueError:
+        return "it compares stage by stage, and the two networks have different numbers of stages"
     if method != "fsp":
         return None
-    maps = points.stem_and_stages(teacher, student)[0]
     ours, theirs = ([recipe.shapes(name)[tap][-1] for tap in maps] for name in (student, teacher))
     if ours != theirs:
         return "FSP compares matrices of channels by channels, and the two networks have different channels"

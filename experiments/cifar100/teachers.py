@@ -42,8 +42,9 @@ class Trained(NamedTuple):
 
 
 def folder(out: pathlib.Path, name: str, protocol: Protocol, file: str | None = None) -> pathlib.Path:
-    """Where a teacher is kept; one from a file is known by what the file holds."""
-    return out / "teachers" / (protocol.teacher_name if file is None else f"given-{digest(file)}") / name
+    """Where a teacher is kept; one from a file is known by what the file holds, and how that is computed with."""
+    given = f"given-{digest(file)}{'-bf16' if protocol.bf16 else ''}" if file is not None else None
+    return out / "teachers" / (given or protocol.teacher_name) / name
 
 
 @functools.cache
@@ -177,10 +178,13 @@ def _train(name: str, protocol: Protocol, data_dir: Any, directory: pathlib.Path
 
 def _adopt(name: str, file: str, protocol: Protocol, data_dir: Any, directory: pathlib.Path) -> None:
     """Takes weights that were trained elsewhere: ours as safetensors, or a PyTorch state dict of reference names."""
-    if file.endswith(".safetensors"):
-        variables = weights.fit_to(_shapes(name, protocol), weights.load_safetensors(file))
-    else:
+    try:
         state_dict = weights.load_torch(file)
+    except TypeError:  # a checkpoint of the reference repositories: the state dict, and other things beside it
+        state_dict = weights.load_torch(file, key="model")
+    if all("/" in array for array in state_dict):  # ours: params/Dense_0/kernel, where PyTorch has fc.weight
+        variables = weights.fit_to(_shapes(name, protocol), state_dict)
+    else:
         variables = weights.fit_torch_to(
             _shapes(name, protocol), state_dict, names=weights.torch_cifar(name), ignore=weights.NUM_BATCHES_TRACKED
         )

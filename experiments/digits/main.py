@@ -24,7 +24,7 @@ from experiments.digits.config import TITLES, Config, checked
 from experiments.statistics import interval
 from jaxkd.training import FitResult, Preempted, identity
 from jaxkd.training.logs import write_atomically
-from jaxkd.training.progress import show_progress
+from jaxkd.progress import show_progress
 from jaxkd.types import Model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")

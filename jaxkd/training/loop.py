@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxkd.progress import show_progress
 from jaxkd.training import arguments, identity, leaves
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.feed import Input, feed
 from jaxkd.training.lock import alone
 from jaxkd.training.logs import Logs, write_atomically
 from jaxkd.training.plan import Plan
-from jaxkd.training.progress import show_progress
 from jaxkd.training.running import Best, OnEval, Run
 from jaxkd.types import Array, Distiller, TrainState
 

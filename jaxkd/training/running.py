@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
+from jaxkd.progress import Show
 from jaxkd.training import evaluation
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.feed import Feed, Input
@@ -18,7 +19,6 @@ from jaxkd.training.interrupts import Preempted, interrupts
 from jaxkd.training.logs import Logs
 from jaxkd.training.meter import Meter, NonFiniteError
 from jaxkd.training.plan import Plan, due
-from jaxkd.training.progress import Show
 from jaxkd.types import Array, Distiller, TrainState
 
 __all__ = ["Best", "OnEval", "Run"]

@@ -1,27 +1,31 @@
 """Cells of the CIFAR-100 benchmark, on a few small random images: what they leave, and that they are made once."""
 
-import contextlib
+import dataclasses
 import fcntl
 import json
-import math
+import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from experiments.cifar100 import cells, config, inputs, measures, methods, objectives, recipe, report, teachers, training
-from jaxkd import weights
+from experiments.cifar100 import cells, config, inputs, methods, objectives, recipe, report, teachers, training
 from jaxkd import training as jaxkd_training
+from jaxkd import weights
+from jaxkd.training import metrics
+from tests import references
 from tests.experiments import cifar100_tiny as tiny
+from tests.weights.torch_zoo_test import resnet_shapes
 
 PROTOCOL = config.Protocol(epochs=2, teacher_epochs=1, batch_size=8)
-STEPS = 4
-CACHED = PROTOCOL._replace(cached=True) if hasattr(PROTOCOL, "_replace") else None
-KINDS = {"student": 4, "at": 4, "ab": 5, "ft": 5, "crd": 4}
+CACHED = dataclasses.replace(PROTOCOL, cached=True)
+STEPS = 4  # 16 images, two batches in each of two epochs; an initialisation adds one
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
+def _small(monkeypatch):
     monkeypatch.setattr(inputs, "whole", tiny.whole)
 
 
@@ -32,16 +36,259 @@ def place(tmp_path_factory):
     return cells.Place(PROTOCOL, None, out, {tiny.TEACHER: tiny.save(out)}, progress=False)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_cell_of_every_kind(place, monkeypatch, name):
-    states, run = [], training.run
+@pytest.fixture
+def states(monkeypatch):
+    """The last state of every training of the test."""
+    found, run = [], training.run
 
     def noted(*arguments, **options):
         result = run(*arguments, **options)
-        states.append(result.state)
+        found.append(result.state)
         return result
 
     monkeypatch.setattr(training, "run", noted)
-    cell = cells.Cell(tiny.TEACHER, tiny.STUDENT, name, 0)
-    found = cells.run(cell, place)
-    assert found["steps"] == KINDS[name]
+    return found
+
+
+def cell(method, seed=0):
+    return cells.Cell(tiny.TEACHER, tiny.STUDENT, method, seed)
+
+
+def assert_complete(found, directory):
+    """What a cell leaves is finite, has all that the report reads, and is all that it leaves of its training."""
+    assert json.loads((directory / "cell.json").read_text()) == found
+    assert found["curve"].keys() == {
+        "epoch", "train/loss", "test/accuracy", "test/agreement", "test/nll", "test/teacher_accuracy"
+    }  # fmt: skip
+    assert found["best"].keys() == {"epoch", "by", "test/accuracy"} and found["best"]["by"] == "test/accuracy"
+    assert found["best"]["test/accuracy"] == max(found["curve"]["test/accuracy"])
+    assert found["curve"]["test/accuracy"][-1] == pytest.approx(found["test"]["accuracy"])
+    assert found["curve"]["test/agreement"][-1] == pytest.approx(found["test"]["agreement"])
+    assert found["test"]["cka"].keys() == {"stage1", "stage2", "stage3"}
+    assert found["parameters"] == 83_892 and found["seconds"] > 0 and found["images_per_second"] > 0
+    numbers = jax.tree.leaves([found["curve"], found["test"], found["seconds"]])  # of absent classes there is None
+    assert np.isfinite(numbers).all()
+    assert not (directory / "checkpoints").exists()
+    page = report.markdown(report.collect([found], {}))
+    assert tiny.PAIR.replace(":", " → ") in page and "not finite" not in page
+
+
+@pytest.mark.parametrize("name", ["student", "at", "ab", "ft", "crd"])
+def test_a_cell_of_every_kind(place, states, name):
+    teacher = place.teacher_file(tiny.TEACHER).parent / "weights.safetensors"
+    before = teacher.read_bytes() if teacher.exists() else None
+    found = cells.run(cell(name), place)
+    (state,) = states
+    assert found["steps"] == STEPS + (name in ("ab", "ft"))
+    assert_complete(found, place.directory(cell(name)))
+    assert tiny.moved(state.student.params)
+    kept = weights.load_safetensors(place.directory(cell(name)) / "student.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, weights.fit_to(state.student, kept), state.student)
+    if name == "student":
+        assert not jax.tree.leaves(state.teacher)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, state.teacher, tiny.variables())
+    assert before in (None, teacher.read_bytes())
+    if name == "crd":
+        assert {len(bank) for bank in state.loss.state["crd"]["bank"].values()} == {tiny.TRAIN}
+    if name == "ft":
+        learned, remembered = state.loss.params["ft"]["paraphraser"], state.loss.state["ft"]["paraphraser"]
+        jax.tree.map(np.testing.assert_array_equal, learned, remembered)
+
+
+def test_an_interrupted_cell_ends_as_one_that_was_not(place, tmp_path, monkeypatch):
+    whole = place._replace(protocol=CACHED)
+    expected = cells.run(cell("kd"), whole)
+    assert_complete(expected, whole.directory(cell("kd")))
+    again = whole._replace(out=tmp_path)
+    called = training.Clock.__call__
+
+    def interrupt(self, step, found, state):
+        called(self, step, found, state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Clock, "__call__", interrupt)
+        cells.run(cell("kd"), again)
+    directory = again.directory(cell("kd"))
+    assert (directory / "checkpoints").exists() and not (directory / "cell.json").exists()
+    before = json.loads((directory / "seconds.json").read_text())
+    assert before["step"] == STEPS // 2 and before["seconds"] > 0
+    found = cells.run(cell("kd"), again)
+    timings = ("seconds", "images_per_second")
+    assert {name: found[name] for name in found if name not in timings} == {
+        name: expected[name] for name in expected if name not in timings
+    }
+    assert found["seconds"] > before["seconds"]
+    files = [place.directory(cell("kd")) / "student.safetensors" for place in (whole, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_cell_is_run_once_and_by_one_process(place, monkeypatch, capsys):
+    ran = []
+
+    def run(cell, place):
+        ran.append(cell)
+        place.file(cell).parent.mkdir(parents=True)
+        place.file(cell).write_text("{}")
+        return {"test": {"accuracy": 0.5, "agreement": 0.25}, "best": {"test/accuracy": 0.625}, "seconds": 3.0}
+
+    monkeypatch.setattr(cells, "run", run)
+    wanted = cells.of([tiny.PAIR], ["kd", "sp"], [5, 6])
+    directory = place.directory(wanted[1])
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(directory.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert cells.run_free(wanted, place) == 1
+        assert ran == [wanted[0], *wanted[2:]]
+    assert "[1/4] resnet14:resnet8 kd seed 5: test accuracy 50.00 % (best epoch 62.50 %)" in capsys.readouterr().out
+    assert cells.run_free(wanted, place) == 0 and ran[3:] == [wanted[1]]
+    assert cells.run_free(wanted, place) == 0 and len(ran) == 4
+
+
+def test_a_cell_that_another_process_has_just_finished_is_not_run_again(place, monkeypatch):
+    (wanted,) = cells.of([tiny.PAIR], ["vid"], [0])
+    flock = fcntl.flock
+
+    def late(lock, how):
+        flock(lock, how)
+        place.file(wanted).parent.mkdir(parents=True, exist_ok=True)
+        place.file(wanted).write_text("{}")
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    monkeypatch.setattr(cells, "run", lambda *_: pytest.fail("it is finished"))
+    assert cells.run_free([wanted], place) == 0
+
+
+def test_the_cells_of_a_command_come_seed_by_seed():
+    found = cells.of(["resnet20:resnet8", "vgg13:vgg8"], ["student", "kd"], [3, 4])
+    assert [str(cell) for cell in found[:4]] == [
+        "resnet20:resnet8 student seed 3",
+        "resnet20:resnet8 kd seed 3",
+        "resnet20:resnet8 student seed 4",
+        "resnet20:resnet8 kd seed 4",
+    ]
+    assert len(found) == 8 and len({cell.path for cell in found}) == 8
+    assert str(found[-1].path) == "vgg13-vgg8/kd/seed4"
+    assert [cell.method for cell in cells.of(["wrn_40_2:wrn_40_1"], ["kd", "fsp"], [0])] == ["kd"]
+
+
+# Teachers.
+
+
+def test_a_teacher_is_trained_once(tmp_path, monkeypatch, states):
+    place = cells.Place(PROTOCOL, None, tmp_path, {}, progress=False)
+    first = place.teacher(tiny.STUDENT)
+    told = json.loads(place.teacher_file(tiny.STUDENT).read_text())
+    assert told["source"] == "trained" and told["steps"] == 2 and told["parameters"] == 83_892
+    assert told["protocol"] == dataclasses.asdict(PROTOCOL)
+    assert told["curve"]["epoch"] == [1.0] and told["best"]["epoch"] == 1.0
+    assert told["curve"]["test/accuracy"] == [pytest.approx(told["test"]["accuracy"])]
+    assert tiny.moved(first.variables.params) and first.test_logits.shape == (tiny.TEST, 100)
+    jax.tree.map(np.testing.assert_array_equal, first.variables, states[0].student)
+    assert not jax.tree.leaves(states[0].teacher)
+    monkeypatch.setattr(teachers, "_train", lambda *_: pytest.fail("it is there"))
+    longer = place._replace(protocol=dataclasses.replace(CACHED, epochs=7, images=8))  # students of another protocol
+    second = longer.teacher(tiny.STUDENT)
+    assert second.directory == first.directory
+    jax.tree.map(np.testing.assert_array_equal, first[1:3], second[1:3])
+
+
+def test_a_second_process_waits_for_the_teacher(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def busy(lock, how):
+        asked.append(how)
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    with teachers.turn(tmp_path / "resnet8"):
+        pass
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+    assert "waiting for another process" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_teacher_from_pytorch(tmp_path, monkeypatch, suffix):
+    random = np.random.default_rng(0)
+    shapes = resnet_shapes(8, (16, 16, 32, 64))
+    state_dict = {name: np.asarray(random.uniform(0.5, 1, shape), np.float32) for name, shape in shapes.items()}
+    file = tmp_path / f"teacher.{suffix}"
+    if suffix == "pth":  # what their training leaves: the weights among other things
+        file.write_bytes(b"a pickle")
+        there = {"epoch": 240, "model": state_dict, "accuracy": 72.5}
+        monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=lambda path, **_: there))
+    else:
+        save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, file)
+    place = cells.Place(PROTOCOL, None, tmp_path, {tiny.STUDENT: str(file)}, progress=False)
+    found = place.teacher(tiny.STUDENT)
+    np.testing.assert_array_equal(found.variables.params["Dense_0"]["kernel"], state_dict["fc.weight"].T)
+    np.testing.assert_array_equal(
+        found.variables.params["ResNetStem_0"]["Conv_0"]["kernel"], state_dict["conv1.weight"].transpose(2, 3, 1, 0)
+    )
+    told = json.loads(place.teacher_file(tiny.STUDENT).read_text())
+    assert told["source"] == f"sha256 {teachers.digest(str(file))}" and "curve" not in told
+
+
+# Where a method's teacher outputs come from.
+
+
+def losses_of(name, protocol, place, seed=0):
+    """What every step of the first epoch reports."""
+    place, wanted = place._replace(protocol=protocol), cell(name, seed)
+    trained = place.teacher(tiny.TEACHER)
+    train, _ = cells.training_set(place)
+    method = methods.METHODS[name]
+    teacher, loader = cells.source(wanted, method, trained, train, inputs.training(train, protocol, seed), place)
+    student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
+    setting = objectives.Setting(tiny.TEACHER, tiny.STUDENT, STEPS, train.arrays["label"], lambda tap: None)
+    kd = jaxkd_training.preprocess(methods.build(method, setting, student, teacher), train=cells.views(seed, protocol))
+    batches = iter(loader.batches())
+    batch = next(batches)
+    state, step, found = kd.init(jax.random.key(0), batch), jax.jit(kd.step), []
+    for _ in range(STEPS // 2):
+        state, told = step(state, batch)
+        found.append(metrics.compute(told))
+        batch = next(batches)
+    return found
+
+
+@pytest.mark.parametrize("name", ["kd", "rkd"])
+def test_a_cached_teacher_is_the_teacher(place, name):
+    # Seed 0 sees the shared views also where every seed has its own.
+    cached, live = (losses_of(name, protocol, place) for protocol in (CACHED, PROTOCOL))
+    assert cells.reads_cache(cell(name), CACHED) and not cells.reads_cache(cell(name), PROTOCOL)
+    assert [found.keys() for found in cached] == [found.keys() for found in live]
+    for ours, theirs in zip(cached, live, strict=True):
+        for term in theirs:
+            np.testing.assert_allclose(ours[term], theirs[term], rtol=2e-3, err_msg=term)
+    assert cached != live  # what is kept is kept as float16
+
+
+def test_a_cell_trains_on_its_views(place, monkeypatch):
+    """The views of `cells.views`, for every method: a baseline that saw others could not be compared."""
+    asked, ran = [], []
+    monkeypatch.setattr(cells, "views", lambda seed, protocol: asked.append((seed, protocol)) or "views")
+
+    def run(*_, transform, **options):
+        ran.append((transform, options["seed"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", run)
+    for name in ("student", "at"):
+        with pytest.raises(KeyboardInterrupt):
+            cells.run(cell(name, 8), place)
+    assert asked == [(8, PROTOCOL)] * 2 and ran == [("views", 8)] * 2
+
+
+def test_which_methods_read_the_cache():
+    found = {name for name in methods.METHODS if cells.reads_cache(cell(name), CACHED)}
+    assert found == {"student", "kd", "cc", "rkd", "pkt", "crd", "crd_kd", "dkd", "dist", "logit_std"}
+    assert not any(cells.reads_cache(cell(name), PROTOCOL) for name in methods.METHODS)
+
+
+def test_the_margins_of_a_teacher(place):
+    margin = cells.margin(place.teacher(tiny.TEACHER), "stage2_preact")
+    norm = tiny.variables().params["ResNetStage_1"]["BasicBlock_1"]["BatchNorm_1"]
+    np.testing.assert_allclose(margin, references.overhaul_margin(norm["bias"], norm["scale"]), rtol=1e-4)

@@ -32,7 +32,9 @@ def variables(name=TEACHER):
     batch = {"image": np.zeros((1, SIZE, SIZE, 3), np.float32)}
     made = jax.jit(recipe.model(name).init)(jax.random.key(7), batch)
     random = np.random.default_rng(7)
-    return jax.tree.map(lambda x: x if x.ndim > 1 else np.float32(x + 0.1 * random.normal(size=x.shape)), made)
+    return jax.tree.map(
+        lambda x: x if x.ndim > 1 else np.asarray(x + 0.1 * random.normal(size=x.shape), np.float32), made
+    )
 
 
 def save(directory: pathlib.Path, name=TEACHER) -> str:

@@ -180,6 +180,6 @@ def test_files_are_plain(tmp_path):
 
 def test_progress_is_shown_with_the_time_left(tmp_path, capsys):
     write(tmp_path, progress=True, views=1)
-    assert "teacher outputs: 23/23 examples" in capsys.readouterr().out
+    assert "teacher outputs 23/23  (" in capsys.readouterr().out
     write(tmp_path, progress=True, views=1)
     assert capsys.readouterr().out == ""

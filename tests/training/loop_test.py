@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxkd.progress import show_progress
 from jaxkd.training import identity, meter, programs
 from jaxkd.training.checkpoint import Checkpoints
 from jaxkd.training.evaluation import evaluate
 from jaxkd.training.logs import Logs
 from jaxkd.training.loop import fit
 from jaxkd.training.plan import Plan, due, next_piece
-from jaxkd.training.progress import show_progress
 from jaxkd.types import Distiller, Mean
 from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
 

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from jaxkd import adapters
+from jaxkd.progress import show_progress
 from jaxkd.teachers.cache import examples, manifest, probes, shards
 from jaxkd.teachers.cache.codecs import full
 from jaxkd.teachers.cache.compare import another_teacher, contents_of, differences
 from jaxkd.teachers.cache.program import Keep, Program, bytes_of, local
-from jaxkd.teachers.cache.progress import show_progress
 from jaxkd.teachers.cache.read import Cache, opened
 from jaxkd.types import Model
 
@@ -265,7 +265,11 @@ def _compute(
         batch = found.take(rows)
         return _Block(batch, examples.digests(batch, names))
 
-    with show_progress(total, enabled=progress) as advance, _ahead(fetch, tasks) as blocks:
+    shown, reached = progress and total > 0, 0
+    with (
+        show_progress(total, what="teacher outputs", unit="examples", enabled=shown) as show,
+        _ahead(fetch, tasks) as blocks,
+    ):
         for number in todo:
             view, first, last = layout.place(number)
             parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
@@ -279,7 +283,8 @@ def _compute(
                 parts["index"].append(np.asarray(block.batch["index"], np.int64))
                 parts["digests"].append(block.digests)
                 done += len(block.digests)
-                advance(len(block.digests))
+                reached += len(block.digests)
+                show(reached)
             arrays = {file: np.concatenate(values) for file, values in parts.items()}
             who = contents_of(arrays["index"], arrays["digests"])
             if view:  # the first view's shards say which examples the rows are

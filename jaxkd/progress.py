@@ -1,4 +1,4 @@
-"""What a run shows of itself: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""What long work shows of itself: a bar with the time left on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ class Show(Protocol):
 
 @contextlib.contextmanager
 def show_progress(
-    steps: int, first: int = 0, *, enabled: bool = True, console: Console | None = None
+    steps: int,
+    first: int = 0,
+    *,
+    what: str = "step",
+    unit: str = "steps",
+    enabled: bool = True,
+    console: Console | None = None,
 ) -> Iterator[Show]:
-    """Shows a run on a terminal, or prints about every ten seconds where standard output is not one.
+    """Shows work on a terminal, or prints about every ten seconds where standard output is not one.
 
     Args:
-      steps: of the whole run.
+      steps: of the whole work.
       first: where it goes on.
+      what: comes before the count.
+      unit: of what is counted.
       enabled: False shows nothing.
       console: where to; standard output by default.
 
@@ -46,7 +54,7 @@ def show_progress(
         yield lambda step, row=None: None
         return
     console = Console() if console is None else console
-    with (_bar if console.is_terminal else _lines)(console, steps, first) as show:
+    with (_bar if console.is_terminal else _lines)(console, steps, first, what, unit) as show:
         yield show
 
 
@@ -65,9 +73,9 @@ def summary(row: Mapping[str, float]) -> str:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, steps: int, first: int) -> Iterator[Show]:
+def _bar(console: Console, steps: int, first: int, what: str, unit: str) -> Iterator[Show]:
     columns = (
-        TextColumn("step"),
+        TextColumn(what),
         MofNCompleteColumn(),
         BarColumn(),
         TimeElapsedColumn(),
@@ -75,6 +83,7 @@ def _bar(console: Console, steps: int, first: int) -> Iterator[Show]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[metrics]}"),
     )
+    del unit  # the bar shows times, not rates
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=steps, completed=first, metrics="")
         known: dict[str, float] = {}
@@ -87,7 +96,7 @@ def _bar(console: Console, steps: int, first: int) -> Iterator[Show]:
 
 
 @contextlib.contextmanager
-def _lines(console: Console, steps: int, first: int) -> Iterator[Show]:
+def _lines(console: Console, steps: int, first: int, what: str, unit: str) -> Iterator[Show]:
     started = said = time.monotonic()
     known: dict[str, float] = {}
 
@@ -95,14 +104,16 @@ def _lines(console: Console, steps: int, first: int) -> Iterator[Show]:
         nonlocal said
         known.update(row or {})
         now = time.monotonic()
-        # An evaluation at the end may come as a second row of the last step; one line is enough for both.
-        if not (now - said >= _SECONDS_BETWEEN_LINES or (step == steps and row is not None)):
+        # Metrics of the last step come in a call of their own, perhaps in several; a line without them is too early.
+        finished = step == steps and (row is not None or not known)
+        if not (now - said >= _SECONDS_BETWEEN_LINES or finished):
             return
         said = now
         rate = (step - first) / max(now - started, 1e-9)
         left = int((steps - step) / rate) if rate > 0 else 0
         eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        line = f"step {step}/{steps}  {summary(known)}  ({rate:.3g} steps/s, ETA {eta})"
+        numbers = f"  {summary(known)}" if known else ""
+        line = f"{what} {step}/{steps}{numbers}  ({rate:.3g} {unit}/s, ETA {eta})"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     yield show
