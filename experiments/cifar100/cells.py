@@ -8,7 +8,7 @@ import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,12 +131,13 @@ def split(pair: str) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def run_free(cells: Iterable[Cell], place: Place) -> int:
+def run_free(cells: Iterable[Cell], place: Place, finished: Callable[[], Any] = lambda: None) -> int:
     """Runs every cell that is not finished and that no other process is at work on.
 
     Args:
       cells: in the order in which to try them.
       place: what they share.
+      finished: called after each.
 
     Returns:
       How many other processes are at work on.
@@ -152,6 +153,7 @@ def run_free(cells: Iterable[Cell], place: Place) -> int:
                 print(f"[{number}/{len(cells)}] {cell}", flush=True)
                 found = run(cell, place)
                 print(f"[{number}/{len(cells)}] {cell}: {summary(found)}", flush=True)
+                finished()
     return busy
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -130,14 +131,21 @@ def spawn(arguments: Sequence[str], workers: int) -> None:
         environments = [{WORKER: "", "CUDA_VISIBLE_DEVICES": str(i)} for i in range(workers)]
     command = [sys.executable, "-m", "experiments.cifar100", *arguments]
     running = [subprocess.Popen(command, env={**os.environ, **extra}) for extra in environments]
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Preempted(0)
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         codes = [process.wait() for process in running]
-    except BaseException:
+    except BaseException:  # they save, each what it is at work on
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if any(codes):
         raise ValueError(f"--workers: processes ended with {codes}; what they finished is kept. Run the command again.")
 

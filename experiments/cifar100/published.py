@@ -133,12 +133,23 @@ def value(pair: str, method: str) -> float | None:
     return _VALUES.get((pair, method))
 
 
+def nearest(pair: str) -> str:
+    """The pair itself where it is in the tables; for other narrow ResNets the one that is most like them.
+
+    >>> nearest("resnet20:resnet8"), nearest("vgg13:vgg8")
+    ('resnet56:resnet20', 'vgg13:vgg8')
+    """
+    narrow = all(name.removeprefix("resnet").isdigit() and name != "resnet50" for name in pair.split(":"))
+    return "resnet56:resnet20" if pair not in PAIRS and narrow else pair
+
+
 def gain(pair: str, method: str) -> float | None:
-    """What is published of a method less what is published of the student alone, in points.
+    """What is published of a method less what is published of the student alone, in points, of the `nearest` pair.
 
     >>> round(gain("resnet32x4:resnet8x4", "kd"), 2)
     0.83
     """
+    pair = nearest(pair)
     ours, alone = value(pair, method), value(pair, "student")
     return None if ours is None or alone is None else ours - alone
 

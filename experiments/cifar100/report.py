@@ -148,7 +148,7 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     short = [*absent, *(name for name, one in methods.items() if len(one["seeds"]) < len(found["seeds"]))]
     parts = [
         f"## {pair.split(':')[0]} → {pair.split(':')[1]}",
-        _protocol(found),
+        _protocol(pair, found),
         tabulated(rows.columns(found), rows.of_pair(pair, found)),
         *_rerun(pair),
     ]
@@ -177,13 +177,20 @@ def _not_run(pairs: Sequence[str], results: Mapping[str, Any]) -> str:
     return f"## Published pairs that are not run yet\n\n{', '.join(pairs)}\n\n```\n{told}\n```"
 
 
-def _protocol(found: Mapping[str, Any]) -> str:
+def _protocol(pair: str, found: Mapping[str, Any]) -> str:
     if not found["unlike_published"]:
         return "The published protocol: accuracies can be compared as they are."
+    near = published.nearest(pair).replace(":", " → ")
+    other = (
+        f" Nothing is published for this pair: published gains are those of {near}."
+        if pair not in published.PAIRS
+        else ""
+    )
     return (
         f"Not the published protocol ({'; '.join(found['unlike_published'])}): accuracies cannot be compared with the "
         "published ones. What can be is whether a method helps or hurts. *direction* says whether our gain over the "
         "student alone has the sign of the published one, and *unclear* that our interval contains 0."
+        + (other if published.nearest(pair) in published.PAIRS else "")
     )
 
 

@@ -22,9 +22,9 @@ from rich.console import Console
 from experiments.digits import curves, report, setting, statistics, training
 from experiments.digits.config import TITLES, Config, checked
 from experiments.statistics import interval
+from jaxkd.progress import show_progress
 from jaxkd.training import FitResult, Preempted, identity
 from jaxkd.training.logs import write_atomically
-from jaxkd.progress import show_progress
 from jaxkd.types import Model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
