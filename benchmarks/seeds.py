@@ -1,12 +1,12 @@
 """What it brings to train several seeds as one program (`jaxkd.training.sweep`) over training them in turn.
 
-Run ``python -m benchmarks.seeds`` (or ``make bench``). A student learns from cached logits, on a resident set with
-augmentation: as many seeds as one step mapped over all of them, or as one compiled step that takes each seed's state in
-turn. Both sides take turns in one process, in an order that alternates, and a ratio is the median over the rounds.
+Run ``python -m benchmarks.seeds``. A student learns from cached logits, on a resident set with augmentation. Several
+seeds of it are one step that is mapped over all of them, or one compiled step that takes each seed's state in turn. The
+two sides alternate in one process, and a ratio is the median over the rounds, given with its quartiles.
 
-`jax.vmap` makes one product of matrices out of those of all seeds, but of convolutions with different kernels it makes
-a grouped convolution. There are three networks: one of products alone; the digits demo's, whose convolutions are
-written as products of patches; and a CIFAR resnet. Steps are dispatched one by one: XLA on a CPU runs the gradients of
+`jax.vmap` makes a batched product out of products of matrices, but a grouped convolution out of convolutions with
+different kernels. There are three networks: one of products alone; the digits demo's, whose convolutions are written as
+products of patches; and a CIFAR resnet. Steps are dispatched one by one: XLA on a CPU runs the gradients of
 convolutions many times slower in a scan.
 """
 
@@ -57,12 +57,12 @@ def cases(small_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
     crop = functools.partial(data.random_crop_flip, seed=0)
     small, large = data.compose(*shift), data.compose(crop, scale)
     mlp, net = models.MLP((64, 64), 10), Net((8, 8))
-    wide, resnets = models.MLP((512, 512), 10), [models.create(name, 100) for name in ("resnet8", "resnet20")]
+    wide, resnet8, resnet20 = models.MLP((512, 512), 10), models.create("resnet8", 100), models.create("resnet20", 100)
     images = synthetic(4 * resnet_batch)
     return [
         Case("MLP 64-64-64-10, digits, batch 64", mlp, wide, digits, small, 64, small_steps),
         Case("convolutions as products, 8-8, digits, batch 64", net, Net((32, 32)), digits, small, 64, small_steps),
-        Case(f"resnet8, 32 x 32, batch {resnet_batch}", *resnets, images, large, resnet_batch, resnet_steps),
+        Case(f"resnet8, 32 x 32, batch {resnet_batch}", resnet8, resnet20, images, large, resnet_batch, resnet_steps),
     ]
 
 
@@ -172,8 +172,8 @@ def main(
     """Compares seeds that are trained as one program with seeds that are trained in turn."""
     rows = []
     for case in cases(small_steps, resnet_steps, resnet_batch):
-        table = Table(title=case.name, title_justify="left")
-        for column in ("seeds", "images a second: in turn", "vmapped", "vmapped / in turn: speed", "FLOPs"):
+        table = Table(title=f"{case.name}: images a second", title_justify="left")
+        for column in ("seeds", IN_TURN, VMAPPED, "vmapped / in turn: speed", "FLOPs"):
             table.add_column(column, justify="right")
         for count in seeds:
             with tempfile.TemporaryDirectory() as directory:

@@ -58,7 +58,7 @@ def main(settings: Config, arguments: Sequence[str], console: Console) -> int:
         place.teacher(teacher)
     if settings.workers > 1 and not worker:
         spawn(arguments, settings.workers)
-    busy = (together if settings.vmapped else cells).run_free(wanted, place)
+    busy = (together if settings.vmapped else cells).run_free(wanted, place, lambda: write_report(place, plots=False))
     if worker:
         return 0
     if busy:
@@ -150,12 +150,15 @@ def spawn(arguments: Sequence[str], workers: int) -> None:
         raise ValueError(f"--workers: processes ended with {codes}; what they finished is kept. Run the command again.")
 
 
-def write_report(place: cells.Place) -> dict[str, Any]:
-    """Everything that is finished under this protocol, as Markdown, JSON and plots; returns the JSON."""
+def write_report(place: cells.Place, plots: bool = True) -> dict[str, Any]:
+    """Everything that is finished under this protocol, as Markdown, JSON and plots; returns the JSON.
+
+    After each cell it is written without plots: a command that is stopped early has a report of what it finished.
+    """
     there = report.read(place.folder)
     names = {cell["pair"].split(":")[0] for cell in there}
     results = report.collect(there, {name: json.loads(place.teacher_file(name).read_text()) for name in names})
-    for pair in results["pairs"]:
+    for pair in results["pairs"] if plots else ():
         for kind, draw in curves.PLOTS.items():
             write_atomically(place.folder / report.picture(pair, kind), draw(results, pair))
     write_atomically(place.folder / "report.md", report.markdown(results))

@@ -88,7 +88,7 @@ def build(method: Method, setting: Setting, student: jaxkd.Model, teacher: jaxkd
     objective = method.objective(setting)
     if method.initial is None:
         return jaxkd.distill(student, teacher, objective, optimizer=optimizer)
-    # The reference trains the paraphrasers of residual teachers at 0.01, and all else at the student's rate.
+    # The reference trains the paraphraser at 0.01 where the student is residual, and all else at the student's rate.
     rate = recipe.learning_rate(setting.student)
     slow = not method.train_student and setting.student.startswith(("resnet", "wrn"))
     first = Stage(

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
 import jaxkd
 from experiments.cifar100 import points
 from jaxkd import losses, objectives
-from jaxkd.types import Objective
+from jaxkd.types import Context, Objective
 
 WARM_UP = 20 / 240
 
@@ -49,6 +50,27 @@ def _features(loss: Callable[..., Any], taps: Any, setting: Setting, weight: flo
     return {
         f"{theirs}": jaxkd.term(loss, f"student/{ours}", f"teacher/{theirs}", weight=weight) for theirs, ours in pairs
     }
+
+
+def _of_one_size(objective: Objective, ours: str, theirs: str) -> Objective:
+    """An objective that sees the student's map at the size of the teacher's, by nearest neighbours.
+
+    Light students have smaller maps than their teachers, and what is compared neuron by neuron needs as many. The
+    reference learns a transposed convolution there; here the objective's own connector follows. Maps of one size are
+    left as they are.
+    """
+
+    def seen(context: Context) -> Context:
+        student, teacher = (objectives.lookup(context, path) for path in (ours, theirs))
+        if student.shape[1:3] == teacher.shape[1:3]:
+            return context
+        shape = (student.shape[0], *teacher.shape[1:3], student.shape[3])
+        return objectives.replace(context, {ours: jax.image.resize(student, shape, "nearest")})
+
+    return Objective(
+        lambda key, context: objective.init(key, jax.eval_shape(seen, context)),
+        lambda params, state, context, key: objective.apply(params, state, seen(context), key),
+    )
 
 
 def kd(setting: Setting) -> Objective:
@@ -120,10 +142,11 @@ def ab_initial(setting: Setting) -> Objective:
     """Activation boundaries of every stage; deeper ones weigh more."""
     stages = points.paired(setting.teacher, setting.student)
     terms = {
-        stage: objectives.activation_boundary(
-            f"student/{stage}_preact", f"teacher/{stage}_preact", margin=1.0, weight=3e-3 * 2.0 ** (i + 1 - len(stages))
+        stage: _of_one_size(
+            objectives.activation_boundary(*maps, margin=1.0, weight=3e-3 * 2.0 ** (i + 1 - len(stages))), *maps
         )
         for i, stage in enumerate(stages)
+        for maps in [(f"student/{stage}_preact", f"teacher/{stage}_preact")]
     }
     return jaxkd.combine(ab=jaxkd.combine(**terms))
 
@@ -211,13 +234,12 @@ def ofd(setting: Setting) -> Objective:
     """Partial distances of every stage; deeper ones weigh more."""
     stages = points.paired(setting.teacher, setting.student)
     terms = {
-        stage: objectives.overhaul(
-            f"student/{stage}_preact",
-            f"teacher/{stage}_preact",
-            setting.margins(f"{stage}_preact"),
-            weight=1e-3 * 2.0 ** (i + 1 - len(stages)),
+        stage: _of_one_size(
+            objectives.overhaul(*maps, setting.margins(f"{stage}_preact"), weight=1e-3 * 2.0 ** (i + 1 - len(stages))),
+            *maps,
         )
         for i, stage in enumerate(stages)
+        for maps in [(f"student/{stage}_preact", f"teacher/{stage}_preact")]
     }
     return jaxkd.combine(ce=_ce(), ofd=jaxkd.combine(**terms))
 

@@ -2,6 +2,10 @@
 
 Every seed has the initial weights, the order of batches and the views of its own run, and ends where that ends, up to
 the rounding of the program. A seed whose loss becomes infinite ends the run of all. A cell's ``seconds`` are its share.
+
+This is for accelerators that one small student leaves idle, where `benchmarks.seeds` shows that it pays; that has not
+been measured yet. On a CPU it does not: convolutions with different kernels become a grouped one, and four seeds of
+resnet8 went at 0.27 of the speed of seeds in turn (benchmarks/results/seeds.log).
 """
 
 from __future__ import annotations
@@ -61,12 +65,13 @@ class PerSeed:
         return (self.gather(self.arrays, step) for step in itertools.count(first))
 
 
-def run_free(wanted: Iterable[Cell], place: Place) -> int:
+def run_free(wanted: Iterable[Cell], place: Place, finished: Callable[[], Any] = lambda: None) -> int:
     """As `cells.run_free`, with the seeds of a pair and a method as one program.
 
     Args:
       wanted: the cells; their pairs and methods are tried in the order in which they come first.
       place: what they share.
+      finished: called after each program.
 
     Returns:
       How many other processes are at work on.
@@ -87,6 +92,7 @@ def run_free(wanted: Iterable[Cell], place: Place) -> int:
                 print(f"{head} {group[0].pair} {group[0].method} seeds {', '.join(map(str, seeds))}", flush=True)
                 for cell, found in run([cell for cell in ours if cell.seed in seeds], seeds, place):
                     print(f"{head} {cell}: {cells.summary(found)}", flush=True)
+                finished()
     return busy
 
 

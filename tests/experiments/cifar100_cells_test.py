@@ -7,11 +7,24 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.cifar100 import cells, config, inputs, methods, objectives, recipe, report, teachers, training
+import jaxkd
+from experiments.cifar100 import (
+    cells,
+    config,
+    inputs,
+    methods,
+    objectives,
+    points,
+    recipe,
+    report,
+    teachers,
+    training,
+)
 from jaxkd import training as jaxkd_training
 from jaxkd import weights
 from jaxkd.training import metrics
@@ -57,11 +70,14 @@ def cell(method, seed=0):
 def assert_complete(found, directory):
     """What a cell leaves is finite, has all that the report reads, and is all that it leaves of its training."""
     assert json.loads((directory / "cell.json").read_text()) == found
-    assert found["curve"].keys() == {
-        "epoch", "train/loss", "test/accuracy", "test/agreement", "test/nll", "test/teacher_accuracy"
-    }  # fmt: skip
-    assert found["best"].keys() == {"epoch", "by", "test/accuracy"} and found["best"]["by"] == "test/accuracy"
-    assert found["best"]["test/accuracy"] == max(found["curve"]["test/accuracy"])
+    judge = "validation/accuracy" if found["protocol"]["holdout"] else "test/accuracy"
+    held = {"validation/accuracy", "validation/nll"} if found["protocol"]["holdout"] else set()
+    of_test = {f"test/{name}" for name in ("accuracy", "agreement", "nll", "teacher_accuracy")}
+    assert found["curve"].keys() == {"epoch", "train/loss"} | of_test | held
+    assert found["best"].keys() == {"epoch", "by", "test/accuracy"} and found["best"]["by"] == judge
+    best = found["curve"]["epoch"].index(found["best"]["epoch"])
+    assert found["curve"][judge][best] == max(found["curve"][judge])
+    assert found["best"]["test/accuracy"] == found["curve"]["test/accuracy"][best]
     assert found["curve"]["test/accuracy"][-1] == pytest.approx(found["test"]["accuracy"])
     assert found["curve"]["test/agreement"][-1] == pytest.approx(found["test"]["agreement"])
     assert found["test"]["cka"].keys() == {"stage1", "stage2", "stage3"}
@@ -75,11 +91,11 @@ def assert_complete(found, directory):
 
 @pytest.mark.parametrize("name", ["student", "at", "ab", "ft", "crd"])
 def test_a_cell_of_every_kind(place, states, name):
-    teacher = place.teacher_file(tiny.TEACHER).parent / "weights.safetensors"
-    before = teacher.read_bytes() if teacher.exists() else None
+    if name == "student":  # judged by half of the images
+        place = place._replace(protocol=dataclasses.replace(PROTOCOL, holdout=tiny.TRAIN // 2))
     found = cells.run(cell(name), place)
     (state,) = states
-    assert found["steps"] == STEPS + (name in ("ab", "ft"))
+    assert found["steps"] == {"student": STEPS // 2, "ab": STEPS + 1, "ft": STEPS + 1}.get(name, STEPS)
     assert_complete(found, place.directory(cell(name)))
     assert tiny.moved(state.student.params)
     kept = weights.load_safetensors(place.directory(cell(name)) / "student.safetensors")
@@ -88,7 +104,8 @@ def test_a_cell_of_every_kind(place, states, name):
         assert not jax.tree.leaves(state.teacher)
     else:
         jax.tree.map(np.testing.assert_array_equal, state.teacher, tiny.variables())
-    assert before in (None, teacher.read_bytes())
+    kept = weights.load_safetensors(place.teacher_file(tiny.TEACHER).parent / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, weights.fit_to(tiny.variables(), kept), tiny.variables())
     if name == "crd":
         assert {len(bank) for bank in state.loss.state["crd"]["bank"].values()} == {tiny.TRAIN}
     if name == "ft":
@@ -125,7 +142,7 @@ def test_an_interrupted_cell_ends_as_one_that_was_not(place, tmp_path, monkeypat
 
 
 def test_a_cell_is_run_once_and_by_one_process(place, monkeypatch, capsys):
-    ran = []
+    ran, reports = [], []
 
     def run(cell, place):
         ran.append(cell)
@@ -139,8 +156,8 @@ def test_a_cell_is_run_once_and_by_one_process(place, monkeypatch, capsys):
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_name(directory.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert cells.run_free(wanted, place) == 1
-        assert ran == [wanted[0], *wanted[2:]]
+        assert cells.run_free(wanted, place, lambda: reports.append(len(ran))) == 1
+        assert ran == [wanted[0], *wanted[2:]] and reports == [1, 2, 3]
     assert "[1/4] resnet14:resnet8 kd seed 5: test accuracy 50.00 % (best epoch 62.50 %)" in capsys.readouterr().out
     assert cells.run_free(wanted, place) == 0 and ran[3:] == [wanted[1]]
     assert cells.run_free(wanted, place) == 0 and len(ran) == 4
@@ -234,16 +251,15 @@ def test_a_teacher_from_pytorch(tmp_path, monkeypatch, suffix):
 # Where a method's teacher outputs come from.
 
 
-def losses_of(name, protocol, place, seed=0):
+def losses_of(method, wanted, place):
     """What every step of the first epoch reports."""
-    place, wanted = place._replace(protocol=protocol), cell(name, seed)
-    trained = place.teacher(tiny.TEACHER)
+    trained, protocol = place.teacher(tiny.TEACHER), place.protocol
     train, _ = cells.training_set(place)
-    method = methods.METHODS[name]
-    teacher, loader = cells.source(wanted, method, trained, train, inputs.training(train, protocol, seed), place)
+    teacher, loader = cells.source(wanted, method, trained, train, inputs.training(train, protocol, wanted.seed), place)
     student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
     setting = objectives.Setting(tiny.TEACHER, tiny.STUDENT, STEPS, train.arrays["label"], lambda tap: None)
-    kd = jaxkd_training.preprocess(methods.build(method, setting, student, teacher), train=cells.views(seed, protocol))
+    built = methods.build(method, setting, student, teacher)
+    kd = jaxkd_training.preprocess(built, train=cells.views(wanted.seed, protocol))
     batches = iter(loader.batches())
     batch = next(batches)
     state, step, found = kd.init(jax.random.key(0), batch), jax.jit(kd.step), []
@@ -254,13 +270,14 @@ def losses_of(name, protocol, place, seed=0):
     return found
 
 
-@pytest.mark.parametrize("name", ["kd", "rkd"])
-def test_a_cached_teacher_is_the_teacher(place, name):
+def test_a_cached_teacher_is_the_teacher(place):
+    """Of its logits and of its embedding, over an epoch of updates."""
+    both = methods.Method(lambda of: jaxkd.combine(kd=objectives.kd(of), rkd=objectives.rkd(of)), points.pooled)
     # Seed 0 sees the shared views also where every seed has its own.
-    cached, live = (losses_of(name, protocol, place) for protocol in (CACHED, PROTOCOL))
-    assert cells.reads_cache(cell(name), CACHED) and not cells.reads_cache(cell(name), PROTOCOL)
+    cached, live = (losses_of(both, cell("rkd"), place._replace(protocol=one)) for one in (CACHED, PROTOCOL))
     assert [found.keys() for found in cached] == [found.keys() for found in live]
     for ours, theirs in zip(cached, live, strict=True):
+        assert theirs["kd/kd"] > 0 and theirs["rkd/distance"] > 0 and theirs["rkd/angle"] > 0
         for term in theirs:
             np.testing.assert_allclose(ours[term], theirs[term], rtol=2e-3, err_msg=term)
     assert cached != live  # what is kept is kept as float16
@@ -292,3 +309,20 @@ def test_the_margins_of_a_teacher(place):
     margin = cells.margin(place.teacher(tiny.TEACHER), "stage2_preact")
     norm = tiny.variables().params["ResNetStage_1"]["BasicBlock_1"]["BatchNorm_1"]
     np.testing.assert_allclose(margin, references.overhaul_margin(norm["bias"], norm["scale"]), rtol=1e-4)
+
+
+def test_outputs_are_of_every_image_in_order(monkeypatch):
+    """Also where the last piece is not full, which is filled up so that one program serves all."""
+    shapes = []
+
+    def apply(variables, batch, *, key, train):
+        shapes.append(batch["image"].shape)
+        assert key is None and not train
+        return {"logits": (batch["image"] * variables.params).mean((1, 2)).astype(jnp.bfloat16)}, {}
+
+    monkeypatch.setattr(inputs, "EVAL_BATCH", 10)
+    test = tiny.whole(None, "test")
+    found = training.outputs_of(jaxkd.Model(lambda *_: None, apply), jaxkd.Variables(2.0), test, ("logits",))["logits"]
+    expected = 2 * recipe.normalize({"image": test.arrays["image"]})["image"].mean((1, 2))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert found.dtype == np.float32 and shapes == [(10, tiny.SIZE, tiny.SIZE, 3)]

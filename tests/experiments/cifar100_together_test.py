@@ -12,7 +12,7 @@ import pytest
 import jaxkd
 from experiments.cifar100 import cells, config, inputs, main, recipe, report, teachers, together, training
 from jaxkd import data, weights
-from jaxkd.training import member, sweep
+from jaxkd.training import member, preprocess, sweep
 from tests import tiny
 
 SEEDS = [0, 1]
@@ -165,7 +165,7 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
     kd = sweep(together.distiller(work, place), batch_axis=0, seed=seeds)
     state = kd.init(jax.numpy.stack([jax.random.key(seed) for seed in seeds]), loader.gather(loader.arrays, 0))
     own = cells.prepared(cell._replace(seed=5), place)
-    alone = together.distiller(own, place)(5)
+    alone = preprocess(own.kd, train=recipe.augmentation(5))
     expected = alone.init(jax.random.key(5), own.loader.gather(own.loader.arrays, 0))
     tiny.assert_equal(member(state, 1).student, expected.student)
     step, step_alone = jax.jit(kd.step), jax.jit(alone.step)
@@ -202,13 +202,14 @@ def test_views_are_shared_where_outputs_are_cached(tmp_path, teacher_file):
 
 
 def test_cells_that_others_are_at_work_on_are_left_to_them(place, monkeypatch):
-    ran = []
+    ran, finished = [], []
     monkeypatch.setattr(together, "run", lambda pending, seeds, place: ran.append((pending, seeds)) or [])
     wanted = [*of(KD, [0, 1, 2]), *of(FT, [0])]
     with cells.taken(wanted[1], place) as ours:
         assert ours
-        assert together.run_free(wanted, place) == 1
+        assert together.run_free(wanted, place, lambda: finished.append(len(ran))) == 1
     assert ran == [([wanted[0], wanted[2]], [0, 2]), ([wanted[3]], [0])]
+    assert finished == [1, 2]
     with cells.taken(wanted[1], place) as ours:  # nothing is held any more
         assert ours
 
@@ -246,7 +247,7 @@ def test_a_seed_that_is_left_over_is_run_alone(place, monkeypatch):
 def test_the_command_line_chooses(vmapped, tmp_path, monkeypatch):
     chosen = []
     for module in (cells, together):
-        monkeypatch.setattr(module, "run_free", lambda wanted, place, module=module: chosen.append(module) or 0)
+        monkeypatch.setattr(module, "run_free", lambda *arguments, module=module: chosen.append(module) or 0)
     monkeypatch.setattr(cells.Place, "teacher", lambda self, name: None)
     monkeypatch.setattr(main, "remember_programs", lambda path: None)
     monkeypatch.setattr(main, "write_report", lambda place: report.collect([], {}))

@@ -1,0 +1,194 @@
+"""The command of the CIFAR-100 benchmark: what it would do, what it refuses, and one run of it to its report."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from experiments.cifar100 import cells, config, inputs, main, methods, plan, published, report, teachers
+from jaxkd.training import Preempted
+from tests.experiments import cifar100_tiny as tiny
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    monkeypatch.setattr(main, "remember_programs", lambda path: None)
+
+
+def test_a_dry_run_tells_the_work_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    plans, of = [], plan.of
+    monkeypatch.setattr(plan, "_timed", lambda step, state, batch: 0.5)
+    monkeypatch.setattr(plan, "of", lambda *arguments: plans.append(of(*arguments)) or plans[-1])
+    monkeypatch.setattr(inputs, "whole", lambda *_: pytest.fail("it reads no data"))
+    out = tmp_path / "out"
+    arguments = ["--pair", tiny.PAIR, "--preset", "reduced", "--images", "5000", "--seeds", "2", "--workers", "2"]
+    finished = out / "12-epochs-5000-images-cached" / "resnet14-resnet8" / "student" / "seed1" / "cell.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("{}")
+    before = sorted(out.rglob("*"))
+    assert main.cli([*arguments, "--method", "crd", "fsp", "--out", str(out), "--dry-run"]) == 0
+    assert sorted(out.rglob("*")) == before
+    ((teacher, outputs, student, fsp, crd), workers) = plans[0]
+    assert workers == 2
+    assert [line.what for line in plans[0].lines] == [
+        "teacher resnet14",
+        "outputs of resnet14 for 1 methods, 12 views",
+        "resnet14 → resnet8: student alone",
+        "resnet14 → resnet8: FSP",
+        "resnet14 → resnet8: CRD",
+    ]
+    assert [(line.runs, line.done, line.left) for line in plans[0].lines] == [
+        (1, 0, 1), (1, 0, 1), (2, 1, 1), (2, 0, 2), (2, 0, 2)
+    ]  # fmt: skip
+    steps = 12 * 79  # batches of 64, the last of 5000 images not full
+    assert [line.steps for line in plans[0].lines] == [12 * 782, 12 * 5000 // 64, steps, steps + 118, steps]
+    assert teacher.seconds == pytest.approx(teacher.steps * 0.5) and student.seconds == pytest.approx(steps * 0.5)
+    assert fsp.seconds == pytest.approx(fsp.steps * fsp.flops / student.flops * 0.5)
+    assert student.flops < crd.flops < fsp.flops and 2 * student.flops > crd.flops  # CRD's teacher is not evaluated
+    forward = teacher.flops / 3
+    assert outputs.seconds == pytest.approx(5000 * 12 / 64 * forward / teacher.flops * 0.5)
+    assert outputs.bytes == 5000 * 12 * (100 + 64) * 2 and student.bytes > 4 * 83_892 > student.bytes / 2
+    # A checkpoint holds momenta as well, and CRD's two banks.
+    assert student.working > 2 * 2 * student.bytes * 0.9 and crd.working - student.working > 2 * 2 * 5000 * 128 * 4
+    shown = capsys.readouterr().out
+    assert all(line.what in shown for line in plans[0].lines)
+    left = sum(line.left * line.seconds for line in plans[0].lines)
+    assert plan.duration(left / 2) in shown and plan.size(outputs.bytes) in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pair", "resnet20"], "--pair: expected TEACHER:STUDENT of resnet8, resnet14"),
+        (["--pair", "resnet20:resnet9"], "got 'resnet20:resnet9'"),
+        (["--method", "kd", "kdd"], "--method: expected some of student, kd, fitnet"),
+        (["--images", "150"], "--images: expected a multiple of 100"),
+        (["--seeds", "0"], "--seeds: expected at least 1"),
+        ([], "--data-dir: name the TFDS data_dir in which cifar100 is prepared"),
+        (["--teacher-weights", "resnet20"], "--teacher-weights: expected NAME=FILE with a file that is there"),
+        (["--teacher-weights", "resnet20=nowhere.safetensors"], "got 'resnet20=nowhere.safetensors'"),
+        (["--teacher-weights", f"resnet8={__file__}"], "for some of the teachers resnet20, got 'resnet8="),
+    ],
+)
+def test_commands_that_cannot_be_run_are_refused(arguments, message, tmp_path, capsys):
+    assert main.cli([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_dir_without_the_set_is_refused(tmp_path, capsys):
+    assert main.cli(["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--preset", "reduced"]) == 2
+    assert "cifar100" in capsys.readouterr().err.removeprefix("cifar100: ")
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Preempted(5), 75)])
+def test_an_interrupted_command_says_how_to_go_on(error, status, monkeypatch, capsys):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(main, "main", stop)
+    assert main.cli([]) == status
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_what_a_command_chooses():
+    chosen = config.Config(method=("crd", "kd"), pair=("vgg13:vgg8", "resnet20:resnet8", "vgg13:vgg8"))
+    assert main.chosen_methods(chosen) == ["student", "kd", "crd"]
+    assert main.chosen_pairs(chosen) == ["vgg13:vgg8", "resnet20:resnet8"]
+    everything = config.Config(method=("kd", "all"), pair=("all",))
+    assert main.chosen_methods(everything) == list(methods.METHODS) == list(published.METHODS)
+    assert main.chosen_pairs(everything) == list(published.PAIRS)
+    assert main.chosen_methods(config.Config()) == ["student", "kd"]
+
+
+class Worker:
+    """In the place of a process."""
+
+    started: list["Worker"] = []
+
+    def __init__(self, command, env):
+        self.command, self.env, self.stopped = command, env, False
+        self.started.append(self)
+
+    def wait(self):
+        if not self.stopped and self.env.get("ENDS") == "interrupted":
+            raise KeyboardInterrupt
+        return int(self.env.get("ENDS", "0")) if not self.stopped else -15
+
+    def terminate(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    monkeypatch.setattr(Worker, "started", [])
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 3, 5, 7, 9}, raising=False)
+    return Worker.started
+
+
+def test_workers_share_the_cores(workers):
+    main.spawn(["--method", "all"], 2)
+    assert [worker.env[main.WORKER] for worker in workers] == ["1,5,9", "3,7"]
+    assert all(worker.command[-4:] == ["-m", "experiments.cifar100", "--method", "all"] for worker in workers)
+    with pytest.raises(ValueError, match="--workers: 6 are more than the 5 cores there are"):
+        main.spawn([], 6)
+
+
+def test_workers_that_fail_or_are_interrupted(workers, monkeypatch):
+    monkeypatch.setenv("ENDS", "1")
+    with pytest.raises(ValueError, match=r"--workers: processes ended with \[1, 1\]"):
+        main.spawn([], 2)
+    workers.clear()
+    monkeypatch.setenv("ENDS", "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        main.spawn([], 2)
+    assert len(workers) == 2 and all(worker.stopped for worker in workers)
+
+
+def test_given_teachers_and_precision_have_folders_of_their_own(tmp_path):
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for file in files:
+        file.write_text(file.name)
+    protocols = config.PRESETS["paper"], config.Protocol(240, 240, bf16=True)
+    given = [{}, *({"resnet20": str(file)} for file in files)]
+    places = [cells.Place(protocol, None, tmp_path, one) for protocol in protocols for one in given]
+    assert len({place.folder for place in places}) == len({place.teacher_file("resnet20") for place in places}) == 6
+    students = {place.teacher_file("resnet8") for place in places}  # the file is of another network
+    assert len(students) == 2
+
+
+def test_a_command_to_its_report_and_once_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inputs, "whole", tiny.whole)
+    monkeypatch.setattr(teachers, "_train", lambda *_: pytest.fail("its weights are given"))
+    out = tmp_path / "out"
+    arguments = ["--data-dir", str(tmp_path), "--out", str(out), "--pair", tiny.PAIR, "--method", "kd"]
+    arguments += ["--preset", "reduced", "--epochs", "1", "--seeds", "1", "--first-seed", "3"]
+    arguments += ["--teacher-weights", f"{tiny.TEACHER}={tiny.save(tmp_path)}"]
+    assert main.cli(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[2/2] resnet14:resnet8 kd seed 3: test accuracy" in printed and "KD" in printed
+    (folder,) = out.glob("1-epochs-cached-given-resnet14-*")
+    assert f"{folder}: report.md, results.json and plots" in printed.replace("\n", "")
+    results = json.loads((folder / "results.json").read_text())["pairs"][tiny.PAIR]
+    assert list(results["methods"]) == ["student", "kd"] and results["methods"]["kd"]["seeds"] == [3]
+    assert results["teacher"]["last"] == pytest.approx(
+        json.loads(next(out.glob("teachers/given-*/resnet14/teacher.json")).read_text())["test"]["accuracy"]
+    )
+    page = (folder / "report.md").read_text()
+    command = "python -m experiments.cifar100 --data-dir DIR --pair resnet14:resnet8 --method at --preset reduced"
+    assert command in page and "--epochs 1" in page and "--first-seed 3" in page
+    for kind in report.PICTURES:
+        picture = report.picture(tiny.PAIR, kind)
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG") and str(picture) in page
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("cell.json")}
+    assert len(kept) == 2
+    monkeypatch.setattr(cells, "run", lambda *_: pytest.fail("it is finished"))
+    monkeypatch.setattr(cells.Place, "teacher", lambda *_: pytest.fail("nobody needs it"))
+    monkeypatch.setenv(main.WORKER, "")  # a worker leaves the report to the process that started it
+    assert main.cli(arguments) == 0 and "report.md" not in capsys.readouterr().out
+    monkeypatch.delenv(main.WORKER)
+    assert main.cli(arguments) == 0 and "report.md" in capsys.readouterr().out
+    assert page == (folder / "report.md").read_text()
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("cell.json")}

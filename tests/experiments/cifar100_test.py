@@ -1,0 +1,627 @@
+"""The rows of the CIFAR-100 benchmark: weights, schedules and stages as published, for every pair of the tables."""
+
+import dataclasses
+import doctest
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from experiments.cifar100 import (
+    cells,
+    config,
+    inputs,
+    methods,
+    objectives,
+    plan,
+    points,
+    published,
+    recipe,
+    teachers,
+    training,
+)
+from jaxkd import Context
+from jaxkd.training import metrics
+from tests import references
+from tests.experiments import cifar100_tiny as tiny
+
+METHODS = tuple(methods.METHODS)
+PAIRS = [pair.split(":") for pair in published.PAIRS]
+OTHERS = [name for name in METHODS if name not in ("student", "kd", "rkd", "at", "ab", "ft", "crd")]  # others run these
+
+
+def setting(teacher=tiny.TEACHER, student=tiny.STUDENT, steps=240, labels=(0, 0, 1, 1, 2, 2, 3, 3), margin=None):
+    return objectives.Setting(teacher, student, steps, np.array(labels), margin or (lambda tap: None))
+
+
+def own_margin(tap):
+    """Of as many channels as the teacher has there."""
+    return jnp.full(recipe.shapes(tiny.TEACHER)[tap][-1], -0.5, jnp.float32)
+
+
+# Each row trains.
+
+
+def batch(examples=8):
+    random = np.random.default_rng(3)
+    image = random.normal(size=(examples, tiny.SIZE, tiny.SIZE, 3)).astype(np.float32)
+    return {"image": image, "label": np.arange(examples) % 4, "row": np.arange(examples, dtype=np.int32)}
+
+
+def steps_of(method, count):
+    """The state, and what each of the first steps reports."""
+    student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
+    teacher = recipe.model(tiny.TEACHER, method.teacher_taps(tiny.TEACHER, tiny.STUDENT))
+    frozen = jaxkd.teachers.frozen(teacher, tiny.variables())
+    kd = methods.build(method, setting(steps=8, margin=own_margin), student, frozen)
+    state, step, found = kd.init(jax.random.key(0), batch()), jax.jit(kd.step), []
+    for _ in range(count):
+        state, told = step(state, batch())
+        found.append(metrics.compute(told))
+    return state, found
+
+
+def test_every_term_of_every_row_counts_in_a_step():
+    """Of the rows that are not run as cells elsewhere; together, which is one program to compile."""
+    rows = {name: methods.METHODS[name] for name in OTHERS if name != "fsp"}
+
+    def taps(teacher, student):
+        both = [row.taps(teacher, student) for row in rows.values()]
+        return tuple(tuple(dict.fromkeys(itertools.chain(*side))) for side in zip(*both, strict=True))
+
+    method = methods.Method(lambda of: jaxkd.combine(**{name: row.objective(of) for name, row in rows.items()}), taps)
+    state, (_, found) = steps_of(method, 2)
+    assert tiny.moved(state.student.params)
+    loss = found.pop("loss")
+    weights = {term.removesuffix("/weight"): value for term, value in found.items() if term.endswith("/weight")}
+    assert set(weights) == {term for term in found if not term.endswith("/weight")}
+    assert {term.split("/")[0] for term in weights} == set(rows)
+    assert all(math.isfinite(value) and value != 0 for value in found.values()), found  # a warm-up is over
+    assert loss == pytest.approx(sum(found[term] * weight for term, weight in weights.items()), rel=1e-4)
+
+
+def test_a_flow_first_and_then_the_task():
+    state, (first, then) = steps_of(methods.METHODS["fsp"], 2)
+    assert (first["stage"], then["stage"]) == (0, 1) and tiny.moved(state.student.params)
+    flows = ["fsp/stem-stage1", "fsp/stage1-stage2", "fsp/stage2-stage3"]
+    assert all(first[flow] > 0 and math.isnan(then[flow]) for flow in flows)
+    assert first["loss"] == pytest.approx(sum(first[flow] for flow in flows), rel=1e-4)
+    assert math.isnan(first["ce"]) and then["loss"] == pytest.approx(then["ce"], rel=1e-5)
+
+
+# Every published pair.
+
+
+@functools.cache
+def outputs(name, taps):
+    """Shapes of what a network gives for a batch of four."""
+    shapes = recipe.shapes(name)
+    return {tap: jax.ShapeDtypeStruct((4, *shapes[tap]), jnp.float32) for tap in taps} | {
+        "logits": jax.ShapeDtypeStruct((4, recipe.CLASSES), jnp.float32)
+    }
+
+
+def traced(objective, name, of):
+    """The metrics of an objective, from the points alone that its row is said to read."""
+    method = methods.METHODS[name]
+    integers = jax.ShapeDtypeStruct((4,), jnp.int32)
+    context = Context(
+        outputs(of.student, method.student_taps(of.teacher, of.student)),
+        outputs(of.teacher, method.teacher_taps(of.teacher, of.student)),
+        {"label": integers, "row": integers},
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+
+    def trained(context):
+        made = objective.init(jax.random.key(0), context)
+        return objective.apply(made.params, made.state, context, jax.random.key(0))
+
+    out = jax.eval_shape(trained, context)
+    assert out.value.shape == ()
+    return {term for term in out.metrics if not term.endswith("/weight")}
+
+
+@pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=published.PAIRS)
+def test_every_row_is_defined_for_every_published_pair(teacher, student):
+    of = setting(teacher, student, margin=lambda tap: jnp.zeros(recipe.shapes(teacher)[tap][-1:], jnp.float32))
+    stages = points.stages(student)
+    each = {name: {f"{name}/{stage}" for stage in stages} for name in ("at", "vid", "nst", "ofd", "ab")}
+    maps = ["stem", *stages]
+    initial = {
+        "ab": each["ab"],
+        "ft": {"ft/paraphraser"},
+        "fsp": {f"fsp/{a}-{b}" for a, b in itertools.pairwise(maps)},
+    }
+    own = {
+        **{"student": set(), "kd": {"kd"}, "fitnet": {"hint"}, "at": each["at"], "sp": {"sp"}, "cc": {"cc"}},
+        **{"vid": each["vid"], "rkd": {"distance", "angle"}, "pkt": {"pkt"}, "ab": set(), "ft": {"ft"}, "fsp": set()},
+        **{"nst": each["nst"], "crd": {"crd"}, "crd_kd": {"crd", "kd"}, "dkd": {"dkd"}, "dist": {"dist"}},
+        **{"logit_std": {"kd"}, "ofd": each["ofd"], "review": {"review"}},
+    }
+    assert own.keys() == set(METHODS)
+    for name, method in methods.METHODS.items():
+        if methods.undefined(name, teacher, student) is None:
+            assert traced(method.objective(of), name, of) == {"ce"} | own[name], name
+            if method.initial is not None:
+                assert traced(method.initial(of), name, of) == initial[name], name
+            else:
+                assert name not in initial
+
+
+def test_fsp_alone_is_undefined_and_only_for_pairs_without_a_published_number():
+    undefined = {
+        (pair, name) for pair in published.PAIRS for name in METHODS if methods.undefined(name, *pair.split(":"))
+    }
+    assert undefined == {(pair, "fsp") for pair in published.PAIRS if published.value(pair, "fsp") is None}
+    assert len(undefined) == 7
+    assert {name for name in METHODS if methods.undefined(name, "vgg13", "resnet8")} == {
+        "at", "vid", "ab", "fsp", "nst", "ofd", "review"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("teacher", dict.fromkeys(teacher for teacher, _ in PAIRS))
+def test_every_published_teacher_has_ofd_margins(teacher):
+    variables = teachers._shapes(teacher, config.PRESETS["paper"])
+    for stage in points.stages(teacher):
+        tap = f"{stage}_preact"
+        trained = functools.partial(teachers.Trained, teacher, test_logits=None, directory=None)
+        margin = jax.eval_shape(lambda v, tap=tap, t=trained: cells.margin(t(variables=v), tap), variables)
+        assert margin.shape == recipe.shapes(teacher)[tap][-1:]
+
+
+# The published weights, from the common protocol: total = γ·CE + α·KD + β·method.
+
+EXAMPLES, CLASSES, STAGES = 5, 12, ("stage1", "stage2", "stage3")
+WIDTHS = {"stem": (8, 4), "stage1": (8, 4), "stage2": (4, 5), "stage3": (2, 6)}
+
+
+def context(step):
+    """Small random outputs of two networks of three stages."""
+    random = np.random.default_rng(1)
+
+    def network():
+        maps = {name: random.normal(size=(EXAMPLES, size, size, c)) for name, (size, c) in WIDTHS.items()}
+        both = {f"{stage}_preact": maps[stage] for stage in STAGES} | {
+            name: np.maximum(x, 0) for name, x in maps.items()
+        }
+        vectors = {"pooled": random.normal(size=(EXAMPLES, 6)), "logits": 3 * random.normal(size=(EXAMPLES, CLASSES))}
+        return {name: x.astype(np.float32) for name, x in {**both, **vectors}.items()}
+
+    rows = {"label": random.integers(0, CLASSES, EXAMPLES), "row": np.arange(EXAMPLES)}
+    return Context(network(), network(), {name: x.astype(np.int32) for name, x in rows.items()}, np.int32(step))
+
+
+def margin(tap):
+    return -jnp.linspace(0.1, 1.0, WIDTHS[tap.removesuffix("_preact")][1])
+
+
+@functools.cache
+def totals(step):
+    """Of every row the total as an evaluation has it, the terms, the gradient, and what it has learned."""
+    of = setting(margin=margin)
+    rows = {name: method.objective(of) for name, method in methods.METHODS.items()}
+    rows |= {f"{name}, first": m.initial(of) for name, m in methods.METHODS.items() if m.initial is not None}
+    rows |= {f"dkd, {pair}": objectives.dkd(setting(*pair.split(":"))) for pair in published.PAIRS[:7]}
+    rows |= {
+        "crd of its own": objectives.objectives.crd("student/pooled", "teacher/pooled", of.labels, index="batch/row")
+    }
+    given = context(step)
+    made = jax.jit(lambda: {name: row.init(jax.random.key(2), given) for name, row in rows.items()})()
+    made["crd of its own"] = jaxkd.LossVars(made["crd"].params["crd"], made["crd"].state["crd"])
+
+    @jax.jit
+    def evaluated(made, given):
+        def total(student, name):
+            out = rows[name].apply(*made[name], given._replace(student=student), None)
+            return out.value, out.metrics
+
+        return {name: jax.value_and_grad(total, has_aux=True)(given.student, name) for name in rows}
+
+    found = evaluated(made, given)
+    value = {name: float(value) for name, ((value, _), _) in found.items()}
+    terms = {name: metrics.compute(told) for name, ((_, told), _) in found.items()}
+    gradients = {name: gradient for name, (_, gradient) in found.items()}
+    return value, terms, jax.tree.map(np.asarray, made), given, gradients
+
+
+def expected(step=239):
+    """The totals once more, in NumPy; of what convolutions have learned, from the unweighted terms."""
+    _, terms, made, given, _ = totals(step)
+    s, t, label = given.student, given.teacher, given.batch["label"]
+    ce = references.cross_entropy(s["logits"], label).mean()
+    soft = references.soft_target_kl(s["logits"], t["logits"], temperature=4.0).mean()
+
+    def stages(loss):
+        return [loss(s[stage], t[stage]).mean() for stage in STAGES]
+
+    def embedded(row, side, feature):
+        own = made[row].params["cc"][side]
+        return feature @ own["kernel"] + own["bias"]
+
+    def connected(row, name, stage):
+        own = made[row].params[name][stage]
+        return s[f"{stage}_preact"] @ own["kernel"] / math.sqrt(1 + 1e-5) * own["norm"]["scale"] + own["norm"]["bias"]
+
+    def predicted(stage):
+        own = made["vid"].params["vid"][stage]
+        x = s[stage]
+        for i, layer in enumerate(("first", "second", "third")):
+            x = (np.maximum(x, 0) if i else x) @ own["mean"][layer]["kernel"]
+        return x, np.log1p(np.exp(own["raw_variance"])) + 1e-5
+
+    vid = [references.gaussian_nll(predicted(k)[0], t[k], predicted(k)[1]).mean() for k in STAGES]
+    ofd = [
+        references.overhaul(connected("ofd", "ofd", k), t[f"{k}_preact"], np.asarray(margin(k))).mean() for k in STAGES
+    ]
+    ab = [references.activation_boundary(connected("ab, first", "ab", k), t[f"{k}_preact"]).mean() for k in STAGES]
+    maps = ["stem", *STAGES]
+    flows = [references.solution_flow((s[a], s[b]), (t[a], t[b])).mean() for a, b in itertools.pairwise(maps)]
+    embeddings = [embedded("cc", side, of["pooled"]) for side, of in (("student", s), ("teacher", t))]
+    standardized = [references.standardize_logits(of["logits"]) for of in (s, t)]
+    crd = terms["crd of its own"][""]
+
+    def dkd(beta):
+        return references.decoupled_kd(s["logits"], t["logits"], label, alpha=1.0, beta=beta, temperature=4.0).mean()
+
+    pooled = s["pooled"], t["pooled"]
+    return {
+        "student": ce,
+        "kd": 0.1 * ce + 0.9 * soft,
+        "fitnet": ce + 100 * references.hint_mse(s["stage2"], t["stage2"]).mean(),
+        "at": ce + 1000 * sum(stages(references.attention_transfer)),
+        "sp": ce + 3000 * references.similarity_preserving(s["stage3"], t["stage3"]).mean(),
+        "cc": ce + 0.02 * references.consecutive_correlation(*embeddings).mean(),
+        "vid": ce + sum(vid),
+        "rkd": ce + 25 * references.distance_relation(*pooled).mean() + 50 * references.angle_relation(*pooled).mean(),
+        "pkt": ce + 3e4 * references.probabilistic_transfer(*pooled).mean(),
+        "ab": ce,
+        "ab, first": sum(3e-3 * scale * value for scale, value in zip((1 / 4, 1 / 2, 1), ab, strict=True)),
+        "ft": ce + 200 * terms["ft"]["ft"],
+        "ft, first": terms["ft, first"]["ft/paraphraser"],
+        "fsp": ce,
+        "fsp, first": sum(flows),
+        "nst": ce + 50 * sum(stages(references.neuron_selectivity)),
+        "crd": ce + 0.8 * crd,
+        "crd_kd": ce + soft + 0.8 * terms["crd_kd"]["crd"],
+        "dkd": ce + dkd(2.0),
+        "dist": ce + 2 * references.dist(s["logits"], t["logits"], beta=1.0, gamma=1.0, temperature=4.0).mean(),
+        "logit_std": 0.1 * ce + 9 * references.soft_target_kl(*standardized, temperature=2.0).mean(),
+        "ofd": ce + sum(1e-3 * scale * value for scale, value in zip((1 / 4, 1 / 2, 1), ofd, strict=True)),
+        "review": ce + 1.0 * terms["review"]["review"],
+        **{
+            f"dkd, {pair}": ce + dkd(beta)
+            for pair, beta in zip(published.PAIRS[:7], (6, 6, 2, 2, 2, 8, 6), strict=True)
+        },
+    }
+
+
+def test_the_weights_are_those_of_the_common_protocol():
+    found, ours = totals(239)[0], expected()
+    assert set(METHODS) <= ours.keys() == found.keys() - {"crd of its own"}
+    for name, value in ours.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+    assert len({round(value, 4) for name, value in found.items() if name in METHODS}) == len(METHODS) - 2  # ab, fsp: CE
+
+
+def test_a_gradient_reaches_every_point_that_a_row_reads_and_no_other():
+    found = {name: {tap for tap, x in gradient.items() if np.any(x)} for name, gradient in totals(239)[-1].items()}
+    for name, method in methods.METHODS.items():
+        taps = set(method.student_taps(tiny.TEACHER, tiny.STUDENT))
+        if method.initial is not None:
+            assert found[f"{name}, first"] == (taps if method.train_student else set()), name
+        assert found[name] == {"logits"} | (set() if name in ("ab", "fsp") else taps), name
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(totals(239)[-1]))
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (10, 0.5), (20, 1.0), (21, 1.0), (239, 1.0)])
+def test_dkd_and_review_warm_up_over_the_first_20_of_240_epochs(step, share):
+    for objective, pair, full, name in [
+        (objectives.dkd, "resnet32x4:resnet8x4", 1.0, "dkd"),
+        (objectives.review_kd, "resnet32x4:shufflenet_v2", 8.0, "review"),
+    ]:
+        weight = _weight_at(objective, pair, name)
+        assert float(weight(step)) == pytest.approx(full * share)
+
+
+def _weight_at(objective, pair, name):
+    """The weight that a term reports at a step."""
+    row, given = objective(setting(*pair.split(":"))), context(0)
+    made = row.init(jax.random.key(0), given)
+    return lambda step: (
+        row.apply(made.params, made.state, given._replace(step=step), None).metrics[f"{name}/weight"].sum
+    )
+
+
+def test_the_weights_that_depend_on_the_pair():
+    beta = {pair: objectives.dkd_beta(*pair.split(":")) for pair in published.PAIRS}
+    assert beta == dict(zip(published.PAIRS, (6, 6, 2, 2, 2, 8, 6, 6, 8, 8, 8, 8, 8), strict=True))
+    review = {pair: objectives.review_weight(*pair.split(":")) for pair in published.PAIRS}
+    known = {
+        **{"wrn_40_2:wrn_16_2": 5, "wrn_40_2:wrn_40_1": 5, "resnet32x4:resnet8x4": 5, "resnet32x4:shufflenet_v1": 5},
+        **{
+            "wrn_40_2:shufflenet_v1": 5,
+            "resnet32x4:shufflenet_v2": 8,
+            "resnet56:resnet20": 0.6,
+            "resnet110:resnet32": 1,
+        },
+    }
+    assert {pair: review[pair] for pair in known} == known
+
+
+@pytest.mark.parametrize(
+    ("pair", "weights"), [("vgg13:vgg8", (1 / 8, 1 / 4, 1 / 2, 1)), (tiny.PAIR, (1 / 4, 1 / 2, 1))]
+)
+def test_deeper_stages_weigh_more(pair, weights):
+    teacher, student = pair.split(":")
+    of = setting(teacher, student, margin=lambda tap: jnp.zeros(2))
+    feature = {f"stage{i}_preact": jnp.zeros((2, 2, 2, 2)) for i in range(1, 6)}
+    given = Context({**feature, "logits": jnp.zeros((2, 3))}, feature, {"label": jnp.zeros(2, jnp.int32)}, 0)
+    for objective, scale, name in ((objectives.ofd, 1e-3, "ofd"), (objectives.ab_initial, 3e-3, "ab")):
+        row = objective(of)
+        made = row.init(jax.random.key(0), given)
+        found = row.apply(made.params, made.state, given, None).metrics
+        reported = [float(found[f"{name}/stage{i + 1}/weight"].sum) for i in range(len(weights))]
+        np.testing.assert_allclose(reported, scale * np.array(weights), rtol=1e-6)
+        assert f"{name}/stage{len(weights) + 1}" not in found
+
+
+@pytest.mark.parametrize("name", ["ab, first", "ofd"])
+def test_a_smaller_map_of_the_student_is_enlarged(name):
+    """The same as a map that was enlarged before: what is compared neuron by neuron needs as many of them."""
+    row = methods.METHODS["ab"].initial if name != "ofd" else objectives.ofd
+    row, given = row(setting(margin=margin)), context(239)
+    doubled = {f"{stage}_preact": np.kron(given.student[f"{stage}_preact"], np.ones((1, 2, 2, 1))) for stage in STAGES}
+    teacher = {f"{stage}_preact": given.teacher[f"{stage}_preact"].repeat(2, 1).repeat(2, 2) for stage in STAGES}
+    small = given._replace(teacher={**given.teacher, **teacher})
+    large = small._replace(student={**given.student, **{k: x.astype(np.float32) for k, x in doubled.items()}})
+    made = row.init(jax.random.key(0), small)
+    values = [jax.jit(row.apply)(*made, one, jax.random.key(1)).value for one in (small, large)]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+    assert float(values[0]) > 0
+
+
+# The optimizer and its schedule.
+
+
+@pytest.mark.parametrize(("student", "base"), [("resnet20", 0.05), ("vgg8", 0.05), *((s, 0.01) for s in recipe.LIGHT)])
+@pytest.mark.parametrize(("epochs", "steps_per_epoch"), [(240, 2), (12, 4)])
+def test_the_learning_rate_falls_after_five_eighths_and_two_more_eighths(student, base, epochs, steps_per_epoch):
+    steps = epochs * steps_per_epoch
+    optimizer = recipe.optimizer(student, steps)
+
+    def step(state, _):
+        update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        return state, -update
+
+    _, updates = jax.lax.scan(step, optimizer.init(jnp.zeros(())), None, length=steps)
+    momentum = (1 - 0.9 ** np.arange(1, steps + 1)) / (1 - 0.9)
+    epoch = np.arange(steps) / steps_per_epoch
+    decays = sum((epoch >= share * epochs).astype(int) for share in (0.625, 0.75, 0.875))  # 150, 180, 210 of 240
+    np.testing.assert_allclose(updates / momentum, base * 0.1**decays, rtol=1e-4)
+    assert decays[0] == 0 and decays[-1] == 3
+
+
+def sgd(parameters, gradients, rates):
+    """PyTorch's, in float64: decay is part of the gradient that momentum gathers. The parameters after each step."""
+    parameters, velocity, found = np.float64(parameters), 0.0, []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        velocity = 0.9 * velocity + gradient + 5e-4 * parameters
+        parameters = parameters - rate * velocity
+        found.append(parameters)
+    return np.array(found)
+
+
+def test_decay_and_momentum_are_those_of_pytorch_for_every_parameter():
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (3, 2), "scale": (2,), "bias": (2,)}  # BatchNorm and biases decay too
+    params = {name: random.normal(size=shape) for name, shape in shapes.items()}
+    gradients = [{name: random.normal(size=shape) for name, shape in shapes.items()} for _ in range(3)]
+    optimizer, ours = recipe.sgd(0.05), jax.tree.map(jnp.float32, params)
+    state = optimizer.init(ours)
+    for gradient in gradients:
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name in shapes:
+        theirs = sgd(params[name], [gradient[name] for gradient in gradients], [0.05] * 3)[-1]
+        np.testing.assert_allclose(ours[name], theirs, rtol=1e-5, atol=1e-7)
+
+
+def linear(slope):
+    """An objective whose gradient is the slope, for the student's logits."""
+    return jaxkd.combine(slope=jaxkd.term(lambda logits: logits @ jnp.float32(slope), "student/logits"))
+
+
+def learned(slope):
+    """One that learns a vector of its own, and asks nothing of the student."""
+
+    def apply(params, state, context, key):
+        rows = jnp.broadcast_to(params["w"] @ jnp.float32(slope), context.student["logits"].shape[:1])
+        return jaxkd.term(lambda x: x, "batch/rows").apply({}, state, context._replace(batch={"rows": rows}), key)
+
+    return jaxkd.combine(own=jaxkd.Objective(lambda key, context: jaxkd.LossVars({"w": jnp.ones(2)}), apply))
+
+
+def trajectory(method, student, steps):
+    """The student's two parameters after each step of a method, and what the objective has learned."""
+
+    def apply(variables, batch, *, key, train):
+        return {"logits": jnp.broadcast_to(variables.params["w"], (4, 2))}, variables.state
+
+    model = jaxkd.Model(lambda key, batch: jaxkd.Variables({"w": jnp.array([1.0, -2.0])}), apply)
+    kd = methods.build(method, setting(tiny.TEACHER, student, steps), model, jaxkd.teachers.none())
+    given = {"image": jnp.zeros(4)}
+    state, step = kd.init(jax.random.key(0), given), jax.jit(kd.step)
+    found, own = [], []
+    for _ in range(steps + methods.initial_steps(method, steps)):
+        state, _ = step(state, given)
+        found.append(np.asarray(state.student.params["w"]))
+        own += [np.asarray(x) for x in jax.tree.leaves(state.loss.params)]
+    return np.array(found), own
+
+
+SLOPES = np.array([0.5, -0.25]), np.array([-1.0, 0.75])
+DECAYED = [*[1.0] * 15, *[0.1] * 3, *[0.01] * 3, *[0.001] * 3]  # of 24 steps
+
+
+@pytest.mark.parametrize(("student", "rate"), [("resnet8", 0.05), ("shufflenet_v1", 0.01)])
+def test_an_initialisation_comes_on_top_of_the_training_and_before_its_decays(student, rate):
+    method = methods.Method(lambda _: linear(SLOPES[1]), points.nothing, lambda _: linear(SLOPES[0]))
+    assert methods.initial_steps(method, 240) == 30 and methods.initial_steps(method, 24) == 3
+    found, _ = trajectory(method, student, 24)
+    first = sgd([1.0, -2.0], [SLOPES[0]] * 3, [rate] * 3)
+    then = sgd(first[-1], [SLOPES[1]] * 24, [rate * decay for decay in DECAYED])
+    np.testing.assert_allclose(found, [*first, *then], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("student", "rate"), [("resnet8", 0.01), ("wrn_16_2", 0.01), ("vgg8", 0.05)])
+def test_an_initialisation_of_what_is_learned_leaves_the_student_alone(student, rate):
+    method = methods.Method(
+        lambda _: linear(SLOPES[1]), points.nothing, lambda _: learned(SLOPES[0]), train_student=False
+    )
+    found, own = trajectory(method, student, 24)
+    np.testing.assert_array_equal(found[:3], [[1.0, -2.0]] * 3)
+    then = sgd([1.0, -2.0], [SLOPES[1]] * 24, [0.05 * decay for decay in DECAYED])
+    np.testing.assert_allclose(found[3:], then, rtol=1e-5)
+    np.testing.assert_allclose(own[:3], sgd([1.0, 1.0], [SLOPES[0]] * 3, [rate] * 3), rtol=1e-5)
+    np.testing.assert_array_equal(own[3:], [own[2]] * 24)
+
+
+def test_a_row_without_an_initialisation_has_no_more_steps():
+    plain = methods.Method(lambda _: linear(SLOPES[1]), points.nothing)
+    assert methods.initial_steps(plain, 240) == 0
+    then = sgd([1.0, -2.0], [SLOPES[1]] * 24, [0.05 * decay for decay in DECAYED])
+    np.testing.assert_allclose(trajectory(plain, "resnet8", 24)[0], then, rtol=1e-5)
+    assert {name for name, method in methods.METHODS.items() if method.initial} == {"ab", "ft", "fsp"}
+    assert not methods.METHODS["ft"].train_student and methods.METHODS["ab"].train_student
+
+
+def test_the_order_of_the_rows_is_that_of_the_tables():
+    assert METHODS == published.METHODS == tuple(published.TITLES)
+    assert recipe.LIGHT == ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+
+
+def test_images_are_augmented_and_normalised_as_published():
+    image = np.full((2, 32, 32, 3), 128, np.uint8)
+    given = {"image": image, "index": np.arange(2), "epoch": np.zeros(2, np.int32)}
+    inside = (128 / 255 - np.array([0.5071, 0.4867, 0.4408])) / np.array([0.2675, 0.2565, 0.2761])
+    np.testing.assert_allclose(recipe.normalize(given)["image"], np.broadcast_to(inside, image.shape), rtol=1e-4)
+    outside = -np.array([0.5071, 0.4867, 0.4408]) / np.array([0.2675, 0.2565, 0.2761])
+    views = [np.asarray(recipe.augmentation(seed)(given)["image"]) for seed in range(4)]
+    for view in np.concatenate(views):
+        black = np.isclose(view, outside, rtol=1e-4).all(-1)
+        np.testing.assert_allclose(view[~black], np.broadcast_to(inside, view[~black].shape), rtol=1e-4)
+        assert 28 <= (~black).any(1).sum() <= 32 and 28 <= (~black).any(0).sum() <= 32
+    assert not np.array_equal(views[0], views[1])
+
+
+# The protocol.
+
+OTHER = {
+    **{"epochs": 24, "teacher_epochs": 24, "images": 100, "holdout": 500, "batch_size": 32},
+    **{"eval_every": 2, "cached": True, "bf16": True},
+}
+
+
+@pytest.mark.parametrize("base", [config.PRESETS["paper"], config.Protocol(8, 4, images=200, holdout=100, bf16=True)])
+def test_folders_differ_wherever_numbers_would(base):
+    fields = {field.name for field in dataclasses.fields(config.Protocol)}
+    assert fields == OTHER.keys()
+    changed = {name: dataclasses.replace(base, **{name: _other(base, name)}) for name in fields}
+    names = {name: protocol.name for name, protocol in changed.items()} | {"base": base.name}
+    assert len(set(names.values())) == len(fields) + 1, names
+    own = {name: protocol.teacher_name for name, protocol in changed.items()} | {"base": base.teacher_name}
+    theirs = {"teacher_epochs", "holdout", "batch_size", "bf16"}  # ... and a teacher is that of many students
+    assert len({own[name] for name in theirs | {"base"}}) == len(theirs) + 1
+    assert {own[name] for name in fields - theirs} == {own["base"]}
+
+
+def _other(base, name):
+    now, other = getattr(base, name), OTHER[name]
+    return other if now != other else type(other)(not other)
+
+
+def test_the_presets():
+    paper, reduced = config.PRESETS["paper"], config.PRESETS["reduced"]
+    assert paper.full and not reduced.full
+    assert dataclasses.replace(paper, bf16=True, eval_every=5).full
+    for name in ("epochs", "teacher_epochs", "images", "holdout", "batch_size", "cached"):
+        assert not dataclasses.replace(paper, **{name: OTHER[name]}).full, name
+    assert config.protocol(config.Config()) == paper
+    assert config.protocol(config.Config(preset="reduced", epochs=3)) == dataclasses.replace(
+        reduced, epochs=3, teacher_epochs=3
+    )
+    assert config.protocol(config.Config(epochs=3, teacher_epochs=5)).teacher_epochs == 5
+    assert config.seeds(config.Config()) == [0, 1, 2, 3, 4]
+    assert config.seeds(config.Config(preset="reduced", first_seed=7)) == [7, 8, 9]
+
+
+@functools.cache
+def many(data_dir, split):
+    """As many images of each class as CIFAR-100 has for training, of one pixel."""
+    return tiny.images(50_000 if split == "train" else 100, size=1)
+
+
+@pytest.mark.parametrize(("images", "holdout"), [(None, 0), (None, 500), (400, 0), (400, 500), (49_500, 500)])
+def test_who_sees_which_images(monkeypatch, images, holdout):
+    monkeypatch.setattr(inputs, "whole", many)
+    protocol = config.protocol(config.Config(images=images, holdout=holdout))
+    (train, held), (theirs, held_too) = (inputs.parts(None, protocol, student=student) for student in (True, False))
+    index = {name: set(part.arrays["index"].tolist()) for name, part in (("train", train), ("teacher", theirs))}
+    assert len(index["train"]) == (images or 50_000 - holdout) and len(index["teacher"]) == 50_000 - holdout
+    assert index["train"] <= index["teacher"]
+    for part in (train, theirs):
+        count = np.bincount(part.arrays["label"], minlength=100)
+        assert (count == len(part.arrays["label"]) // 100).all()
+    splits = inputs.evaluations(None, held)
+    if not holdout:
+        assert held is held_too is None and list(splits) == ["test"]
+        return
+    assert set(held.arrays["index"]) == set(held_too.arrays["index"]) and len(held.arrays["index"]) == holdout
+    assert not index["teacher"] & set(held.arrays["index"].tolist())
+    assert (np.bincount(held.arrays["label"], minlength=100) == holdout // 100).all()
+    assert list(splits) == ["validation", "test"] and splits["validation"].num_examples == holdout
+
+
+def test_evaluations_see_every_image_once_in_order(monkeypatch):
+    monkeypatch.setattr(inputs, "whole", tiny.whole)
+    logits = np.random.default_rng(0).normal(size=(tiny.TEST, 100))
+    test = inputs.evaluations(None, None, logits)["test"]
+    given = next(iter(test.batches()))
+    np.testing.assert_array_equal(given["index"], np.arange(tiny.TEST))
+    np.testing.assert_array_equal(given["teacher_logits"], logits.astype(np.float32))
+    assert test.steps_per_epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "--epochs: expected at least 1, got 0"),
+        ({"teacher_epochs": -1}, "--teacher-epochs: expected at least 1"),
+        ({"eval_every": 0}, "--eval-every: expected at least 1"),
+        ({"images": 0}, "--images: expected at least 1"),
+        ({"images": 150}, "--images: expected a multiple of 100, as many of each class, got 150"),
+        ({"holdout": -100}, "--holdout: expected a multiple of 100"),
+        ({"holdout": 50_000}, "--holdout: expected less than the 50,000"),
+        ({"images": 49_600, "holdout": 500}, "--images 49600 and --holdout 500 are more than the 50,000"),
+    ],
+)
+def test_protocols_that_cannot_be_run_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        config.protocol(config.Config(**settings))
+
+
+def test_a_row_of_no_seeds_is_refused():
+    with pytest.raises(ValueError, match="--seeds: expected at least 1, got 0"):
+        config.seeds(config.Config(seeds=0))
+
+
+@pytest.mark.parametrize("module", [cells, methods, objectives, plan, points, published, recipe, training])
+def test_doctests(module):
+    found = doctest.testmod(module)
+    assert found.failed == 0 and found.attempted > 0
