@@ -138,13 +138,14 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup  ## measure: steps, cached teachers, other libraries, memory, losses (each: python -m benchmarks.NAME --help)
+bench: setup  ## measure: steps, cached teachers, other libraries, memory, losses, seeds (each: python -m benchmarks.NAME --help)
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
 	$(PY) -m benchmarks.peers
 	$(PY) -m benchmarks.placement
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.losses
+	$(PY) -m benchmarks.seeds
 
 clean:  ## remove environments and caches, not runs/
 	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

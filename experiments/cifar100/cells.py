@@ -223,21 +223,20 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
     directory, work = place.directory(cell), prepared(cell, place)
     clock = training.Clock(directory / "seconds.json")
     result = training.run(
-        work.kd,
-        work.student,
+        training.placed(work.kd, work.student, views(cell.seed, place.protocol)),
         work.loader,
         work.splits,
-        place.protocol,
         work.steps,
-        seed=cell.seed,
-        transform=views(cell.seed, place.protocol),
+        place.protocol.eval_every,
+        key=jax.random.key(cell.seed),
+        best=training.judge(work.splits),
         directory=directory,
         config={"cell": list(cell), "protocol": training.settings(place.protocol)},
         on_eval=clock,
         progress=place.progress,
     )
-    curve, best = training.curve(result.history), training.best(result)
-    return keep(cell, work.trained, result.state.student, work.steps, clock.seconds, curve, best, place)
+    curve = training.curve(result.history)
+    return keep(cell, work.trained, result.state.student, work.steps, clock.seconds, curve, place)
 
 
 def keep(
@@ -247,7 +246,6 @@ def keep(
     steps: int,
     seconds: float,
     curve: Mapping[str, Any],
-    best: Mapping[str, Any],
     place: Place,
 ) -> dict[str, Any]:
     """Measures a trained student, and leaves ``student.safetensors`` and then ``cell.json``.
@@ -259,7 +257,6 @@ def keep(
       steps: how many updates were made.
       seconds: what it took.
       curve: its evaluations.
-      best: the best of them.
       place: where.
 
     Returns:
@@ -276,7 +273,7 @@ def keep(
         "images_per_second": steps * place.protocol.batch_size / seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
         "curve": curve,
-        "best": best,
+        "best": training.best(curve),
         "test": measured(cell, variables, trained, place),
         **versions.found(),
     }

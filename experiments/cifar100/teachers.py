@@ -152,26 +152,26 @@ def _train(name: str, protocol: Protocol, data_dir: Any, directory: pathlib.Path
     splits = inputs.evaluations(data_dir, held)
     clock = training.Clock(directory / "seconds.json")
     result = training.run(
-        kd,
-        model,
+        training.placed(kd, model, recipe.augmentation(SEED)),
         loader,
         splits,
-        protocol,
         protocol.teacher_epochs * loader.steps_per_epoch,
-        seed=SEED,
-        transform=recipe.augmentation(SEED),
+        1,  # whatever its students do: it is shared
+        key=jax.random.key(SEED),
+        best=training.judge(splits),
         directory=directory,
         config={"teacher": name, "batch_size": protocol.batch_size, "bf16": protocol.bf16, "holdout": protocol.holdout},
         on_eval=clock,
         progress=progress,
     )
+    curve = training.curve(result.history)
     found = {
         "name": name,
         "source": "trained",
         "steps": int(result.state.step),
         "seconds": clock.seconds,
-        "curve": training.curve(result.history),
-        "best": training.best(result),
+        "curve": curve,
+        "best": training.best(curve),
     }
     _keep(name, result.state.student, found, protocol, data_dir, directory)
 

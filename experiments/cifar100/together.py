@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 import jaxkd
-from experiments.cifar100 import cells, recipe, teachers, training
+from experiments.cifar100 import cells, teachers, training
 from experiments.cifar100.cells import Cell, Place
-from jaxkd.training import fit, member, preprocess, sweep
+from jaxkd.training import member, sweep
 from jaxkd.types import Batch
 
 
@@ -140,38 +140,32 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
     work = cells.prepared(each[0], place)
     loader = PerSeed(work.loader, seeds)
     clock = training.Clock(directory / "seconds.json")
-    result = fit(
+    result = training.run(
         sweep(distiller(work, place), batch_axis=0, seed=seeds),
         loader,
-        steps=work.steps,
+        work.splits,
+        work.steps,
+        protocol.eval_every,
         key=jnp.stack([jax.random.key(seed) for seed in seeds]),
-        evaluate=work.splits,
-        eval_every=protocol.eval_every * loader.steps_per_epoch,
+        best=None,  # each seed has its own
         directory=directory,
-        checkpoint_every=loader.steps_per_epoch,
-        keep=1,
-        config={"steps": work.steps, "cells": [list(cell) for cell in each], "protocol": training.settings(protocol)},
-        log_every=50,
+        config={"cells": [list(cell) for cell in each], "protocol": training.settings(protocol)},
         on_eval=clock,
         progress=place.progress,
-        chunk=1 if jax.default_backend() == "cpu" else 100,
     )
     kept = []
     for i, cell in enumerate(each):
         if cell in pending:
             variables, curve = member(result.state, i).student, training.curve(of_member(result.history, i))
             seconds = clock.seconds / len(seeds)
-            kept.append(
-                (cell, cells.keep(cell, work.trained, variables, work.steps, seconds, curve, best(curve), place))
-            )
+            kept.append((cell, cells.keep(cell, work.trained, variables, work.steps, seconds, curve, place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all of its seeds are kept
     return kept
 
 
 def distiller(work: cells.Work, place: Place) -> Callable[..., jaxkd.Distiller]:
     """Of a seed, which may be traced, its distiller for images as they are stored."""
-    kd = training.measured(work.kd, work.student)
-    return lambda seed: preprocess(kd, train=cells.views(seed, place.protocol), evaluate=recipe.normalize)
+    return lambda seed: training.placed(work.kd, work.student, cells.views(seed, place.protocol))
 
 
 def of_member(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:
@@ -185,14 +179,3 @@ def of_member(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str,
         {name.removesuffix(end): value for name, value in row.items() if name.endswith(end) or "[" not in name}
         for row in history
     )
-
-
-def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The best evaluation of a curve: the first of the highest, on the held-out images where there are any.
-
-    >>> best({"epoch": [1.0, 2.0, 3.0], "test/accuracy": [0.25, 0.5, 0.5]})
-    {'epoch': 2.0, 'by': 'test/accuracy', 'test/accuracy': 0.5}
-    """
-    judge = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
-    where = curve[judge].index(max(curve[judge]))
-    return {"epoch": curve["epoch"][where], "by": judge, "test/accuracy": curve["test/accuracy"][where]}

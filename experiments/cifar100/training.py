@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,32 +63,35 @@ def measured(kd: Distiller, model: jaxkd.Model) -> Distiller:
     return kd._replace(evaluate=evaluate)
 
 
+def placed(kd: Distiller, model: jaxkd.Model, transform: data.augment.Transform) -> Distiller:
+    """A distiller for images as they are stored: augmented and normalised to train, normalised to evaluate."""
+    return training.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
+
+
 def run(
     kd: Distiller,
-    model: jaxkd.Model,
     train: Any,
     splits: Mapping[str, Any],
-    protocol: Protocol,
     steps: int,
+    eval_every: int,
     *,
-    seed: int,
-    transform: data.augment.Transform,
+    key: Any,
+    best: str | None,
     directory: pathlib.Path,
     config: Mapping[str, Any],
-    on_eval: OnEval | None = None,
-    progress: bool = True,
+    on_eval: OnEval,
+    progress: bool,
 ) -> training.FitResult:
-    """Trains, and goes on where an interrupted training was.
+    """Trains as every teacher and student is trained, and goes on where an interrupted training was.
 
     Args:
-      kd: for normalised images.
-      model: the network that is trained.
+      kd: as `placed` makes it.
       train: the input.
-      splits: inputs to evaluate on; ``validation``, where there is one, says which epoch is best, else ``test``.
-      protocol: of the run.
+      splits: inputs to evaluate on.
       steps: how many updates to make.
-      seed: of the initial weights.
-      transform: of training images, augmentation and normalisation.
+      eval_every: epochs between evaluations.
+      key: of the initial weights.
+      best: the metric whose best checkpoint is kept, if any.
       directory: for checkpoints and logs.
       config: what tells this run from others.
       on_eval: see `jaxkd.training.fit`.
@@ -97,16 +100,14 @@ def run(
     Returns:
       What `jaxkd.training.fit` returns.
     """
-    placed = training.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
-    judge = "validation" if "validation" in splits else "test"
     return training.fit(
-        placed,
+        kd,
         train,
         steps=steps,
-        key=jax.random.key(seed),
+        key=key,
         evaluate=splits,
-        eval_every=protocol.eval_every * train.steps_per_epoch,
-        best=f"{judge}/accuracy",
+        eval_every=eval_every * train.steps_per_epoch,
+        best=best,
         directory=directory,
         checkpoint_every=train.steps_per_epoch,
         keep=1,
@@ -116,6 +117,11 @@ def run(
         progress=progress,
         chunk=1 if jax.default_backend() == "cpu" else 100,
     )
+
+
+def judge(splits: Mapping[str, Any]) -> str:
+    """The metric that says which epoch is best: of the held-out images, where there are any."""
+    return f"{'validation' if 'validation' in splits else 'test'}/accuracy"
 
 
 def outputs_of(model: jaxkd.Model, variables: Variables, dataset: data.Dataset, names: tuple[str, ...]) -> Any:
@@ -168,12 +174,15 @@ def curve(history: tuple[dict[str, float], ...]) -> dict[str, list[float]]:
     return found
 
 
-def best(result: training.FitResult) -> dict[str, Any]:
-    """The best evaluation of a run, by what it was judged, and its accuracy on the test set then."""
-    assert result.best is not None, "every run is told what is best"
-    row = next(row for row in result.history if row["step"] == result.best.step and "test/accuracy" in row)
-    judge = "validation/accuracy" if "validation/accuracy" in row else "test/accuracy"
-    return {"epoch": row["epoch"], "by": judge, "test/accuracy": row["test/accuracy"]}
+def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The best evaluation of a curve: the first of the highest.
+
+    >>> best({"epoch": [1.0, 2.0, 3.0], "test/accuracy": [0.25, 0.5, 0.5]})
+    {'epoch': 2.0, 'by': 'test/accuracy', 'test/accuracy': 0.5}
+    """
+    by = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
+    where = curve[by].index(max(curve[by]))
+    return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
 
 
 def settings(protocol: Protocol) -> dict[str, Any]:
