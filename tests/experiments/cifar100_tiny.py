@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments.cifar100 import recipe
+from experiments.cifar100 import objectives, recipe
 from jaxkd import data, weights
 
 TRAIN, TEST, SIZE = 16, 24, 8
@@ -24,6 +24,11 @@ def images(examples, size=SIZE, seed=0):
     """A set of 100 classes, as many of each as possible."""
     image = np.random.default_rng(seed).integers(0, 256, (examples, size, size, 3), np.uint8)
     return data.from_arrays(image, np.arange(examples) % 100, num_classes=100, name="tiny")
+
+
+def setting(teacher=TEACHER, student=STUDENT, steps=240, labels=(0, 0, 1, 1, 2, 2, 3, 3), margin=None):
+    """What an objective may depend on."""
+    return objectives.Setting(teacher, student, steps, np.array(labels), margin or (lambda tap: None))
 
 
 @functools.cache
