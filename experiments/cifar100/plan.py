@@ -14,8 +14,9 @@ from rich.progress import track
 from rich.table import Table
 
 import jaxkd
-from experiments.cifar100 import cells, methods, objectives, published, recipe, teachers
+from experiments.cifar100 import cells, methods, objectives, published, recipe, training
 from experiments.cifar100.config import Protocol
+from jaxkd.types import Context, Objective
 
 IMAGES, STEPS = 50_000, 3
 
@@ -59,8 +60,8 @@ class Plan(NamedTuple):
 def of(wanted: Sequence[cells.Cell], place: cells.Place, workers: int) -> Plan:
     """What a command would do. Nothing is written, and no data is read: the images are random ones.
 
-    Every method is traced for its FLOPs. Of each network a few steps are timed, and the methods' times follow from
-    their FLOPs.
+    Of each network a few steps are timed and traced for their FLOPs, of each method its objective is traced. A
+    method's step costs the student's, the teacher's forward pass where it is not computed once, and the objective.
 
     Args:
       wanted: the cells.
@@ -71,104 +72,142 @@ def of(wanted: Sequence[cells.Cell], place: cells.Place, workers: int) -> Plan:
       A line for each teacher, each cache, and each pair and method.
     """
     protocol, lines = place.protocol, []
-    rates: dict[str, float] = {}
-    for name in track(list(dict.fromkeys(cell.teacher for cell in wanted)), "teachers", transient=True):
-        lines += _teacher(name, wanted, place, rates)
-    rows = list(dict.fromkeys((cell.teacher, cell.student, cell.method) for cell in wanted))
-    for teacher, student, name in track(rows, "students", transient=True):
+    names = dict.fromkeys(name for cell in wanted for name in cell[:2])
+    networks = {name: _network(name, protocol) for name in track(names, "networks", transient=True)}
+    for name in dict.fromkeys(cell.teacher for cell in wanted):
+        lines += _teacher(name, networks[name], wanted, place)
+    rows = list(dict.fromkeys(cell[:3] for cell in wanted))
+    for teacher, student, name in track(rows, "methods", transient=True):
         same = [cell for cell in wanted if cell[:3] == (teacher, student, name)]
-        step, arguments = _step(teacher, student, name, protocol)
-        flops = _flops(step, *arguments)
-        if student not in rates:
-            alone = _step(teacher, student, "student", protocol)
-            rates[student] = _flops(alone[0], *alone[1]) / _timed(alone[0], *alone[1])
-        steps = protocol.epochs * _steps_per_epoch(protocol)
-        steps += methods.initial_steps(methods.METHODS[name], steps)
-        state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_stored(arguments[0])))
-        lines.append(
-            Line(
-                f"{teacher} → {student}: {published.TITLES[name]}",
-                len(same),
-                sum(place.file(cell).exists() for cell in same),
-                steps,
-                flops,
-                steps * flops / rates[student],
-                sum(x.size * 4 for x in jax.tree.leaves(arguments[0].student)),
-                2 * state,
-            )
-        )
+        lines.append(_students(same, networks[teacher], networks[student], place))
     return Plan(lines, workers)
 
 
-def _teacher(name: str, wanted: Sequence[cells.Cell], place: cells.Place, rates: dict[str, float]) -> list[Line]:
+class Network(NamedTuple):
+    """What training a network by itself takes.
+
+    Attributes:
+      flops: of a step.
+      rate: FLOPs a second.
+      weights: bytes of parameters and statistics.
+      state: bytes of a checkpoint.
+    """
+
+    flops: float
+    rate: float
+    weights: int
+    state: int
+
+
+def _network(name: str, protocol: Protocol) -> Network:
+    model = recipe.model(name, (), protocol.bf16)
+    optimizer = recipe.optimizer(name, 240)
+    kd = jaxkd.distill(model, jaxkd.teachers.none(), training.supervised(), optimizer=optimizer)
+    batch = {"image": _shape(protocol.batch_size, 32, 32, 3), **_rows(protocol)}
+    state = jax.eval_shape(kd.init, jax.random.key(0), batch)
+    flops = _flops(kd.step, state, batch)
+    return Network(flops, flops / _timed(kd.step, state, batch), _bytes(state.student), _bytes(state))
+
+
+def _teacher(name: str, network: Network, wanted: Sequence[cells.Cell], place: cells.Place) -> list[Line]:
     """The training of a teacher, and the evaluation of all that is cached of it."""
     protocol = place.protocol
-    size = protocol.batch_size
-    step, arguments = _step(name, name, "student", protocol)
-    flops = _flops(step, *arguments)
-    rates[name] = flops / _timed(step, *arguments)
-    steps = protocol.teacher_epochs * -(-(IMAGES - protocol.holdout) // size)
-    bytes_ = sum(x.size * 4 for x in jax.tree.leaves(arguments[0].student))
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_stored(arguments[0])))
+    steps = protocol.teacher_epochs * -(-(IMAGES - protocol.holdout) // protocol.batch_size)
     there = int(name in place.given or place.teacher_file(name).exists())
-    lines = [Line(f"teacher {name}", 1, there, steps, flops, steps * flops / rates[name], bytes_, 2 * state)]
+    seconds = steps * network.flops / network.rate
+    lines = [Line(f"teacher {name}", 1, there, steps, network.flops, seconds, network.weights, 2 * network.state)]
     reading = {cell.method for cell in wanted if cell.teacher == name and _cached(cell, protocol)}
     if reading:
-        forward = flops / 3
-        examples = (protocol.images or IMAGES - protocol.holdout) * protocol.epochs
+        forward = network.flops / 3
+        steps = _images(protocol) * protocol.epochs // protocol.batch_size
         row = 2 * (recipe.CLASSES + int(np.prod(recipe.shapes(name)["pooled"])))
-        seconds = examples / size * forward / rates[name]
         what = f"outputs of {name} for {len(reading)} methods, {protocol.epochs} views"
-        lines.append(Line(what, 1, 0, examples // size, forward, seconds, examples * row, 0))
+        seconds = _images(protocol) * protocol.epochs / protocol.batch_size * forward / network.rate
+        lines.append(Line(what, 1, 0, steps, forward, seconds, _images(protocol) * protocol.epochs * row, 0))
     return lines
+
+
+def _students(same: Sequence[cells.Cell], taught_by: Network, network: Network, place: cells.Place) -> Line:
+    """The seeds of a pair and a method."""
+    protocol, (teacher, student, name, _) = place.protocol, same[0]
+    method = methods.METHODS[name]
+    labels = np.arange(_images(protocol), dtype=np.int32) % recipe.CLASSES
+    setting = objectives.Setting(
+        teacher, student, 240, labels, lambda tap: jnp.zeros(recipe.shapes(teacher)[tap][-1:], jnp.float32)
+    )
+    live = name != "student" and not _cached(same[0], protocol)
+    steps = protocol.epochs * -(-_images(protocol) // protocol.batch_size)
+    first = methods.initial_steps(method, steps)
+    parts = [(steps, method.objective(setting))]
+    if method.initial is not None:
+        parts.append((first, method.initial(setting)))
+    own, _ = _objective(training.supervised(), teacher, student, protocol)  # the network's step has it already
+    flops, remembered = 0.0, 0
+    for count, objective in parts:
+        extra, size_of = _objective(objective, teacher, student, protocol)
+        flops += count * (network.flops + extra - own + live * taught_by.flops / 3)
+        remembered += size_of
+    state = network.state + remembered + live * taught_by.weights
+    return Line(
+        f"{teacher} → {student}: {published.TITLES[name]}",
+        len(same),
+        sum(place.file(cell).exists() for cell in same),
+        steps + first,
+        flops / (steps + first),
+        flops / network.rate,
+        network.weights,
+        2 * state,
+    )
+
+
+def _objective(objective: Objective, teacher: str, student: str, protocol: Protocol) -> tuple[float, int]:
+    """FLOPs of an objective with its gradients, and the bytes that a checkpoint holds of it."""
+    size, key = protocol.batch_size, jax.random.key(0)
+    ours, theirs = ({"logits": _shape(size, recipe.CLASSES), **_taps(name, size)} for name in (student, teacher))
+
+    batch: Any = _rows(protocol)
+    made = jax.eval_shape(lambda: objective.init(key, Context(ours, theirs, batch, jnp.int32(0))))
+
+    def value(params: Any, ours: Any, state: Any, theirs: Any, batch: Any) -> Any:
+        return objective.apply(params, state, Context(ours, theirs, batch, jnp.int32(0)), key).value
+
+    flops = _flops(jax.grad(value, argnums=(0, 1)), made.params, ours, made.state, theirs, batch)
+    return flops, 2 * _bytes(made.params) + _bytes(made.state)  # with its momenta
+
+
+def _taps(name: str, size: int) -> dict[str, Any]:
+    return {tap: _shape(size, *shape) for tap, shape in recipe.shapes(name).items()}
 
 
 def _cached(cell: cells.Cell, protocol: Protocol) -> bool:
     return cell.method != "student" and cells.reads_cache(cell, protocol)
 
 
-def _steps_per_epoch(protocol: Protocol) -> int:
-    return -(-(protocol.images or IMAGES - protocol.holdout) // protocol.batch_size)
+def _images(protocol: Protocol) -> int:
+    return protocol.images or IMAGES - protocol.holdout
 
 
-def _step(teacher: str, student: str, name: str, protocol: Protocol) -> tuple[Any, tuple[Any, Any]]:
-    """A training step, and the shapes of its arguments."""
-    method = methods.METHODS[name]
-    examples = protocol.images or IMAGES - protocol.holdout
-    labels = np.arange(examples, dtype=np.int32) % recipe.CLASSES
-    setting = objectives.Setting(
-        teacher, student, 240, labels, lambda tap: jnp.zeros(recipe.shapes(teacher)[tap][-1:], jnp.float32)
-    )
-    model = recipe.model(student, method.student_taps(teacher, student), protocol.bf16)
-    theirs = recipe.model(teacher, method.teacher_taps(teacher, student), protocol.bf16)
-    size = protocol.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.float32),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "row": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((size,), bool),
-    }
-    if name == "student":
-        taught = jaxkd.teachers.none()
-    elif cells.reads_cache(cells.Cell(teacher, student, name, 0), protocol):
-        taps = {"logits": (recipe.CLASSES,), **{tap: recipe.shapes(teacher)[tap] for tap in teachers.CACHED[1:]}}
-        batch |= {f"teacher/{tap}": jax.ShapeDtypeStruct((size, *shape), jnp.float32) for tap, shape in taps.items()}
-        taught = jaxkd.Teacher(
-            lambda key, batch, student: {},
-            lambda state, batch, *, key: {tap: batch[f"teacher/{tap}"] for tap in taps},
-            lambda state, student, step: state,
-        )
-    else:
-        variables = jax.eval_shape(theirs.init, jax.random.key(0), batch)
-        taught = jaxkd.teachers.frozen(theirs, variables)._replace(init=lambda key, batch, student: variables)
-    kd = methods.build(method, setting, model, taught)
-    return kd.step, (jax.eval_shape(kd.init, jax.random.key(0), batch), batch)
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _flops(step: Any, state: Any, batch: Any) -> float:
-    """Of a step, before the compiler's optimisations; they change little in what convolutions and products cost."""
-    found = jax.jit(step).lower(state, batch).cost_analysis()
-    return float(found["flops"])  # type: ignore[index]
+def _rows(protocol: Protocol) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch has beside its images."""
+    rows = (protocol.batch_size,)
+    integers = jax.ShapeDtypeStruct(rows, jnp.int32)
+    return {"label": integers, "row": integers, "mask": jax.ShapeDtypeStruct(rows, bool)}
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree's arrays in a checkpoint; a key is two numbers."""
+    leaves = jax.tree.leaves(tree)
+    return sum(8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.size * x.dtype.itemsize for x in leaves)
+
+
+def _flops(function: Any, *arguments: Any) -> float:
+    """Before the compiler's optimisations, which change little in what convolutions and products cost."""
+    found: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return float(found["flops"])
 
 
 def _timed(step: Any, state: Any, batch: Any) -> float:
@@ -190,13 +229,6 @@ def _timed(step: Any, state: Any, batch: Any) -> float:
         jax.block_until_ready(compiled(state, batch))
         times.append(time.perf_counter() - began)
     return min(times[1:])
-
-
-def _stored(state: Any) -> Any:
-    """What of a state a checkpoint holds, as arrays of numbers."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((2,), jnp.uint32) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
-    )
 
 
 def table(plan: Plan) -> Table:
@@ -223,8 +255,8 @@ def table(plan: Plan) -> Table:
             size(line.runs * line.bytes),
         )
     shown.caption = (
-        f"Times are of {jax.devices()[0].device_kind}: {STEPS} steps of each network were measured, the methods follow "
-        "from their FLOPs; evaluations are not in them."
+        f"Times are of {jax.devices()[0].device_kind}: {STEPS} steps of each network were measured, what methods add "
+        "follows from its FLOPs; evaluations and compilation are not in them."
     )
     return shown
 
