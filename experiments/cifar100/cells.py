@@ -122,13 +122,14 @@ def split(pair: str) -> tuple[str, str]:
     Raises:
       ValueError: these are not two networks of the zoo.
 
-    >>> split("resnet32x4:resnet8x4")
-    ('resnet32x4', 'resnet8x4')
+    >>> split("WRN-40-2:ShuffleNetV1")
+    ('wrn_40_2', 'shufflenet_v1')
     """
-    names = pair.split(":")
-    if len(names) != 2 or not set(names) <= set(models.names()):
-        raise ValueError(f"--pair: expected TEACHER:STUDENT of {', '.join(models.names())}, got {pair!r}.")
-    return names[0], names[1]
+    try:
+        teacher, student = map(models.canonical, pair.split(":"))
+    except ValueError:
+        raise ValueError(f"--pair: expected TEACHER:STUDENT of {', '.join(models.names())}, got {pair!r}.") from None
+    return teacher, student
 
 
 def run_free(cells: Iterable[Cell], place: Place, finished: Callable[[], Any] = lambda: None) -> int:

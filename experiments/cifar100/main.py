@@ -70,7 +70,11 @@ def main(settings: Config, arguments: Sequence[str], console: Console) -> int:
 
 def chosen_pairs(settings: Config) -> list[str]:
     """The pairs of the command line."""
-    return list(published.PAIRS) if "all" in settings.pair else list(dict.fromkeys(settings.pair))
+    return (
+        list(published.PAIRS)
+        if "all" in settings.pair
+        else list(dict.fromkeys(":".join(cells.split(pair)) for pair in settings.pair))
+    )
 
 
 def chosen_methods(settings: Config) -> list[str]:

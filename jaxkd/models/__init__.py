@@ -19,7 +19,7 @@ benchmarks and tests import this package.
 
 from jaxkd.models.mlp import MLP
 from jaxkd.models.mobilenet_v2 import MobileNetV2
-from jaxkd.models.registry import create, margin_norms, names, taps
+from jaxkd.models.registry import canonical, create, margin_norms, names, taps
 from jaxkd.models.resnet import (
     ResNet,
     ResNet8,
@@ -66,6 +66,7 @@ __all__ = [
     "WRN16x2",
     "WRN40x1",
     "WRN40x2",
+    "canonical",
     "create",
     "margin_norms",
     "names",

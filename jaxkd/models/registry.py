@@ -70,7 +70,7 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     """A model by its name in the literature.
 
     Args:
-      name: one of `names`, in lower case.
+      name: one of `names`, or another spelling that `canonical` knows.
       num_classes: logits.
       **options: other fields of the model, such as ``dtype=jnp.bfloat16``.
 
@@ -136,7 +136,33 @@ def margin_norms(name: str) -> dict[str, str]:
     return entry.margin_norms(entry.build())
 
 
-def _entry(name: str) -> Entry:
-    if name not in _ZOO:
+def canonical(name: str) -> str:
+    """A model's name as `names` has it, however the literature writes it.
+
+    Args:
+      name: in any case, with or without underscores and hyphens.
+
+    Returns:
+      One of `names`.
+
+    Raises:
+      ValueError: there is no such name; the message lists them.
+
+    >>> canonical("MobileNetV2"), canonical("WRN-40-2"), canonical("resnet8x4")
+    ('mobilenet_v2', 'wrn_40_2', 'resnet8x4')
+    """
+    found = _SPELLINGS.get(_plain(name))
+    if found is None:
         raise ValueError(f"name: expected one of {names()}, got {name!r}.")
-    return _ZOO[name]
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+_SPELLINGS = {_plain(name): name for name in _ZOO}
+
+
+def _entry(name: str) -> Entry:
+    return _ZOO[canonical(name)]

@@ -22,8 +22,17 @@ def test_names_are_of_one_kind():
 
 @pytest.mark.parametrize("call", [lambda name: models.create(name, 10), models.taps, models.margin_norms])
 def test_an_unknown_name_lists_those_there_are(call):
-    with pytest.raises(ValueError, match=r"name: expected one of \['resnet8', .*'shufflenet_v2'\], got 'ResNet8'"):
-        call("ResNet8")
+    with pytest.raises(ValueError, match=r"name: expected one of \['resnet8', .*'shufflenet_v2'\], got 'ResNet9'"):
+        call("ResNet9")
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("ResNet32x4", "resnet32x4"), ("ShuffleNetV1", "shufflenet_v1"), ("WRN_16_2", "wrn_16_2"), ("VGG-8", "vgg8")],
+)
+def test_the_spellings_of_the_literature_are_known(written, name):
+    assert models.canonical(written) == name and models.taps(written) == models.taps(name)
+    assert all(models.canonical(other) == other for other in models.names())
 
 
 def test_what_is_returned_is_the_callers_own():
