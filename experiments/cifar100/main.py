@@ -17,6 +17,7 @@ from rich.console import Console
 
 from experiments.cifar100 import cells, config, curves, methods, plan, published, report, together
 from experiments.cifar100.config import Config
+from jaxkd import models
 from jaxkd.training import Preempted
 from jaxkd.training.logs import write_atomically
 
@@ -70,11 +71,9 @@ def main(settings: Config, arguments: Sequence[str], console: Console) -> int:
 
 def chosen_pairs(settings: Config) -> list[str]:
     """The pairs of the command line."""
-    return (
-        list(published.PAIRS)
-        if "all" in settings.pair
-        else list(dict.fromkeys(":".join(cells.split(pair)) for pair in settings.pair))
-    )
+    if "all" in settings.pair:
+        return list(published.PAIRS)
+    return list(dict.fromkeys(":".join(cells.split(pair)) for pair in settings.pair))
 
 
 def chosen_methods(settings: Config) -> list[str]:
@@ -98,6 +97,7 @@ def given(settings: Config) -> dict[str, str]:
         name, equals, file = entry.partition("=")
         if not equals or not pathlib.Path(file).is_file():
             raise ValueError(f"--teacher-weights: expected NAME=FILE with a file that is there, got {entry!r}.")
+        name = models.canonical(name)
         if name not in teachers or name in found:
             raise ValueError(
                 f"--teacher-weights: expected one file for some of the teachers {', '.join(teachers)}, got {entry!r}."
