@@ -28,6 +28,22 @@ def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: 
     return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
 
 
+def check_images(x: Any) -> None:
+    """Makes sure that an input is a batch of normalised images.
+
+    Args:
+      x: the input.
+
+    Raises:
+      TypeError: it is not floating point.
+      ValueError: it has no four axes.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+
+
 def conv(
     features: int,
     size: int,

@@ -32,9 +32,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, conv
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -86,10 +85,7 @@ class MobileNetV2(nn.Module):
         """
         if int(_STAGES[0][0] * self.width) < 1:
             raise ValueError(f"width: expected at least {1 / _STAGES[0][0]}, which leaves a channel, got {self.width}.")
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = MobileNetV2Stem(int(32 * self.width), **options)(x)
         for number, (features, blocks, stride) in enumerate(_STAGES):

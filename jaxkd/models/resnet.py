@@ -34,9 +34,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, conv
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, classifier, conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -82,10 +81,7 @@ class ResNet(nn.Module):
           ValueError: it has no four axes, or the depth is none of 8, 14, 20, ….
         """
         blocks = blocks_per_stage(self.depth)
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         options = {"train": train, "dtype": self.dtype}
         stem, *stages = self.num_filters
         x = ResNetStem(stem, **options)(x)

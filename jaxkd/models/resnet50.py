@@ -33,9 +33,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, conv
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, classifier, conv
 from jaxkd.models.resnet import ResNetStem
 
 if TYPE_CHECKING:
@@ -89,10 +88,7 @@ class BottleneckResNet(nn.Module):
                 f"blocks: expected a number of at least 1 for each of num_filters={tuple(self.num_filters)}, got "
                 f"{tuple(self.blocks)}."
             )
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = ResNetStem(self.num_filters[0], **options)(x)
         for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):

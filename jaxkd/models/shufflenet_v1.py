@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, classifier, uniform_conv
+from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, classifier, uniform_conv
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -84,10 +84,7 @@ class ShuffleNetV1(nn.Module):
             or its channels do not divide into quarters and groups.
         """
         check_stages(self.blocks, self.num_filters)
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = ShuffleNetStem(STEM, **options)(x)
         for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, batch_norm, classifier, uniform_conv
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, check_images, classifier, uniform_conv
 from jaxkd.models.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ class ShuffleNetV2(nn.Module):
         check_stages(self.blocks, stages)
         if any(features % 2 for features in stages):
             raise ValueError(f"num_filters: expected stages of even numbers of channels, got {tuple(stages)}.")
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = ShuffleNetStem(STEM, **options)(x)
         for blocks, features in zip(self.blocks, stages, strict=True):

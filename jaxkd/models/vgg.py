@@ -35,9 +35,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, batch_norm, kaiming_normal
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, check_images, kaiming_normal
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -84,10 +83,7 @@ class VGG(nn.Module):
         """
         if len(self.convolutions) != len(WIDTHS) or min(self.convolutions) < 1:
             raise ValueError(f"convolutions: expected {len(WIDTHS)} numbers of at least 1, got {self.convolutions}.")
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         if min(x.shape[1:3]) < 8:
             raise ValueError(f"x: expected height and width of at least 8, got {list(x.shape)}: it is halved 3 times.")
         pooled = (0, 1, 2, 3) if x.shape[1] == 64 else (0, 1, 2)

@@ -35,9 +35,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from jaxkd.models.layers import GlobalAveragePool, batch_norm, conv, uniform_fan_in
+from jaxkd.models.layers import GlobalAveragePool, batch_norm, check_images, conv, uniform_fan_in
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -83,10 +82,7 @@ class WideResNet(nn.Module):
           ValueError: it has no four axes, or the depth is none of 10, 16, 22, ….
         """
         blocks = blocks_per_stage(self.depth)
-        if x.ndim != 4:
-            raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        check_images(x)
         x = conv(16, 3, 1, self.dtype)(x)
         for number, features in enumerate((16, 32, 64)):
             stride = 1 if number == 0 else 2
