@@ -45,6 +45,7 @@ class ResNet(nn.Module):
     """A CIFAR ResNet.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model = ResNet8x4(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

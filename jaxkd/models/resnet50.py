@@ -47,6 +47,7 @@ class BottleneckResNet(nn.Module):
     """A ResNet of bottleneck blocks for small images.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model = ResNet50(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

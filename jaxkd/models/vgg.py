@@ -48,6 +48,7 @@ class VGG(nn.Module):
     """A CIFAR VGG.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model = VGG8(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]

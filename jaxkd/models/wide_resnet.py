@@ -46,6 +46,7 @@ class WideResNet(nn.Module):
     """A CIFAR wide residual network.
 
     >>> import jax
+    >>> import jax.numpy as jnp
     >>> model = WRN40x2(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
