@@ -3,7 +3,8 @@
 import os
 import sys
 
-if cores := os.environ.get("JAXKD_CIFAR100_WORKER"):  # before JAX counts them
+cores = os.environ.get("JAXKD_CIFAR100_WORKER")
+if cores and hasattr(os, "sched_setaffinity"):  # before JAX counts them
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 from experiments.cifar100.main import cli
