@@ -3,8 +3,7 @@
 import os
 import sys
 
-cores = os.environ.get("JAXKD_CIFAR100_WORKER")
-if cores and hasattr(os, "sched_setaffinity"):  # before JAX counts them
+if (cores := os.environ.get("JAXKD_CIFAR100_WORKER")) and hasattr(os, "sched_setaffinity"):  # before JAX counts them
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
 
 from experiments.cifar100.main import cli
