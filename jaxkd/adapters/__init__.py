@@ -8,6 +8,11 @@
 `accumulate`                      a model that takes its batch in micro-batches: a large batch's gradients, in parts
 `precision`                       a model that computes in bfloat16, with parameters and gradients in float32
 `remat`                           a model whose activations are computed again instead of kept
+`group`, `copies`                 several models as one: peers of any architectures, or of one, mapped over
+`member`, `replace_member`        one model's variables out of those of several, and back
+`views`                           a model run on further views of each example: a distortion, a partner
+`reading`                         a model that reads other entries of the batch: another modality
+`with_exits`                      classifiers at a model's taps, each an `Exit`: early exits, branches
 `with_input_gradient`             a model with the gradient of a logit by its input as one more output
 `with_projected_input_gradient`   the same of a random direction in the space of the logits
 ================================  ==========================================================================
@@ -20,24 +25,35 @@ from flax import nnx as _nnx
 
 from jaxkd.adapters import flax_linen, flax_nnx
 from jaxkd.adapters.accumulate import accumulate
+from jaxkd.adapters.exits import Exit, with_exits
 from jaxkd.adapters.flax_linen import linen
 from jaxkd.adapters.flax_nnx import nnx_module as nnx
 from jaxkd.adapters.functions import plain
+from jaxkd.adapters.group import copies, group, member, replace_member
 from jaxkd.adapters.input_gradients import with_input_gradient, with_projected_input_gradient
 from jaxkd.adapters.precision import precision
 from jaxkd.adapters.remat import remat
+from jaxkd.adapters.views import reading, views
 from jaxkd.normalization import mapped_axis
 from jaxkd.types import Variables
 
 __all__ = [
+    "Exit",
     "accumulate",
+    "copies",
+    "group",
     "linen",
     "mapped_axis",
+    "member",
     "nnx",
     "plain",
     "precision",
+    "reading",
     "remat",
+    "replace_member",
     "variables",
+    "views",
+    "with_exits",
     "with_input_gradient",
     "with_projected_input_gradient",
 ]

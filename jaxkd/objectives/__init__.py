@@ -3,6 +3,7 @@
 ======================================  ====================================================================
 `jaxkd.objectives.compose`              `term` (a loss bound to paths), `combine` (a sum, which nests); for
                                         objectives of one's own: `lookup`, `replace`, `counted`, `mean`, `weighted`
+`jaxkd.objectives.between`              `between` (an objective between two parts of the student: peers, exits, views)
 `jaxkd.objectives.mapped`               `mapped` (a term on features that learned layers have changed)
 `jaxkd.objectives.hint`                 `hint` (FitNets: the regressor is learned with the student)
 `jaxkd.objectives.variational`          `variational` (VID: mean network and variances)
@@ -25,6 +26,7 @@ random numbers that do not depend on the number of devices in `jaxkd.objectives.
 
 from jaxkd.objectives.adversarial import Discriminator, adversarial, convolutional, mlp, wasserstein
 from jaxkd.objectives.attention_graph import attention_graph
+from jaxkd.objectives.between import between
 from jaxkd.objectives.boundary import activation_boundary
 from jaxkd.objectives.compose import combine, counted, lookup, mean, replace, term, weighted
 from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
@@ -43,6 +45,7 @@ __all__ = [
     "activation_boundary",
     "adversarial",
     "attention_graph",
+    "between",
     "combine",
     "convolutional",
     "cosine_curriculum",

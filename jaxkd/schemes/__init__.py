@@ -3,9 +3,26 @@
 =============================  =============================================================================
 `jaxkd.distill`                offline: a trained, frozen teacher
 `jaxkd.schemes.staged`         one objective after another: initialise on a feature, then train on the task
+`jaxkd.schemes.relay`          one distillation after another, each with what the earlier ones trained
+`jaxkd.schemes.assistants`     a chain of networks between teacher and student (TAKD): `assistants`, `chains`,
+                               `best_chain`
+`jaxkd.schemes.born_again`     generations of one architecture, each taught by the one before, and their ensemble
 =============================  =============================================================================
 """
 
+from jaxkd.schemes.assistants import assistants, best_chain, chains
+from jaxkd.schemes.born_again import born_again
+from jaxkd.schemes.relay import Leg, handed, relay
 from jaxkd.schemes.staged import Stage, staged
 
-__all__ = ["Stage", "staged"]
+__all__ = [
+    "Leg",
+    "Stage",
+    "assistants",
+    "best_chain",
+    "born_again",
+    "chains",
+    "handed",
+    "relay",
+    "staged",
+]

@@ -20,7 +20,6 @@ The stage is a function of the step, so a run that is interrupted in a stage goe
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd.schemes.phases import starts_of, switch
 from jaxkd.training import metrics as metrics_lib
 from jaxkd.training.distill import OBJECTIVE, STUDENT, distill, strong
 from jaxkd.types import (
@@ -36,7 +36,6 @@ from jaxkd.types import (
     Context,
     Distiller,
     LossVars,
-    Mean,
     Metrics,
     Model,
     Objective,
@@ -111,7 +110,7 @@ def staged(
     >>> float(found["stage"].sum), float(found["hint"].count), float(found["kd"].count)
     (1.0, 0.0, 4.0)
     """
-    _check(stages)
+    starts = starts_of([stage.steps for stage in stages], "staged, stage")[: len(stages)]
     distillers = [
         distill(
             student,
@@ -124,7 +123,6 @@ def staged(
         )
         for stage in stages
     ]
-    starts = [0, *itertools.accumulate(stage.steps or 0 for stage in stages[:-1])]
 
     def optimizers(i: int, params: Mapping[str, PyTree]) -> PyTree:
         chosen = {STUDENT: stages[i].optimizer, OBJECTIVE: stages[i].loss_optimizer or stages[i].optimizer}
@@ -179,43 +177,15 @@ def staged(
 
             return take
 
-        return _switch(state, batch, [taken(i) for i in range(len(stages))])
+        return switch(state.step, state, batch, [taken(i) for i in range(len(stages))], starts, "stage")
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         def seen(i: int) -> Callable[..., Any]:
             return lambda state, batch: (None, distillers[i].evaluate(enter(i, state, batch), batch))
 
-        return _switch(state, batch, [seen(i) for i in range(len(stages))])[1]
-
-    def _switch(state: TrainState, batch: Batch, branches: list[Callable[..., Any]]) -> Any:
-        names: dict[str, Any] = {}
-        for branch in branches:
-            names |= jax.eval_shape(branch, state, batch)[1]
-
-        def complete(i: int) -> Callable[..., Any]:
-            def run(state: TrainState, batch: Batch) -> tuple[Any, Metrics]:
-                result, found = branches[i](state, batch)
-                absent = {name: Mean(*(jnp.zeros(x.shape, x.dtype) for x in names[name])) for name in names}
-                return result, {**absent, **found, "stage": Mean(jnp.float32(i), jnp.float32(1))}
-
-            return run
-
-        stage = jnp.searchsorted(jnp.array(starts, jnp.int32), state.step, side="right") - 1
-        return jax.lax.switch(stage, [complete(i) for i in range(len(branches))], state, batch)
+        return switch(state.step, state, batch, [seen(i) for i in range(len(stages))], starts, "stage")[1]
 
     return Distiller(init, step, evaluate)
-
-
-def _check(stages: tuple[Stage, ...]) -> None:
-    if not stages:
-        raise ValueError("staged: expected at least one stage, got none.")
-    for i, stage in enumerate(stages):
-        last = i == len(stages) - 1
-        if last != (stage.steps is None):
-            expected = "None, as the last stage lasts until training ends" if last else "a number"
-            raise ValueError(f"staged, stage {i}, steps: expected {expected}, got {stage.steps}.")
-        if stage.steps is not None and stage.steps < 1:
-            raise ValueError(f"staged, stage {i}, steps: expected at least 1, got {stage.steps}.")
 
 
 def _merge(old: PyTree, new: PyTree, what: str) -> PyTree:

@@ -2,6 +2,7 @@
 
 ================================  ==========================================================================
 `frozen`                          a trained model that never changes
+`awaited`                         a model that another part of the run trains first, such as a relay's leg before
 `ema`                             the student's own moving average: the mean teacher
 `ensemble`                        several teachers as one, averaged by `average_logits` or by
                                   `average_probabilities`, each one's outputs by its name
@@ -12,6 +13,7 @@
 ================================  ==========================================================================
 """
 
+from jaxkd.teachers.awaited import awaited
 from jaxkd.teachers.cache import Cache, StaleCacheError, codecs, open_cache, write_cache, write_shards
 from jaxkd.teachers.cached import cached
 from jaxkd.teachers.ema import ema
@@ -24,6 +26,7 @@ __all__ = [
     "StaleCacheError",
     "average_logits",
     "average_probabilities",
+    "awaited",
     "cached",
     "codecs",
     "ema",

@@ -175,7 +175,7 @@ def test_a_run_is_resumed_within_a_stage(tmp_path):
 
 def test_mistakes():
     student, teacher = tiny.student, tiny.teacher()
-    with pytest.raises(ValueError, match="at least one stage"):
+    with pytest.raises(ValueError, match="stages: expected at least one"):
         schemes.staged(student, teacher)
     with pytest.raises(ValueError, match="stage 0, steps: expected a number, got None"):
         schemes.staged(student, teacher, Stage(HINT, SGD), Stage(KD, SGD))

@@ -1,0 +1,94 @@
+"""Classifiers at the taps of a model: early exits, and the branches of a multi-branch network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+
+from jaxkd import checks
+from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+
+__all__ = ["Exit", "with_exits"]
+
+_MODEL = "model"
+
+
+class Exit(NamedTuple):
+    """A further classifier of a model.
+
+    Attributes:
+      at: the output of the model that it begins at: a tap.
+      head: a model that reads it as the batch entry ``feature``, such as ``adapters.linen(Head(), inputs="feature")``.
+    """
+
+    at: str
+    head: Model
+
+
+def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
+    """Adds classifiers at a model's taps; the model itself is not edited, and stands alone afterwards.
+
+    Early exits at several depths are those of self distillation (Zhang et al., "Be Your Own Teacher", ICCV 2019, figure
+    2); several at one tap are the branches of a shared trunk (Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly
+    Native Ensemble", NeurIPS 2018, figure 1). What an exit gives is under its name: ``"early/logits"``. Gradients reach
+    the model through its exits.
+
+    Args:
+      model: from an adapter, with taps.
+      exits: by name.
+
+    Returns:
+      A `Model` with ``Variables({"model": ..., name: ...}, ...)``; ``adapters.member(variables, "model")`` is the
+      model's own. Its initialisation is that of the model alone.
+
+    Raises:
+      ValueError: there are no exits, or a name cannot be one; and when it is used: the model has no such output.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import adapters
+    >>> model = adapters.plain(
+    ...     lambda key, x: jnp.ones((2, 3)), lambda w, x: {"logits": x @ w, "hidden": 2 * x}, inputs="x"
+    ... )
+    >>> head = adapters.plain(lambda key, f: jnp.ones((2, 3)), lambda w, f: f @ w, inputs="feature")
+    >>> both = with_exits(model, {"early": Exit("hidden", head)})
+    >>> batch = {"x": jnp.ones((4, 2))}
+    >>> variables = both.init(jax.random.key(0), batch)
+    >>> sorted(both.apply(variables, batch, key=None, train=False)[0]), sorted(variables.params)
+    (['early/logits', 'hidden', 'logits'], ['early', 'model'])
+    """
+    if not exits or (wrong := [name for name in exits if not name or "/" in name or name == _MODEL]):
+        expected = f"names that are not empty, hold no slash and are not {_MODEL!r}" if exits else "at least one"
+        raise ValueError(f"with_exits: expected {expected}, got {wrong if exits else 'none'}.")
+
+    def at(name: str, outputs: Outputs) -> Array:
+        shapes = {output: checks.shape(x) for output, x in outputs.items()}
+        checks.known(exits[name].at, shapes, f"exit {name!r}, output of the model", hint="Exits begin at taps.")
+        return outputs[exits[name].at]
+
+    def init(key: Array, batch: Batch) -> Variables:
+        own = model.init(key, batch)
+        outputs = jax.eval_shape(lambda v, b: dict(model.apply(v, b, key=None, train=False)[0]), own, dict(batch))
+        params, state = {_MODEL: own.params}, {_MODEL: own.state}
+        for i, name in enumerate(exits):
+            feature = at(name, outputs)
+            seen = {**batch, "feature": jax.numpy.zeros(feature.shape, feature.dtype)}
+            made = exits[name].head.init(jax.random.fold_in(key, i + 1), seen)
+            params[name], state[name] = made.params, made.state
+        return Variables(params, state)
+
+    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        def of(name: str) -> Variables:
+            return Variables(variables.params[name], variables.state.get(name, {}))
+
+        plain, state = model.apply(of(_MODEL), batch, key=key, train=train)
+        outputs, states = dict(plain), {_MODEL: state}
+        for i, name in enumerate(exits):
+            own = None if key is None else jax.random.fold_in(key, i + 1)
+            seen = {**batch, "feature": at(name, plain)}
+            found, states[name] = exits[name].head.apply(of(name), seen, key=own, train=train)
+            outputs |= {f"{name}/{output}": x for output, x in found.items()}
+        return outputs, states
+
+    return Model(init, apply)

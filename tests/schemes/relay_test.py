@@ -1,0 +1,312 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import jaxkd
+from jaxkd import adapters, combine, data, losses, schemes, teachers, term
+from jaxkd.schemes import Leg, handed, relay
+from jaxkd.training import fit
+from tests import tiny
+
+CE = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
+KD = combine(
+    kd=term(
+        losses.soft_target_kl,
+        "student/logits",
+        "teacher/logits",
+        weight=optax.linear_schedule(1.0, 0.0, 4),
+        temperature=2.0,
+    )
+)
+SGD, ADAM = optax.sgd(0.1, momentum=0.9), optax.adam(1e-2)
+
+
+def first(optimizer=SGD):
+    return jaxkd.distill(tiny.teacher_model, teachers.none(), CE, optimizer=optimizer)
+
+
+def second(optimizer=ADAM):
+    return jaxkd.distill(tiny.student, teachers.awaited(tiny.teacher_model), KD, optimizer=optimizer)
+
+
+def two(steps=3):
+    return relay(teacher=Leg(first(), steps), student=Leg(second(), begin=handed(teacher="teacher")))
+
+
+def run(kd, steps, *, step=None, state=None, seed=1):
+    state = kd.init(jax.random.key(seed), tiny.batch(8)) if state is None else state
+    step, found = step or jax.jit(kd.step), []
+    for i in range(int(state.step), steps):
+        state, metrics = step(state, tiny.batch(8, i))
+        found.append(tiny.numbers(metrics))
+    return state, found
+
+
+def test_one_leg_is_that_distiller():
+    plain, expected = run(first(), 3)
+    state, found = run(relay(only=Leg(first())), 3)
+    tiny.assert_equal(adapters.member(state.student, "only"), plain.student)
+    tiny.assert_equal(state.opt_state["only"], plain.opt_state)
+    assert [{k: v for k, v in one.items() if k != "leg"} for one in found] == expected
+
+
+def test_two_legs_are_two_runs():
+    taught, _ = run(first(), 3)
+    state, found = run(two(), 6)
+    tiny.assert_equal(adapters.member(state.student, "teacher"), taught.student)
+
+    kd = second()
+    start = two().init(jax.random.key(1), tiny.batch(8))
+    alone = kd.init(jax.random.key(9), tiny.batch(8))._replace(
+        student=adapters.member(start.student, "student"), teacher=taught.student
+    )
+    step, expected = jax.jit(kd.step), []
+    for i in range(3, 6):
+        alone, metrics = step(alone, tiny.batch(8, i))
+        expected.append(tiny.numbers(metrics))
+    tiny.assert_close(adapters.member(state.student, "student"), alone.student)
+    tiny.assert_close(state.opt_state["student"], alone.opt_state)
+    tiny.assert_equal(state.teacher["student"], taught.student)
+    assert [one["leg"] for one in found] == [0, 0, 0, 1, 1, 1]
+    # The weight's schedule counts the leg's steps, and what belongs to the other leg was not counted.
+    assert [one["kd/weight"] for one in found[3:]] == [1.0, 0.75, 0.5]
+    assert [one["kd"] for one in found[3:]] == pytest.approx([one["kd"] for one in expected])
+    assert all(np.isnan(one["kd"]) for one in found[:3])
+
+
+def test_a_leg_goes_on_with_an_earlier_student():
+    kd = relay(a=Leg(first(), 2), b=Leg(first(optax.sgd(0.0)), begin=handed(student="a")))
+    state, _ = run(kd, 4)
+    tiny.assert_equal(adapters.member(state.student, "b"), adapters.member(state.student, "a"))
+
+
+def test_a_member_of_the_teacher_is_handed():
+    trained = {"old": tiny.teacher(), "new": teachers.awaited(tiny.teacher_model)}
+    kd = jaxkd.distill(tiny.student, teachers.ensemble(trained), KD, optimizer=SGD)
+    both = relay(expert=Leg(first(), 2), student=Leg(kd, begin=handed(teacher="expert", within="new")))
+    state, _ = run(both, 3)
+    tiny.assert_equal(state.teacher["student"]["new"], adapters.member(state.student, "expert"))
+    tiny.assert_equal(state.teacher["student"]["old"], tiny.teacher_variables())
+
+
+def test_nothing_but_the_leg_at_hand_is_trained():
+    start, _ = run(two(), 0)
+    early, _ = run(two(), 3)
+    late, _ = run(two(), 5)
+    tiny.assert_equal(adapters.member(early.student, "student"), adapters.member(start.student, "student"))
+    tiny.assert_equal(early.opt_state["student"], start.opt_state["student"])
+    tiny.assert_equal(adapters.member(late.student, "teacher"), adapters.member(early.student, "teacher"))
+
+
+def test_one_program_and_one_structure():
+    kd, traces = two(), []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        return kd.step(state, batch)
+
+    start = kd.init(jax.random.key(1), tiny.batch(8))
+    state, _ = run(kd, 5, step=step)
+    assert len(traces) == 1
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
+    assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, start)
+
+
+def test_evaluation_is_of_the_leg_that_made_the_last_step():
+    kd = two()
+    evaluate = jax.jit(kd.evaluate)
+    for steps, leg in ((0, 0), (3, 0), (4, 1)):
+        state, _ = run(kd, steps)
+        found = tiny.numbers(evaluate(state, tiny.batch(8)))
+        assert found["leg"] == leg
+        assert np.isnan(found["kd"]) == (leg == 0)
+        plain = (first(), second())[leg]
+        name = ("teacher", "student")[leg]
+        own = run(plain, 0)[0]._replace(
+            student=adapters.member(state.student, name), teacher=state.teacher[name], step=state.step - 3 * leg
+        )
+        expected = tiny.numbers(plain.evaluate(own, tiny.batch(8)))
+        assert {k: found[k] for k in expected} == pytest.approx(expected)
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="legs: expected at least one"):
+        relay()
+    with pytest.raises(ValueError, match="leg 0, steps: expected a number, got None"):
+        relay(a=Leg(first()), b=Leg(first()))
+    with pytest.raises(ValueError, match="hold no slash"):
+        relay(**{"a/b": Leg(first())})
+    with pytest.raises(ValueError, match=r"leg 'a', begin: expected None"):
+        relay(a=Leg(first(), begin=handed())).init(jax.random.key(0), tiny.batch(8))
+    other = relay(a=Leg(first(), 1), b=Leg(second(), begin=handed(student="a")))
+    with pytest.raises(ValueError, match=r"leg 'b', begin: expected a state of this leg.*first.*another architecture"):
+        other.init(jax.random.key(0), tiny.batch(8))
+    missing = relay(a=Leg(first(), 1), b=Leg(second(), begin=handed(teacher="c")))
+    with pytest.raises(ValueError, match="handed, leg"):
+        missing.init(jax.random.key(0), tiny.batch(8))
+
+
+# --- born again ------------------------------------------------------------------------------------------------------
+
+
+def generations(count=2, **options):
+    return schemes.born_again(tiny.student, KD, first=CE, generations=count, steps=3, optimizer=SGD, **options)
+
+
+def test_each_generation_is_taught_by_the_one_before():
+    state, found = run(generations(), 8)
+    assert sorted(state.student.params) == ["0", "1", "2"]
+    tiny.assert_equal(state.teacher["1"], adapters.member(state.student, "0"))
+    tiny.assert_equal(state.teacher["2"], adapters.member(state.student, "1"))
+    assert [one["leg"] for one in found] == [0, 0, 0, 1, 1, 1, 2, 2]
+    starts = run(generations(), 0)[0].student.params
+    assert (starts["0"]["first"] != starts["1"]["first"]).any()
+    assert (starts["1"]["first"] != starts["2"]["first"]).any()
+
+
+def test_the_first_generation_is_plain_training():
+    plain, _ = run(jaxkd.distill(tiny.student, teachers.none(), CE, optimizer=SGD), 3)
+    state, _ = run(generations(), 3)
+    tiny.assert_equal(adapters.member(state.student, "0"), plain.student)
+
+
+@pytest.mark.parametrize(("steps", "members"), [(3, []), (4, ["1"]), (6, ["1"]), (7, ["1", "2"]), (40, ["1", "2"])])
+def test_the_ensemble_is_of_those_born_again(steps, members):
+    kd, batch = generations(), tiny.batch(16, 99)
+    state, _ = run(kd, min(steps, 9))
+    state = state._replace(step=jnp.int32(steps))
+    found = tiny.numbers(jax.jit(kd.evaluate)(state, batch))
+    if not members:
+        assert np.isnan(found["ensemble/accuracy"])
+        return
+    logits = [
+        tiny.student.apply(adapters.member(state.student, name), batch, key=None, train=False)[0]["logits"]
+        for name in members
+    ]
+    right = np.mean(np.argmax(np.mean(logits, axis=0), -1) == batch["label"])
+    assert found["ensemble/accuracy"] == pytest.approx(right)
+
+
+def test_mistaken_generations():
+    with pytest.raises(ValueError, match="generations: expected at least 1"):
+        generations(0)
+    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+        schemes.born_again(tiny.student, KD, first=CE, generations=1, steps=0, optimizer=SGD)
+
+
+# --- assistants ------------------------------------------------------------------------------------------------------
+
+CHAIN = {"assistant": tiny.teacher_model, "student": tiny.student}
+
+
+def chain(models=CHAIN, **options):
+    return schemes.assistants(tiny.teacher(), models, KD, **{"steps": 3, "optimizer": SGD, **options})
+
+
+def test_a_chain_of_one_is_offline():
+    plain, _ = run(jaxkd.distill(tiny.student, tiny.teacher(), KD, optimizer=SGD), 4)
+    state, _ = run(chain({"student": tiny.student}), 4)
+    tiny.assert_equal(adapters.member(state.student, "student"), plain.student)
+
+
+def test_each_link_is_taught_by_the_one_before():
+    state, _ = run(chain(), 5)
+    tiny.assert_equal(state.teacher["assistant"], tiny.teacher_variables())
+    tiny.assert_equal(state.teacher["student"], adapters.member(state.student, "assistant"))
+
+
+def test_links_may_differ():
+    made = []
+
+    def objective(name):
+        made.append(name)
+        return KD
+
+    optimizers = {"assistant": ADAM, "student": SGD}
+    kd = schemes.assistants(tiny.teacher(), CHAIN, objective, steps={"assistant": 2}, optimizer=optimizers.__getitem__)
+    state, found = run(kd, 3)
+    assert made == ["assistant", "student"]
+    assert [one["leg"] for one in found] == [0, 0, 1]
+    assert len(jax.tree.leaves(state.opt_state["assistant"])) > len(jax.tree.leaves(state.opt_state["student"]))
+
+
+def test_mistaken_chains():
+    with pytest.raises(ValueError, match="at least the student"):
+        chain({})
+    with pytest.raises(ValueError, match=r"got none for \['assistant'\]"):
+        chain(steps={"student": 3})
+
+
+def test_the_best_chain_is_the_best_of_all():
+    """Where a better teacher of one size makes a better student, as `best_chain` assumes."""
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c", "d"]
+    for _ in range(20):
+        kept = {(before, model): rng.uniform(0.5, 1) for model in names for before in (None, *names)}
+
+        def along(path, kept=kept):
+            quality = 1.0
+            for before, model in zip((None, *path), path, strict=False):
+                quality *= kept[before, model]
+            return quality
+
+        asked, best = [], {None: 1.0}
+
+        def score(before, model, kept=kept, asked=asked, best=best):
+            asked.append((before, model))
+            found = best[before] * kept[before, model]
+            best[model] = max(best.get(model, 0), found)
+            return found
+
+        found, scores = schemes.best_chain(names, score)
+        assert along(found) == max(map(along, schemes.chains(names[:-1], "d")))
+        assert scores["d"] == pytest.approx(along(found))
+        assert len(asked) == len(set(asked)) == 10
+    with pytest.raises(ValueError, match="different names"):
+        schemes.best_chain(["a", "a"], score)
+
+
+# --- all of them, everywhere -----------------------------------------------------------------------------------------
+
+SCHEMES = {"relay": two, "born_again": generations, "assistants": chain}
+
+
+@pytest.mark.parametrize("placement", ["pmap", "shard", "scan"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_any_placement_is_jit(scheme, placement):
+    kd = SCHEMES[scheme]()
+    expected, metrics = run(kd, 5)
+    devices = jax.devices()[:4]
+    if placement == "scan":
+        batches = jax.tree.map(lambda *x: np.stack(x), *[tiny.batch(8, i) for i in range(5)])
+        state, _ = jax.jit(lambda s, b: jax.lax.scan(kd.step, s, b))(kd.init(jax.random.key(1), tiny.batch(8)), batches)
+    else:
+        mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
+        placed = jaxkd.parallel.pmap(kd, devices) if placement == "pmap" else jaxkd.parallel.shard(kd, mesh)
+        state, found = run(kd, 5, step=placed)
+        for one, other in zip(found, metrics, strict=True):
+            assert one == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
+    tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_run_is_resumed(scheme, tmp_path):
+    train = data.Resident(tiny_set(), batch_size=8)
+    settings = {"key": jax.random.key(3), "progress": False, "checkpoint_every": 1}
+    whole = fit(SCHEMES[scheme](), train, steps=7, directory=tmp_path / "whole", **settings)
+    fit(SCHEMES[scheme](), train, steps=3, directory=tmp_path / "parts", **settings)  # the last of its leg
+    fit(SCHEMES[scheme](), train, steps=4, directory=tmp_path / "parts", **settings)
+    parts = fit(SCHEMES[scheme](), train, steps=7, directory=tmp_path / "parts", **settings)
+    tiny.assert_equal(parts.state, whole.state)
+
+
+def tiny_set():
+    images = np.concatenate([tiny.batch(8, i)["image"] for i in range(4)])
+    labels = np.concatenate([tiny.batch(8, i)["label"] for i in range(4)])
+    arrays = {"image": images, "label": labels, "index": np.arange(32, dtype=np.int32)}
+    return data.Dataset(arrays, tiny.CLASSES, "tiny")
