@@ -11,7 +11,7 @@
                                  `solution_flow`, `singular_vectors`
 `jaxkd.losses.relations`         `distance_relation`, `angle_relation`, `similarity_preserving`,
                                  `correlation_congruence`, `consecutive_correlation`, `probabilistic_transfer`,
-                                 `darkrank_soft`, `darkrank_hard`
+                                 `darkrank_soft`, `darkrank_hard`, `voted_dissimilarity`
 `jaxkd.losses.contrastive`       `contrastive_nce`, `info_nce`
 `jaxkd.losses.transformers`      `attention_kl`, `attention_mse`, `value_relation_kl`, `hidden_cosine`, `hidden_mse`
 `jaxkd.losses.sequence`          `ctc`, `ctc_n_best`, `n_best_nll`, `frame_kl`
@@ -82,6 +82,7 @@ from jaxkd.losses.relations import (
     distance_relation,
     probabilistic_transfer,
     similarity_preserving,
+    voted_dissimilarity,
 )
 from jaxkd.losses.sequence import ctc, ctc_n_best, frame_kl, n_best_nll
 from jaxkd.losses.targets import label_smoothing, soft_cross_entropy, virtual_teacher_kl
@@ -149,4 +150,5 @@ __all__ = [
     "top_k_kl",
     "value_relation_kl",
     "virtual_teacher_kl",
+    "voted_dissimilarity",
 ]

@@ -4,6 +4,7 @@
 `jaxkd.objectives.compose`              `term` (a loss bound to paths), `combine` (a sum, which nests); for
                                         objectives of one's own: `lookup`, `replace`, `counted`, `mean`, `weighted`
 `jaxkd.objectives.between`              `between` (an objective between two parts of the student: peers, exits, views)
+`jaxkd.objectives.learned_ensemble`     `learned_ensemble` (several teachers, weighed by what the labels say of them)
 `jaxkd.objectives.mapped`               `mapped` (a term on features that learned layers have changed)
 `jaxkd.objectives.hint`                 `hint` (FitNets: the regressor is learned with the student)
 `jaxkd.objectives.variational`          `variational` (VID: mean network and variances)
@@ -33,6 +34,7 @@ from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
 from jaxkd.objectives.embedded import embedded
 from jaxkd.objectives.factor import factor_transfer, paraphraser
 from jaxkd.objectives.hint import hint
+from jaxkd.objectives.learned_ensemble import learned_ensemble
 from jaxkd.objectives.mapped import mapped
 from jaxkd.objectives.masked import dual_masked_generation, masked_generation
 from jaxkd.objectives.overhaul import overhaul
@@ -59,6 +61,7 @@ __all__ = [
     "factor_transfer",
     "hint",
     "instance_temperature",
+    "learned_ensemble",
     "lookup",
     "mapped",
     "masked_generation",

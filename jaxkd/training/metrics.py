@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.training.packed import Packed
-from jaxkd.types import Context, Mean, Metrics
+from jaxkd.types import Batch, Context, Mean, Metrics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Shaped
@@ -183,7 +183,8 @@ def per_teacher(context: Context) -> Metrics:
 
     Returns:
       Beside the metrics of `classification`: ``teacher_accuracy/NAME``, ``teacher_nll/NAME`` and ``agreement/NAME``,
-      that of the student with this member.
+      that of the student with this member. A member that knows some of the classes only, whose other logits are −∞ (as
+      of `jaxkd.adapters.place_classes`), is counted on the examples of the classes that it knows.
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> members = {"a/logits": logits, "b/logits": -logits, "logits": 0 * logits}
@@ -197,9 +198,10 @@ def per_teacher(context: Context) -> Metrics:
         name, slash, output = path.rpartition("/")
         if not slash or output != "logits":
             continue
-        alone = classification(context._replace(student={"logits": logits}, teacher={}))
+        own = context._replace(batch=_of_known_classes(context.batch, logits))
+        alone = classification(own._replace(student={"logits": logits}, teacher={}))
         found |= {f"teacher_{metric}/{name}": alone[metric] for metric in ("accuracy", "nll") if metric in alone}
-        both = classification(context._replace(teacher={"logits": logits}))
+        both = classification(own._replace(teacher={"logits": logits}))
         found |= {f"agreement/{name}": both["agreement"]} if "agreement" in both else {}
     return found
 
@@ -207,6 +209,16 @@ def per_teacher(context: Context) -> Metrics:
 def _labels(label: Array, logits: Array) -> bool:
     """Whether these are class numbers of these logits, rather than boxes, soft labels or another task's."""
     return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
+
+
+def _of_known_classes(batch: Batch, logits: Array) -> Batch:
+    """The batch with a mask of the examples whose label is not excluded by a logit of −∞."""
+    label = batch.get("label")
+    if label is None or not _labels(label, logits) or label.ndim != 1:
+        return batch
+    known = jnp.take_along_axis(logits, jnp.clip(label, 0)[:, None], axis=-1)[:, 0] > -jnp.inf
+    mask = batch.get("mask")
+    return {**batch, "mask": known if mask is None else known & mask}
 
 
 def _equal(a: Array, b: Array) -> Array:

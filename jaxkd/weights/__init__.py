@@ -5,6 +5,7 @@
 `save_orbax`, `load_orbax`                          a plain orbax directory; any that orbax wrote
 `load_safetensors_metadata`, `load_orbax_metadata`  what was saved beside the weights
 `save_program`                                      the model itself, weights in it, to be served with JAX alone
+`save_quantised`, `load_quantised`                  weights of 1 to 8 bits, packed; `quantised_size`, a `QuantisedSize`, says what is what
 `load_run`                                          the student in the directory of a run
 `fit_to`                                            arrays by name into a model, every weight and shape checked
 `fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
@@ -26,6 +27,7 @@ from jaxkd.weights import layouts, names
 from jaxkd.weights.fitting import WeightsError, fit_to
 from jaxkd.weights.orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
 from jaxkd.weights.program import save_program
+from jaxkd.weights.quantised_file import QuantisedSize, load_quantised, quantised_size, save_quantised
 from jaxkd.weights.safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
 from jaxkd.weights.torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
 from jaxkd.weights.torch_models import split_attention, split_lstm, torch_cifar_resnet
@@ -35,6 +37,7 @@ from jaxkd.weights.tree import cast, flatten, student_of
 
 __all__ = [
     "NUM_BATCHES_TRACKED",
+    "QuantisedSize",
     "WeightsError",
     "cast",
     "fit_to",
@@ -43,13 +46,16 @@ __all__ = [
     "layouts",
     "load_orbax",
     "load_orbax_metadata",
+    "load_quantised",
     "load_run",
     "load_safetensors",
     "load_safetensors_metadata",
     "load_torch",
     "names",
+    "quantised_size",
     "save_orbax",
     "save_program",
+    "save_quantised",
     "save_safetensors",
     "split_attention",
     "split_lstm",

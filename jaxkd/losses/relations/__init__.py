@@ -8,6 +8,7 @@ anchor's share of a value that is the mean over anchors, and relates the example
 `jaxkd.losses.relations.similarities`  `similarity_preserving` (SP), `correlation_congruence` (CC),
                                        `consecutive_correlation`, `probabilistic_transfer` (PKT)
 `jaxkd.losses.relations.ranks`         `darkrank_hard`, `darkrank_soft`
+`jaxkd.losses.relations.votes`         `voted_dissimilarity` (several teachers')
 =====================================  ================================================================================
 """
 
@@ -19,6 +20,7 @@ from jaxkd.losses.relations.similarities import (
     probabilistic_transfer,
     similarity_preserving,
 )
+from jaxkd.losses.relations.votes import voted_dissimilarity
 
 __all__ = [
     "angle_relation",
@@ -29,4 +31,5 @@ __all__ = [
     "distance_relation",
     "probabilistic_transfer",
     "similarity_preserving",
+    "voted_dissimilarity",
 ]

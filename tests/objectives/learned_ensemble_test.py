@@ -1,0 +1,177 @@
+"""Learned weights of teachers: the formula, who teaches whom, devices, and one teacher as plain soft targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import losses
+from jaxkd.objectives.learned_ensemble import learned_ensemble
+from tests import objective_runs, references, tiny
+from tests.objective_runs import initialised, run
+
+BATCH, CLASSES = 8, 4
+PATHS = ("teacher/a/logits", "teacher/b/logits", "teacher/c/logits")
+KEEP = np.arange(BATCH) % 3 > 0
+T, WEIGHT = 3.0, 0.7
+OBJECTIVE = learned_ensemble(teachers=PATHS, temperature=T, weight=WEIGHT)
+
+
+def arrays(shape=(BATCH, CLASSES), mask=None):
+    rng = np.random.default_rng(0)
+    z = {name: 3 * rng.normal(size=shape).astype(np.float32) for name in ("s", "a/logits", "b/logits", "c/logits")}
+    label = rng.integers(0, CLASSES, shape[:-1]).astype(np.int32)
+    batch = {"label": label} | ({} if mask is None else {"mask": mask})
+    return {"student": {"logits": z.pop("s")}, "teacher": z, "batch": batch}
+
+
+def learned(given, weights=(0.4, -0.3, 0.9)):
+    variables = initialised(OBJECTIVE, given)
+    np.testing.assert_array_equal(variables.params["weights"], np.zeros(3))
+    return variables._replace(params={"weights": jnp.asarray(weights, jnp.float32)})
+
+
+def softmax(z):
+    return np.exp(references.log_softmax(z))
+
+
+def formula(weights, given):
+    """T² KL and the combination's surprise, in float64."""
+    w = softmax(np.asarray(weights, np.float64))
+    z = np.stack([given["teacher"][path.removeprefix("teacher/")] for path in PATHS])
+    target, log_s = np.einsum("k,k...->...", w, softmax(z / T)), references.log_softmax(given["student"]["logits"] / T)
+    kl = T**2 * (target * (np.log(target) - log_s)).sum(-1)
+    mixture = np.einsum("k,k...->...", w, softmax(z))
+    return kl, -np.log(np.take_along_axis(mixture, given["batch"]["label"][..., None], -1)[..., 0]), target
+
+
+@pytest.mark.parametrize("shape", [(BATCH, CLASSES), (3, 2, CLASSES)], ids=["classes", "tokens"])
+def test_the_formula(shape):
+    given = arrays(shape)
+    variables = learned(given)
+    weights = np.asarray(variables.params["weights"], np.float64)
+    kl, nll, target = formula(weights, given)
+    found = run(OBJECTIVE, variables, given)
+    np.testing.assert_allclose(found.value, WEIGHT * kl.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.metrics[""], kl.mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.metrics["nll"], nll.mean(), rtol=1e-5)
+    for name, share in zip("abc", softmax(weights), strict=True):
+        np.testing.assert_allclose(found.metrics[f"share/{name}"], share, rtol=1e-6)
+    # The weights descend the surprise, whatever the student and its weight; the student the divergence.
+    slope = references.finite_difference(lambda a: formula(a, given)[1].mean(), weights)
+    np.testing.assert_allclose(found.params["weights"], slope, rtol=1e-4, atol=1e-6)
+    expected = WEIGHT * T * (softmax(given["student"]["logits"] / T) - target) / kl.size
+    np.testing.assert_allclose(found.student["logits"], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_one_teacher_is_soft_targets():
+    given = arrays()
+    alone = learned_ensemble(teachers=PATHS[:1], temperature=T, weight=WEIGHT)
+    term = jaxkd.term(losses.soft_target_kl, "student/logits", PATHS[0], weight=WEIGHT, temperature=T)
+    found = run(alone, initialised(alone, given), given)
+    expected = run(term, initialised(term, given), given)
+    assert found.value == expected.value and found.metrics[""] == expected.metrics[""]
+    np.testing.assert_array_equal(found.student["logits"], expected.student["logits"])
+    np.testing.assert_array_equal(found.params["weights"], [0])
+    assert found.metrics["share/a"] == 1
+
+
+def test_equal_weights_are_the_averaged_ensemble():
+    given = arrays()
+    z = np.stack([given["teacher"][path.removeprefix("teacher/")] for path in PATHS])
+    average = jaxkd.teachers.average_probabilities(T)(z, np.full(3, 1 / 3, np.float32))
+    found = run(OBJECTIVE, initialised(OBJECTIVE, given), given)
+    expected = losses.soft_target_kl(given["student"]["logits"], average, temperature=T).mean()
+    np.testing.assert_allclose(found.metrics[""], expected, rtol=1e-5)
+
+
+def test_masking_is_dropping():
+    given = arrays(mask=KEEP)
+    holed = jax.tree.map(lambda x: np.where(KEEP[:, None], x, np.nan), {k: given[k] for k in ("student", "teacher")})
+    dropped = jax.tree.map(lambda x: x[KEEP], arrays())
+    found = run(OBJECTIVE, learned(given), {**given, **holed})
+    expected = run(OBJECTIVE, learned(dropped), dropped)
+    np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
+    tiny.assert_close(found.params, expected.params, rtol=1e-4)
+    np.testing.assert_allclose(found.student["logits"][KEEP], expected.student["logits"], rtol=1e-4, atol=1e-7)
+    assert (found.student["logits"][~KEEP] == 0).all()
+    tiny.assert_close(found.metrics, expected.metrics)
+
+
+def test_extremes_stay_finite():
+    given = arrays()
+    huge = {**given, "teacher": {k: 1e4 * x for k, x in given["teacher"].items()}, "student": given["student"]}
+    none = {**arrays(mask=np.zeros(BATCH, bool))}
+    # A class that all teachers exclude, and one that only one excludes.
+    out = {name: x.copy() for name, x in given["teacher"].items()}
+    for x in out.values():
+        x[:, given["batch"]["label"][0]] = -np.inf
+    out["a/logits"][1, (given["batch"]["label"][1])] = -np.inf
+    excluded = {**given, "teacher": out}
+    for case in (huge, none, excluded):
+        for weights in ((0.0, 0.0, 0.0), (1e4, -1e4, 0.0)):
+            found = run(OBJECTIVE, learned(case, weights), case)
+            assert np.isfinite(found.value)
+            assert np.isfinite(found.params["weights"]).all() and np.isfinite(found.student["logits"]).all()
+    assert (run(OBJECTIVE, learned(none), none).params["weights"] == 0).all()
+
+
+@pytest.mark.parametrize(("way", "count"), objective_runs.PLACES)
+def test_devices(way, count):
+    given = arrays(mask=KEEP)
+    expected = run(OBJECTIVE, learned(given), given)
+    found = objective_runs.on_devices(OBJECTIVE, way, count)(learned(given), given)
+    tiny.assert_close(found._replace(metrics=dict(found.metrics)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_better_teacher_gets_the_weight():
+    """Through a distillation, though the student's own loss counts for nothing."""
+    models = {"good": 4.0, "bad": 0.0}
+
+    def member(scale):
+        model = jaxkd.adapters.plain(
+            lambda key, label: jnp.float32(scale),
+            lambda scale, label: scale * jax.nn.one_hot(label, tiny.CLASSES),
+            inputs="label",
+        )
+        return jaxkd.teachers.frozen(model, jaxkd.Variables(jnp.float32(scale)))
+
+    teacher = jaxkd.teachers.ensemble({name: member(scale) for name, scale in models.items()})
+    objective = learned_ensemble(teachers=[f"teacher/{name}/logits" for name in models], weight=0.0)
+    kd = jaxkd.distill(tiny.student, teacher, jaxkd.combine(kd=objective), optimizer=optax.sgd(1.0))
+    state, step = kd.init(jax.random.key(0), tiny.batch(8)), jax.jit(kd.step)
+    start, found = state.student, []
+    for i in range(10):
+        state, metrics = step(state, tiny.batch(8, i))
+        found.append(tiny.numbers(metrics))
+    shares = [one["kd/share/good"] for one in found]
+    assert shares == sorted(shares) and shares[0] == 0.5 and shares[-1] > 0.8
+    assert found[-1]["kd/nll"] < found[0]["kd/nll"]
+    tiny.assert_equal(state.student, start)
+
+
+def test_a_schedule_of_the_temperature():
+    given = arrays()
+    scheduled = learned_ensemble(teachers=PATHS, temperature=lambda step: T + 0.0 * step, weight=WEIGHT)
+    found, expected = (run(o, learned(given), given).value for o in (scheduled, OBJECTIVE))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mistakes():
+    for teachers in ((), (PATHS[0], PATHS[0])):
+        with pytest.raises(ValueError, match="expected the paths of different teachers' logits, got"):
+            learned_ensemble(teachers=teachers)
+    given = arrays()
+    for change, message in (
+        (
+            {"teacher": {**given["teacher"], "b/logits": np.zeros((BATCH, 5), np.float32)}},
+            "logits of one shape.*place_cl",
+        ),
+        ({"student": {"logits": np.zeros((BATCH, 5), np.float32)}}, "student|teacher"),
+        ({"batch": {"label": np.zeros((BATCH, CLASSES), np.float32)}}, "labels"),
+        ({"teacher": {"a/logits": given["teacher"]["a/logits"]}}, r"'teacher/b/logits', teacher entry"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            initialised(OBJECTIVE, {**given, **change})

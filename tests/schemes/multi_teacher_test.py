@@ -1,0 +1,166 @@
+"""Several teachers that know different classes, of different architectures: a distillation from both, and metrics."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import jaxkd
+from jaxkd import adapters, combine, losses, parallel, teachers, term
+from jaxkd.adapters.outputs import place_classes, select_classes
+from jaxkd.losses.relations.votes import voted_dissimilarity
+from jaxkd.objectives.learned_ensemble import learned_ensemble
+from jaxkd.training import metrics as metrics_lib
+from tests import tiny
+
+KNOWN = {"a": [0, 1], "b": [4, 2, 3]}
+TOTAL, SIZE, T = 5, 13, 4.0
+KEY = jax.random.key(1)
+
+
+class Convolutional(nn.Module):
+    """The teacher of two classes, which sees the rows of an image."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="head")(nn.relu(nn.Conv(6, (1, 1), name="stem")(x)).mean(axis=(1, 2)))
+
+
+class Flat(nn.Module):
+    """Of another architecture; the student with five classes, the teacher with three."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(8, name="hidden")(x.reshape(len(x), -1)))
+        return nn.Dense(self.classes, name="head")(x)
+
+
+STUDENT = select_classes(
+    adapters.linen(Flat(TOTAL), taps={"f": "hidden"}), {f"of_{name}": classes for name, classes in KNOWN.items()}
+)
+MODELS = {"a": adapters.linen(Convolutional(), taps={"f": "stem"}), "b": adapters.linen(Flat(3), taps={"f": "hidden"})}
+OBJECTIVE = combine(
+    a=term(losses.soft_target_kl, "student/of_a", "teacher/a/known", temperature=T),
+    b=term(losses.soft_target_kl, "student/of_b", "teacher/b/known", temperature=T),
+    whole=term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.1, temperature=T),
+    votes=term(voted_dissimilarity, "student/f", ("teacher/a/f", "teacher/b/f"), weight=0.01),
+)
+
+
+def batch(seed, size=SIZE):
+    rng = np.random.default_rng(seed)
+    return {**tiny.batch(size, seed), "label": rng.integers(0, TOTAL, size).astype(np.int32)}
+
+
+def teacher(average=None):
+    members = {
+        name: teachers.frozen(place_classes(model, KNOWN[name], TOTAL), model.init(jax.random.key(5 + i), batch(0)))
+        for i, (name, model) in enumerate(MODELS.items())
+    }
+    return teachers.ensemble(members, average=average or teachers.average_probabilities(T))
+
+
+def of_known_classes(context):
+    """Each teacher's accuracy among the examples of its classes, and the student's on the same choice."""
+    found = dict(metrics_lib.classification(context))
+    label, mask = context.batch["label"], context.batch.get("mask", jnp.ones(len(context.batch["label"]), bool))
+    for name, classes in KNOWN.items():
+        own = jnp.argmax(label[:, None] == jnp.asarray(classes)[None], axis=1)
+        where = mask & jnp.isin(label, jnp.asarray(classes))
+        for side, logits in (("teacher", context.teacher[f"{name}/known"]), ("student", context.student[f"of_{name}"])):
+            found[f"{side}_accuracy/{name}"] = metrics_lib.from_values(jnp.argmax(logits, axis=-1) == own, where)
+            found[f"{side}_nll/{name}"] = metrics_lib.from_values(losses.cross_entropy(logits, own, where=where), where)
+    return found
+
+
+def distiller(objective=OBJECTIVE, **options):
+    return jaxkd.distill(STUDENT, teacher(), objective, optimizer=optax.adam(3e-2), **options)
+
+
+def test_it_learns_from_both():
+    kd = distiller(metrics=of_known_classes)
+    state, step, evaluate = kd.init(KEY, batch(0)), jax.jit(kd.step), jax.jit(kd.evaluate)
+    before, first = tiny.numbers(evaluate(state, batch(99))), None
+    for i in range(60):
+        state, metrics = step(state, batch(i % 6))
+        first = first or tiny.numbers(metrics)
+    last, after = tiny.numbers(metrics), tiny.numbers(evaluate(state, batch(99)))
+    for name in KNOWN:
+        assert last[name] < 0.3 * first[name]
+        assert after[name] < before[name]
+        assert after[f"teacher_accuracy/{name}"] == before[f"teacher_accuracy/{name}"]
+    assert all(np.isfinite(x) for x in after.values())
+    # By hand: the teachers' choices among the examples of their classes.
+    out = teacher().apply(state.teacher, batch(99), key=None)
+    label = batch(99)["label"]
+    for name, classes in KNOWN.items():
+        where = np.isin(label, classes)
+        chosen = np.array(classes)[np.argmax(out[f"{name}/known"], axis=1)]
+        assert after[f"teacher_accuracy/{name}"] == pytest.approx(np.mean((chosen == label)[where]))
+
+
+def test_a_term_is_what_the_teacher_would_have_said_alone():
+    """The distillation from one of them, with a head of its classes only, has the same loss of it."""
+    kd = distiller()
+    state = kd.init(KEY, batch(0))
+    _, found = jax.jit(kd.step)(state, batch(3))
+    model, variables = MODELS["b"], state.teacher["b"]
+    z_t = model.apply(variables, batch(3), key=None, train=False)[0]["logits"]
+    z_s = STUDENT.apply(state.student, batch(3), key=None, train=False)[0]["logits"][:, KNOWN["b"]]
+    np.testing.assert_allclose(
+        tiny.numbers(found)["b"], losses.soft_target_kl(z_s, z_t, temperature=T).mean(), rtol=1e-5
+    )
+
+
+def test_the_metrics_of_every_teacher():
+    """Those of an ensemble: to them an unknown class is a mistake, of which no teacher is sure to be free."""
+    kd = distiller(metrics=metrics_lib.per_teacher)
+    found = tiny.numbers(jax.jit(kd.evaluate)(kd.init(KEY, batch(0)), batch(1)))
+    assert {"accuracy", "nll", "teacher_accuracy", "agreement/a", "teacher_accuracy/b"} <= found.keys()
+    label = batch(1)["label"]
+    for name, classes in KNOWN.items():
+        assert 0 <= found[f"teacher_accuracy/{name}"] <= np.isin(label, classes).mean()
+        assert found[f"teacher_nll/{name}"] == np.inf
+
+
+def test_weights_of_the_teachers_are_learned():
+    """Each share of the ensemble goes to how often its classes occur."""
+    kd = distiller(combine(kd=learned_ensemble(teachers=("teacher/a/logits", "teacher/b/logits"), weight=0.5)))
+    state, step = kd.init(KEY, batch(0)), jax.jit(kd.step)
+    only_a = {**batch(2), "label": (batch(2)["label"] % 2).astype(np.int32)}
+    for _ in range(40):
+        state, metrics = step(state, only_a)
+    found = tiny.numbers(metrics)
+    assert found["kd/share/a"] > 0.65 and found["kd/share/a"] + found["kd/share/b"] == pytest.approx(1)
+    assert np.isfinite(found["kd"]) and np.isfinite(found["kd/nll"])
+
+
+@pytest.mark.parametrize("placement", ["pmap", "shard"])
+def test_any_placement_is_jit(placement):
+    """With votes, learned weights and batches that do not divide."""
+    kd = distiller(
+        combine(
+            terms=OBJECTIVE, learned=learned_ensemble(teachers=("teacher/a/logits", "teacher/b/logits"), weight=0.5)
+        ),
+        metrics=of_known_classes,
+    )
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
+    placed = parallel.pmap(kd, devices, replicas=1) if placement == "pmap" else parallel.shard(kd, mesh, replicas=1)
+    results = []
+    for step in (parallel.jit(kd, replicas=1), placed):
+        state, found = step.init(KEY, batch(0)), []
+        for i in range(2):
+            state, metrics = step(state, batch(i))
+            found.append(tiny.numbers(metrics))
+        found.append(tiny.numbers(step.evaluate(state, batch(9))))
+        results.append((jax.device_get(state.student.params), jax.device_get(state.loss), found))
+    (params, loss, expected), (other, other_loss, found) = results
+    for a, b in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    tiny.assert_close((other, other_loss), (params, loss), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,138 @@
+"""Quantised students in an ordinary distillation: they learn what rounding afterwards loses, on any placement."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+import jaxkd
+from jaxkd import Variables, combine, losses, term
+from jaxkd.adapters.quantised import learned_points, quantise, quantise_to, quantised
+from tests import tiny
+
+KD = combine(
+    kd=term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=1.0),
+    feature=term(losses.logit_mse, "student/logits", "teacher/logits", weight=0.1),
+)
+BASE = jax.tree.map(lambda x: 2 * x, tiny.student.init(jax.random.key(3), tiny.batch(2)))
+STUDENTS = {
+    "straight": quantised(tiny.student, bits=2, bucket=8),
+    "random": quantised(tiny.student, bits=2, bucket=8, seed=5),
+    "points": learned_points(tiny.student, BASE, bits=2, bucket=8),
+}
+
+
+def distiller(student, rate=0.1):
+    return jaxkd.distill(student, tiny.teacher(), KD, optimizer=optax.sgd(rate, momentum=0.9))
+
+
+def run(kd, batches, step=None, state=None):
+    state = kd.init(jax.random.key(1), batches[0]) if state is None else state
+    step, found = step or jax.jit(kd.step), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        found.append(tiny.numbers(metrics))
+    return state, found
+
+
+def test_training_beats_rounding_afterwards():
+    """The same steps, one bit: once with the rounding in the forward pass, once followed by it; and with points."""
+    batches = jax.tree.map(lambda *x: jnp.stack(x), *[tiny.batch(16, i) for i in range(8)])
+    held_out, coarse = tiny.batch(64, 99), {"bits": 1, "bucket": 8}
+
+    def trained(student, rate):
+        kd = distiller(student, rate)
+        epoch = lambda state, _: jax.lax.scan(kd.step, state, batches)  # noqa: E731
+        run = jax.jit(lambda state: jax.lax.scan(epoch, state, None, length=40)[0])
+        return run(kd.init(jax.random.key(1), tiny.batch(16))).student.params
+
+    def loss(params):
+        kd = distiller(tiny.student)
+        state = kd.init(jax.random.key(1), held_out)._replace(student=Variables(params))
+        return tiny.numbers(jax.jit(kd.evaluate)(state, held_out))["loss"]
+
+    plain = trained(tiny.student, 0.1)
+    rounded = loss(quantise(plain, **coarse))
+    assert loss(plain) < 0.3 * rounded
+    assert loss(quantise(trained(quantised(tiny.student, **coarse), 0.02), **coarse)) < 0.7 * rounded
+    points = trained(learned_points(tiny.student, Variables(plain), **coarse), 0.02)
+    assert loss(quantise_to(plain, points, bucket=8)) < 0.85 * rounded
+
+
+def test_eight_bits_train_as_none():
+    batches = [tiny.batch(8, i) for i in range(5)]
+    plain, expected = run(distiller(tiny.student), batches)
+    state, found = run(distiller(quantised(tiny.student, bits=8)), batches)
+    tiny.assert_close(state.student, plain.student, rtol=5e-2, atol=5e-3)
+    assert found[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=5e-2)
+
+
+def test_evaluation_is_of_the_quantised_weights():
+    kd, batch = distiller(STUDENTS["straight"]), tiny.batch(8)
+    state, _ = run(kd, [batch])
+    plain = distiller(tiny.student)
+    dense = state._replace(student=Variables(quantise(state.student.params, bits=2, bucket=8)))
+    assert tiny.numbers(kd.evaluate(state, batch)) == tiny.numbers(plain.evaluate(dense, batch))
+
+
+@pytest.mark.parametrize("size", [8, 6])
+@pytest.mark.parametrize("placement", ["pmap", "shard"])
+@pytest.mark.parametrize("name", STUDENTS)
+def test_any_placement_is_jit(name, placement, size):
+    kd, batches = distiller(STUDENTS[name]), [tiny.batch(size, i) for i in range(3)]
+    expected, metrics = run(kd, batches)
+    devices = jax.devices()[:4]
+    mesh, parallel = Mesh(np.array(devices), (jaxkd.DATA_AXIS,)), jaxkd.parallel
+    placed = parallel.pmap(kd, devices, replicas=1) if placement == "pmap" else parallel.shard(kd, mesh, replicas=1)
+    state, found = run(placed, batches, step=placed)
+    tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, metrics, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_one_program_in_a_checked_shard_map(name):
+    kd, spec = distiller(STUDENTS[name]), jax.sharding.PartitionSpec
+    mesh, traces = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,)), []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        split = spec(jaxkd.DATA_AXIS)
+        return jax.shard_map(kd.step, mesh=mesh, in_specs=(spec(), split), out_specs=spec())(state, batch)
+
+    batches = [tiny.batch(8, i) for i in range(3)]
+    start = kd.init(jax.random.key(1), batches[0])
+    everywhere = jax.device_put(start, jax.NamedSharding(mesh, spec()))
+    state, _ = run(kd, batches, step=step, state=everywhere)
+    tiny.assert_close(state.student, run(kd, batches)[0].student, rtol=1e-4, atol=1e-5)
+    assert jax.tree.map(jnp.shape, state.student) == jax.tree.map(jnp.shape, start.student)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("count", [5, 7])
+def test_fixed_weights_stay_to_the_bit_on_any_number_of_devices(count):
+    """A mean over devices of what is the same on all need not be the same; that of integers is not taken."""
+    kd = distiller(STUDENTS["points"])
+    placed = jaxkd.parallel.pmap(kd, jax.devices()[:count], replicas=1)
+    start = kd.init(jax.random.key(1), tiny.batch(count)).student
+    state, _ = run(placed, [tiny.batch(count, i) for i in range(3)], step=placed)
+    tiny.assert_equal(state.student.state, start.state)
+    assert (state.student.params["first"] != start.params["first"]).any()
+
+
+@pytest.mark.parametrize("name", ["random", "points"])
+def test_a_run_is_resumed(tmp_path, name):
+    from jaxkd import data
+    from jaxkd.training import fit
+
+    whole_batch = tiny.batch(16)
+    arrays = {**whole_batch, "index": np.arange(16, dtype=np.int32)}
+    train = data.Resident(data.Dataset(arrays, tiny.CLASSES, "tiny"), batch_size=8)
+    key = jax.random.key(3)
+    whole = fit(distiller(STUDENTS[name]), train, steps=5, key=key, directory=tmp_path / "whole", progress=False)
+    fit(distiller(STUDENTS[name]), train, steps=3, key=key, directory=tmp_path / "parts", progress=False)
+    parts = fit(distiller(STUDENTS[name]), train, steps=5, key=key, directory=tmp_path / "parts", progress=False)
+    tiny.assert_equal(parts.state, whole.state)
