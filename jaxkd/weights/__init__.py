@@ -5,7 +5,8 @@
 `save_orbax`, `load_orbax`                          a plain orbax directory; any that orbax wrote
 `load_safetensors_metadata`, `load_orbax_metadata`  what was saved beside the weights
 `save_program`                                      the model itself, weights in it, to be served with JAX alone
-`save_quantised`, `load_quantised`                  weights of 1 to 8 bits, packed; `quantised_size`, a `QuantisedSize`, says what is what
+`save_quantised`, `load_quantised`                  weights of 1 to 8 bits, packed
+`quantised_size`, `QuantisedSize`                   what the parts of such a file take
 `load_run`                                          the student in the directory of a run
 `fit_to`                                            arrays by name into a model, every weight and shape checked
 `fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
