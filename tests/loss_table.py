@@ -17,8 +17,11 @@ ROWS: tuple[Row, ...] = tuple(row for file in FILES for row in importlib.import_
 
 #: public functions of `jaxkd.losses` that are no losses, and the file that tests each
 HELPERS = {
+    "best_logits": "tests/losses/ensembles_test.py",
     "channel_importance": "tests/losses/features_test.py",
+    "combined_logits": "tests/losses/ensembles_test.py",
     "imitation_mask": "tests/losses/dense_test.py",
+    "min_logits": "tests/losses/ensembles_test.py",
     "reverse_gradient": "tests/losses/gradients_test.py",
 }
 

@@ -18,6 +18,7 @@
 `with_outputs`                    a model with outputs computed from its others
 `select_classes`, `place_classes` logits of some of the classes, and logits of some as logits of all
 `flow`, `Mix`, `student_alone`    a student into whose layers teachers' layers flow, and the student without them
+`with_batch_statistics`           how far a batch is from a model's BatchNorm statistics; `watched` for nnx
 `with_exits`                      classifiers at a model's taps, each an `Exit`: early exits, branches
 `with_input_gradient`             a model with the gradient of a logit by its input as one more output
 `with_projected_input_gradient`   the same of a random direction in the space of the logits
@@ -31,6 +32,7 @@ from flax import nnx as _nnx
 
 from jaxkd.adapters import flax_linen, flax_nnx
 from jaxkd.adapters.accumulate import accumulate
+from jaxkd.adapters.batch_statistics import watched, with_batch_statistics
 from jaxkd.adapters.exits import Exit, with_exits
 from jaxkd.adapters.flax_linen import linen
 from jaxkd.adapters.flax_nnx import nnx_module as nnx
@@ -72,6 +74,8 @@ __all__ = [
     "student_alone",
     "variables",
     "views",
+    "watched",
+    "with_batch_statistics",
     "with_exits",
     "with_input_gradient",
     "with_outputs",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxkd import checks
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["copies", "group", "member"]
+__all__ = ["copies", "group", "member", "replace_member"]
 
 _COPIES = "copies"
 
@@ -47,8 +47,8 @@ def group(models: Mapping[str, Model], *, main: str | None = None) -> Model:
     (['logits', 'narrow/logits', 'wide/logits'], (3, 2))
     """
     models = dict(models)
-    if not models or (wrong := [name for name in models if not name or "/" in name]):
-        expected = "names that are not empty and hold no slash" if models else "at least one member"
+    if not models or (wrong := [name for name in models if not name or "/" in name or name == _COPIES]):
+        expected = f"names that are not empty, hold no slash and are not {_COPIES!r}" if models else "at least one"
         raise ValueError(f"group: expected {expected}, got {wrong if models else 'none'}.")
     if main is not None:
         checks.known(main, list(models), "group, main")

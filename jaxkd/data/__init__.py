@@ -9,6 +9,11 @@
 `resident`              `Resident`: the whole set on the device, batches gathered inside a scan
 `stream`                `Stream`: grain reads, decodes and sends ahead; one shard for each host
 `order`                 `permutation`: the shuffle that both modes share, computed for any position alone
+`pairs`                 `SameClass`, `same_class`: beside each example another one of its class
+`distortions`           `two_views`, `with_pair`: an augmentation of two views, of pairs
+`tasks`                 `class_incremental`, `class_groups`, `exemplars`, `Tasks`: one task after another
+`noise`                 `Noise`: an input of no data, for data-free distillation
+`modalities`            `halves`, `spectrum`, `rows`, `columns`, `strokes`: other inputs of the same example
 `augment`               `random_crop_flip`, `shift`, `normalize`, `compose`: on the device, replayable
 ======================  ==============================================================================================
 
@@ -40,11 +45,16 @@ from jaxkd.data.augment import (
     shift,
 )
 from jaxkd.data.dataset import DIGITS_SPLITS, Dataset, digits, from_arrays, load, num_examples
+from jaxkd.data.distortions import two_views, with_pair
+from jaxkd.data.modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
+from jaxkd.data.noise import Noise
 from jaxkd.data.order import permutation
+from jaxkd.data.pairs import SameClass, same_class
 from jaxkd.data.protocol import BatchIterator, Loader
 from jaxkd.data.resident import Resident
 from jaxkd.data.splits import split
 from jaxkd.data.stream import Stream
+from jaxkd.data.tasks import Tasks, class_groups, class_incremental, exemplars
 from jaxkd.data.tfds_source import Source, prepared, source
 
 __all__ = [
@@ -54,20 +64,36 @@ __all__ = [
     "BatchIterator",
     "Dataset",
     "Loader",
+    "Noise",
     "Resident",
+    "SameClass",
     "Source",
     "Stream",
+    "Tasks",
+    "by_scan",
+    "class_groups",
+    "class_incremental",
+    "columns",
     "compose",
     "digits",
     "example_keys",
+    "exemplars",
     "from_arrays",
+    "halves",
     "load",
+    "nearest_next",
     "normalize",
     "num_examples",
     "permutation",
     "prepared",
     "random_crop_flip",
+    "rows",
+    "same_class",
     "shift",
     "source",
+    "spectrum",
     "split",
+    "strokes",
+    "two_views",
+    "with_pair",
 ]

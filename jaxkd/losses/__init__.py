@@ -4,7 +4,9 @@
 `jaxkd.losses.logits`            `cross_entropy`, `soft_target_kl`, `reverse_kl`, `generalized_jsd`, `logit_mse`,
                                  `decoupled_kd`, `dist`, `standardize_logits`
 `jaxkd.losses.targets`           `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
+`jaxkd.losses.discrepancy`       `mean_discrepancy`
 `jaxkd.losses.divergences`       `skew_kl`, `skew_reverse_kl`, `top_k_kl`
+`jaxkd.losses.ensembles`         `best_logits`, `combined_logits`, `min_logits`: one teacher of several students
 `jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
                                  `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
                                  `gaussian_nll`, `channel_kl`, `channel_weighted_mse` and `channel_importance`,
@@ -45,7 +47,9 @@ from jaxkd.losses.dense import (
     region_affinity,
     region_moments,
 )
+from jaxkd.losses.discrepancy import mean_discrepancy
 from jaxkd.losses.divergences import skew_kl, skew_reverse_kl, top_k_kl
+from jaxkd.losses.ensembles import best_logits, combined_logits, min_logits
 from jaxkd.losses.features import (
     activation_boundary,
     attention_transfer,
@@ -94,11 +98,13 @@ __all__ = [
     "attention_kl",
     "attention_mse",
     "attention_transfer",
+    "best_logits",
     "bounded_regression",
     "channel_importance",
     "channel_kl",
     "channel_weighted_mse",
     "class_weighted_cross_entropy",
+    "combined_logits",
     "consecutive_correlation",
     "contrastive_nce",
     "correlation_congruence",
@@ -128,6 +134,8 @@ __all__ = [
     "linear_generalized_jsd",
     "linear_soft_target_kl",
     "logit_mse",
+    "mean_discrepancy",
+    "min_logits",
     "n_best_nll",
     "neuron_selectivity",
     "overhaul",

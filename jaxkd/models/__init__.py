@@ -10,6 +10,8 @@
 `mobilenet_v2`        `MobileNetV2`, half as wide, for CIFAR
 `shufflenet_v1`       `ShuffleNetV1`, of three groups, for CIFAR
 `shufflenet_v2`       `ShuffleNetV2`, of size 1, for CIFAR
+`lstm`                `LSTM`: a recurrent reader of images by rows, or of any sequence
+`generator`           `Generator`: images from noise, for data-free distillation
 `registry`            `create` by name, `names`, `taps`: the path of each point that methods use, and `margin_norms`
 ====================  ========================================================================================
 
@@ -17,6 +19,8 @@ Every model is called as ``model(x, train=False)`` with normalised NHWC images a
 benchmarks and tests import this package.
 """
 
+from jaxkd.models.generator import Generator
+from jaxkd.models.lstm import LSTM
 from jaxkd.models.mlp import MLP
 from jaxkd.models.mobilenet_v2 import MobileNetV2
 from jaxkd.models.registry import canonical, create, margin_norms, names, taps
@@ -39,12 +43,19 @@ from jaxkd.models.vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
 from jaxkd.models.wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
+    "LSTM",
     "MLP",
+    "VGG",
+    "VGG11",
+    "VGG13",
+    "VGG16",
+    "VGG19",
+    "VGG8",
     "BottleneckResNet",
+    "Generator",
     "MobileNetV2",
     "ResNet",
-    "ResNet8",
-    "ResNet8x4",
+    "ResNet110",
     "ResNet14",
     "ResNet20",
     "ResNet32",
@@ -52,20 +63,15 @@ __all__ = [
     "ResNet44",
     "ResNet50",
     "ResNet56",
-    "ResNet110",
+    "ResNet8",
+    "ResNet8x4",
     "ShuffleNetV1",
     "ShuffleNetV2",
-    "VGG",
-    "VGG8",
-    "VGG11",
-    "VGG13",
-    "VGG16",
-    "VGG19",
-    "WideResNet",
     "WRN16x1",
     "WRN16x2",
     "WRN40x1",
     "WRN40x2",
+    "WideResNet",
     "canonical",
     "create",
     "margin_norms",

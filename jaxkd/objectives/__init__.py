@@ -5,6 +5,10 @@
                                         objectives of one's own: `lookup`, `replace`, `counted`, `mean`, `weighted`
 `jaxkd.objectives.between`              `between` (an objective between two parts of the student: peers, exits, views)
 `jaxkd.objectives.learned_ensemble`     `learned_ensemble` (several teachers, weighed by what the labels say of them)
+`jaxkd.objectives.progressive`          `past_predictions` (PS-KD: a table of what the student said), `remembered`
+`jaxkd.objectives.gated`                `gated` (ONE: a learned gate over branches)
+`jaxkd.objectives.attentive`            `attentive` (OKDDip: attention over peers)
+`jaxkd.objectives.parts`                `with_parts` (outputs made of other outputs, for an objective)
 `jaxkd.objectives.mapped`               `mapped` (a term on features that learned layers have changed)
 `jaxkd.objectives.hint`                 `hint` (FitNets: the regressor is learned with the student)
 `jaxkd.objectives.variational`          `variational` (VID: mean network and variances)
@@ -27,17 +31,21 @@ random numbers that do not depend on the number of devices in `jaxkd.objectives.
 
 from jaxkd.objectives.adversarial import Discriminator, adversarial, convolutional, mlp, wasserstein
 from jaxkd.objectives.attention_graph import attention_graph
+from jaxkd.objectives.attentive import attentive
 from jaxkd.objectives.between import between
 from jaxkd.objectives.boundary import activation_boundary
 from jaxkd.objectives.compose import combine, counted, lookup, mean, replace, term, weighted
 from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
 from jaxkd.objectives.embedded import embedded
 from jaxkd.objectives.factor import factor_transfer, paraphraser
+from jaxkd.objectives.gated import gated
 from jaxkd.objectives.hint import hint
 from jaxkd.objectives.learned_ensemble import learned_ensemble
 from jaxkd.objectives.mapped import mapped
 from jaxkd.objectives.masked import dual_masked_generation, masked_generation
 from jaxkd.objectives.overhaul import overhaul
+from jaxkd.objectives.parts import with_parts
+from jaxkd.objectives.progressive import past_predictions, remembered
 from jaxkd.objectives.review import review
 from jaxkd.objectives.temperature import cosine_curriculum, curriculum_temperature, instance_temperature
 from jaxkd.objectives.variational import variational
@@ -47,6 +55,7 @@ __all__ = [
     "activation_boundary",
     "adversarial",
     "attention_graph",
+    "attentive",
     "between",
     "combine",
     "convolutional",
@@ -59,6 +68,7 @@ __all__ = [
     "dual_masked_generation",
     "embedded",
     "factor_transfer",
+    "gated",
     "hint",
     "instance_temperature",
     "learned_ensemble",
@@ -69,10 +79,13 @@ __all__ = [
     "mlp",
     "overhaul",
     "paraphraser",
+    "past_predictions",
+    "remembered",
     "replace",
     "review",
     "term",
     "variational",
     "wasserstein",
     "weighted",
+    "with_parts",
 ]

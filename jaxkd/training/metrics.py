@@ -19,7 +19,7 @@ from jaxkd.types import Batch, Context, Mean, Metrics
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Shaped
 
-__all__ = ["Packed", "classification", "compute", "from_values", "merge", "per_teacher", "psum", "total"]
+__all__ = ["Packed", "classification", "compute", "from_values", "merge", "per_student", "per_teacher", "psum", "total"]
 
 
 def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
@@ -203,6 +203,34 @@ def per_teacher(context: Context) -> Metrics:
         found |= {f"teacher_{metric}/{name}": alone[metric] for metric in ("accuracy", "nll") if metric in alone}
         both = classification(own._replace(teacher={"logits": logits}))
         found |= {f"agreement/{name}": both["agreement"]} if "agreement" in both else {}
+    return found
+
+
+def per_student(context: Context) -> Metrics:
+    """What `classification` reports, and the same of every part of the student.
+
+    The parts are the members of `jaxkd.adapters.group` and `jaxkd.adapters.copies`, exits and views: whatever has
+    outputs ``NAME/logits``.
+
+    Args:
+      context: with the parts' outputs ``student/NAME/logits``.
+
+    Returns:
+      Beside the metrics of `classification`, which are those of the group's own logits: ``accuracy/NAME`` and
+      ``nll/NAME``, where there are integer labels.
+
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+    >>> members = {"a/logits": logits, "b/logits": -logits, "logits": logits}
+    >>> found = compute(per_student(Context(members, {}, {"label": jnp.array([0, 1])}, step=0)))
+    >>> [found[name] for name in ("accuracy", "accuracy/a", "accuracy/b")]
+    [1.0, 1.0, 0.0]
+    """
+    found = dict(classification(context))
+    for path, logits in context.student.items():
+        name, slash, output = path.rpartition("/")
+        if slash and output == "logits":
+            alone = classification(context._replace(student={"logits": logits}, teacher={}))
+            found |= {f"{metric}/{name}": mean for metric, mean in alone.items()}
     return found
 
 

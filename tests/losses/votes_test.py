@@ -1,4 +1,4 @@
-"""The voted relative dissimilarity against a loop over triples: votes, ties, masks, devices, memory."""
+"""What is particular to a vote of several teachers: their sizes, ties, masks, devices, a margin that moves."""
 
 import functools
 
@@ -12,31 +12,14 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxkd
 from jaxkd.losses.relations.votes import voted_dissimilarity
 from tests import tiny
-from tests.losses.memory_test import largest
 from tests.references import finite_difference
+from tests.references import voted_dissimilarity as reference
 
 RNG = np.random.default_rng(0)
 STUDENT = RNG.normal(size=(8, 3))
 TEACHERS = (RNG.normal(size=(8, 4)), RNG.normal(size=(8, 2, 2)), RNG.normal(size=(8, 1)))
 KEEP = np.array([True, False, True, True, True, False, True, True])
 AXIS = "devices"
-
-
-def reference(student, teachers, *, margin=1.0, weights=None):
-    """Triple by triple, in exact float64 comparisons."""
-    weights = [1.0] * len(teachers) if weights is None else weights
-    rows = [np.reshape(np.asarray(x, np.float64), (len(x), -1)) for x in (student, *teachers)]
-    n, (own, *taught) = len(student), [((x[:, None] - x[None]) ** 2).sum(-1) for x in rows]
-    sums, triplets = np.zeros(n), 0
-    for i in range(n):
-        for j in range(n):
-            for k in range(n):
-                if len({i, j, k}) == 3:
-                    vote = sum(w * np.sign(d[i, k] - d[i, j]) for w, d in zip(weights, taught, strict=True))
-                    if vote > 1e-9:
-                        triplets += 1
-                        sums[i] += max(0, own[i, j] - own[i, k] + margin)
-    return sums * n / max(triplets, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("margin", "weights"))
@@ -57,24 +40,26 @@ def run(student, teachers, where=None, dtype=np.float64, **options):
         return np.asarray(value), np.asarray(slope)
 
 
-@pytest.mark.parametrize("weights", [None, (0.5, 0.3, 0.2), (3.0, 1.0, 1.0), (0.1, 0.2, 0.3)], ids=str)
-def test_the_loop_over_triples(weights):
-    value, slope = run(STUDENT, TEACHERS, margin=0.7, weights=weights)
-    expected = reference(STUDENT, TEACHERS, margin=0.7, weights=weights)
+def test_teachers_of_several_sizes():
+    value, slope = run(STUDENT, TEACHERS, margin=0.7, weights=(0.5, 0.4, 0.3))
+    expected = reference(STUDENT, TEACHERS, margin=0.7)  # any two are a majority
     assert (expected > 0).all()
     np.testing.assert_allclose(value, expected, rtol=1e-9)
-    difference = finite_difference(
-        lambda x: reference(x, TEACHERS, margin=0.7, weights=weights).sum(), STUDENT, step=1e-6
-    )
+    np.testing.assert_allclose(run(STUDENT, TEACHERS, margin=0.7)[0], expected, rtol=1e-9)
+    difference = finite_difference(lambda x: reference(x, TEACHERS, margin=0.7).sum(), STUDENT, step=1e-6)
     np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-8)
-    if weights == (3.0, 1.0, 1.0):  # a majority by itself
-        np.testing.assert_allclose(value, run(STUDENT, TEACHERS[:1], margin=0.7)[0], rtol=1e-12)
+
+
+def test_a_majority_by_itself():
+    value, _ = run(STUDENT, TEACHERS, margin=0.7, weights=(3.0, 1.0, 1.0))
+    np.testing.assert_allclose(value, run(STUDENT, TEACHERS[:1], margin=0.7)[0], rtol=1e-12)
+    assert np.abs(value / run(STUDENT, TEACHERS, margin=0.7)[0] - 1).max() > 0.01
 
 
 def test_one_array_is_one_teacher():
     alone = voted_dissimilarity(jnp.asarray(STUDENT), jnp.asarray(TEACHERS[0]))
     np.testing.assert_array_equal(alone, voted_dissimilarity(jnp.asarray(STUDENT), (jnp.asarray(TEACHERS[0]),)))
-    np.testing.assert_allclose(alone, reference(STUDENT, TEACHERS[:1]), rtol=1e-4)
+    np.testing.assert_allclose(alone, reference(STUDENT, TEACHERS[0]), rtol=1e-4)
 
 
 def test_a_student_that_agrees_by_the_margin_pays_nothing():
@@ -107,36 +92,6 @@ def test_masking_is_dropping():
     assert (masked[~KEEP] == 0).all() and (masked_slope[~KEEP] == 0).all()
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e-3, 1e4])
-def test_extreme_features(factor):
-    for student, teachers in ((factor * STUDENT, TEACHERS), (STUDENT, [factor * x for x in TEACHERS])):
-        value, slope = run(student, teachers, dtype=np.float32)
-        assert np.isfinite(value).all() and np.isfinite(slope).all()
-    # What the teachers say does not depend on the size of their features.
-    if factor in (1e-3, 1e4):
-        np.testing.assert_allclose(value, run(STUDENT, TEACHERS)[0], rtol=1e-5)
-
-
-def test_small_batches_duplicates_and_nothing_that_counts():
-    for size in (1, 2):
-        value, slope = run(STUDENT[:size], [x[:size] for x in TEACHERS], dtype=np.float32)
-        assert (value == 0).all() and (slope == 0).all()
-    value, slope = run(STUDENT, TEACHERS, where=np.zeros(8, bool), dtype=np.float32)
-    assert (value == 0).all() and (slope == 0).all()
-    twice = [x[[0, 1, 0, 1, 2, 3]].astype(np.float32) for x in (STUDENT, *TEACHERS)]
-    value, slope = run(twice[0], twice[1:], dtype=np.float32)
-    np.testing.assert_allclose(value, reference(twice[0], twice[1:]), rtol=1e-4)
-    assert np.isfinite(slope).all()
-
-
-def test_half_precision_is_the_upcast_input():
-    halves = [jnp.asarray(x, jnp.bfloat16) for x in (STUDENT, *TEACHERS)]
-    found = voted_dissimilarity(halves[0], tuple(halves[1:]))
-    assert found.dtype == jnp.float32
-    upcast = [x.astype(jnp.float32) for x in halves]
-    np.testing.assert_array_equal(found, voted_dissimilarity(upcast[0], tuple(upcast[1:])))
-
-
 @pytest.mark.parametrize("way", ["vmap", "shard_map"])
 def test_devices(way):
     """Each anchor's share, and the gradient of their sum, whatever the split; duplicates on two devices tie."""
@@ -164,13 +119,6 @@ def test_devices(way):
         total, found = graded(student, tuple(teachers), where)
         np.testing.assert_allclose(total, expected.sum(), rtol=1e-5)
         np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5)
-
-
-def test_memory_is_quadratic():
-    batch, features = 256, 64
-    shapes = jax.ShapeDtypeStruct((batch, features), jnp.float32)
-    count, operation = largest(jax.grad(lambda s, t: voted_dissimilarity(s, t).sum()), shapes, (shapes, shapes))
-    assert batch * batch <= count < batch * batch * features, f"{operation} returns {count} elements"
 
 
 def test_it_is_a_term_of_a_distillation():
@@ -203,14 +151,11 @@ def test_mistakes():
     x = jnp.ones((3, 2))
     for teachers, options, message in (
         ((), {}, "teachers: expected the features of at least one teacher, got none"),
-        ((x, jnp.ones((4, 2))), {}, r"teachers\[1\]: expected the student's batch of 3, got 4"),
+        ((x, jnp.ones((4, 2))), {}, r"teachers\[1\]: expected the student's batch of 3, got float32\[4, 2\]"),
         ((x, jnp.ones(3)), {}, r"teachers\[1\]: expected floating-point features \[batch, ...\], got float32\[3\]"),
         ((x,), {"weights": (1.0, 2.0)}, r"weights: expected .* each of 1 teachers, got shape \[2\]"),
         ((x, x), {"weights": (1.0, -2.0)}, r"weights: expected .* not negative .* got \[1.0, -2.0\]"),
         ((x,), {"margin": -1.0}, "margin: expected a number that is not negative, got -1.0"),
-        ((x,), {"where": jnp.ones(3)}, r"where: expected bool\[3\].*got float32\[3\]"),
     ):
         with pytest.raises(ValueError, match=message):
             voted_dissimilarity(x, teachers, **options)
-    with pytest.raises(ValueError, match=r"student: expected floating-point features .*got int32\[3, 2\]"):
-        voted_dissimilarity(jnp.ones((3, 2), int), x)

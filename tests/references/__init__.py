@@ -31,6 +31,7 @@ from tests.references.detection import (
     feature_imitation,
     imitation_mask,
 )
+from tests.references.discrepancy import mean_discrepancy
 from tests.references.distances import angle_relation, cosines, distance_relation, huber, normalized_distances
 from tests.references.divergences import skew_kl, skew_reverse_kl, top_k_kl
 from tests.references.flow import singular_vectors, solution_flow
@@ -66,3 +67,4 @@ from tests.references.transformers import (
     hidden_mse,
     value_relation_kl,
 )
+from tests.references.votes import voted_dissimilarity

@@ -141,9 +141,9 @@ def _sums(
         total, count, slope, paying = jax.lax.map(of_end, jnp.arange(size), batch_size=rows)
         return jnp.sum(total), jnp.sum(count), slope, jnp.sum(paying)
 
-    total, count, slope, paying = jax.lax.map(
-        of_anchor, (from_s, from_t, other), batch_size=max(1, min(len(from_s) // 2, _BLOCK // (rows * size)))
-    )
+    # A quarter of the anchors by half of the ends: never more than an eighth of a device's triplets at once.
+    anchors = max(1, min(len(from_s) // 4, _BLOCK // (rows * size)))
+    total, count, slope, paying = jax.lax.map(of_anchor, (from_s, from_t, other), batch_size=anchors)
     return total, count, slope, paying
 
 
@@ -214,7 +214,7 @@ def _inputs(student: Any, teachers: Any, where: Any) -> tuple[Array, tuple[Array
     batch = named["student"].shape[0]
     for name, x in named.items():
         if x.shape[0] != batch:
-            raise ValueError(f"{name}: expected the student's batch of {batch}, got {x.shape[0]}.")
+            raise ValueError(f"{name}: expected the student's batch of {batch}, got {x.dtype}{list(x.shape)}.")
     where = jnp.ones(batch, bool) if where is None else jnp.asarray(where)
     if where.dtype != jnp.bool_ or where.shape != (batch,):
         raise ValueError(f"where: expected bool[{batch}], True for what counts, got {where.dtype}{list(where.shape)}.")

@@ -1,0 +1,108 @@
+"""Noise: an input without data, for training from a teacher alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.data.protocol import Batch, count_steps
+from jaxkd.data.resident import ResidentIterator
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+
+class Noise:
+    """A `Loader` whose batches are standard normal vectors and random classes, a function of the seed and the step.
+
+    It stands where a set would for `jaxkd.schemes.data_free`: there is no image in its batches and none behind them,
+    so what is trained on it has not seen any. No batch comes twice, whatever the epoch.
+
+    Args:
+      batch_size: vectors in a batch.
+      size: of a vector.
+      classes: how many classes ``label`` is drawn from, each as likely as any other; None leaves it out.
+      examples: what one epoch is said to have; evaluations and checkpoints are counted in epochs.
+      seed: of all draws.
+      epochs: how many passes `batches` makes; None for no end.
+
+    Raises:
+      ValueError: a size is not positive, or the examples do not fill a batch.
+
+    Attributes:
+      arrays: the seed, on the device.
+      batch_size: vectors in a batch.
+      steps_per_epoch: batches in one pass.
+      num_examples: in one pass; what does not fill a batch is left out.
+
+    >>> noise = Noise(4, 8, classes=10, examples=100)
+    >>> batch = next(iter(noise))
+    >>> {name: (value.dtype.name, value.shape) for name, value in sorted(batch.items())}["noise"], noise.steps_per_epoch
+    (('float32', (4, 8)), 25)
+    >>> sorted(batch)
+    ['epoch', 'index', 'label', 'noise']
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        size: int,
+        classes: int | None = None,
+        *,
+        examples: int = 50_000,
+        seed: int = 0,
+        epochs: int | None = None,
+    ) -> None:
+        for name, number in (("size", size), ("classes", classes)):
+            if number is not None and number < 1:
+                raise ValueError(f"Noise, {name}: expected at least 1, got {number}.")
+        self.steps_per_epoch = count_steps(examples, batch_size, drop_remainder=True)
+        self.num_examples = self.steps_per_epoch * batch_size
+        self.batch_size, self.size, self.classes, self.seed, self.epochs = batch_size, size, classes, seed, epochs
+        self.arrays: dict[str, jax.Array] = {"seed": jnp.asarray(seed, jnp.int32)}
+        self._gather = jax.jit(self.gather)
+
+    def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
+        """The batch of a step: pure, for use under jit, scan and vmap.
+
+        Args:
+          arrays: `Noise.arrays`.
+          step: counted from the start of training; it may be traced.
+          seed: in place of the loader's own, perhaps traced.
+
+        Returns:
+          ``noise`` float32 ``[batch, size]``; ``label`` int32 ``[batch]``, if there are classes; ``index``, the place
+          in the epoch, and ``epoch``, int32 ``[batch]``.
+        """
+        step = jnp.asarray(step, jnp.int32)
+        # Threefry by name: the same numbers whatever the default generator is, and however the batch is split.
+        root = jax.random.key(arrays["seed"] if seed is None else seed, impl="threefry2x32")
+        noise_key, label_key = jax.random.split(jax.random.fold_in(root, step))
+        places = jnp.arange(self.batch_size, dtype=jnp.int32)
+        batch = {
+            "noise": jax.random.normal(noise_key, (self.batch_size, self.size), jnp.float32),
+            "index": (step % self.steps_per_epoch) * self.batch_size + places,
+            "epoch": jnp.broadcast_to(step // self.steps_per_epoch, places.shape),
+        }
+        if self.classes is not None:
+            batch["label"] = jax.random.randint(label_key, places.shape, 0, self.classes, jnp.int32)
+        return batch
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this input from another, for a run that must go on with the same one.
+
+        >>> Noise(4, 8, examples=100).fingerprint()
+        {'noise': 8, 'classes': None, 'examples': 100, 'seed': 0}
+        """
+        return {"noise": self.size, "classes": self.classes, "examples": self.num_examples, "seed": self.seed}
+
+    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
+        """Batches one by one, from the start or from a state ``{"step": n}`` of an earlier iterator."""
+        return ResidentIterator(cast(Any, self), state)
+
+    def __iter__(self) -> ResidentIterator:
+        """The same as ``batches()``."""
+        return self.batches()

@@ -1,0 +1,111 @@
+"""A recurrent network: images by their rows, or any sequence, through LSTM layers to logits.
+
+=============  ==========================  =====================
+tap            path                        shape
+=============  ==========================  =====================
+``hidden``     of the last `nn.RNN`        ``[batch, steps, f]``
+``pooled``     ``LastState_0``             ``[batch, f]``
+=============  ==========================  =====================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxkd.models.layers import classifier
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+
+class LastState(nn.Module):
+    """The hidden state after the last step that counts, as a module, so that it can be tapped."""
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "batch steps features"], mask: Bool[Array, "batch steps"] | None = None
+    ) -> Float[Array, "batch features"]:
+        """``[batch, features]``; zeros for a sequence of which nothing counts."""
+        if mask is None:
+            return hidden[:, -1]
+        last = hidden.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        state = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return jnp.where(jnp.any(mask, axis=1)[:, None], state, 0)
+
+
+class LSTM(nn.Module):
+    """LSTM layers (Hochreiter & Schmidhuber, 1997), the last state of the last one, logits.
+
+    A network that is unlike a convolutional one, for distillation between the two, and a reader of sequences such as
+    those of `jaxkd.data.strokes`.
+
+    >>> import jax
+    >>> model = LSTM(features=(16, 12), num_classes=10)
+    >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> model.apply(variables, jnp.zeros((5, 8, 8, 1))).shape, sorted(taps(model).items())
+    ((5, 10), [('hidden', 'RNN_1'), ('pooled', 'LastState_0')])
+
+    Attributes:
+      features: the width of each layer.
+      num_classes: logits.
+      dropout_rate: between the layers and before the logits, when training (needs a ``"dropout"`` key).
+      dtype: to compute in; parameters stay float32.
+    """
+
+    features: Sequence[int] = (128,)
+    num_classes: int = 10
+    dropout_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *shape"], mask: Bool[Array, "batch steps"] | None = None, train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits.
+
+        Args:
+          x: a sequence ``[batch, steps, features]``, or images ``[batch, height, width, channels]``, which are read row
+            by row from the top.
+          mask: True for the steps that count, which come first; what is behind them is not read. With an adapter:
+            ``linen(LSTM(...), inputs=("strokes", "strokes_mask"))``.
+          train: whether dropout acts.
+
+        Returns:
+          ``[batch, classes]``.
+
+        Raises:
+          TypeError: the input is not floating point, as an image that was not normalised.
+          ValueError: it is neither a sequence nor an image, or the mask does not have its steps.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        if x.ndim not in (3, 4):
+            raise ValueError(
+                f"x: expected [batch, steps, features] or [batch, height, width, channels], got {x.dtype}"
+                f"{list(x.shape)}."
+            )
+        sequence: Any = x.reshape(*x.shape[:2], -1)
+        if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != bool):
+            raise ValueError(f"mask: expected bool{list(x.shape[:2])}, got {mask.dtype}{list(mask.shape)}.")
+        if self.dtype is not None:
+            sequence = sequence.astype(self.dtype)
+        for features in self.features:
+            cell = nn.OptimizedLSTMCell(features, dtype=self.dtype)
+            # Zeros that vary over devices where x does: a scan's carry has to begin as it goes on.
+            start = jnp.zeros((x.shape[0], features), sequence.dtype) + jnp.zeros_like(sequence[:, 0, :1])
+            sequence = nn.RNN(cell)(sequence, initial_carry=(start, start))
+            sequence = nn.Dropout(self.dropout_rate, deterministic=not train)(sequence)
+        return classifier(self.num_classes, self.features[-1], self.dtype)(LastState()(sequence, mask))
+
+
+def taps(model: LSTM) -> dict[str, str]:
+    """Where it can be tapped: our name for each point, and the path of the submodule whose output it is.
+
+    >>> taps(LSTM(features=(16,)))["hidden"]
+    'RNN_0'
+    """
+    return {"hidden": f"RNN_{len(model.features) - 1}", "pooled": "LastState_0"}

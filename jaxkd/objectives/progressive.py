@@ -1,0 +1,180 @@
+"""Progressive self-knowledge distillation (PS-KD): targets mixed with what the student said of the example before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import checks, losses
+from jaxkd.objectives.compose import Schedule, counted, lookup, weighted
+from jaxkd.types import Array, Context, LossOut, LossVars, Mean, Objective
+
+__all__ = ["past_predictions", "remembered"]
+
+_BITS: dict[Any, Any] = {jnp.dtype(jnp.float32): jnp.int32, jnp.dtype(jnp.bfloat16): jnp.int16}
+
+
+def past_predictions(
+    examples: int,
+    *,
+    alpha: float | Array | Schedule = 0.8,
+    steps: int | None = None,
+    student: str = "student/logits",
+    labels: str = "batch/label",
+    index: str = "batch/index",
+    weight: float | Array | Schedule = 1.0,
+    dtype: Any = jnp.float32,
+) -> Objective:
+    """Cross-entropy with ``(1 − α_t) onehot(y) + α_t p_past``, p_past what the student predicted at its last visit.
+
+    ``α_t = α_T t / T``. Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
+    section 3, with the published α_T of 0.8. An example that was not seen yet has its label alone. As in the authors'
+    code, the predictions are those of training: of the augmented image, in training mode, before the update. There, α
+    changes from epoch to epoch, t being the number of the epoch from 1; as a schedule of the step that is ``lambda
+    step: 0.8 * (step // steps_per_epoch + 1) / epochs``. Beside it, nothing else trains: it takes the place of the
+    cross-entropy.
+
+    The predictions are state, a table ``[examples, classes]``, and so part of every checkpoint. It is kept as the bits
+    of its numbers, which stay what they are where devices average what they hold; `remembered` reads it.
+    ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
+
+    Args:
+      examples: N, that of the training set; ``batch["index"]`` counts in it. An index outside of it gives NaN, as a
+        label outside of the classes does.
+      alpha: the weight of the past, from 0, which is `jaxkd.losses.cross_entropy`, to 1: a schedule of the step, or a
+        number.
+      steps: T, where ``alpha`` is a number: over so many steps it grows linearly from 0. None keeps it constant.
+      student: path of the logits ``[batch, classes]``.
+      labels: path of integer classes ``[batch]``.
+      index: path of the examples' positions in the training set, integers ``[batch]``.
+      weight: a number, or an optax schedule of the step.
+      dtype: in which to remember probabilities: float32, or bfloat16 for half of the memory.
+
+    Returns:
+      An `Objective` that remembers the predictions. Its metrics are the loss, its weight and ``alpha``. An evaluation
+      (without a key) is the cross-entropy with the labels, since examples of another set have no past, and changes
+      nothing.
+
+    Raises:
+      ValueError: a number or the dtype is none of those; and when it is initialised or applied: a path does not exist,
+        or what is there is not ``[batch, classes]`` or integers ``[batch]``.
+
+    >>> objective = past_predictions(5, alpha=0.5)
+    >>> batch = {"label": jnp.array([0]), "index": jnp.array([3])}
+    >>> context = Context({"logits": jnp.array([[0.0, 0.0]])}, {}, batch, 0)
+    >>> state = objective.init(jax.random.key(0), context).state
+    >>> first = objective.apply({}, state, context, jax.random.key(0))
+    >>> remembered(first.state)[3], remembered(first.state)[4]
+    (Array([0.5, 0.5], dtype=float32), Array([0., 0.], dtype=float32))
+    >>> sure = context._replace(student={"logits": jnp.array([[8.0, 0.0]])})
+    >>> objective.apply({}, first.state, sure, jax.random.key(0)).value.round(2)  # a quarter of the target lies at 1
+    Array(2., dtype=float32)
+    """
+    if examples < 1:
+        raise ValueError(f"past_predictions, examples: expected the size of the training set, got {examples}.")
+    if steps is not None and steps < 1:
+        raise ValueError(f"past_predictions, steps: expected a positive number, or None, got {steps}.")
+    if callable(alpha) and steps is not None:
+        raise ValueError("past_predictions, steps: expected None beside a schedule of alpha, which counts by itself.")
+    if not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
+        raise ValueError(f"past_predictions, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
+    stored = jnp.dtype(dtype)
+    if stored not in _BITS:
+        raise ValueError(f"past_predictions, dtype: expected float32 or bfloat16, got {stored}.")
+
+    def alpha_at(step: Any) -> Any:
+        if callable(alpha):
+            return alpha(step)
+        return alpha if steps is None else alpha * jnp.minimum(step / steps, 1)
+
+    def read(context: Context, train: bool) -> tuple[Array, Array, Array | None]:
+        logits, label = lookup(context, student), lookup(context, labels)
+        if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(
+                f"past_predictions, {student}: expected logits [batch, classes], got {checks.shape(logits)}."
+            )
+        place = lookup(context, index) if train else None
+        for path, x in ((labels, label), (index, place)):
+            if x is not None and (not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != logits.shape[:1]):
+                raise ValueError(
+                    f"past_predictions, {path}: expected integers [{logits.shape[0]}], got {checks.shape(x)}."
+                )
+        return logits, label, place
+
+    def init(key: Array, context: Context) -> LossVars:
+        del key
+        classes = read(context, train=True)[0].shape[1]
+        return LossVars({}, {"past": jnp.zeros((examples, classes), _BITS[stored])})
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        del params
+        logits, label, place = read(context, train=key is not None)
+        mask = checks.example_mask(context.batch)
+        step_alpha = jnp.asarray(alpha_at(context.step), jnp.float32)
+        if place is None:
+            return _reported(losses.cross_entropy(logits, label, where=mask), mask, weight, context, state, step_alpha)
+        logits = counted(context, jnp.asarray(logits))
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        where = jnp.ones(label.shape, bool) if mask is None else mask
+        # A negative index would count from the end; one that does not count may be anything.
+        place = jnp.where(where, jnp.where(place < 0, examples, place), 0).astype(jnp.int32)
+        classes = logits.shape[1]
+        known = (label >= 0) & (label < classes) & (place < examples)
+        hard = jax.nn.one_hot(label, classes, dtype=logits.dtype)
+        past = _floats(state["past"].at[place].get(mode="fill", fill_value=0), stored).astype(logits.dtype)
+        past = jnp.where(jnp.sum(past, axis=1, keepdims=True) > 0, past, hard)
+        mixing = step_alpha.astype(logits.dtype)
+        values = losses.soft_cross_entropy(logits, (1 - mixing) * hard + mixing * past, where=mask)
+        values = jnp.where(known | ~where, values, jnp.nan)
+        new = write(state["past"], jax.nn.softmax(jax.lax.stop_gradient(logits)), place, where, context)
+        return _reported(values, mask, weight, context, {**state, "past": new}, step_alpha)
+
+    def write(table: Array, rows: Array, place: Array, where: Array, context: Context) -> Array:
+        rows, place, where = (_gather(x, context.axis_name) for x in (_bits(rows, stored), place, where))
+        # Of an example that is twice in a batch, the last one in the batch's order is kept, on any hardware.
+        later = jnp.arange(len(place))[:, None] < jnp.arange(len(place))[None, :]
+        again = jnp.any(later & where[None, :] & (place[:, None] == place[None, :]), axis=1)
+        return table.at[jnp.where(where & ~again, place, examples)].set(rows, mode="drop")
+
+    return Objective(init, apply)
+
+
+def remembered(state: Any) -> Array:
+    """The predictions in the state of `past_predictions`, ``[examples, classes]``; zeros for what was not seen yet.
+
+    Args:
+      state: of the objective, such as ``train_state.loss.state["ps_kd"]`` under its name in `jaxkd.combine`.
+
+    Returns:
+      Probabilities of the dtype that they are kept in.
+
+    >>> remembered({"past": jnp.zeros((4, 3), jnp.int16)}).dtype.name
+    'bfloat16'
+    """
+    table = state["past"]
+    return _floats(table, next(floating for floating, bits in _BITS.items() if table.dtype == bits))
+
+
+def _reported(values: Array, mask: Array | None, weight: Any, context: Context, state: Any, alpha: Array) -> LossOut:
+    out = weighted(values, mask, weight, context, state)
+    return out._replace(metrics={**out.metrics, "alpha": Mean(alpha, jnp.ones((), jnp.float32))})
+
+
+def _bits(x: Array, stored: Any) -> Array:
+    return jax.lax.bitcast_convert_type(x.astype(stored), _BITS[stored])
+
+
+def _floats(bits: Array, stored: Any) -> Array:
+    return jax.lax.bitcast_convert_type(bits, stored)
+
+
+def _gather(x: Array, axis_name: str | None) -> Array:
+    """All devices' rows, as a sum, which makes it known to a checked `jax.shard_map` that all have the same."""
+    if axis_name is None:
+        return x
+    size = x.shape[0]
+    whole = jnp.zeros((jax.lax.axis_size(axis_name) * size, *x.shape[1:]), jnp.int32)
+    at = (jax.lax.axis_index(axis_name) * size,) + (0,) * (x.ndim - 1)
+    return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x.astype(jnp.int32), at), axis_name).astype(x.dtype)

@@ -1,0 +1,329 @@
+"""CMI: a generator inverts the teacher round after round, and each image is to be told from all the earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import adapters, checks, normalization
+from jaxkd.objectives.contrastive import _gather, _unit
+from jaxkd.objectives.layers import dense, dense_init
+from jaxkd.schemes.synthesis import rounds, terms
+from jaxkd.schemes.synthesis.contract import (
+    IMAGE,
+    LABEL,
+    NOISE,
+    Synthesis,
+    device_key,
+    generated,
+    gradient,
+    image_of,
+    mean_of,
+    needs,
+    output_of,
+    outputs_of,
+    reported,
+    updated,
+    with_student,
+    zeros,
+)
+from jaxkd.training.distill import average, strong
+from jaxkd.types import Array, Batch, Metrics, Model, Outputs, PyTree, Teacher, Variables
+
+__all__ = ["cmi", "contrast", "resized_crop_and_flip"]
+
+_GENERATOR, _HEAD = "generator", "head"
+_VIEWS = ("local", "global")
+
+
+def cmi(
+    teacher: Teacher,
+    generator: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    features: Sequence[str],
+    iterations: int = 200,
+    slots: int = 8,
+    memory: int = 4096,
+    embedding: int = 128,
+    temperature: float = 0.1,
+    cross_entropy: float = 1.0,
+    statistics: float = 1.0,
+    contrastive: float = 0.8,
+    student: Model | None = None,
+    adversarial: float = 0.0,
+    augment: Callable[[Array, Array], Array] | None = None,
+) -> Synthesis:
+    """Contrastive model inversion: a generator and its latent codes, fitted to the teacher anew for each batch.
+
+    ``L = α R_feature(x) + β CE(t(x), y) + γ L_adv + δ L_cr``, x = G(z). Fang et al., "Contrastive Model Inversion for
+    Data-Free Knowledge Distillation", IJCAI 2021, with the defaults of the authors' synthesiser. R_feature compares
+    BatchNorm statistics; L_adv is small where the student is wrong (`jaxkd.schemes.synthesis.terms.disagreement`); and
+    L_cr asks that an image be found by another view of itself among all others of the batch and of earlier rounds, see
+    `contrast`. z and G begin anew with each round; the projection h goes on.
+
+    As in the authors' code, the best batch of a round is kept, the memory holds the teacher's features and h is applied
+    to them as it is now, and the features are the means of maps over their positions. Unlike there: the global view is
+    the image itself and not a shifted crop; of the memory all are negatives and not a sample; a step of training makes
+    one update, and the student learns from the pool beside it, as for `inversion`.
+
+    Args:
+      teacher: the one that is distilled, of a model `jaxkd.adapters.with_batch_statistics`.
+      generator: from an adapter, with ``inputs="noise"``; its output ``image`` is what the networks are given.
+      optimizer: any optax transformation, for G and z, anew with each round, and another one for h; the authors use
+        Adam with 1e-3 and β₁ = 0.5.
+      features: the teacher's outputs that an image is told by, maps or vectors.
+      iterations: updates of a round.
+      slots: batches in the student's pool, the oldest of which makes room.
+      memory: images whose features are remembered, at least a batch.
+      embedding: features of h, a multilayer perceptron of one hidden layer.
+      temperature: of L_cr.
+      cross_entropy: β.
+      statistics: α, of the teacher's output ``batch_statistics``.
+      contrastive: δ.
+      student: the student's model, for L_adv.
+      adversarial: γ.
+      augment: ``(key, image) -> image``, the other view of one image; `resized_crop_and_flip` by default.
+
+    Returns:
+      A `Synthesis` that makes ``image`` and ``label``. A round takes its classes and latent codes from the ``label``
+      and ``noise`` of the batch with which it begins. All batches are of one size.
+
+    Raises:
+      ValueError: a number does not make sense, there are no features, or no student for L_adv; and from ``init``, if
+        the batch or an output lacks something.
+
+    >>> import jaxkd
+    >>> generator = adapters.plain(lambda key, z: jnp.eye(4), lambda w, z: {"image": z @ w}, inputs="noise")
+    >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x @ w)
+    >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.eye(4, 3)))
+    >>> options = {"features": ["logits"], "statistics": 0.0, "memory": 32, "embedding": 5}
+    >>> synthesis = cmi(teacher, generator, optax.adam(1e-3), **options, augment=lambda key, image: -image)
+    >>> batch = {"noise": jax.ShapeDtypeStruct((8, 4), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    >>> state = synthesis.init(jax.random.key(0), {**batch, **synthesis.shapes(batch)}, Variables(jnp.eye(4, 3)))
+    >>> state["memory"]["local"].shape, state["head"][1]["kernel"].shape
+    ((32, 3), (3, 5))
+    """
+    rounds.check("cmi", iterations, slots)
+    features = (features,) if isinstance(features, str) else tuple(features)
+    if not features:
+        raise ValueError("cmi, features: expected at least one of the teacher's outputs, got none.")
+    for name, number in (("memory", memory), ("embedding", embedding), ("temperature", temperature)):
+        if not number > 0:
+            raise ValueError(f"cmi, {name}: expected a positive number, got {number}.")
+    with_student("cmi", adversarial, student)
+    view = augment or resized_crop_and_flip
+
+    def shapes(batch: Batch) -> dict[str, Any]:
+        size = needs("cmi", batch, NOISE, LABEL)
+        return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
+
+    def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
+        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
+        for name in ("logits", *features, *(["batch_statistics"] if statistics else [])):
+            output_of("cmi", taught, name, _HINT)
+        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _told_by(x, features), taught).shape[1]
+        if rows > memory:
+            raise ValueError(f"cmi, memory: expected at least a batch of {rows} images, got {memory}.")
+        generator_key, first, second = jax.random.split(key, 3)
+        made = strong(generator.init(generator_key, zeros(batch)))
+        head = [dense_init(first, width, width), dense_init(second, width, embedding)]
+        noise = jnp.zeros(batch[NOISE].shape, jnp.float32)
+        kept = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
+        return {
+            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | kept, slots),
+            "memory": {name: jnp.zeros((memory, width), jnp.float32) for name in _VIEWS},
+            _GENERATOR: made,
+            "noise": noise,
+            "label": jnp.zeros(rows, jnp.int32),
+            _HEAD: head,
+            "optimizer": {
+                _GENERATOR: strong(optimizer.init((made.params, noise))),
+                _HEAD: strong(optimizer.init(head)),
+            },
+        }
+
+    def apply(
+        state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
+    ) -> tuple[Batch, PyTree, Metrics]:
+        size, mask, axis_name = needs("cmi", batch, NOISE, LABEL), checks.example_mask(batch), adapters.mapped_axis()
+        options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
+        rows = state["label"].shape[0]
+        rounds.fits("cmi", rows, size, mask, axis_name)
+        places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
+        begin_key, view_key, draw_key, own_key = jax.random.split(key, 4)
+
+        def whole(x: Any, dtype: Any) -> Array:
+            return rounds.collect(jnp.asarray(x, dtype), places, rows, mask, axis_name)
+
+        fresh = whole(batch[NOISE], jnp.float32), whole(batch[LABEL], jnp.int32)
+        like = {name: jnp.zeros((rows, *jnp.shape(x)[1:]), jnp.result_type(x)) for name, x in batch.items()}
+
+        def restart() -> Any:
+            made = strong(generator.init(begin_key, like))
+            return made, *fresh, strong(optimizer.init((made.params, fresh[0])))
+
+        def go_on() -> Any:
+            return state[_GENERATOR], state["noise"], state["label"], state["optimizer"][_GENERATOR]
+
+        made, noise, label, opt_state = jax.lax.cond(state["age"] == 0, restart, go_on)
+        here = label[places]
+        remembered = jnp.arange(memory) < state["rounds"] * rows
+
+        def loss(params: PyTree) -> tuple[Array, Any]:
+            weights, codes = params[_GENERATOR]
+            own = {**batch, NOISE: codes[places], LABEL: here}
+            outputs, new = generator.apply(
+                Variables(weights, made.state), own, key=device_key(own_key, axis_name), train=True
+            )
+            image = image_of(outputs)
+            given = {**own, IMAGE: image, "step": step}
+            taught = teacher.apply(teacher_state, given, key=None)
+            logits = output_of("cmi", taught, "logits")
+            found = {"cross_entropy": terms.cross_entropy(logits, here, **options)}
+            value = cross_entropy * found["cross_entropy"]
+            if statistics:
+                distance = output_of("cmi", taught, "batch_statistics", _HINT)
+                found["statistics"] = mean_of(distance, mask, axis_name)
+                value += statistics * found["statistics"]
+            if adversarial and student is not None:
+                answer = output_of("cmi", outputs_of(student, variables, given), "logits")
+                found["adversarial"] = terms.disagreement(answer, logits, **options)
+                value += adversarial * found["adversarial"]
+            keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
+            other = teacher.apply(teacher_state, {**given, IMAGE: jax.vmap(view)(keys, image)}, key=None)
+            seen = {"local": _told_by(other, features), "global": _told_by(taught, features)}
+            found["contrastive"] = contrast(
+                params[_HEAD], seen, state["memory"], remembered, temperature=temperature, **options
+            )
+            value += contrastive * found["contrastive"]
+            return value, (jax.lax.stop_gradient((image, seen)), new, found)
+
+        old = {_GENERATOR: (made.params, noise), _HEAD: state[_HEAD]}
+        value, ((image, seen), new, found), grads = gradient(loss, old, axis_name)
+        if axis_name is not None:
+            new = average(new, axis_name)
+        (params, noise), opt_state = updated(optimizer, grads[_GENERATOR], opt_state, old[_GENERATOR])
+        head, head_state = updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
+        entries = {IMAGE: whole(image, image.dtype), LABEL: label}
+        entries |= {name: whole(x, jnp.float32) for name, x in seen.items()}
+        kept = rounds.finish(state, entries, value, iterations)
+        done = kept["rounds"] > state["rounds"]
+        at = jnp.where(done, (state["rounds"] * rows + jnp.arange(rows)) % memory, memory)
+        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        return (
+            rounds.draw(kept, draw_key, places, image, here),
+            {
+                **kept,
+                "memory": {k: x.at[at].set(kept["best"][k], mode="drop") for k, x in state["memory"].items()},
+                _GENERATOR: Variables(params, new),
+                "noise": noise,
+                "label": label,
+                _HEAD: head,
+                "optimizer": {_GENERATOR: opt_state, _HEAD: head_state},
+            },
+            metrics,
+        )
+
+    return Synthesis(shapes, init, apply)
+
+
+def contrast(
+    head: PyTree,
+    seen: Mapping[str, Array],
+    memory: Mapping[str, Array],
+    remembered: Array,
+    *,
+    temperature: float = 0.1,
+    mask: Array | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    """``mean_i −log softmax_j(⟨h(l_i), h(g_j)⟩ / T)_i``, over the batch, plus the same over the memory.
+
+    l and g are the features of the local and the global view, h(·) of unit length, and j runs over the images of the
+    batch and of the memory. No gradient goes through h(g). The second mean, of remembered images as anchors, trains h.
+    Both are as in the authors' code.
+
+    Args:
+      head: h, of two dense layers.
+      seen: features of both views, ``local`` and ``global``, ``[batch, features]``.
+      memory: the same of earlier images ``[memory, features]``.
+      remembered: which of them there are, bool ``[memory]``.
+      temperature: T.
+      mask: True for the examples that count ``[batch]``, or None for all.
+      axis_name: the mapped axis that splits the batch, or None.
+
+    Returns:
+      The value of the whole batch, the same on every device.
+
+    >>> head = [{"kernel": jnp.eye(2)}, {"kernel": jnp.eye(2)}]
+    >>> views = {"local": jnp.eye(2), "global": jnp.eye(2)}
+    >>> contrast(head, views, views, jnp.array([False, False]), temperature=1.0).round(4)  # log(1 + 1/e)
+    Array(0.3133, dtype=float32)
+    """
+
+    def embed(x: Array) -> Array:
+        return _unit(dense(head[1], jax.nn.relu(dense(head[0], x))))
+
+    if mask is not None:
+        seen = {name: jnp.where(mask[:, None], x, 0) for name, x in seen.items()}
+    size = seen["local"].shape[0]
+    counts = _gather(jnp.ones(size, bool) if mask is None else mask, axis_name)
+    others = jax.lax.stop_gradient(embed(jnp.concatenate([_gather(seen["global"], axis_name), memory["global"]])))
+    there = jnp.concatenate([counts, remembered])
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
+
+    def found(anchors: Array, own: Array, where: Array) -> Array:
+        logits = jnp.matmul(embed(anchors), others.T, precision=jax.lax.Precision.HIGHEST) / temperature
+        positive = own[:, None] == jnp.arange(len(others))[None, :]
+        # An anchor that does not count has itself, so that its logarithm is of something.
+        total = jax.nn.logsumexp(logits, axis=1, where=there[None, :] | positive)
+        return jnp.where(where, total - jnp.sum(jnp.where(positive, logits, 0), axis=1), 0)
+
+    batch = found(seen["local"], first + jnp.arange(size), jnp.ones(size, bool) if mask is None else mask)
+    earlier = found(memory["local"], len(counts) + jnp.arange(len(remembered)), remembered)
+    number = jnp.sum(remembered, dtype=earlier.dtype)
+    return mean_of(batch, mask, axis_name) + jnp.sum(earlier) / jnp.maximum(number, 1)
+
+
+def resized_crop_and_flip(key: Array, image: Array) -> Array:
+    """A square part of an image, of a quarter of its area or more, at its full size, mirrored half of the time.
+
+    Args:
+      key: of the draw.
+      image: ``[height, width, channels]``.
+
+    Returns:
+      Another view of it, of the same shape.
+
+    >>> resized_crop_and_flip(jax.random.key(0), jnp.ones((4, 4, 1))).shape
+    (4, 4, 1)
+    """
+    if image.ndim != 3:
+        raise ValueError(
+            f"resized_crop_and_flip: expected an image [height, width, channels], got {checks.shape(image)}. Give "
+            "another view with augment=."
+        )
+    area_key, place_key, flip_key = jax.random.split(key, 3)
+    side = jnp.sqrt(jax.random.uniform(area_key, (), jnp.float32, 0.25, 1.0))
+    sizes = jnp.asarray(image.shape[:2], jnp.float32)
+    corner = jax.random.uniform(place_key, (2,)) * (1 - side) * sizes
+    scale = jnp.full(2, 1 / side)
+    part = jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, "linear", antialias=False)
+    return jnp.where(jax.random.bernoulli(flip_key), part[:, ::-1], part)
+
+
+def _told_by(outputs: Outputs, names: Sequence[str]) -> Array:
+    """The features of each example ``[batch, features]``: maps as their means over the positions, side by side."""
+    found = []
+    for name in names:
+        x = output_of("cmi", outputs, name, _HINT)
+        found.append(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1).astype(jnp.float32))
+    return jnp.concatenate(found, axis=1)
+
+
+_HINT = "Features come from the taps of its adapter, 'batch_statistics' from adapters.with_batch_statistics."

@@ -1,0 +1,175 @@
+"""DeepInversion: images made from the teacher's BatchNorm statistics, by gradient steps on their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd import adapters, checks, normalization
+from jaxkd.schemes.synthesis import rounds, terms
+from jaxkd.schemes.synthesis.contract import (
+    IMAGE,
+    LABEL,
+    Synthesis,
+    gradient,
+    needs,
+    output_of,
+    outputs_of,
+    reported,
+    updated,
+    with_student,
+)
+from jaxkd.training.distill import strong
+from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
+
+__all__ = ["inversion"]
+
+
+def inversion(
+    teacher: Teacher,
+    shape: Sequence[int],
+    optimizer: optax.GradientTransformation,
+    *,
+    iterations: int = 2000,
+    slots: int = 8,
+    cross_entropy: float = 1.0,
+    statistics: float = 10.0,
+    total_variation: float = 2.5e-5,
+    l2: float = 3e-8,
+    jitter: int = 2,
+    student: Model | None = None,
+    competition: float = 0.0,
+    temperature: float = 3.0,
+) -> Synthesis:
+    """DeepInversion: noise turned into images of chosen classes, as the teacher's BatchNorms remember images.
+
+    ``L = CE(t(x), y) + α_f R_feature(x) + α_tv R_TV(x) + α_ℓ2 ‖x‖₂ + α_c (1 − JS(p_t, p_s))``. Yin et al., "Dreaming to
+    Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, equations 1 to 9; the last term is that of
+    Adaptive DeepInversion. The defaults are its values on CIFAR-10, where α_f is one of a few that were tried, and
+    α_c = 10 there. As in the authors' code the images are moved by a random offset before each update, and the best of
+    a round, by the loss, are kept.
+
+    There the images are all made first. Here each step of training makes one update of a batch of images, which after
+    so many steps goes into a pool, and the student learns from the pool beside it; while that is empty, from the images
+    under way. So the competition is with the student as it is now.
+
+    Args:
+      teacher: the one that is distilled, of a model `jaxkd.adapters.with_batch_statistics`.
+      shape: of one image, ``(height, width, channels)``; it is made as the networks are given it, that is normalised.
+      optimizer: any optax transformation, for the pixels; it begins anew with each round. The authors use Adam with
+        0.1 on CIFAR-10.
+      iterations: updates of one batch of images.
+      slots: batches in the pool, the oldest of which makes room.
+      cross_entropy: the weight of the first term.
+      statistics: α_f, of the teacher's output ``batch_statistics``.
+      total_variation: α_tv.
+      l2: α_ℓ2.
+      jitter: the most pixels that the images of a batch are moved, all by the same, in each direction; around the edge.
+      student: the student's model, for the competition.
+      competition: α_c.
+      temperature: of the competition.
+
+    Returns:
+      A `Synthesis` that makes ``image`` and ``label``, of classes that it takes from the ``label`` of the batch with
+      which a round begins: those of `jaxkd.data.Noise` are random. All batches are of one size.
+
+    Raises:
+      ValueError: a number or the shape does not make sense, or there is no student to compete with; and from ``init``,
+        if the batch or an output lacks something.
+
+    >>> import jaxkd
+    >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x.reshape(-1, 4) @ w)
+    >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.eye(4, 3)))
+    >>> synthesis = inversion(teacher, (2, 2, 1), optax.adam(0.1), iterations=10, slots=3, statistics=0.0)
+    >>> batch = {"label": jax.ShapeDtypeStruct((8,), jnp.int32)}
+    >>> batch = {**batch, **synthesis.shapes(batch)}
+    >>> synthesis.init(jax.random.key(0), batch, Variables(jnp.eye(4, 3)))["pool"]["image"].shape
+    (3, 8, 2, 2, 1)
+    """
+    shape = tuple(shape)
+    rounds.check("inversion", iterations, slots)
+    if len(shape) != 3 or any(size < 1 for size in shape):
+        raise ValueError(f"inversion, shape: expected (height, width, channels) of one image, got {shape}.")
+    if jitter < 0:
+        raise ValueError(f"inversion, jitter: expected a number of pixels, at least 0, got {jitter}.")
+    with_student("inversion", competition, student)
+
+    def shapes(batch: Batch) -> dict[str, Any]:
+        size = needs("inversion", batch, LABEL)
+        image = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+        return {IMAGE: image, LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
+
+    def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
+        del key
+        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
+        for name in ("logits", *(["batch_statistics"] if statistics else [])):
+            output_of("inversion", taught, name, _HINT)
+        image = jnp.zeros(batch[IMAGE].shape, jnp.float32)
+        entries = {name: batch[name] for name in (IMAGE, LABEL)}
+        return {
+            **rounds.begin(entries, slots),
+            "image": image,
+            "label": jnp.zeros(batch[LABEL].shape, jnp.int32),
+            "optimizer": strong(optimizer.init(image)),
+        }
+
+    def apply(
+        state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
+    ) -> tuple[Batch, PyTree, Metrics]:
+        size, mask, axis_name = needs("inversion", batch, LABEL), checks.example_mask(batch), adapters.mapped_axis()
+        options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
+        rows = state["image"].shape[0]
+        rounds.fits("inversion", rows, size, mask, axis_name)
+        places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
+        begin_key, jitter_key, draw_key = jax.random.split(key, 3)
+        labels = rounds.collect(jnp.asarray(batch[LABEL], jnp.int32), places, rows, mask, axis_name)
+
+        def restart() -> Any:
+            image = jax.random.normal(begin_key, state["image"].shape, jnp.float32)
+            return image, labels, strong(optimizer.init(image))
+
+        image, label, opt_state = jax.lax.cond(
+            state["age"] == 0, restart, lambda: (state["image"], state["label"], state["optimizer"])
+        )
+        here, own = label[places], image[places]
+
+        def loss(image: Array) -> tuple[Array, Any]:
+            x = image[places]
+            if jitter:
+                moved = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
+                x = jnp.roll(x, moved, axis=(1, 2))
+            given = {**batch, IMAGE: x, LABEL: here, "step": step}
+            taught = teacher.apply(teacher_state, given, key=None)
+            logits = output_of("inversion", taught, "logits")
+            found = {
+                "cross_entropy": terms.cross_entropy(logits, here, **options),
+                "total_variation": terms.total_variation(x, **options),
+                "l2": terms.norm(x, **options),
+            }
+            value = cross_entropy * found["cross_entropy"]
+            value += total_variation * found["total_variation"] + l2 * found["l2"]
+            if statistics:
+                distance = output_of("inversion", taught, "batch_statistics", _HINT)
+                found["statistics"] = terms.mean_of(distance, mask, axis_name)
+                value += statistics * found["statistics"]
+            if competition and student is not None:
+                answer = output_of("inversion", outputs_of(student, variables, given), "logits")
+                found["competition"] = terms.competition(answer, logits, temperature=temperature, **options)
+                value += competition * found["competition"]
+            return value, found
+
+        value, found, grads = gradient(loss, image, axis_name)
+        new, opt_state = updated(optimizer, grads, opt_state, image)
+        kept = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
+        made = rounds.draw(kept, draw_key, places, own, here)
+        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        return made, {**kept, "image": new, "label": label, "optimizer": opt_state}, metrics
+
+    return Synthesis(shapes, init, apply)
+
+
+_HINT = "'batch_statistics' comes from adapters.with_batch_statistics around the teacher's model."

@@ -1,0 +1,60 @@
+"""Outputs made of others: seen by the objective, with what they learn and remember beside what it does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxkd import losses, objectives, term
+from jaxkd.objectives.compose import lookup
+from jaxkd.objectives.parts import with_parts
+from jaxkd.types import Context, LossVars
+
+CONTEXT = Context({"f": jnp.arange(6.0).reshape(3, 2)}, {"f": jnp.ones((3, 4))}, {}, jnp.int32(0))
+
+
+def scaled(objective):
+    def make(params, state, context, key):
+        new = {"calls": state["calls"] + (key is not None)}
+        return {"made/f": params["scale"] * lookup(context, "student/f")}, new
+
+    first = LossVars({"scale": jnp.float32(2)}, {"calls": jnp.int32(0)})
+    return with_parts(lambda key, context: first, make, objective)
+
+
+def test_what_both_own():
+    objective = scaled(objectives.hint("student/made/f", "teacher/f"))
+    made = objective.init(jax.random.key(0), CONTEXT)
+    assert jax.tree.map(jnp.shape, made.params["objective"]) == {"bias": (4,), "kernel": (2, 4)}
+    out = objective.apply(made.params, made.state, CONTEXT, jax.random.key(0))
+    kernel = np.asarray(made.params["objective"]["kernel"])
+    expected = np.mean((2 * np.arange(6.0).reshape(3, 2) @ kernel - 1) ** 2)
+    assert float(out.value) == pytest.approx(expected, rel=1e-5)
+    assert out.state == {"parts": {"calls": 1}}
+    assert objective.apply(made.params, made.state, CONTEXT, None).state == {"parts": {"calls": 0}}
+    slope = jax.grad(lambda p: objective.apply(p, made.state, CONTEXT, None).value)(made.params)
+    assert float(slope["parts"]["scale"]) != 0
+
+
+def test_what_the_objective_remembers():
+    crd = objectives.crd_in_batch("student/made/f", "teacher/f", labels=None, features=3)
+    objective = scaled(
+        objectives.combine(
+            crd=crd, queue=objectives.crd_queue("student/made/f", "teacher/f", size=8, features=3, labels=None)
+        )
+    )
+    made = objective.init(jax.random.key(0), CONTEXT)
+    out = objective.apply(made.params, made.state, CONTEXT, jax.random.key(0))
+    assert jax.tree.structure(out.state) == jax.tree.structure(made.state)
+    assert int(out.state["objective"]["queue"]["written"]) == 3
+    assert sorted(out.terms) == ["crd", "queue"]
+
+
+def test_nothing_to_own():
+    doubled = with_parts(
+        lambda key, context: LossVars(),
+        lambda p, s, context, key: ({"twice": 2 * lookup(context, "student/f")}, s),
+        term(losses.hint_mse, "student/twice", "student/f"),
+    )
+    assert doubled.init(jax.random.key(0), CONTEXT) == LossVars({}, {})
+    assert float(doubled.apply({}, {}, CONTEXT, None).value) == pytest.approx(np.mean(np.arange(6.0) ** 2))

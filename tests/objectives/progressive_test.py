@@ -1,0 +1,314 @@
+"""PS-KD: targets of the last visit, by hand and against float64; what is remembered, where, and after a resume."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import LossVars, data, losses, term
+from jaxkd.objectives.progressive import past_predictions, remembered
+from jaxkd.training import fit
+from tests import objective_runs, tiny
+from tests.objective_runs import KEY, PLACES, context, initialised, run
+from tests.schemes import self_runs
+
+DATA, BATCH, CLASSES = 24, 16, 3
+KEEP = np.arange(BATCH) % 5 > 1
+PSKD = past_predictions(DATA, alpha=0.6, weight=0.8)
+
+
+def arrays(size=BATCH, seed=0, *, mask=None, index=None):
+    rng = np.random.default_rng(seed)
+    index = rng.permutation(DATA)[:size] if index is None else np.asarray(index)
+    batch = {"index": index.astype(np.int32), "label": (index % CLASSES).astype(np.int32)}
+    logits = rng.normal(size=(len(index), CLASSES)).astype(np.float32)
+    return {
+        "student": {"logits": logits},
+        "teacher": {},
+        "batch": batch if mask is None else {**batch, "mask": mask},
+    }
+
+
+def kept(given, keep):
+    found = {root: objective_runs.rows(tree, keep) for root, tree in given.items()}
+    found["batch"].pop("mask", None)
+    return found
+
+
+def softmax(z):
+    return np.exp(self_runs.log_softmax(np.float64(z)))
+
+
+def reference(given, past, alpha):
+    """The mean over the batch, and its slope for the logits."""
+    logits, label, index = given["student"]["logits"], given["batch"]["label"], given["batch"]["index"]
+    hard = np.eye(CLASSES)[label]
+    target = hard.copy()
+    for row, place in enumerate(index):
+        if place in past:
+            target[row] = (1 - alpha) * hard[row] + alpha * past[place]
+    value = -(target * self_runs.log_softmax(np.float64(logits))).sum(axis=1).mean()
+    return value, (softmax(logits) - target) / len(label)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """After a first batch, that of seed 3."""
+    first = arrays(seed=3)
+    made = initialised(PSKD, first)
+    return made._replace(state=run(PSKD, made, first).state)
+
+
+def test_by_hand():
+    """The same batch twice: labels alone, then half of what was said the first time."""
+    objective = past_predictions(4, alpha=0.5)
+    given = arrays(index=[2, 0])
+    given["student"]["logits"] = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], np.float32))
+    given["batch"]["label"] = np.array([1, 0], np.int32)
+    start = initialised(objective, given)
+    first = run(objective, start, given)
+    np.testing.assert_allclose(first.value, -(np.log(0.25) + np.log(0.8)) / 2, rtol=1e-6)
+    expected = [[0.8, 0.1, 0.1], [0, 0, 0], [0.5, 0.25, 0.25], [0, 0, 0]]
+    np.testing.assert_allclose(remembered(first.state), expected, rtol=1e-6)
+    second = run(objective, LossVars({}, first.state), given)
+    one = -(0.25 * np.log(0.5) + 0.625 * np.log(0.25) + 0.125 * np.log(0.25))
+    two = -(0.9 * np.log(0.8) + 0.1 * np.log(0.1))
+    np.testing.assert_allclose(second.value, (one + two) / 2, rtol=1e-6)
+
+
+def test_against_float64(variables):
+    first, given = arrays(seed=3), arrays(seed=4)
+    past = dict(zip(first["batch"]["index"].tolist(), softmax(first["student"]["logits"]), strict=True))
+    assert 0 < len(set(given["batch"]["index"].tolist()) - past.keys()) < BATCH
+    found, (value, slope) = run(PSKD, variables, given), reference(given, past, 0.6)
+    np.testing.assert_allclose(found.metrics[""], value, rtol=1e-5)
+    np.testing.assert_allclose(found.value, 0.8 * value, rtol=1e-5)
+    np.testing.assert_allclose(found.student["logits"], 0.8 * slope, rtol=1e-4, atol=1e-7)
+    now = remembered(found.state)
+    past |= dict(zip(given["batch"]["index"].tolist(), softmax(given["student"]["logits"]), strict=True))
+    for row in range(DATA):
+        np.testing.assert_allclose(now[row], past.get(row, np.zeros(CLASSES)), rtol=1e-5, atol=1e-7)
+
+
+def test_no_past_is_cross_entropy(variables):
+    plain = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.8)
+    given = arrays(seed=5)
+    want = run(plain, LossVars(), given)
+    for objective, start in (
+        (past_predictions(DATA, alpha=0.0, weight=0.8), variables),
+        (PSKD, initialised(PSKD, given)),
+    ):
+        found = run(objective, start, given)
+        np.testing.assert_allclose(found.value, want.value, rtol=1e-6)
+        np.testing.assert_allclose(found.student["logits"], want.student["logits"], rtol=1e-5, atol=1e-7)
+
+
+def test_all_past_is_a_teacher_of_the_last_visit(variables):
+    """α = 1: the slope is that of soft targets at temperature 1."""
+    first = arrays(seed=3)
+    given = {**first, "student": arrays(seed=6)["student"], "teacher": first["student"]}
+    soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=1.0)
+    found, want = run(past_predictions(DATA, alpha=1.0), variables, given), run(soft, LossVars(), given)
+    np.testing.assert_allclose(found.student["logits"], want.student["logits"], rtol=1e-4, atol=1e-6)
+
+
+def test_alpha_grows():
+    given = arrays()
+    published = lambda step: 0.8 * (step // 2 + 1) / 4  # noqa: E731
+    rows = [
+        (past_predictions(DATA, steps=10), 0.8 * 3 / 10),  # the context's step is 3
+        (past_predictions(DATA, alpha=0.5, steps=2), 0.5),
+        (past_predictions(DATA, alpha=0.5), 0.5),
+        (past_predictions(DATA, alpha=published), 0.4),
+    ]
+    for objective, expected in rows:
+        start = initialised(objective, given)
+        assert run(objective, start, given).metrics["alpha"] == pytest.approx(expected)
+
+
+def test_masking_is_dropping(variables):
+    given = arrays(mask=KEEP)
+    for start in variables, initialised(PSKD, given):
+        want = run(PSKD, start, kept(given, KEEP))
+        for garbage in np.nan, np.inf, 1e30:
+            other = {root: objective_runs.spoilt(tree, KEEP, garbage) for root, tree in given.items()}
+            other["batch"]["index"] = np.where(KEEP, given["batch"]["index"], -7)
+            other["batch"]["label"] = np.where(KEEP, given["batch"]["label"], 99)
+            found = run(PSKD, start, other)
+            tiny.assert_close(found._replace(student={}), want._replace(student={}))
+            tiny.assert_close(found.student["logits"][KEEP], want.student["logits"])
+            assert (found.student["logits"][~KEEP] == 0).all()
+
+
+def test_nothing_that_counts_changes_nothing(variables):
+    found = run(PSKD, variables, arrays(mask=np.zeros(BATCH, bool)))
+    assert found.value == 0
+    assert (found.student["logits"] == 0).all()
+    tiny.assert_equal(found.state, variables.state)
+
+
+def test_twice_in_a_batch_the_last_one_is_kept():
+    given = arrays(index=[5, 2, 5, 2, 7], mask=np.array([True, True, True, False, True]))
+    found = remembered(run(PSKD, initialised(PSKD, given), given).state)
+    expected = softmax(given["student"]["logits"])
+    for place, row in (5, 2), (2, 1), (7, 4):
+        np.testing.assert_allclose(found[place], expected[row], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("way", "count", "dtype"), [*((*p, jnp.float32) for p in PLACES), ("pmap", 2, jnp.bfloat16)])
+def test_the_number_of_devices_makes_no_difference(way, count, dtype):
+    objective = past_predictions(DATA, alpha=0.6, dtype=dtype)
+    first, given = arrays(seed=3), arrays(mask=KEEP)
+    given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # twice, on two devices
+    placed = objective_runs.on_devices(objective, way, count)
+    start = initialised(objective, first)
+    found = placed(LossVars({}, placed(start, first).state), given)
+    want = run(objective, LossVars({}, run(objective, start, first).state), given)
+    tiny.assert_close(found._replace(state={}), want._replace(state={}), rtol=1e-4, atol=1e-5)
+    # The same device computes an example's row as any other, and what is remembered is never averaged.
+    tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(
+        np.float32(remembered(found.state)), np.float32(remembered(want.state)), rtol=tolerance, atol=1e-7
+    )
+
+
+def test_devices_that_average_leave_what_is_remembered():
+    """The mean of three equal numbers is not always that number; in bfloat16 it is off by half a percent."""
+    objective = past_predictions(DATA, alpha=0.6, dtype=jnp.bfloat16)
+    given = arrays(18)
+    state = run(objective, initialised(objective, given), given).state
+    later = arrays(18, seed=1, mask=np.zeros(18, bool))
+    after = objective_runs.on_devices(objective, "pmap", 3)(LossVars({}, state), later).state
+    tiny.assert_equal(after, state)
+
+
+def test_a_table_split_over_the_devices_by_rows(variables):
+    placed = objective_runs.on_devices(PSKD, "jit", 8, split_state=lambda path: True)
+    given = arrays(seed=4, mask=KEEP)
+    found = placed(variables, given)
+    tiny.assert_close(found, run(PSKD, variables, given), rtol=1e-4, atol=1e-5)
+    shapes = [shard.data.shape for shard in found.state["past"].addressable_shards]
+    assert shapes == [(DATA // 8, CLASSES)] * 8
+
+
+def test_bfloat16_takes_half_of_the_memory():
+    objective, given = past_predictions(DATA, dtype=jnp.bfloat16), arrays()
+    start = initialised(objective, given)
+    assert start.state["past"].nbytes * 2 == initialised(PSKD, given).state["past"].nbytes
+    found = remembered(run(objective, start, given).state)
+    assert found.dtype == jnp.bfloat16
+    expected = softmax(given["student"]["logits"])
+    np.testing.assert_allclose(np.float32(found[given["batch"]["index"]]), expected, rtol=2**-8)
+
+
+def test_an_evaluation_is_of_the_labels_and_needs_no_index(variables):
+    given = arrays(seed=5, mask=KEEP)
+    want = run(term(losses.cross_entropy, "student/logits", "batch/label", weight=0.8), LossVars(), given)
+    for index in given["batch"]["index"], np.full(BATCH, 10**6, np.int32), None:
+        batch = {name: x for name, x in given["batch"].items() if name != "index"}
+        one = {**given, "batch": batch if index is None else {**batch, "index": index}}
+        found = run(PSKD, variables, one, None)
+        np.testing.assert_array_equal(found.value, want.value)
+        tiny.assert_equal(found.state, variables.state)
+
+
+def test_what_is_written_has_no_gradient(variables):
+    given = arrays(seed=4)
+
+    def said(logits):
+        state = PSKD.apply({}, variables.state, context({**given, "student": {"logits": logits}}), KEY).state
+        return jnp.sum(remembered(state))
+
+    assert (jax.jit(jax.grad(said))(given["student"]["logits"]) == 0).all()
+
+
+def test_extremes(variables):
+    for size in 0.0, 1e4, 1e30:
+        given = arrays(index=[3, 4], seed=2)
+        given["student"]["logits"] = (size * np.array([[1, -1, 0], [-1, 1, 0]])).astype(np.float32)
+        found = run(PSKD, variables, given)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(found)), size
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(PSKD, LossVars({}, found.state), given)))
+
+
+@pytest.mark.parametrize(("entry", "value"), [("index", DATA), ("index", -1), ("label", CLASSES), ("label", -1)])
+def test_what_is_out_of_range_is_heard(variables, entry, value):
+    given = arrays()
+    given["batch"][entry][2] = value
+    assert np.isnan(run(PSKD, variables, given).value)
+
+
+def distiller(**options):
+    objective = jaxkd.combine(ps_kd=past_predictions(21, **{"steps": 10, **options}))
+    return jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1, momentum=0.9))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    images = np.random.default_rng(0).normal(size=(21, 4, 4, 2)).astype(np.float32)
+    train = data.Resident(data.from_arrays(images, np.arange(21) % 3), batch_size=8)  # the last batch is padded
+    key, kd = jax.random.key(3), distiller(dtype=jnp.bfloat16)
+    whole = fit(kd, train, steps=8, key=key, directory=tmp_path / "whole", progress=False)
+    fit(kd, train, steps=5, key=key, directory=tmp_path / "parts", progress=False)
+    parts = fit(kd, train, steps=8, key=key, directory=tmp_path / "parts", progress=False)
+    tiny.assert_equal(parts.state, whole.state)
+    assert (remembered(whole.state.loss.state["ps_kd"]).sum(axis=1) > 0.9).all()  # all were seen
+    other = fit(distiller(alpha=0.0), train, steps=8, key=key, progress=False)
+    assert (other.state.student.params["first"] != whole.state.student.params["first"]).any()
+
+
+def test_any_placement_of_the_distiller():
+    batches = [
+        {**tiny.batch(6, i), "index": np.random.default_rng(i).permutation(9)[:6].astype(np.int32)} for i in range(3)
+    ]
+    kd = distiller()
+    expected, metrics = self_runs.run(kd, batches)
+    table = remembered(expected.loss.state["ps_kd"])
+    for way in self_runs.WAYS:
+        for given in batches, [self_runs.masked(batch, 3) for batch in batches]:
+            state, found = self_runs.run(kd, given, self_runs.placed(kd, way))
+            tiny.assert_close(state.student, expected.student, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(remembered(state.loss.state["ps_kd"]), table, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                [one["ps_kd"] for one in found], [one["ps_kd"] for one in metrics], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_one_program_and_a_constant_structure():
+    kd, traces = distiller(), []
+
+    @jax.jit
+    def step(state, batch):
+        traces.append(None)
+        return kd.step(state, batch)
+
+    state = kd.init(jax.random.key(0), tiny.batch(4))
+    described = jax.tree.map(jax.typeof, state)
+    for i in range(3):
+        state, _ = step(state, tiny.batch(4, i))
+    assert jax.tree.map(jax.typeof, state) == described
+    assert len(traces) == 1
+
+
+def test_mistakes():
+    with pytest.raises(ValueError, match="examples: expected the size of the training set, got 0"):
+        past_predictions(0)
+    with pytest.raises(ValueError, match=r"alpha: expected a number from 0 to 1.*got 1.2"):
+        past_predictions(5, alpha=1.2)
+    with pytest.raises(ValueError, match="steps: expected a positive number, or None, got 0"):
+        past_predictions(5, steps=0)
+    with pytest.raises(ValueError, match="steps: expected None beside a schedule"):
+        past_predictions(5, alpha=optax.constant_schedule(0.1), steps=3)
+    with pytest.raises(ValueError, match="dtype: expected float32 or bfloat16, got float16"):
+        past_predictions(5, dtype=jnp.float16)
+    given = arrays()
+    without = {**given, "batch": {"label": given["batch"]["label"]}}
+    with pytest.raises(ValueError, match="'batch/index'"):
+        initialised(PSKD, without)
+    soft = {**given, "batch": {**given["batch"], "label": np.ones((BATCH, CLASSES), np.float32)}}
+    with pytest.raises(ValueError, match=r"batch/label: expected integers \[16\], got float32\[16, 3\]"):
+        initialised(PSKD, soft)
+    tokens = {**given, "student": {"logits": np.ones((BATCH, 2, CLASSES), np.float32)}}
+    with pytest.raises(ValueError, match=r"expected logits \[batch, classes\], got float32\[16, 2, 3\]"):
+        initialised(PSKD, tokens)
