@@ -1,0 +1,216 @@
+"""The table, for the terminal and for ``report.md``, from what is in ``results.json`` and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from experiments.statistics import Interval, interval
+from jaxkd.training import forgetting
+
+REFERENCES = ("alone", "offline")
+
+COLUMNS = (
+    "scheme",
+    "accuracy (%)",
+    "alone, equal cost",
+    "offline KD, equal cost",
+    "gain over alone",
+    "gain over offline",
+    "MFLOPs / example",
+    "time / example",
+    "training cost",
+)
+
+
+def gain(found: dict[str, Any], over: str) -> Interval:
+    """What a scheme adds to a baseline of equal cost, in points, seed by seed."""
+    return interval(100 * (np.array(found["accuracy"]) - np.array(found[over]["accuracy"])))
+
+
+def verdict(found: dict[str, Any], over: str) -> str:
+    """Whether the difference is more than chance: ``helps``, ``hurts`` or ``unclear``.
+
+    >>> verdict({"accuracy": [0.9, 0.91, 0.92], "alone": {"accuracy": [0.8, 0.81, 0.83]}}, "alone")
+    'helps'
+    """
+    mean, half = gain(found, over)
+    return "helps" if mean > half else "hurts" if mean < -half else "unclear"
+
+
+def one_line(found: dict[str, Any]) -> str:
+    """A finished row in a line of the log."""
+    return (
+        f"{interval(100 * np.array(found['accuracy']))} %, over alone {gain(found, 'alone'):+.2f}, over offline "
+        f"{gain(found, 'offline'):+.2f}"
+    )
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the table."""
+    cells: list[tuple[str, ...]] = []
+    for found in results["rows"].values():
+        alone = found["alone"]["flops_per_step"]
+        batch = results["config"]["batch"]
+        steps = results["config"]["epochs"] * (results["config"]["images"] // batch)
+        cells.append(
+            (
+                found["title"],
+                f"{interval(100 * np.array(found['accuracy']))}",
+                f"{interval(100 * np.array(found['alone']['accuracy']))}",
+                f"{interval(100 * np.array(found['offline']['accuracy']))}",
+                f"{gain(found, 'alone'):+.2f}",
+                f"{gain(found, 'offline'):+.2f}",
+                f"{found['flops'] / found['examples'] / 1e6:.3g}",
+                _time(found),
+                f"{found['flops'] / (alone * steps):.2f}×",
+            )
+        )
+    return cells
+
+
+def _time(found: dict[str, Any]) -> str:
+    if "time" not in found:
+        return ""
+    each = found["time"]["seconds_per_step"] * found["all_steps"] / found["examples"]
+    return f"{1e6 * each:.0f} µs ({found['time']['over_alone']:.1f}×)"
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The table for a terminal."""
+    shown = Table(title=f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds")
+    for i, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in rows(results):
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """``report.md``."""
+    config, versions = results["config"], results["versions"]
+    networks = ", ".join(
+        f"{name} {interval(100 * np.array(found['accuracy']))} %"
+        for name, found in results["networks"].items()
+        if not name.startswith("half")
+    )
+    notes = "\n".join(
+        f"- **{found['title']}** {_words(found)} {found['note']}".rstrip()
+        for name, found in results["rows"].items()
+        if name not in REFERENCES
+    )
+    settings = _table(("setting", "value"), [(name, str(value)) for name, value in config.items()])
+    capacity = "![Students of teachers of all sizes](capacity.png)\n\n" if _gaps(results) else ""
+    return f"""# Every scheme on {config["data"]}
+
+Mean test accuracy over {config["seeds"]} seeds with 95% intervals (Student's t); gains are differences seed by seed.
+Each scheme is beside the student alone and offline distillation that were trained with as many FLOPs as the scheme: for
+more steps where it costs more, with a schedule of that length. The teacher's forward pass counts, for offline
+distillation too. The training of networks that are there beforehand does not, neither for a scheme nor for offline
+distillation; a network that is trained in the course of a scheme does. Beforehand are: {networks}.
+
+{_table(COLUMNS, rows(results))}
+
+MFLOPs per example are those of the compiled steps, over the examples that they take. Time per example is measured for
+one seed beside the student alone, in turn, and given as a multiple of it as well ({results["device"]}). The training
+cost is that of all FLOPs, as a multiple of training the student alone once. What "alone" and "offline" are for a row
+whose student is another one (a recurrent one, one of another input, a pruned one, one of many tasks) is in the README.
+
+![Gains over the student alone and over offline distillation, at equal cost](gains.png)
+
+![Validation accuracy during training](curves.png)
+
+{capacity}{_bits(results)}{_tasks(results)}## What helps here, and what does not
+
+{notes}
+
+## Settings
+
+{settings}
+
+Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
+"""
+
+
+def _table(columns: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
+    rule = ("---",) + ("---:",) * (len(columns) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *cells])
+
+
+def _gaps(results: dict[str, Any]) -> dict[str, Any]:
+    """Students of teachers of a size, by the size."""
+    rows = results["rows"]
+    return {name.removeprefix("gap_"): found for name, found in rows.items() if name.startswith("gap_")}
+
+
+def _bits(results: dict[str, Any]) -> str:
+    """The size of students of few bits."""
+    cells = []
+    for found in results["rows"].values():
+        if "extra" in found and "bytes" in found["extra"]:
+            extra = found["extra"]
+            accuracy = f"{interval(100 * np.array(found['accuracy']))}"
+            times = f"{extra['float32_bytes'] / extra['bytes']:.2f}×"
+            sizes = (f"{extra[key]:,}" for key in ("bytes", "codes", "scales", "float32_bytes"))
+            cells.append((found["title"], accuracy, *sizes, times))
+    if not cells:
+        return ""
+    columns = ("student", "accuracy (%)", "bytes on disk", "of them codes", "of them scales", "in float32", "smaller")
+    return f"""## Few bits
+
+{_table(columns, cells)}
+
+Files of the first seed, as `jaxkd.weights.save_quantised` writes them: with BatchNorm, biases and the header.
+
+"""
+
+
+def _tasks(results: dict[str, Any]) -> str:
+    """What lifelong learning forgets."""
+    cells, fine_tuned = [], False
+    for found in results["rows"].values():
+        if found["group"] != "lifelong":
+            continue
+        if not fine_tuned:
+            cells.append(_forgotten("fine-tuned, no teacher", found["alone"]))
+            fine_tuned = True
+        cells.append(_forgotten(found["title"], found))
+    if not cells:
+        return ""
+    columns = ("student", "average accuracy (%)", "forgetting", "backward transfer", "told the task (%)")
+    return f"""## Task after task
+
+{_table(columns, cells)}
+
+Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; Lopez-Paz &
+Ranzato, 2017), on the validation split. Told the task, only the task's own classes are answers.
+
+"""
+
+
+def _forgotten(title: str, found: dict[str, Any]) -> tuple[str, ...]:
+    matrices = [_matrix(curve, "accuracy/{task}") for curve in found["curve"]]
+    within = [_matrix(curve, "accuracy_within/{task}") for curve in found["curve"]]
+    measures = (
+        [forgetting.average_accuracy(one) for one in matrices],
+        [forgetting.forgetting(one) for one in matrices],
+        [forgetting.backward_transfer(one) for one in matrices],
+        [forgetting.average_accuracy(one) for one in within],
+    )
+    return (title, *(f"{interval(100 * np.array(values))}" for values in measures))
+
+
+def _matrix(curve: dict[str, Any], name: str) -> np.ndarray:
+    """Accuracy on each task after each task, of evaluations at the tasks' ends."""
+    tasks = len(curve["step"])
+    return np.array([curve[name.format(task=task)] for task in range(tasks)], np.float64).T
+
+
+def _words(found: dict[str, Any]) -> str:
+    words = {"helps": "better than", "hurts": "worse than", "unclear": "not told apart from"}
+    return (
+        f"is {words[verdict(found, 'alone')]} the student alone ({gain(found, 'alone'):+.2f}) and "
+        f"{words[verdict(found, 'offline')]} offline distillation ({gain(found, 'offline'):+.2f}) at equal cost."
+    )

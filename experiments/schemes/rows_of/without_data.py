@@ -1,0 +1,88 @@
+"""A student of a teacher alone: no image of the data set is read to train it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import jaxkd
+from experiments.schemes.trials import Own, Row, Setting, Trial, soft
+from jaxkd import adapters, data, models, schemes, teachers
+from jaxkd.types import Distiller, Model, Teacher
+
+NOISE = 32
+TIMES = 2
+"""How many times as long as a student alone it trains: the images are still being made at first."""
+
+Synthesis = Callable[[Setting, Teacher, Model], schemes.Synthesis]
+
+
+def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
+    """A student of images that a synthesiser makes."""
+
+    def build(setting: Setting) -> Trial:
+        problem = setting.problem
+        steps = TIMES * setting.steps
+        height, width, channels = problem.shape
+        features = (32, 16) if problem.name == "digits" else (128, 128, 64)
+        generator = adapters.linen(models.Generator((height, width), channels, features), inputs="noise")
+        model = adapters.with_batch_statistics(problem.network("teacher"))
+
+        def make(own: Own) -> Distiller:
+            teacher = teachers.frozen(model, own["teacher"])
+            objective = jaxkd.combine(kd=soft())
+            kd = jaxkd.distill(setting.student, teacher, objective, optimizer=setting.optimizer(steps))
+            return schemes.data_free(kd, synthesis(setting, teacher, generator))
+
+        def loader(images: Any, seed: int) -> data.Noise:
+            del images  # nothing of them is used
+            return data.Noise(setting.config.batch, NOISE, problem.classes, seed=seed)
+
+        return Trial(make, steps, setting.student, loader=loader)
+
+    return build
+
+
+def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+    """A generator trained beside the student, which also matches the BatchNorm statistics."""
+    return schemes.dafl(teacher, generator, optax.adam(1e-3), feature="pooled", statistics=1.0)
+
+
+def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+    """Images found by gradient descent, 200 steps each."""
+    jitter = 0 if setting.problem.name == "digits" else 2
+    return schemes.inversion(
+        teacher,
+        setting.problem.shape,
+        optax.adam(0.1),
+        iterations=200,
+        slots=8,
+        jitter=jitter,
+        student=setting.student,
+        competition=1.0,
+    )
+
+
+def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+    """A generator and codes found anew for each batch of images, told apart from those made before."""
+    return schemes.cmi(
+        teacher,
+        generator,
+        optax.adam(1e-2),
+        features=["pooled"],
+        iterations=100,
+        slots=8,
+        memory=512,
+        embedding=32,
+        student=setting.student,
+        adversarial=0.5,
+    )
+
+
+ROWS = {
+    "dafl": Row("generator (DAFL)", "data-free", data_free(dafl)),
+    "inversion": Row("inverted images (DeepInversion)", "data-free", data_free(inversion)),
+    "cmi": Row("contrastive inversion (CMI)", "data-free", data_free(cmi)),
+}
