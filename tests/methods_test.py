@@ -7,11 +7,12 @@ import re
 import pytest
 
 import jaxkd
-from jaxkd import adapters, losses, objectives, schemes, training
+from jaxkd import adapters, data, losses, objectives, schemes, training, weights
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
 NAMES = sorted(set(re.findall(r"`((?:\w+\.)*\w+)(?:\(\w+=\))?`", PAGE.read_text(encoding="utf-8"))))
 LAYERS = {"losses": losses, "objectives": objectives, "schemes": schemes, "training": training, "adapters": adapters}
+LAYERS |= {"data": data, "weights": weights}  # which jaxkd does not import by itself
 
 # What objectives are built with rather than a method of its own.
 TOOLS = {"combine", "counted", "lookup", "mapped", "mean", "replace", "term", "weighted"}

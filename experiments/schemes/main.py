@@ -130,6 +130,7 @@ class Work:
     def __init__(self, setting: Setting, console: Console) -> None:
         self._setting, self._console, self._out = setting, console, setting.config.out
         self._trained: dict[str, dict[str, Any]] = {}
+        self._flops: dict[str, float] = {}
 
     def path(self, name: str, folder: str = "rows") -> pathlib.Path:
         """Where a finished row is; or its time, in ``"times"``."""
@@ -156,9 +157,12 @@ class Work:
         result = self._train(name, trial, own)
         kept |= result
         for which, build in baselines.items():
-            one = costs.flops_of_step(cheap[which].make, own[0], self._batch(cheap[which]))
-            steps = max(round(flops / one), 1)
             label = which if getattr(row, which) is None else f"{name}-{which}"
+            if label not in self._flops:
+                batch = self._batch(cheap[which])
+                self._flops[label] = costs.flops_of_step(cheap[which].make, own[0], batch)
+            one = self._flops[label]
+            steps = costs.budget(flops / one)
             compared = self._train(f"{label}-{steps}", build(setting, steps), own)
             kept[which] = {"steps": steps, "flops_per_step": one} | compared
         if row.group != "lifelong":  # there, what was forgotten is read from the curve

@@ -93,8 +93,8 @@ def copies(model: Model, count: int) -> Model:
     >>> sorted(outputs), member(variables, "3").params.shape
     (['0/logits', '1/logits', '2/logits', '3/logits', 'logits'], (3, 2))
     """
-    if count < 1:
-        raise ValueError(f"copies, count: expected a positive number of members, got {count}.")
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"copies, count: expected a whole, positive number of members, got {count}.")
 
     def each(key: Array | None) -> Array | None:
         return None if key is None else jnp.stack([jax.random.fold_in(key, i) for i in range(count)])

@@ -169,8 +169,8 @@ def wasserstein(
 
     The critic D minimises ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
     example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation
-    3; Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, equations 4 and 5, where
-    the critic also sees the image. A norm of 0 has no slope here, so that a critic that is flat does not end in NaN.
+    3; Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also
+    sees the image. A norm of 0 has no slope here, so that a critic that is flat does not end in NaN.
 
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.

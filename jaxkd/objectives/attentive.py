@@ -61,8 +61,8 @@ def attentive(
       Its metrics are those of the terms under ``own/NAME`` and ``taught/NAME``.
 
     Raises:
-      ValueError: there are no peers, a name is there twice, or the temperature is not positive; and when it is
-        initialised: an output does not exist, or shapes differ.
+      ValueError: there are no peers, a name is there twice, or a number is not positive; and when it is initialised:
+        an output does not exist, or shapes differ.
 
     >>> from jaxkd.objectives.compose import term
     >>> own = term(losses.cross_entropy, "student/logits", "batch/label")
@@ -78,6 +78,8 @@ def attentive(
         raise ValueError(f"attentive: expected at least one peer, and each name once, got {got}.")
     if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # NaN is not
         raise ValueError(f"attentive, temperature: expected a positive number, got {temperature}.")
+    if features is not None and features < 1:
+        raise ValueError(f"attentive, features: expected a positive number, or None, got {features}.")
     logits_paths = [f"student/{peer}/logits" for peer in peers]
     paths = [f"student/{peer}/{feature}" for peer in peers]
     held = jax.lax.stop_gradient if hold else lambda x: x

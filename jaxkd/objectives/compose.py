@@ -25,16 +25,18 @@ def lookup(context: Context, path: Path) -> Any:
 
     Args:
       context: what an objective may read.
-      path: the root, a slash, and the name; the name may itself hold slashes. A tuple of paths gives a tuple.
+      path: the root, a slash, and the name; the name may itself hold slashes. A tuple or list of paths gives a tuple.
 
     Raises:
-      ValueError: there is no such root or name; the message lists what there is.
+      ValueError: it is no path, or there is no such root or name; the message lists what there is.
 
     >>> lookup(Context({"logits": 1}, {}, {"label": 2}, 0), "batch/label")
     2
     """
-    if isinstance(path, tuple):
+    if isinstance(path, (tuple, list)):
         return tuple(lookup(context, part) for part in path)
+    if not isinstance(path, str):
+        raise ValueError(f"path: expected one such as 'student/logits' or 'batch/label', got {path!r}.")
     root, _, name = path.partition("/")
     checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
     found = getattr(context, root)

@@ -26,8 +26,8 @@ def gated(members: Mapping[str, str], feature: str, *, own: Objective, taught: O
 
     ``own(z_e) + Σ_i own(z_i) + Σ_i taught(z_i ← z_e)``: with the cross-entropy and T² KL, equation 8 of Lan, Zhu &
     Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018 (ONE). The gate is a linear map of the
-    feature that the branches share, averaged over its positions, with BatchNorm and a ReLU before the softmax, as in
-    section 3.1. It learns by the ensemble's own loss, which reaches the branches too; what the ensemble teaches has no
+    feature that the branches share, averaged over its positions, with BatchNorm and a ReLU before the softmax, as
+    there. It learns by the ensemble's own loss, which reaches the branches too; what the ensemble teaches has no
     way back into it. The authors' code gives the linear map a bias, which BatchNorm takes away again, adds 1e-7 to the
     ensemble's probabilities, and raises the weight of what is taught slowly (`jaxkd.schemes.ramp_up`).
 

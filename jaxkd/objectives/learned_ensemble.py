@@ -28,8 +28,8 @@ def learned_ensemble(
     ``p = softmax(z / T)``, and a learns from the labels: it descends the combination's own cross-entropy
     ``−log Σ_k w_k softmax(z_k)[y]``, at the temperature 1, and nothing of the student's loss. The weights can therefore
     not be chosen for being easy to match. You, Xu, Xu & Tao, "Learning from Multiple Teacher Networks", KDD 2017,
-    section 3.2, average the softened probabilities with equal weights, where a begins; the weights by the likelihood of
-    a mixture of experts are this library's choice. The likelihood is concave in w, so there is one best combination.
+    average the softened probabilities with equal weights, where a begins; the weights by the likelihood of a mixture of
+    experts are this library's choice. The likelihood is concave in w: what is best nearby is the best there is.
 
     The weight is that of the student's loss. What teaches a has a value of 0 and is not scaled: a schedule that begins
     at 0 lets the ensemble learn before the student does. One teacher gives ``losses.soft_target_kl`` itself.

@@ -68,6 +68,8 @@ def assistants(
     lengths = {name: steps for name in names} if isinstance(steps, int) else dict(steps)
     if missing := [name for name in names[:-1] if name not in lengths]:
         raise ValueError(f"assistants, steps: expected a number for each link but the last, got none for {missing}.")
+    if unknown := [name for name in lengths if name not in names]:
+        raise ValueError(f"assistants, steps: expected numbers for links of {names}, got some for {unknown} too.")
     legs: dict[str, Leg] = {}
     for i, name in enumerate(names):
         kd = distill(

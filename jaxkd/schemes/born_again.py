@@ -33,8 +33,8 @@ def born_again(
 
     Furlanello et al., "Born-Again Neural Networks", ICML 2018, section 3: generation 0 learns from the labels alone;
     generation k ≥ 1, initialised anew, from generation k − 1; ``BANE`` is the ensemble of all generations k ≥ 1, whose
-    logits are averaged. With one generation it is the self-teacher of Yuan et al., "Revisiting Knowledge Distillation
-    via Label Smoothing Regularization", CVPR 2020, section 3.1 (Tf-KD_self).
+    predictions are averaged, here as logits. With one generation it is the self-teacher of Yuan et al., "Revisiting
+    Knowledge Distillation via Label Smoothing Regularization", CVPR 2020, section 4 (Tf-KD_self).
 
     Args:
       model: the architecture.

@@ -34,11 +34,11 @@ def mutual(
     """Peers that learn from the data and from each other, all at once.
 
     Of K peers, i minimises ``own(i) + 1/(K − 1) Σ_{j≠i} mutual(i ← j)``: Zhang et al., "Deep Mutual Learning", CVPR
-    2018, equation 8, with ``own`` the cross-entropy and ``mutual`` the KL(p_j ‖ p_i), for which `losses.soft_target_kl`
-    has ``temperature=1``. Any objectives do: relations, hints, contrastive ones. What they learn and remember is
-    another for each peer, and for each ordered pair of peers. All peers take a step at once, by what all said before
-    it; in the paper's algorithm 1 they take turns, and each sees what the others have become. No gradient of a peer's
-    loss reaches another peer.
+    2018, its form for more than two peers, with ``own`` the cross-entropy and ``mutual`` the KL(p_j ‖ p_i), for which
+    `losses.soft_target_kl` has ``temperature=1``. Any objectives do: relations, hints, contrastive ones. What they
+    learn and remember is another for each peer, and for each ordered pair of peers. All peers take a step at once, by
+    what all said before it; in the paper's algorithm 1 they take turns, and each sees what the others have become. No
+    gradient of a peer's loss reaches another peer.
 
     Every peer has the optimizer to itself, as if it were trained alone: gradients are clipped for each.
 
@@ -102,7 +102,7 @@ def students_of(scheme: str, students: Mapping[str, Model] | Model, peers: int |
       peers: how many copies of the one.
 
     Raises:
-      ValueError: there are none, or both or neither of names and a number are given.
+      ValueError: there are none, they have no names, or both or neither of names and a number are given.
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: key, lambda w, x: x, inputs="x")
@@ -113,6 +113,8 @@ def students_of(scheme: str, students: Mapping[str, Model] | Model, peers: int |
         if peers is not None:
             raise ValueError(f"{scheme}, peers: expected None for students that have names, got {peers}.")
         return group(students), list(students)
+    if not hasattr(students, "apply"):
+        raise ValueError(f"{scheme}, students: expected models by name, or one model, got {type(students).__name__}.")
     if peers is None:
         raise ValueError(f"{scheme}, peers: expected how many copies of the model there are, or students by name.")
     return copies(students, peers), [str(i) for i in range(peers)]

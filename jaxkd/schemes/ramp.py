@@ -15,8 +15,8 @@ __all__ = ["ramp_up"]
 def ramp_up(steps: int, *, high: float = 1.0) -> Schedule:
     """The rising weight ``high · exp(−5 (1 − min(t, n)/n)²)`` of step t: from 0.7% of ``high`` to all of it.
 
-    Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017, section 3.1. ONE and OKDDip use it for
-    what is taught, over the first 80 of 300 epochs; this counts steps.
+    Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017. ONE and OKDDip use it for what is
+    taught, over the first 80 of 300 epochs; this counts steps.
 
     Args:
       steps: n > 0, the number of steps until ``high`` is reached.

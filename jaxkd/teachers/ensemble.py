@@ -38,7 +38,7 @@ def average_logits(logits: Array, weights: Array) -> Array:
 def average_probabilities(temperature: float | Array = 1.0) -> Average:
     """``T log Σₖ wₖ softmax(zₖ / T)``: logits whose probabilities at the temperature T are the members' averaged ones.
 
-    You et al., "Learning from Multiple Teacher Networks", KDD 2017, section 3.2, with T that of the loss.
+    You et al., "Learning from Multiple Teacher Networks", KDD 2017, with T that of the loss.
 
     Args:
       temperature: T > 0, at which they are averaged; at another one the result is not an average.

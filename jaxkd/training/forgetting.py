@@ -104,8 +104,8 @@ def accuracies(
 def average_accuracy(matrix: Any, after: int = -1) -> float:
     """``A_k = 1/k Σ_{j≤k} a_{k,j}``: over the tasks learned so far, after task k.
 
-    Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018, section 3.1; Lopez-Paz & Ranzato, NeurIPS
-    2017, equation 2, after the last task.
+    Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018; Lopez-Paz & Ranzato, NeurIPS 2017,
+    equation 2, after the last task.
 
     Args:
       matrix: ``A[i, j]``, the accuracy on task j after task i.
@@ -127,7 +127,7 @@ def average_accuracy(matrix: Any, after: int = -1) -> float:
 def forgetting(matrix: Any, after: int = -1) -> float:
     """``F_k = 1/(k−1) Σ_{j<k} (max_{l<k} a_{l,j} − a_{k,j})``: how far each old task fell from its best.
 
-    Chaudhry et al., ECCV 2018, section 3.2. It is between −1 and 1; below 0, old tasks have gained.
+    Chaudhry et al., ECCV 2018. It is between −1 and 1; below 0, old tasks have gained.
 
     Args:
       matrix: ``A[i, j]``, the accuracy on task j after task i. What was not evaluated, such as tasks that had not

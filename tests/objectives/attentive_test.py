@@ -113,6 +113,8 @@ def test_mistakes():
         attentive(["a", "d"], "d", "f", own=CE)
     with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
         attentive(PEERS, "d", "f", own=CE, temperature=0)
+    with pytest.raises(ValueError, match="features: expected a positive number, or None, got 0"):
+        attentive(PEERS, "d", "f", own=CE, features=0)
     with pytest.raises(ValueError, match=r"'f': expected floating-point features.*of one size.*\[5, 7\]"):
         objective().init(jax.random.key(0), context({**STUDENT, "b/f": np.ones((5, 7))}))
     with pytest.raises(ValueError, match="logits of one shape"):

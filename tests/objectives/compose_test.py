@@ -249,5 +249,9 @@ def test_a_tuple_of_paths_is_a_tuple_of_features():
         out = objective.apply({}, {}, context, None)
         expected = loss(tuple(layers[n] for n in names), tuple(others[n] for n in names), where=where)
         np.testing.assert_allclose(out.value, 2 * expected.sum() / 3, rtol=1e-6)
+        lists = term(loss, list(student), list(teacher), weight=2.0)
+        np.testing.assert_array_equal(lists.apply({}, {}, context, None).value, out.value)
+    with pytest.raises(ValueError, match="path: expected one such as 'student/logits' or 'batch/label', got None"):
+        term(losses.cross_entropy, "student/a", None).apply({}, {}, context, None)
     with pytest.raises(ValueError, match=r"'d': there is no such name"):
         term(losses.solution_flow, ("student/a", "student/d"), ("teacher/a", "teacher/b")).apply({}, {}, context, None)

@@ -73,15 +73,6 @@ def test_schedules_of_everything():
     assert [one["early/kd/weight"] for one in found] == [0, 0.5, 1]
 
 
-def test_without_weight_the_network_trains_alone():
-    objective = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
-    plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=SGD)
-    batches = [tiny.batch(8, i) for i in range(3)]
-    expected, _ = self_runs.run(plain, batches)
-    state, _ = self_runs.run(made(weight=0.0), batches)
-    tiny.assert_close(member(state.student, "model"), expected.student, rtol=1e-6, atol=1e-7)
-
-
 def test_what_is_left_is_the_plain_network():
     given = tiny.batch(8)
     state, _ = self_runs.run(made(), [given])
@@ -103,13 +94,13 @@ def bottlenecks():
     return made(exits, feature_weight=0.1)
 
 
-def test_any_placement(bottlenecks):
+def test_several_devices(bottlenecks):
     batches = [tiny.batch(6, i) for i in range(2)]
-    self_runs.assert_any_placement(bottlenecks, batches, *self_runs.run(bottlenecks, batches))
+    self_runs.assert_placed(bottlenecks, batches, *self_runs.run(bottlenecks, batches))
 
 
 def test_bottlenecks_learn(bottlenecks):
-    state, found = self_runs.run(bottlenecks, [tiny.batch(32)] * 30)
+    state, found = self_runs.run(bottlenecks, [tiny.batch(6)] * 30)
     for name in "map", "deep":
         assert found[-1][f"{name}/ce"] < found[0][f"{name}/ce"]
         assert set(state.student.params) == {"model", "map", "deep"}

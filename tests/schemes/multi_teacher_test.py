@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 import jaxkd
-from jaxkd import adapters, combine, losses, parallel, teachers, term
+from jaxkd import adapters, combine, losses, teachers, term
 from jaxkd.adapters.outputs import place_classes, select_classes
 from jaxkd.losses.relations.votes import voted_dissimilarity
 from jaxkd.objectives.learned_ensemble import learned_ensemble
@@ -138,29 +137,3 @@ def test_weights_of_the_teachers_are_learned():
     found = tiny.numbers(metrics)
     assert found["kd/share/a"] > 0.65 and found["kd/share/a"] + found["kd/share/b"] == pytest.approx(1)
     assert np.isfinite(found["kd"]) and np.isfinite(found["kd/nll"])
-
-
-@pytest.mark.parametrize("placement", ["pmap", "shard"])
-def test_any_placement_is_jit(placement):
-    """With votes, learned weights and batches that do not divide."""
-    kd = distiller(
-        combine(
-            terms=OBJECTIVE, learned=learned_ensemble(teachers=("teacher/a/logits", "teacher/b/logits"), weight=0.5)
-        ),
-        metrics=of_known_classes,
-    )
-    devices = jax.devices()
-    mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
-    placed = parallel.pmap(kd, devices, replicas=1) if placement == "pmap" else parallel.shard(kd, mesh, replicas=1)
-    results = []
-    for step in (parallel.jit(kd, replicas=1), placed):
-        state, found = step.init(KEY, batch(0)), []
-        for i in range(2):
-            state, metrics = step(state, batch(i))
-            found.append(tiny.numbers(metrics))
-        found.append(tiny.numbers(step.evaluate(state, batch(9))))
-        results.append((jax.device_get(state.student.params), jax.device_get(state.loss), found))
-    (params, loss, expected), (other, other_loss, found) = results
-    for a, b in zip(found, expected, strict=True):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
-    tiny.assert_close((other, other_loss), (params, loss), rtol=1e-3, atol=1e-5)

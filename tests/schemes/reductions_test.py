@@ -1,5 +1,6 @@
 """Where a scheme is another one, or plain training: the same losses and the same parameters, number for number."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,6 +42,12 @@ def distilled(objective, teacher=None, student=tiny.student):
     return jaxkd.distill(student, teacher or tiny.teacher(), objective, optimizer=SGD)
 
 
+@functools.cache
+def offline():
+    return distilled(BOTH)
+
+
+@functools.cache
 def alone(student=tiny.student):
     return distilled(PLAIN, teachers.none(), student)
 
@@ -92,13 +99,13 @@ def flow_of_nothing():
 
 PAIRS = {
     "an ensemble of one is its member": lambda: Pair(
-        distilled(BOTH, teachers.ensemble({"a": tiny.teacher()})), distilled(BOTH)
+        distilled(BOTH, teachers.ensemble({"a": tiny.teacher()})), offline()
     ),
     "learned weights of one teacher are soft targets": lambda: Pair(
         distilled(
             combine(ce=CE, kd=objectives.learned_ensemble(teachers=("teacher/logits",), temperature=2.0)),
         ),
-        distilled(BOTH),
+        offline(),
     ),
     "a mean teacher of decay 1 is frozen": mean_teacher_that_stays,
     "peers that do not listen train alone, a": lambda: mutual_of_no_weight("a", tiny.student),
@@ -114,14 +121,14 @@ PAIRS = {
     ),
     "a chain without assistants is offline": lambda: Pair(
         schemes.assistants(tiny.teacher(), {"student": tiny.student}, BOTH, steps=3, optimizer=SGD),
-        distilled(BOTH),
+        offline(),
         member("student"),
     ),
     "generation 0 trains alone": lambda: Pair(
         schemes.born_again(tiny.student, BOTH, first=PLAIN, generations=1, steps=9, optimizer=SGD), alone(), member("0")
     ),
     "one stage is distillation": lambda: Pair(
-        schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(BOTH, SGD)), distilled(BOTH)
+        schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(BOTH, SGD)), offline()
     ),
     "exits of no weight are not there": depths_of_no_weight,
     "a partner of no weight is not there": lambda: Pair(
@@ -132,7 +139,7 @@ PAIRS = {
     ),
     "a flow of nothing is offline": flow_of_nothing,
     "images that are given are the real ones": lambda: Pair(
-        schemes.data_free(distilled(BOTH), schemes.given()), distilled(BOTH)
+        schemes.data_free(distilled(BOTH), schemes.given()), offline()
     ),
     "no old task is plain training": learning_without_an_old_task,
 }

@@ -74,12 +74,6 @@ def test_the_views_can_be_exchanged():
     assert found[0]["kl"] == pytest.approx(back[0]["kl_view"], rel=1e-5)
 
 
-def test_any_placement():
-    batches = [batch(6, i) for i in range(2)]
-    kd = made(feature_weight=2.0)
-    self_runs.assert_any_placement(kd, batches, *self_runs.run(kd, batches))
-
-
 def test_with_distortions():
     augment = data.compose(
         functools.partial(data.random_crop_flip, seed=0, padding=1),
@@ -92,9 +86,8 @@ def test_with_distortions():
     state, found = self_runs.run(kd, [raw])
     assert found[0]["kl"] > 0
     assert tiny.numbers(jax.jit(kd.evaluate)(state, raw))["kl"] == 0  # single images
-    for way in "pmap", "shard":
-        other, _ = self_runs.run(kd, [raw], self_runs.placed(kd, way))
-        tiny.assert_close(other, state, rtol=1e-4, atol=1e-5)
+    other, _ = self_runs.run(kd, [raw], self_runs.placed(kd))
+    tiny.assert_close(other, state, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_feature():

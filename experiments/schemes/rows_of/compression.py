@@ -113,9 +113,8 @@ def pruned(setting: Setting, variables: Variables) -> Variables:
         rows = x.reshape(places, -1, x.shape[1])[:, : small.shape[0] // places, : small.shape[1]]
         return rows.reshape(small.shape)
 
-    cut_down: Variables = jax.tree_util.tree_map_with_path(cut, variables, like)
-    params = jax.tree_util.tree_map_with_path(lambda path, x, small: cut(path, x, small), variables.params, like.params)
-    return cut_down._replace(params=params)
+    params = jax.tree_util.tree_map_with_path(cut, variables.params, like.params)
+    return Variables(params, jax.tree_util.tree_map_with_path(cut, variables.state, like.state))
 
 
 def _few(images: data.Dataset, batch: int) -> Any:

@@ -32,7 +32,9 @@ def trial(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distiller
     batch = setting.config.batch
 
     def loader(images: data.Dataset, seed: int) -> Any:
-        parts = data.class_incremental(images, tasks)
+        # As many of each class, so that all seeds have tasks of one size.
+        each_class = max(setting.config.images // setting.problem.classes - 1, 1)
+        parts = [data.exemplars(part, per_class=each_class) for part in data.class_incremental(images, tasks)]
         size = min(batch, *(data.num_examples(part) for part in parts))
         loaders = [data.Resident(part, size, drop_remainder=True) for part in parts]
         if not kept:

@@ -44,7 +44,7 @@ def voted_dissimilarity(
     Each teacher m says which of two examples is the less dissimilar one to an anchor, ``sign(‖t_i − t_k‖² −
     ‖t_i − t_j‖²)`` in its own feature. The vote of the triplet (i, j, k) is the sum of that over the teachers, by their
     weights, and the student is to have the order of the majority by a margin δ. You, Xu, Xu & Tao, "Learning from
-    Multiple Teacher Networks", KDD 2017, section 3.3. Of the batch, every triplet of distinct examples counts on which
+    Multiple Teacher Networks", KDD 2017. Of the batch, every triplet of distinct examples counts on which
     the vote is not tied; the value is the mean over these. A teacher with equal distances does not vote.
 
     The margin is in units of the student's squared distances: it goes with features of about unit length, and the

@@ -1,0 +1,71 @@
+"""An ensemble that is evaluated once and read from disk teaches what the ensemble in every step does."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from jaxkd import combine, data, losses, teachers, term
+from jaxkd.teachers import codecs
+from jaxkd.training import fit, preprocess
+from tests import tiny
+
+KEY = jax.random.key(3)
+AUGMENT = functools.partial(data.shift, seed=0)
+OBJECTIVE = combine(
+    ce=term(losses.cross_entropy, "student/logits", "batch/label"),
+    dkd=term(losses.decoupled_kd, "student/logits", "teacher/logits", "batch/label"),
+)
+AVERAGES = {"logits": teachers.average_logits, "probabilities": teachers.average_probabilities(4.0)}
+
+
+def ensemble(average, weights=(0.7, 0.3)):
+    other = tiny.student.init(jax.random.key(8), tiny.batch(1))
+    members = {"a": tiny.teacher(), "b": teachers.frozen(tiny.student, other)}
+    return teachers.ensemble(members, weights=weights, average=average)
+
+
+def as_model(teacher):
+    """A teacher as a model, whose parameters are its state."""
+
+    def init(key, batch):
+        return jaxkd.Variables(teacher.init(key, batch, None))
+
+    def apply(variables, batch, *, key, train):
+        return teacher.apply(variables.params, batch, key=None), {}
+
+    return jaxkd.Model(init, apply)
+
+
+def trained(teacher, train):
+    kd = preprocess(jaxkd.distill(tiny.student, teacher, OBJECTIVE, optimizer=optax.sgd(0.05)), train=AUGMENT)
+    return fit(kd, train, epochs=3, key=KEY, log_every=1, progress=False)
+
+
+@pytest.mark.parametrize("average", AVERAGES)
+def test_the_student_of_the_cache_is_that_of_the_ensemble(average, tmp_path):
+    images = data.Dataset({**tiny.batch(30), "index": np.arange(30, dtype=np.int32)}, tiny.CLASSES, "tiny")
+    train = data.Resident(images, batch_size=8)  # a ragged last batch of a pass
+    live = ensemble(AVERAGES[average])
+    model = as_model(live)
+    cache = teachers.write_cache(
+        tmp_path,
+        model,
+        model.init(KEY, tiny.batch(1)),
+        train,
+        transform=AUGMENT,
+        views=3,  # one for each pass, as the student of the ensemble sees them
+        keep={name: codecs.full("float32") for name in ("logits", "a/logits")},
+        batch_size=8,
+        progress=False,
+    )
+    found, expected = trained(teachers.cached(cache), cache.attach(train)), trained(live, train)
+    assert not jax.tree.leaves(found.state.teacher)  # nothing of the ensemble is there any more
+    tiny.assert_close(found.state.student, expected.state.student, rtol=1e-6, atol=1e-7)
+    rows = [[row["train/dkd"] for row in result.history if "train/dkd" in row] for result in (found, expected)]
+    assert len(rows[0]) == 12 and rows[0] == pytest.approx(rows[1], rel=1e-6)
+    another = trained(ensemble(AVERAGES[average], (0.3, 0.7)), train).history[0]["train/dkd"]
+    assert abs(another - rows[0][0]) > 1e-3 * abs(another)  # the weights are in the cache
