@@ -110,7 +110,7 @@ def test_mistakes():
         group(MODELS, main="d")
     with pytest.raises(ValueError, match="positive number of members, got 0"):
         copies(tiny.student, 0)
-    with pytest.raises(ValueError, match="whole, positive number of members, got 2.5"):
+    with pytest.raises(ValueError, match="whole, positive number of members"):
         copies(tiny.student, 2.5)
     variables = copies(tiny.student, 2).init(KEY, BATCH)
     with pytest.raises(ValueError, match=r"member '2'.*Available: '0', '1'"):

@@ -127,11 +127,11 @@ def assert_steps(kd, reference, *, steps=2, batch=batch, rtol=2e-4, atol=1e-4, s
     """Loss and gradient of some steps: ``reference(params, held, batch, step)`` of what is trained, and of its copy."""
     state, step = kd.init(KEY, batch()) if state is None else state, jax.jit(kd.step)
     for i in range(steps):
-        given, before = batch(i), float64(trained(state))
-        state, metrics = step(state, given)
+        given, before = kept(batch(i)), float64(trained(state))
+        state, metrics = step(state, batch(i))
         held = jax.tree.map(np.copy, before)
 
-        def value(params, held=held, given=kept(given), i=i):
+        def value(params, held=held, given=given, i=i):
             return reference(params, held, given, i)
 
         found = metrics["loss"]

@@ -76,7 +76,7 @@ def flow(setting: Setting) -> Trial:
     student = adapters.flow(
         problem.module("student"), mixes, optax.linear_schedule(1.0, 0.0, steps // 2), taps={"pooled": taps["pooled"]}
     )
-    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.dependence_loss(weight=1.0))
+    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.dependence_loss(weight=10.0))
 
     def make(own: Own) -> Distiller:
         kd = schemes.knowledge_flow(student, setting.teacher(own), objective, optimizer=setting.optimizer())
