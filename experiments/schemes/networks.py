@@ -74,3 +74,26 @@ class Net(nn.Module):
         for channels, stride in zip(self.widths, (2, 1, 2), strict=True):
             x = Stage(channels, stride)(x, train)
         return nn.Dense(self.num_classes)(Flat()(x))
+
+
+class Maker(nn.Module):
+    """Images from noise, by dense layers: a generator that is quick where seeds are mapped over.
+
+    Its last layer is a BatchNorm without scale and bias, as that of `jaxkd.models.Generator`.
+    """
+
+    size: tuple[int, int, int]
+    features: int = 128
+
+    @nn.compact
+    def __call__(
+        self, noise: Float[Array, "batch size"], train: bool = False
+    ) -> dict[str, Float[Array, "batch h w c"]]:
+        x = noise
+        for _ in range(2):
+            x = nn.Dense(self.features, use_bias=False)(x)
+            x = nn.leaky_relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x), 0.2)
+        height, width, channels = self.size
+        x = nn.Dense(height * width * channels)(x).reshape(-1, height, width, channels)
+        plain = nn.BatchNorm(use_running_average=not train, momentum=0.9, use_scale=False, use_bias=False)
+        return {"image": plain(x)}

@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 import jaxkd
+from experiments.schemes.networks import Maker
 from experiments.schemes.trials import Own, Row, Setting, Trial, soft
 from jaxkd import adapters, data, models, schemes, teachers
 from jaxkd.types import Distiller, Model, Teacher
@@ -26,8 +27,8 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
         problem = setting.problem
         steps = TIMES * setting.steps
         height, width, channels = problem.shape
-        features = (32, 16) if problem.name == "digits" else (128, 128, 64)
-        generator = adapters.linen(models.Generator((height, width), channels, features), inputs="noise")
+        network = Maker(problem.shape) if problem.mapped else models.Generator((height, width), channels)
+        generator = adapters.linen(network, inputs="noise")
         model = adapters.with_batch_statistics(problem.network("teacher"))
 
         def make(own: Own) -> Distiller:
