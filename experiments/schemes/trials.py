@@ -69,6 +69,7 @@ class Row(NamedTuple):
       offline: offline distillation at so many steps, where it is not the usual one.
       note: what is to be known of the row: how it was set, and, where it does not help, why as far as was found.
       found: whether it needs the chain of assistants that is to be found first.
+      problems: the problems that it is there for.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Row(NamedTuple):
     offline: Callable[[Setting, int], Trial] | None = None
     note: str = ""
     found: bool = False
+    problems: tuple[str, ...] = ("digits", "cifar100")
 
 
 class Setting(NamedTuple):
