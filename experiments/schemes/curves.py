@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 
 # Okabe and Ito's colours, told apart with any form of colour vision.
 ALONE, OFFLINE = "#0072B2", "#D55E00"
+LIMIT = 15.0  # points shown of the gains
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -35,10 +36,22 @@ def gains(results: dict[str, Any]) -> bytes:
         for i, one in enumerate(found):
             for over, color, marker, offset in (("alone", ALONE, "o", -0.14), ("offline", OFFLINE, "s", 0.14)):
                 mean, half = gain(one, over)
-                axes.errorbar(mean, i + offset, xerr=half, fmt=marker, color=color, capsize=3, markersize=5)
+                if abs(mean) < LIMIT:
+                    axes.errorbar(mean, i + offset, xerr=half, fmt=marker, color=color, capsize=3, markersize=5)
+                    continue
+                edge = LIMIT if mean > 0 else -LIMIT  # what lies far out is said in words
+                axes.annotate(
+                    f"{'→' if mean > 0 else '←'} {mean:+.1f} ± {half:.1f}",
+                    (0.98 * edge, i + offset),
+                    color=color,
+                    ha="right" if mean > 0 else "left",
+                    va="center",
+                    fontsize=8,
+                )
         axes.axvline(0, color="#000000", linewidth=1)
         axes.set_yticks(range(len(found)), [one["title"] for one in found])
         axes.set_ylim(len(found) - 0.5, -0.6)
+        axes.set_xlim(-LIMIT, LIMIT)
         axes.set(xlabel="points of test accuracy at equal training cost, 95% interval")
         axes.grid(axis="x", alpha=0.3)
         handles = [
@@ -62,21 +75,25 @@ def learning(results: dict[str, Any]) -> bytes:
         columns = min(3, max(len(groups), 1))
         lines = -(-max(len(groups), 1) // columns)
         figure, panels = plt.subplots(
-            lines, columns, figsize=(4.6 * columns, 3.6 * lines), layout="constrained", squeeze=False
+            lines, columns, figsize=(5.4 * columns, 4.8 * lines), layout="constrained", squeeze=False
         )
         for axes in panels.flat[len(groups) :]:
             axes.axis("off")
         for axes, (group, members) in zip(panels.flat, groups.items(), strict=False):
-            for color, one in zip(CYCLE, members, strict=False):
+            for number, one in enumerate(members):
+                color, style = CYCLE[number % len(CYCLE)], ("-", "--", ":")[number // len(CYCLE) % 3]
                 steps = np.array(one["curve"][0]["step"])
                 seeds = 100 * np.array([curve["accuracy"] for curve in one["curve"]])
                 mean, half = np.array([interval(column) for column in seeds.T]).T
                 share = steps / steps[-1]
-                axes.plot(share, mean, color=color, label=one["title"])
+                axes.plot(share, mean, color=color, linestyle=style, label=one["title"])
                 axes.fill_between(share, mean - half, mean + half, color=color, alpha=0.15, linewidth=0)
             axes.set(title=group, xlabel="share of the scheme's training", ylabel="validation accuracy (%)")
             axes.grid(alpha=0.3)
-            axes.legend(frameon=False, fontsize=8, loc="lower right")
+            # A student whose turn comes late begins late: what is of interest is where all end.
+            ends = [100 * np.mean([curve["accuracy"][-1] for curve in one["curve"]]) for one in members]
+            axes.set_ylim(max(min(ends) - 20, 0), min(max(ends) + 4, 100))
+            axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
         return _png(figure)
 
 

@@ -155,8 +155,8 @@ class Work:
         own = self._own([trial, *cheap.values()])
         flops = costs.total_flops(trial, own[0], self._batch(trial))
         kept: dict[str, Any] = {"steps": trial.steps, "flops": flops}
-        kept["examples"] = sum(part.steps for part in costs.parts_of(trial)) * setting.config.batch
         kept["all_steps"] = sum(part.steps for part in costs.parts_of(trial))
+        kept["examples"] = kept["all_steps"] * self._loader(trial).batch_size
         result = self._train(name, trial, own)
         kept |= result
         for which, build in baselines.items():
@@ -193,8 +193,12 @@ class Work:
 
         return found.chain(self._setting, own, train, self._out / "chain.json")
 
+    def _loader(self, trial: Trial) -> Any:
+        """The first seed's input."""
+        return running.loader_of(trial, self._setting.problem.students[0], self._setting.config, 0)
+
     def _batch(self, trial: Trial) -> Any:
-        loader = running._loader(trial, self._setting.problem.students[0], self._setting.config, 0)
+        loader = self._loader(trial)
         return jax.jit(loader.gather)(loader.arrays, 0)
 
     def _own(self, trials: list[Trial]) -> list[Own]:

@@ -48,7 +48,7 @@ def run(
       trained, a list of seeds.
     """
     seeds = problems.numbers(config)
-    loaders = [_loader(trial, one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]
+    loaders = [loader_of(trial, one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]
     together = problem.mapped
     groups = [list(range(len(seeds)))] if together else [[i] for i in range(len(seeds))]
     accuracies, curves, variables = [], [], []
@@ -100,7 +100,8 @@ def _distiller(trial: Trial, own: list[Own], problem: Problem, seeds: list[int])
     return kd, jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(jnp.asarray(seeds))
 
 
-def _loader(trial: Trial, images: data.Dataset, config: Config, seed: int) -> Any:
+def loader_of(trial: Trial, images: data.Dataset, config: Config, seed: int) -> Any:
+    """The input of a seed."""
     if trial.loader is not None:
         return trial.loader(images, seed)
     return data.Resident(images, config.batch, drop_remainder=True)

@@ -37,7 +37,7 @@ def own_of(setting, names):
 
 
 def batch_of(setting, trial):
-    loader = running._loader(trial, setting.problem.students[0], setting.config, 0)
+    loader = running.loader_of(trial, setting.problem.students[0], setting.config, 0)
     return jax.eval_shape(lambda: loader.gather(loader.arrays, 0))
 
 

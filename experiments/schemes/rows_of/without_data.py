@@ -15,7 +15,7 @@ from jaxkd.types import Distiller, Model, Teacher
 
 NOISE = 32
 TIMES = 2
-"""How many times as long as a student alone it trains: the images are still being made at first."""
+"""How many times as long as a student alone it trains, and of batches twice as large: a random image says little."""
 
 Synthesis = Callable[[Setting, Teacher, Model], schemes.Synthesis]
 
@@ -39,7 +39,7 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
 
         def loader(images: Any, seed: int) -> data.Noise:
             del images  # nothing of them is used
-            return data.Noise(setting.config.batch, NOISE, problem.classes, seed=seed)
+            return data.Noise(2 * setting.config.batch, NOISE, problem.classes, seed=seed)
 
         return Trial(make, steps, setting.student, loader=loader)
 
@@ -48,21 +48,19 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
 
 def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
     """A generator trained beside the student, which also matches the BatchNorm statistics."""
-    return schemes.dafl(teacher, generator, optax.adam(1e-3), feature="pooled", statistics=1.0)
+    return schemes.dafl(teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0)
 
 
 def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
-    """Images found by gradient descent, 200 steps each."""
+    """Images found by gradient descent, in short rounds: many different images matter more here than good ones."""
     jitter = 0 if setting.problem.name == "digits" else 2
     return schemes.inversion(
         teacher,
         setting.problem.shape,
         optax.adam(0.1),
-        iterations=200,
-        slots=8,
+        iterations=25,
+        slots=32,
         jitter=jitter,
-        student=setting.student,
-        competition=1.0,
     )
 
 
@@ -71,14 +69,12 @@ def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthes
     return schemes.cmi(
         teacher,
         generator,
-        optax.adam(1e-2),
+        optax.adam(1e-2, b1=0.5),
         features=["pooled"],
-        iterations=100,
-        slots=8,
+        iterations=25,
+        slots=32,
         memory=512,
         embedding=32,
-        student=setting.student,
-        adversarial=0.5,
     )
 
 
