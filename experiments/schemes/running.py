@@ -16,7 +16,7 @@ from experiments.schemes.inputs import Seeds
 from experiments.schemes.problem import Problem
 from experiments.schemes.trials import Own, Trial, measured
 from jaxkd import data, training
-from jaxkd.types import Distiller
+from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Variables
 
 OnEval = Callable[[int, Mapping[str, float], Any], Any]
 
@@ -105,6 +105,19 @@ def loader_of(trial: Trial, images: data.Dataset, config: Config, seed: int) -> 
     if trial.loader is not None:
         return trial.loader(images, seed)
     return data.Resident(images, config.batch, drop_remainder=True)
+
+
+def accuracy_of(model: Model, variables: Variables, problem: Problem) -> float:
+    """The accuracy of a network on the test split."""
+
+    def evaluate(state: Variables, batch: Batch) -> Metrics:
+        given = problem.normalize(batch)
+        outputs, _ = model.apply(state, given, key=None, train=False)
+        return training.metrics.classification(Context({"logits": outputs["logits"]}, {}, given, 0))
+
+    never: Any = None  # nothing is trained
+    kd = Distiller(never, never, evaluate)
+    return training.evaluate(kd, variables, _held(problem.test))["accuracy"]  # type: ignore[arg-type]
 
 
 def _held(dataset: data.Dataset) -> data.Resident:

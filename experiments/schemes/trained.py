@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.schemes import problem as problems
@@ -98,7 +100,10 @@ def run(
     config, problem = setting.config, setting.problem
     count = len(problems.numbers(config))
     if name == "teacher" and config.teacher_weights is not None:
-        given = weights.load_safetensors(config.teacher_weights)
-        return {"accuracy": [float("nan")] * count, "variables": [given] * count}
+        model = NETWORKS[name].model(setting)
+        like = model.init(jax.random.key(0), {"image": jnp.zeros((1, *problem.shape))})
+        given = jax.device_get(weights.fit_to(like, weights.load_safetensors(config.teacher_weights)))
+        test = running.accuracy_of(model, given, problem)
+        return {"accuracy": [test] * count, "variables": [given] * count}
     sets = None if name == DISTILLED else [images(setting, name)] * count
     return running.run(trial(setting, name), own, problem, config, name, folder, on_eval, sets)
