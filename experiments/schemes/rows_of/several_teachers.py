@@ -78,8 +78,16 @@ def flow(setting: Setting) -> Trial:
     )
     objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.dependence_loss(weight=10.0))
 
+    # A map that grows as fast as its share falls would keep the student dependent until the last step.
+    mapped = {name: {"weights": "student", "maps": "maps"} for name in mixes}
+    optimizer = optax.multi_transform(
+        {"student": setting.optimizer(), "maps": optax.adam(1e-4)}, {"student": "student", "flow": mapped}
+    )
+
     def make(own: Own) -> Distiller:
-        kd = schemes.knowledge_flow(student, setting.teacher(own), objective, optimizer=setting.optimizer())
+        kd = schemes.knowledge_flow(
+            student, setting.teacher(own), objective, optimizer=optimizer, loss_optimizer=setting.optimizer()
+        )
         return setting.placed(kd)
 
     return Trial(make, steps, setting.student, lambda state: adapters.student_alone(state.student))
