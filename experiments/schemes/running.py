@@ -117,6 +117,7 @@ def accuracy_of(model: Model, variables: Variables, problem: Problem) -> float:
 
     never: Any = None  # nothing is trained
     kd = Distiller(never, never, evaluate)
+    variables = jax.tree.map(jnp.asarray, variables)
     return training.evaluate(kd, variables, _held(problem.test))["accuracy"]  # type: ignore[arg-type]
 
 

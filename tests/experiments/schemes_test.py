@@ -151,7 +151,7 @@ def test_what_it_refuses(whole, capsys):
     assert "'dml'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="--seeds: expected at least 2, got 1"):
         checked(Config(seeds=1))
-    with pytest.raises(ValueError, match="--data-dir is missing"):
+    with pytest.raises(ValueError, match="give --data-dir too"):
         checked(Config(teacher_weights="weights.safetensors"))
 
 
