@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -193,12 +192,13 @@ def _gather(x: Array, axis_name: str | None) -> Array:
 def _weights(weights: Any, teachers: int) -> Array:
     if weights is None:
         return jnp.ones(teachers)
-    traced = any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(weights))
-    if not traced:
-        weights = np.asarray(weights, np.float64)
     found = jnp.asarray(weights)
-    if found.shape != (teachers,) or not (traced or (np.isfinite(weights).all() and (weights >= 0).all())):
-        got = f"shape {list(found.shape)}" if traced or found.shape != (teachers,) else weights.tolist()
+    got = f"shape {list(found.shape)}"
+    fits = found.shape == (teachers,)
+    if fits and not any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(weights)):
+        values = [float(value) for value in jax.device_get(weights)]  # nothing of it is traced
+        fits, got = all(math.isfinite(value) and value >= 0 for value in values), str(values)
+    if not fits:
         raise ValueError(f"weights: expected a number that is not negative for each of {teachers} teachers, got {got}.")
     return found
 
