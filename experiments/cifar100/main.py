@@ -17,6 +17,7 @@ from rich.console import Console
 
 from experiments.cifar100 import cells, config, curves, methods, plan, published, report, together
 from experiments.cifar100.config import Config
+from experiments.command import remember_programs, status
 from jaxkd import models
 from jaxkd.training import Preempted
 from jaxkd.training.logs import write_atomically
@@ -29,17 +30,7 @@ def cli(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     settings = tyro.cli(Config, args=arguments, prog="python -m experiments.cifar100")
     console = Console(width=None if sys.stdout.isatty() else 160)
-    try:
-        return main(settings, arguments, console)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        print(f"cifar100: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("cifar100: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Preempted as stop:
-        print("cifar100: terminated; the same command goes on from here.", file=sys.stderr)
-        return stop.code
+    return status("cifar100", lambda: main(settings, arguments, console))
 
 
 def main(settings: Config, arguments: Sequence[str], console: Console) -> int:
@@ -104,12 +95,6 @@ def given(settings: Config) -> dict[str, str]:
             )
         found[name] = file
     return found
-
-
-def remember_programs(path: pathlib.Path) -> None:
-    """Keeps what is compiled: the seeds of a method run the same programs."""
-    jax.config.update("jax_compilation_cache_dir", str(path.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def spawn(arguments: Sequence[str], workers: int) -> None:

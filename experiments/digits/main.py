@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import pathlib
@@ -11,7 +9,6 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,39 +16,30 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from experiments.command import alone, remember_programs, same_run, status
 from experiments.digits import curves, report, setting, statistics, training
 from experiments.digits.config import TITLES, Config, checked
 from experiments.statistics import interval
 from jaxkd.progress import show_progress
-from jaxkd.training import FitResult, Preempted, identity
+from jaxkd.training import FitResult
 from jaxkd.training.logs import write_atomically
 from jaxkd.types import Model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
-class Refused(Exception):
-    """The output folder cannot be used as it was asked for."""
-
-
 def cli(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.digits")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
+
+    def run() -> int:
         results = main(checked(config), console)
-    except (Refused, ValueError) as error:
-        print(f"digits: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("digits: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Preempted as stop:
-        print("digits: terminated; the same command goes on from here.", file=sys.stderr)
-        return stop.code
-    console.print(report.table(results))
-    console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
-    return 0
+        console.print(report.table(results))
+        console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
+        return 0
+
+    return status("digits", run)
 
 
 def main(config: Config, console: Console) -> dict[str, Any]:
@@ -73,46 +61,18 @@ def main(config: Config, console: Console) -> dict[str, Any]:
         return found
 
 
-@contextlib.contextmanager
-def alone(out: pathlib.Path) -> Iterator[None]:
-    """Holds the output folder for this process; the lock goes with the process, however that ends.
-
-    Raises:
-      Refused: another process holds it.
-    """
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused(f"another run is at work in {out}; wait for it, or choose another --out.") from None
-        yield
-
-
-def remember_programs(folder: pathlib.Path) -> None:
-    """Keeps what is compiled: the methods have pieces in common, and a run that goes on has all of them."""
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def begin(config: Config) -> None:
     """Makes sure that what is in the output folder is of this run.
 
     Raises:
       Refused: it is of a run with other settings.
     """
-    path = config.out / "config.json"
     if config.restart:
         for name in ("results.json", "report.md", "curves.png", "config.json"):
             (config.out / name).unlink(missing_ok=True)
         for name in (*TITLES, ".compiled"):
             shutil.rmtree(config.out / name, ignore_errors=True)
-    if path.exists() and (different := identity.differences(json.loads(path.read_text()), config.identity())):
-        raise Refused(
-            f"{config.out} holds a run with other settings:\n  "
-            + "\n  ".join(different)
-            + "\nMake them equal to go on with it, choose another --out, or throw it away with --restart."
-        )
-    write_atomically(path, json.dumps(config.identity(), indent=2) + "\n")
+    same_run(config.out, config.identity(), "choose another --out, or throw it away with --restart")
 
 
 def train(config: Config, console: Console) -> tuple[FitResult, dict[str, FitResult]]:

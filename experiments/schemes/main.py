@@ -16,8 +16,8 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.digits.main import Refused, remember_programs
-from experiments.digits.main import alone as held_alone
+from experiments.command import alone as held_alone
+from experiments.command import remember_programs, same_run, status
 from experiments.schemes import costs, curves, found, problem, report, running, trained
 from experiments.schemes.config import Config, checked
 from experiments.schemes.rows import ROWS
@@ -25,7 +25,6 @@ from experiments.schemes.trials import Own, Setting, Trial, alone, offline
 from experiments.statistics import interval
 from jaxkd import checks
 from jaxkd.progress import show_progress
-from jaxkd.training import Preempted, identity
 from jaxkd.training.logs import write_atomically
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
@@ -35,20 +34,14 @@ def cli(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     config = tyro.cli(Config, args=arguments, prog="python -m experiments.schemes")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
+
+    def run() -> int:
         results = main(checked(config), console)
-    except (Refused, ValueError) as error:
-        print(f"schemes: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("schemes: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Preempted as stop:
-        print("schemes: terminated; the same command goes on from here.", file=sys.stderr)
-        return stop.code
-    console.print(report.table(results))
-    console.print(f"{config.out}: results.json, report.md, gains.png", highlight=False)
-    return 0
+        console.print(report.table(results))
+        console.print(f"{config.out}: results.json, report.md, gains.png", highlight=False)
+        return 0
+
+    return status("schemes", run)
 
 
 def main(config: Config, console: Console) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def main(config: Config, console: Console) -> dict[str, Any]:
     for folder in ("rows", "times", "networks", "trainings"):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
     with held_alone(config.out):
-        begin(config)
+        same_run(config.out, config.identity())
         remember_programs(config.out / ".compiled")
         work = Work(Setting(problem.of(config), config), console)
         for number, name in enumerate(names, 1):
@@ -104,22 +97,6 @@ def write(config: Config, work: Work) -> dict[str, Any]:
     write_atomically(config.out / "report.md", report.markdown(results))
     write_atomically(config.out / "results.json", json.dumps(results, indent=2) + "\n")
     return results
-
-
-def begin(config: Config) -> None:
-    """Makes sure that what is in the output folder is of this run.
-
-    Raises:
-      Refused: it is of a run with other settings.
-    """
-    path = config.out / "config.json"
-    if path.exists() and (different := identity.differences(json.loads(path.read_text()), config.identity())):
-        raise Refused(
-            f"{config.out} holds a run with other settings:\n  "
-            + "\n  ".join(different)
-            + "\nMake them equal to go on with it, or choose another --out."
-        )
-    write_atomically(path, json.dumps(config.identity(), indent=2) + "\n")
 
 
 class Work:

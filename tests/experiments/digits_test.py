@@ -95,7 +95,7 @@ def test_other_settings_are_refused(whole, capsys):
 
 
 def test_two_runs_in_one_place_are_refused(whole, capsys):
-    from experiments.digits.main import alone
+    from experiments.command import alone
 
     with alone(whole[0]):
         assert cli(["--out", str(whole[0]), *TINY]) == 2
