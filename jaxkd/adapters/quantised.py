@@ -4,9 +4,7 @@ Polino, Pascanu & Alistarh, "Model compression via distillation and quantization
 both are a function `Model → Model`: `quantised` keeps full-precision weights and lets gradients through to them;
 `learned_points` keeps the weights and learns what they are rounded to. `jaxkd.weights.save_quantised` packs the result.
 
-A weight tensor is read row by row and cut into buckets; the last one may be shorter. Each is scaled to [0, 1] by its
-own minimum β and width α = max − min (section 2, linear scaling). All this is in float32, whatever the weights are, and
-every value is rounded as written here, so that each program has the same values, and so has a file of the codes.
+How a tensor is cut, scaled and rounded is in `jaxkd.adapters.buckets`, with β and α as they are called there.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxkd import adapters, checks
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
@@ -27,8 +24,6 @@ __all__ = ["initial_points", "learned_points", "quantise", "quantise_to", "quant
 Include = str | Callable[[str, Any], bool] | None
 """Which tensors: a regular expression found in the path, such as ``"Conv_|Dense_1"``; a function of path and array; or
 None for all with two or more axes that are not called ``bias`` or ``scale``. Only floating point is ever quantised."""
-
-_TINY, _WIDEST = np.float32(2.0**-126), np.float32(2.0**126)  # what has a reciprocal that is not flushed to 0
 
 
 def quantised(
@@ -203,7 +198,7 @@ def quantise_to(params: PyTree, points: PyTree, *, bucket: int | None = 256) -> 
     def of(name: str, weight: Array) -> Array:
         p = jnp.sort(jnp.asarray(of_tensor[name], jnp.float32))
         codes, offset, width = jax.lax.stop_gradient(encode_to(weight, p, bucket))
-        smooth = _unbucketed(offset + width * p[codes], weight)
+        smooth = shaped(offset + width * p[codes], weight)
         return _through(smooth, jax.lax.stop_gradient(decode(p[codes], offset, width, weight)))
 
     return _mapped(params, of, list(of_tensor))
@@ -233,77 +228,10 @@ def initial_points(
     chosen, named = chosen_tensors("initial_points", params, include), by_path(params)
 
     def of(weight: Array) -> Array:
-        u = _scaled(_bucketed(weight, bucket))[0].reshape(-1)[: weight.size]
+        u = scaled(weight, bucket)[0].reshape(-1)[: weight.size]
         return jnp.quantile(u, jnp.linspace(0, 1, 2**bits, dtype=jnp.float32))
 
     return _nested({name: of(jnp.asarray(named[name])) for name in chosen})
-
-
-# --- codes, which files hold ------------------------------------------------------------------------------------------
-
-
-def encode(weight: Array, bits: int, bucket: int | None, key: Array | None = None) -> tuple[Array, Array, Array]:
-    """A tensor's codes ``[buckets, bucket]``, in float32, with the offset β and the step α/s ``[buckets, 1]`` of each.
-
-    The ragged end of the last bucket is filled up with the last weight.
-
-    >>> [x.tolist() for x in encode(jnp.array([1.0, 2.0, 4.0]), 2, 3)]
-    [[[0.0, 1.0, 3.0]], [[1.0]], [[1.0]]]
-    """
-    x, top = _bucketed(weight, bucket), 2**bits - 1
-    offset, width = _range(x)
-    step = width * np.float32(1 / top)
-    step = jnp.where(step >= _TINY, step, 0)
-    level = jnp.minimum((x - offset) * _reciprocal(step), top)
-    level = jnp.round(level) if key is None else jnp.floor(level + jax.random.uniform(key, level.shape, jnp.float32))
-    return jnp.where(step > 0, jnp.minimum(level, top), 0), offset, step
-
-
-def encode_to(weight: Array, points: Array, bucket: int | None) -> tuple[Array, Array, Array]:
-    """The number of the nearest of ascending points ``[buckets, bucket]``, with β and α ``[buckets, 1]`` of each.
-
-    >>> encode_to(jnp.array([1.0, 2.0, 5.0]), jnp.array([0.0, 0.5, 1.0]), 3)[0].tolist()
-    [[0, 1, 2]]
-    """
-    u, offset, width = _scaled(_bucketed(weight, bucket))
-    middles = (points[1:] + points[:-1]) * 0.5
-    return jnp.searchsorted(middles, u, side="right", method="scan_unrolled"), offset, width
-
-
-def decode(levels: Array, offset: Array, step: Array, like: Any) -> Array:
-    """``offset + levels·step``, in the shape and dtype of a tensor.
-
-    The product is rounded to one bit less than float32 has. Compilers fuse a product and a sum, and leave out the
-    rounding between the two, or do not, as they like; this one they cannot leave out.
-    """
-    return _unbucketed(offset + jax.lax.reduce_precision(levels * step, 8, 22), like)
-
-
-def _bucketed(weight: Array, bucket: int | None) -> Array:
-    flat = jnp.asarray(weight).astype(jnp.float32).reshape(-1)
-    size = min(bucket or flat.size, flat.size)
-    return jnp.pad(flat, (0, -flat.size % size), mode="edge").reshape(-1, size)
-
-
-def _unbucketed(x: Array, like: Any) -> Array:
-    return x.reshape(-1)[: like.size].reshape(like.shape).astype(like.dtype)
-
-
-def _range(x: Array) -> tuple[Array, Array]:
-    low, high = jnp.min(x, axis=1, keepdims=True), jnp.max(x, axis=1, keepdims=True)
-    width = jnp.minimum(high - low, _WIDEST)
-    return low, jnp.where(width < _TINY, 0, width)
-
-
-def _scaled(x: Array) -> tuple[Array, Array, Array]:
-    """Buckets in [0, 1], one of equal weights at 0; with β and α."""
-    offset, width = _range(x)
-    return jnp.where(width == 0, 0, jnp.minimum((x - offset) * _reciprocal(width), 1)), offset, width
-
-
-def _reciprocal(x: Array) -> Array:
-    """Rounded by one bit as well: a compiler may multiply by a reciprocal where a division is written, or may not."""
-    return jax.lax.reduce_precision(1 / jnp.where(x > 0, x, 1), 8, 22)
 
 
 @jax.custom_jvp
@@ -385,18 +313,3 @@ def chosen_tensors(what: str, params: PyTree, include: Include) -> list[str]:
         f"{what}: expected a floating-point tensor {rule}, got none. Say by include= which are quantised; there are: "
         f"{checks.describe(named) or 'none'}."
     )
-
-
-def check(what: str, bits: int, bucket: int | None) -> None:
-    """Raises unless there are such codes and buckets.
-
-    Raises:
-      ValueError: bits or bucket are out of range.
-    """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(
-            f"{what}, bits: expected a whole number from 1 to 8, got {bits}. For 16 see jaxkd.adapters.precision; for "
-            "32 leave the model as it is."
-        )
-    if bucket is not None and (isinstance(bucket, bool) or not isinstance(bucket, int) or bucket < 2):
-        raise ValueError(f"{what}, bucket: expected at least 2 weights, or None for whole tensors, got {bucket}.")

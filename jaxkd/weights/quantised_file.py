@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.adapters.quantised import Include, by_path, check, chosen_tensors, decode, encode, encode_to, quantise_to
+from jaxkd.adapters.buckets import check, decode, encode, encode_to
+from jaxkd.adapters.quantised import Include, by_path, chosen_tensors, quantise_to
 from jaxkd.types import PyTree, Variables
 from jaxkd.weights import tree
 from jaxkd.weights.safetensors_file import Path, load_safetensors, load_safetensors_metadata, save_safetensors
