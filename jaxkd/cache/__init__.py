@@ -1,23 +1,25 @@
-"""Teacher outputs on disk: computed once, read back by example and augmentation view.
+"""Teacher outputs on disk: computed once, read back by example and view.
 
-======================  ==============================================================================================
-`codecs`                what is kept of an output: `full`, `eight_bit`, `top_k`
-`write`                 `write_cache`, `write_shards`: every example in every view through the teacher, once
-`read`                  `open_cache`, and `Cache`: size and time, outputs by example and view, `attach`
-`attach`                inputs whose batches carry the outputs
-`program`               the teacher as one compiled program
-`shards`                the files: plain ``.npy``, each shard whole or not there
-`manifest`, `compare`   what a cache was made from, and where that differs: `StaleCacheError`
-`examples`, `probes`    digests of examples; what a transform and a teacher do to a few of them
-======================  ==============================================================================================
+===========================  ==========================================================================================
+`write_cache`                evaluates a teacher on every example in every view, once
+`write_shards`               one writer's share of the same work, for independent processes
+`open_cache`                 opens a finished cache without the teacher
+`Cache`                      the opened cache: its size, its outputs by example and view, `Cache.decode` for a batch
+`attach`                     a loader whose batches carry the encoded outputs, which `jaxkd.teachers.cached` decodes
+`codecs`                     which numbers of an output are stored, in how many bits: `full`, `eight_bit`, `top_k`
+`StaleCacheError`            raised when teacher, transform, data set or settings are not those of the cache
+===========================  ==========================================================================================
 
-A directory holds ``manifest.json``, ``probes.npz``, ``index.npy`` and ``digests.npy`` (which example each row is), and
-``shards/000000/`` and so on, with one ``.npy`` file for each field of each output, rows in the order of the set.
+A directory holds ``manifest.json`` (identity of the teacher, the data and the settings), ``probes.npz`` (samples of the
+transform's and the teacher's results), ``index.npy`` and ``digests.npy`` (which example each row belongs to), and one
+folder for each shard, ``shards/000000/`` and so on. A shard holds consecutive rows of one view, one ``.npy`` file for
+each field of each output.
 """
 
-from jaxkd.teachers.cache import codecs
-from jaxkd.teachers.cache.manifest import StaleCacheError
-from jaxkd.teachers.cache.read import Cache, open_cache
-from jaxkd.teachers.cache.write import write_cache, write_shards
+from jaxkd.cache import codecs
+from jaxkd.cache.loaders import attach
+from jaxkd.cache.manifest import StaleCacheError
+from jaxkd.cache.read import Cache, open_cache
+from jaxkd.cache.write import write_cache, write_shards
 
-__all__ = ["Cache", "StaleCacheError", "codecs", "open_cache", "write_cache", "write_shards"]
+__all__ = ["Cache", "StaleCacheError", "attach", "codecs", "open_cache", "write_cache", "write_shards"]

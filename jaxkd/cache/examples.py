@@ -1,4 +1,7 @@
-"""The examples of a set, by their rows on the host, and a digest of each: which example a cached output belongs to."""
+"""Reads and digests the examples of a data set, by rows on the host.
+
+An example is identified by its ``index``; its digest shows that it still has the contents that the teacher saw.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["PLACE", "Examples", "differing", "digests", "entries", "of"]
+__all__ = ["PLACE", "Examples", "content_difference", "digest_of_set", "digests", "entries", "read_examples"]
 
 PLACE = ("index", "epoch", "mask")
-"""Entries of a batch that say where an example stands, and not what it is."""
+"""Entries of a batch that hold an example's place in the set or the pass rather than its contents."""
 
 
 class Examples(NamedTuple):
-    """A set, read by rows.
+    """A data set that is read by rows.
 
     Attributes:
-      size: how many there are.
+      size: number of examples.
       take: ``(rows) -> {entry: NumPy array [rows, ...]}``, with the ``index`` of each.
-      whole: all of it, where it lies in memory.
+      whole: all arrays, if the set lies in memory.
     """
 
     size: int
@@ -29,23 +32,23 @@ class Examples(NamedTuple):
     whole: Mapping[str, np.ndarray] | None = None
 
 
-def of(data: Any) -> Examples:
-    """The examples of an input, or of a set in memory.
+def read_examples(data: Any) -> Examples:
+    """Returns the examples of a loader, or of a data set in memory.
 
     Args:
-      data: has ``arrays``, a mapping of arrays with one row for each example (a `Dataset`, a `Resident`); or
+      data: has ``arrays``, a mapping of arrays with one row per example (a `Dataset`, a `Resident`); or
         ``num_examples`` and ``take(rows)`` (a `Stream`).
 
     Raises:
-      TypeError: it is neither.
-      ValueError: its arrays do not have the same number of rows.
+      TypeError: it has neither.
+      ValueError: its arrays differ in their number of rows.
 
-    >>> of({"image": np.zeros((3, 2)), "index": np.array([5, 6, 7])}).take([2])["index"].tolist()
+    >>> read_examples({"image": np.zeros((3, 2)), "index": np.array([5, 6, 7])}).take([2])["index"].tolist()
     [7]
     """
     arrays = data if isinstance(data, Mapping) else getattr(data, "arrays", None)
     if isinstance(arrays, Mapping) and arrays:
-        whole = {name: _on_host(value) for name, value in arrays.items()}
+        whole = {name: _canonical(value) for name, value in arrays.items()}
         rows = {name: len(value) for name, value in whole.items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"data: expected one row for each example in every array, got {rows}.")
@@ -55,13 +58,13 @@ def of(data: Any) -> Examples:
     if hasattr(data, "take") and hasattr(data, "num_examples"):
         return Examples(int(data.num_examples), data.take)
     raise TypeError(
-        "data: expected a set in memory (it has `arrays`) or an input that reads by rows (`num_examples` and "
-        f"`take(rows)`), got {type(data).__name__}. jaxkd.data.Dataset, Resident and Stream will do."
+        "data: expected a set in memory, which has `arrays`, or a loader that reads by rows, which has `num_examples` "
+        f"and `take(rows)`; got {type(data).__name__}. Pass a jaxkd.data.Dataset, Resident or Stream."
     )
 
 
 def entries(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Dtype and shape of what an example consists of, by name.
+    """Returns dtype and shape of each entry of one example.
 
     >>> entries({"image": np.zeros((2, 8, 8, 1), np.uint8), "index": np.arange(2)})
     {'image': 'uint8[8, 8, 1]'}
@@ -72,11 +75,11 @@ def entries(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def digests(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """64 bits for each example, from the bytes of its entries.
+    """Returns a 64-bit digest of each example, from the bytes of its entries.
 
     Args:
-      batch: arrays with one row for each example.
-      names: the entries that count.
+      batch: arrays with one row per example.
+      names: entries that are digested.
 
     Returns:
       uint64 ``[rows]``.
@@ -86,42 +89,57 @@ def digests(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray
     True
     """
     columns = [np.ascontiguousarray(batch[name]) for name in sorted(names)]
-    found = np.empty(len(columns[0]), np.uint64)
-    for row in range(len(found)):
+    values = np.empty(len(columns[0]), np.uint64)
+    for row in range(len(values)):
         state = hashlib.blake2b(digest_size=8)
         for column in columns:
             state.update(column[row].tobytes())
-        found[row] = int.from_bytes(state.digest(), "little")
-    return found
+        values[row] = int.from_bytes(state.digest(), "little")
+    return values
 
 
-def differing(known: np.ndarray, batch: Mapping[str, np.ndarray], names: Mapping[str, str]) -> str | None:
-    """How the examples of a batch differ from those that a cache was written from, or None.
+def digest_of_set(index: np.ndarray, digests: np.ndarray) -> str:
+    """Returns one digest of a sequence of examples; it depends on their order.
 
     Args:
-      known: their digests then.
-      batch: they now.
-      names: their `entries` then; further ones are left alone.
+      index: of the examples, integers ``[rows]``.
+      digests: their `digests`, uint64 ``[rows]``.
+
+    >>> digest_of_set(np.arange(2), np.array([7, 8])) == digest_of_set(np.arange(2), np.array([8, 7]))
+    False
     """
-    now = entries(batch)
+    state = hashlib.sha256(np.asarray(index, "<i8").tobytes())
+    state.update(np.asarray(digests, "<u8").tobytes())
+    return f"sha256:{state.hexdigest()[:16]}"
+
+
+def content_difference(cached: np.ndarray, batch: Mapping[str, np.ndarray], names: Mapping[str, str]) -> str | None:
+    """Returns how a batch differs from the examples that the teacher saw, or None.
+
+    Args:
+      cached: digests of the examples that the teacher saw, uint64 ``[rows]``.
+      batch: the same examples now; entries that the teacher did not see are ignored.
+      names: `entries` that the teacher saw.
+    """
+    given = entries(batch)
     if changed := [
-        f"{name!r} was {names[name]} and is {now.get(name, 'missing')}"
+        f"{name!r} is {names[name]} in the cache, {given.get(name, 'missing')} given"
         for name in names
-        if now.get(name) != names[name]
+        if given.get(name) != names[name]
     ]:
         return "data: " + ", ".join(changed)
     found = digests(batch, list(names))
-    rows = np.flatnonzero(found != known)
+    rows = np.flatnonzero(found != cached)
     if not len(rows):
         return None
     first = rows[0]
     return (
         f"data: {len(rows)} of {len(found)} examples have other contents ({', '.join(names)}), the first is index "
-        f"{int(batch['index'][first])}: digest {int(known[first]):016x} there, {int(found[first]):016x} here"
+        f"{int(batch['index'][first])}: digest {int(cached[first]):016x} in the cache, {int(found[first]):016x} given"
     )
 
 
-def _on_host(value: Any) -> np.ndarray:
-    """As the device would have it: 64-bit numbers in 32 bits."""
+def _canonical(value: Any) -> np.ndarray:
+    """Returns a NumPy array in the dtype that it has on the device."""
     array = np.asarray(value)
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

@@ -1,4 +1,9 @@
-"""Inputs whose batches carry a teacher's outputs: gathered on the device, or read ahead on the host."""
+"""Loaders whose batches carry cached outputs, gathered on the device or the host.
+
+A batch of an attached loader has the loader's own entries, the fields that the codecs stored, under
+``<cache name>/<output>/<field>``, and in ``epoch`` the number of the view. The fields stay encoded until the training
+step, where `jaxkd.cache.Cache.decode` turns them into outputs: what travels to the device is a few bytes per example.
+"""
 
 from __future__ import annotations
 
@@ -13,133 +18,146 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd.teachers.cache.read import Cache
+from jaxkd.cache.read import Cache
 from jaxkd.types import Array, Batch
 
 __all__ = ["AttachedLoader", "AttachedResident", "attach"]
 
 
-def attach(cache: Cache, data: Any) -> Any:
-    """An input whose batches carry the cached fields; `Cache.attach` says more.
+def attach(cache: Cache, loader: Any) -> Any:
+    """Returns a loader whose batches carry the teacher's outputs, still encoded.
+
+    The ``epoch`` of its batches is the number of the view, ``epoch % views``, so that the student's transform produces
+    the images that the teacher saw. All other entries, and the order of the batches, are those of ``loader``.
 
     Args:
-      cache: the outputs.
-      data: the input.
+      cache: from `jaxkd.cache.write_cache` or `jaxkd.cache.open_cache`.
+      loader: a `jaxkd.data.Resident`, for which the outputs are placed on its device and gathered there; a `Stream`,
+        for which they are read from the files, ahead of the step; or any other loader whose batches have ``index`` and
+        ``epoch``. It may hold the cached examples in another order, or a subset of them.
+
+    Returns:
+      A loader of the same mode.
 
     Raises:
-      TypeError: this is no input.
+      StaleCacheError: the examples are not those that the teacher saw. A `Stream` raises it when it reads them.
+      TypeError: the argument is not a loader.
+      ValueError: an example is not in the cache, a file of the cache is damaged, or the loader has another cache
+        attached with another number of views.
     """
-    views = getattr(data, "views", cache.views)
+    views = getattr(loader, "views", cache.views)
     if views != cache.views:
         raise ValueError(
-            f"attach: the input has a cache of {views} views attached, and this one has {cache.views}. A student sees "
-            "one image in a step: write both caches with the same number of views."
+            f"attach: expected a loader whose attached cache has {cache.views} views, as this cache has, got {views}. "
+            "A student sees one image per step: write both caches with the same number of views."
         )
-    if hasattr(data, "arrays") and hasattr(data, "gather"):
-        return AttachedResident(cache, data)
-    if hasattr(data, "batches"):
-        return AttachedLoader(cache, data)
+    if hasattr(loader, "arrays") and hasattr(loader, "gather"):
+        return AttachedResident(cache, loader)
+    if hasattr(loader, "batches"):
+        return AttachedLoader(cache, loader)
     raise TypeError(
-        f"attach: expected an input, which has batches(), got {type(data).__name__}. jaxkd.data.Resident(dataset, ...) "
-        "and jaxkd.data.Stream(source, ...) are inputs."
+        f"attach: expected a loader, which has batches(), got {type(loader).__name__}. Pass "
+        "jaxkd.data.Resident(dataset, ...) or jaxkd.data.Stream(source, ...)."
     )
 
 
 class _Attached(abc.ABC):
-    """What both modes share: all that the input is, and the number of views."""
+    """Base of both modes: delegates to the loader and adds the number of views."""
 
-    def __init__(self, cache: Cache, data: Any) -> None:
-        self.cache, self.views, self._input = cache, cache.views, data
-        self.batch_size, self.steps_per_epoch = data.batch_size, data.steps_per_epoch
+    def __init__(self, cache: Cache, loader: Any) -> None:
+        self.cache, self.views, self._loader = cache, cache.views, loader
+        self.batch_size, self.steps_per_epoch = loader.batch_size, loader.steps_per_epoch
 
     def __getattr__(self, name: str) -> Any:
-        """What the input has: sizes, seeds and so on."""
+        """Returns an attribute of the loader: sizes, seeds and so on."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._input, name)
+        return getattr(self._loader, name)
 
     def __iter__(self) -> Any:
-        """The same as ``batches()``."""
+        """Returns ``batches()``."""
         return self.batches()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another: the input's own, and which outputs are attached."""
+        """Returns the loader's fingerprint and a digest of the cache's identity."""
         identity = json.dumps(self.cache.manifest["identity"], sort_keys=True)
-        own: dict[str, Any] = getattr(self._input, "fingerprint", dict)()
+        own: dict[str, Any] = getattr(self._loader, "fingerprint", dict)()
         return {**own, self.cache.name: hashlib.sha256(identity.encode()).hexdigest()[:16]}
 
     @abc.abstractmethod
     def batches(self, state: Mapping[str, Any] | None = None) -> Any:
-        """Batches from the start, or from a state."""
+        """Returns an iterator over batches, from the start or from a state."""
 
 
 class AttachedResident(_Attached):
-    """A resident input and the cached outputs beside it, on the same device.
+    """A resident loader with the cached outputs on the same device.
 
     Args:
       cache: the outputs.
-      data: the input: ``arrays``, a dict with a row for each example, and ``gather(arrays, step)``.
+      loader: has ``arrays``, a dict with one row per example, and ``gather(arrays, step)``.
 
     Attributes:
-      arrays: the input's, the cached fields ``[views, cached examples, ...]`` as they are stored, and where each of the
-        input's rows stands in them.
+      arrays: the loader's arrays, the stored fields ``[views, cached examples, ...]`` in their stored dtypes, and the
+        row in these fields of each of the loader's examples.
     """
 
-    def __init__(self, cache: Cache, data: Any) -> None:
-        super().__init__(cache, data)
+    def __init__(self, cache: Cache, loader: Any) -> None:
+        super().__init__(cache, loader)
         reader = cache.reader
-        host = {name: np.asarray(data.arrays[name]) for name in ("index", *reader.data) if name in data.arrays}
+        host = {name: np.asarray(loader.arrays[name]) for name in ("index", *reader.data) if name in loader.arrays}
         rows = reader.rows(host["index"])
         reader.check(host, rows)
         self._rows, self._fields = f"{cache.name}/row", tuple(reader.entries)
-        place = _beside(data.arrays["index"])
-        added = {**reader.everything(), self._rows: rows.astype(np.int32)}
-        self.arrays: dict[str, Array] = {**data.arrays, **jax.device_put(added, place)}
+        sharding = _replicated_like(loader.arrays["index"])
+        added = {**reader.load_all(), self._rows: rows.astype(np.int32)}
+        self.arrays: dict[str, Array] = {**loader.arrays, **jax.device_put(added, sharding)}
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Any, **options: Any) -> Batch:
-        """The batch of a step: pure, for use under jit, scan and vmap.
+        """Returns the batch of a step: a pure function, for use under jit, scan and vmap.
 
         Args:
-          arrays: `AttachedResident.arrays`, as the argument of the jitted function.
-          step: the global step; it may be traced.
-          **options: for the input's own ``gather``, such as ``seed``.
+          arrays: `AttachedResident.arrays`, as an argument of the jitted function rather than a constant in it.
+          step: global step; it may be traced.
+          **options: for the loader's own ``gather``, such as ``seed``.
 
         Returns:
-          The input's batch with the cached fields; its ``epoch`` is the number of the view.
+          The loader's batch with the cached fields; its ``epoch`` is the number of the view.
         """
-        others = {name: value for name, value in arrays.items() if name not in self._fields}
-        batch = dict(self._input.gather(others, step, **options))
+        # The loader gathers the row number like any other per-example array; the fields have a leading axis of views,
+        # so they are indexed here, by (view, row).
+        per_example = {name: value for name, value in arrays.items() if name not in self._fields}
+        batch = dict(self._loader.gather(per_example, step, **options))
         view, row = jnp.asarray(batch["epoch"]) % self.views, batch.pop(self._rows)
         cached = {name: arrays[name].at[view, row].get(mode="promise_in_bounds") for name in self._fields}
         return {**batch, "epoch": view, **cached}
 
     def batches(self, state: Mapping[str, Any] | None = None) -> _ResidentIterator:
-        """Batches one by one, for a loop on the host."""
-        return _ResidentIterator(self, self._input.batches(state))
+        """Returns an iterator over batches, for a loop on the host."""
+        return _ResidentIterator(self, self._loader.batches(state))
 
 
 class AttachedLoader(_Attached):
-    """A streaming input with cached outputs read on the host.
+    """A streaming loader with cached outputs read on the host.
 
     Args:
       cache: the outputs.
-      data: the input. With ``map(function)``, as `jaxkd.data.Stream` has it, reading happens where it reads ahead.
+      loader: if it has ``map(function)``, as `jaxkd.data.Stream` does, its read-ahead workers read the outputs too.
     """
 
-    def __init__(self, cache: Cache, data: Any) -> None:
-        ahead = hasattr(data, "map")
-        super().__init__(cache, data.map(cache.reader) if ahead else data)
+    def __init__(self, cache: Cache, loader: Any) -> None:
+        ahead = hasattr(loader, "map")
+        super().__init__(cache, loader.map(cache.reader) if ahead else loader)
         self._ahead = ahead
 
     def batches(self, state: Mapping[str, Any] | None = None) -> Any:
-        """Batches from the start, or from a state."""
-        batches = self._input.batches() if state is None else self._input.batches(state)
+        """Returns an iterator over batches, from the start or from a state."""
+        batches = self._loader.batches() if state is None else self._loader.batches(state)
         return batches if self._ahead else _HostIterator(self.cache, batches)
 
 
 class _Iterator(abc.ABC):
-    """An input's iterator, with its state."""
+    """Iterator over the loader's batches that shares the loader's state."""
 
     def __init__(self, batches: Any) -> None:
         self._batches = batches
@@ -149,23 +167,23 @@ class _Iterator(abc.ABC):
 
     @abc.abstractmethod
     def __next__(self) -> Batch:
-        """The next batch, with the cached outputs."""
+        """Returns the next batch, with the cached outputs."""
 
     def get_state(self) -> Any:
-        """Where the consumer stands."""
+        """Returns the position of the consumer."""
         return self._batches.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a state."""
+        """Moves to a position."""
         self._batches.set_state(state)
 
     def close(self) -> None:
-        """Ends what reads ahead."""
+        """Stops the loader's read-ahead workers."""
         getattr(self._batches, "close", lambda: None)()
 
 
 class _ResidentIterator(_Iterator):
-    """Counts with the input's iterator, and gathers with the outputs."""
+    """Takes the step from the loader's iterator and gathers its batch with outputs."""
 
     def __init__(self, attached: AttachedResident, batches: Any) -> None:
         super().__init__(batches)
@@ -173,13 +191,13 @@ class _ResidentIterator(_Iterator):
 
     def __next__(self) -> Batch:
         step = self._batches.get_state()["step"]
-        next(self._batches)  # it knows when to stop
+        next(self._batches)  # advances the step, and raises StopIteration after the last epoch
         batch: Batch = self._attached._gather(self._attached.arrays, step)
         return batch
 
 
 class _HostIterator(_Iterator):
-    """Adds to batches that are on the device already."""
+    """Adds the outputs to batches that are already on the device."""
 
     def __init__(self, cache: Cache, batches: Any) -> None:
         super().__init__(batches)
@@ -187,13 +205,13 @@ class _HostIterator(_Iterator):
 
     def __next__(self) -> Batch:
         batch = dict(next(self._batches))
-        seen = {name: batch[name] for name in ("index", "epoch", *self._reader.data) if name in batch}
-        read = self._reader(jax.device_get(seen))
+        needed = {name: batch[name] for name in ("index", "epoch", *self._reader.data) if name in batch}
+        read = self._reader(jax.device_get(needed))
         return {**batch, **jax.device_put({name: read[name] for name in ("epoch", *self._reader.entries)})}
 
 
-def _beside(array: Any) -> Any:
-    """Where an input's arrays are, on every device of them as a whole."""
+def _replicated_like(array: Any) -> Any:
+    """Returns a sharding that replicates over the array's devices, or None."""
     if not isinstance(array, jax.Array) or not array.committed:
         return None
     sharding = array.sharding

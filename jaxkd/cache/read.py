@@ -1,4 +1,4 @@
-"""Reading a cache: opened against what it is to be used with, then read by example and view."""
+"""Opens a cache after comparing its identity, and reads it by example and view."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.teachers.cache import examples, manifest, shards
-from jaxkd.teachers.cache.codecs import Codec, from_settings
-from jaxkd.teachers.cache.compare import differences
-from jaxkd.teachers.cache.probes import Transform
-from jaxkd.teachers.cache.program import Keep, file_name
+from jaxkd.cache import examples, files, manifest, shards
+from jaxkd.cache.codecs import Codec, from_settings
+from jaxkd.cache.compare import differences
+from jaxkd.cache.probes import Transform
+from jaxkd.cache.program import Keep, file_name
 from jaxkd.types import Array, Outputs
 
-__all__ = ["Cache", "Entry", "Reader", "open_cache", "opened"]
+__all__ = ["Cache", "Entry", "Reader", "load_complete", "open_cache"]
 
 
 class Entry(NamedTuple):
-    """A field of an output as it stands in a batch: its file, its dtype, and the shape of one example."""
+    """A stored field: its file in a shard, its dtype, and the shape of one example."""
 
     file: str
     dtype: str
@@ -32,14 +32,14 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Cached fields of batches, on the host: a function of a NumPy batch that worker processes can have.
+    """A picklable function that adds the cached fields to a NumPy batch on the host.
 
     Attributes:
       directory: of the cache.
       layout: of its shards.
-      entries: by their names in a batch.
-      data: the entries of an example that are compared, with dtypes and shapes.
-      contents: a digest of which examples there are.
+      entries: stored fields by their names in a batch.
+      data: entries of an example that the teacher saw, with dtypes and shapes; they are compared.
+      contents: digest of all examples in their order.
     """
 
     directory: pathlib.Path
@@ -49,10 +49,10 @@ class Reader:
     contents: str
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Where examples are in the cache.
+        """Returns the rows of the examples with these indices.
 
         Raises:
-          ValueError: it does not hold one of them.
+          ValueError: one of them is not in the cache.
         """
         known, order = _order(self.directory, self.contents)
         index = np.asarray(index)
@@ -61,41 +61,45 @@ class Reader:
         if (missing := known[rows] != index).any():
             raise ValueError(
                 f"batch['index']: {int(missing.sum())} of {len(index)} examples are not in the cache {self.directory} "
-                f"of {len(known)}, index {int(index[missing][0])} for one. Write a cache of the set that is trained on."
+                f"of {len(known)}, index {int(index[missing][0])} for one. Write a cache of the set that you train on."
             )
         return rows
 
     def check(self, batch: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
-        """Compares examples with those that the teacher saw.
+        """Compares the contents of examples with those that the teacher saw.
 
         Raises:
-          StaleCacheError: they are others.
+          StaleCacheError: they differ.
         """
-        known = shards.open_array(str(self.directory / "digests.npy"), "uint64")
-        if line := examples.differing(known[rows], batch, self.data):
+        known = files.open_array(str(self.directory / "digests.npy"), "uint64")
+        if line := examples.content_difference(known[rows], batch, self.data):
             manifest.refuse(self.directory, [line])
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-        """The fields of some rows, each in a view of its own, by their names in a batch."""
+        """Returns fields of some rows, each in its own view, by their names in a batch.
+
+        Args:
+          rows: integers ``[batch]``.
+          views: integers ``[batch]``.
+        """
         numbers = views * self.layout.per_view + rows // self.layout.per_shard
         found = {
-            name: np.empty((len(rows), *entry.shape), shards.dtype_of(entry.dtype))
+            name: np.empty((len(rows), *entry.shape), files.dtype_of(entry.dtype))
             for name, entry in self.entries.items()
         }
-        for number in np.unique(numbers):
-            here = np.flatnonzero(numbers == number)
-            _, first, _ = self.layout.place(int(number))
+        for number in map(int, np.unique(numbers)):
+            chosen = np.flatnonzero(numbers == number)
+            _, first, _ = self.layout.place(number)
             for name, entry in self.entries.items():
-                found[name][here] = shards.load(self.directory, int(number), entry.file, entry.dtype)[
-                    rows[here] - first
-                ]
+                array = shards.load(self.directory, number, entry.file, entry.dtype)
+                found[name][chosen] = array[rows[chosen] - first]
         return found
 
-    def everything(self) -> dict[str, np.ndarray]:
-        """Every field of every row in every view, ``[views, rows, ...]``, after a check of the files' digests.
+    def load_all(self) -> dict[str, np.ndarray]:
+        """Returns every field ``[views, rows, ...]``, after verifying the files' digests.
 
         Raises:
-          ValueError: a file holds other bytes than were written.
+          ValueError: a file does not hold the bytes that were written.
         """
         self.verify()
         found = {}
@@ -116,14 +120,14 @@ class Reader:
         """Reads every file and compares its digest.
 
         Raises:
-          ValueError: a file holds other bytes than were written.
+          ValueError: a file does not hold the bytes that were written.
         """
         for number in range(self.layout.total):
-            if found := shards.damage(self.directory, number, shards.facts(self.directory, number)):
-                raise ValueError(f"{found}. Delete that shard's folder, and write_cache will compute it again.")
+            if fault := shards.damage(self.directory, number, shards.facts(self.directory, number)):
+                raise ValueError(f"{fault}. Delete that shard's folder, and write_cache will compute it again.")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with the cached fields of its examples, and its ``epoch`` the view that they are of."""
+        """Returns the batch with the cached fields, its ``epoch`` the view's number."""
         rows = self.rows(batch["index"])
         self.check(batch, rows)
         views = np.asarray(batch["epoch"]) % self.layout.views
@@ -132,13 +136,13 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Teacher outputs on disk, by example and view; from `write_cache` or `open_cache`.
+    """Teacher outputs on disk, from `write_cache` or `open_cache`.
 
     Attributes:
-      directory: where they are.
-      manifest: what they were made from.
-      transform: the one that they are right for. Give it to `jaxkd.training.preprocess`.
-      name: of the entries that `attach` adds to a batch.
+      directory: of the files.
+      manifest: identity of teacher, data and settings, and sizes.
+      transform: the transform of the cached views. Pass it to `jaxkd.training.preprocess`.
+      name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
     """
 
     directory: pathlib.Path
@@ -148,40 +152,40 @@ class Cache:
 
     @property
     def views(self) -> int:
-        """How many draws of the transform there are."""
+        """Number of draws of the transform."""
         return int(self.manifest["identity"]["views"])
 
     @property
     def num_examples(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return int(self.manifest["identity"]["data"]["examples"])
 
     @property
     def bytes(self) -> int:
-        """What the outputs take, in files and in memory."""
+        """Size of the stored fields in bytes, in memory as in the files."""
         return int(self.manifest["bytes"])
 
     @property
     def bytes_per_example(self) -> float:
-        """What the outputs of one example in one view take."""
+        """Size of the stored fields of one example in one view, in bytes."""
         return self.bytes / (self.num_examples * self.views)
 
     @property
     def seconds(self) -> float:
-        """How long the teacher took, over all views and hosts; reading the set and compiling are not in it."""
+        """Time of the teacher on all views and hosts, without reading and compiling."""
         return float(self.manifest["seconds"])
 
     def seconds_saved(self, epochs: int) -> float:
-        """What a teacher evaluated in each of some epochs would have taken beyond `seconds`."""
+        """Returns a live teacher's time in a number of epochs, minus `seconds`."""
         return self.seconds / self.views * (epochs - self.views)
 
     def summary(self, epochs: int | None = None) -> str:
-        """Size and time, for a person.
+        """Returns size and time as text.
 
         Args:
-          epochs: of a training run, to say what it saves.
+          epochs: of a training run, to add the time that the cache saves.
         """
-        kept = ", ".join(f"{name} ({_of(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
+        kept = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
         text = (
             f"{self.directory}: {kept} of {self.num_examples} examples in {self.views} views, "
             f"{self.bytes / 2**20:.3g} MiB, {self.bytes_per_example:.4g} bytes each; teacher {self.seconds:.3g} s"
@@ -190,11 +194,11 @@ class Cache:
             return text
         live = self.seconds / self.views * epochs
         saved = self.seconds_saved(epochs)
-        return f"{text}; {epochs} epochs with a live one take {live:.3g} s, so {saved:.3g} s are saved"
+        return f"{text}; a live teacher takes {live:.3g} s in {epochs} epochs, so the cache saves {saved:.3g} s"
 
     @functools.cached_property
     def codecs(self) -> dict[str, tuple[Codec, tuple[int, ...]]]:
-        """The codec of each output, and the shape of one example's output."""
+        """Codec of each output, and shape of one example's output."""
         outputs = self.manifest["outputs"]
         return {
             name: (from_settings(settings), tuple(outputs[name]["shape"]))
@@ -203,7 +207,7 @@ class Cache:
 
     @functools.cached_property
     def reader(self) -> Reader:
-        """Its fields, by example and view."""
+        """Reader of the stored fields, by example and view."""
         identity = self.manifest["identity"]
         entries = {
             f"{self.name}/{output}/{field}": Entry(file_name(output, field), kept["dtype"], tuple(kept["shape"]))
@@ -214,10 +218,18 @@ class Cache:
         return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
 
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
-        """A teacher's outputs from a batch that has the cached fields.
+        """Returns the teacher's outputs from a batch of an attached loader.
+
+        `jaxkd.teachers.cached` calls it inside the step.
+
+        Args:
+          batch: has the stored fields, ``[batch, ...]``.
+
+        Returns:
+          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
 
         Raises:
-          ValueError: it does not have them.
+          ValueError: the batch lacks a stored field.
         """
         outputs: dict[str, Array] = {}
         for output, (codec, shape) in self.codecs.items():
@@ -230,52 +242,29 @@ class Cache:
             if len(fields) < len(self.manifest["outputs"][output]["fields"]):
                 raise ValueError(
                     f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train "
-                    "on cache.attach(data) in the place of data. A set that is evaluated on needs a cache of its own, "
-                    "with views=1 and the transform of the evaluation, attached to it in the same way."
+                    "on jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own "
+                    "cache, written with views=1 and the transform of the evaluation and attached in the same way."
                 )
             outputs |= {f"{output}{suffix}": value for suffix, value in codec.decode(fields, shape).items()}
         return outputs
 
     def outputs(self, index: Any, view: int = 0) -> Outputs:
-        """The teacher's outputs for some examples in a view.
+        """Returns the teacher's outputs for some examples in a view.
 
         Args:
           index: of the examples, integers ``[batch]``.
-          view: which draw of the transform.
+          view: number of the draw of the transform.
 
         Returns:
-          Float32 arrays ``[batch, ...]`` by name, and what else the codecs give.
+          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
 
         Raises:
-          ValueError: there is no such example or view.
+          ValueError: the cache has no such example or view.
         """
         if not 0 <= view < self.views:
             raise ValueError(f"view: expected 0 to {self.views - 1}, got {view}.")
         rows = self.reader.rows(np.atleast_1d(index))
         return self.decode(self.reader.read(rows, np.full(len(rows), view)))
-
-    def attach(self, data: Any) -> Any:
-        """An input whose batches carry the teacher's outputs, still encoded.
-
-        The ``epoch`` of its batches is the number of the view, ``epoch % views``, so that the student's transform
-        makes the images that the teacher saw. Otherwise they are the same batches in the same order.
-
-        Args:
-          data: a `jaxkd.data.Resident`, with which the outputs lie on the device and are gathered there; a `Stream`,
-            with which they are read from the files, ahead of the step; or any other input whose batches have ``index``
-            and ``epoch``. It may hold the cached set in another order, or some of it.
-
-        Returns:
-          An input of the same mode.
-
-        Raises:
-          StaleCacheError: the examples are not those that the teacher saw. With a `Stream`, when they are read.
-          ValueError: the cache does not hold an example, a file of it is damaged, or the input has another cache
-            attached with another number of views.
-        """
-        from jaxkd.teachers.cache.attach import attach  # it attaches a Cache
-
-        return attach(self, data)
 
 
 def open_cache(
@@ -287,61 +276,65 @@ def open_cache(
     keep: Keep | None = None,
     name: str = "cached",
 ) -> Cache:
-    """Opens a cache that is written, where the teacher itself is not at hand or not wanted.
+    """Opens a finished cache without the teacher's model.
 
     Args:
       directory: of the cache.
-      transform: what the student will be trained with; it has to do what the one did that the cache was written with.
-      variables: the teacher's weights, to be compared.
-      views: expected number of views, to be compared.
-      keep: expected codecs, to be compared.
-      name: of the entries that `Cache.attach` adds to a batch.
+      transform: of the student's training; its results on the probes have to equal those of the transform that the
+        cache was written with. None for none.
+      variables: weights of the teacher, to compare; not compared if None.
+      views: number of views, to compare; not compared if None.
+      keep: codecs, to compare; not compared if None.
+      name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
 
     Returns:
       The opened `Cache`.
 
     Raises:
-      FileNotFoundError: there is no cache.
-      StaleCacheError: what is given differs from what it was written with; the message says where.
-      ValueError: it is not finished, or files of it are missing.
+      FileNotFoundError: the directory holds no cache.
+      StaleCacheError: an argument differs from what the cache was written with; the message names it.
+      ValueError: the cache is unfinished, or files are missing.
     """
     path = pathlib.Path(directory)
     stored = manifest.read(path)
     if stored is None:
-        raise FileNotFoundError(f"{path}: there is no cache here. Write one with jaxkd.teachers.write_cache.")
+        raise FileNotFoundError(
+            f"{path}: expected a cache, found no manifest.json. Write one with jaxkd.cache.write_cache."
+        )
     identity = {
-        "teacher": None if variables is None else manifest.arrays_of(adapters.variables(variables)),
+        "teacher": None if variables is None else manifest.digests_of(adapters.variables(variables)),
         "views": views,
         "keep": None if keep is None else {output: dict(codec.settings) for output, codec in keep.items()},
     }
     manifest.refuse(path, differences(path, stored, identity, transform))
-    return opened(path, transform, name)
+    return load_complete(path, transform, name)
 
 
-def opened(path: pathlib.Path, transform: Transform | None, name: str) -> Cache:
-    """A cache whose manifest was compared before.
+def load_complete(path: pathlib.Path, transform: Transform | None, name: str) -> Cache:
+    """Returns a cache whose identity the caller has compared.
 
     Raises:
-      ValueError: it is not finished, or files of it are missing.
+      ValueError: the cache is unfinished, or files are missing.
     """
     stored = manifest.read(path)
-    assert stored is not None, "its manifest was read before"
+    assert stored is not None, "the caller has read the manifest"
     cache = Cache(path.absolute(), stored, transform, name)
     layout = shards.Layout(cache.num_examples, cache.views, stored["examples_per_shard"])
     missing = [number for number in range(layout.total) if shards.facts(path, number) is None]
     if missing or not stored["complete"]:
         raise ValueError(
-            f"{path}: {len(missing)} of {layout.total} shards are missing or not whole, {missing[:4]} first. Call "
-            "write_cache again with the same arguments: it computes what is missing."
+            f"{path}: {len(missing)} of {layout.total} shards are missing or incomplete, {missing[:4]} first. Call "
+            "write_cache again with the same arguments: it computes the missing ones."
         )
     return cache
 
 
-def _of(settings: Mapping[str, Any]) -> str:
+def _joined(settings: Mapping[str, Any]) -> str:
     return " ".join(str(value) for value in settings.values())
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)  # `contents` is part of the key: a directory may be written anew with another set
 def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
-    known = np.asarray(shards.open_array(str(directory / "index.npy"), "int64"))
+    """Returns the indices of all rows, and the permutation that sorts them."""
+    known = np.asarray(files.open_array(str(directory / "index.npy"), "int64"))
     return known, np.argsort(known, kind="stable")

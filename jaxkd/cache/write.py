@@ -1,31 +1,36 @@
-"""Writing a cache: every example in every view through the teacher once, by one compiled program, shard by shard."""
+"""Writes a cache: evaluates a teacher on every example in every view, by shards.
+
+The work is divided into shards, each a run of rows in one view, and shard ``n`` belongs to writer ``n % writers``. No
+writer talks to another: each compares its arguments with the manifest, computes those of its shards that are missing,
+and publishes each by one rename. A killed writer loses at most the shard that it was computing; the same call computes
+the rest and, because a batch never crosses a shard, ends with the same bytes. The first process marks the manifest as
+complete when all shards exist and agree about the examples.
+"""
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import os
 import pathlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.progress import show_progress
-from jaxkd.teachers.cache import examples, manifest, probes, shards
-from jaxkd.teachers.cache.codecs import full
-from jaxkd.teachers.cache.compare import another_teacher, contents_of, differences
-from jaxkd.teachers.cache.program import Keep, Program, bytes_of, local
-from jaxkd.teachers.cache.read import Cache, opened
+from jaxkd.cache import files, manifest, probes, shards
+from jaxkd.cache.codecs import full
+from jaxkd.cache.compare import differences, teacher_difference
+from jaxkd.cache.compute import compute_shards
+from jaxkd.cache.examples import Examples, digest_of_set, digests, entries, read_examples
+from jaxkd.cache.hosts import barrier, local
+from jaxkd.cache.program import Keep, Program, bytes_per_row
+from jaxkd.cache.read import Cache, load_complete
 from jaxkd.types import Model
 
 __all__ = ["write_cache", "write_shards"]
 
-_SHARDS_A_VIEW, _SHARD_BYTES = 16, 256 * 2**20
-_READERS, _READ_AHEAD = 4, 8
+_SHARDS_PER_VIEW, _MAX_SHARD_BYTES = 16, 256 * 2**20
 
 
 def write_cache(
@@ -43,32 +48,33 @@ def write_cache(
     progress: bool = True,
     name: str = "cached",
 ) -> Cache:
-    """Evaluates a teacher on every example in every view, once, and opens what was written.
+    """Evaluates a teacher on every example in every view, once, and opens the cache.
 
-    Called again with the same directory it goes on where it was killed, and what is finished is not computed again:
-    a training script can always begin with this call. With another teacher, transform, set or settings it is refused.
-    On several hosts each writes its part of the shards, into one directory that all of them see.
+    A training script can always begin with this call: on a finished cache it computes nothing, and after a kill it
+    resumes with the missing shards. It raises if the directory holds the outputs of another teacher, transform, set or
+    setting. On several hosts, each writes its share of the shards to one shared directory.
 
     Args:
-      directory: for the cache; new, or one of the same cache.
-      model: the teacher's, with the taps that are to be kept.
-      variables: its weights: linen's dict, an nnx module or `Variables`. It runs in inference mode.
-      data: the set: a `jaxkd.data.Dataset`, or the `Resident` or `Stream` that will be trained on.
-      transform: what the student will be trained with, a pure function of the batch whose draws are functions of
-        ``(seed, epoch, index)``; None for none. Bind it once, and give the same one to `jaxkd.training.preprocess`.
-      views: how many draws of the transform there are. The student's pass e sees view ``e % views``.
-      keep: a codec for each output that is kept; ``{"logits": codecs.full("float16")}`` by default.
-      batch_size: of the teacher's evaluation. It changes no more than rounding.
-      examples_per_shard: by default a sixteenth of the set, or what fills 256 MiB. One that was begun keeps its own.
+      directory: for the cache; new, or of the same cache.
+      model: of the teacher, with taps for the outputs to store.
+      variables: weights of the teacher: linen's dict, an nnx module or `Variables`. It runs in inference mode.
+      data: a `jaxkd.data.Dataset`, or the `Resident` or `Stream` of the student's training.
+      transform: of the student's training, a pure function of the batch whose draws are functions of
+        ``(seed, epoch, index)``; None for none. Pass the same one to `jaxkd.training.preprocess`.
+      views: number of draws of the transform. The student sees view ``e % views`` in epoch ``e``.
+      keep: a codec for each output to store; ``{"logits": codecs.full("float16")}`` by default.
+      batch_size: examples per call of the teacher. It affects rounding only.
+      examples_per_shard: by default a sixteenth of the set, or as many as fill 256 MiB. An unfinished cache keeps the
+        number that it was begun with.
       devices: of this host, to split each batch over; by default one.
-      progress: show it, with the time left.
-      name: of the entries that `Cache.attach` adds to a batch. Two caches for one student need two names.
+      progress: show progress, with the time left.
+      name: prefix of the entries that `jaxkd.cache.attach` adds to a batch. Two caches for one student need two names.
 
     Returns:
       The opened `Cache`.
 
     Raises:
-      StaleCacheError: the directory holds the outputs of something else; the message says what differs.
+      StaleCacheError: the directory holds other outputs; the message names each difference.
       ValueError: an output does not exist or cannot be stored, or the transform cannot be replayed.
 
     >>> import tempfile
@@ -80,7 +86,7 @@ def write_cache(
     ...     print(cache.num_examples, cache.views, cache.bytes_per_example)
     400 1 20.0
     """
-    shard = jax.process_index(), jax.process_count()
+    rank, processes = jax.process_index(), jax.process_count()
     left = write_shards(
         directory,
         model,
@@ -91,19 +97,19 @@ def write_cache(
         keep=keep,
         batch_size=batch_size,
         examples_per_shard=examples_per_shard,
-        shard=shard,
+        shard=(rank, processes),
         devices=devices,
-        progress=progress and shard[0] == 0,
+        progress=progress and rank == 0,
     )
     path = pathlib.Path(directory)
-    _barrier(path, "written")
-    if shard[0] == 0 and not _finish(path):
+    barrier(f"{path.name}: written")
+    if rank == 0 and not _finish(path):
         raise ValueError(
-            f"{path}: {left} shards are missing although every host has written its own. All hosts have to see the "
-            "same directory."
+            f"{path}: expected all shards, {left} are missing although every host has written its share. Pass a "
+            "directory that all hosts share."
         )
-    _barrier(path, "finished")
-    return opened(path, transform, name)
+    barrier(f"{path.name}: finished")
+    return load_complete(path, transform, name)
 
 
 def write_shards(
@@ -121,9 +127,10 @@ def write_shards(
     devices: Sequence[jax.Device] | None = None,
     progress: bool = True,
 ) -> int:
-    """One writer's part of a cache, for processes that do not know of each other (an array of jobs, say).
+    """Writes one writer's share of a cache, for processes that run independently.
 
-    `write_cache` with the same arguments finishes the cache when all parts are there, and computes what is not.
+    An array of jobs, for example. `write_cache` with the same arguments then finishes the cache, and computes any share
+    that is missing.
 
     Args:
       directory: as in `write_cache`.
@@ -135,12 +142,12 @@ def write_shards(
       keep: as in `write_cache`.
       batch_size: as in `write_cache`.
       examples_per_shard: as in `write_cache`.
-      shard: ``(i, n)``: the shards whose number leaves i when divided by n.
+      shard: ``(i, n)`` for writer i of n, which computes the shards whose number modulo n is i.
       devices: as in `write_cache`.
       progress: as in `write_cache`.
 
     Returns:
-      How many shards of the whole cache are still missing.
+      Number of shards of the whole cache that are still missing.
 
     Raises:
       StaleCacheError: as in `write_cache`.
@@ -152,47 +159,55 @@ def write_shards(
         if number is not None and number < 1:
             raise ValueError(f"{what}: expected at least 1, got {number}.")
     if transform is None and views > 1:
-        raise ValueError(f"views: {views} views without a transform are all the same. Give transform=, or views=1.")
+        raise ValueError(
+            f"views: expected 1 without a transform, as all views are equal, got {views}. Pass transform=."
+        )
     path = pathlib.Path(directory)
     keep = {"logits": full()} if keep is None else dict(keep)
-    program = Program(model, local(adapters.variables(variables)), transform, keep, batch_size, devices)
-    found = examples.of(data)
-    layout = _plan(path, program, found, transform, views, keep, examples_per_shard)
-    complete = _manifest(path)["complete"]
+    weights = jax.tree.map(local, adapters.variables(variables))
+    program = Program(model, weights, transform, keep, batch_size=batch_size, devices=devices)
+    examples = read_examples(data)
+    layout = _plan(path, program, examples, transform, views, examples_per_shard)
+    stored = _stored_manifest(path)
 
     def missing(number: int) -> bool:
         facts = shards.facts(path, number)
-        # What a killed writer left is read once more before it is built upon; of what is finished, sizes are enough.
-        return facts is None if complete else shards.damage(path, number, facts) is not None
+        # Shards of a killed writer are verified by their digests before the cache is built on them. A finished cache is
+        # opened by every training script: reading all of it would take long, so only the sizes are compared.
+        return facts is None if stored["complete"] else shards.damage(path, number, facts) is not None
 
-    todo = [number for number in range(shard[0], layout.total, shard[1]) if missing(number)]
-    _compute(path, program, found, layout, todo, progress)
+    numbers = [number for number in range(shard[0], layout.total, shard[1]) if missing(number)]
+    names = list(stored["identity"]["data"]["entries"])
+    compute_shards(path, program, examples, layout, missing=numbers, names=names, progress=progress)
     return sum(shards.facts(path, number) is None for number in range(layout.total))
 
 
 def _plan(
     path: pathlib.Path,
     program: Program,
-    found: examples.Examples,
+    examples: Examples,
     transform: probes.Transform | None,
     views: int,
-    keep: Keep,
     examples_per_shard: int | None,
 ) -> shards.Layout:
-    """Compares with what the directory holds, or begins there; how it is laid out."""
+    """Compares the arguments with the manifest, or begins one; returns the layout.
+
+    A set in memory is digested as a whole, here. Of a stream only the probes are read now; its other examples are
+    digested as they are computed, and compared between views in `_finish`.
+    """
     stored = manifest.read(path)
-    probe = found.take(probes.rows(found.size))
-    names = examples.entries(probe)
+    probe = examples.take(probes.rows(examples.size))
+    names = entries(probe)
     if stored is not None and (known := stored["identity"]["data"]["entries"]).keys() <= names.keys():
-        names = {name: names[name] for name in known}  # what the set has besides, the teacher has not seen
-    digests = None if found.whole is None else examples.digests(found.whole, list(names))
-    contents = None if digests is None else contents_of(found.whole["index"], digests)  # type: ignore[index]
+        names = {name: names[name] for name in known}  # the teacher has not seen further entries: they may differ
+    whole = examples.whole
+    contents = None if whole is None else (whole["index"], digests(whole, list(names)))
     identity = {
-        "teacher": manifest.arrays_of(program.variables),
-        "data": {"examples": found.size, "entries": names},
-        "contents": contents,
+        "teacher": manifest.digests_of(program.variables),
+        "data": {"examples": examples.size, "entries": names},
+        "contents": None if contents is None else digest_of_set(*contents),
         "views": views,
-        "keep": {name: dict(codec.settings) for name, codec in keep.items()},
+        "keep": {name: dict(codec.settings) for name, codec in program.keep.items()},
     }
     if stored is None:
         outputs = program.shapes(probe)
@@ -208,170 +223,85 @@ def _plan(
             "identity": identity,
             "transform": manifest.describe(transform),
             "outputs": outputs,
-            "examples_per_shard": examples_per_shard or _shard_size(found.size, program.batch_size, outputs),
+            "examples_per_shard": examples_per_shard or _shard_size(examples.size, program.batch_size, outputs),
             "made_with": manifest.made_with(),
         }
-        manifest.write(path, stored)
+        manifest.write(path, stored)  # last: a manifest without its probes could not be compared
     else:
         manifest.refuse(path, differences(path, stored, identity, transform, probe))
-        manifest.refuse(path, another_teacher(path, program))
-    layout = shards.Layout(found.size, views, stored["examples_per_shard"])
-    if digests is not None and not stored["complete"]:
-        manifest.refuse(path, _others(path, layout, found.whole["index"], digests))  # type: ignore[index]
+        manifest.refuse(path, teacher_difference(path, program))
+    layout = shards.Layout(examples.size, views, stored["examples_per_shard"])
+    if contents is not None and not stored["complete"]:
+        manifest.refuse(path, _changed_shards(path, layout, *contents))
     return layout
 
 
-def _others(path: pathlib.Path, layout: shards.Layout, index: np.ndarray, digests: np.ndarray) -> list[str]:
-    """Which finished shards hold other examples than the set does."""
-    lines = []
+def _changed_shards(path: pathlib.Path, layout: shards.Layout, index: np.ndarray, values: np.ndarray) -> list[str]:
+    """Returns a line for the first shard written from other examples, or none."""
     for number in range(layout.total):
         _, first, last = layout.place(number)
-        here, facts = contents_of(index[first:last], digests[first:last]), shards.facts(path, number)
-        if facts is not None and facts["contents"] != here:
-            lines.append(f"data: examples {first} to {last - 1}: {facts['contents']} there, {here} here")
-    return lines[:1]
+        given, facts = digest_of_set(index[first:last], values[first:last]), shards.facts(path, number)
+        if facts is not None and facts["contents"] != given:
+            return [f"data: examples {first} to {last - 1}: {facts['contents']} in the cache, {given} given"]
+    return []
 
 
 def _shard_size(count: int, batch_size: int, outputs: Mapping[str, Any]) -> int:
-    bytes_each = sum(bytes_of(field) for output in outputs.values() for field in output["fields"].values())
-    size = min(-(-count // _SHARDS_A_VIEW), max(_SHARD_BYTES // max(bytes_each, 1), 1))
+    size = min(-(-count // _SHARDS_PER_VIEW), max(_MAX_SHARD_BYTES // max(bytes_per_row(outputs), 1), 1))
     return -(-size // batch_size) * batch_size
 
 
-class _Block(NamedTuple):
-    """Some examples of a shard, as they were read."""
-
-    batch: dict[str, np.ndarray]
-    digests: np.ndarray
-
-
-def _compute(
-    path: pathlib.Path,
-    program: Program,
-    found: examples.Examples,
-    layout: shards.Layout,
-    todo: Sequence[int],
-    progress: bool,
-) -> None:
-    names = list(_manifest(path)["identity"]["data"]["entries"])
-    total = sum(last - first for _, first, last in map(layout.place, todo))
-    tasks = [
-        np.arange(start, min(start + program.batch_size, last))
-        for _, first, last in map(layout.place, todo)
-        for start in range(first, last, program.batch_size)
-    ]
-
-    def fetch(rows: np.ndarray) -> _Block:
-        batch = found.take(rows)
-        return _Block(batch, examples.digests(batch, names))
-
-    shown, reached = progress and total > 0, 0
-    with (
-        show_progress(total, what="teacher outputs", unit="examples", enabled=shown) as show,
-        _ahead(fetch, tasks) as blocks,
-    ):
-        for number in todo:
-            view, first, last = layout.place(number)
-            parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-            seconds, done = 0.0, first
-            while done < last:
-                block = next(blocks)
-                started = time.perf_counter()
-                for file, value in program.encode(block.batch, view).items():
-                    parts[file].append(value)
-                seconds += time.perf_counter() - started
-                parts["index"].append(np.asarray(block.batch["index"], np.int64))
-                parts["digests"].append(block.digests)
-                done += len(block.digests)
-                reached += len(block.digests)
-                show(reached)
-            arrays = {file: np.concatenate(values) for file, values in parts.items()}
-            who = contents_of(arrays["index"], arrays["digests"])
-            if view:  # the first view's shards say which examples the rows are
-                del arrays["index"], arrays["digests"]
-            shards.write_shard(path, number, arrays, {"rows": last - first, "contents": who, "seconds": seconds})
-
-
-class _ahead:
-    """Results of a function in order, computed by threads while earlier ones are used."""
-
-    def __init__(self, function: Any, tasks: Iterable[Any]) -> None:
-        self._function, self._tasks = function, iter(tasks)
-        self._pool = concurrent.futures.ThreadPoolExecutor(_READERS)
-
-    def __enter__(self) -> Iterator[Any]:
-        def results() -> Iterator[Any]:
-            waiting: collections.deque[Any] = collections.deque()
-            for task in self._tasks:
-                waiting.append(self._pool.submit(self._function, task))
-                if len(waiting) >= _READ_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-        return results()
-
-    def __exit__(self, *_: Any) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _finish(path: pathlib.Path) -> bool:
-    """Completes the manifest, if every shard is there.
+    """Writes the index and completes the manifest, unless a shard is missing.
+
+    Returns:
+      False if a shard is missing.
 
     Raises:
       ValueError: examples share an index, or the set changed while it was read.
     """
-    stored = _manifest(path)
+    stored = _stored_manifest(path)
     if stored["complete"]:
         return True
     identity = stored["identity"]
     layout = shards.Layout(identity["data"]["examples"], identity["views"], stored["examples_per_shard"])
-    found = [shards.facts(path, number) for number in range(layout.total)]
-    whole = [facts for facts in found if facts is not None]
-    if len(whole) < layout.total:
+    all_facts = [facts for number in range(layout.total) if (facts := shards.facts(path, number)) is not None]
+    if len(all_facts) < layout.total:
         return False
-    for number, facts in enumerate(whole):
-        first = whole[number % layout.per_view]
+    for number, facts in enumerate(all_facts):
+        first = all_facts[number % layout.per_view]
         if facts["contents"] != first["contents"]:
             raise ValueError(
                 f"{path}: shard {number} was written from other examples than the same rows in view 0 "
                 f"({facts['contents']}, {first['contents']}): the set changed while it was read. Write the cache again."
             )
-    index, digests = (
+    index, values = (
         np.concatenate([shards.load(path, number, name, dtype) for number in range(layout.per_view)])
         for name, dtype in (("index", "int64"), ("digests", "uint64"))
     )
-    values, counts = np.unique(index, return_counts=True)
+    unique, counts = np.unique(index, return_counts=True)
     if (counts > 1).any():
         raise ValueError(
-            f"data: expected an index of its own for every example, got {int(values[counts > 1][0])} "
-            f"{int(counts.max())} times. A student's batch could not tell their outputs apart."
+            f"data: expected a different index for every example, got {int(unique[counts > 1][0])} "
+            f"{int(counts.max())} times. A batch finds its outputs by index."
         )
-    for name, array in (("index", index), ("digests", digests)):
-        shards.replace_array(path / f"{name}.npy", array)
-    size = sum(bytes_of(field) for output in stored["outputs"].values() for field in output["fields"].values())
+    for name, array in (("index", index), ("digests", values)):
+        files.replace_array(path / f"{name}.npy", array)
     manifest.write(
         path,
         {
             **stored,
             "complete": True,
-            "identity": {**identity, "contents": contents_of(index, digests)},
-            "bytes": size * layout.examples * layout.views,
-            "bytes_on_disk": sum(file["bytes"] for facts in whole for file in facts["files"].values()),
-            "seconds": sum(facts["seconds"] for facts in whole),
+            "identity": {**identity, "contents": digest_of_set(index, values)},
+            "bytes": bytes_per_row(stored["outputs"]) * layout.examples * layout.views,
+            "bytes_on_disk": sum(file["bytes"] for facts in all_facts for file in facts["files"].values()),
+            "seconds": sum(facts["seconds"] for facts in all_facts),
         },
     )
     return True
 
 
-def _manifest(path: pathlib.Path) -> dict[str, Any]:
+def _stored_manifest(path: pathlib.Path) -> dict[str, Any]:
     stored = manifest.read(path)
-    assert stored is not None, "_plan wrote it"
+    assert stored is not None, "_plan has written it"
     return stored
-
-
-def _barrier(path: pathlib.Path, event: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"{path.name}: {event}")
