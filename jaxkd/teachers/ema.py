@@ -7,7 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxkd import averaging
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
+from jaxkd.teachers.frozen import frozen
+from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
 
 def ema(model: Model, *, decay: averaging.Decay = 0.999, train: bool = False) -> Teacher:
@@ -47,11 +48,7 @@ def ema(model: Model, *, decay: averaging.Decay = 0.999, train: bool = False) ->
         del key, batch
         return averaging.begin(student)
 
-    def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
-        training = train and key is not None  # no key: an evaluation, which always uses inference mode
-        return model.apply(state, batch, key=key if training else None, train=training)[0]
-
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         return averaging.follow(state, student, decay, jnp.asarray(step) - 1)
 
-    return Teacher(init, apply, update)
+    return Teacher(init, frozen(model, Variables({}), train=train).apply, update)

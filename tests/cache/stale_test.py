@@ -149,7 +149,7 @@ def test_arguments_that_cannot_be_written_are_errors(tmp_path):
         jaxkd.cache.write_shards(tmp_path, MODEL, VARIABLES, SET, transform=None, shard=(2, 2))
     with pytest.raises(ValueError, match="views: expected at least 1, got 0"):
         write(tmp_path, views=0)
-    with pytest.raises(TypeError, match=r"data: expected a set in memory .* got list"):
+    with pytest.raises(TypeError, match=r"data: expected a set in memory.* got list"):
         write(tmp_path, [1, 2])
     twice = SET._replace(arrays={**SET.arrays, "index": np.arange(23, dtype=np.int32) // 2})
     with pytest.raises(ValueError, match="a different index for every example, got 0 2 times"):
