@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ def compute_shards(
     shown, reached = progress and total > 0, 0
     with (
         show_progress(total, what="teacher outputs", unit="examples", enabled=shown) as show,
-        _ReadAhead(fetch, tasks) as blocks,
+        _read_ahead(fetch, tasks) as blocks,
     ):
         for number, (view, first, last) in zip(missing, places, strict=True):
             parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
@@ -88,24 +89,21 @@ def compute_shards(
             shards.write_shard(path, number, arrays, {"rows": last - first, "contents": contents, "seconds": seconds})
 
 
-class _ReadAhead:
-    """Context manager that yields a function's results, computed ahead by threads."""
+@contextlib.contextmanager
+def _read_ahead(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Yields an iterator over a function's results, computed by threads ahead of use."""
+    pool = concurrent.futures.ThreadPoolExecutor(_READERS)
 
-    def __init__(self, function: Any, tasks: Iterable[Any]) -> None:
-        self._function, self._tasks = function, iter(tasks)
-        self._pool = concurrent.futures.ThreadPoolExecutor(_READERS)
-
-    def __enter__(self) -> Iterator[Any]:
-        def results() -> Iterator[Any]:
-            waiting: collections.deque[Any] = collections.deque()
-            for task in self._tasks:
-                waiting.append(self._pool.submit(self._function, task))
-                if len(waiting) >= _READ_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
+    def results() -> Iterator[Any]:
+        waiting: collections.deque[Any] = collections.deque()  # in the order of the tasks, and bounded
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) >= _READ_AHEAD:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
-        return results()
-
-    def __exit__(self, *_: Any) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    try:
+        yield results()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -105,7 +105,7 @@ def open_array(path: str, dtype: str) -> np.ndarray:
 
 
 # The bound closes the file descriptors of views that are no longer read. `version` is part of the key, so that a file
-# that was replaced is mapped anew.
+# that was replaced is mapped again.
 @functools.lru_cache(maxsize=256)
 def _mapped(path: str, dtype: str, version: tuple[int, ...]) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)

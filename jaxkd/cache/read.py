@@ -185,9 +185,9 @@ class Cache:
         Args:
           epochs: of a training run, to add the time that the cache saves.
         """
-        kept = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
+        stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
         text = (
-            f"{self.directory}: {kept} of {self.num_examples} examples in {self.views} views, "
+            f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, "
             f"{self.bytes / 2**20:.3g} MiB, {self.bytes_per_example:.4g} bytes each; teacher {self.seconds:.3g} s"
         )
         if epochs is None:
@@ -210,9 +210,11 @@ class Cache:
         """Reader of the stored fields, by example and view."""
         identity = self.manifest["identity"]
         entries = {
-            f"{self.name}/{output}/{field}": Entry(file_name(output, field), kept["dtype"], tuple(kept["shape"]))
+            f"{self.name}/{output}/{field}": Entry(
+                file_name(output, field), described["dtype"], tuple(described["shape"])
+            )
             for output, facts in self.manifest["outputs"].items()
-            for field, kept in facts["fields"].items()
+            for field, described in facts["fields"].items()
         }
         layout = shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
         return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
@@ -333,7 +335,9 @@ def _joined(settings: Mapping[str, Any]) -> str:
     return " ".join(str(value) for value in settings.values())
 
 
-@functools.lru_cache(maxsize=8)  # `contents` is part of the key: a directory may be written anew with another set
+@functools.lru_cache(
+    maxsize=8
+)  # `contents` is part of the key: a directory may be deleted and written with another set
 def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices of all rows, and the permutation that sorts them."""
     known = np.asarray(files.open_array(str(directory / "index.npy"), "int64"))

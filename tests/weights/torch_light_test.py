@@ -173,6 +173,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_taps_equal_the_reference(name):
     module, build, names, reference = CASES[name]

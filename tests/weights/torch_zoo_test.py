@@ -198,9 +198,9 @@ def vgg_forward(torch, depth, x):
     "name, forward, depth",
     [
         ("wrn_16_1", wrn_forward, 16),
-        ("wrn_16_2", wrn_forward, 16),
+        pytest.param("wrn_16_2", wrn_forward, 16, marks=pytest.mark.slow),
         ("vgg8", vgg_forward, 8),
-        ("vgg13", vgg_forward, 13),
+        pytest.param("vgg13", vgg_forward, 13, marks=pytest.mark.slow),
     ],
 )
 def test_logits_and_taps_equal_the_reference(name, forward, depth):
