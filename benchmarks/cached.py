@@ -69,13 +69,13 @@ def cases(resnet_batch: int, resnet_steps: int, data_dir: Path | None) -> dict[s
     }
 
 
-def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], teachers.Cache]:
+def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], jaxkd.cache.Cache]:
     """Each training's distiller and input, and the cache of one of them."""
     loader = data.Resident(case.dataset, case.batch_size, drop_remainder=True)
     model, student = jaxkd.adapters.linen(case.teacher), jaxkd.adapters.linen(case.student)
     shown = case.augment(next(loader.batches()))
     variables = case.teacher.init(jax.random.key(1), shown["image"][:1])
-    cache = teachers.write_cache(directory, model, variables, loader, transform=case.augment, views=VIEWS)
+    cache = jaxkd.cache.write_cache(directory, model, variables, loader, transform=case.augment, views=VIEWS)
     ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1)
     kd = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
 
@@ -92,7 +92,7 @@ def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], teac
             distiller(teachers.none(), ce=ce, kd=same_loss),
             data.Resident(column, case.batch_size, drop_remainder=True),
         ),
-        CACHED: (distiller(teachers.cached(cache), ce=ce, kd=kd), cache.attach(loader)),
+        CACHED: (distiller(teachers.cached(cache), ce=ce, kd=kd), jaxkd.cache.attach(cache, loader)),
         LIVE: (distiller(teachers.frozen(model, variables), ce=ce, kd=kd), loader),
     }, cache
 

@@ -91,14 +91,16 @@ def setting(case: Case, directory: Path) -> Setting:
     loader = data.Resident(case.dataset, case.batch_size, drop_remainder=True)
     model, student = jaxkd.adapters.linen(case.teacher), jaxkd.adapters.linen(case.student)
     variables = case.teacher.init(jax.random.key(1), case.augment(next(loader.batches()))["image"][:1])
-    cache = teachers.write_cache(directory, model, variables, loader, transform=case.augment, views=2, progress=False)
+    cache = jaxkd.cache.write_cache(
+        directory, model, variables, loader, transform=case.augment, views=2, progress=False
+    )
     objective = jaxkd.combine(
         ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1),
         kd=jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0),
     )
     optimizer = optax.sgd(0.01, momentum=0.9)
     kd = jaxkd.distill(student, teachers.cached(cache), objective, optimizer=optimizer)
-    return Setting(preprocess(kd, train=case.augment), cache.attach(loader))
+    return Setting(preprocess(kd, train=case.augment), jaxkd.cache.attach(cache, loader))
 
 
 def in_turn(found: Setting, seeds: Sequence[int]) -> Side:

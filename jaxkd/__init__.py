@@ -8,6 +8,7 @@
 `jaxkd.training`        `distill`, the loop, checkpoints, metrics
 `jaxkd.schemes`         what is composed of several distillations: `staged`
 `jaxkd.parallel`        the same step on one device, all devices, or a mesh
+`jaxkd.cache`           teacher outputs on disk, computed once
 `jaxkd.weights`         trained weights out, to serve without the toolkit, and in: orbax, safetensors, PyTorch
 ======================  =====================================================================================
 
@@ -16,7 +17,7 @@
 
 from importlib import metadata as _metadata
 
-from jaxkd import adapters, checks, losses, objectives, parallel, schemes, teachers, training, types, weights
+from jaxkd import adapters, cache, checks, losses, objectives, parallel, schemes, teachers, training, types, weights
 from jaxkd.objectives import combine, term
 from jaxkd.training.distill import distill
 from jaxkd.types import (
@@ -51,6 +52,7 @@ __all__ = [
     "TrainState",
     "Variables",
     "adapters",
+    "cache",
     "checks",
     "combine",
     "distill",

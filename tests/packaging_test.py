@@ -32,12 +32,14 @@ MAY_IMPORT = {
     "objectives": BASE | {"losses"},
     "teachers": BASE | {"losses", "adapters"},
     "training": BASE | {"losses", "adapters", "objectives", "teachers", "parallel"},
+    "cache": BASE | {"adapters"},
     "parallel": BASE | {"losses", "adapters", "objectives", "teachers", "training"},
     "schemes": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel"},
     "weights": BASE | {"adapters", "training"},
     "models": BASE | {"data"},
     "data": BASE | {"models"},
-    "__init__": BASE | {"losses", "adapters", "objectives", "teachers", "training", "parallel", "schemes", "weights"},
+    "__init__": BASE
+    | {"losses", "adapters", "objectives", "teachers", "training", "parallel", "schemes", "cache", "weights"},
 }
 MODULES = sorted((ROOT / "jaxkd").rglob("*.py"))
 LOSSES = [path for path in MODULES if "losses" in path.parts and path.name != "__init__.py"]

@@ -306,7 +306,7 @@ def source(
         return jaxkd.teachers.none(), loader
     if reads_cache(cell, protocol):
         cache = teachers.cache(trained, train, protocol, place.progress)
-        return jaxkd.teachers.cached(cache), cache.attach(loader)
+        return jaxkd.teachers.cached(cache), jaxkd.cache.attach(cache, loader)
     model = recipe.model(cell.teacher, taps, protocol.bf16)
     return jaxkd.teachers.frozen(model, trained.variables), loader
 

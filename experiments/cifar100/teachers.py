@@ -104,7 +104,7 @@ def load(name: str, protocol: Protocol, directory: pathlib.Path) -> Trained:
     return Trained(name, variables, np.load(directory / "test_logits.npy"), directory)
 
 
-def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: bool = True) -> teachers.Cache:
+def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: bool = True) -> jaxkd.cache.Cache:
     """The teacher's logits and embedding of every view that a student will see, computed once.
 
     Args:
@@ -118,9 +118,9 @@ def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: b
     """
     part = f"{protocol.images or 'all'}-images" + (f"-holdout-{protocol.holdout}" if protocol.holdout else "")
     directory = trained.directory / f"outputs-{protocol.epochs}-views-{part}"
-    keep = {"logits": teachers.codecs.full("float16"), "pooled": teachers.codecs.full("float16")}
+    keep = {"logits": jaxkd.cache.codecs.full("float16"), "pooled": jaxkd.cache.codecs.full("float16")}
     with turn(directory):
-        return teachers.write_cache(
+        return jaxkd.cache.write_cache(
             directory,
             recipe.model(trained.name, ("pooled",), protocol.bf16),
             trained.variables,

@@ -1,4 +1,4 @@
-"""A teacher whose weights are still to come: another part of the run trains them."""
+"""A placeholder teacher, whose weights another part of the run trains."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
 
 def awaited(model: Model, *, train: bool = False) -> Teacher:
-    """A frozen teacher that begins untrained, until a scheme puts weights in its place.
+    """A frozen teacher that begins untrained, until a scheme replaces its weights.
 
-    Its state is `Variables` of the model's form, in the train state like those of `jaxkd.teachers.frozen`. They are
-    what ``jaxkd.schemes.relay`` hands over from the leg that trained them, and what a scheme replaces by the student
-    of a generation or a task before.
+    Its state has the structure of the model's `Variables` and is part of the train state, as with
+    `jaxkd.teachers.frozen`. ``jaxkd.schemes.relay`` replaces it by the weights of the leg that trained them; schemes of
+    generations or tasks replace it by the previous student.
 
     Args:
       model: from an adapter.
-      train: runs it in training mode in each step; see `jaxkd.teachers.frozen`.
+      train: evaluate it in training mode in each step; see `jaxkd.teachers.frozen`.
 
     Returns:
-      A `Teacher` whose state is `Variables`, freshly initialised.
+      A `Teacher` whose state is `Variables`, freshly initialized.
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: jnp.zeros((2, 2)), lambda w, x: x @ w, inputs="x")

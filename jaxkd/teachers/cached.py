@@ -1,26 +1,33 @@
-"""The cached teacher: evaluated before training, read back as part of the batch."""
+"""The cached teacher: evaluated before training, decoded from the batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-from jaxkd.teachers.cache.read import Cache
 from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
 
 
-def cached(cache: Cache) -> Teacher:
-    """A teacher whose outputs come with the batch, from a cache that is attached to the input.
+class BatchDecoder(Protocol):
+    """Decoder of teacher outputs in a batch, such as `jaxkd.cache.Cache`."""
 
-    Its state is empty: neither its weights nor its outputs are in a train state or a checkpoint. Caching is right under
-    augmentation because the student's views are the ones that the teacher saw: the attached input tells the transform
-    the number of the view in the place of the pass.
+    def decode(self, batch: Mapping[str, Any]) -> Outputs:
+        """Returns the outputs of the batch's examples."""
+
+
+def cached(cache: BatchDecoder) -> Teacher:
+    """A teacher whose outputs are read from the batch.
+
+    `jaxkd.cache.attach` adds the outputs to the batches of a loader. It also replaces the epoch of a batch, from which
+    the transform draws, by the number of the cached view, so that the student sees the images that the teacher saw. The
+    state of this teacher is empty: a checkpoint holds neither its weights nor its outputs.
 
     Args:
-      cache: from `write_cache` or `open_cache`. Sets to evaluate on have caches of their own, written with the same
-        ``keep`` and ``name`` and attached in the same way; this one decodes them all.
+      cache: from `jaxkd.cache.write_cache` or `jaxkd.cache.open_cache`. A set to evaluate on has its own cache, written
+        with the same ``keep`` and ``name`` and attached in the same way; this teacher decodes them all.
 
     Returns:
-      A `Teacher` with the outputs that were kept, float32; of ``codecs.top_k``, also ``logits/log_probs``,
+      A `Teacher` with the stored outputs, float32; for ``codecs.top_k``, also ``logits/log_probs``,
       ``logits/indices`` and ``logits/log_tail``.
 
     Raises:
@@ -36,12 +43,13 @@ def cached(cache: Cache) -> Teacher:
     >>> augment = functools.partial(data.shift, seed=0)
     >>> objective = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0)
     >>> with tempfile.TemporaryDirectory() as directory:
-    ...     cache = teachers.write_cache(
+    ...     cache = jaxkd.cache.write_cache(
     ...         directory, linear, jaxkd.Variables(jnp.eye(64, 10)), train, transform=augment, views=2, progress=False
     ...     )
     ...     kd = jaxkd.distill(linear, teachers.cached(cache), objective, optimizer=optax.sgd(0.5))
     ...     kd = jaxkd.training.preprocess(kd, train=augment)
-    ...     result = jaxkd.training.fit(kd, cache.attach(train), epochs=3, key=jax.random.key(0), progress=False)
+    ...     loader = jaxkd.cache.attach(cache, train)
+    ...     result = jaxkd.training.fit(kd, loader, epochs=3, key=jax.random.key(0), progress=False)
     >>> result.history[-1]["train/objective"] < result.history[0]["train/objective"]
     True
     >>> jax.tree.leaves(result.state.teacher)

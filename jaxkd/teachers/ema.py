@@ -1,4 +1,4 @@
-"""The mean teacher: the student's own moving average teaches it."""
+"""The mean teacher: the exponential moving average of the student."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxkd import averaging
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
+from jaxkd.teachers.frozen import frozen
+from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
 
 def ema(model: Model, *, decay: averaging.Decay = 0.999, train: bool = False) -> Teacher:
-    """The exponential moving average of the student: ``θ' ← decay · θ' + (1 − decay) · θ`` after every step.
+    """A teacher that is the exponential moving average of the student.
 
-    Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, equation 1. The average begins as the
-    initial student. Floating-point state, such as BatchNorm statistics, is averaged too. It is kept in float32 or
-    better; with a model from `jaxkd.adapters.precision` it computes in less.
+    Also known as: mean teacher.
+
+    ``θ' ← decay · θ' + (1 − decay) · θ`` after every step: Tarvainen & Valpola, "Mean teachers are better role models",
+    NeurIPS 2017, equation 1. The average begins at the initial student and includes floating-point state, such as
+    BatchNorm statistics. It is stored in float32 or better; to compute in a narrower dtype, wrap the model in
+    `jaxkd.adapters.precision`.
 
     Args:
-      model: the student's model, or another that takes its variables: other taps, another precision.
-      decay: a number in [0, 1], or a schedule of the updates made before, such as `jaxkd.averaging.rising_decay`. 1
-        teaches with the initial student for ever, 0 with the student of the last step.
-      train: runs it in training mode in each step, with dropout and batch statistics, as in the paper. What that would
-        change in its state is dropped. Evaluations are in inference mode all the same.
+      model: the student's model, or another that takes its variables, with other taps or another precision.
+      decay: a number in [0, 1], or a schedule of the number of previous updates, such as
+        `jaxkd.averaging.rising_decay`. 1 keeps the initial student, 0 gives the student of the previous step.
+      train: evaluate it in training mode in each step, with dropout and batch statistics, as in the paper. Updates of
+        its state in that mode are dropped. Evaluations always use inference mode.
 
     Returns:
       A `Teacher` whose state is `Variables`.
 
     Raises:
-      ValueError: the decay is a number outside of [0, 1].
+      ValueError: the decay is a number outside [0, 1].
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -44,11 +48,7 @@ def ema(model: Model, *, decay: averaging.Decay = 0.999, train: bool = False) ->
         del key, batch
         return averaging.begin(student)
 
-    def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
-        training = train and key is not None  # an evaluation has no key, and wants none
-        return model.apply(state, batch, key=key if training else None, train=training)[0]
-
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         return averaging.follow(state, student, decay, jnp.asarray(step) - 1)
 
-    return Teacher(init, apply, update)
+    return Teacher(init, frozen(model, Variables({}), train=train).apply, update)

@@ -1,4 +1,4 @@
-"""Several teachers as one: their logits averaged, and each one's outputs by its name."""
+"""Several teachers as one: their averaged logits, and the outputs of each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
 __all__ = ["average_logits", "average_probabilities", "ensemble"]
 
 Average = Callable[[Array, Array], Array]
-"""Logits of all members ``[members, ..., classes]`` and their weights ``[members]`` to logits ``[..., classes]``."""
+"""``(logits [members, ..., classes], weights [members]) -> logits [..., classes]``."""
 
 
 def average_logits(logits: Array, weights: Array) -> Array:
-    """``Σₖ wₖ zₖ``: the geometric mean of the members' probabilities, whatever the temperature.
+    """Computes the weighted mean of the members' logits.
+
+    ``Σₖ wₖ zₖ``, at every temperature the normalized geometric mean of the members' probabilities.
 
     Args:
-      logits: of all members ``[members, ..., classes]``.
-      weights: ``[members]``, of sum 1. What a member of weight 0 says does not matter.
+      logits: of all members, ``[members, ..., classes]``.
+      weights: ``[members]``, of sum 1. A member of weight 0 is ignored, even if its logits are not finite.
 
     Returns:
       Logits ``[..., classes]``.
@@ -36,12 +38,14 @@ def average_logits(logits: Array, weights: Array) -> Array:
 
 
 def average_probabilities(temperature: float | Array = 1.0) -> Average:
-    """``T log Σₖ wₖ softmax(zₖ / T)``: logits whose probabilities at the temperature T are the members' averaged ones.
+    """Returns a function that averages the members' probabilities at a temperature.
 
-    You et al., "Learning from Multiple Teacher Networks", KDD 2017, with T that of the loss.
+    It computes the logits ``T log Σₖ wₖ softmax(zₖ / T)``, whose probabilities at temperature T are the weighted mean
+    of the members' probabilities. You et al., "Learning from Multiple Teacher Networks", KDD 2017, with the T of the
+    loss.
 
     Args:
-      temperature: T > 0, at which they are averaged; at another one the result is not an average.
+      temperature: T > 0, the temperature of the loss; at any other one the result is not the mean.
 
     Returns:
       A function of logits ``[members, ..., classes]`` and weights ``[members]``, for `ensemble`.
@@ -53,7 +57,7 @@ def average_probabilities(temperature: float | Array = 1.0) -> Average:
     >>> jnp.exp(logits).round(3)
     Array([0.6, 0.4], dtype=float32)
     """
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # NaN is not
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # `<= 0` would accept NaN
         raise ValueError(f"average_probabilities, temperature: expected a positive number, got {temperature}.")
 
     def average(logits: Array, weights: Array) -> Array:
@@ -70,24 +74,25 @@ def ensemble(
     weights: Mapping[str, float] | Sequence[float] | Array | None = None,
     average: Average = average_logits,
 ) -> Teacher:
-    """Several teachers whose logits are averaged (Hinton, Vinyals & Dean, 2015, section 1; You et al., KDD 2017).
+    """A teacher that averages the logits of several teachers.
 
-    Its outputs are the average, ``logits``, and everything that the members give under their names, so that a term can
-    read ``teacher/a/logits``. ``distill(..., metrics=jaxkd.training.metrics.per_teacher)`` evaluates each of them. An
-    ensemble of one has that teacher's very logits.
+    Hinton, Vinyals & Dean, 2015, section 1; You et al., KDD 2017. Its outputs are the average, ``logits``, and all
+    outputs of the members under their names, so that a term can read ``teacher/a/logits``.
+    ``distill(..., metrics=jaxkd.training.metrics.per_teacher)`` evaluates each member. An ensemble of one returns that
+    teacher's logits unmodified.
 
     Args:
-      teachers: members by name; those of a sequence are named ``"0"``, ``"1"``, ... Any teacher can be a member, one
-        that is averaged from the student as well, and another ensemble.
-      weights: one for each member, not negative, of sum 1; equal ones by default.
-      average: of their logits: `average_logits`, or ``average_probabilities(temperature)``.
+      teachers: members by name; those of a sequence are named ``"0"``, ``"1"``, ... Any teacher can be a member, such
+        as `jaxkd.teachers.ema` or another ensemble.
+      weights: non-negative weight of each member, of sum 1; equal weights by default.
+      average: `average_logits`, or ``average_probabilities(temperature)``.
 
     Returns:
       A `Teacher` whose state is its members' states by name.
 
     Raises:
-      ValueError: there are no members, a name holds a slash, or the weights do not fit; and when it is applied: a
-        member has no logits, or of another shape than the others.
+      ValueError: there are no members, a name contains a slash, or the weights do not match the members; from
+        ``apply``: a member has no logits, or the members' logits differ in shape.
 
     >>> from jaxkd import adapters, teachers
     >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -98,9 +103,11 @@ def ensemble(
     >>> sorted(out), out["logits"]
     (['a/logits', 'b/logits', 'logits'], Array([[2., 2.]], dtype=float32))
     """
-    members = dict(teachers) if isinstance(teachers, Mapping) else {str(i): one for i, one in enumerate(teachers)}
+    members = (
+        dict(teachers) if isinstance(teachers, Mapping) else {str(i): teacher for i, teacher in enumerate(teachers)}
+    )
     if not members or (slashed := [name for name in members if "/" in name]):
-        expected = "members whose names hold no slash" if members else "at least one member"
+        expected = "members whose names contain no slash" if members else "at least one member"
         raise ValueError(f"ensemble: expected {expected}, got {slashed if members else 'none'}.")
     shares = _weights(list(members), weights)
 
@@ -109,14 +116,14 @@ def ensemble(
         return {name: member.init(keys[name], batch, student) for name, member in members.items()}
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
-        found: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
         logits = []
         for i, (name, member) in enumerate(members.items()):
             out = member.apply(state[name], batch, key=None if key is None else jax.random.fold_in(key, i))
             checks.known("logits", {k: checks.shape(x) for k, x in out.items()}, f"ensemble, output of {name!r}")
-            found |= {f"{name}/{output}": value for output, value in out.items()}
+            outputs |= {f"{name}/{output}": value for output, value in out.items()}
             logits.append(out["logits"])
-        return {**found, "logits": _combined(dict(zip(members, logits, strict=True)))}
+        return {**outputs, "logits": _combined(dict(zip(members, logits, strict=True)))}
 
     def _combined(logits: Mapping[str, Array]) -> Array:
         first, *others = logits.values()
@@ -134,15 +141,15 @@ def ensemble(
 
 
 def _weights(names: list[str], weights: Any) -> Any:
-    """One for each member, in their order."""
+    """Returns the weight of each member, in their order."""
     if weights is None:
         return np.full(len(names), 1 / len(names))
     if isinstance(weights, Mapping):
         if sorted(weights) != sorted(names):
-            raise ValueError(f"ensemble, weights: expected one for each of {names}, got {list(weights)}.")
+            raise ValueError(f"ensemble, weights: expected a weight for each of {names}, got {list(weights)}.")
         weights = [weights[name] for name in names]
     if any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(weights)):
-        weights = jnp.stack([jnp.asarray(w) for w in weights])  # of a sweep: known by shape only
+        weights = jnp.stack([jnp.asarray(w) for w in weights])  # a sweep traces them: only their shape is known
         values = None
     else:
         weights = values = np.asarray(weights, np.float64)
@@ -150,7 +157,7 @@ def _weights(names: list[str], weights: Any) -> Any:
         values is not None and not ((values >= 0).all() and abs(values.sum() - 1) <= 1e-5)
     ):
         raise ValueError(
-            f"ensemble, weights: expected {len(names)} numbers that are not negative, of sum 1, got "
+            f"ensemble, weights: expected {len(names)} non-negative numbers of sum 1, got "
             f"{list(weights.shape) if values is None else values.tolist()}."
         )
     return weights

@@ -1,4 +1,4 @@
-"""No teacher: plain training in the same loop, for the teachers themselves and for the student alone."""
+"""No teacher: supervised training in the same loop."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
 
 
 def none() -> Teacher:
-    """A teacher without outputs, with which `jaxkd.distill` is ordinary supervised training.
+    """A teacher without outputs: `jaxkd.distill` becomes supervised training.
 
     Returns:
-      A `Teacher` whose state is empty. An objective that reads ``teacher/...`` is refused by ``init``.
+      A `Teacher` whose state is empty. `Distiller.init` raises for an objective that reads ``teacher/...``.
 
     >>> none().apply({}, {"image": None}, key=None)
     {}

@@ -1,26 +1,26 @@
-"""Weights out of a run, to be used without the toolkit, and into a model, from wherever they are.
+"""Saves trained weights for use without the toolkit, and loads weights.
 
 ==================================================  ==================================================================
 `save_safetensors`, `load_safetensors`              one file of arrays by name
-`save_orbax`, `load_orbax`                          a plain orbax directory; any that orbax wrote
-`load_safetensors_metadata`, `load_orbax_metadata`  what was saved beside the weights
-`save_program`                                      the model itself, weights in it, to be served with JAX alone
+`save_orbax`, `load_orbax`                          a plain orbax directory; `load_orbax` reads any orbax checkpoint
+`load_safetensors_metadata`, `load_orbax_metadata`  metadata saved with the weights
+`save_program`                                      the compiled model with its weights, to serve with JAX alone
 `save_quantised`, `load_quantised`                  weights of 1 to 8 bits, packed
-`quantised_size`, `QuantisedSize`                   what the parts of such a file take
-`load_run`                                          the student in the directory of a run
-`fit_to`                                            arrays by name into a model, every weight and shape checked
+`quantised_size`, `QuantisedSize`                   the size of such a file, by parts
+`load_run`                                          the student of a training run's directory
+`fit_to`                                            arrays by name into a model, names and shapes checked
 `fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
-`NUM_BATCHES_TRACKED`                               what PyTorch's BatchNorm has and Flax's has not, to be ignored
-`torch_cifar`                                       the name map of any model of `jaxkd.models` that PyTorch
-                                                    distillation repositories have
-`torch_cifar_resnet`, `torch_wrn`, `torch_vgg`      those of a family, by depth
-`torch_resnet50`, `torch_mobilenet_v2`,             those of one model
+`NUM_BATCHES_TRACKED`                               pattern of the BatchNorm counters, which Flax lacks
+`torch_cifar`                                       the name map of any CIFAR model that `jaxkd.models` shares with
+                                                    PyTorch distillation repositories
+`torch_cifar_resnet`, `torch_wrn`, `torch_vgg`      the name map of a family, by depth
+`torch_resnet50`, `torch_mobilenet_v2`,             the name map of one model
 `torch_shufflenet_v1`, `torch_shufflenet_v2`
-`split_attention`, `split_lstm`                     modules of PyTorch's that hold several arrays in one
-`layouts`                                           PyTorch's layout of a weight to Flax's
-`names`                                             what a name map may be
+`split_attention`, `split_lstm`                     split PyTorch's fused arrays as Flax's modules need them
+`layouts`                                           functions from PyTorch's layout of a weight to Flax's
+`names`                                             the forms of a name map
 `cast`, `flatten`, `student_of`                     weights in another dtype; by name; out of a train state
-`WeightsError`                                      all that is wrong with a source, at once
+`WeightsError`                                      lists all mismatches between arrays and model
 ==================================================  ==================================================================
 """
 

@@ -1,4 +1,4 @@
-"""Arrays by name into the structure of a model: every weight used, every place filled, every shape equal."""
+"""Fits arrays by name to a model, and reports all mismatches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jaxkd.types import PyTree
 from jaxkd.weights import names as names_lib
 from jaxkd.weights import tree
 
-_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 class WeightsError(ValueError):
-    """Weights that are not those of the model.
+    """Raised when arrays do not fit a model.
 
     Attributes:
-      problems: all of them, a line each; the message may stop before the end.
+      problems: one line for each mismatch; the message may omit some.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
@@ -34,41 +34,41 @@ class WeightsError(ValueError):
 def fit_to(
     template: Any, source: Mapping[str, Any], *, names: names_lib.Names = None, ignore: str | Sequence[str] = ()
 ) -> PyTree:
-    """Weights from a file in the structure of a model, checked.
+    """Returns weights from a file in the structure of a model, after checking them.
 
     Every array of the source must be used or ignored, every array of the model filled, and every shape equal. Floating
-    point is converted to the dtype of the model where that keeps what is finite finite; integers where that keeps
-    their values.
+    point arrays are converted to the dtype of the model if finite values stay finite; integers if the values stay the
+    same.
 
     Args:
-      template: of the structure, shapes and dtypes wanted, and of the shardings, where it has any: `Variables`, as
-        from ``jax.eval_shape(model.init, key, batch)``; linen's dict; an nnx module. Its values are not read.
+      template: has the structure, shapes and dtypes of the result, and its shardings, if any: `Variables`, as from
+        ``jax.eval_shape(model.init, key, batch)``; linen's dict; an nnx module. Its values are not read.
       source: arrays by name, as from `load_safetensors`, `load_orbax` or `load_run`; or weights in any form that
-        `flatten` takes. A name may lack its collection: ``Dense_0/kernel`` is ``params/Dense_0/kernel`` too.
-      names: what is called differently; see `jaxkd.weights.names`.
-      ignore: regular expressions; what has a name that matches one as a whole is not needed.
+        `flatten` takes. A name may omit its collection: ``Dense_0/kernel`` means ``params/Dense_0/kernel``.
+      names: map from the source's names to the model's; see `jaxkd.weights.names`.
+      ignore: regular expressions of whole names in the source that the model does not need.
 
     Returns:
       The weights: linen's dict if the template is one, otherwise `Variables`.
 
     Raises:
-      WeightsError: something is missing, unused or does not fit; the message lists all of it with the closest names.
-      TypeError: template, source or names have no such form.
+      WeightsError: an array is missing, unused or does not fit; the message lists all of them with the closest names.
+      TypeError: template, source or names have an unknown form.
 
     >>> template = {"params": {"Dense_0": {"kernel": jax.ShapeDtypeStruct((2, 1), jnp.float32)}}}
     >>> fit_to(template, {"head/kernel": np.ones((2, 1))}, names={"head": "Dense_0"})
     {'params': {'Dense_0': {'kernel': Array([[1.], [1.]], dtype=float32)}}}
     >>> fit_to(template, {"Dense_0/kernel": np.ones((1, 2))})  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    jaxkd.weights.fitting.WeightsError: the weights are not those of the model: 1 that do not fit.
-      does not fit: 'Dense_0/kernel' float64[1, 2] for params/Dense_0/kernel float32[2, 1]: laid out as [1, 2]; with
-      its axes in the order (1, 0) it would fit
+    jaxkd.weights.fitting.WeightsError: expected the arrays of the model: 1 mismatched.
+      mismatched: 'Dense_0/kernel' float64[1, 2] for params/Dense_0/kernel float32[2, 1]: laid out as [1, 2];
+      transposed by (1, 0) it would fit
     """
     return fill(template, named_arrays(source), names_lib.renamer(names), ignore=ignore)
 
 
 def named_arrays(source: Any) -> dict[str, Any]:
-    """A flat mapping of names to arrays as it is; weights in another form, flattened."""
+    """Returns a flat mapping of names to arrays, flattening weights of another form."""
     if isinstance(source, Mapping) and all(hasattr(value, "dtype") for value in source.values()):
         return dict(source)
     if isinstance(source, Mapping) and "params" not in source:
@@ -86,16 +86,16 @@ def fill(
     ignore: str | Sequence[str] = (),
     advise: Callable[[Sequence[str]], str] = lambda unused: "",
 ) -> PyTree:
-    """What `fit_to` does, with the conventions of another library.
+    """Implements `fit_to`, parameterized by the conventions of another library.
 
     Args:
       template: as in `fit_to`.
       source: arrays by name.
-      rename: from a name to the names of the places that the array fills.
-      spellings: from such a name to what it may be called in the model.
-      convert: ``(name in the model, array) -> array`` in the model's layout; a ValueError is one of the problems.
+      rename: from a source name to the model names that the array fills.
+      spellings: from a renamed name to the names that it may have in the model.
+      convert: ``(name in the model, array) -> array`` in the model's layout; a ValueError becomes a problem.
       ignore: as in `fit_to`.
-      advise: from the names of unused arrays to what else should be said.
+      advise: from the names of unused arrays to advice for the message.
     """
     variables = tree.student_of(template)
     collections = tree.collections_of(variables)
@@ -105,7 +105,7 @@ def fill(
     filled: dict[str, Any] = {}
     origin: dict[str, str] = {}
     unused: dict[str, tuple[str, ...]] = {}
-    misfits = []
+    mismatches = []
     for name, array in source.items():
         if ignored(name):
             continue
@@ -118,23 +118,23 @@ def fill(
                 unused[name] = (*unused.get(name, ()), new)
                 continue
             if found in origin:
-                misfits.append(f"{name!r} and {origin[found]!r} are both for {found}")
+                mismatches.append(f"{name!r} and {origin[found]!r} both name {found}")
                 continue
             origin[found] = name
             try:
                 filled[found] = _adapted(convert(found, array), wanted[found])
             except ValueError as error:
-                misfits.append(f"{name!r} {checks.shape(array)} for {found} {checks.shape(wanted[found])}: {error}")
+                mismatches.append(f"{name!r} {checks.shape(array)} for {found} {checks.shape(wanted[found])}: {error}")
     missing = [name for name in wanted if name not in origin]
-    if missing or unused or misfits:
-        _fail(missing, unused, misfits, wanted, source, advise(list(unused)))
+    if missing or unused or mismatches:
+        _fail(missing, unused, mismatches, wanted, source, advise(list(unused)))
     leaves = [_placed(filled[name], like) for name, like in wanted.items()]
     made = jax.tree.unflatten(jax.tree.structure(collections), leaves)
     return made if isinstance(template, Mapping) else tree.variables_of(made, like=variables)
 
 
 class _Places:
-    """The arrays of a model by name, with or without their collection."""
+    """Names of a model's arrays, to look up with or without their collection."""
 
     def __init__(self, wanted: Mapping[str, Any]) -> None:
         self._full = set(wanted)
@@ -143,27 +143,27 @@ class _Places:
             self._short.setdefault(name.partition("/")[2], []).append(name)
 
     def find(self, spellings: Iterable[str]) -> str | None:
-        """The one place that is meant; None if there is none, or if there are several."""
-        found = {place for name in spellings for place in self._places(name)}
+        """Returns the only array that one of the spellings names, or None."""
+        found = {place for name in spellings for place in self._matches(name)}
         return found.pop() if len(found) == 1 else None
 
-    def _places(self, name: str) -> list[str]:
+    def _matches(self, name: str) -> list[str]:
         return [name] if name in self._full else self._short.get(name, [])
 
 
 def _adapted(array: Any, like: Any) -> np.ndarray | jax.Array:
-    """An array in the dtype of the model.
+    """Returns an array in the dtype of the model.
 
     Raises:
-      ValueError: the shape is another, or the dtype does not hold the values.
+      ValueError: the shapes differ, or the dtype cannot represent the values.
     """
     found, wanted = tuple(array.shape), tuple(like.shape)
     if found != wanted:
-        raise ValueError(_about_shapes(found, wanted))
+        raise ValueError(_shape_hint(found, wanted))
     dtype = jax.dtypes.canonicalize_dtype(like.dtype)
     if array.dtype == dtype:
         return array
-    # NumPy and not jnp: without x64, JAX would cut a float64 or an int64 before it can be looked at.
+    # NumPy rather than jnp: without x64, JAX would narrow a float64 or int64 before its values can be checked.
     given = np.asarray(array)
     with np.errstate(over="ignore"):
         converted = given.astype(dtype)
@@ -174,17 +174,17 @@ def _adapted(array: Any, like: Any) -> np.ndarray | jax.Array:
     kinds = [jnp.issubdtype(given.dtype, jnp.integer), jnp.issubdtype(dtype, jnp.integer)]
     if all(kinds) and np.array_equal(given, converted.astype(given.dtype)):
         return converted
-    raise ValueError(f"{given.dtype} does not become {dtype} without changing values or what they mean")
+    raise ValueError(f"{given.dtype} cannot be converted to {dtype} without changing values or their meaning")
 
 
-def _about_shapes(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def _shape_hint(found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     text = f"laid out as {list(found)}"
     if sorted(found) == sorted(wanted) and len(found) <= 6:
         orders = itertools.permutations(range(len(found)))
         axes = next(axes for axes in orders if tuple(found[axis] for axis in axes) == wanted)
-        return f"{text}; with its axes in the order {axes} it would fit"
+        return f"{text}; transposed by {axes} it would fit"
     if np.prod(found) == np.prod(wanted):
-        return f"{text}, with as many elements; is a reshape missing?"
+        return f"{text}, with the same number of elements; is a reshape missing?"
     return text
 
 
@@ -196,7 +196,7 @@ def _placed(array: Any, like: Any) -> jax.Array:
 def _fail(
     missing: Sequence[str],
     unused: Mapping[str, tuple[str, ...]],
-    misfits: Sequence[str],
+    mismatches: Sequence[str],
     wanted: Mapping[str, Any],
     source: Mapping[str, Any],
     advice: str,
@@ -204,37 +204,37 @@ def _fail(
     spare = {name: source[name] for name in unused}
     free = {name: wanted[name] for name in missing}
     lines = [
-        [f"does not fit: {misfit}" for misfit in misfits],
+        [f"mismatched: {mismatch}" for mismatch in mismatches],
         [
             f"missing: {name} {checks.shape(wanted[name])}" + _closest(name, wanted[name], spare, number)
             for number, name in enumerate(missing)
         ],
         [
             f"unused: {name!r} {checks.shape(source[name])}"
-            + (f", taken for {' and '.join(new)}" if new and new != (name,) else "")
+            + (f", renamed to {' and '.join(new)}" if new and new != (name,) else "")
             + _closest((*new, name)[0], source[name], free, number)
             for number, (name, new) in enumerate(unused.items())
         ],
     ]
-    counts = [f"{len(lines[1])} missing", f"{len(lines[2])} unused", f"{len(lines[0])} that do not fit"]
+    counts = [f"{len(lines[1])} missing", f"{len(lines[2])} unused", f"{len(lines[0])} mismatched"]
     counts = [count for count in counts if not count.startswith("0 ")]
     shown = [
         line
         for kind in lines
-        for line in kind[:_SHOWN] + ([f"... and {len(kind) - _SHOWN} more"] if len(kind) > _SHOWN else [])
+        for line in kind[:_MAX_SHOWN] + ([f"... and {len(kind) - _MAX_SHOWN} more"] if len(kind) > _MAX_SHOWN else [])
     ]
     raise WeightsError(
-        f"the weights are not those of the model: {', '.join(counts)}.\n  "
+        f"expected the arrays of the model: {', '.join(counts)}.\n  "
         + "\n  ".join(shown)
-        + "\nnames= says what is called differently, ignore= what the model does not need."
+        + "\nMap names that differ with names=, and list arrays that the model does not need in ignore=."
         + advice,
         [line for kind in lines for line in kind],
     )
 
 
 def _closest(name: str, array: Any, others: Mapping[str, Any], number: int) -> str:
-    """A guess at what was meant: by name, or else by the lengths of the axes."""
-    if number >= _SHOWN:  # not shown, and comparing all names with all takes long
+    """Returns the closest array by name, or else by the sizes of the axes."""
+    if number >= _MAX_SHOWN:  # not shown in the message, and comparing all pairs of names is slow
         return ""
     plain = {other.replace(".", "/").partition("/")[2] or other: other for other in others}
     plain |= {other: other for other in others}

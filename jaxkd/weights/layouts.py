@@ -1,4 +1,4 @@
-"""How PyTorch and Flax lay out the same weights: functions from an array of the one to an array of the other.
+"""Functions from PyTorch's layout of a weight to Flax's.
 
 ==================  ======================================  ============================================
 function            PyTorch                                 Flax
@@ -9,7 +9,7 @@ function            PyTorch                                 Flax
 `after_flatten`     ``[out, channels · height · width]``    ``[height · width · channels, out]``
 `into_heads`        ``[heads · features, in]``              ``[in, heads, features]``
 `out_of_heads`      ``[out, heads · features]``             ``[heads, features, out]``
-`as_is`             anything                                the same
+`as_is`             anything                                unmodified
 ==================  ======================================  ============================================
 
 `usual` chooses among `linear`, `conv`, `conv_transpose` and `as_is` by the name of the array in the Flax model.
@@ -29,15 +29,21 @@ Layout = Callable[[Any], Any]
 
 
 def as_is(weight: Any) -> np.ndarray:
-    """The same layout: biases, scales, embeddings, and weights that were never transposed."""
+    """Returns the array unmodified: biases, scales, embeddings, untransposed weights."""
     return np.asarray(weight)
 
 
 def linear(weight: Any) -> np.ndarray:
-    """``torch.nn.Linear`` to ``Dense``: ``[out, in]`` to ``[in, out]``.
+    """Converts the weight of ``torch.nn.Linear`` to ``Dense``.
+
+    Args:
+      weight: ``[out, in]``.
+
+    Returns:
+      ``[in, out]``.
 
     Raises:
-      ValueError: it has not two axes.
+      ValueError: the weight does not have two axes.
 
     >>> linear(np.zeros((10, 64))).shape
     (64, 10)
@@ -46,10 +52,10 @@ def linear(weight: Any) -> np.ndarray:
 
 
 def conv(weight: Any) -> np.ndarray:
-    """``torch.nn.Conv1d`` to ``Conv3d``, grouped and depthwise too, to ``Conv``.
+    """Converts the weight of ``torch.nn.Conv{1,2,3}d`` to ``Conv``.
 
-    It is also right from a transposed convolution of PyTorch's to ``ConvTranspose(transpose_kernel=True)``, which
-    computes what PyTorch does.
+    Grouped and depthwise convolutions are included. The same function converts PyTorch's transposed convolutions to
+    ``ConvTranspose(transpose_kernel=True)``, which computes the same.
 
     Args:
       weight: ``[out, in / groups, *window]``.
@@ -58,7 +64,7 @@ def conv(weight: Any) -> np.ndarray:
       ``[*window, in / groups, out]``.
 
     Raises:
-      ValueError: it has not three, four or five axes.
+      ValueError: the weight does not have three, four or five axes.
 
     >>> conv(np.zeros((16, 3, 5, 7))).shape
     (5, 7, 3, 16)
@@ -67,10 +73,11 @@ def conv(weight: Any) -> np.ndarray:
 
 
 def conv_transpose(weight: Any) -> np.ndarray:
-    """``torch.nn.ConvTranspose1d`` to ``ConvTranspose3d`` to ``ConvTranspose``, whose window is not reversed.
+    """Converts the weight of ``torch.nn.ConvTranspose{1,2,3}d`` to ``ConvTranspose``.
 
-    A padding p of PyTorch's is ``padding=[(d (k - 1) - p, d (k - 1) - p + o), ...]`` of Flax's, for a window of k, a
-    dilation of d and an output padding of o.
+    Flax's window is not reversed, so it is flipped here. PyTorch's padding p is Flax's
+    ``padding=[(d (k - 1) - p, d (k - 1) - p + o), ...]``, for a window of k, a dilation of d and an output padding of
+    o.
 
     Args:
       weight: ``[in, out, *window]``; Flax has no grouped transposed convolution.
@@ -79,7 +86,7 @@ def conv_transpose(weight: Any) -> np.ndarray:
       ``[*window, in, out]``.
 
     Raises:
-      ValueError: it has not three, four or five axes.
+      ValueError: the weight does not have three, four or five axes.
 
     >>> conv_transpose(np.arange(3.0).reshape(1, 1, 3)).ravel()
     array([2., 1., 0.])
@@ -90,12 +97,13 @@ def conv_transpose(weight: Any) -> np.ndarray:
 
 
 def after_flatten(channels: int, *window: int) -> Layout:
-    """A linear layer on a flattened map: PyTorch flattens channels first, Flax channels last.
+    """Returns the layout of a linear layer whose input is a flattened feature map.
 
-    The number of inputs is the same, so a shape tells nothing: `linear` would fit, and every logit would be wrong.
+    PyTorch flattens channels first, Flax channels last. The number of inputs is the same, so the shape does not show
+    the difference: `linear` would fit, and every logit would be wrong.
 
     Args:
-      channels: of the map that is flattened.
+      channels: number of channels of the flattened map.
       *window: its height and width (or length; or depth, height, width).
 
     Returns:
@@ -118,10 +126,10 @@ def after_flatten(channels: int, *window: int) -> Layout:
 
 
 def into_heads(heads: int) -> Layout:
-    """A projection into attention heads, its weight or its bias, to ``DenseGeneral``.
+    """Returns the layout of a projection into attention heads, for ``DenseGeneral``.
 
     Args:
-      heads: their number.
+      heads: number of heads.
 
     Returns:
       A function of ``[heads · features, in]``, which returns ``[in, heads, features]``, or of ``[heads · features]``,
@@ -140,10 +148,10 @@ def into_heads(heads: int) -> Layout:
 
 
 def out_of_heads(heads: int) -> Layout:
-    """The projection of what attention heads return, to ``DenseGeneral`` over two axes.
+    """Returns the layout of a projection out of attention heads, for ``DenseGeneral``.
 
     Args:
-      heads: their number.
+      heads: number of heads.
 
     Returns:
       A function of ``[out, heads · features]``, which returns ``[heads, features, out]``.
@@ -160,17 +168,17 @@ def out_of_heads(heads: int) -> Layout:
 
 
 def usual(name: str, weight: Any) -> Any:
-    """The layout of an array by the name that it has in a Flax model.
+    """Converts an array by the name that it has in a Flax model.
 
-    A ``kernel`` of two axes is of a linear layer, and one of more of a convolution, transposed where its module is
-    called so (``ConvTranspose_0``). Everything else is as it is.
+    A ``kernel`` with two axes belongs to a linear layer; one with more axes to a convolution, which is transposed if
+    its module is named ``ConvTranspose…``. Any other array is returned unmodified.
 
     Args:
       name: in the model, such as ``params/Dense_0/kernel``.
-      weight: PyTorch's.
+      weight: in PyTorch's layout.
 
     Returns:
-      Flax's.
+      The weight in Flax's layout.
 
     >>> usual("params/Dense_0/kernel", np.zeros((10, 64))).shape
     (64, 10)

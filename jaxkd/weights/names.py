@@ -1,4 +1,4 @@
-"""Name maps: what an array is called in a file, and what it is called in the model."""
+"""Name maps: from the name of an array in a file to its name in the model."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 Renamed = str | Sequence[str]
 
 Names = Mapping[str, Renamed] | Sequence[tuple[str, str]] | Callable[[str], Renamed | None] | None
-"""A name map, in the form that suits the case:
+"""A name map in one of three forms:
 
-- a mapping of names, or of the modules that begin them: ``{"fc": "Dense_0"}`` renames ``fc.weight`` and ``fc.bias``.
-  The longest match counts. A sequence of names fills several places with one array, as tied weights do;
-- rules ``[(regular expression, replacement), ...]``, applied by `re.sub` one after the other;
-- a function of the name, which returns the new name, several, or None for an array that the model does not have.
+- a mapping of names or of module prefixes: ``{"fc": "Dense_0"}`` renames ``fc.weight`` and ``fc.bias``. The longest
+  match wins. A sequence of names fills several arrays of the model from one, as for tied weights;
+- rules ``[(regular expression, replacement), ...]``, applied by `re.sub` in this order;
+- a function of the name that returns the new name, several names, or None for an array that the model lacks.
 
-A name that a mapping or a rule does not match stays as it is.
+Names that no entry and no rule matches are unchanged.
 """
 
 
 def renamer(names: Names) -> Callable[[str], tuple[str, ...]]:
-    r"""A name map of any form as a function from a name to the names of the places it fills.
+    r"""Returns a name map as a function from a name to the names in the model.
 
     Raises:
-      TypeError: it has no such form.
-      ValueError: a rule is not a regular expression and its replacement.
+      TypeError: the map has none of the three forms.
+      ValueError: a rule is not a pair of a regular expression and its replacement.
 
     >>> renamer({"fc": "Dense_0"})("fc.weight"), renamer([(r"^layer(\d)", r"stage\1")])("layer2/kernel")
     (('Dense_0.weight',), ('stage2/kernel',))
@@ -51,10 +51,14 @@ def renamer(names: Names) -> Callable[[str], tuple[str, ...]]:
 
 
 def matcher(patterns: str | Sequence[str], argument: str) -> Callable[[str], bool]:
-    """Whether a whole name matches one of several regular expressions.
+    """Returns a function that tells whether a whole name matches a regular expression.
+
+    Args:
+      patterns: one or several regular expressions, of which one has to match.
+      argument: name of the argument that they came from, for messages.
 
     Raises:
-      ValueError: one of them is no regular expression.
+      ValueError: a pattern is not a regular expression.
 
     >>> matcher(r".*bias", "ignore")("fc.bias"), matcher((), "ignore")("fc.bias")
     (True, False)
@@ -88,4 +92,4 @@ def _compiled(pattern: str, argument: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{argument}: {pattern!r} is no regular expression: {error}.") from error
+        raise ValueError(f"{argument}: expected a regular expression, got {pattern!r}: {error}.") from error

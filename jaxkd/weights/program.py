@@ -1,4 +1,4 @@
-"""A model as one file that serves by itself: the compiled forward pass, the weights in it, for batches of any size."""
+"""A model as one file: the compiled forward pass with its weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxkd.weights import tree
 from jaxkd.weights.replacing import replacing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_LIMIT = 2**31 - 2**24  # a flatbuffer, which jax.export writes, ends at 2 GiB; the program has to fit in as well
+_LIMIT = 2**31 - 2**24  # jax.export writes a flatbuffer, at most 2 GiB; the rest is for the program
 
 
 def save_program(
@@ -29,33 +29,33 @@ def save_program(
     platforms: Sequence[str] = PLATFORMS,
     overwrite: bool = False,
 ) -> None:
-    """Writes the model in inference mode with `jax.export`: one file, to be served with JAX alone.
+    """Writes the model in inference mode with `jax.export`, to serve with JAX alone.
 
         program = jax.export.deserialize(bytearray(open(path, "rb").read()))
         logits = program.call({"image": images})["logits"]
 
-    The first axis of every input may have any length. Weights keep their dtypes (`cast` makes them smaller) and belong
-    to no device. The file is there whole or not at all. With several processes, the first one writes.
+    The first axis of every input may have any length. Weights keep their dtypes (`cast` narrows them) and are not bound
+    to a device. The file is written completely or not at all. With several processes, the first one writes.
 
-    Versions of JAX up to six months newer are promised to read such a file, and those up to three weeks older. Keep the
-    weights beside it, from `save_safetensors`, to make it anew.
+    JAX guarantees that versions up to six months newer, and up to three weeks older, read such a file. Keep the weights
+    too, with `save_safetensors`, to export the program again.
 
     Args:
       path: of the file.
       model: from an adapter.
-      variables: a `TrainState`, of which the student is written, or weights in any form that an adapter knows.
-      batch: what the model reads, before ``preprocess``, and no more: the program will ask for all of it. Arrays or
-        `jax.ShapeDtypeStruct`; values are not read. Where a shape has dimensions of `jax.export.symbolic_shape`, those
-        are what varies, and nothing else is.
-      preprocess: a pure function of the batch, such as the normalisation; the same as in `jaxkd.training.preprocess`.
-      outputs: which of the model's outputs the program returns, taps among them; None for all.
-      platforms: where it can run, of ``cpu``, ``cuda``, ``rocm`` and ``tpu``.
-      overwrite: whether a file may be there already.
+      variables: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
+      batch: inputs of the model before ``preprocess``, and no others: the program requires all of them. Arrays or
+        `jax.ShapeDtypeStruct`; values are not read. If a shape has dimensions of `jax.export.symbolic_shape`, exactly
+        those may vary.
+      preprocess: a pure function of the batch, such as the normalization; the same as in `jaxkd.training.preprocess`.
+      outputs: names of the model outputs and taps that the program returns; None for all.
+      platforms: that the program runs on, of ``cpu``, ``cuda``, ``rocm`` and ``tpu``.
+      overwrite: replace an existing file.
 
     Raises:
-      FileExistsError: it is there, and ``overwrite`` is False.
-      ValueError: there is no such output or platform, the inputs do not share their first axis, the weights take 2 GiB
-        or more, or the model needs to know the size of the batch.
+      FileExistsError: the file exists and ``overwrite`` is False.
+      ValueError: an output or platform is unknown, the inputs do not share their first axis, the weights take 2 GiB or
+        more, or the model depends on the size of the batch.
 
     >>> import pathlib, tempfile, jax.numpy as jnp, jaxkd
     >>> model = jaxkd.adapters.plain(lambda key, x: jnp.ones((3, 2)), lambda w, x: x @ w, inputs="x")
@@ -68,14 +68,16 @@ def save_program(
     constants = _constants(variables)
     specification = _any_batch_size(batch)
 
-    @jax.jit  # within it the weights are arguments; what is computed of them alone would else be stored, wider, instead
+    # An inner jit, so that the weights are its arguments. As constants, they would be folded with what the model
+    # computes from them alone: a bfloat16 kernel cast to float32 would be stored in float32.
+    @jax.jit
     def forward(variables: Variables, batch: Batch) -> Outputs:
         prepared = preprocess(batch) if preprocess else batch
-        found, _ = model.apply(variables, prepared, key=None, train=False)
-        shapes = {name: checks.shape(value) for name, value in found.items()}
+        available, _ = model.apply(variables, prepared, key=None, train=False)
+        shapes = {name: checks.shape(value) for name, value in available.items()}
         for name in () if outputs is None else outputs:
             checks.known(name, shapes, "output")
-        return dict(found) if outputs is None else {name: found[name] for name in outputs}
+        return dict(available) if outputs is None else {name: available[name] for name in outputs}
 
     data = _exported(lambda batch: forward(constants, batch), specification, platforms).serialize()
     if jax.process_index():
@@ -85,16 +87,15 @@ def save_program(
 
 
 def _constants(variables: Any) -> Variables:
-    """The weights as NumPy arrays, which a traced function holds as constants, on no device."""
+    """Returns the weights as NumPy arrays: constants of a trace, bound to no device."""
     variables = tree.student_of(variables)
     arrays = tree.on_host(variables)
     size = sum(array.nbytes for array in arrays.values())
     if size > _LIMIT:
         raise ValueError(
-            f"variables: {size / 2**30:.2f} GiB of weights; a program holds less than 2 GiB. Save them with cast(..., "
-            "jnp.bfloat16), or beside a program of your own: save_safetensors."
+            f"variables: expected less than 2 GiB of weights, which a program can hold, got {size / 2**30:.2f} GiB. "
+            "Narrow them with cast(..., jnp.bfloat16), or store them apart from the program with save_safetensors."
         )
-
     collections = tree.collections_of(variables)
     leaves = [arrays[path] for path in tree.paths(collections)]
     return tree.variables_of(jax.tree.unflatten(jax.tree.structure(collections), leaves), like=variables)
@@ -121,6 +122,6 @@ def _exported(
         return export.export(jax.jit(forward), platforms=tuple(platforms))(dict(specification))
     except jax.errors.InconclusiveDimensionOperation as error:
         raise ValueError(
-            "the model asks for the size of the batch, which the program leaves open. Write x.reshape(x.shape[0], -1) "
-            f"where it has a number for it, and decide nothing by it. JAX says: {error}"
+            "model: expected one that does not depend on the size of the batch, which the program leaves open. Write "
+            f"x.reshape(x.shape[0], -1) instead of a number, and do not branch on the size. JAX reports: {error}"
         ) from error

@@ -1,15 +1,15 @@
-"""Quantised weights on disk: each code in as many bits as it has, and what the whole file takes, to the byte.
+"""Quantized weights on disk, as packed codes in a safetensors file.
 
-One safetensors file holds, of a quantised tensor ``params/Dense_0/kernel``,
+For a quantized tensor ``params/Dense_0/kernel`` the file holds
 
 ===================================  ===================================================================================
-``params/Dense_0/kernel/#codes``     uint8, the codes of its weights one after the other, the lowest bit first
+``params/Dense_0/kernel/#codes``     uint8, the packed codes of its weights, lowest bit first
 ``params/Dense_0/kernel/#offset``    float32 ``[buckets]``
 ``params/Dense_0/kernel/#step``      float32 ``[buckets]``: a weight is ``offset + code·step``; or with learned points
 ``params/Dense_0/kernel/#points``    float32 ``[points]``: a weight is ``offset + points[code]·step``
 ===================================  ===================================================================================
 
-and everything else as it is. The header says the bucket size and each tensor's bits, dtype and shape.
+and all other arrays unmodified. The header has the bucket size and each tensor's bits, dtype and shape.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _PARTS = ("#codes", "#offset", "#step", "#points")
 
 
 class QuantisedSize(NamedTuple):
-    """What a file of quantised weights takes, in bytes.
+    """Size of a file of quantized weights, by parts, in bytes.
 
     Attributes:
-      codes: the packed codes.
-      scales: offsets, steps and points.
-      rest: what is not quantised.
-      header: names, shapes and metadata.
-      values: the number of values in the model, quantised or not.
+      codes: size of the packed codes.
+      scales: size of offsets, steps and points.
+      rest: size of the arrays that are not quantized.
+      header: size of names, shapes and metadata.
+      values: number of values in the model, quantized or not.
     """
 
     codes: int
@@ -55,12 +55,12 @@ class QuantisedSize(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The size of the file."""
+        """Size of the file."""
         return self.codes + self.scales + self.rest + self.header
 
     @property
     def ratio(self) -> float:
-        """How many times as large the values alone would be in float32."""
+        """Size of the values in float32, divided by the size of the file."""
         return 4 * self.values / self.total
 
 
@@ -75,29 +75,29 @@ def save_quantised(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> QuantisedSize:
-    """Writes the weights of `jaxkd.adapters.quantised`, or of `jaxkd.adapters.learned_points`, in packed bits.
+    """Writes weights as packed codes of 1 to 8 bits.
 
-    The file is there whole or not at all. With several processes, the first one writes, and it alone knows the size of
-    the header.
+    They are the weights of `jaxkd.adapters.quantised` or of `jaxkd.adapters.learned_points`. The file is written
+    completely or not at all. With several processes, the first one writes; the others return a header size of 0.
 
     Args:
       path: of the file.
-      source: a `TrainState`, of which the student is written, or weights in any form that an adapter knows: the
-        full-precision ones, which the model quantises in its forward pass. With ``points``, the trained weights that
-        `learned_points` was given, and the state they are to run with.
-      bits: as the model's.
-      bucket: as the model's.
-      include: as the model's.
-      points: what `learned_points` has learned, ``state.student.params``; they also say bits and tensors.
-      metadata: names to strings, kept in the file's header.
-      overwrite: whether a file may be there already.
+      source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts: the
+        full-precision weights, which the model quantizes in its forward pass. With ``points``, the trained weights that
+        `learned_points` was given, with the state to store.
+      bits: of the model.
+      bucket: of the model.
+      include: of the model.
+      points: learned by `learned_points`, ``state.student.params``; they determine bits and tensors.
+      metadata: names to strings, stored in the header.
+      overwrite: replace an existing file.
 
     Returns:
       The `QuantisedSize` of the file.
 
     Raises:
-      FileExistsError: it is there, and ``overwrite`` is False.
-      TypeError: the source is of no known form.
+      FileExistsError: the file exists and ``overwrite`` is False.
+      TypeError: the source has an unknown form.
       ValueError: as `jaxkd.adapters.quantise` or `jaxkd.adapters.quantise_to`; or a weight is not finite.
 
     >>> import tempfile
@@ -115,7 +115,9 @@ def save_quantised(
         at = names[name]
         weight = entries.pop(at)
         if not np.isfinite(weight.astype(np.float32)).all():
-            raise ValueError(f"save_quantised, {name!r}: expected finite weights; some are not, and have no code.")
+            raise ValueError(
+                f"save_quantised, {name!r}: expected finite weights, got some that are not. They have no code."
+            )
         if levels is None:
             codes, offset, step = encode(jnp.asarray(weight), bits, bucket)
         else:
@@ -133,18 +135,20 @@ def save_quantised(
 
 
 def load_quantised(path: Path) -> Variables:
-    """The weights in a file of `save_quantised`, dense: those of the quantised model's forward pass, bit for bit.
+    """Reads the dense weights of a file that `save_quantised` wrote.
+
+    They equal the weights in the quantized model's forward pass, bit for bit.
 
     Args:
       path: of the file.
 
     Returns:
-      `Variables` of nested dicts, with the dtypes that were saved, for the model itself, not the quantised one. Where
-      its parameters are no dicts, ``fit_to(template, flatten(variables))`` has their structure.
+      `Variables` of nested dicts, in their original dtypes, for the model itself rather than the quantized one. For a
+      model whose parameters are not dicts, ``fit_to(template, flatten(variables))`` restores the structure.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not a file of `save_quantised`, or is damaged.
+      FileNotFoundError: the file does not exist.
+      ValueError: `save_quantised` did not write it, or it is damaged.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "student.safetensors"
@@ -165,17 +169,17 @@ def load_quantised(path: Path) -> Variables:
             levels = arrays[f"{name}/#points"][codes] if f"{name}/#points" in arrays else codes.astype(np.float32)
             leaves[tuple(name.split("/"))] = decode(jnp.array(levels), offset, step, like)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: header and arrays of quantised weights do not fit each other: {error!r}.") from error
+        raise ValueError(f"{path}: the header of quantized weights does not match the arrays: {error!r}.") from error
     collections = tree.nest({at: leaves[at] for at in sorted(leaves)})
     return Variables(collections.pop("params", {}), collections)
 
 
 def quantised_size(path: Path) -> QuantisedSize:
-    """What a file of `save_quantised` takes, part by part; the parts add up to the size of the file.
+    """Returns the size of a file that `save_quantised` wrote, by parts.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not a file of `save_quantised`, or is damaged.
+      FileNotFoundError: the file does not exist.
+      ValueError: `save_quantised` did not write it, or it is damaged.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "student.safetensors"
@@ -190,13 +194,15 @@ def quantised_size(path: Path) -> QuantisedSize:
 def _points_of(
     arrays: Mapping[tuple[str, ...], np.ndarray], bits: int, bucket: int | None, include: Include, points: PyTree
 ) -> dict[str, np.ndarray | None]:
-    """The tensors that are quantised, by their path in the parameters, with ascending points or None; all checked."""
+    """Returns the quantized tensors by path, with their ascending points or None."""
     params = {"/".join(at[1:]): x for at, x in arrays.items() if at[0] == "params"}
     check("save_quantised", bits, bucket)
     if points is None:
         return dict.fromkeys(chosen_tensors("save_quantised", params, include))
     if include is not None:
-        raise ValueError("save_quantised: points say which tensors are quantised; give include= or points=.")
+        raise ValueError(
+            "save_quantised: expected include= or points=, got both: points determine which tensors are quantized."
+        )
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
     named = {name: jnp.asarray(p, jnp.float32) for name, p in by_path(points).items()}
     jax.eval_shape(lambda params: quantise_to(params, named, bucket=bucket), shapes)
@@ -210,7 +216,7 @@ def _header(path: Path) -> Any:
         return {"bucket": header["bucket"], "tensors": dict(header["tensors"])}
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{path}: expected a file of save_quantised, and its header is not one. load_safetensors reads any other."
+            f"{path}: expected a file that save_quantised wrote, got another header. load_safetensors reads any file."
         ) from error
 
 
@@ -225,16 +231,16 @@ def _size(arrays: Mapping[str, np.ndarray], tensors: Mapping[str, Any], header: 
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes of so many bits, one after the other.
+    """Packs codes of ``bits`` bits without gaps, lowest bit first.
 
-    >>> _pack(np.array([1, 2, 7], np.uint8), 3).tolist()  # 111 010 001, and the rest of the second byte
+    >>> _pack(np.array([1, 2, 7], np.uint8), 3).tolist()  # 11 010 001, then the remaining 1 in the second byte
     [209, 1]
     """
     return np.packbits(np.unpackbits(codes[:, None], axis=1, count=bits, bitorder="little"), bitorder="little")
 
 
 def _unpack(packed: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """`_pack` undone.
+    """Inverts `_pack`.
 
     >>> _unpack(np.array([209, 1], np.uint8), 3, 3).tolist()
     [1, 2, 7]

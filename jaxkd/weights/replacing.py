@@ -1,4 +1,4 @@
-"""Files and directories that are there whole or not at all."""
+"""Atomic replacement of files and directories."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[pathlib.Path]:
-    """A path beside ``path`` to write a file or a directory to; it is renamed when the block ends without an error.
+    """Yields a temporary path that is renamed to ``path`` at the end of the block.
 
-    A kill at any moment leaves what was there before, or what is new. Only a directory in the place of a directory
-    takes two renames: between them both exist, under names of their own beside the place.
+    A kill at any moment leaves the old content or the new. POSIX renames a file over a file in one step, but not a
+    directory over a directory: the old one is renamed away first, and between the two renames both exist under
+    temporary names beside ``path``. If the block raises, the old content stays.
 
     Args:
-      path: where the result belongs.
-      overwrite: whether something may be there already.
+      path: of the result.
+      overwrite: replace an existing file or directory.
 
     Yields:
-      The temporary path, where nothing is yet.
+      The temporary path, at which nothing exists yet.
 
     Raises:
-      FileExistsError: something is there, and ``overwrite`` is False; or it is a file and the new thing is a
-        directory, or the other way round.
-      FileNotFoundError: there is no such parent directory.
+      FileExistsError: the path exists and ``overwrite`` is False; or a file would replace a directory, or a directory
+        a file.
+      FileNotFoundError: the parent directory does not exist.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "note"
@@ -38,7 +39,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[path
     path = pathlib.Path(path).absolute()
     _refuse(path, overwrite)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no directory {path.parent}. Make it first.")
+        raise FileNotFoundError(f"{path}: expected an existing directory {path.parent}. Create it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     _remove(temporary)
@@ -48,7 +49,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[path
         if path.exists() and path.is_dir() != temporary.is_dir():
             kinds = {True: "directory", False: "file"}
             raise FileExistsError(
-                f"{path} is a {kinds[path.is_dir()]}, and is not replaced by a {kinds[temporary.is_dir()]}. Choose "
+                f"{path}: expected a {kinds[temporary.is_dir()]} to replace, got a {kinds[path.is_dir()]}. Choose "
                 "another name, or remove it."
             )
         if temporary.is_file():
@@ -70,7 +71,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[path
 
 def _refuse(path: pathlib.Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already. overwrite=True replaces it; or choose another name.")
+        raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it, or choose another name.")
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -81,7 +82,7 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _flush(path: pathlib.Path) -> None:
-    """Onto the disk, so that a rename never comes to be before what is renamed."""
+    """Flushes a file or directory, so that a rename never precedes its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,7 @@
-"""Weights as one safetensors file: flat names, a header that says what they are, and no code in it.
+"""Weights as one safetensors file: arrays by flat names, and a header.
 
-Names are paths in linen's layout, such as ``params/Dense_0/kernel`` and ``batch_stats/BatchNorm_0/mean``. What is read
-is a mapping of names to NumPy arrays; `jaxkd.weights.fit_to` puts it into a model.
+Names are paths in linen's layout, such as ``params/Dense_0/kernel`` and ``batch_stats/BatchNorm_0/mean``. Reading gives
+a mapping of names to NumPy arrays; `jaxkd.weights.fit_to` fits it to a model.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ _DTYPES = {
 def save_safetensors(
     path: Path, source: Any, *, metadata: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
-    """Writes weights as one ``.safetensors`` file, with names such as ``params/Dense_0/kernel``.
+    """Writes weights as one ``.safetensors`` file.
 
-    The file is there whole or not at all. With several processes, the first one writes.
+    Names are such as ``params/Dense_0/kernel``. The file is written completely or not at all. With several processes,
+    the first one writes.
 
     Args:
       path: of the file.
-      source: a `TrainState`, of which the student is written, or weights in any form that an adapter knows.
-      metadata: names to strings, kept in the file's header beside ``format`` and ``producer``.
-      overwrite: whether a file may be there already.
+      source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
+      metadata: names to strings, stored in the header beside ``format`` and ``producer``.
+      overwrite: replace an existing file.
 
     Raises:
-      FileExistsError: it is there, and ``overwrite`` is False.
-      TypeError: the metadata is not of strings, or a leaf is not an array.
-      ValueError: an array has a dtype that safetensors does not know, or lies in part on other hosts.
+      FileExistsError: the file exists and ``overwrite`` is False.
+      TypeError: a metadata value is not a string, or a leaf is not an array.
+      ValueError: safetensors lacks the dtype of an array, or another host holds a part of it.
 
     >>> import tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "student.safetensors"
@@ -63,55 +64,55 @@ def save_safetensors(
     header = {"format": "flax", "producer": tree.producer(), **(metadata or {})}
     for name, value in header.items():
         if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"metadata: safetensors keeps strings by name, got {name!r}: {value!r}. Use json.dumps.")
+            raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}. Use json.dumps.")
     arrays = {"/".join(path): array for path, array in tree.on_host(source).items()}
     if jax.process_index():
         return
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # the library makes files that their owner alone can read
+        mode = temporary.stat().st_mode  # by default; the library makes files that only their owner can read
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata=header)
             temporary.chmod(mode)
         except safetensors.SafetensorError as error:
-            found = sorted({str(array.dtype) for array in arrays.values()})
-            raise ValueError(f"{path}: safetensors did not take the arrays, of dtypes {found}: {error}") from error
+            dtypes = sorted({str(array.dtype) for array in arrays.values()})
+            raise ValueError(f"{path}: safetensors cannot store the arrays, of dtypes {dtypes}: {error}") from error
 
 
 def load_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a ``.safetensors`` file, of whatever origin.
+    """Reads the arrays of any ``.safetensors`` file.
 
     Args:
-      path: of the file. Several that hold one model: ``{**load_safetensors(a), **load_safetensors(b)}``.
+      path: of the file. Merge several files of one model by ``{**load_safetensors(a), **load_safetensors(b)}``.
 
     Returns:
-      Names to arrays, with their dtypes, bfloat16 and 8-bit floats among them.
+      Names to arrays in their dtypes, including bfloat16 and 8-bit floats.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no such file, or is damaged.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not a safetensors file, or is damaged.
     """
     arrays = {}
     try:
-        for name, found in safetensors.deserialize(pathlib.Path(path).read_bytes()):
-            if found["dtype"] not in _DTYPES:
-                raise ValueError(f"{path}: {name} is of dtype {found['dtype']}, which NumPy has not.")
-            dtype = jnp.dtype(_DTYPES[found["dtype"]])
-            arrays[name] = np.frombuffer(found["data"], dtype).reshape(found["shape"])
+        for name, entry in safetensors.deserialize(pathlib.Path(path).read_bytes()):
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{path}: {name} has the dtype {entry['dtype']}, which NumPy lacks.")
+            dtype = jnp.dtype(_DTYPES[entry["dtype"]])
+            arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: expected a whole safetensors file: {error}.") from error
+        raise ValueError(f"{path}: expected a complete safetensors file: {error}.") from error
     return {name: arrays[name] for name in sorted(arrays)}
 
 
 def load_safetensors_metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a ``.safetensors`` file.
+    """Reads the metadata in the header of a ``.safetensors`` file.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is no such file, or is damaged.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not a safetensors file, or is damaged.
     """
     try:
         with safetensors.safe_open(os.fspath(path), framework="np") as file:
             return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: expected a whole safetensors file: {error}.") from error
+        raise ValueError(f"{path}: expected a complete safetensors file: {error}.") from error

@@ -1,4 +1,4 @@
-"""PyTorch state dicts in: read without PyTorch where the format allows it, laid out as Flax does, and checked."""
+"""Reads PyTorch state dicts and fits them to Flax models, in Flax's layouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxkd.weights import names as names_lib
 from jaxkd.weights.safetensors_file import load_safetensors
 
 NUM_BATCHES_TRACKED = r"(.*\.)?num_batches_tracked"
-"""What PyTorch's BatchNorm counts and Flax's does not: ``fit_torch_to(..., ignore=weights.NUM_BATCHES_TRACKED)``."""
+"""Pattern of the counters in PyTorch's BatchNorm, which Flax lacks: an ``ignore=`` for `fit_torch_to`."""
 
 _LEAVES = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",), "running_var": ("var",)}
 
@@ -32,28 +32,28 @@ def fit_torch_to(
     layouts: Mapping[str, layouts_lib.Layout] | None = None,
     ignore: str | Sequence[str] = (),
 ) -> PyTree:
-    r"""The weights of a PyTorch model in the structure of a Flax model, checked as by `fit_to`.
+    r"""Returns PyTorch weights in the structure of a Flax model, after checking them.
 
-    A name map says which module is which. Of a module, ``weight`` is what the model has of ``kernel``, ``scale`` and
-    ``embedding``; ``running_mean`` and ``running_var`` are ``mean`` and ``var``, wherever the state keeps them. A
-    ``kernel`` is laid out by `layouts.usual`. That every shape fits is checked; that a square kernel is the right way
-    round, that a map was flattened in the same order, or that both models normalise with the same epsilon cannot be:
-    compare the logits once.
+    A name map relates the modules. In a module, ``weight`` becomes ``kernel``, ``scale`` or ``embedding``, whichever
+    the Flax module has; ``running_mean`` and ``running_var`` become ``mean`` and ``var`` of the state. A ``kernel`` is
+    transposed by `layouts.usual`. Shapes are checked, but shapes do not show whether a square kernel is transposed,
+    whether a map was flattened in the same order, or whether both models normalize with the same epsilon: compare the
+    logits of both models once.
 
     Args:
       template: as in `fit_to`.
       source: a state dict, as `load_torch` takes it.
-      names: from PyTorch's names to the model's, dots or slashes between the parts; see `jaxkd.weights.names`.
-      layouts: for arrays that are not laid out as usual: regular expressions for the whole of a name in the model, with
-        or without its collection, to functions such as those in `jaxkd.weights.layouts`. The first match counts.
-      ignore: regular expressions for PyTorch's names; `NUM_BATCHES_TRACKED` is one.
+      names: map from PyTorch's names to the model's, with dots or slashes; see `jaxkd.weights.names`.
+      layouts: for arrays that `layouts.usual` does not convert: regular expressions of whole names in the model, with
+        or without the collection, to functions such as those in `jaxkd.weights.layouts`. The first match is used.
+      ignore: regular expressions of whole PyTorch names that the model does not need, such as `NUM_BATCHES_TRACKED`.
 
     Returns:
       The weights, as from `fit_to`.
 
     Raises:
-      WeightsError: something is missing, unused or does not fit.
-      ValueError: an entry of ``layouts`` is for no array of the model; the source cannot be read.
+      WeightsError: an array is missing, unused or does not fit.
+      ValueError: an entry of ``layouts`` matches no array of the model, or the source cannot be read.
 
     >>> import jax, flax.linen as nn
     >>> template = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones((1, 3)))
@@ -74,21 +74,21 @@ def fit_torch_to(
 
 
 def load_torch(source: Any, *, key: str | None = None) -> dict[str, np.ndarray]:
-    """A PyTorch state dict as NumPy arrays.
+    """Reads a PyTorch state dict as NumPy arrays.
 
     Args:
-      source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file, or of any other that
-        ``torch.load(weights_only=True)`` reads, for which PyTorch has to be installed.
-      key: where the state dict stands in the file, if there is more in it, such as ``"model"`` or ``"state_dict"``.
+      source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file, or of a file that
+        ``torch.load(weights_only=True)`` reads, which requires PyTorch.
+      key: of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
 
     Returns:
       PyTorch's names to arrays; bfloat16 stays bfloat16.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      FileNotFoundError: the file does not exist.
       ImportError: the file needs PyTorch, which is not installed.
-      TypeError: something in it is not a tensor; the message says where a state dict may be.
-      ValueError: the file cannot be read, or has no such key.
+      TypeError: an entry is not a tensor; the message suggests a key.
+      ValueError: the file cannot be read, or lacks the key.
 
     >>> load_torch({"fc.bias": np.zeros(2)})
     {'fc.bias': array([0., 0.])}
@@ -104,7 +104,7 @@ def load_torch(source: Any, *, key: str | None = None) -> dict[str, np.ndarray]:
         checks.known(key, source, "key")
         source = source[key]
     if not isinstance(source, Mapping):
-        hint = " Give its state_dict()." if hasattr(source, "state_dict") else ""
+        hint = " Pass its state_dict()." if hasattr(source, "state_dict") else ""
         raise TypeError(f"expected a state dict, names to tensors, or a path, got {type(source).__name__}.{hint}")
     return {str(name): _array(name, value, source) for name, value in source.items()}
 
@@ -112,40 +112,40 @@ def load_torch(source: Any, *, key: str | None = None) -> dict[str, np.ndarray]:
 def _array(name: Any, value: Any, source: Mapping[Any, Any]) -> np.ndarray:
     if not hasattr(value, "dtype"):
         inner = [key for key, entry in source.items() if isinstance(entry, Mapping)]
-        hint = f" The state dict may be one of {inner}: load_torch(..., key={inner[0]!r})." if inner else ""
+        hint = f" The state dict may have one of the keys {inner}: load_torch(..., key={inner[0]!r})." if inner else ""
         raise TypeError(f"{name!r}: expected a tensor, got {type(value).__name__}.{hint}")
     if not hasattr(value, "detach"):
         return np.asarray(value)
     tensor = value.detach().cpu()
     try:
         return np.asarray(tensor.numpy())
-    except TypeError:  # NumPy by itself has no bfloat16 and no 8-bit floats; float32 holds all their values
+    except TypeError:  # NumPy has no bfloat16 and no 8-bit floats; float32 holds all their values
         dtype = jnp.dtype(str(tensor.dtype).removeprefix("torch."))
         return np.asarray(tensor.float().numpy()).astype(dtype)
 
 
 def _unpickled(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
+        raise FileNotFoundError(f"{path}: expected a file, found none.")
     try:
         import torch  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise ImportError(
-            f"{path}: this format is a pickle, which is left to PyTorch to read, and PyTorch is not installed. Install "
-            "it, or convert the file where it is: safetensors.torch.save_file(torch.load(path, weights_only=True), "
+            f"{path}: this format is a pickle, which only PyTorch reads, and PyTorch is not installed. Install it, or "
+            "convert the file elsewhere: safetensors.torch.save_file(torch.load(path, weights_only=True), "
             "'teacher.safetensors')."
         ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zipfile and PyTorch each have their own
+    except Exception as error:  # pickle, zipfile and PyTorch raise different errors
         raise ValueError(
-            f"{path}: PyTorch does not read it as weights only: {error} If you trust the file, load it yourself, and "
-            "give its state dict."
+            f"{path}: torch.load(weights_only=True) failed: {error} If you trust the file, load it yourself and pass "
+            "its state dict."
         ) from error
 
 
 def _spellings(name: str) -> Iterable[str]:
-    """What an array of PyTorch's may be called in a Flax model, if its module is called so."""
+    """Yields the names that a PyTorch array may have in a Flax module of this name."""
     yield name
     name = name.replace(".", "/")
     yield name
@@ -159,7 +159,7 @@ def _converter(template: Any, special: Mapping[str, layouts_lib.Layout]) -> Any:
     places = tree.flatten(template) if special else {}
     for pattern, (matches, _) in zip(special, matchers, strict=True):
         if not any(matches(name) or matches(name.partition("/")[2]) for name in places):
-            raise ValueError(f"layouts: {pattern!r} is the name of no array in the model. It has {', '.join(places)}.")
+            raise ValueError(f"layouts: {pattern!r} matches no array of the model. It has {', '.join(places)}.")
 
     def convert(name: str, array: Any) -> Any:
         for matches, layout in matchers:
@@ -173,7 +173,7 @@ def _converter(template: Any, special: Mapping[str, layouts_lib.Layout]) -> Any:
 def _advice(unused: Sequence[str]) -> str:
     advice = ""
     if any(re.fullmatch(NUM_BATCHES_TRACKED, name) for name in unused):
-        advice += " Flax's BatchNorm has no num_batches_tracked: ignore=weights.NUM_BATCHES_TRACKED."
+        advice += " Flax's BatchNorm has no num_batches_tracked: pass ignore=weights.NUM_BATCHES_TRACKED."
     if unused and all(name.startswith("module.") for name in unused):
-        advice += r" The prefix is DataParallel's: names=[(r'^module\.', ''), ...]."
+        advice += r" DataParallel adds the prefix: pass names=[(r'^module\.', ''), ...]."
     return advice

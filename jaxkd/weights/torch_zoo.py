@@ -1,4 +1,4 @@
-"""The CIFAR models of PyTorch distillation repositories: name maps onto those of `jaxkd.models`."""
+"""Name maps of wide ResNets and VGGs, and of any CIFAR model by its name."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from functools import partial
 from jaxkd import checks
 from jaxkd.weights.torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
 from jaxkd.weights.torch_models import torch_cifar_resnet
+from jaxkd.weights.torch_names import numbered, sequential, whole_blocks
 
 
 def torch_wrn(depth: int) -> dict[str, str]:
-    """The name map of the CIFAR wide residual networks in PyTorch distillation repositories.
+    """Returns the name map of CIFAR wide ResNets in PyTorch distillation repositories.
 
-    Theirs are ``conv1, block1.layer.0.bn1, block1.layer.0.conv1, …, block2.layer.0.convShortcut, …, bn1, fc``, of
-    whatever width, so that ``40`` serves wrn_40_1 and wrn_40_2.
+    It maps ``conv1, block1.layer.0.bn1, block1.layer.0.conv1, …, block2.layer.0.convShortcut, …, bn1, fc``, of any
+    width, to the modules of `jaxkd.models`: ``40`` is the depth of wrn_40_1 and wrn_40_2.
 
     Args:
       depth: ``6 n + 4``.
@@ -23,30 +24,25 @@ def torch_wrn(depth: int) -> dict[str, str]:
       For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
-      ValueError: the depth is none of 10, 16, 22, ….
+      ValueError: the depth is not one of 10, 16, 22, ….
 
     >>> torch_wrn(16)["block2.layer.0.convShortcut"]
     'WideResNetStage_1/WideBlock_0/Conv_2'
     """
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth: expected 6 n + 4 with n >= 1 (10, 16, 22, 28, 40, …), got {depth}.")
+    blocks = whole_blocks(depth, 4, "10, 16, 22, 28, 40")
     names = {"conv1": "Conv_0", "bn1": "WideResNetHead_0/BatchNorm_0", "fc": "Dense_0"}
     for stage in range(3):
         for block in range(blocks):
-            theirs, ours = f"block{stage + 1}.layer.{block}", f"WideResNetStage_{stage}/WideBlock_{block}"
-            for number in (1, 2):
-                names[f"{theirs}.bn{number}"] = f"{ours}/BatchNorm_{number - 1}"
-                names[f"{theirs}.conv{number}"] = f"{ours}/Conv_{number - 1}"
-            names[f"{theirs}.convShortcut"] = f"{ours}/Conv_2"
+            prefix, module = f"block{stage + 1}.layer.{block}.", f"WideResNetStage_{stage}/WideBlock_{block}"
+            names |= numbered(prefix, module, 2) | {f"{prefix}convShortcut": f"{module}/Conv_2"}
     return names
 
 
 def torch_vgg(depth: int) -> dict[str, str]:
-    """The name map of the CIFAR VGGs with BatchNorm in PyTorch distillation repositories.
+    """Returns the name map of CIFAR VGGs in PyTorch distillation repositories.
 
-    Theirs are ``block0.0, block0.1, block0.3, …, block4.1, …, classifier``: in each block a convolution, its BatchNorm
-    and a ReLU take three numbers.
+    It maps ``block0.0, block0.1, block0.3, …, block4.1, …, classifier`` of the VGGs with BatchNorm to the modules of
+    `jaxkd.models`.
 
     Args:
       depth: 8, 11, 13, 16 or 19.
@@ -55,7 +51,7 @@ def torch_vgg(depth: int) -> dict[str, str]:
       For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
-      ValueError: there is no VGG of this depth.
+      ValueError: the depth is none of these.
 
     >>> names = torch_vgg(13)
     >>> names["block0.3"], names["block0.4"], names["classifier"]
@@ -65,25 +61,25 @@ def torch_vgg(depth: int) -> dict[str, str]:
         raise ValueError(f"depth: expected one of {', '.join(map(str, _CONVOLUTIONS))}, got {depth}.")
     names = {"classifier": "Dense_0"}
     for stage, convolutions in enumerate(_CONVOLUTIONS[depth]):
-        for number in range(convolutions):
-            names[f"block{stage}.{3 * number}"] = f"VGGStage_{stage}/Conv_{number}"
-            names[f"block{stage}.{3 * number + 1}"] = f"VGGStage_{stage}/BatchNorm_{number}"
+        names |= sequential(f"block{stage}.", f"VGGStage_{stage}", convolutions)
     return names
 
 
 def torch_cifar(name: str) -> dict[str, str]:
-    """The name map of any CIFAR model of `jaxkd.models`, from what PyTorch distillation repositories call its modules.
+    """Returns the name map of any CIFAR model of `jaxkd.models`.
+
+    It maps the names of PyTorch distillation repositories.
 
     Args:
-      name: as in `jaxkd.models.names`.
+      name: one of `jaxkd.models.names`.
 
     Returns:
       For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
-      ValueError: there is no such name; the message lists them.
+      ValueError: the name is unknown; the message lists the names.
 
-    A teacher from a checkpoint of theirs, whose state dict stands under ``"model"``:
+    A teacher from such a repository's checkpoint, whose state dict has the key ``"model"``:
 
     >>> from jaxkd import weights
     >>> def load(model, template, path):

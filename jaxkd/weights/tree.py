@@ -1,4 +1,4 @@
-"""What leaves with a model: its arrays by name, and nothing that only training needs."""
+"""The arrays of a model by name, without the state that only training needs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jaxkd.types import PyTree, TrainState, Variables
 
 
 def student_of(source: Any) -> Variables:
-    """The weights that a model runs with; of a train state, the student's alone.
+    """Returns the weights of a model, or of the student in a train state.
 
-    The teacher, the parameters and the state of the losses, and the optimizer stay behind.
+    Of a train state, the teacher, the objective's parameters and state, and the optimizer state are left out.
 
     Args:
       source: a `TrainState`, `Variables`, linen's ``{"params": ..., ...}``, or an nnx module or its state.
@@ -26,7 +26,7 @@ def student_of(source: Any) -> Variables:
       The `Variables`.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: the source is none of these.
 
     >>> student_of(TrainState(Variables({"w": 1}), teacher={"w": 2}, loss={}, opt_state={}, step=0, key=0))
     Variables(params={'w': 1}, state={})
@@ -35,7 +35,7 @@ def student_of(source: Any) -> Variables:
 
 
 def flatten(source: Any) -> dict[str, Any]:
-    """Every array by its name: ``params/…`` for the parameters, ``batch_stats/…`` and so on for the rest.
+    """Returns the arrays of a model by name, ``params/…``, ``batch_stats/…``, ….
 
     Args:
       source: weights in any form that `student_of` takes.
@@ -44,8 +44,8 @@ def flatten(source: Any) -> dict[str, Any]:
       Names to arrays, parameters first.
 
     Raises:
-      TypeError: the source is of no known form, or one of its leaves is not an array.
-      ValueError: two arrays have one name.
+      TypeError: the source has an unknown form, or a leaf is not an array.
+      ValueError: two arrays have the same name.
 
     >>> flatten({"params": {"Dense_0": {"bias": np.zeros(3)}}, "batch_stats": {"mean": np.ones(2)}})
     {'params/Dense_0/bias': array([0., 0., 0.]), 'batch_stats/mean': array([1., 1.])}
@@ -54,10 +54,13 @@ def flatten(source: Any) -> dict[str, Any]:
 
 
 def collections_of(variables: Variables) -> dict[str, PyTree]:
-    """Weights in linen's layout, which every file holds: ``params`` and, beside it, what the state consists of.
+    """Returns weights in linen's layout: ``params`` and the collections of the state.
+
+    Every file format stores this layout.
 
     Raises:
-      ValueError: an entry of the state is called ``params`` itself.
+      TypeError: the state is not a mapping.
+      ValueError: a collection of the state is named ``params``.
 
     >>> collections_of(Variables({"w": 1}, {"batch_stats": {"mean": 0}}))
     {'params': {'w': 1}, 'batch_stats': {'mean': 0}}
@@ -68,22 +71,22 @@ def collections_of(variables: Variables) -> dict[str, PyTree]:
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping of names, got {type(state).__name__}.")
     if "params" in state:
-        raise ValueError("state: an entry is called 'params', as the parameters are; rename that part of the model.")
+        raise ValueError("state: expected no collection named 'params', which names the parameters. Rename it.")
     return {"params": variables.params, **state}
 
 
 def variables_of(collections: Mapping[str, PyTree], like: Variables) -> Variables:
-    """`collections_of` undone; a state without arrays is that of ``like``."""
+    """Inverts `collections_of`; a state without arrays is taken from ``like``."""
     state = {name: value for name, value in collections.items() if name != "params"}
     return Variables(collections["params"], state or like.state)
 
 
 def on_host(source: Any) -> dict[tuple[str, ...], np.ndarray]:
-    """The arrays of weights by path, on this host, each in the order of its axes: files hold memory as it lies.
+    """Returns C-contiguous NumPy arrays by path, as files store them.
 
     Raises:
-      TypeError, ValueError: as `flatten`.
-      ValueError: an array lies in part on other hosts.
+      TypeError: as `flatten`.
+      ValueError: as `flatten`; or another host holds a part of an array.
     """
     return {path: _on_host("/".join(path), leaf) for path, leaf in _arrays(source).items()}
 
@@ -94,10 +97,10 @@ def _arrays(source: Any) -> dict[tuple[str, ...], Any]:
     for path, leaf in paths(collections_of(student_of(source))).items():
         name = "/".join(path)
         if not hasattr(leaf, "dtype") or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
-            found = getattr(leaf, "dtype", type(leaf).__name__)
-            raise TypeError(f"{name}: expected an array of numbers, got {found}. Weights are arrays and nothing else.")
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"{name}: expected an array of numbers, got {kind}. Leave it out of the weights.")
         if name in names:
-            raise ValueError(f"two arrays have the name {name!r}, and could not be told apart later. Rename a module.")
+            raise ValueError(f"two arrays have the name {name!r}, which cannot be distinguished in a file. Rename one.")
         names.add(name)
         arrays[path] = leaf
     return {path: arrays[path] for path in sorted(arrays, key=lambda path: path[0] != "params")}
@@ -106,19 +109,19 @@ def _arrays(source: Any) -> dict[tuple[str, ...], Any]:
 def _on_host(name: str, leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         raise ValueError(
-            f"{name}: this process holds a part of the array only. Gather the weights first, in all processes: "
+            f"{name}: this process holds only a part of the array. Gather the weights first, in all processes: "
             "jax.experimental.multihost_utils.process_allgather(variables, tiled=True)."
         )
     return np.asarray(leaf, order="C")
 
 
 def paths(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    """The leaves of a tree by the path to each, its parts as strings."""
+    """Returns the leaves of a tree by path, the parts of which are strings."""
     return {tuple(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def nest(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Nested dicts of leaves by path.
+    """Returns nested dicts of leaves by path.
 
     >>> nest({("a", "b"): 1, ("a", "c"): 2})
     {'a': {'b': 1, 'c': 2}}
@@ -133,21 +136,22 @@ def nest(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def producer() -> str:
-    """What wrote a file, for its metadata."""
+    """Returns the name and version of this package, for a file's metadata."""
     try:
         return f"jaxkd-toolkit {metadata.version('jaxkd-toolkit')}"
-    except metadata.PackageNotFoundError:  # used from a source tree that is not installed
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
         return "jaxkd-toolkit"
 
 
 def cast(source: Any, dtype: Any) -> Variables:
-    """Weights with their floating parameters in another dtype, such as bfloat16, to write files of half the size.
+    """Returns weights with floating-point parameters in another dtype.
 
-    The state (running statistics) stays as it is: it is small, and its precision matters.
+    In bfloat16 a file takes half the size. The state (running statistics) is unchanged: it is small, and its precision
+    matters.
 
     Args:
       source: weights in any form that `student_of` takes.
-      dtype: of the floating parameters.
+      dtype: of the floating-point parameters.
 
     Returns:
       The `Variables`.

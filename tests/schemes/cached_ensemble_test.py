@@ -9,7 +9,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, data, losses, teachers, term
-from jaxkd.teachers import codecs
+from jaxkd.cache import codecs
 from jaxkd.training import fit, preprocess
 from tests import tiny
 
@@ -51,7 +51,7 @@ def test_the_student_of_the_cache_is_that_of_the_ensemble(average, tmp_path):
     train = data.Resident(images, batch_size=8)  # a ragged last batch of a pass
     live = ensemble(AVERAGES[average])
     model = as_model(live)
-    cache = teachers.write_cache(
+    cache = jaxkd.cache.write_cache(
         tmp_path,
         model,
         model.init(KEY, tiny.batch(1)),
@@ -62,7 +62,7 @@ def test_the_student_of_the_cache_is_that_of_the_ensemble(average, tmp_path):
         batch_size=8,
         progress=False,
     )
-    found, expected = trained(teachers.cached(cache), cache.attach(train)), trained(live, train)
+    found, expected = trained(teachers.cached(cache), jaxkd.cache.attach(cache, train)), trained(live, train)
     assert not jax.tree.leaves(found.state.teacher)  # nothing of the ensemble is there any more
     tiny.assert_close(found.state.student, expected.state.student, rtol=1e-6, atol=1e-7)
     rows = [[row["train/dkd"] for row in result.history if "train/dkd" in row] for result in (found, expected)]

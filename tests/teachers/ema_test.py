@@ -1,4 +1,4 @@
-"""The mean teacher is the exponential average of the student, wherever and however it is computed."""
+"""The mean teacher equals the student's exponential average, on one device and on several."""
 
 import flax.linen as nn
 import jax
@@ -42,7 +42,7 @@ def train(kd, steps=4, state=None):
 
 
 @pytest.mark.parametrize("decay", [0.9, averaging.rising_decay(0.3)], ids=["number", "schedule"])
-def test_it_is_the_average_in_float64(decay):
+def test_ema_equals_the_float64_reference(decay):
     state, (average, *students) = train(distiller(NET, decay=decay))
     for step, student in enumerate(students):
         share = min(0.3, (1 + step) / (10 + step)) if callable(decay) else decay
@@ -51,15 +51,15 @@ def test_it_is_the_average_in_float64(decay):
     tiny.assert_close(state.teacher, average, rtol=1e-5, atol=1e-6)
 
 
-def test_with_decay_1_it_stays_the_first_student_and_with_0_it_is_the_last():
+def test_decay_1_keeps_the_initial_student_and_decay_0_gives_the_last():
     state, (first, *_) = train(distiller(NET, decay=1.0))
     jax.tree.map(np.testing.assert_array_equal, state.teacher, first)
     state, _ = train(distiller(NET, decay=0.0))
     tiny.assert_equal(state.teacher, state.student)
 
 
-def test_it_teaches_with_what_it_is():
-    """The consistency term is that of the average before the step."""
+def test_outputs_are_those_of_the_average_before_the_step():
+    """The consistency term compares the student with the average before the step."""
     kd = distiller(tiny.student, rate=2.0, decay=0.9)
     state, _ = train(kd)
     out, _ = tiny.student.apply(state.teacher, tiny.batch(8, 9), key=None, train=False)
@@ -70,14 +70,14 @@ def test_it_teaches_with_what_it_is():
     assert expected > 1e-4
 
 
-def test_it_is_the_average_that_training_keeps_bit_for_bit():
+def test_ema_equals_training_averaged_bit_for_bit():
     kd = training.averaged(distiller(NET, decay=averaging.rising_decay()), decay=averaging.rising_decay())
     state, _ = train(kd)
     tiny.assert_equal(state.teacher, training.average_of(state))
 
 
-def test_an_average_of_a_narrow_student_is_kept_in_float32():
-    """In bfloat16 a share of 0.001 of what changes would be lost."""
+def test_ema_of_a_bfloat16_student_is_stored_in_float32():
+    """In bfloat16, updates of 0.001 of the difference would round to zero."""
     teacher = teachers.ema(tiny.student, decay=0.999)
     state = teacher.init(None, {}, jaxkd.Variables({"w": jnp.ones(2, jnp.bfloat16)}))
     for step in range(1, 101):
@@ -85,17 +85,17 @@ def test_an_average_of_a_narrow_student_is_kept_in_float32():
     np.testing.assert_allclose(state.params["w"], 2 - 0.999**100, rtol=1e-5)
 
 
-def test_training_mode_has_dropout_in_steps_and_none_in_evaluations():
+def test_training_mode_applies_dropout_in_steps_but_not_in_evaluations():
     state = teachers.ema(NET).init(None, {}, NET.init(jax.random.key(0), tiny.batch(8)))
-    noisy, calm = teachers.ema(NET, train=True), teachers.ema(NET)
-    first, second = (noisy.apply(state, tiny.batch(8), key=jax.random.key(i))["logits"] for i in range(2))
+    with_dropout, inference = teachers.ema(NET, train=True), teachers.ema(NET)
+    first, second = (with_dropout.apply(state, tiny.batch(8), key=jax.random.key(i))["logits"] for i in range(2))
     assert not np.array_equal(first, second)
-    evaluated = noisy.apply(state, tiny.batch(8), key=None)["logits"]
-    np.testing.assert_array_equal(evaluated, calm.apply(state, tiny.batch(8), key=jax.random.key(0))["logits"])
+    evaluated = with_dropout.apply(state, tiny.batch(8), key=None)["logits"]
+    np.testing.assert_array_equal(evaluated, inference.apply(state, tiny.batch(8), key=jax.random.key(0))["logits"])
 
 
 @pytest.mark.parametrize("place", ["pmap", "shard"])
-def test_devices_make_no_difference(place):
+def test_ema_does_not_depend_on_the_devices(place):
     kd = distiller(tiny.student, decay=0.5)
     start = kd.init(jax.random.key(0), tiny.batch(8))
     expected, _ = train(kd, 2, jax.tree.map(jnp.copy, start))
@@ -108,7 +108,7 @@ def test_devices_make_no_difference(place):
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5, float("nan")])
-def test_a_decay_is_a_share(decay):
+def test_a_decay_outside_0_to_1_is_an_error(decay):
     with pytest.raises(ValueError, match=r"ema, decay: expected a number in \[0, 1\]"):
         teachers.ema(tiny.student, decay=decay)
     with pytest.raises(ValueError, match=r"averaged, decay: expected a number in \[0, 1\]"):

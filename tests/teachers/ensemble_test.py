@@ -1,4 +1,4 @@
-"""An ensemble averages what it says it does, and shows each of its members."""
+"""An ensemble averages its members' logits or probabilities and exposes each member's outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +53,13 @@ def test_extreme_logits_and_weights_of_0(average):
 
 
 @pytest.mark.parametrize("average", [teachers.average_logits, teachers.average_probabilities(4.0)])
-def test_an_ensemble_of_one_is_that_teacher(average):
+def test_an_ensemble_of_one_equals_the_teacher(average):
     found, alone = outputs(teachers.ensemble({"a": member(1)}, average=average)), outputs(member(1))
     np.testing.assert_array_equal(found.pop("logits"), alone["logits"])
     tiny.assert_equal(found, {f"a/{name}": value for name, value in alone.items()})
 
 
-def test_each_members_outputs_are_there_by_its_name():
+def test_outputs_of_members_are_named_by_member():
     alone = outputs(member(1)), outputs(member(2))
     found = outputs(teachers.ensemble([member(1), member(2)], weights=[0.75, 0.25]))
     for i in range(2):
@@ -68,8 +68,7 @@ def test_each_members_outputs_are_there_by_its_name():
     assert sorted(found) == sorted(["logits", *(f"{i}/{k}" for i in range(2) for k in alone[i])])
 
 
-def test_weights_by_name_are_those_of_the_name():
-    """In whatever order."""
+def test_weights_by_name_ignore_the_order():
     one = teachers.ensemble({"a": member(1), "b": member(2)}, weights={"b": 0.25, "a": 0.75})
     other = teachers.ensemble([member(1), member(2)], weights=np.array([0.75, 0.25]))
     np.testing.assert_array_equal(outputs(one)["logits"], outputs(other)["logits"])
@@ -77,8 +76,8 @@ def test_weights_by_name_are_those_of_the_name():
     np.testing.assert_allclose(equal, (outputs(member(1))["logits"] + outputs(member(2))["logits"]) / 2, rtol=1e-5)
 
 
-def test_members_that_change_go_on_changing():
-    """A mean teacher beside a frozen one, distilled from, and one term for each."""
+def test_members_are_updated():
+    """Distills from a mean teacher and a frozen one, with a term for each."""
     mean = teachers.ema(tiny.student, decay=0.5)
     teacher = teachers.ensemble({"fixed": member(1), "mean": mean}, weights={"fixed": 0.5, "mean": 0.5})
     objective = combine(
@@ -94,7 +93,7 @@ def test_members_that_change_go_on_changing():
     assert not np.array_equal(state.teacher["mean"].params["first"], start.teacher["mean"].params["first"])
 
 
-def test_metrics_of_each_teacher():
+def test_metrics_per_teacher():
     teacher = teachers.ensemble({"a": member(1), "b": member(2)})
     objective = term(losses.soft_target_kl, "student/logits", "teacher/logits")
     kd = jaxkd.distill(tiny.student, teacher, objective, optimizer=optax.sgd(0.1), metrics=metrics.per_teacher)
@@ -102,23 +101,23 @@ def test_metrics_of_each_teacher():
     state = kd.init(jax.random.key(0), batch)
     found = tiny.numbers(kd.evaluate(state, batch))
     student, _ = tiny.student.apply(state.student, BATCH, key=None, train=False)
-    says = np.argmax(student["logits"], axis=-1)
+    prediction = np.argmax(student["logits"], axis=-1)
     for name, seed in (("a", 1), ("b", 2)):
         logits = np.asarray(outputs(member(seed))["logits"])
         answer = np.argmax(logits, axis=-1)
         assert found[f"teacher_accuracy/{name}"] == pytest.approx(np.mean((answer == BATCH["label"])[:5]))
-        assert found[f"agreement/{name}"] == pytest.approx(np.mean((answer == says)[:5]))
+        assert found[f"agreement/{name}"] == pytest.approx(np.mean((answer == prediction)[:5]))
         nll = -np.log(softmax(logits)[np.arange(7), BATCH["label"]])[:5].mean()
         assert found[f"teacher_nll/{name}"] == pytest.approx(nll, rel=1e-5)
     assert {"loss", "accuracy", "teacher_accuracy", "agreement"} <= set(found)
 
 
-def test_mistakes():
+def test_errors_name_what_was_expected():
     two = {"a": member(1), "b": member(2)}
     for weights in ([0.5, 0.4], [1.5, -0.5], [1.0], [0.2, 0.3, 0.5], [float("nan"), 1.0]):
-        with pytest.raises(ValueError, match=r"ensemble, weights: expected 2 numbers that are not negative, of sum 1"):
+        with pytest.raises(ValueError, match=r"ensemble, weights: expected 2 non-negative numbers of sum 1"):
             teachers.ensemble(two, weights=weights)
-    with pytest.raises(ValueError, match=r"weights: expected one for each of \['a', 'b'\], got \['a', 'c'\]"):
+    with pytest.raises(ValueError, match=r"weights: expected a weight for each of \['a', 'b'\], got \['a', 'c'\]"):
         teachers.ensemble(two, weights={"a": 0.5, "c": 0.5})
     with pytest.raises(ValueError, match="at least one member, got none"):
         teachers.ensemble({})

@@ -1,4 +1,6 @@
-"""Frozen teachers stay as they are, and no teacher at all is plain training."""
+"""Frozen teachers never change, cached teachers decode the batch, and none is supervised training."""
+
+import types
 
 import flax.linen as nn
 import jax
@@ -25,13 +27,13 @@ MODEL = jaxkd.adapters.linen(Net())
 WEIGHTS = Net().init(jax.random.key(3), BATCH["image"])
 
 
-def test_a_frozen_teacher_is_its_model_in_inference_mode():
+def test_frozen_equals_its_model_in_inference_mode():
     teacher = jaxkd.teachers.frozen(MODEL, WEIGHTS)
     out = teacher.apply(teacher.init(None, BATCH, None), BATCH, key=jax.random.key(0))
     np.testing.assert_array_equal(out["logits"], Net().apply(WEIGHTS, BATCH["image"]))
 
 
-def test_a_teacher_in_training_mode_has_dropout_in_steps_and_none_in_evaluations():
+def test_training_mode_applies_dropout_in_steps_but_not_in_evaluations():
     teacher = jaxkd.teachers.frozen(MODEL, WEIGHTS, train=True)
     state = teacher.init(None, BATCH, None)
     first, second = (teacher.apply(state, BATCH, key=jax.random.key(i))["logits"] for i in range(2))
@@ -39,7 +41,7 @@ def test_a_teacher_in_training_mode_has_dropout_in_steps_and_none_in_evaluations
     np.testing.assert_array_equal(teacher.apply(state, BATCH, key=None)["logits"], Net().apply(WEIGHTS, BATCH["image"]))
 
 
-def test_its_weights_are_a_copy_that_outlives_donation():
+def test_weights_are_copied_and_survive_donation():
     teacher = jaxkd.teachers.frozen(MODEL, WEIGHTS)
     kd = jaxkd.distill(MODEL, teacher, CE, optimizer=optax.sgd(0.1))
     step = jax.jit(kd.step, donate_argnums=0)
@@ -49,7 +51,7 @@ def test_its_weights_are_a_copy_that_outlives_donation():
     jax.tree.map(np.testing.assert_array_equal, state.teacher, jaxkd.adapters.variables(WEIGHTS))
 
 
-def test_without_a_teacher_distill_is_supervised_training():
+def test_distill_with_none_is_supervised_training():
     optimizer = optax.sgd(0.1, momentum=0.9)
     model = jaxkd.adapters.plain(lambda key, x: jax.random.normal(key, (4, 3)), lambda w, x: x @ w)
     kd = jaxkd.distill(model, jaxkd.teachers.none(), CE, optimizer=optimizer)
@@ -67,15 +69,23 @@ def test_without_a_teacher_distill_is_supervised_training():
     assert not jax.tree.leaves(state.teacher)
 
 
-def test_an_objective_that_reads_the_teacher_is_refused_without_one():
+def test_cached_returns_the_outputs_that_its_cache_decodes():
+    cache = types.SimpleNamespace(decode=lambda batch: {"logits": 2 * batch["cached/logits/values"]})
+    teacher, batch = jaxkd.teachers.cached(cache), BATCH | {"cached/logits/values": np.ones((6, 3), np.float32)}
+    state = teacher.init(None, batch, None)
+    assert state == teacher.update(state, None, 1) == {}
+    np.testing.assert_array_equal(teacher.apply(state, batch, key=None)["logits"], np.full((6, 3), 2))
+
+
+def test_an_objective_that_reads_the_teacher_is_an_error_with_none():
     objective = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits")
     kd = jaxkd.distill(MODEL, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"path 'teacher/logits'.*Available: nothing.*taps of the teacher's adapter"):
         kd.init(jax.random.key(0), jax.tree.map(jnp.asarray, BATCH))
 
 
-def test_a_narrow_teacher_beside_a_wide_student():
-    """Half of the memory for its parameters; its statistics, the student and what it answers are hardly touched."""
+def test_dtype_narrows_the_parameters_of_the_teacher_only():
+    """Parameters take half the memory; statistics and student keep their dtype, outputs change by rounding."""
     wide, narrow = jaxkd.teachers.frozen(MODEL, WEIGHTS), jaxkd.teachers.frozen(MODEL, WEIGHTS, dtype=jnp.bfloat16)
     kd = jaxkd.distill(MODEL, narrow, CE, optimizer=optax.sgd(0.1))
     state = kd.init(jax.random.key(0), BATCH)
@@ -90,7 +100,7 @@ def test_a_narrow_teacher_beside_a_wide_student():
     assert not np.array_equal(half, full)
 
 
-def test_what_is_no_number_keeps_its_dtype():
+def test_dtype_leaves_integers_and_keys_unchanged():
     key = jax.random.key(0)
     teacher = jaxkd.teachers.frozen(MODEL, jaxkd.Variables({"w": np.ones(2), "table": np.arange(2)}, {"key": key}))
     narrow = jaxkd.teachers.frozen(
@@ -100,5 +110,5 @@ def test_what_is_no_number_keeps_its_dtype():
         state = one.init(None, BATCH, None)
         assert [state.params["w"].dtype.name, state.params["table"].dtype.name] == [dtype, "int32"]
         assert state.state["key"] == key
-    with pytest.raises(ValueError, match=r"frozen, dtype: expected one of floating point.*int8"):
+    with pytest.raises(ValueError, match=r"frozen, dtype: expected a floating-point dtype.*int8"):
         jaxkd.teachers.frozen(MODEL, WEIGHTS, dtype=jnp.int8)

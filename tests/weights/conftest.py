@@ -1,1 +1,1 @@
-collect_ignore = ["make_torch_golden.py"]  # it needs PyTorch, and is run by hand
+collect_ignore = ["make_torch_golden.py"]  # needs PyTorch; run by hand

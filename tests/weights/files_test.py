@@ -1,4 +1,4 @@
-"""Weights out to safetensors and orbax and back: bit-exact, whole or not there, readable without jaxkd."""
+"""Safetensors and orbax: bit-exact round trips, atomic writes, readable without jaxkd."""
 
 import json
 import os
@@ -50,16 +50,18 @@ MODELS = {
 
 
 def _train_state(seed):
-    """A state with something in each of its parts, and with weights that are the student's alone."""
+    """Builds a state in which no part is empty and only the student has its weights."""
     student = _odd_bits(jax.eval_shape(MODELS["linen"].init, jax.random.key(0), BATCH), seed)
     others = {"kernel": jnp.full(3, seed)}
-    loss = jaxkd.LossVars({"regressor": others}, {"bank": others})
+    objective = jaxkd.LossVars({"regressor": others}, {"bank": others})
     optimizer = {"student": optax.adam(0.1).init(student.params), "objective": ()}
-    return jaxkd.TrainState(student, jaxkd.Variables(others), loss, optimizer, jnp.int32(seed), jax.random.key(seed))
+    return jaxkd.TrainState(
+        student, jaxkd.Variables(others), objective, optimizer, jnp.int32(seed), jax.random.key(seed)
+    )
 
 
 def _odd_bits(like, seed=0):
-    """Values in which every bit matters: random bit patterns, NaNs with payloads and negative zeros among them."""
+    """Returns random bit patterns, which include NaNs with payloads and negative zeros."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.integers(0, 256, x.size * 4, np.uint8).view(np.float32).reshape(x.shape), like)
 
@@ -80,7 +82,7 @@ def fmt(request):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_round_trip_keeps_every_bit(fmt, name, tmp_path):
+def test_a_round_trip_preserves_every_bit(fmt, name, tmp_path):
     save, load, _ = fmt
     model = MODELS[name]
     template = jax.eval_shape(model.init, jax.random.key(0), BATCH)
@@ -92,12 +94,12 @@ def test_a_round_trip_keeps_every_bit(fmt, name, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype_keeps_its_bits(fmt, dtype, tmp_path):
+def test_every_dtype_preserves_its_bits(fmt, dtype, tmp_path):
     save, load, _ = fmt
     kind = jnp.dtype(dtype)
     raw = np.random.default_rng(1).integers(0, 2 if dtype == "bool" else 256, 6 * kind.itemsize, np.uint8)
     given = {"params": {"w": raw.view(kind).reshape(2, 3), "scalar": raw.view(kind)[0].reshape(())}}
-    given["params"]["turned"] = given["params"]["w"].T  # memory in another order than the axes
+    given["params"]["transposed"] = given["params"]["w"].T  # not C-contiguous
     given["params"]["device"] = jnp.asarray(given["params"]["w"])
     save(tmp_path / "w", given)
     found = load(tmp_path / "w")
@@ -105,13 +107,13 @@ def test_every_dtype_keeps_its_bits(fmt, dtype, tmp_path):
     assert _bits(weights.fit_to(given, found)) == _bits(given)
 
 
-def test_safetensors_keeps_eight_bit_floats(tmp_path):
+def test_safetensors_stores_eight_bit_floats(tmp_path):
     given = {"params": {t: np.arange(4).astype(jnp.dtype(t)) for t in ("float8_e4m3fn", "float8_e5m2")}}
     weights.save_safetensors(tmp_path / "w", given)
     assert _bits(weights.fit_to(given, weights.load_safetensors(tmp_path / "w"))) == _bits(given)
 
 
-def test_of_a_train_state_only_the_student_leaves(fmt, tmp_path):
+def test_only_the_student_of_a_train_state_is_saved(fmt, tmp_path):
     save, load, _ = fmt
     state = _train_state(0)
     save(tmp_path / "w", state)
@@ -124,7 +126,7 @@ def test_of_a_train_state_only_the_student_leaves(fmt, tmp_path):
     assert _bits(weights.fit_to(state.student, found)) == _bits(state.student)
 
 
-def test_a_teacher_from_a_file_is_the_teacher(fmt, tmp_path):
+def test_a_loaded_teacher_has_the_same_outputs(fmt, tmp_path):
     save, load, _ = fmt
     for model in (MODELS["linen"], MODELS["nnx"]):
         variables = model.init(jax.random.key(3), BATCH)
@@ -136,7 +138,7 @@ def test_a_teacher_from_a_file_is_the_teacher(fmt, tmp_path):
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_linen_applies_what_others_read(tmp_path):
+def test_linen_applies_what_orbax_and_safetensors_restore(tmp_path):
     variables = Net().init(jax.random.key(0), BATCH["image"])
     wanted = Net().apply(variables, BATCH["image"])
     weights.save_orbax(tmp_path / "orbax", variables)
@@ -148,13 +150,13 @@ def test_linen_applies_what_others_read(tmp_path):
     np.testing.assert_array_equal(flat["params/Dense_0/kernel"], variables["params"]["Dense_0"]["kernel"])
 
 
-def test_metadata(tmp_path):
+def test_metadata_is_restored(tmp_path):
     variables = {"params": {"w": np.ones(2)}}
     weights.save_safetensors(tmp_path / "a", variables, metadata={"accuracy": "0.75", "format": "np"})
     found = weights.load_safetensors_metadata(tmp_path / "a")
     assert found.pop("producer").startswith("jaxkd-toolkit ")
     assert found == {"accuracy": "0.75", "format": "np"}
-    with pytest.raises(TypeError, match=r"keeps strings by name, got 'accuracy': 0\.75\. Use json\.dumps"):
+    with pytest.raises(TypeError, match=r"expected strings by name, got 'accuracy': 0\.75\. Use json\.dumps"):
         weights.save_safetensors(tmp_path / "b", variables, metadata={"accuracy": 0.75})
     weights.save_orbax(tmp_path / "c", variables, metadata={"classes": ["a", "b"], "accuracy": 0.75})
     found = weights.load_orbax_metadata(tmp_path / "c")
@@ -162,10 +164,10 @@ def test_metadata(tmp_path):
     assert found == {"classes": ["a", "b"], "accuracy": 0.75}
 
 
-# --- whole or not there -----------------------------------------------------------------------------------------------
+# --- atomic writes ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_overwritten_unless_asked(fmt, tmp_path):
+def test_overwriting_has_to_be_requested(fmt, tmp_path):
     save, load, _ = fmt
     save(tmp_path / "w", {"params": {"w": np.ones(2)}})
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -174,26 +176,26 @@ def test_nothing_is_overwritten_unless_asked(fmt, tmp_path):
     save(tmp_path / "w", {"params": {"w": np.zeros(2)}}, overwrite=True)
     np.testing.assert_array_equal(load(tmp_path / "w")["params/w"], np.zeros(2))
     assert os.listdir(tmp_path) == ["w"]
-    with pytest.raises(FileNotFoundError, match="Make it first"):
+    with pytest.raises(FileNotFoundError, match="Create it first"):
         save(tmp_path / "nowhere" / "w", {"params": {"w": np.zeros(2)}})
 
 
-def test_an_orbax_checkpoint_replaces_nothing_but_one(tmp_path):
+def test_only_a_checkpoint_is_replaced_by_a_checkpoint(tmp_path):
     precious = tmp_path / "home"
     precious.mkdir()
     (precious / "thesis.tex").write_text("all")
-    with pytest.raises(FileExistsError, match="no checkpoint of orbax"):
+    with pytest.raises(FileExistsError, match="expected an orbax checkpoint to replace, got another directory"):
         weights.save_orbax(precious, {"params": {"w": np.ones(2)}}, overwrite=True)
-    with pytest.raises(FileExistsError, match="is a directory, and is not replaced by a file"):
+    with pytest.raises(FileExistsError, match="expected a file to replace, got a directory"):
         weights.save_safetensors(precious, {"params": {"w": np.ones(2)}}, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "all"
     (tmp_path / "file").write_text("all")
-    with pytest.raises(FileExistsError, match="is a file, and is not replaced by a directory"):
+    with pytest.raises(FileExistsError, match="expected a directory to replace, got a file"):
         weights.save_orbax(tmp_path / "file", {"params": {"w": np.ones(2)}}, overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["file", "home"]
 
 
-def test_a_failure_leaves_what_was_there(fmt, tmp_path, monkeypatch):
+def test_a_failure_leaves_the_old_file(fmt, tmp_path, monkeypatch):
     save, load, _ = fmt
     save(tmp_path / "w", {"params": {"w": np.ones(2)}})
 
@@ -211,7 +213,7 @@ def test_a_failure_leaves_what_was_there(fmt, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("directory", [False, True])
 def test_a_kill_at_any_rename_leaves_the_old_or_the_new(directory, tmp_path, monkeypatch):
-    """What is on disk before and after every rename, which is where a kill would leave it."""
+    """Looks at the disk before and after every rename: between two of them, a kill changes nothing."""
 
     def write(path, text):
         if directory:
@@ -238,16 +240,16 @@ def test_a_kill_at_any_rename_leaves_the_old_or_the_new(directory, tmp_path, mon
     assert os.listdir(tmp_path) == ["w"]
 
 
-def test_files_are_readable_as_others_are(tmp_path):
+def test_files_have_the_default_permissions(tmp_path):
     (tmp_path / "other").write_text("")
     weights.save_safetensors(tmp_path / "w", {"params": {"w": np.ones(2)}})
     assert (tmp_path / "w").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-# --- what cannot be saved or read -------------------------------------------------------------------------------------
+# --- invalid sources and files ----------------------------------------------------------------------------------------
 
 
-def test_what_is_not_weights_is_refused(fmt, tmp_path):
+def test_sources_that_are_not_weights_are_errors(fmt, tmp_path):
     save, _, _ = fmt
     path = tmp_path / "w"
     with pytest.raises(TypeError, match="expected Variables"):
@@ -258,15 +260,15 @@ def test_what_is_not_weights_is_refused(fmt, tmp_path):
         save(path, {"params": {"w": 1.0}})
     with pytest.raises(ValueError, match="two arrays have the name 'params/a/b'"):
         save(path, {"params": {"a": {"b": np.ones(1)}, "a/b": np.ones(1)}})
-    with pytest.raises(ValueError, match="an entry is called 'params'"):
+    with pytest.raises(ValueError, match="expected no collection named 'params'"):
         save(path, jaxkd.Variables({"w": np.ones(1)}, {"params": {"v": np.ones(1)}}))
     assert not os.listdir(tmp_path)
 
 
-def test_what_a_format_cannot_hold_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"float32\[0, 2\] has no elements; orbax stores no such array"):
+def test_arrays_that_a_format_cannot_store_are_errors(tmp_path):
+    with pytest.raises(ValueError, match=r"float32\[0, 2\] has no elements, and orbax cannot store it"):
         weights.save_orbax(tmp_path / "w", {"params": {"w": np.ones((0, 2), np.float32)}})
-    with pytest.raises(ValueError, match="orbax has one array for a name"):
+    with pytest.raises(ValueError, match="orbax would give two arrays this name"):
         weights.save_orbax(tmp_path / "w", {"params": {"a": {"b": np.ones(1)}, "a.b": np.ones(1)}})
     with pytest.raises(ValueError, match=r"of dtypes \['int4'\]"):
         weights.save_safetensors(tmp_path / "w", {"params": {"w": np.ones(2, ml_dtypes.int4)}})
@@ -278,7 +280,7 @@ def test_a_damaged_file_is_reported(tmp_path):
     weights.save_safetensors(path, {"params": {"w": np.ones(200)}})
     path.write_bytes(path.read_bytes()[:-1])
     for load in (weights.load_safetensors, weights.load_safetensors_metadata):
-        with pytest.raises(ValueError, match=r"w\.safetensors: expected a whole safetensors file"):
+        with pytest.raises(ValueError, match=r"w\.safetensors: expected a complete safetensors file"):
             load(path)
         with pytest.raises(FileNotFoundError):
             load(tmp_path / "nothing")
@@ -292,21 +294,21 @@ def test_a_damaged_checkpoint_is_reported(tmp_path):
         weights.load_orbax(tmp_path / "w")
 
 
-def test_a_directory_that_is_no_checkpoint_is_reported(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no such directory"):
+def test_a_directory_that_is_not_a_checkpoint_is_reported(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a directory, found none"):
         weights.load_orbax(tmp_path / "nothing")
     with pytest.raises(ValueError, match="It has no file _METADATA"):
         weights.load_orbax(tmp_path)
     weights.save_orbax(tmp_path / "w", {"params": {"w": np.ones(1)}})
-    with pytest.raises(ValueError, match="There are checkpoints below it: w"):
+    with pytest.raises(ValueError, match="Its subdirectories w are"):
         weights.load_orbax_metadata(tmp_path)
 
 
-# --- from what others wrote -------------------------------------------------------------------------------------------
+# --- checkpoints of others --------------------------------------------------------------------------------------------
 
 
-def test_orbax_of_others(tmp_path):
-    """Arrays sharded over devices, in lists, with other things beside them, from a manager's step."""
+def test_checkpoints_of_other_programs(tmp_path):
+    """A step of a CheckpointManager with sharded arrays, lists and other items."""
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     kernel = jax.device_put(jnp.arange(8.0).reshape(4, 2), jax.NamedSharding(mesh, jax.P("x")))
     tree = {"params": {"layers": [{"kernel": kernel}, {"kernel": jnp.ones(2, jnp.bfloat16)}]}, "note": {}, "n": None}
@@ -321,7 +323,7 @@ def test_orbax_of_others(tmp_path):
     assert _bits(weights.fit_to(given, found)) == _bits(given)
 
 
-def test_a_run_gives_its_student(tmp_path):
+def test_load_run_returns_the_student(tmp_path):
     states = {step: _train_state(step) for step in (1, 12)}
     with jaxkd.training.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         for step, state in states.items():
@@ -333,7 +335,7 @@ def test_a_run_gives_its_student(tmp_path):
             found = weights.load_run(directory, step)
             assert _bits(weights.fit_to(template, found)) == _bits(states[wanted].student)
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(ValueError, match=r"no checkpoint of step 2; there are \[1, 12\]"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint of step 2, found steps \[1, 12\]"):
         weights.load_run(tmp_path / "run", 2)
     with pytest.raises(ValueError, match="expected checkpoints of a run"):
         weights.load_run(tmp_path)
@@ -341,17 +343,17 @@ def test_a_run_gives_its_student(tmp_path):
         weights.load_run(tmp_path / "nothing")
 
 
-def test_a_damaged_run_gives_the_checkpoint_before(tmp_path):
+def test_load_run_skips_damaged_checkpoints(tmp_path):
     with jaxkd.training.Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(step, _train_state(step))
     template = jax.eval_shape(MODELS["linen"].init, jax.random.key(0), BATCH)
     damage = {step: next((tmp_path / str(step)).rglob("d/*")) for step in (1, 2, 3)}
     damage[3].write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"3: this checkpoint is damaged: .*The one before it is read"):
+    with pytest.warns(UserWarning, match=r"3: this checkpoint is damaged: .*Reading the previous one"):
         found = weights.load_run(tmp_path)
     assert _bits(weights.fit_to(template, found)) == _bits(_train_state(2).student)
-    with pytest.raises(ValueError, match=r"3: this checkpoint is damaged: .*There are those of steps \[1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"3: this checkpoint is damaged: .*Existing steps: \[1, 2, 3\]"):
         weights.load_run(tmp_path, 3)
     for step in (1, 2):
         damage[step].unlink()
@@ -359,7 +361,7 @@ def test_a_damaged_run_gives_the_checkpoint_before(tmp_path):
         weights.load_run(tmp_path)
 
 
-def test_a_run_with_odd_names(tmp_path):
+def test_load_run_decodes_escaped_names(tmp_path):
     given = jaxkd.Variables({"a/b.c": {"50%": jnp.ones(2)}}, {"stats": {"x.y": jnp.zeros(1)}})
     state = jaxkd.TrainState(given, teacher={}, loss=jaxkd.LossVars(), opt_state={}, step=0, key=0)
     with jaxkd.training.Checkpoints(tmp_path) as checkpoints:
@@ -369,7 +371,7 @@ def test_a_run_with_odd_names(tmp_path):
     assert _bits(weights.fit_to(given, found)) == _bits(given)
 
 
-def test_cast_makes_smaller_files(tmp_path):
+def test_cast_narrows_parameters_only(tmp_path):
     variables = Net().init(jax.random.key(0), BATCH["image"])
     small = weights.cast(variables, jnp.bfloat16)
     weights.save_safetensors(tmp_path / "w", small)

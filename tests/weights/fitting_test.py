@@ -1,4 +1,4 @@
-"""Arrays by name into a model: all used, all filled, all shapes equal, or one error that says all that is wrong."""
+"""Arrays by name into a model: every name and shape fits, or one error lists all mismatches."""
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def test_the_result_has_the_form_of_the_template():
         weights.fit_to(module, source)
 
 
-def test_a_copy_is_made():
+def test_the_result_is_a_copy():
     source = _source()
     found = weights.fit_to(TEMPLATE, source)
     source["params/Dense_0/bias"][:] = 7
@@ -76,52 +76,52 @@ def test_all_problems_in_one_error():
     source["steps"] = np.zeros((), np.int32)
     del source["batch_stats/BatchNorm_0/var"]
     text, problems = _problems(source=source)
-    assert text.startswith("the weights are not those of the model: 2 missing, 2 unused, 2 that do not fit.")
+    assert text.startswith("expected the arrays of the model: 2 missing, 2 unused, 2 mismatched.")
     assert set(problems) == {
-        "does not fit: 'params/Conv_0/kernel' float32[4, 2, 3, 3] for params/Conv_0/kernel float32[3, 3, 2, 4]: laid "
-        "out as [4, 2, 3, 3]; with its axes in the order (2, 3, 1, 0) it would fit",
-        "does not fit: 'params/BatchNorm_0/scale' float32[6] for params/BatchNorm_0/scale float32[4]: laid out as [6]",
+        "mismatched: 'params/Conv_0/kernel' float32[4, 2, 3, 3] for params/Conv_0/kernel float32[3, 3, 2, 4]: laid "
+        "out as [4, 2, 3, 3]; transposed by (2, 3, 1, 0) it would fit",
+        "mismatched: 'params/BatchNorm_0/scale' float32[6] for params/BatchNorm_0/scale float32[4]: laid out as [6]",
         "missing: params/Dense_0/kernel float32[4, 5] (closest: 'params/head/kernel' float32[4, 5])",
         "missing: batch_stats/BatchNorm_0/var float32[4]",
         "unused: 'params/head/kernel' float32[4, 5] (closest: 'params/Dense_0/kernel' float32[4, 5])",
         "unused: 'steps' int32[]",
     }
     assert all(problem in text for problem in problems)
-    assert "names= says what is called differently" in text
+    assert "Map names that differ with names=" in text
 
 
-def test_a_long_list_is_cut_and_kept():
+def test_a_long_list_is_truncated_in_the_message_only():
     template = {"params": {f"layer_{n}": _like(2) for n in range(300)}}
     text, problems = _problems(template, {f"block_{n}": np.ones(2, np.float32) for n in range(300)})
     assert "300 missing, 300 unused" in text and text.count("... and 280 more") == 2
     assert len(problems) == 600 and text.count("\n") < 50
 
 
-def test_a_reshape_is_hinted_at():
+def test_a_missing_reshape_is_suggested():
     source = _source() | {"params/Dense_0/kernel": np.zeros((2, 10), np.float32)}
-    assert "with as many elements; is a reshape missing?" in _problems(source=source)[0]
+    assert "with the same number of elements; is a reshape missing?" in _problems(source=source)[0]
 
 
-def test_two_arrays_for_one_place():
+def test_two_arrays_of_one_name_are_a_problem():
     source = _source()
     source["Dense_0/bias"] = source["params/Dense_0/bias"]
     text, _ = _problems(source=source)
-    assert "'Dense_0/bias' and 'params/Dense_0/bias' are both for params/Dense_0/bias" in text
+    assert "'Dense_0/bias' and 'params/Dense_0/bias' both name params/Dense_0/bias" in text
 
 
-def test_a_name_that_could_be_two_places_needs_its_collection():
+def test_an_ambiguous_name_needs_its_collection():
     template = {"params": {"a": _like(2)}, "stats": {"a": _like(2)}}
     text, _ = _problems(template, {"a": np.ones(2, np.float32)})
     assert "2 missing, 1 unused" in text
     weights.fit_to(template, {"params/a": np.ones(2), "stats/a": np.zeros(2)})
 
 
-def test_what_is_ignored_need_not_be_used():
+def test_ignored_arrays_need_not_be_used():
     source = _source() | {"opt/mu": np.ones(2), "opt/nu": np.ones(2), "step": np.ones(())}
     weights.fit_to(TEMPLATE, source, ignore=["opt/.*", "step"])
     assert "1 unused" in _problems(source=source, ignore="opt/.*")[0]
-    assert "3 unused" in _problems(source=source, ignore="opt")[0]  # of the whole name, not of a part
-    with pytest.raises(ValueError, match=r"ignore: '\*' is no regular expression"):
+    assert "3 unused" in _problems(source=source, ignore="opt")[0]  # patterns match whole names
+    with pytest.raises(ValueError, match=r"ignore: expected a regular expression, got '\*'"):
         weights.fit_to(TEMPLATE, source, ignore="*")
 
 
@@ -161,28 +161,28 @@ def test_name_maps(names):
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_a_prefix_ends_where_a_name_does():
+def test_a_prefix_ends_at_a_separator():
     template = {"params": {"a": _like(2), "conv10": _like(2)}}
     weights.fit_to(template, {"conv1": np.ones(2), "conv10": np.ones(2)}, names={"conv1": "a"})
 
 
-def test_one_array_may_fill_several_places():
+def test_one_array_may_fill_several_parameters():
     template = {"params": {"embed": _like(3, 2), "head": _like(3, 2)}}
     for names in ({"tied": ("embed", "head")}, lambda name: ["embed", "head"]):
         found = weights.fit_to(template, {"tied": np.ones((3, 2))}, names=names)
         np.testing.assert_array_equal(found["params"]["embed"], found["params"]["head"])
     text, _ = _problems(template, {"tied": np.ones((3, 2), np.float32)}, names={"tied": ("embed", "hat")})
-    assert "unused: 'tied' float32[3, 2], taken for hat (closest: 'params/head'" in text
+    assert "unused: 'tied' float32[3, 2], renamed to hat (closest: 'params/head'" in text
     text, _ = _problems(template, {"tied": np.ones((3, 2), np.float32)}, names=lambda name: None)
     assert "unused: 'tied' float32[3, 2] (closest" in text
 
 
-def test_a_name_map_of_no_known_form():
+def test_a_name_map_of_unknown_form_is_an_error():
     with pytest.raises(TypeError, match=r"expected a mapping, a list of .* got str"):
         weights.fit_to(TEMPLATE, {}, names="head")
     with pytest.raises(ValueError, match=r"expected rules \(regular expression, replacement\), got 'head'"):
         weights.fit_to(TEMPLATE, {}, names=["head"])
-    with pytest.raises(ValueError, match=r"names: '\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"names: expected a regular expression, got '\('"):
         weights.fit_to(TEMPLATE, {}, names=[("(", "")])
 
 
@@ -200,7 +200,7 @@ def test_a_name_map_of_no_known_form():
     ],
     ids=str,
 )
-def test_dtypes_that_are_converted(given, wanted):
+def test_lossless_conversions_of_dtypes(given, wanted):
     found = weights.fit_to({"params": {"w": _like(*given.shape, dtype=wanted)}}, {"w": given})["params"]["w"]
     assert found.dtype == wanted
     np.testing.assert_array_equal(np.asarray(found), given.astype(wanted))
@@ -211,18 +211,18 @@ def test_dtypes_that_are_converted(given, wanted):
     [
         (np.array([1e10], np.float32), np.float16, "values too large for float16"),
         (np.array([1e300]), np.float32, "values too large for float32"),
-        (np.array([2**40]), np.int32, "int64 does not become int32 without"),
-        (np.array([-1], np.int32), np.uint8, "int32 does not become uint8 without"),
-        (np.array([1], np.int32), np.float32, "int32 does not become float32 without"),
-        (np.array([1.0], np.float32), np.int32, "float32 does not become int32 without"),
+        (np.array([2**40]), np.int32, "int64 cannot be converted to int32 without"),
+        (np.array([-1], np.int32), np.uint8, "int32 cannot be converted to uint8 without"),
+        (np.array([1], np.int32), np.float32, "int32 cannot be converted to float32 without"),
+        (np.array([1.0], np.float32), np.int32, "float32 cannot be converted to int32 without"),
     ],
     ids=str,
 )
-def test_dtypes_that_do_not_fit(given, wanted, message):
+def test_lossy_conversions_of_dtypes_are_problems(given, wanted, message):
     assert message in _problems({"params": {"w": _like(1, dtype=wanted)}}, {"w": given})[0]
 
 
-def test_the_shardings_of_the_template_are_kept():
+def test_the_result_has_the_shardings_of_the_template():
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.NamedSharding(mesh, jax.P("x"))
     for leaf in (jax.ShapeDtypeStruct((8,), F32, sharding=split), jax.device_put(jnp.zeros(8), split)):

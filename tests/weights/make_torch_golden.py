@@ -1,4 +1,4 @@
-"""Makes torch_golden.safetensors: weights, inputs and outputs of real PyTorch layers and models, in inference mode.
+"""Writes torch_golden.safetensors: weights, inputs and outputs of PyTorch models in inference mode.
 
     python tests/weights/make_torch_golden.py        (needs torch and safetensors; the tests need neither)
 
@@ -13,7 +13,7 @@ from torch import nn  # type: ignore[import-not-found, unused-ignore]
 
 
 class Block(nn.Module):
-    """The basic block of the CIFAR ResNets of the distillation repositories, with their names."""
+    """The basic block of CIFAR ResNets in distillation repositories, with their names."""
 
     def __init__(self, inputs, features, stride):
         super().__init__()
@@ -51,7 +51,7 @@ class ResNet(nn.Module):
 
 
 class FlattenedNet(nn.Module):
-    """A convolution, a flattened map and a linear layer: the order of the flattening is in the weights."""
+    """A linear layer on a flattened map, whose weights depend on the order of flattening."""
 
     def __init__(self):
         super().__init__()
@@ -106,7 +106,7 @@ def main():
     for case, (module, x) in CASES.items():
         module.eval()
         for value in module.state_dict().values():
-            if value.is_floating_point():  # norms start as the identity, which hides mistakes
+            if value.is_floating_point():  # initial norms are the identity, which hides mistakes
                 value.copy_(0.5 + torch.rand_like(value) if value.ndim == 1 else torch.randn_like(value) * 0.4)
         made |= {f"{case}/state/{name}": value.contiguous() for name, value in module.state_dict().items()}
         with torch.no_grad():

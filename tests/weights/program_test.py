@@ -1,4 +1,4 @@
-"""A program serves what the model returns: any batch size, the normalisation in it, with JAX and nothing else."""
+"""An exported program returns the model's outputs at any batch size, with JAX alone."""
 
 import itertools
 import pathlib
@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "export.md"
 BLOCK = re.compile(r"^(?P<serve><!-- serve\.py -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [(m.start("code"), m["code"], bool(m["serve"])) for m in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
 
-# Nothing but JAX, NumPy and what they bring: an import of anything else fails.
-ALONE = """
+# Runs a script with JAX and its dependencies only: other imports fail.
+ONLY_JAX = """
 import runpy, sys
 for name in ("jaxkd", "flax", "optax", "orbax", "safetensors"):
     sys.modules[name] = None
@@ -61,7 +61,7 @@ def _scaled(batch):
     return {**batch, "image": batch["image"].astype(jnp.float32) / 255}
 
 
-def test_the_script_of_the_page_serves_without_jaxkd(tmp_path):
+def test_the_script_in_the_docs_serves_without_jaxkd(tmp_path):
     (script,) = (code for _, code, serve in BLOCKS if serve)
     assert len(script.splitlines()) <= 10
     (tmp_path / "serve.py").write_text(script)
@@ -69,7 +69,7 @@ def test_the_script_of_the_page_serves_without_jaxkd(tmp_path):
     sizes = (1, 3, 17)
     for size in sizes:
         np.save(tmp_path / f"{size}.npy", _images(size))
-    command = [sys.executable, "-W", "error", "-c", ALONE, "serve.py", "student.jax", *(f"{n}.npy" for n in sizes)]
+    command = [sys.executable, "-W", "error", "-c", ONLY_JAX, "serve.py", "student.jax", *(f"{n}.npy" for n in sizes)]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     live = jax.jit(lambda v, b: MODEL.apply(v, b, key=None, train=False)[0]["logits"])
@@ -78,8 +78,9 @@ def test_the_script_of_the_page_serves_without_jaxkd(tmp_path):
         np.testing.assert_allclose(found, live(variables, {"image": _images(size)}), rtol=1e-6)
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
-    """In order, in one namespace; the PyTorch weights that it reads are random ones."""
+@pytest.mark.slow
+def test_the_docs_page_runs(tmp_path, monkeypatch):
+    """Blocks run in order in one namespace; the PyTorch weights that they read are random."""
     rng = np.random.default_rng(0)
     filters, torch = (16, 16, 32, 64), {"fc.weight": (10, 64), "fc.bias": (10,)}
     torch |= {"conv1.weight": (16, 3, 3, 3)} | _norm("bn1", 16)
@@ -108,7 +109,7 @@ def _norm(name, size):
     return parts | {f"{name}.num_batches_tracked": ()}
 
 
-def test_it_runs_on_every_platform_asked_for(tmp_path):
+def test_a_program_is_exported_for_the_requested_platforms(tmp_path):
     weights.save_program(tmp_path / "all", MODEL, _variables(), IMAGE)
     assert _load(tmp_path / "all").platforms == ("cpu", "cuda", "tpu")
     weights.save_program(tmp_path / "one", MODEL, _variables(), IMAGE, platforms=["tpu"])
@@ -118,7 +119,7 @@ def test_it_runs_on_every_platform_asked_for(tmp_path):
             weights.save_program(tmp_path / "no", MODEL, _variables(), IMAGE, platforms=platforms)
 
 
-def test_raw_images_and_features(tmp_path):
+def test_preprocessing_and_taps_are_exported(tmp_path):
     raw = {"image": np.zeros((4, 5, 5, 2), np.uint8)}
     variables = _variables()
     weights.save_program(tmp_path / "p", MODEL, variables, raw, preprocess=_scaled, outputs=None)
@@ -136,7 +137,7 @@ def test_raw_images_and_features(tmp_path):
         weights.save_program(tmp_path / "r", MODEL, variables, raw, preprocess=_scaled, outputs=["cnv"])
 
 
-def test_the_weights_are_inside_in_their_dtype(tmp_path):
+def test_weights_are_stored_in_their_dtype(tmp_path):
     model = adapters.linen(nn.Dense(500))
     batch = {"image": jax.ShapeDtypeStruct((1, 400), jnp.float32)}
     variables = model.init(jax.random.key(0), {"image": jnp.zeros((1, 400))})
@@ -150,7 +151,7 @@ def test_the_weights_are_inside_in_their_dtype(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_of_a_train_state_the_student_is_served(tmp_path):
+def test_the_student_of_a_train_state_is_exported(tmp_path):
     variables = _variables()
     state = jaxkd.TrainState(variables, {"w": jnp.ones(2)}, jaxkd.LossVars({"w": jnp.ones(3)}), {}, 0, None)
     weights.save_program(tmp_path / "a", MODEL, state, IMAGE)
@@ -160,7 +161,7 @@ def test_of_a_train_state_the_student_is_served(tmp_path):
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_sharded_weights_are_bound_to_no_device(tmp_path):
+def test_sharded_weights_are_not_bound_to_devices(tmp_path):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     model = adapters.plain(lambda key, x: jnp.ones((4, 2)), lambda w, x: x @ w)
     weight = jax.device_put(jnp.arange(8.0).reshape(4, 2), jax.NamedSharding(mesh, jax.P("x")))
@@ -171,7 +172,7 @@ def test_sharded_weights_are_bound_to_no_device(tmp_path):
     np.testing.assert_array_equal(program.call({"image": np.ones((1, 4), np.float32)})["logits"], [[12.0, 16.0]])
 
 
-def test_axes_that_vary(tmp_path):
+def test_symbolic_dimensions(tmp_path):
     model = adapters.plain(lambda key, *x: None, lambda w, x, y: (x * y[:, None]).sum(1) * w, inputs=("x", "y"))
     variables = jaxkd.Variables(jnp.float32(2))
     batch = {"x": jnp.ones((3, 4)), "y": jnp.ones(3)}
@@ -187,31 +188,31 @@ def test_axes_that_vary(tmp_path):
         weights.save_program(tmp_path / "r", model, variables, {"x": jnp.ones((3, 4)), "y": jnp.ones(2)})
 
 
-def test_a_model_that_needs_the_size_of_the_batch(tmp_path):
+def test_a_model_that_depends_on_the_batch_size_is_an_error(tmp_path):
     for apply in (lambda w, x: x.reshape(3, -1), lambda w, x: x @ w if x.shape[0] > 2 else x @ w * 2):
         model = adapters.plain(lambda key, x: None, apply)
-        with pytest.raises(ValueError, match="the model asks for the size of the batch"):
+        with pytest.raises(ValueError, match="expected one that does not depend on the size of the batch"):
             weights.save_program(tmp_path / "p", model, jaxkd.Variables(jnp.ones((4, 2))), {"image": jnp.ones((4, 4))})
 
 
-def test_weights_that_are_too_large(tmp_path, monkeypatch):
+def test_weights_above_the_limit_are_an_error(tmp_path, monkeypatch):
     assert 2**31 > program_lib._LIMIT > 0.99 * 2**31
     monkeypatch.setattr(program_lib, "_LIMIT", 100)
-    with pytest.raises(ValueError, match="a program holds less than 2 GiB"):
+    with pytest.raises(ValueError, match="expected less than 2 GiB of weights"):
         weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path):
+def test_overwriting_has_to_be_requested(tmp_path):
     weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE)
     weights.save_program(tmp_path / "p", MODEL, _variables(), IMAGE, overwrite=True)
 
 
-def test_a_program_of_the_oldest_jax_is_still_served():
-    """program_jax_0_10_2.bin is what test_raw_images_and_features saves as "p". JAX promises half a year of this.
+def test_a_program_of_the_oldest_supported_jax_still_runs():
+    """program_jax_0_10_2.bin is the "p" of test_preprocessing_and_taps_are_exported. JAX guarantees six months.
 
-    When a new JAX reads it no more, that is what the promise says: make the file anew with the oldest supported one.
+    If a newer JAX cannot read it, the guarantee has ended: export the file again with the oldest supported version.
     """
     found = _load(pathlib.Path(__file__).with_name("program_jax_0_10_2.bin"))
     image = _images(3, np.uint8)

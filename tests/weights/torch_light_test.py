@@ -1,7 +1,7 @@
-"""ResNet50 and the light models, from PyTorch's names: every tap and the logits, beside NumPy in float64.
+"""ResNet50, MobileNetV2 and ShuffleNets from PyTorch state dicts: taps and logits equal float64 NumPy references.
 
-The references here are written in PyTorch's layouts and names, from the published description of each network. They ask
-for their weights by name and shape, and that is what makes the state dict: no name stands in it that no forward uses.
+The references are written in PyTorch's layouts and names, from the published description of each network. Each layer
+draws its weights by name and shape and adds them to the state dict, which therefore has no unused names.
 """
 
 import jax
@@ -15,7 +15,7 @@ from jaxkd.weights import torch_light
 
 
 class Net:
-    """Layers as PyTorch has them, ``[batch, channels, height, width]``, and the state dict that they draw."""
+    """PyTorch's layers, ``[batch, channels, height, width]``, and the state dict that they draw."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
@@ -35,7 +35,7 @@ class Net:
         x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
         windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))[:, :, ::stride, ::stride]
         batch, _, height, width, *_ = windows.shape
-        # [batch, groups, inputs, height, width, size, size], to a matrix for each group.
+        # [batch, groups, inputs, height, width, size, size] to one matrix per group.
         windows = windows.reshape(batch, groups, inputs, height, width, size, size)
         windows = windows.transpose(1, 2, 5, 6, 0, 3, 4).reshape(groups, fan_in, -1)
         y = (kernel @ windows).reshape(groups, out // groups, batch, height, width)
@@ -173,8 +173,9 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_taps_are_those_of_the_state_dict(name):
+def test_logits_and_taps_equal_the_reference(name):
     module, build, names, reference = CASES[name]
     image = np.random.default_rng(0).normal(size=(2, 3, 32, 32))
     net = Net(seed=1)
@@ -191,14 +192,14 @@ def test_logits_and_taps_are_those_of_the_state_dict(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_names_are_for_modules_that_exist(name):
+def test_the_name_map_covers_the_modules_of_the_model(name):
     _, build, names, _ = CASES[name]
     template = jax.eval_shape(build().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    ours = {path.partition("/")[2].rpartition("/")[0] for path in weights.flatten(template)}
-    assert ours == set(names().values())
+    modules = {path.partition("/")[2].rpartition("/")[0] for path in weights.flatten(template)}
+    assert modules == set(names().values())
 
 
-def test_other_spellings_of_resnet50_and_the_head():
+def test_other_names_of_the_shortcut_and_the_head():
     names = torch_light.torch_resnet50()
     assert (
         names["layer2.0.downsample.1"] == names["layer2.0.shortcut.1"] == "BottleneckStage_1/Bottleneck_0/BatchNorm_3"
@@ -207,11 +208,11 @@ def test_other_spellings_of_resnet50_and_the_head():
         assert function()["fc"] == function()["linear"] == "Dense_0"
 
 
-def test_a_checkpoint_of_another_model_is_refused():
+def test_a_checkpoint_of_another_model_is_an_error():
     net = Net(seed=0)
     shufflenet_v1_reference(net, np.zeros((1, 3, 32, 32)))
     template = jax.eval_shape(shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    with pytest.raises(weights.WeightsError, match=r"the weights are not those of the model: \d+ missing, "):
+    with pytest.raises(weights.WeightsError, match=r"expected the arrays of the model: \d+ missing, "):
         weights.fit_torch_to(
             template, net.state, names=torch_light.torch_shufflenet_v2(), ignore=weights.NUM_BATCHES_TRACKED
         )

@@ -1,4 +1,4 @@
-"""State dicts of the CIFAR networks of PyTorch repositories in ours: every name, and the logits of some."""
+"""State dicts of PyTorch's CIFAR networks: every name of all, and the logits of some."""
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ VGG_CONVOLUTIONS = {
 
 
 def norm(name, channels):
-    """The arrays of a BatchNorm2d."""
+    """Shapes of the arrays of a BatchNorm2d."""
     leaves = ("weight", "bias", "running_mean", "running_var")
     return {f"{name}.{leaf}": (channels,) for leaf in leaves} | {f"{name}.num_batches_tracked": ()}
 
 
 def wrn_shapes(depth, width, classes=100):
-    """Every array of their wide residual networks."""
+    """Shapes of the arrays of a PyTorch wide ResNet."""
     shapes = {"conv1.weight": (16, 3, 3, 3)}
     channels = 16
     for stage, features in enumerate((16 * width, 32 * width, 64 * width), 1):
@@ -39,7 +39,7 @@ def wrn_shapes(depth, width, classes=100):
 
 
 def vgg_shapes(depth, classes=100):
-    """Every array of their VGGs with BatchNorm."""
+    """Shapes of the arrays of a PyTorch VGG with BatchNorm."""
     shapes = {}
     channels = 3
     for stage, (convolutions, features) in enumerate(zip(VGG_CONVOLUTIONS[depth], VGG_WIDTHS, strict=True)):
@@ -52,7 +52,7 @@ def vgg_shapes(depth, classes=100):
 
 
 def resnet_shapes(depth, filters, classes=100):
-    """Every array of their ResNets of basic blocks."""
+    """Shapes of the arrays of a PyTorch ResNet of basic blocks."""
     stem, *stages = filters
     shapes = {"conv1.weight": (stem, 3, 3, 3)} | norm("bn1", stem)
     channels = stem
@@ -88,8 +88,8 @@ def fit(name, state_dict):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_array_has_its_place(name):
-    """Nothing missing, nothing unused, and none in two places: each has a value of its own."""
+def test_every_array_fills_one_parameter(name):
+    """Each array has a distinct value, so that none can be missing or used twice."""
     state_dict = {key: np.full(shape, number, np.float32) for number, (key, shape) in enumerate(SHAPES[name].items())}
     fitted = weights.flatten(fit(name, state_dict))
     used = {key for key in state_dict if not key.endswith("num_batches_tracked")}
@@ -98,19 +98,19 @@ def test_every_array_has_its_place(name):
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_module_of_the_zoo_has_a_name_in_its_map(name):
-    ours = {path.partition("/")[2].rpartition("/")[0] for path in weights.flatten(template(name)[1])}
+def test_the_name_map_covers_the_modules_of_the_model(name):
+    modules = {path.partition("/")[2].rpartition("/")[0] for path in weights.flatten(template(name)[1])}
     mapped = set(weights.torch_cifar(name).values())
-    assert ours <= mapped
-    # A map serves all widths: of blocks that may have a shortcut, it names it.
-    assert all("Block_" in path for path in mapped - ours)
+    assert modules <= mapped
+    # A map serves all widths, so it also maps shortcuts that blocks of this width lack.
+    assert all("Block_" in path for path in mapped - modules)
 
 
 # --- logits -----------------------------------------------------------------------------------------------------------
 
 
 def random_state(shapes):
-    """Values of no special kind, in float32; variances are positive."""
+    """Draws float32 arrays; variances are positive."""
     rng = np.random.default_rng(0)
 
     ranges = {"running_var": (0.5, 2.0), "weight": (0.5, 1.5), "num_batches_tracked": (3, 4)}
@@ -124,7 +124,7 @@ def random_state(shapes):
 
 
 class Torch:
-    """The layers by their definitions, in float64 and with PyTorch's layout, read from a state dict by name."""
+    """PyTorch's layers by their definitions, in float64, with weights from a state dict."""
 
     def __init__(self, state_dict):
         self.state = {key: np.asarray(value, np.float64) for key, value in state_dict.items()}
@@ -156,7 +156,7 @@ def max_pool(x):
 
 
 def wrn_forward(torch, depth, x):
-    """Logits, the stages and what follows their BatchNorm."""
+    """Returns logits, stages, and their values after BatchNorm."""
     raw, normal = {}, {}
     x = torch.conv("conv1", x)
     raw["stem"] = x
@@ -172,14 +172,14 @@ def wrn_forward(torch, depth, x):
             shortcut = f"{name}.convShortcut"
             x = y + (torch.conv(shortcut, active, stride) if f"{shortcut}.weight" in torch.state else x)
         raw[f"stage{stage}"] = x
-    del normal["stage0_preact"]  # behind the stem
+    del normal["stage0_preact"]  # the model has no such tap after the stem
     normal["stage3_preact"] = torch.norm("bn1", x)
     pooled = np.maximum(normal["stage3_preact"], 0).mean(axis=(2, 3))
     return raw | normal | {"pooled": pooled, "logits": torch.linear("fc", pooled)}
 
 
 def vgg_forward(torch, depth, x):
-    """Logits, the stages and what their last ReLU is applied to."""
+    """Returns logits, stages, and the inputs of their last ReLU."""
     outputs = {}
     for stage, convolutions in enumerate(VGG_CONVOLUTIONS[depth]):
         for number in range(convolutions):
@@ -198,12 +198,12 @@ def vgg_forward(torch, depth, x):
     "name, forward, depth",
     [
         ("wrn_16_1", wrn_forward, 16),
-        ("wrn_16_2", wrn_forward, 16),
+        pytest.param("wrn_16_2", wrn_forward, 16, marks=pytest.mark.slow),
         ("vgg8", vgg_forward, 8),
-        ("vgg13", vgg_forward, 13),
+        pytest.param("vgg13", vgg_forward, 13, marks=pytest.mark.slow),
     ],
 )
-def test_logits_and_taps_are_those_of_the_state_dict(name, forward, depth):
+def test_logits_and_taps_equal_the_reference(name, forward, depth):
     state_dict = random_state(SHAPES[name])
     image = np.random.default_rng(1).normal(size=(2, 3, 32, 32))
     wanted = forward(Torch(state_dict), depth, image)
@@ -217,10 +217,10 @@ def test_logits_and_taps_are_those_of_the_state_dict(name, forward, depth):
         np.testing.assert_allclose(found[tap], value, rtol=1e-4, atol=1e-5 * np.abs(value).max(), err_msg=tap)
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_block_too_many_is_reported():
+def test_an_extra_block_is_reported():
     state_dict = {key: np.zeros(shape, np.float32) for key, shape in SHAPES["wrn_40_1"].items()}
     with pytest.raises(weights.WeightsError, match=r"unused: 'block1\.layer\.2\.bn1\.weight'"):
         fit("wrn_16_1", state_dict)
@@ -229,7 +229,7 @@ def test_a_block_too_many_is_reported():
         fit("vgg11", state_dict)
 
 
-def test_errors_teach():
+def test_errors_name_what_was_expected():
     with pytest.raises(ValueError, match=r"depth: expected 6 n \+ 4 with n >= 1 .*, got 18"):
         weights.torch_wrn(18)
     with pytest.raises(ValueError, match=r"depth: expected one of 8, 11, 13, 16, 19, got 12"):

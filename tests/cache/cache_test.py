@@ -1,4 +1,4 @@
-"""Cached outputs are those of the teacher on what the student sees, however they are read."""
+"""Cached outputs equal the teacher's outputs on the images that the student sees."""
 
 import functools
 import pickle
@@ -12,9 +12,9 @@ import pytest
 
 import jaxkd
 from jaxkd import data, losses, teachers
-from jaxkd.teachers import codecs
+from jaxkd.cache import codecs
 from jaxkd.training import fit, preprocess
-from tests.teachers.cached_toy import AUGMENT, EXAMPLES, FLOAT32, MODEL, SET, VARIABLES, VIEWS, write
+from tests.cache.toy import AUGMENT, EXAMPLES, FLOAT32, MODEL, SET, VARIABLES, VIEWS, write
 
 KEEP = {"logits": codecs.full("float32"), "hidden": codecs.full("bfloat16"), "map": codecs.eight_bit()}
 LIVE = teachers.frozen(MODEL, VARIABLES)
@@ -28,11 +28,11 @@ def cache(tmp_path_factory):
 
 @jax.jit
 def live(batch):
-    """The teacher on the image that the student sees in this batch."""
+    """Evaluates the teacher on the images that the student sees in this batch."""
     return LIVE.apply(VARIABLES, AUGMENT(batch), key=None)
 
 
-def inputs(batch_size=8, **options):
+def loaders(batch_size=8, **options):
     return {
         "resident": data.Resident(SET, batch_size, seed=1, epochs=5, **options),
         "stream": data.Stream(SET, batch_size, seed=1, epochs=5, **options),
@@ -40,7 +40,7 @@ def inputs(batch_size=8, **options):
 
 
 class Plain:
-    """An input of one's own, with nothing but what the loop asks for."""
+    """A user's loader with only the attributes that the loop needs."""
 
     def __init__(self, loader):
         self._loader, self.batch_size, self.steps_per_epoch = loader, loader.batch_size, loader.steps_per_epoch
@@ -50,11 +50,11 @@ class Plain:
 
 
 @pytest.mark.parametrize("mode", ["resident", "stream", "plain"])
-def test_every_example_in_every_pass_has_the_output_of_the_image_that_its_student_sees(cache, mode):
-    loader = Plain(inputs()["resident"]) if mode == "plain" else inputs()[mode]
+def test_outputs_are_those_of_the_images_that_the_student_sees_in_every_epoch(cache, mode):
+    loader = Plain(loaders()["resident"]) if mode == "plain" else loaders()[mode]
     teacher, seen, views = jax.jit(teachers.cached(cache).apply), set(), {}
     raw = loader.batches()
-    for step, batch in enumerate(cache.attach(loader).batches()):
+    for step, batch in enumerate(jaxkd.cache.attach(cache, loader).batches()):
         epoch = step // loader.steps_per_epoch
         original = next(raw)
         assert batch["epoch"].tolist() == [epoch % VIEWS] * 8
@@ -67,24 +67,25 @@ def test_every_example_in_every_pass_has_the_output_of_the_image_that_its_studen
         seen |= {(int(index), epoch) for index in batch["index"][np.asarray(batch["mask"])]}
         for index, logits in zip(batch["index"].tolist(), np.asarray(found["logits"]), strict=True):
             views.setdefault((index, epoch % VIEWS), []).append(logits)
-    assert len(seen) == 5 * EXAMPLES  # every pair of example and pass
+    assert len(seen) == 5 * EXAMPLES  # every pair of example and epoch
     assert all((logits == same[0]).all() for same in views.values() for logits in same)
     first = [np.stack([views[index, view][0] for index in SET.arrays["index"]]) for view in range(VIEWS)]
-    assert all((first[0] != other).any(-1).mean() > 0.5 for other in first[1:])  # the views do differ
+    assert all((first[0] != other).any(-1).mean() > 0.5 for other in first[1:])  # the views differ
 
 
-def test_the_pass_alone_would_be_wrong(cache):
-    """Without the number of the view, the student of pass 3 would see other images than the teacher of view 0."""
-    loader = inputs(shuffle=False)["resident"]
-    batch = next(cache.attach(loader).batches({"step": 3 * loader.steps_per_epoch}))
+def test_the_epoch_of_a_batch_is_the_view(cache):
+    """With the true epoch, the student of epoch 3 would see other images than the teacher of view 0."""
+    loader = loaders(shuffle=False)["resident"]
+    batch = next(jaxkd.cache.attach(cache, loader).batches({"step": 3 * loader.steps_per_epoch}))
     cached = teachers.cached(cache).apply({}, batch, key=None)["logits"]
     np.testing.assert_allclose(cached, live(batch)["logits"], rtol=1e-5, atol=1e-5)
     assert np.abs(cached - live({**batch, "epoch": jnp.full(8, 3)})["logits"]).max() > 0.1
 
 
-def test_training_is_what_it_is_with_the_teacher_live(cache):
-    """The same losses and parameters as with the teacher evaluated on the same views, in one dispatch."""
-    loader, student = inputs()["resident"], MODEL
+@pytest.mark.slow
+def test_training_equals_training_with_a_live_teacher(cache):
+    """Same losses and parameters as with a teacher that is evaluated on the same views in each step."""
+    loader, student = loaders()["resident"], MODEL
 
     def run(teacher, augment, given):
         kd = preprocess(jaxkd.distill(student, teacher, KD, optimizer=optax.sgd(0.05)), train=augment)
@@ -93,21 +94,22 @@ def test_training_is_what_it_is_with_the_teacher_live(cache):
     def replayed(batch):
         return AUGMENT({**batch, "epoch": batch["epoch"] % VIEWS})
 
-    ours = run(teachers.cached(cache), cache.transform, cache.attach(loader))
-    theirs = run(LIVE, replayed, loader)
-    assert [row["train/loss"] for row in ours.history] == pytest.approx(
-        [row["train/loss"] for row in theirs.history], rel=1e-4
+    with_cache = run(teachers.cached(cache), cache.transform, jaxkd.cache.attach(cache, loader))
+    with_live = run(LIVE, replayed, loader)
+    assert [row["train/loss"] for row in with_cache.history] == pytest.approx(
+        [row["train/loss"] for row in with_live.history], rel=1e-4
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
-        ours.state.student.params,
-        theirs.state.student.params,
+        with_cache.state.student.params,
+        with_live.state.student.params,
     )
-    assert jax.tree.leaves(ours.state.teacher) == []
+    assert jax.tree.leaves(with_cache.state.teacher) == []
 
 
-def test_resident_arrays_are_arguments_in_the_stored_dtype_and_seeds_can_be_mapped_over(cache):
-    attached = cache.attach(inputs()["resident"])
+@pytest.mark.slow
+def test_resident_fields_are_arguments_in_the_stored_dtype_and_seeds_can_be_vmapped(cache):
+    attached = jaxkd.cache.attach(cache, loaders()["resident"])
     stored = {name: value for name, value in attached.arrays.items() if name.startswith("cached/") and value.ndim > 1}
     assert {name: value.dtype.name for name, value in stored.items()} == {
         "cached/logits/values": "float32",
@@ -126,9 +128,9 @@ def test_resident_arrays_are_arguments_in_the_stored_dtype_and_seeds_can_be_mapp
     assert (batches["index"][0] != batches["index"][1]).any()
 
 
-def test_attached_inputs_are_the_inputs_otherwise(cache):
-    for loader in inputs().values():
-        attached = cache.attach(loader)
+def test_attached_loaders_delegate_to_the_loader(cache):
+    for loader in loaders().values():
+        attached = jaxkd.cache.attach(cache, loader)
         assert isinstance(attached, data.Loader) and attached.steps_per_epoch == 3 and attached.num_examples == EXAMPLES
         assert attached.fingerprint().items() > loader.fingerprint().items()
         batches = attached.batches({"step": 4})
@@ -140,9 +142,9 @@ def test_attached_inputs_are_the_inputs_otherwise(cache):
         batches.close(), again.close()
 
 
-def test_a_part_of_the_set_in_another_order_finds_its_own(cache):
+def test_a_subset_in_another_order_finds_its_outputs(cache):
     part = SET._replace(arrays={name: value[[20, 3, 11, 7]] for name, value in SET.arrays.items()})
-    batch = next(cache.attach(data.Resident(part, 4, shuffle=False)).batches())
+    batch = next(jaxkd.cache.attach(cache, data.Resident(part, 4, shuffle=False)).batches())
     np.testing.assert_allclose(
         teachers.cached(cache).apply({}, batch, key=None)["logits"], live(batch)["logits"], rtol=1e-5, atol=1e-5
     )
@@ -158,8 +160,8 @@ def test_outputs_by_example_and_view(cache):
         cache.outputs([index[0], 999])
 
 
-def test_a_stream_writes_what_a_set_in_memory_does_and_workers_can_have_the_reader(cache, tmp_path):
-    stream = inputs()["stream"]
+def test_a_stream_writes_the_same_cache_and_the_reader_can_be_pickled(cache, tmp_path):
+    stream = loaders()["stream"]
     streamed = write(tmp_path, stream, keep=KEEP)
     assert streamed.manifest["identity"] == cache.manifest["identity"]
     for view in range(VIEWS):
@@ -170,10 +172,10 @@ def test_a_stream_writes_what_a_set_in_memory_does_and_workers_can_have_the_read
     jax.tree.map(np.testing.assert_array_equal, sent(batch), cache.reader(batch))
 
 
-def test_top_k_is_for_its_own_loss_and_two_caches_for_one_student(cache, tmp_path):
+def test_two_caches_for_one_student_one_of_top_k(cache, tmp_path):
     narrow = write(tmp_path, keep={"logits": codecs.top_k(3)}, name="narrow")
     assert narrow.bytes_per_example == 3 * 2 + 3 + 4
-    loader = narrow.attach(cache.attach(inputs()["resident"]))
+    loader = jaxkd.cache.attach(narrow, jaxkd.cache.attach(cache, loaders()["resident"]))
     both = teachers.ensemble({"wide": teachers.cached(cache), "narrow": teachers.cached(narrow)})
     batch = next(loader.batches({"step": 10}))
 
@@ -188,24 +190,24 @@ def test_top_k_is_for_its_own_loss_and_two_caches_for_one_student(cache, tmp_pat
     wide, teacher, top, expected = compared(batch)
     np.testing.assert_allclose(wide, teacher, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(top, expected, rtol=1e-2, atol=1e-3)
-    with pytest.raises(ValueError, match="a cache of 2 views attached, and this one has 3"):
-        cache.attach(types.SimpleNamespace(views=2))
-    with pytest.raises(TypeError, match=r"attach: expected an input, which has batches"):
-        cache.attach(SET)
+    with pytest.raises(ValueError, match="attached cache has 3 views, as this cache has, got 2"):
+        jaxkd.cache.attach(cache, types.SimpleNamespace(views=2))
+    with pytest.raises(TypeError, match=r"attach: expected a loader, which has batches"):
+        jaxkd.cache.attach(cache, SET)
 
 
-def test_evaluation_has_a_cache_of_its_own(cache, tmp_path):
-    normalise = functools.partial(data.normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
-    held_out = write(tmp_path, views=1, transform=normalise, keep=KEEP)
+def test_evaluation_uses_its_own_cache(cache, tmp_path):
+    normalize = functools.partial(data.normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
+    held_out = write(tmp_path, views=1, transform=normalize, keep=KEEP)
     val = data.Resident(SET, EXAMPLES, shuffle=False)
     kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
-    kd = preprocess(kd, train=AUGMENT, evaluate=normalise)
-    state = kd.init(jax.random.key(0), next(cache.attach(inputs()["resident"]).batches()))
-    found = jaxkd.training.evaluate(kd, state, held_out.attach(val))
+    kd = preprocess(kd, train=AUGMENT, evaluate=normalize)
+    state = kd.init(jax.random.key(0), next(jaxkd.cache.attach(cache, loaders()["resident"]).batches()))
+    found = jaxkd.training.evaluate(kd, state, jaxkd.cache.attach(held_out, val))
 
     @jax.jit
     def expected(variables, batch):
-        batch = normalise(batch)
+        batch = normalize(batch)
         student = MODEL.apply(variables, batch, key=None, train=False)[0]["logits"]
         teacher = LIVE.apply(VARIABLES, batch, key=None)["logits"]
         agree = jnp.argmax(student, -1) == jnp.argmax(teacher, -1)
@@ -213,17 +215,19 @@ def test_evaluation_has_a_cache_of_its_own(cache, tmp_path):
 
     loss, agreement = map(float, expected(state.student, SET.arrays))
     assert found["loss"] == pytest.approx(loss, rel=1e-4) and found["agreement"] == pytest.approx(agreement)
-    with pytest.raises(ValueError, match=r"expected a batch with \['cached/.*cache.attach\(data\).*cache of its own"):
+    with pytest.raises(ValueError, match=r"expected a batch with \['cached/.*attach\(cache, loader\).*its own cache"):
         jaxkd.training.evaluate(kd, state, val)
 
 
-def test_without_attaching_there_is_a_clear_error(cache):
+def test_a_loader_that_is_not_attached_is_an_error(cache):
     kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
-    with pytest.raises(ValueError, match=r"teachers.cached: expected a batch with .*Train on cache.attach\(data\)"):
-        kd.init(jax.random.key(0), next(inputs()["resident"].batches()))
+    with pytest.raises(
+        ValueError, match=r"teachers.cached: expected a batch with .*Train on jaxkd.cache.attach\(cache, loader\)"
+    ):
+        kd.init(jax.random.key(0), next(loaders()["resident"].batches()))
 
 
-def test_size_and_time_are_reported(cache, capsys):
+def test_summary_reports_size_and_time(cache, capsys):
     assert cache.bytes_per_example == 7 * 4 + 16 * 2 + (16 + 4 * 8)
     assert cache.bytes == cache.bytes_per_example * EXAMPLES * VIEWS
     assert cache.seconds > 0
@@ -233,7 +237,7 @@ def test_size_and_time_are_reported(cache, capsys):
     assert f"{cache.bytes_per_example:.4g} bytes each" in text and "30 epochs" in text
 
 
-def test_the_batch_size_and_the_devices_of_the_writer_change_nothing_but_rounding(cache, tmp_path):
+def test_batch_size_and_devices_of_the_writer_change_only_rounding(cache, tmp_path):
     other = write(tmp_path, devices=jax.devices()[:2], batch_size=6, keep=FLOAT32, examples_per_shard=None)
     for view in range(VIEWS):
         found, expected = (one.outputs(SET.arrays["index"], view)["logits"] for one in (other, cache))

@@ -1,4 +1,9 @@
-"""The manifest: what a cache was made from, compared before a cached output is used or another is added."""
+"""The manifest of a cache: the identity of its teacher, data and settings.
+
+``manifest.json`` is written before the first shard, with ``"complete": false``, and replaced when all shards exist.
+Every writer and reader first compares its own arguments with the stored identity, so that outputs of two teachers, sets
+or settings are never mixed. Functions have no digest: a transform and a network are compared by `jaxkd.cache.probes`.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,39 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxkd.teachers.cache import shards
+from jaxkd.cache import files
+from jaxkd.cache.hosts import local
 from jaxkd.types import Variables
 
-__all__ = ["FORMAT", "StaleCacheError", "arrays_of", "compare", "describe", "made_with", "read", "refuse", "write"]
+__all__ = ["FORMAT", "StaleCacheError", "compare", "describe", "digests_of", "made_with", "read", "refuse", "write"]
 
 FORMAT = 1
-_SHOWN = 4
+_MAX_SHOWN = 4
 
 
 class StaleCacheError(ValueError):
-    """A cache was written from another teacher, transform or data set, or with other settings.
+    """Raised when a cache belongs to another teacher, transform, set or setting.
 
-    The message says which differ, and both values.
+    The message names each difference, with both values.
     """
 
 
-def arrays_of(variables: Variables) -> dict[str, str]:
-    """A digest of every array of a model, parameters and state, by its path.
+def digests_of(variables: Variables) -> dict[str, str]:
+    """Returns dtype, shape and digest of every array of a model, by its path.
 
     Args:
-      variables: the model's.
+      variables: parameters and state of the model.
 
     Returns:
       ``{"params/...": "float32[3, 4] sha256:..."}``.
 
-    >>> arrays_of(Variables({"w": np.zeros((2, 3), np.float32)}))
+    >>> digests_of(Variables({"w": np.zeros((2, 3), np.float32)}))
     {'params/w': 'float32[2, 3] sha256:9d908ecfb6b256de'}
     """
     found = {}
@@ -51,7 +57,7 @@ def arrays_of(variables: Variables) -> dict[str, str]:
 
 
 def describe(function: Any) -> str:
-    """A function with its bound arguments, as far as it can be told, for messages.
+    """Returns a function's name and bound arguments, for messages.
 
     >>> describe(functools.partial(describe, function=3))
     'describe(function=3)'
@@ -67,15 +73,15 @@ def describe(function: Any) -> str:
 
 
 def made_with() -> dict[str, str]:
-    """Versions and device, for information: they are not compared."""
+    """Returns versions and device, for information only: nothing compares them."""
     return {"jax": jax.__version__, "numpy": np.__version__, "device": jax.devices()[0].device_kind}
 
 
 def read(directory: pathlib.Path) -> dict[str, Any] | None:
-    """The manifest of a cache, or None if there is none.
+    """Returns the manifest of a cache, or None if there is none.
 
     Raises:
-      ValueError: it is no manifest of this version.
+      ValueError: the file is not a manifest of this format.
     """
     path = directory / "manifest.json"
     try:
@@ -83,9 +89,7 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(
-            f"{path}: expected JSON, got something else ({error}). Delete {directory} and write it again."
-        ) from None
+        raise ValueError(f"{path}: expected JSON, got {error}. Delete {directory} and write the cache again.") from None
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{path}: expected format {FORMAT}, got {manifest.get('format')!r}. Read it with the version of jaxkd that "
@@ -95,46 +99,49 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces the manifest, all at once."""
-    shards.write_atomically(directory / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    """Replaces the manifest atomically."""
+    files.replace(directory / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Where two identities differ, one line for each of their parts.
+def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Returns the differences between two identities, one line for each part.
 
     Args:
-      there: as stored.
-      here: as given. A part that is None, there or here, is not known and not compared.
+      stored: identity in the manifest.
+      given: identity at hand. A part that is None in either is unknown and not compared.
 
     >>> compare({"views": 2, "teacher": {"w": "a"}}, {"views": 3, "teacher": {"w": "a"}})
-    ['views: 2 there, 3 here']
+    ['views: 2 in the cache, 3 given']
     """
     lines = []
-    for part, value in here.items():
-        if value is None or there.get(part, "nothing") in (None, value):
+    for part, value in given.items():
+        if value is None or stored.get(part, "nothing") in (None, value):
             continue
-        if not (isinstance(value, Mapping) and isinstance(there.get(part), Mapping)):
-            lines.append(f"{part}: {there.get(part)} there, {value} here")
+        if not (isinstance(value, Mapping) and isinstance(stored.get(part), Mapping)):
+            lines.append(f"{part}: {stored.get(part)} in the cache, {value} given")
             continue
-        old, new = _flat(there[part]), _flat(value)
+        old, new = _flat(stored[part]), _flat(value)
         names = [name for name in sorted({**old, **new}) if old.get(name) != new.get(name)]
-        shown = [f"{name} {old.get(name, 'missing')} there, {new.get(name, 'missing')} here" for name in names[:_SHOWN]]
-        more = [f"and {len(names) - _SHOWN} more of {len({**old, **new})}"] if len(names) > _SHOWN else []
+        shown = [
+            f"{name} {old.get(name, 'missing')} in the cache, {new.get(name, 'missing')} given"
+            for name in names[:_MAX_SHOWN]
+        ]
+        more = [f"and {len(names) - _MAX_SHOWN} more of {len({**old, **new})}"] if len(names) > _MAX_SHOWN else []
         lines.append(f"{part}: " + "; ".join(shown + more))
     return lines
 
 
 def refuse(directory: pathlib.Path, lines: list[str]) -> None:
-    """Raises where there are differences.
+    """Raises if there are differences.
 
     Raises:
-      StaleCacheError: with all of them.
+      StaleCacheError: lists all of them.
     """
     if lines:
         listed = "\n".join(f"  {line}" for line in lines)
         raise StaleCacheError(
-            f"{directory} holds the outputs of something else:\n{listed}\nGive what it was written with, or write "
-            "another cache in another directory."
+            f"{directory} holds the outputs of another teacher, data set, transform or setting:\n{listed}\nPass the "
+            "arguments that it was written with, or write another cache to another directory."
         )
 
 
@@ -148,14 +155,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _on_host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
-
-
-Transform = Callable[[Any], Any]
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(local(leaf))

@@ -1,4 +1,4 @@
-"""A set of tiny images, a teacher of one hidden layer, and the augmentation that its caches are written with."""
+"""Tiny images, a teacher with one hidden layer, and an augmentation."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from jaxkd import data, teachers
+from jaxkd import data
 
 CLASSES, EXAMPLES, VIEWS = 7, 23, 3
 _DRAWN = np.random.default_rng(0)
@@ -15,7 +15,7 @@ SET = data.Dataset(
     {
         "image": _DRAWN.integers(0, 256, (EXAMPLES, 6, 6, 3), np.uint8),
         "label": _DRAWN.integers(0, CLASSES, EXAMPLES).astype(np.int32),
-        "index": _DRAWN.permutation(60)[:EXAMPLES].astype(np.int32),  # a part of a larger set
+        "index": _DRAWN.permutation(60)[:EXAMPLES].astype(np.int32),  # a subset of a larger set
     },
     CLASSES,
     "tiny",
@@ -42,11 +42,11 @@ def forward(params, image, activation=jnp.tanh):
 
 MODEL = jaxkd.adapters.plain(_init, forward)
 VARIABLES = MODEL.init(jax.random.key(0), {"image": jnp.zeros((1, 6, 6, 3))})
-FLOAT32 = {"logits": teachers.codecs.full("float32")}
+FLOAT32 = {"logits": jaxkd.cache.codecs.full("float32")}
 
 
 def write(directory, source=SET, **changed):
-    """A cache of the toy, but for what is changed."""
+    """Writes the toy's cache, with some settings changed."""
     settings = {
         "model": MODEL,
         "variables": VARIABLES,
@@ -57,9 +57,9 @@ def write(directory, source=SET, **changed):
         "examples_per_shard": 8,
         "progress": False,
     } | changed
-    return teachers.write_cache(directory, settings.pop("model"), settings.pop("variables"), source, **settings)
+    return jaxkd.cache.write_cache(directory, settings.pop("model"), settings.pop("variables"), source, **settings)
 
 
 def files(directory):
-    """The bytes of every array of a cache."""
+    """Returns the bytes of every array of a cache."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*.npy"))}

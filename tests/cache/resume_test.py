@@ -1,4 +1,4 @@
-"""Caches are written in shards: by several writers, through kills and damage, to the same bytes."""
+"""Writing in shards: several writers, kills and damage end with the same bytes."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from jaxkd import data, teachers
-from jaxkd.teachers import StaleCacheError
-from jaxkd.teachers.cache import probes
-from tests.teachers.cached_toy import AUGMENT, FLOAT32, MODEL, SET, VARIABLES, VIEWS, files, write
+import jaxkd
+from jaxkd import data
+from jaxkd.cache import StaleCacheError, probes
+from tests.cache.toy import AUGMENT, FLOAT32, MODEL, SET, VARIABLES, VIEWS, files, write
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARDS = VIEWS * 3
@@ -22,7 +22,7 @@ SHARDS = VIEWS * 3
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a writer that was never interrupted leaves."""
+    """Files of a writer that was never interrupted."""
     directory = tmp_path_factory.mktemp("whole")
     write(directory)
     return files(directory)
@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
 
 def write_part(directory, shard, source=SET):
     options = {"transform": AUGMENT, "views": VIEWS, "keep": FLOAT32, "batch_size": 4, "examples_per_shard": 8}
-    return teachers.write_shards(directory, MODEL, VARIABLES, source, **options, shard=shard, progress=False)
+    return jaxkd.cache.write_shards(directory, MODEL, VARIABLES, source, **options, shard=shard, progress=False)
 
 
 def times(directory):
@@ -38,7 +38,7 @@ def times(directory):
 
 
 class Dying:
-    """A set whose reading ends in an exception after some batches."""
+    """A set whose reading raises after some batches."""
 
     def __init__(self, batches):
         self.num_examples, self._left, self._set = len(SET.arrays["index"]), batches, data.Stream(SET, 4)
@@ -51,19 +51,19 @@ class Dying:
 
 
 @pytest.mark.parametrize("batches", [2, 14])
-def test_a_writer_that_fails_goes_on_where_it_was(tmp_path, whole, batches):
+def test_a_failed_writer_resumes_without_rewriting_shards(tmp_path, whole, batches):
     with pytest.raises(OSError, match="the disk is gone"):
         write_part(tmp_path, (0, 1), Dying(batches))
     done = times(tmp_path) if (tmp_path / "shards").exists() else {}
-    assert (len(done) > 0) == (batches == 14)  # the probes are one read, a shard two, and some are read ahead
-    with pytest.raises(ValueError, match=r"\d of 9 shards are missing or not whole, .*Call write_cache again"):
-        teachers.open_cache(tmp_path, transform=AUGMENT)
+    assert (len(done) > 0) == (batches == 14)  # one read for the probes, two for a shard, and reads ahead of the device
+    with pytest.raises(ValueError, match=r"\d of 9 shards are missing or incomplete, .*Call write_cache again"):
+        jaxkd.cache.open_cache(tmp_path, transform=AUGMENT)
     write(tmp_path)
     assert files(tmp_path) == whole
-    assert done.items() <= times(tmp_path).items()  # what was finished was not written again
+    assert done.items() <= times(tmp_path).items()  # finished shards are not written again
 
 
-def test_several_writers_one_after_the_other(tmp_path, whole):
+def test_writers_in_any_order_write_the_same_files(tmp_path, whole):
     assert [write_part(tmp_path, (i, 3)) for i in (2, 0, 1)] == [6, 3, 0]
     done = times(tmp_path)
     cache = write(tmp_path)
@@ -73,7 +73,7 @@ def test_several_writers_one_after_the_other(tmp_path, whole):
 
 WRITER = """
 import sys, time
-from tests.teachers import cached_resume_test as test
+from tests.cache import resume_test as test
 
 class Slow:
     def __init__(self):
@@ -87,17 +87,18 @@ print(test.write_part(test.pathlib.Path(sys.argv[1]), (int(sys.argv[2]), 2), Slo
 
 
 def start(directory, part, delay):
-    """A process that writes every other shard, slowly."""
+    """Starts a process that writes every other shard, with a delay per read."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", WRITER, str(directory), str(part), str(delay)]
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def test_two_processes_of_which_one_is_killed_while_it_writes(tmp_path, whole):
+@pytest.mark.slow
+def test_a_cache_survives_the_kill_of_one_of_two_writers(tmp_path, whole):
     processes = [start(tmp_path, 0, 0.3), start(tmp_path, 1, 0)]
     try:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "shards" / "000002").exists():  # the second of part 0: it is between two of its shards
+        while not (tmp_path / "shards" / "000002").exists():  # second shard of writer 0: it is between two shards
             assert time.monotonic() < deadline and processes[0].poll() is None
             time.sleep(0.01)
         processes[0].send_signal(signal.SIGKILL)
@@ -120,7 +121,7 @@ def whole_names():
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "delete", "empty"])
-def test_a_damaged_shard_is_written_again_while_the_cache_is_unfinished(tmp_path, whole, harm):
+def test_a_damaged_shard_of_an_unfinished_cache_is_written_again(tmp_path, whole, harm):
     write_part(tmp_path, (0, 2))
     damage(tmp_path / "shards" / "000004", harm)
     before = times(tmp_path)
@@ -139,36 +140,38 @@ def damage(folder, harm):
     path.write_bytes(content if harm == "flip" else content[:-5] if harm == "truncate" else b"")
 
 
-def test_damage_to_a_finished_cache_is_found(tmp_path, whole):
+def test_damage_to_a_finished_cache_is_reported_and_repaired(tmp_path, whole):
     cache = write(tmp_path)
     damage(tmp_path / "shards" / "000004", "flip")
-    opened = teachers.open_cache(tmp_path, transform=AUGMENT)  # sizes are right; bytes are read when they are used
-    for use in (opened.reader.verify, lambda: cache.attach(data.Resident(SET, 8))):
-        with pytest.raises(ValueError, match=r"000004/logits.values.npy holds other bytes.*Delete that shard's folder"):
+    opened = jaxkd.cache.open_cache(tmp_path, transform=AUGMENT)  # sizes are equal; digests are compared on use
+    for use in (opened.reader.verify, lambda: jaxkd.cache.attach(cache, data.Resident(SET, 8))):
+        with pytest.raises(
+            ValueError, match=r"000004/logits.values.npy does not hold the bytes.*Delete that shard's folder"
+        ):
             use()
     damage(tmp_path / "shards" / "000004", "truncate")
-    with pytest.raises(ValueError, match=r"1 of 9 shards are missing or not whole, \[4\] first"):
-        teachers.open_cache(tmp_path, transform=AUGMENT)
+    with pytest.raises(ValueError, match=r"1 of 9 shards are missing or incomplete, \[4\] first"):
+        jaxkd.cache.open_cache(tmp_path, transform=AUGMENT)
     write(tmp_path)
     assert files(tmp_path) == whole
     cache.reader.verify()
 
 
-def test_a_set_that_changes_while_it_is_read_is_refused(tmp_path):
+def test_a_set_that_changes_during_writing_is_refused(tmp_path):
     image = SET.arrays["image"].copy()
     changed = SET._replace(arrays={**SET.arrays, "image": image})
-    assert 12 not in probes.rows(23)  # the digests of the examples alone can show it
+    assert 12 not in probes.rows(23)  # so that only the digests of the examples can show it
     write_part(tmp_path, (0, 2), data.Stream(changed, 4))
     image[12] += 1
-    with pytest.raises(StaleCacheError, match=r"data: examples 8 to 15: sha256:\w+ there, sha256:\w+ here"):
+    with pytest.raises(StaleCacheError, match=r"data: examples 8 to 15: sha256:\w+ in the cache, sha256:\w+ given"):
         write(tmp_path, changed)
     write_part(tmp_path, (1, 2), data.Stream(changed, 4))
     with pytest.raises(ValueError, match="shard 4 was written from other examples than the same rows in view 0"):
         write(tmp_path, data.Stream(changed, 4))
 
 
-def test_files_are_plain(tmp_path):
-    cache = write(tmp_path, keep={"hidden": teachers.codecs.full("bfloat16")})
+def test_files_are_plain_npy(tmp_path):
+    cache = write(tmp_path, keep={"hidden": jaxkd.cache.codecs.full("bfloat16")})
     bits = np.load(tmp_path / "shards" / "000000" / "hidden.values.npy", mmap_mode="r")
     assert bits.dtype == np.uint16 and bits.shape == (8, 16)
     expected = cache.outputs(np.load(tmp_path / "index.npy")[:8])["hidden"]

@@ -1,4 +1,8 @@
-"""The teacher as one compiled program: a raw batch in, what a cache keeps of its outputs out."""
+"""The teacher as one compiled program, from a raw batch to encoded outputs.
+
+Transform, network and encoding are one jitted function, so that full-precision outputs never leave the device. The view
+is data (the batch's ``epoch``) and the last batch is padded to the common size: one compilation serves the whole cache.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,27 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd import checks
-from jaxkd.teachers.cache.codecs import Codec
-from jaxkd.teachers.cache.probes import Transform
+from jaxkd.cache.codecs import Codec
+from jaxkd.cache.probes import Transform
 from jaxkd.types import Batch, Model, PyTree, Variables
 
-__all__ = ["Keep", "Program", "bytes_of", "file_name", "local"]
+__all__ = ["Keep", "Program", "bytes_per_row", "file_name"]
 
 Keep = Mapping[str, Codec]
+"""A codec for each output that is stored."""
 
 
 class Program:
-    """The teacher, compiled once for all views: raw batch in, what is kept out."""
+    """The teacher, compiled once for all views.
+
+    Args:
+      model: of the teacher.
+      variables: weights of the teacher.
+      transform: of the student's training, or None.
+      keep: a codec for each output that is stored.
+      batch_size: examples per call.
+      devices: to split each batch over; the default device if None.
+    """
 
     def __init__(
         self,
@@ -30,16 +44,19 @@ class Program:
         variables: Variables,
         transform: Transform | None,
         keep: Keep,
+        *,
         batch_size: int,
         devices: Sequence[jax.Device] | None,
     ) -> None:
         self.keep, self.batch_size, self.variables = keep, batch_size, variables
-        self._split: NamedSharding | None = None
+        self._sharding: NamedSharding | None = None
         if devices is not None:
             if batch_size % len(devices):
-                raise ValueError(f"batch_size: {batch_size} does not divide among {len(devices)} devices.")
+                raise ValueError(
+                    f"batch_size: expected a multiple of the number of devices, {len(devices)}, got {batch_size}."
+                )
             mesh = Mesh(np.array(devices), ("batch",))
-            self._split = NamedSharding(mesh, PartitionSpec("batch"))
+            self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
             self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
         def run(variables: PyTree, batch: Batch) -> Any:
@@ -62,8 +79,8 @@ class Program:
         self._outputs = run
 
     def shapes(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """What is stored of each output: its shape, and dtype and shape of each field, of one example."""
-        encoded, _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._ready(batch, 0))
+        """Returns each output's shape and its fields' dtypes and shapes, for one example."""
+        encoded, _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._padded(batch, 0))
         return {
             name: {
                 "shape": list(outputs[name].shape[1:]),
@@ -76,42 +93,42 @@ class Program:
         }
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Some numbers of each output for a few examples, by which a teacher is known."""
+        """Returns up to 64 numbers of each output in view 0, to identify the teacher."""
         rows, parts = len(batch["index"]), []
         for start in range(0, rows, self.batch_size):
             part = {name: value[start : start + self.batch_size] for name, value in batch.items()}
-            found = jax.device_get(self._run(self.variables, self._ready(part, 0))[2])
+            found = jax.device_get(self._run(self.variables, self._padded(part, 0))[2])
             parts.append({name: value[: len(part["index"])] for name, value in found.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in self.keep}
 
     def encode(self, batch: Mapping[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
-        """What is kept of a batch, by file name.
+        """Returns the stored fields of a batch in a view, by file name.
 
         Raises:
-          ValueError: an output cannot be kept as it is asked for.
+          ValueError: an output holds values that its codec cannot represent.
         """
         rows = len(batch["index"])
-        encoded, storable, _ = self._run(self.variables, self._ready(batch, view))
+        encoded, storable, _ = self._run(self.variables, self._padded(batch, view))
         encoded, storable = jax.device_get((encoded, storable))
         for name, valid in storable.items():
             if not valid[:rows].all():
                 index = int(batch["index"][np.flatnonzero(~valid[:rows])[0]])
                 raise ValueError(
                     f"{name}: the teacher's output for index {index} in view {view} is not finite, and "
-                    f"{self.keep[name].settings['codec']} cannot keep it. Look at the teacher on that example."
+                    f"{self.keep[name].settings['codec']} cannot store it. Check the teacher on that example."
                 )
         return {file_name(name, field): x[:rows] for name, fields in encoded.items() for field, x in fields.items()}
 
-    def _ready(self, batch: Mapping[str, np.ndarray], view: int) -> Any:
-        """Filled up to the compiled size with rows of its own, and where it is to be."""
+    def _padded(self, batch: Mapping[str, np.ndarray], view: int) -> Any:
+        """Returns a batch padded to the compiled size with its own rows, on the devices."""
         rows = np.arange(self.batch_size) % len(batch["index"])
-        filled = {name: value[rows] for name, value in batch.items()}
-        filled["epoch"] = np.full(self.batch_size, view, np.int32)
-        return filled if self._split is None else jax.device_put(filled, self._split)
+        padded = {name: value[rows] for name, value in batch.items()}
+        padded["epoch"] = np.full(self.batch_size, view, np.int32)
+        return padded if self._sharding is None else jax.device_put(padded, self._sharding)
 
 
 def file_name(output: str, field: str) -> str:
-    """The file of a shard that holds a field of an output; an output may have any name.
+    """Returns the file name of a field in a shard, with the output percent-encoded.
 
     >>> file_name("block/1", "values")
     'block%2F1.values'
@@ -119,21 +136,7 @@ def file_name(output: str, field: str) -> str:
     return f"{urllib.parse.quote(output, safe='')}.{field}"
 
 
-def bytes_of(field: Mapping[str, Any]) -> int:
-    """The bytes that one example takes in a field."""
-    return int(np.prod(field["shape"], dtype=np.int64)) * int(jnp.dtype(field["dtype"]).itemsize)
-
-
-def local(variables: Variables) -> Variables:
-    """Weights that this host has to itself, so that hosts can run the same program on different batches."""
-
-    def of(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            return leaf
-        if leaf.is_fully_replicated:
-            return leaf.addressable_data(0)
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.process_allgather(leaf, tiled=True)
-
-    return Variables(*jax.tree.map(of, tuple(variables)))
+def bytes_per_row(outputs: Mapping[str, Any]) -> int:
+    """Returns the bytes of one example in one view, from `Program.shapes`."""
+    fields = [field for output in outputs.values() for field in output["fields"].values()]
+    return sum(int(np.prod(f["shape"], dtype=np.int64)) * int(jnp.dtype(f["dtype"]).itemsize) for f in fields)

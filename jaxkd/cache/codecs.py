@@ -1,4 +1,4 @@
-"""Codecs: what of a teacher's output is kept, in how many bits, and what comes back.
+"""Codecs: lossy encodings of a teacher's output, with bounds on their error.
 
 A codec is chosen for each output: ``keep={"logits": codecs.top_k(8), "stage2": codecs.eight_bit()}``. Encoding runs on
 the device as part of the program that evaluates the teacher, decoding as part of the training step.
@@ -21,14 +21,14 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 
 class Codec(NamedTuple):
-    """A way to keep one output of a teacher; `full`, `eight_bit` and `top_k` make them.
+    """Encoding of one teacher output; `full`, `eight_bit` and `top_k` build them.
 
     Attributes:
-      settings: what it is, as JSON can hold it; caches with different ones are different.
+      settings: name and arguments of the codec, JSON-serializable; part of the identity of a cache.
       encode: ``(output [batch, ...]) -> {field: array [batch, ...]}``.
       decode: ``({field: array [batch, ...]}, shape of one example's output) -> {suffix: array [batch, ...]}``. The
         empty suffix is the output itself, float32.
-      storable: ``(output) -> bool [batch]``: which examples can be kept at all.
+      storable: ``(output) -> bool [batch]``: True for examples whose values the codec can represent.
     """
 
     settings: Mapping[str, Any]
@@ -38,19 +38,19 @@ class Codec(NamedTuple):
 
 
 def full(dtype: str = "float16") -> Codec:
-    """Every number, rounded to the nearest of a floating-point type.
+    """Stores every number, rounded to the nearest value of a floating-point type.
 
     A float16 is within a factor ``1 ± 2⁻¹¹`` of the original (above 6e-5), a bfloat16 within ``1 ± 2⁻⁸``, and a float32
-    is the original. What is finite stays so: beyond ±65504, float16 keeps ±65504. ``-inf`` (an excluded class) is kept.
+    is the original. Finite values stay finite: float16 clips to ±65504. ``-inf`` (an excluded class) is preserved.
 
     Args:
       dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
 
     Returns:
-      A `Codec` of 2 or 4 bytes a number. NaN and ``+inf`` cannot be kept.
+      A `Codec` of 2 or 4 bytes per number. It rejects NaN and ``+inf``.
 
     Raises:
-      ValueError: another dtype.
+      ValueError: the dtype is none of these.
 
     >>> kept = full("float16").encode(jnp.array([[1.0001, -1e9, -jnp.inf]]))
     >>> full("float16").decode(kept, (3,))[""]
@@ -66,14 +66,14 @@ def full(dtype: str = "float16") -> Codec:
 
 
 def eight_bit() -> Codec:
-    """Eight bits a number: ``x ≈ low + scale · q`` with q from 0 to 255, for each row of the last axis on its own.
+    """Stores 8 bits per number, with an affine range for each row of the last axis.
 
-    ``low`` is the row's minimum and ``scale = (max − min) / 255``, so no number is off by more than half a scale,
-    ``(max − min) / 510`` of its row, beside float32 rounding. A row is the classes of one example, the channels of one
-    position of a feature map, or the features of one token.
+    ``x ≈ low + scale · q`` with q from 0 to 255, the row's minimum ``low``, and ``scale = (max − min) / 255``. The
+    error is at most half a scale, ``(max − min) / 510`` of the row, plus float32 rounding. A row is the classes of one
+    example, the channels of one position of a feature map, or the features of one token.
 
     Returns:
-      A `Codec` of 1 byte a number and 8 a row. Only what is finite can be kept.
+      A `Codec` of 1 byte per number and 8 per row. It rejects values that are not finite.
 
     >>> kept = eight_bit().encode(jnp.array([[0.0, 1.0, 2.55]]))
     >>> kept["values"].dtype.name, eight_bit().decode(kept, (3,))[""].round(4)
@@ -81,7 +81,7 @@ def eight_bit() -> Codec:
     """
 
     def encode(x: Array) -> dict[str, Array]:
-        _rows("eight_bit", x)
+        _row_size("eight_bit", x)
         x = x.astype(jnp.float32)
         low, high = jnp.min(x, axis=-1), jnp.max(x, axis=-1)
         scale = (high - low) / 255
@@ -92,32 +92,32 @@ def eight_bit() -> Codec:
         del shape
         return {"": fields["low"][..., None] + fields["scale"][..., None] * fields["values"].astype(jnp.float32)}
 
-    return Codec({"codec": "eight_bit"}, encode, decode, lambda x: _each(jnp.isfinite(x)))
+    return Codec({"codec": "eight_bit"}, encode, decode, lambda x: _every(jnp.isfinite(x)))
 
 
 def top_k(k: int, dtype: str = "float16") -> Codec:
-    """The k largest logits with their classes, and the mass of all the others as one number.
+    """Stores the k largest logits with their classes, and the log mass of the tail.
 
-    Kept are the logits as they are, ``z_1 ≥ … ≥ z_k``, their indices in the smallest unsigned type that holds every
-    class, and ``r = log Σ_others exp(z)`` in float32. What comes back, with ``Z = logaddexp(logsumexp(z_1…z_k), r)``:
+    Stored are the logits ``z_1 ≥ … ≥ z_k``, their indices in the smallest unsigned type that holds every class, and
+    ``r = log Σ_others exp(z)`` in float32. Decoding returns, with ``Z = logaddexp(logsumexp(z_1…z_k), r)``:
 
-    - ``logits/log_probs``, ``z − Z``, and ``logits/indices``: what `jaxkd.losses.top_k_kl` takes. Their mass and the
-      tail's, ``logits/log_tail = r − Z``, add up to 1.
-    - ``logits``: all classes; those not kept have ``r − log(classes − k)`` each, the tail's mass spread evenly.
+    - ``logits/log_probs``, ``z − Z``, and ``logits/indices``: the arguments of `jaxkd.losses.top_k_kl`. Their mass and
+      the tail's, ``logits/log_tail = r − Z``, add up to 1.
+    - ``logits``: all classes; those of the tail have ``r − log(classes − k)`` each, which spreads its mass evenly.
 
     At temperature 1 the probabilities of the k classes and the tail's mass are the teacher's, up to the rounding to
     ``dtype``. At another temperature the k classes keep their exact ratios, but the tail's mass is only that of the
-    even spread: how it changes with the temperature depends on what was not kept.
+    even spread: its true value depends on the logits that were dropped.
 
     Args:
-      k: how many classes to keep.
-      dtype: of the logits, ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+      k: number of classes to store.
+      dtype: of the stored logits, ``"float16"``, ``"bfloat16"`` or ``"float32"``.
 
     Returns:
-      A `Codec` for ``[..., classes]``. NaN and ``+inf`` cannot be kept.
+      A `Codec` for ``[..., classes]``. It rejects NaN and ``+inf``.
 
     Raises:
-      ValueError: k is not positive, or another dtype; when it encodes: there are fewer than k classes.
+      ValueError: k is not positive, or the dtype is none of these; from ``encode``: there are fewer than k classes.
 
     >>> kept = top_k(2, "float32").encode(jnp.log(jnp.array([[0.1, 0.5, 0.1, 0.3]])))
     >>> kept["indices"], jnp.exp(kept["log_rest"]).round(4)
@@ -130,13 +130,14 @@ def top_k(k: int, dtype: str = "float16") -> Codec:
         raise ValueError(f"top_k: expected k of at least 1, got {k}.")
 
     def encode(x: Array) -> dict[str, Array]:
-        classes = _rows("top_k", x)
+        classes = _row_size("top_k", x)
         if classes < k:
-            raise ValueError(f"top_k: expected at least k = {k} classes, got {x.dtype}{list(x.shape)}. Take full().")
+            raise ValueError(f"top_k: expected at least k = {k} classes, got {x.dtype}{list(x.shape)}. Use full().")
         x = x.astype(jnp.float32)
         values, indices = jax.lax.top_k(x, k)
-        kept = jnp.put_along_axis(jnp.zeros(x.shape, bool), indices, True, axis=-1, inplace=False)
-        rest = jax.nn.logsumexp(jnp.where(kept, -jnp.inf, x), axis=-1)
+        stored_classes = jnp.put_along_axis(jnp.zeros(x.shape, bool), indices, True, axis=-1, inplace=False)
+        # Summed over the tail itself: subtracting the mass of the k classes from the total would cancel a small tail.
+        rest = jax.nn.logsumexp(jnp.where(stored_classes, -jnp.inf, x), axis=-1)
         narrow = np.min_scalar_type(classes - 1)
         return {"values": _rounded(values, stored), "indices": indices.astype(narrow), "log_rest": rest}
 
@@ -159,13 +160,13 @@ def top_k(k: int, dtype: str = "float16") -> Codec:
 
 
 def from_settings(settings: Mapping[str, Any]) -> Codec:
-    """The codec that a cache was written with.
+    """Builds the codec that a cache was written with.
 
     Args:
-      settings: `Codec.settings`, as read from its manifest.
+      settings: `Codec.settings`, as read from the manifest.
 
     Raises:
-      ValueError: this version knows no such codec.
+      ValueError: this version has no such codec.
 
     >>> from_settings(top_k(5).settings).settings
     {'codec': 'top_k', 'k': 5, 'dtype': 'float16'}
@@ -175,8 +176,8 @@ def from_settings(settings: Mapping[str, Any]) -> Codec:
     name = arguments.pop("codec", None)
     if name not in makers:
         raise ValueError(
-            f"the cache is written with the codec {name!r}, and this version of jaxkd knows {sorted(makers)}. Read it "
-            "with the version that wrote it, or write it again."
+            f"expected a cache written with one of the codecs {sorted(makers)} of this version of jaxkd, got {name!r}. "
+            "Read it with the version that wrote it, or write it again."
         )
     return makers[name](**arguments)
 
@@ -193,15 +194,15 @@ def _rounded(x: Array, dtype: Any) -> Array:
     return jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest)).astype(dtype)
 
 
-def _rows(codec: str, x: Array) -> int:
+def _row_size(codec: str, x: Array) -> int:
     if x.ndim < 2:
-        raise ValueError(f"{codec}: expected [batch, ..., features], got {x.dtype}{list(x.shape)}. Take full().")
+        raise ValueError(f"{codec}: expected [batch, ..., features], got {x.dtype}{list(x.shape)}. Use full().")
     return int(x.shape[-1])
 
 
-def _each(valid: Array) -> Array:
+def _every(valid: Array) -> Array:
     return jnp.all(valid, axis=tuple(range(1, valid.ndim)))
 
 
 def _no_nan(x: Array) -> Array:
-    return _each(~jnp.isnan(x) & (x != jnp.inf))
+    return _every(~jnp.isnan(x) & (x != jnp.inf))

@@ -1,0 +1,25 @@
+"""Teacher outputs on disk: computed once, read back by example and view.
+
+===========================  ==========================================================================================
+`write_cache`                evaluates a teacher on every example in every view, once
+`write_shards`               one writer's share of the same work, for independent processes
+`open_cache`                 opens a finished cache without the teacher
+`Cache`                      the opened cache: its size, its outputs by example and view, `Cache.decode` for a batch
+`attach`                     a loader whose batches carry the encoded outputs, which `jaxkd.teachers.cached` decodes
+`codecs`                     which numbers of an output are stored, in how many bits: `full`, `eight_bit`, `top_k`
+`StaleCacheError`            raised when teacher, transform, data set or settings are not those of the cache
+===========================  ==========================================================================================
+
+A directory holds ``manifest.json`` (identity of the teacher, the data and the settings), ``probes.npz`` (samples of the
+transform's and the teacher's results), ``index.npy`` and ``digests.npy`` (which example each row belongs to), and one
+folder for each shard, ``shards/000000/`` and so on. A shard holds consecutive rows of one view, one ``.npy`` file for
+each field of each output.
+"""
+
+from jaxkd.cache import codecs
+from jaxkd.cache.loaders import attach
+from jaxkd.cache.manifest import StaleCacheError
+from jaxkd.cache.read import Cache, open_cache
+from jaxkd.cache.write import write_cache, write_shards
+
+__all__ = ["Cache", "StaleCacheError", "attach", "codecs", "open_cache", "write_cache", "write_shards"]
