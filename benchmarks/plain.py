@@ -355,9 +355,9 @@ def region_affinity(s: Array, t: Array, regions: Array) -> Array:
         masks, x = regions.astype(x.dtype)[..., None], x[:, :, :, None, :]
         count = masks.sum((1, 2))
         mean = (masks * x).sum((1, 2)) / count
-        centred = masks * (x - mean[:, None, None])
-        variance = (centred**2).sum((1, 2)) / count
-        skewness = (centred**3).sum((1, 2)) / count / variance**1.5
+        centered = masks * (x - mean[:, None, None])
+        variance = (centered**2).sum((1, 2)) / count
+        skewness = (centered**3).sum((1, 2)) / count / variance**1.5
         moments = normalized(jnp.stack([mean, variance, skewness], axis=1))
         return jnp.einsum("nric,nrjc->nrij", moments, moments)
 

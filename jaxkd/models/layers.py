@@ -1,4 +1,4 @@
-"""What the networks of the zoo have in common: convolutions, normalisation, and PyTorch's initialisations.
+"""What the networks of the zoo have in common: convolutions, normalization, and PyTorch's initializations.
 
 These are functions that return Flax's own modules, so that a submodule's path says what it is: ``Conv_0``.
 """
@@ -29,7 +29,7 @@ def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: 
 
 
 def check_images(x: Any) -> None:
-    """Makes sure that an input is a batch of normalised images.
+    """Makes sure that an input is a batch of normalized images.
 
     Args:
       x: the input.
@@ -41,7 +41,7 @@ def check_images(x: Any) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
 
 
 def conv(
@@ -82,7 +82,7 @@ def conv(
 
 
 uniform_conv = partial(conv, kernel_init=uniform_fan_in)
-"""`conv` with PyTorch's default initialisation."""
+"""`conv` with PyTorch's default initialization."""
 
 
 def batch_norm(module: Any) -> nn.BatchNorm:

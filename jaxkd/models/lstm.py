@@ -78,11 +78,11 @@ class LSTM(nn.Module):
           ``[batch, classes]``.
 
         Raises:
-          TypeError: the input is not floating point, as an image that was not normalised.
+          TypeError: the input is not floating point, as an image that was not normalized.
           ValueError: it is neither a sequence nor an image, or the mask does not have its steps.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"x: expected [batch, steps, features] or [batch, height, width, channels], got {x.dtype}"

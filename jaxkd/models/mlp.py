@@ -65,10 +65,10 @@ class MLP(nn.Module):
           ``[batch, classes]``.
 
         Raises:
-          TypeError: the input is not floating point, as an image that was not normalised.
+          TypeError: the input is not floating point, as an image that was not normalized.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
         x = x.reshape(x.shape[0], -1)
         for features in self.features:
             x = Hidden(features, dtype=self.dtype)(x)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxkd.models import mobilenet_v2, resnet, resnet50, shufflenet_v1, shufflenet_v2, vgg, wide_resnet
+from jaxkd.models.vision import mobilenet_v2, resnet, resnet50, shufflenet_v1, shufflenet_v2, vgg, wide_resnet
 
 
 class Entry(NamedTuple):
@@ -95,7 +95,7 @@ def taps(name: str) -> dict[str, str]:
     Returns:
       ``stem``, ``stage1``, ``stage2``, … and ``pooled``, as the literature taps them: after the ReLU, where the stage
       ends in one; and ``stage1_preact``, ``stage2_preact``, …, the feature of the stage before a ReLU. The module of
-      each family, such as `jaxkd.models.wide_resnet`, has a table of them with their shapes.
+      each family, such as `jaxkd.models.vision.wide_resnet`, has a table of them with their shapes.
 
     Raises:
       ValueError: there is no such name.

@@ -5,7 +5,7 @@ from jaxkd import data
 from jaxkd.data.optional import require
 
 
-def test_digits_keep_every_grey_level():
+def test_digits_keep_every_gray_level():
     from sklearn.datasets import load_digits
 
     raw = load_digits()

@@ -56,14 +56,14 @@ def test_small_sets_see_all_orders_equally():
         assert stats.chisquare(counts).pvalue > 1e-4, (size, counts)
 
 
-def test_places_and_neighbours_are_uniform():
+def test_places_and_neighbors_are_uniform():
     orders = orders_of(52, 20, 200)
     for position in (0, 1, 25, 51):
         assert stats.chisquare(np.bincount(orders[:, position], minlength=52)).pvalue > 1e-4
     gaps = (orders[:, 1:] - orders[:, :-1]) % 52
     counts = np.bincount(gaps.ravel(), minlength=52)
     assert counts[0] == 0
-    # Neighbouring gaps of one order are weakly dependent: a looser bound than for independent draws.
+    # Neighboring gaps of one order are weakly dependent: a looser bound than for independent draws.
     np.testing.assert_allclose(counts[1:], gaps.size / 51, rtol=0.05)
 
 

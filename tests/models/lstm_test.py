@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import jaxkd
 from jaxkd import losses, objectives, term
-from jaxkd.data import modalities
+from jaxkd.data.vision import modalities
 from jaxkd.models import lstm
 from tests import tiny
 
@@ -107,7 +107,7 @@ def test_precision(image):
 
 
 def test_mistakes(model, image, variables):
-    with pytest.raises(TypeError, match="Normalise images first"):
+    with pytest.raises(TypeError, match="Normalize images first"):
         model.init(jax.random.key(0), jnp.ones((1, 4, 4, 1), jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, steps, features\]"):
         model.init(jax.random.key(0), jnp.ones((1, 4)))

@@ -45,6 +45,6 @@ def test_a_linear_classifier():
     assert jax.tree.map(jnp.shape, variables["params"]) == {"Dense_0": {"kernel": (4, 3), "bias": (3,)}}
 
 
-def test_rejects_an_image_that_was_not_normalised():
-    with pytest.raises(TypeError, match="Normalise images first"):
+def test_rejects_an_image_that_was_not_normalized():
+    with pytest.raises(TypeError, match="Normalize images first"):
         models.MLP(features=(4,), num_classes=3).init(jax.random.key(0), jnp.ones((1, 4), jnp.uint8))

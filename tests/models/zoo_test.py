@@ -145,8 +145,8 @@ def test_preactivations_are_what_the_relu_of_the_stage_is_applied_to(trained):
             case "wrn", *_:  # the stage is raw, and the BatchNorm comes behind it
                 assert after.min() < 0
                 norm = at(variables.params, models.margin_norms(name)[f"{stage}_preact"])
-                centred = after - after.mean(axis=(0, 1, 2))
-                normal = centred / np.sqrt(after.var(axis=(0, 1, 2)) + 1e-5)
+                centered = after - after.mean(axis=(0, 1, 2))
+                normal = centered / np.sqrt(after.var(axis=(0, 1, 2)) + 1e-5)
                 np.testing.assert_allclose(before, normal * norm["scale"] + norm["bias"], rtol=1e-3, atol=1e-3)
             case "mobilenet", _:  # bottlenecks are linear
                 np.testing.assert_array_equal(before, after)

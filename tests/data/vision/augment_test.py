@@ -127,7 +127,7 @@ def test_errors_teach(batch):
         data.shift({key: value for key, value in batch.items() if key != "epoch"}, seed=0)
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got uint8\[8, 6, 3\]"):
         data.shift({**batch, "image": batch["image"][0]}, seed=0)
-    with pytest.raises(ValueError, match="Normalise once"):
+    with pytest.raises(ValueError, match="Normalize once"):
         data.normalize({"image": jnp.zeros((1, 2, 2, 1))}, mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match="3 channels, got 1 and 1"):
         data.normalize(batch, mean=(0.0,), std=(1.0,))

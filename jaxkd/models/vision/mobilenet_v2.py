@@ -23,7 +23,7 @@ The network has seven stages; those before a change of the map's size, and the l
 linear: no ReLU follows it, so that ``stage{k}`` takes both signs, and ``stage{k}_preact`` is the same array.
 
 Convolutions are normal with a standard deviation of ``sqrt(2 / (k · k · out))``, also where they are depthwise, the
-linear layer is normal with 0.01, its bias 0. The one difference that `jaxkd.models.resnet` tells of, a running variance
+linear layer is normal with 0.01, its bias 0. The one difference that `jaxkd.models.vision.resnet` tells of, a running variance
 that is the biased one, is a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
 """
 
@@ -74,7 +74,7 @@ class MobileNetV2(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

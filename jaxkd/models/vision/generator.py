@@ -16,9 +16,9 @@ class Generator(nn.Module):
     """Dense to a small map, then doubled in size and convolved until it is an image.
 
     The network of Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, which is that of Radford, Metz &
-    Chintala, "Unsupervised Representation Learning with DCGANs", 2016, with nearest-neighbour upsampling in the place
+    Chintala, "Unsupervised Representation Learning with DCGANs", 2016, with nearest-neighbor upsampling in the place
     of transposed convolutions. Its last layer is a BatchNorm without scale and bias, so that each channel of a batch of
-    images has mean 0 and variance 1, as normalised real images have. The authors' BatchNorms have an ε of 0.8 in the
+    images has mean 0 and variance 1, as normalized real images have. The authors' BatchNorms have an ε of 0.8 in the
     middle, which is PyTorch's second argument taken for the momentum; here it is the usual 1e-5.
 
     >>> import jax

@@ -25,7 +25,7 @@ is the last BatchNorm's output, which the stage's last ReLU is applied to. `jaxk
 Equal to the PyTorch recipe: convolutions normal with variance 2 over the window's size times the channels out, and with
 biases, which begin at 0 (BatchNorm takes them away again, but they are among the published parameters); BatchNorm with
 decay 0.9 and epsilon 1e-5; the linear layer's weight normal with standard deviation 0.01 and its bias 0.
-`jaxkd.models.resnet` tells the one thing that differs.
+`jaxkd.models.vision.resnet` tells the one thing that differs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class VGG(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR; no side under 8.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR; no side under 8.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

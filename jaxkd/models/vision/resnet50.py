@@ -20,9 +20,9 @@ stage{k}_preact    ``BottleneckStage_{k-1}/Bottleneck_{last}/Residual_0``  as st
 
 All but ``preact`` are after the ReLU; it is the sum that the stage's last ReLU is applied to.
 
-The initialisation is that of `jaxkd.models.resnet`: Kaiming-normal (fan-out) convolutions, the scale of every BatchNorm
+The initialization is that of `jaxkd.models.vision.resnet`: Kaiming-normal (fan-out) convolutions, the scale of every BatchNorm
 1 (also of the last one in a block), the linear layer uniform in ``±1/sqrt(fan_in)``. The one difference that
-`jaxkd.models.resnet` tells of, a running variance that is the biased one, is a factor of ``1 - 1/1024`` at most for a
+`jaxkd.models.vision.resnet` tells of, a running variance that is the biased one, is a factor of ``1 - 1/1024`` at most for a
 batch of 64 (4 × 4 maps).
 """
 
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 
 from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, classifier, conv
-from jaxkd.models.resnet import ResNetStem
+from jaxkd.models.vision.resnet import ResNetStem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -74,7 +74,7 @@ class BottleneckResNet(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

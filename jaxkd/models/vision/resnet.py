@@ -71,7 +71,7 @@ class ResNet(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

@@ -25,7 +25,7 @@ table as data.
 
 Equal to the PyTorch recipe: convolutions without bias, normal with variance 2 over the window's size times the channels
 out, a padding of 1 on every side also where the stride is 2, BatchNorm with decay 0.9 and epsilon 1e-5, the linear
-layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. `jaxkd.models.resnet` tells the one thing that
+layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. `jaxkd.models.vision.resnet` tells the one thing that
 differs.
 """
 
@@ -72,7 +72,7 @@ class WideResNet(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

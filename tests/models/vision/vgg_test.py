@@ -24,7 +24,7 @@ def test_the_fourth_pooling_is_that_of_64_pixels():
     assert shapes(model, 8) == ([8, 4, 2, 1, 1], (1, 100))
 
 
-def test_initialisation_is_that_of_the_recipe():
+def test_initialization_is_that_of_the_recipe():
     model = models.create("vgg11", num_classes=100)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     assert params["VGGStage_2"].keys() == {"Conv_0", "BatchNorm_0", "Conv_1", "BatchNorm_1"}
@@ -64,7 +64,7 @@ def test_errors_teach():
         jax.eval_shape(models.VGG(convolutions=(1, 1, 0, 1, 1)).init, jax.random.key(0), image)
     with pytest.raises(ValueError, match=r"height and width of at least 8, got \[1, 7, 32, 3\]"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image[:, :7])
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\]"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image[0])

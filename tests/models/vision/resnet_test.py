@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters, models, normalization
-from jaxkd.models.resnet import BasicBlock
+from jaxkd.models.vision.resnet import BasicBlock
 from jaxkd.types import DATA_AXIS
 
 PARAMETERS = {
@@ -86,7 +86,7 @@ def test_stages_are_the_relu_of_their_preactivation(small):
     assert logits.shape == (2, 100)
 
 
-def test_initialisation_is_that_of_the_recipe(small):
+def test_initialization_is_that_of_the_recipe(small):
     params = small[1]["params"]
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = "/".join(part.key for part in path)
@@ -151,14 +151,14 @@ def test_a_block_is_its_definition(stride, features):
         lambda leaf: np.asarray(leaf, np.float64), (variables["params"], variables["batch_stats"])
     )
 
-    def normalise(y, number):
+    def normalize(y, number):
         name = f"BatchNorm_{number}"
         scaled = (y - stats[name]["mean"]) / np.sqrt(stats[name]["var"] + 1e-5)
         return scaled * params[name]["scale"] + params[name]["bias"]
 
-    y = np.maximum(normalise(numpy_conv(x, params["Conv_0"]["kernel"], stride), 0), 0)
-    y = normalise(numpy_conv(y, params["Conv_1"]["kernel"], 1), 1)
-    shortcut = x if (stride, features) == (1, 3) else normalise(numpy_conv(x, params["Conv_2"]["kernel"], stride), 2)
+    y = np.maximum(normalize(numpy_conv(x, params["Conv_0"]["kernel"], stride), 0), 0)
+    y = normalize(numpy_conv(y, params["Conv_1"]["kernel"], 1), 1)
+    shortcut = x if (stride, features) == (1, 3) else normalize(numpy_conv(x, params["Conv_2"]["kernel"], stride), 2)
     found = block.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, np.maximum(y + shortcut, 0), rtol=1e-4, atol=1e-5)
 
@@ -178,7 +178,7 @@ def test_computes_in_bfloat16_and_keeps_parameters_in_float32(small):
 def test_errors_teach():
     with pytest.raises(ValueError, match=r"depth: expected 6 n \+ 2"):
         jax.eval_shape(models.ResNet(depth=9).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(models.ResNet8().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\]"):
         jax.eval_shape(models.ResNet8().init, jax.random.key(0), jnp.zeros((32, 32, 3)))

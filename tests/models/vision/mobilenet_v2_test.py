@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import mobilenet_v2
+from jaxkd.models.vision import mobilenet_v2
 
 SHAPES = {
     "stem": (16, 16, 16),
@@ -71,7 +71,7 @@ def test_bottlenecks_are_linear(initial):
     assert outputs["stem"].min() == 0 and outputs["pooled"].min() >= 0
 
 
-def test_initialisation_is_that_of_the_recipe(initial):
+def test_initialization_is_that_of_the_recipe(initial):
     depthwise = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(initial[1].params)[0]:
         name, kind = "/".join(part.key for part in path), path[-1].key
@@ -122,7 +122,7 @@ def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 def test_errors_teach():
     init, key, image = mobilenet_v2.MobileNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])

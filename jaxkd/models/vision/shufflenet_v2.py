@@ -20,7 +20,7 @@ The first five are after the ReLU. A unit passes half of its channels on as they
 by what the ReLU of the other half is applied to, before the shuffle: ``stage{k}`` is its ReLU, shuffled.
 
 Convolutions and the linear layer start as PyTorch's do by default, uniform in ``±1/sqrt(fan_in)``, a group's own input
-channels counted only. The one difference that `jaxkd.models.resnet` tells of, a running variance that is the biased
+channels counted only. The one difference that `jaxkd.models.vision.resnet` tells of, a running variance that is the biased
 one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
@@ -33,7 +33,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd.models.layers import GlobalAveragePool, batch_norm, check_images, classifier, uniform_conv
-from jaxkd.models.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
+from jaxkd.models.vision.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -68,7 +68,7 @@ class ShuffleNetV2(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

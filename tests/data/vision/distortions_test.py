@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.data.distortions import two_views, with_pair
+from jaxkd.data.vision.distortions import two_views, with_pair
 
 SHIFT = partial(data.random_crop_flip, seed=0, padding=3)
 NORMALIZE = partial(data.normalize, mean=(0.5,), std=(0.25,))
@@ -60,7 +60,7 @@ def test_replayed_by_example_and_epoch(batch):
     np.testing.assert_array_equal(later["epoch"], batch["epoch"] + 1)
 
 
-def test_a_chain_with_normalisation(batch):
+def test_a_chain_with_normalization(batch):
     found = two_views(data.compose(SHIFT, NORMALIZE))(batch)
     raw = two_views(SHIFT)(batch)
     np.testing.assert_array_equal(found["view"], NORMALIZE({"image": raw["view"]})["image"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import shufflenet_v1
+from jaxkd.models.vision import shufflenet_v1
 
 SHAPES = {
     "stem": (32, 32, 24),
@@ -74,7 +74,7 @@ def test_stages_are_the_relu_of_their_preactivation(small):
     np.testing.assert_allclose(outputs["pooled"], outputs["stage2"].mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_initialisation_is_that_of_pytorch(small):
+def test_initialization_is_that_of_pytorch(small):
     scaled = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(small[1].params)[0]:
         name = "/".join(part.key for part in path)
@@ -119,7 +119,7 @@ def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
 
 def test_errors_teach():
     init, key, image = shufflenet_v1.ShuffleNetV1().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])

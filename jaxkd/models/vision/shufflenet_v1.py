@@ -21,7 +21,7 @@ stage{k}_preact    ``ShuffleNetV1Stage_{k-1}/ShuffleUnit_{last}/Residual_0``   a
 The first five are after the ReLU; ``preact`` is the sum that the stage's last ReLU is applied to.
 
 Convolutions and the linear layer start as PyTorch's do by default, uniform in ``±1/sqrt(fan_in)``, a group's own input
-channels counted only. The one difference that `jaxkd.models.resnet` tells of, a running variance that is the biased
+channels counted only. The one difference that `jaxkd.models.vision.resnet` tells of, a running variance that is the biased
 one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
@@ -72,7 +72,7 @@ class ShuffleNetV1(nn.Module):
         """Logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
+          x: normalized images, ``[batch, 32, 32, 3]`` on CIFAR.
           train: whether BatchNorm uses the batch's statistics, and updates the running ones.
 
         Returns:

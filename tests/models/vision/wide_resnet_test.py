@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxkd import models
-from jaxkd.models.wide_resnet import WideBlock
+from jaxkd.models.vision.wide_resnet import WideBlock
 
 
 def numpy_conv(x, kernel, stride):
@@ -46,7 +46,7 @@ def test_a_block_is_its_definition(stride, features):
     np.testing.assert_allclose(found, y + shortcut, rtol=1e-4, atol=1e-5)
 
 
-def test_initialisation_is_that_of_the_recipe():
+def test_initialization_is_that_of_the_recipe():
     model = models.create("wrn_16_2", num_classes=100)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -73,7 +73,7 @@ def test_errors_teach():
         jax.eval_shape(models.WideResNet(depth=20).init, jax.random.key(0), image)
     with pytest.raises(ValueError, match=r"depth: expected 6 n \+ 4"):
         jax.eval_shape(models.WideResNet(depth=4).init, jax.random.key(0), image)
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(models.WRN16x1().init, jax.random.key(0), image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\]"):
         jax.eval_shape(models.WRN16x1().init, jax.random.key(0), image[0])
