@@ -1,8 +1,8 @@
 """Prepared sets of TensorFlow Datasets (TFDS), read without TensorFlow.
 
-This module reads array_record files of sets that are prepared on disk, with random access. `tensorflow_datasets.data_source(name)` would load the set's builder
-and download missing files. Finding the directory here first turns a missing set into an immediate error, also on a
-machine without a network.
+This module reads array_record files of sets that are prepared on disk, with random access.
+`tensorflow_datasets.data_source(name)` would load the set's builder and download missing files. Finding the directory
+here first turns a missing set into an immediate error, also on a machine without a network.
 """
 
 from __future__ import annotations
