@@ -1,7 +1,7 @@
-"""The losses as one writes them down in jax.numpy: right at ordinary inputs, without masks, blocks or guards.
+"""Plain formulas of the losses in jax.numpy, without masks, blocks or numerical guards.
 
-`benchmarks.losses` compares the library with these. Each takes the arrays that the loss takes and returns one number,
-the mean over the examples.
+`benchmarks.losses` compares the library with these. Each function takes the arrays of the loss and returns the mean
+over the examples.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def test_bytes_are_those_of_the_fullest_device():
     split = jax.device_put(np.zeros(8, np.float32), NamedSharding(mesh, PartitionSpec("data")))
     whole = jax.device_put(np.zeros(3, np.float32), NamedSharding(mesh, PartitionSpec()))
     alone = jax.device_put(np.zeros(1, np.int8), jax.devices()[1])
-    assert placement.bytes_of_a_device({"split": split, "whole": whole, "alone": alone}) == 16 + 12 + 1
+    assert placement.bytes_per_device({"split": split, "whole": whole, "alone": alone}) == 16 + 12 + 1
 
 
 def test_a_sharded_state_takes_its_share():
