@@ -1,4 +1,4 @@
-"""The layers: each module imports only layers below its own, and only dependencies that jaxkd always installs."""
+"""The layers: modules import lower layers only, and at their top only core dependencies."""
 
 import ast
 import importlib.util
@@ -43,7 +43,7 @@ def _layer(path):
 
 
 def _imports(path):
-    """Every (dotted module, where) that a file imports: at its "top", "inner", or "typing", for a type checker only."""
+    """Returns pairs (dotted module, where): at the file's "top", "inner" to a function, or "typing" only."""
 
     def visit(node, where):
         for child in ast.iter_child_nodes(node):
@@ -67,9 +67,9 @@ def _imports(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_nothing_imports_upwards(path):
+def test_modules_import_lower_layers_only(path):
     layer = _layer(path)
-    assert layer in ALLOWED_IMPORTS, f"{_name(path)} is in no layer: give {layer!r} its place in ALLOWED_IMPORTS and in DESIGN"
+    assert layer in ALLOWED_IMPORTS, f"{_name(path)} is in no layer: add {layer!r} to ALLOWED_IMPORTS and to the design"
     for module, _ in _imports(path):
         top, _, rest = module.partition(".")
         imported = rest.partition(".")[0]
@@ -77,8 +77,8 @@ def test_nothing_imports_upwards(path):
             continue
         if imported in ALLOWED_IMPORTS or (ROOT / "jaxkd" / imported).exists():
             assert imported in ALLOWED_IMPORTS[layer], f"{_name(path)} ({layer}) may not import {module}"
-        else:  # jaxkd itself, or a name that jaxkd/__init__.py re-exports: that is the top layer
-            pytest.fail(f"{_name(path)} imports {module} through the top of the package: import it from where it lives")
+        else:  # jaxkd itself, or a name that jaxkd/__init__.py exports: the top layer
+            pytest.fail(f"{_name(path)} imports {module} from the top of the package: import it from its own module")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)
@@ -87,18 +87,18 @@ def test_only_core_dependencies_are_imported_at_the_top(path):
     for module, where in _imports(path):
         top = module.partition(".")[0]
         assert top in allowed or where != "top", (
-            f"{_name(path)} imports {top} at its top, which only an extra installs: import it inside the function"
+            f"{_name(path)} imports {top} at its top, which only an extra installs: import it in the function"
         )
 
 
 @pytest.mark.parametrize("path", LOSSES, ids=_name)
-def test_a_file_of_losses_needs_only_jax_and_optax(path, monkeypatch):
+def test_losses_import_jax_and_optax_only(path, monkeypatch):
     for module, where in _imports(path):
         top = module.partition(".")[0]
-        alone = {"jax", "optax"} | sys.stdlib_module_names | ({"jaxtyping"} if where == "typing" else set())
-        assert top in alone, f"{_name(path)} imports {module}: it could not be lifted out of the library"
-    # And lifted out, it works.
+        allowed = {"jax", "optax"} | sys.stdlib_module_names | ({"jaxtyping"} if where == "typing" else set())
+        assert top in allowed, f"{_name(path)} imports {module}, so that it cannot be copied to another project"
+    # A copy outside of the package works.
     monkeypatch.setitem(sys.modules, "jaxkd", None)
     monkeypatch.setitem(sys.modules, "jaxtyping", None)
-    spec = importlib.util.spec_from_file_location(f"lifted_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"copied_{path.stem}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 TOOLS = ["make", "sh", "cat", "echo", "mkdir", "mv", "rm", "sed", "tail"]
 
-# Runs the Makefile's own snippets of Python, but as another version; makes environments and installs in no time.
+# Runs the Makefile's snippets of Python as another version, and simulates venv and pip.
 FAKE_PYTHON = """
 import os, pathlib, shutil, signal, sys, time, types
 version, me, *args = sys.argv[1:]
@@ -44,7 +44,7 @@ else:
 
 
 class Machine:
-    """A folder with the Makefile in it, and a PATH that holds make and the Pythons it is given."""
+    """A folder with the Makefile, and a PATH with make and given versions of Python."""
 
     def __init__(self, folder):
         self.tree, self.bin = folder / "a tree", folder / "bin"
@@ -65,8 +65,8 @@ class Machine:
         return self
 
     def make(self, *args):
-        said, _ = (process := self.start(*args)).communicate()
-        return process.returncode, said
+        output, _ = (process := self.start(*args)).communicate()
+        return process.returncode, output
 
     def start(self, *args):
         environment = {"PATH": str(self.bin), "HOME": str(self.tree), "LC_ALL": "C"}
@@ -92,11 +92,11 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-def test_make_lists_its_targets_without_any_python(machine):
-    code, said = machine.make()
+def test_make_lists_its_targets_without_python(machine):
+    code, output = machine.make()
     assert code == 0
-    for target in ["demo", "test", "setup", "lint", "bench"]:
-        assert f"\n  {target} " in said
+    for target in ["demo", "test", "test-slow", "test-all", "setup", "lint", "bench"]:
+        assert f"\n  {target} " in output
 
 
 @pytest.mark.parametrize(
@@ -108,83 +108,83 @@ def test_make_lists_its_targets_without_any_python(machine):
         pytest.param({"python3.10": "3.10.1"}, ["PYTHON=python3.10"], ["python3.10 is 3.10"], id="named-old"),
     ],
 )
-def test_no_suitable_python_is_said_in_one_line(machine, pythons, args, words):
+def test_missing_python_is_reported_in_one_line(machine, pythons, args, words):
     for name, version in pythons.items():
         machine.python(name, version)
-    code, said = machine.make("test", *args)
+    code, output = machine.make("test", *args)
     assert code != 0
-    assert len(said.strip().splitlines()) == 1
+    assert len(output.strip().splitlines()) == 1
     for word in ["Python >= 3.11", "make PYTHON=", *words]:
-        assert word in said
+        assert word in output
     assert not list(machine.tree.glob(".venv*"))
 
 
-def test_a_python_that_cannot_make_environments_is_said_in_one_line(machine):
+def test_python_without_venv_is_reported_in_one_line(machine):
     machine.python("python3", "3.11.2").touch("no-ensurepip")
-    code, said = machine.make("setup")
+    code, output = machine.make("setup")
     assert code != 0
-    assert "apt install python3.11-venv" in said
-    assert len(said.strip().splitlines()) == 1
+    assert "apt install python3.11-venv" in output
+    assert len(output.strip().splitlines()) == 1
 
 
-def test_an_old_python3_is_passed_over_for_a_newer_one_on_path(machine):
+def test_newer_python_on_path_is_preferred_to_an_old_python3(machine):
     machine.python("python3", "3.9.1").python("python3.12", "3.12.1")
-    code, said = machine.make("setup")
-    assert code == 0, said
-    assert "with Python 3.12" in said
+    code, output = machine.make("setup")
+    assert code == 0, output
+    assert "with Python 3.12" in output
     assert (machine.tree / ".venv").is_dir()
 
 
-def test_it_installs_once_and_again_when_pyproject_changes(machine):
+def test_setup_installs_once_and_after_changes_of_pyproject(machine):
     machine.python("python3", "3.11.7")
-    code, said = machine.make("setup")
-    assert (code, machine.installs) == (0, 1), said
-    code, said = machine.make("test", "ARGS=-k one")
-    assert (code, machine.installs) == (0, 1), said
-    assert said.splitlines()[-1].startswith("ran -m pytest")
+    code, output = machine.make("setup")
+    assert (code, machine.installs) == (0, 1), output
+    code, output = machine.make("test", "ARGS=-k one")
+    assert (code, machine.installs) == (0, 1), output
+    assert output.splitlines()[-1].startswith("ran -m pytest")
 
     machine.touch("pyproject.toml")
     machine.touch("offline")
-    code, said = machine.make("setup")
-    assert (code, machine.installs) == (2, 2), said
-    assert "pyproject.toml has changed" in said
+    code, output = machine.make("setup")
+    assert (code, machine.installs) == (2, 2), output
+    assert "pyproject.toml has changed" in output
 
-    machine.remove("offline")  # the environment outlived that, and is brought up to date
-    code, said = machine.make("setup")
-    assert (code, machine.installs) == (0, 3), said
-    assert "making" not in said
+    machine.remove("offline")  # the environment is intact, and is updated
+    code, output = machine.make("setup")
+    assert (code, machine.installs) == (0, 3), output
+    assert "making" not in output
     assert machine.make("setup") == (0, "")
 
 
-def test_without_network_it_says_so_and_the_next_run_repairs(machine):
+def test_failed_installation_is_reported_and_repaired_by_the_next_run(machine):
     machine.python("python3", "3.11.7").touch("offline")
-    code, said = machine.make("demo")
+    code, output = machine.make("demo")
     assert code != 0
-    assert "pip: ERROR: No matching distribution found for jax" in said
-    assert "Check the network" in said
-    assert "ran -m" not in said
+    assert "pip: ERROR: No matching distribution found for jax" in output
+    assert "Check the network" in output
+    assert "ran -m" not in output
 
     machine.remove("offline")
-    code, said = machine.make("demo")
-    assert code == 0, said
-    assert ".venv is half-made" in said
-    assert "ran -m experiments.digits" in said
+    code, output = machine.make("demo")
+    assert code == 0, output
+    assert ".venv is half-made" in output
+    assert "ran -m experiments.digits" in output
 
 
-def test_an_interrupted_update_is_repaired(machine):
+def test_interrupted_update_is_repaired(machine):
     machine.python("python3", "3.11.7").make("setup")
     machine.touch("pyproject.toml")
     machine.touch("pip-killed")
-    code, said = machine.make("setup")
+    code, output = machine.make("setup")
     assert code != 0
-    assert "pip was killed (signal 9)" in said
+    assert "pip was killed (signal 9)" in output
     machine.remove("pip-killed")
-    code, said = machine.make("setup")
-    assert code == 0, said
-    assert "half-made" in said
+    code, output = machine.make("setup")
+    assert code == 0, output
+    assert "half-made" in output
 
 
-def test_two_at_once_install_once(machine):
+def test_concurrent_runs_install_once(machine):
     machine.python("python3", "3.11.7").touch("slow")
     with machine.start("demo") as first:
         while not machine.installs:
@@ -198,36 +198,36 @@ def test_two_at_once_install_once(machine):
     assert (first.returncode, second.returncode, machine.installs) == (0, 0, 1)
 
 
-def test_an_environment_that_cannot_run_is_made_again(machine):
+def test_broken_environment_is_created_again(machine):
     machine.python("python3", "3.11.7")
     (machine.tree / ".venv" / "bin").mkdir(parents=True)
-    code, said = machine.make("setup")
-    assert code == 0, said
-    assert "half-made" in said
+    code, output = machine.make("setup")
+    assert code == 0, output
+    assert "half-made" in output
 
     (machine.tree / ".venv" / "bin" / "python").unlink()
-    code, said = machine.make("setup")
-    assert code == 0, said
-    assert "is broken" in said
+    code, output = machine.make("setup")
+    assert code == 0, output
+    assert "is broken" in output
 
 
-def test_an_environment_of_somebody_elses_is_completed_not_removed(machine):
+def test_environment_created_by_others_is_completed(machine):
     machine.python("python3", "3.11.7").make("setup")
     for own in machine.tree.glob(".venv/.jaxkd*"):
         own.unlink()
-    (machine.tree / ".venv" / "theirs").touch()
-    code, said = machine.make("setup")
-    assert (code, machine.installs) == (0, 2), said
-    assert (machine.tree / ".venv" / "theirs").exists()
+    (machine.tree / ".venv" / "foreign").touch()
+    code, output = machine.make("setup")
+    assert (code, machine.installs) == (0, 2), output
+    assert (machine.tree / ".venv" / "foreign").exists()
 
 
-def test_a_copied_tree_makes_its_own_environment(machine):
+def test_copied_tree_creates_its_own_environment(machine):
     machine.python("python3", "3.11.7").make("setup")
     old = machine.tree
     machine.tree = shutil.copytree(old, old.with_name("copy"))
-    code, said = machine.make("setup")
-    assert code == 0, said
-    assert f".venv was made in {old}" in said
+    code, output = machine.make("setup")
+    assert code == 0, output
+    assert f".venv was made in {old}" in output
 
 
 def test_each_version_has_its_own_environment(machine):
@@ -235,22 +235,22 @@ def test_each_version_has_its_own_environment(machine):
     stamp = machine.tree / ".venv" / ".jaxkd-installed"
     before = stamp.stat().st_mtime_ns
 
-    code, said = machine.make("test", "PYTHON=python3.12")
-    assert (code, machine.installs) == (0, 2), said
-    assert ".venv-3.12/bin/python -m pytest" in said
+    code, output = machine.make("test", "PYTHON=python3.12")
+    assert (code, machine.installs) == (0, 2), output
+    assert ".venv-3.12/bin/python -m pytest" in output
     assert stamp.stat().st_mtime_ns == before
 
-    _, said = machine.make("test", "PYTHON=python3.11")
-    assert ".venv/bin/python -m pytest" in said
-    machine.python("python3", "3.12.1")  # the default has moved on
-    _, said = machine.make("test")
-    assert ".venv-3.12/bin/python -m pytest" in said
+    _, output = machine.make("test", "PYTHON=python3.11")
+    assert ".venv/bin/python -m pytest" in output
+    machine.python("python3", "3.12.1")  # the default version has changed
+    _, output = machine.make("test")
+    assert ".venv-3.12/bin/python -m pytest" in output
     assert machine.installs == 2
 
 
-def test_an_environment_outlives_the_python_on_path(machine):
+def test_environment_remains_after_python_on_path_changes(machine):
     machine.python("python3", "3.11.7").make("setup")
     machine.python("python3", "3.8.18")
-    code, said = machine.make("test")
-    assert code == 0, said
+    code, output = machine.make("test")
+    assert code == 0, output
     assert machine.installs == 1
