@@ -49,7 +49,7 @@ def _put_atomically(cache, key, value):
         temporary.replace(path)
 
 
-lru_cache.LRUCache.put = _put_atomically
+lru_cache.LRUCache.put = _put_atomically  # type: ignore[method-assign]
 
 STRICT = {"jax_numpy_rank_promotion": "raise", "jax_enable_x64": False}
 TESTS_DONE = pytest.StashKey[int]()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd.data.protocol import Batch, count_steps
-from jaxkd.data.resident import ResidentIterator
+from jaxkd.data.resident import DeviceLoader
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
 
-class Noise:
+class Noise(DeviceLoader):
     """A `Loader` of standard normal vectors and random classes.
 
     It replaces a set for `jaxkd.schemes.data_free`, whose student must not see any real example. A batch is a function
@@ -62,7 +62,7 @@ class Noise:
         self.steps_per_epoch = count_steps(examples, batch_size, drop_remainder=True)
         self.num_examples = self.steps_per_epoch * batch_size
         self.batch_size, self.size, self.classes, self.seed, self.epochs = batch_size, size, classes, seed, epochs
-        self.arrays: dict[str, jax.Array] = {"seed": jnp.asarray(seed, jnp.int32)}
+        self.arrays = {"seed": jnp.asarray(seed, jnp.int32)}
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
@@ -98,11 +98,3 @@ class Noise:
         {'noise': 8, 'classes': None, 'examples': 100, 'seed': 0}
         """
         return {"noise": self.size, "classes": self.classes, "examples": self.num_examples, "seed": self.seed}
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Returns an iterator over batches, from the start or from a state."""
-        return ResidentIterator(cast(Any, self), state)
-
-    def __iter__(self) -> ResidentIterator:
-        """Equivalent to ``batches()``."""
-        return self.batches()

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd.data.order import _as_uint32, _hash
 from jaxkd.data.protocol import Batch
-from jaxkd.data.resident import Resident, ResidentIterator
+from jaxkd.data.resident import DeviceLoader, Resident
 from jaxkd.data.stream import Stream, _Rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["SameClass", "same_class"]
 _TABLES = ("rank", "start", "size")
 
 
-class SameClass:
+class SameClass(DeviceLoader):
     """A `Loader` that adds another example of the same class to each example.
 
     These are the pairs of class-wise self-knowledge distillation: Yun et al., "Regularizing Class-wise Predictions via
@@ -73,7 +73,7 @@ class SameClass:
         self.num_examples, self.padded = loader.num_examples, loader.padded
         self.seed, self.epochs = loader.seed, loader.epochs
         placed = jax.device_put(_tables(classes), loader.arrays[labels].sharding)
-        self.arrays: dict[str, Any] = {"set": loader.arrays, "classes": placed}
+        self.arrays = {"set": loader.arrays, "classes": placed}
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Any], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
@@ -99,14 +99,6 @@ class SameClass:
     def fingerprint(self) -> dict[str, Any]:
         """Returns the loader's fingerprint, with an entry for the pairs."""
         return {**self._loader.fingerprint(), "pairs": "same class"}
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Returns an iterator over batches, with the same states as the loader's."""
-        return ResidentIterator(self, state)  # type: ignore[arg-type]
-
-    def __iter__(self) -> ResidentIterator:
-        """Equivalent to ``batches()``."""
-        return self.batches()
 
 
 def same_class(stream: Stream, labels: Any, *, image: str = "image") -> Stream:

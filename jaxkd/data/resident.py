@@ -6,7 +6,7 @@ numbers, and several seeds are one `jax.vmap` of it, without further transfers f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +23,35 @@ if TYPE_CHECKING:
     from jaxkd.data.dataset import Dataset
 
 
-class Resident:
+class DeviceLoader:
+    """Base of the loaders whose batches are computed on the device from the step.
+
+    A subclass sets these attributes, and ``_gather``, the jitted ``(arrays, step) -> batch``.
+    """
+
+    arrays: Any
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int | None
+    _gather: Callable[..., Batch]
+
+    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
+        """Returns an iterator over batches, for a loop on the host.
+
+        Args:
+          state: state of an earlier iterator, ``{"step": n}``; by default, the start of training.
+
+        Returns:
+          The iterator; its state is ``{"step": n}``.
+        """
+        return ResidentIterator(self, state)
+
+    def __iter__(self) -> ResidentIterator:
+        """Equivalent to ``batches()``."""
+        return self.batches()
+
+
+class Resident(DeviceLoader):
     """A `Loader` whose batches are a pure function of its arrays and the step.
 
     Args:
@@ -74,7 +102,7 @@ class Resident:
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
-        self.arrays: dict[str, jax.Array] = jax.device_put(dict(dataset.arrays), device)
+        self.arrays = jax.device_put(dict(dataset.arrays), device)
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
@@ -119,32 +147,17 @@ class Resident:
             result |= {"first_and_last": fingerprint.of_rows(arrays), "content": fingerprint.digest(arrays)}
         return result
 
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Returns an iterator over batches, for a loop on the host.
-
-        Args:
-          state: state of an earlier iterator, ``{"step": n}``; by default, the start of training.
-
-        Returns:
-          The iterator; its state is ``{"step": n}``.
-        """
-        return ResidentIterator(self, state)
-
-    def __iter__(self) -> ResidentIterator:
-        """Equivalent to ``batches()``."""
-        return self.batches()
-
 
 class ResidentIterator:
-    """A `BatchIterator` over a `Resident`.
+    """A `BatchIterator` over a `Resident` or another `DeviceLoader`.
 
     Args:
-      resident: loader of the batches.
+      loader: loader of the batches.
       state: state from which to resume; by default, the start of training.
     """
 
-    def __init__(self, resident: Resident, state: Mapping[str, Any] | None = None) -> None:
-        self._resident = resident
+    def __init__(self, loader: DeviceLoader, state: Mapping[str, Any] | None = None) -> None:
+        self._loader = loader
         self._step = 0 if state is None else step_of(state)
 
     def __iter__(self) -> ResidentIterator:
@@ -153,10 +166,10 @@ class ResidentIterator:
 
     def __next__(self) -> Batch:
         """Returns the next batch."""
-        epochs = self._resident.epochs
-        if epochs is not None and self._step >= epochs * self._resident.steps_per_epoch:
+        epochs = self._loader.epochs
+        if epochs is not None and self._step >= epochs * self._loader.steps_per_epoch:
             raise StopIteration
-        batch: Batch = self._resident._gather(self._resident.arrays, self._step)
+        batch = self._loader._gather(self._loader.arrays, self._step)
         self._step += 1
         return batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd.data import fingerprint
 from jaxkd.data.order import permutation
-from jaxkd.data.resident import Resident, ResidentIterator
+from jaxkd.data.resident import DeviceLoader, Resident
 
 if TYPE_CHECKING:
     from jaxkd.data.dataset import Dataset
@@ -111,7 +111,7 @@ def exemplars(dataset: Dataset, *, per_class: int, seed: int = 0) -> Dataset:
     return _rows(dataset, np.sort(np.concatenate(chosen)), dataset.name)
 
 
-class Tasks:
+class Tasks(DeviceLoader):
     """A `Loader` that gives each task's batches in its own range of steps.
 
     It is resident: all sets lie on the device, and a batch is a function of the step, so that a run resumes in the task
@@ -162,7 +162,7 @@ class Tasks:
         shapes = [_shapes(loader) for loader in self.loaders]
         if any(other != shapes[0] for other in shapes):
             raise ValueError(f"loaders: expected batches of one form in all tasks, got {shapes}.")
-        self.arrays: dict[str, Any] = {"tasks": [loader.arrays for loader in self.loaders], "retained": {}}
+        self.arrays = {"tasks": [loader.arrays for loader in self.loaders], "retained": {}}
         self._ends: list[int] = [0] * len(self.loaders)  # number of retained rows from the tasks before each
         self._retain(retained)
         self.batch_size = self.loaders[0].batch_size + retained_size
@@ -253,14 +253,6 @@ class Tasks:
         if kept and all(x.is_fully_addressable or x.is_fully_replicated for x in kept.values()):
             result["retained"] = fingerprint.digest({name: np.asarray(x) for name, x in kept.items()})
         return result
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Returns an iterator over batches, from the start or from a state."""
-        return ResidentIterator(cast(Any, self), state)
-
-    def __iter__(self) -> ResidentIterator:
-        """Equivalent to ``batches()``."""
-        return self.batches()
 
 
 def _rows(dataset: Dataset, rows: np.ndarray, name: str) -> Dataset:

@@ -191,8 +191,6 @@ def taps(model: MobileNetV2) -> dict[str, str]:
 def margin_norms(model: MobileNetV2) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The margins are those of the overhaul of feature distillation (`jaxkd.losses.overhaul_margin`).
-
     Args:
       model: model of any width.
 

@@ -171,8 +171,7 @@ def taps(model: ResNet) -> dict[str, str]:
 def margin_norms(model: ResNet) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The margins are those of the overhaul of feature distillation. The tap is a sum, and the margin is that of its
-    residual branch alone, as in the authors' code.
+    The tap is a sum, and the margin is that of its residual branch alone, as in the authors' code.
 
     Args:
       model: model of any depth and width.

@@ -162,8 +162,6 @@ def taps(model: BottleneckResNet) -> dict[str, str]:
 def margin_norms(model: BottleneckResNet) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The margins are those of the overhaul of feature distillation (`jaxkd.losses.overhaul_margin`).
-
     Args:
       model: model of any depth.
 

@@ -207,8 +207,6 @@ def taps(model: ShuffleNetV1) -> dict[str, str]:
 def margin_norms(model: ShuffleNetV1) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The margins are those of the overhaul of feature distillation (`jaxkd.losses.overhaul_margin`).
-
     The benchmark has no ShuffleNet teacher for that method; this follows the rule for its ResNets.
 
     Args:

@@ -137,8 +137,6 @@ def taps(model: VGG) -> dict[str, str]:
 def margin_norms(model: VGG) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The margins are those of the overhaul of feature distillation. Here, each tap is the BatchNorm itself.
-
     Args:
       model: model of any depth.
 
