@@ -13,7 +13,7 @@ from jaxkd.data.splits import split as split_dataset
 from jaxkd.data.tfds_source import source
 
 DIGITS_SPLITS: Mapping[str, int] = {"train": 1097, "validation": 300, "test": 400}
-"""Sizes of the splits of the digits: stratified, with seed 0, always the same examples."""
+"""Sizes of the splits of the digits: stratified, always the same examples."""
 
 
 def digits() -> Dataset:

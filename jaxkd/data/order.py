@@ -1,4 +1,4 @@
-"""The order of an epoch: a shuffle computed per position, on the device or the host.
+"""The order of an epoch: a shuffle computed per position, on device or host.
 
 A stored permutation of a large set would have to be sorted in every epoch, outside the step, and sent to the device.
 This one is computed for the positions of a batch only, in a few dozen integer operations each, as a pure function of

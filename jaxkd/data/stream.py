@@ -256,7 +256,7 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _ReadBatch:
-    """Reads the batch of a step as NumPy arrays, a pure function that grain runs ahead."""
+    """Reads the batch of a step as NumPy arrays; grain runs this function ahead."""
 
     source: Any
     num_examples: int

@@ -1,4 +1,4 @@
-"""Layers that the networks share: convolutions, BatchNorm, PyTorch's initializations.
+"""Layers of several networks: convolutions, BatchNorm, PyTorch's initializations.
 
 The functions return Flax's own modules, so that submodules have Flax's usual paths, such as ``Conv_0``.
 """
@@ -20,7 +20,7 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """PyTorch's ``kaiming_normal_(mode="fan_out")``."""
 
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in ``±1/sqrt(fan_in)``, that is ``±sqrt(3 · (1/3) / fan_in)``: PyTorch's default."""
+"""PyTorch's default: uniform in ``±1/sqrt(fan_in) = ±sqrt(3 · (1/3) / fan_in)``."""
 
 
 def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: float) -> Array:
@@ -87,7 +87,7 @@ uniform_conv = partial(conv, kernel_init=uniform_fan_in)
 
 
 def batch_norm(module: Any) -> nn.BatchNorm:
-    """Builds a BatchNorm with PyTorch's defaults, for a module with ``train`` and ``dtype``."""
+    """Builds a BatchNorm with PyTorch's defaults, from a module's fields."""
     return nn.BatchNorm(
         use_running_average=not module.train,
         momentum=0.9,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LastState(nn.Module):
-    """Hidden state after the last unmasked step, as a module, so that it can be tapped."""
+    """Hidden state after the last unmasked step, as a module that can be tapped."""
 
     @nn.compact
     def __call__(
@@ -38,7 +38,7 @@ class LastState(nn.Module):
 
 
 class LSTM(nn.Module):
-    """LSTM layers (Hochreiter & Schmidhuber, 1997) and a linear layer on the last state.
+    """LSTM layers (Hochreiter & Schmidhuber, 1997) and a classifier of the last state.
 
     For distillation between recurrent and convolutional networks, and for sequences such as those of
     `jaxkd.data.strokes`.

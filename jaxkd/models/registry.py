@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def _entries(family: Any, **builders: Callable[..., nn.Module]) -> dict[str, Entry]:
-    """Returns the entries of one family, whose module defines ``taps`` and ``margin_norms``."""
+    """Returns the entries of one family, a module with ``taps`` and ``margin_norms``."""
     return {name: Entry(build, family.taps, family.margin_norms) for name, build in builders.items()}
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 for CIFAR, as in the distillation literature: half the paper's width.
+"""MobileNetV2 for CIFAR, as in the distillation literature, half as wide.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2, as the CIFAR-100 distillation
 benchmark builds it. It differs from the network for ImageNet: ReLU replaces ReLU6; the second stage does not halve the

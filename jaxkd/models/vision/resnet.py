@@ -1,4 +1,4 @@
-"""ResNets for CIFAR, as in the distillation literature: resnet8 to 110, 8x4 and 32x4.
+"""ResNets for CIFAR, as in the distillation literature: 8 to 110, 8x4 and 32x4.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2, as the CIFAR-100 distillation benchmark
 builds them: a 3×3 stem, three stages of ``(depth - 2) / 6`` basic blocks, a linear layer. A shortcut that changes shape

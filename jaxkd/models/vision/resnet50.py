@@ -108,7 +108,7 @@ class BottleneckStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
-        """Returns the last block's output, after its ReLU: four times ``features`` channels."""
+        """Returns the last block's output after its ReLU, ``4 · features`` channels."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
             x = Bottleneck(self.features, stride, train=self.train, dtype=self.dtype)(x)
@@ -128,7 +128,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
-        """Returns the block's output, after its ReLU: four times ``features`` channels."""
+        """Returns the block's output after its ReLU, ``4 · features`` channels."""
         outputs = _EXPANSION * self.features
         y = nn.relu(batch_norm(self)(conv(self.features, 1, 1, self.dtype)(x)))
         y = nn.relu(batch_norm(self)(conv(self.features, 3, self.stride, self.dtype)(y)))

@@ -1,4 +1,4 @@
-"""ShuffleNetV1 for CIFAR, as in the distillation literature: three groups, width 1.
+"""ShuffleNetV1 for CIFAR, as in the distillation literature: 3 groups, width 1.
 
 Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", 2018, table 1, as
 the CIFAR-100 distillation benchmark builds it. It differs from the paper's network: the stem is a 1×1 convolution that

@@ -112,7 +112,7 @@ class ShuffleNetV2Stage(nn.Module):
 
 
 class BasicUnit(nn.Module):
-    """Half of the channels unchanged, half through 1×1, depthwise 3×3 and 1×1; shuffled.
+    """Half of the channels unchanged, half through 1×1, depthwise 3×3, 1×1; shuffled.
 
     BatchNorm follows each convolution, and ReLU the 1×1 ones.
     """
