@@ -1,17 +1,17 @@
-# Two commands from a fresh clone: `make demo` and `make test`. They need make and Python >= 3.11; the rest they make.
-# Recipes are POSIX sh, and nothing here needs a newer make than 3.81.
+# Two commands from a fresh clone: `make demo` and `make test`. They need make and Python >= 3.11, and install the rest.
+# Recipes are POSIX sh, and make 3.81 suffices.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test test-slow test-all lint bench clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
-# A candidate is run, not only looked up: a version manager's shim exists even for a version that is switched off.
-# It prints its version and leaves with 3 when it is too old, with 1 when it cannot make an environment.
+# Each candidate is run, since a version manager's shim exists even for a version that is switched off.
+# The probe prints the version and exits with 3 if it is too old, with 1 if it cannot create an environment.
 probe := import sys; sys.stdout.write("%d.%d" % sys.version_info[:2]); \
 	sys.version_info >= (3, 11) or sys.exit(3); import venv, ensurepip
-# pyenv's shim of a version that is switched off does not run, but the version itself does.
+# pyenv's shim of a version that is switched off does not run; the interpreter in pyenv's folder does.
 pyenv_versions = $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(PYTHON:python%=%)*/bin/$(PYTHON))
 candidates := $(if $(PYTHON),"$(PYTHON)" $(if $(filter python3.%,$(PYTHON)),$(pyenv_versions)),python3 python3.13 python3.12 python3.11 python3.14 python)
 
@@ -34,7 +34,7 @@ status := $(word 1,$(found))
 version := $(filter-out -,$(word 2,$(found)))
 python := $(if $(filter found bare,$(status)),$(wordlist 3,99,$(found)),$(PYTHON))
 
-# .venv belongs to the default Python. Any other version has its own beside it: .venv-3.12.
+# .venv belongs to the default Python. Each other version has an environment of its own, such as .venv-3.12.
 venv_version = $(shell .venv/bin/python -S -E -c '$(probe)' 2>/dev/null)
 venv := $(if $(and $(version),$(filter-out $(version),$(or $(venv_version),$(if $(PYTHON),none)))),.venv-$(version),.venv)
 stamp := $(venv)/.jaxkd-installed
@@ -42,7 +42,7 @@ intact := $(shell [ "$$(cat $(stamp) 2>/dev/null)" = "$$(pwd -P)" ] && $(venv)/b
 
 no_python = no Python >= 3.11 $(if $(PYTHON),in PYTHON=$(PYTHON),on PATH) ($(or $(wordlist 3,99,$(found)),$(if $(PYTHON),it does not run,none at all))). \
 	Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12
-no_venv = $(python) (Python $(version)) lacks the venv and ensurepip modules, which make an environment. \
+no_venv = $(python) (Python $(version)) lacks the venv and ensurepip modules, which create an environment. \
 	Debian, Ubuntu: apt install python$(version)-venv. Or name another: make PYTHON=/path/to/python3.12
 ifneq ($(status),found)
 ifneq ($(if $(PYTHON),,$(intact)),yes)
@@ -55,8 +55,9 @@ endif
 
 PY = $(venv)/bin/python
 
-# The stamp says where the environment was installed, and is written only after pip has succeeded. Without it a $(venv)
-# that carries the mark was interrupted and is made again; one that somebody else made is completed if it works.
+# The stamp holds the path at which the environment was installed, and is written only after pip has succeeded. Without a
+# stamp, a $(venv) with the mark was interrupted and is created again; one without the mark was created by somebody
+# else, and is completed if it works.
 define make_environment
 say() { echo "setup: $$*"; }
 fail() { say "$$*" >&2; exit 1; }
@@ -65,7 +66,7 @@ trap 'exit 130' INT; trap 'exit 143' TERM HUP
 stamp=$(stamp) mark=$(venv)/.jaxkd-setup log=$(venv)/setup.log here=$$(pwd -P) reason=
 base=$$("$(python)" -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)' 2>/dev/null) || base='$(python)'
 
-# One setup at a time. The lock is this shell's, and its children's: it goes when the last of them does, however it ends.
+# One setup at a time. This shell and its children hold the lock: the kernel releases it when the last of them ends.
 exec 9< Makefile
 lock() {
 	"$$base" -c 'if True:
@@ -91,7 +92,7 @@ if [ -n "$$reason" ]; then say "$(venv) $$reason; making it again"; rm -rf $(ven
 if [ ! -e $(venv) ]; then
 	say "making $(venv) with Python $(version) ($$base)"
 	rm -f $(venv); mkdir $(venv) && : > $$mark || fail "cannot write $$here/$(venv); make the folder writable"
-	"$$base" -m venv $(venv) > $$log 2>&1 || { tail -n 3 $$log >&2; fail "'$$base -m venv' failed (all it said: $$log)"; }
+	"$$base" -m venv $(venv) > $$log 2>&1 || { tail -n 3 $$log >&2; fail "'$$base -m venv' failed (its output: $$log)"; }
 fi
 
 echo "$$here" > $$stamp.new
@@ -107,13 +108,13 @@ if [ $$code -ne 0 ]; then
 	[ $$code -lt 128 ] || fail "pip was killed (signal $$((code - 128))); run make again"
 	if [ -e $$stamp.old ]; then mv $$stamp.old $$stamp; fi
 	sed -n 's/^ *\([A-Za-z]*[Ee][Rr][Rr][Oo][Rr]: .*\)/pip: \1/p' $$log | tail -n 1 >&2
-	fail "pip could not install (all it said: $$log). Check the network, or the index pip uses (PIP_INDEX_URL), and run make again"
+	fail "pip could not install (its output: $$log). Check the network, or the index pip uses (PIP_INDEX_URL), and run make again"
 fi
 mv $$stamp.new $$stamp; rm -f $$stamp.old
 endef
 
 ifdef stamp
-setup: $(stamp)  ## make .venv and install what everything needs (PYTHON=python3.12 chooses; its own .venv-3.12)
+setup: $(stamp)  ## create .venv and install the dependencies (PYTHON=python3.12 creates .venv-3.12)
 	@:
 $(stamp): export script = $(make_environment)
 $(stamp): pyproject.toml $(if $(intact),,force)
@@ -121,24 +122,32 @@ $(stamp): pyproject.toml $(if $(intact),,force)
 .PHONY: force
 endif
 
-# --- what people run -------------------------------------------------------------------------------------------------
+# --- the targets -----------------------------------------------------------------------------------------------------
 
 help:  ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-8s %s\n' $$name "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-9s %s\n' $$name "$$text"; done
 
-demo: setup  ## distil on real handwritten digits: a few minutes, results in runs/digits (ARGS="--help" for its options)
+demo: setup  ## distill on real handwritten digits: a few minutes, results in runs/digits (ARGS="--help" for its options)
 	$(PY) -m experiments.digits $(ARGS)
 
-test: setup  ## run the tests and doctests (ARGS="-k name" for some of them)
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+pytest = $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+test: setup  ## run the tests and doctests that are not marked slow (ARGS="-k name" for some of them)
+	$(pytest) -m "not slow" $(ARGS)
+
+test-slow: setup  ## run the tests marked slow: large networks, killed processes, several hosts, whole experiments
+	$(pytest) -m slow $(ARGS)
+
+test-all: setup  ## run every test and doctest
+	$(pytest) $(ARGS)
 
 lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup  ## measure: steps, cached teachers, other libraries, memory, losses, seeds (each: python -m benchmarks.NAME --help)
+bench: setup  ## run the benchmarks: steps, cached teachers, peers, placement, memory, losses, seeds
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
 	$(PY) -m benchmarks.peers
@@ -148,4 +157,4 @@ bench: setup  ## measure: steps, cached teachers, other libraries, memory, losse
 	$(PY) -m benchmarks.seeds
 
 clean:  ## remove environments and caches, not runs/
-	rm -rf .venv .venv-3.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

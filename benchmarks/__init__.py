@@ -1,1 +1,1 @@
-"""Benchmarks: scripts that print what they measure and on what; `results/` keeps what was really run."""
+"""Benchmarks: scripts that print measurements with machine and versions; `results/` keeps logs."""

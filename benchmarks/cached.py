@@ -1,9 +1,9 @@
-"""What an epoch with a cached teacher costs over one of the student alone, and what it saves over a live teacher.
+"""Cost of an epoch with a cached teacher, relative to the student alone and to a live teacher.
 
 Run ``python -m benchmarks.cached`` (or ``make bench``). Four trainings of one student, on the same resident set with
 the same augmentation, take turns in one process, each epoch a single dispatch: the student alone (cross-entropy); with
-cached teacher outputs (cross-entropy and soft targets); with the same losses and no teacher, the targets being a column
-of the set, which tells the cost of the loss from the cost of the cache; and with the teacher evaluated in every step.
+cached teacher outputs (cross-entropy and soft targets); with the same losses on targets that are a column of the set,
+which separates the cost of the loss from that of the cache; and with the teacher evaluated in every step.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.common import costs, ratio, report, seconds_in_turn
+from benchmarks.common import costs, make_chunk, random_images, ratio, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.training import preprocess
-from jaxkd.training.programs import run_chunk
 
 VIEWS, EPOCHS = 4, 240
 ALONE, COLUMN, CACHED, LIVE = "alone", "column", "cached", "live"
 
 
 class Case(NamedTuple):
-    """A pair of networks, a set, and its augmentation."""
+    """Student, teacher, a set, and its augmentation."""
 
     student: nn.Module
     teacher: nn.Module
@@ -44,18 +43,11 @@ class Case(NamedTuple):
     augment: Callable[[Any], Any]
 
 
-def synthetic(examples: int) -> data.Dataset:
-    """Images and labels of the form of CIFAR-100, at random: the time does not depend on what they show."""
-    random = np.random.default_rng(0)
-    image = random.integers(0, 256, (examples, 32, 32, 3), np.uint8)
-    return data.from_arrays(image, random.integers(0, 100, examples), num_classes=100, name="random")
-
-
 def cases(resnet_batch: int, resnet_steps: int, data_dir: Path | None) -> dict[str, Case]:
-    """The two sizes at which a teacher's cost shows differently."""
+    """Returns a case whose cost is mostly the teacher's, and one of convolutions."""
     digits = data.load("digits", "train")
     examples = resnet_batch * resnet_steps
-    images = synthetic(examples) if data_dir is None else data.load("cifar100", f"train[:{examples}]", data_dir)
+    images = random_images(examples) if data_dir is None else data.load("cifar100", f"train[:{examples}]", data_dir)
     small = functools.partial(data.shift, seed=0), functools.partial(data.normalize, mean=(0.5,), std=(0.5,))
     mean, std = data.CIFAR100_MEAN, data.CIFAR100_STD
     large = functools.partial(data.random_crop_flip, seed=0), functools.partial(data.normalize, mean=mean, std=std)
@@ -70,11 +62,11 @@ def cases(resnet_batch: int, resnet_steps: int, data_dir: Path | None) -> dict[s
 
 
 def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], jaxkd.cache.Cache]:
-    """Each training's distiller and input, and the cache of one of them."""
+    """Returns each training's distiller and input, and the cache."""
     loader = data.Resident(case.dataset, case.batch_size, drop_remainder=True)
     model, student = jaxkd.adapters.linen(case.teacher), jaxkd.adapters.linen(case.student)
-    shown = case.augment(next(loader.batches()))
-    variables = case.teacher.init(jax.random.key(1), shown["image"][:1])
+    example = case.augment(next(loader.batches()))
+    variables = case.teacher.init(jax.random.key(1), example["image"][:1])
     cache = jaxkd.cache.write_cache(directory, model, variables, loader, transform=case.augment, views=VIEWS)
     ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1)
     kd = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
@@ -98,18 +90,18 @@ def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], jaxk
 
 
 def compare(name: str, case: Case, rounds: int, epochs: int) -> dict[str, Any]:
-    """One row of the result: each round runs some epochs of each side."""
+    """Returns the row of a case; a round runs ``epochs`` epochs of each side."""
     programs: dict[str, Any] = {}
-    states, inputs, found = {}, {}, {}
+    states, inputs, cost = {}, {}, {}
     with tempfile.TemporaryDirectory() as directory:
         pair, cache = sides(case, Path(directory))
         for side, (kd, loader) in pair.items():
             steps = loader.steps_per_epoch
             states[side] = kd.init(jax.random.key(0), next(iter(loader)))
             inputs[side] = loader.arrays
-            chunk: Any = run_chunk(kd.step, loader.gather)
+            chunk: Any = make_chunk(kd.step, loader.gather)
             programs[side] = chunk.lower(states[side], loader.arrays, jnp.int32(0), length=steps).compile()
-            found[side] = costs(programs[side])
+            cost[side] = costs(programs[side])
 
         def epochs_of(side: str) -> Callable[[], Any]:
             def run() -> Any:
@@ -120,11 +112,11 @@ def compare(name: str, case: Case, rounds: int, epochs: int) -> dict[str, Any]:
             return run
 
         seconds = seconds_in_turn({side: epochs_of(side) for side in pair}, rounds)
-        each = {side: statistics.median(s / epochs for s in seconds[side]) for side in pair}
+        epoch_seconds = {side: statistics.median(s / epochs for s in seconds[side]) for side in pair}
         return {
             "case": name,
-            "flops": {side: cost["flops"] for side, cost in found.items()},
-            "seconds_per_epoch": each,
+            "flops": {side: each["flops"] for side, each in cost.items()},
+            "seconds_per_epoch": epoch_seconds,
             "cached_time_over": {side: ratio(seconds[CACHED], seconds[side]) for side in pair},
             "cache": {
                 "views": cache.views,
@@ -133,20 +125,22 @@ def compare(name: str, case: Case, rounds: int, epochs: int) -> dict[str, Any]:
                 "seconds_to_compute": cache.seconds,
             },
             "epochs": EPOCHS,
-            "seconds_saved": EPOCHS * (each[LIVE] - each[CACHED]) - cache.seconds,
-            "seconds_live": EPOCHS * each[LIVE],
+            "seconds_saved": EPOCHS * (epoch_seconds[LIVE] - epoch_seconds[CACHED]) - cache.seconds,
+            "seconds_live": EPOCHS * epoch_seconds[LIVE],
         }
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 11,
-    mlp_epochs: Annotated[int, tyro.conf.arg(help="epochs of the MLP in a round")] = 40,
+    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 11,
+    mlp_epochs: Annotated[int, tyro.conf.arg(help="epochs of the MLP per round")] = 40,
     resnet_batch: Annotated[
-        int, tyro.conf.arg(help="XLA runs convolutions in a scan slowly on a CPU; more elsewhere")
+        int, tyro.conf.arg(help="batch size of the resnet; on a CPU, XLA runs convolutions in a scan slowly")
     ] = 16,
-    resnet_steps: Annotated[int, tyro.conf.arg(help="steps in an epoch of the resnet")] = 2,
-    data_dir: Annotated[Path | None, tyro.conf.arg(help="a TFDS data_dir with cifar100; random images without")] = None,
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    resnet_steps: Annotated[int, tyro.conf.arg(help="steps per epoch of the resnet")] = 2,
+    data_dir: Annotated[
+        Path | None, tyro.conf.arg(help="TFDS data_dir with cifar100; otherwise, random images")
+    ] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
     """Compares epochs of the student alone, with a cached teacher and with a live one."""
     rows = []
@@ -154,7 +148,7 @@ def main(
         row = compare(name, case, rounds, mlp_epochs if "MLP" in name else 1)
         rows.append(row)
         table = Table(title=row["case"], title_justify="left")
-        for column in ("", "FLOPs of a step", "ms an epoch", "cached / this: FLOPs", "time"):
+        for column in ("", "FLOPs of a step", "ms per epoch", "cached / this: FLOPs", "time"):
             table.add_column(column, justify="right" if column else "left")
         for side, flops in row["flops"].items():
             milliseconds = 1e3 * row["seconds_per_epoch"][side]
@@ -168,8 +162,8 @@ def main(
         size = row["cache"]
         table.caption = (
             f"{size['bytes_per_example']:g} bytes for each of {VIEWS} views, {size['bytes'] / 2**10:,.0f} KiB in all, "
-            f"computed in {size['seconds_to_compute']:.2f} s. {EPOCHS} epochs with the teacher live take "
-            f"{row['seconds_live']:.1f} s; the cache saves {row['seconds_saved']:.1f} s of them."
+            f"computed in {size['seconds_to_compute']:.2f} s. {EPOCHS} epochs with a live teacher take "
+            f"{row['seconds_live']:.1f} s, of which the cache saves {row['seconds_saved']:.1f} s."
         )
         rich.print(table)
     report(rows, out)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: compiled costs, timing in turn, the machine, and the JSON that `results/` keeps."""
+"""Shared by the benchmarks: compiled costs, alternating timing, machine, JSON results."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import rich
 
-#: runs one round of a side and waits for its result
+from jaxkd import data
+
+#: runs one round of a side and returns arrays to wait for
 Round = Callable[[], Any]
 
 
 def costs(compiled: Any) -> dict[str, float]:
-    """The FLOPs and the temporary bytes of a compiled program; a loop's body counts once among the FLOPs."""
+    """Returns FLOPs and temporary bytes of a compiled program.
+
+    The FLOPs include a loop's body once.
+    """
     analysis, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return {"flops": analysis["flops"], "temporary_bytes": memory.temp_size_in_bytes}
 
 
 def seconds_in_turn(sides: Mapping[str, Round], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round; the sides take turns, in an order that alternates, and the first warms up.
+    """Measures the seconds of each side in each round.
 
-    Whatever else the machine does falls on all of them alike.
+    The sides take turns, in alternating order, so that other load of the machine affects all of them. An additional
+    first round warms up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(rounds + 1):
@@ -42,18 +50,41 @@ def seconds_in_turn(sides: Mapping[str, Round], rounds: int) -> dict[str, list[f
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """The median over the rounds of the ratio within a round."""
+    """Returns the median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def quartiles(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
-    """The lower quartile, the median and the upper quartile, over the rounds, of the ratio within a round."""
+    """Returns the quartiles over rounds of the ratio within a round."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
 
 
+def make_chunk(step: Callable[..., Any], gather: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles steps on resident data as one dispatch, as `jaxkd.training.fit` runs them.
+
+    Returns:
+      ``(state, arrays, first, *, length) -> (state, stacked metrics)``, compiled per length; it donates the state.
+    """
+
+    def chunk(state: Any, arrays: Any, first: Any, *, length: int) -> Any:
+        def one_step(state: Any, number: Any) -> Any:
+            return step(state, gather(arrays, number))
+
+        return jax.lax.scan(one_step, state, first + jnp.arange(length, dtype=jnp.int32))
+
+    return jax.jit(chunk, static_argnames="length", donate_argnums=0)
+
+
+def random_images(examples: int) -> data.Dataset:
+    """Returns random images and labels of CIFAR-100's form: the time does not depend on their content."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (examples, 32, 32, 3), np.uint8)
+    return data.from_arrays(image, random.integers(0, 100, examples), num_classes=100, name="random")
+
+
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Returns the machine and the versions of a measurement."""
     return {
         "platform": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -65,9 +96,15 @@ def machine() -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]], out: Path | None, versions: Mapping[str, str] | None = None) -> None:
-    """Prints the machine, and versions of whatever else took part, and writes the rows with it."""
-    found = {**machine(), **(versions or {})}
-    rich.print(found)
+    """Prints machine and versions, and writes them with the rows to a file.
+
+    Args:
+      rows: results.
+      out: JSON file, or None.
+      versions: versions of other libraries that were measured.
+    """
+    described = {**machine(), **(versions or {})}
+    rich.print(described)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"machine": found, "rows": rows}, indent=2) + "\n")
+        out.write_text(json.dumps({"machine": described, "rows": rows}, indent=2) + "\n")

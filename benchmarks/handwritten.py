@@ -1,9 +1,9 @@
-"""A distillation step, a loop and an epoch as one writes them out for one experiment, with Flax, jax.numpy and optax.
+"""A distillation step and an epoch written by hand for one experiment, with Flax and optax.
 
-Cross-entropy + soft targets + a learned hint, SGD with momentum. What a good engineer would do is done: the step is
+Cross-entropy, soft targets and a learned hint, with SGD and momentum. The code follows good practice: the step is
 compiled once, the state is donated, the teacher is an argument that is neither donated nor returned, the metrics are
-scalars that stay on the device, and an epoch is one `jax.lax.scan` over rows of the data, which lies on the device too.
-The two losses are optax's, which have no masks, no guards for excluded classes, and a KL that rounds where it is small.
+scalars on the device, and an epoch is one `jax.lax.scan` over rows of a set on the device. The two losses are optax's,
+which have no masks, no guards for excluded classes, and a KL with rounding errors for small divergences.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEMPERATURE, KD_WEIGHT, CE_WEIGHT, HINT_WEIGHT = 4.0, 0.9, 0.1, 10.0
 
 
 class Losses(NamedTuple):
-    """Of logits and labels, and of the student's and the teacher's logits; one value per example."""
+    """Losses of ``(logits, labels)`` and of ``(student logits, teacher logits)``, per example."""
 
     cross_entropy: Callable[[Any, Any], Any]
     soft_target_kl: Callable[[Any, Any], Any]
@@ -35,7 +35,7 @@ OPTAX = Losses(optax.softmax_cross_entropy_with_integer_labels, _kl)
 
 
 def make_state(params: Any, regressor: Any, batch_stats: Any, optimizer: optax.GradientTransformation) -> Any:
-    """The state of a run; its arrays are copies, since a step takes them."""
+    """Builds the state of a run; it copies the arrays, since a step donates them."""
     params, regressor, batch_stats = jax.tree.map(jnp.copy, (params, regressor, batch_stats))
     return {
         "params": params,
@@ -49,7 +49,7 @@ def make_state(params: Any, regressor: Any, batch_stats: Any, optimizer: optax.G
 def make_step(
     student: nn.Module, teacher: nn.Module, tap: str, optimizer: optax.GradientTransformation, losses: Losses = OPTAX
 ) -> Callable[[Any, Any, Any], Any]:
-    """``(state, teacher variables, batch) -> (state, metrics)``, to be compiled."""
+    """Returns ``(state, teacher variables, batch) -> (state, metrics)``, not yet compiled."""
     path = tap.split("/")
 
     def forward(model: nn.Module, variables: Any, image: Any, train: bool) -> Any:
@@ -92,7 +92,7 @@ def make_step(
 
 
 def make_epoch(step: Callable[[Any, Any, Any], Any], batch_size: int) -> Callable[..., Any]:
-    """``(state, teacher variables, arrays, key) -> (state, stacked metrics)``: every row once, in a new order."""
+    """Returns ``(state, teacher variables, arrays, key) -> (state, stacked metrics)``, a shuffled epoch."""
 
     def epoch(state: Any, teacher_variables: Any, arrays: Any, key: Any) -> Any:
         count = len(arrays["label"])
@@ -103,7 +103,7 @@ def make_epoch(step: Callable[[Any, Any, Any], Any], batch_size: int) -> Callabl
 
 
 def in_order(step: Callable[[Any, Any, Any], Any], state: Any, teacher_variables: Any, arrays: Any, order: Any) -> Any:
-    """A scan over batches of rows, ``[steps, batch]``."""
+    """Runs steps over the batches of rows ``[steps, batch]`` in a scan."""
 
     def one(state: Any, rows: Any) -> Any:
         return step(state, teacher_variables, {name: value[rows] for name, value in arrays.items()})

@@ -1,15 +1,14 @@
-"""What each loss costs over its plain formula: compiled FLOPs, temporary memory, and time (a ratio).
+"""Cost of each loss relative to its plain formula: compiled FLOPs, temporary memory, time.
 
-Run ``python -m benchmarks.losses``. Every loss of the library is compiled with its gradient at a size that training
-has, and so is the formula as one writes it down in jax.numpy (`benchmarks.plain`), without masks, guards or blocks.
-Both run in turn in one process; the ratio is the median over the rounds. The formulas also agree: the column
-``difference`` is that of value and gradient, relative to the largest entry.
+Run ``python -m benchmarks.losses``. Every loss of the library is compiled with its gradient at a size that is usual in
+training, and so is the plain formula in jax.numpy (`benchmarks.plain`), without masks, guards or blocks. Both take
+turns in one process; the ratio is the median over the rounds. The column ``difference`` verifies that the formulas
+agree: it is the difference of value and gradient, relative to the largest entry.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,21 +23,29 @@ from rich.table import Table
 
 from benchmarks import plain
 from benchmarks.common import costs, ratio, report, seconds_in_turn
+from jaxkd import losses
 
 LOGITS, MAPS, EMBEDDINGS = (256, 1000), (32, 16, 16, 64), (256, 256)
 TOKENS, ATTENTION, FRAMES, PIXELS = (8, 128, 512), (8, 8, 128, 128), (8, 100, 64), (2, 64, 64, 21)
 
 
 class Case(NamedTuple):
-    """A loss, and the shapes of its arrays; a dtype is told by the maker."""
+    """A loss and its arguments.
 
-    module: str
+    Attributes:
+      name: name of the loss in `jaxkd.losses`.
+      arrays: positional arguments.
+      options: hyperparameters, of the loss and of the plain formula.
+      call: ``(loss, *arrays) -> values``, where the arguments need another form.
+      plain: plain formula; by default the function of `benchmarks.plain` with the loss's name.
+      argnums: positions of the arguments to differentiate, the student's.
+    """
+
     name: str
     arrays: tuple[Any, ...]
     options: dict[str, Any] = {}
     call: Callable[..., Any] | None = None
     plain: Callable[..., Any] | None = None
-    #: arguments that are differentiated: the student's
     argnums: tuple[int, ...] = (0,)
 
 
@@ -52,7 +59,7 @@ def integers(shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
 
 
 def cases() -> list[Case]:
-    """One for each loss."""
+    """Returns a case per loss."""
     logits, maps, embeddings, tokens = (normal(shape, shape) for shape in (LOGITS, MAPS, EMBEDDINGS, TOKENS))
     attention, frames, pixels = (normal(shape, shape) for shape in (ATTENTION, FRAMES, PIXELS))
     near = normal(EMBEDDINGS, EMBEDDINGS, scale=0.02)  # DarkRank cubes distances
@@ -68,56 +75,55 @@ def cases() -> list[Case]:
     def pairs(loss: Callable[..., Any], a: Any, b: Any, c: Any, d: Any) -> Any:
         return loss((a, b), (c, d))
 
-    def group(module: str, names: str, arrays: tuple[Any, ...], **options: Any) -> list[Case]:
-        return [Case(module, name, arrays, **options) for name in names.split()]
+    def group(names: str, arrays: tuple[Any, ...], **options: Any) -> list[Case]:
+        return [Case(name, arrays, **options) for name in names.split()]
 
-    activations, flow, relations = "features.activations", "features.flow", "relations.similarities"
     return [
-        *group("logits", "cross_entropy", (logits[0], labels)),
-        *group("logits", "soft_target_kl reverse_kl generalized_jsd dist logit_mse", logits),
-        *group("logits", "decoupled_kd", (*logits, labels)),
-        *group("targets", "soft_cross_entropy", (logits[0], probabilities)),
-        *group("targets", "label_smoothing virtual_teacher_kl", (logits[0], labels)),
-        *group("divergences", "skew_kl skew_reverse_kl", logits),
-        *group("divergences", "top_k_kl", (logits[0], top, indices)),
-        *group(activations, "hint_mse", maps, plain=plain.mean_square),
-        *group(activations, "activation_boundary hierarchical_context", maps),
-        *group(activations, "overhaul", (*maps, -positive)),
-        *group(activations, "gaussian_nll channel_weighted_mse", (*maps, positive)),
-        *group("features.attention", "attention_transfer factor_transfer neuron_selectivity channel_kl", maps),
-        *group(flow, "solution_flow", normal(*[MAPS] * 4), call=pairs, argnums=(0, 1)),
-        *group(flow, "singular_vectors", normal(*[(8, 8, 8, 32)] * 4), call=pairs, argnums=(0, 1)),  # LAPACK is slow
-        *group("relations.distances", "distance_relation angle_relation", (embeddings[0][:128], embeddings[1][:128])),
-        *group(relations, "similarity_preserving correlation_congruence", embeddings),
-        *group(relations, "consecutive_correlation probabilistic_transfer", embeddings),
-        *group("relations.ranks", "darkrank_hard darkrank_soft", near),
-        *group("contrastive", "contrastive_nce", (np.abs(normal((64, 4097))[0]),), options={"num_data": 50000}),
-        *group("contrastive", "info_nce", embeddings),
-        *group("transformers", "attention_kl", attention),
-        *group("transformers", "attention_mse", attention, plain=plain.mean_square),
-        *group("transformers", "value_relation_kl", tokens, call=lambda f, s, t: f(s, t, heads=8)),
-        *group("transformers", "hidden_cosine", tokens),
-        *group("transformers", "hidden_mse", tokens, plain=plain.mean_square),
-        *group("sequence", "ctc", (frames[0], words)),
-        *group("sequence", "ctc_n_best", (frames[0], n_best, normal((8, 4))[0])),
-        *group("sequence", "n_best_nll", normal((256, 8), (256, 8))),
-        *group("sequence", "frame_kl", frames),
-        *group("gradients", "jacobian_matching", maps),
-        *group("chunked", "linear_soft_target_kl linear_generalized_jsd", linear, argnums=(0, 1)),
-        *group("dense.detection", "class_weighted_cross_entropy", pixels),
-        *group("dense.detection", "bounded_regression", normal((8, 4096, 4), (8, 4096, 4), (8, 4096, 4))),
-        *group("dense.detection", "feature_imitation", (*maps, mask)),
-        *group("dense.segmentation", "pixel_kl", pixels),
-        *group("dense.segmentation", "pair_affinity", wide),
-        *group("dense.regions", "region_affinity", (*normal((2, 64, 64, 32), (2, 64, 64, 32)), regions)),
-        *group("dense.pose", "heatmap_mse", heatmaps, plain=plain.mean_square),
-        *group("dense.pose", "joint_structure", heatmaps),
+        *group("cross_entropy", (logits[0], labels)),
+        *group("soft_target_kl reverse_kl generalized_jsd dist logit_mse", logits),
+        *group("decoupled_kd", (*logits, labels)),
+        *group("soft_cross_entropy", (logits[0], probabilities)),
+        *group("label_smoothing virtual_teacher_kl", (logits[0], labels)),
+        *group("skew_kl skew_reverse_kl", logits),
+        *group("top_k_kl", (logits[0], top, indices)),
+        *group("hint_mse", maps, plain=plain.mean_square),
+        *group("activation_boundary hierarchical_context", maps),
+        *group("overhaul", (*maps, -positive)),
+        *group("gaussian_nll channel_weighted_mse", (*maps, positive)),
+        *group("attention_transfer factor_transfer neuron_selectivity channel_kl", maps),
+        *group("solution_flow", normal(*[MAPS] * 4), call=pairs, argnums=(0, 1)),
+        *group("singular_vectors", normal(*[(8, 8, 8, 32)] * 4), call=pairs, argnums=(0, 1)),  # LAPACK is slow
+        *group("distance_relation angle_relation", (embeddings[0][:128], embeddings[1][:128])),
+        *group("similarity_preserving correlation_congruence", embeddings),
+        *group("consecutive_correlation probabilistic_transfer", embeddings),
+        *group("darkrank_hard darkrank_soft", near),
+        *group("contrastive_nce", (np.abs(normal((64, 4097))[0]),), options={"num_data": 50000}),
+        *group("info_nce", embeddings),
+        *group("attention_kl", attention),
+        *group("attention_mse", attention, plain=plain.mean_square),
+        *group("value_relation_kl", tokens, call=lambda f, s, t: f(s, t, heads=8)),
+        *group("hidden_cosine", tokens),
+        *group("hidden_mse", tokens, plain=plain.mean_square),
+        *group("ctc", (frames[0], words)),
+        *group("ctc_n_best", (frames[0], n_best, normal((8, 4))[0])),
+        *group("n_best_nll", normal((256, 8), (256, 8))),
+        *group("frame_kl", frames),
+        *group("jacobian_matching", maps),
+        *group("linear_soft_target_kl linear_generalized_jsd", linear, argnums=(0, 1)),
+        *group("class_weighted_cross_entropy", pixels),
+        *group("bounded_regression", normal((8, 4096, 4), (8, 4096, 4), (8, 4096, 4))),
+        *group("feature_imitation", (*maps, mask)),
+        *group("pixel_kl", pixels),
+        *group("pair_affinity", wide),
+        *group("region_affinity", (*normal((2, 64, 64, 32), (2, 64, 64, 32)), regions)),
+        *group("heatmap_mse", heatmaps, plain=plain.mean_square),
+        *group("joint_structure", heatmaps),
     ]
 
 
 def compare(case: Case, rounds: int, least: float) -> dict[str, Any]:
-    """One row of the result: value and gradient of both, each compiled once."""
-    loss = getattr(importlib.import_module(f"jaxkd.losses.{case.module}"), case.name)
+    """Returns the row of a case, from compiled values and gradients of both sides."""
+    loss = getattr(losses, case.name)
     function = functools.partial(loss, **case.options)
     called = functools.partial(case.call, function) if case.call else function
     formula = functools.partial(case.plain or getattr(plain, case.name), **case.options)
@@ -141,25 +147,24 @@ def compare(case: Case, rounds: int, least: float) -> dict[str, Any]:
         return result
 
     seconds = seconds_in_turn({name: functools.partial(many, program) for name, program in compiled.items()}, rounds)
-    both = zip(*(jax.tree.leaves(results[name]) for name in sides), strict=True)
-    found = {name: costs(program) for name, program in compiled.items()}
+    pairs = zip(*(jax.tree.leaves(results[name]) for name in sides), strict=True)
+    cost = {name: costs(program) for name, program in compiled.items()}
     return {
-        "module": case.module,
         "loss": case.name,
         "shapes": [list(array.shape) for array in arrays],
-        "flops": {name: cost["flops"] for name, cost in found.items()},
-        "temporary_bytes": {name: cost["temporary_bytes"] for name, cost in found.items()},
+        "flops": {name: each["flops"] for name, each in cost.items()},
+        "temporary_bytes": {name: each["temporary_bytes"] for name, each in cost.items()},
         "milliseconds": {name: 1e3 * float(np.median(seconds[name])) / repeats for name in sides},
         "time_ratio": ratio(seconds["library"], seconds["plain"]),
-        "difference": max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in both),
+        "difference": max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs),
     }
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 9,
-    least: Annotated[float, tyro.conf.arg(help="seconds that a round of a loss takes at least")] = 0.05,
-    only: Annotated[str, tyro.conf.arg(help="losses with this in their name or file")] = "",
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 9,
+    least: Annotated[float, tyro.conf.arg(help="minimum duration of a round of a loss, in seconds")] = 0.05,
+    only: Annotated[str, tyro.conf.arg(help="substring of the names of the losses to measure")] = "",
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
     """Compares value and gradient of every loss with the plain formula's."""
     rows = []
@@ -167,7 +172,7 @@ def main(
     for column in ("loss", "FLOPs", "memory, MiB", "plain, MiB", "ms", "plain, ms", "time ratio", "difference"):
         table.add_column(column, justify="left" if column == "loss" else "right")
     for case in cases():
-        if only not in f"{case.module}.{case.name}":
+        if only not in case.name:
             continue
         row = compare(case, rounds, least)
         rows.append(row)

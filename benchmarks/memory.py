@@ -1,14 +1,13 @@
-"""The memory of the losses that keep it in bounds: compiled temporary memory, with the gradient, exactly.
+"""Temporary memory of the memory-efficient losses and their gradients, as compiled.
 
-Run ``python -m benchmarks.memory``; nothing is run, only compiled. The chunked losses stand beside the same losses of
-the logits, with the gradients of the student's hidden states and kernel (and with ``--seconds`` they are also timed in
-turn), the relations beside the limits that they are held to.
+Run ``python -m benchmarks.memory``, which compiles the losses without running them. The chunked losses are compared
+with the same losses of logits, with gradients of the student's hidden states and kernel (``--seconds`` also times them
+in turn); the relations are compared with their limits.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,27 +19,32 @@ import tyro
 from rich.table import Table
 
 from benchmarks.common import costs, ratio, report, seconds_in_turn
-from jaxkd.losses import chunked, logits
+from jaxkd import losses
 
 MIB = 2**20
-#: temporary MiB of a relation with its gradient, and what the dense loss takes over the chunked one at least
+#: upper limit of a relation's temporary MiB with its gradient, by batch size
 LIMITS = {1024: 300}
+#: lower limit of the dense loss's memory over the chunked loss's
 LEAST_SAVING = 6.0
 
 CHUNKED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "soft_target_kl": (logits.soft_target_kl, chunked.linear_soft_target_kl),
-    "generalized_jsd": (logits.generalized_jsd, chunked.linear_generalized_jsd),
+    "soft_target_kl": (losses.soft_target_kl, losses.linear_soft_target_kl),
+    "generalized_jsd": (losses.generalized_jsd, losses.linear_generalized_jsd),
 }
 
-RELATIONS = {
-    "relations.distances": "distance_relation angle_relation",
-    "relations.similarities": "similarity_preserving correlation_congruence probabilistic_transfer",
-    "relations.ranks": "darkrank_hard darkrank_soft",
-}
+RELATIONS = (
+    "distance_relation",
+    "angle_relation",
+    "similarity_preserving",
+    "correlation_congruence",
+    "probabilistic_transfer",
+    "darkrank_hard",
+    "darkrank_soft",
+)
 
 
 def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
-    """Value and gradient of the mean, of the logits and of the hidden states; no gradient for the teacher."""
+    """Returns value and gradient of the mean, with dense logits and in chunks of the vocabulary."""
     of_logits, of_hidden = CHUNKED[loss]
 
     def dense(student: Any, kernel: Any, teacher: Any, teacher_kernel: Any) -> Any:
@@ -53,21 +57,21 @@ def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
 
 
 def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, rounds: int) -> dict[str, Any]:
-    """One row for a chunked loss."""
+    """Returns the row of a chunked loss."""
     shapes = (tokens, hidden), (hidden, vocabulary), (tokens, teacher), (teacher, vocabulary)
     abstract = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     compiled = {side: jax.jit(f).lower(*abstract).compile() for side, f in linear_sides(loss).items()}
-    found = {side: costs(program) for side, program in compiled.items()}
+    cost = {side: costs(program) for side, program in compiled.items()}
     row: dict[str, Any] = {
         "loss": loss,
         "tokens": tokens,
         "vocabulary": vocabulary,
         "hidden": [hidden, teacher],
-        "temporary_bytes": {side: cost["temporary_bytes"] for side, cost in found.items()},
-        "memory_saving": found["dense"]["temporary_bytes"] / found["chunked"]["temporary_bytes"],
+        "temporary_bytes": {side: each["temporary_bytes"] for side, each in cost.items()},
+        "memory_saving": cost["dense"]["temporary_bytes"] / cost["chunked"]["temporary_bytes"],
         "limit": LEAST_SAVING,
-        # A compiler counts a loop's body once. One pass has the products of the dense loss, and no others.
-        "flops": {"dense": found["dense"]["flops"], "products": 2.0 * tokens * vocabulary * (3 * hidden + teacher)},
+        # The compiler counts a loop's body once, so the chunked loss's FLOPs are computed: the dense loss's products.
+        "flops": {"dense": cost["dense"]["flops"], "products": 2.0 * tokens * vocabulary * (3 * hidden + teacher)},
     }
     if rounds:
         keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -80,9 +84,9 @@ def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, r
     return row
 
 
-def relation(module: str, name: str, batch: int, features: int) -> dict[str, Any]:
-    """One row for a relation, student and teacher of one size."""
-    loss = getattr(importlib.import_module(f"jaxkd.losses.{module}"), name)
+def relation(name: str, batch: int, features: int) -> dict[str, Any]:
+    """Returns the row of a relation, with student and teacher features of one size."""
+    loss = getattr(losses, name)
     array = jax.ShapeDtypeStruct((batch, features), jnp.float32)
     compiled = jax.jit(jax.value_and_grad(lambda s, t: loss(s, t).mean())).lower(array, array).compile()
     return {"loss": name, "batch": batch, "features": features, "limit_mib": LIMITS.get(batch)} | costs(compiled)
@@ -91,16 +95,16 @@ def relation(module: str, name: str, batch: int, features: int) -> dict[str, Any
 def main(
     tokens: int = 4096,
     vocabulary: int = 32768,
-    hidden: Annotated[tuple[int, int], tyro.conf.arg(help="sizes of the student's and the teacher's states")] = (
+    hidden: Annotated[tuple[int, int], tyro.conf.arg(help="sizes of the student's and the teacher's hidden states")] = (
         512,
         1024,
     ),
-    batches: Annotated[tuple[int, ...], tyro.conf.arg(help="batches of the relations")] = (1024, 4096),
+    batches: Annotated[tuple[int, ...], tyro.conf.arg(help="batch sizes of the relations")] = (1024, 4096),
     features: int = 256,
-    seconds: Annotated[int, tyro.conf.arg(help="also time the chunked losses, in so many rounds")] = 0,
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    seconds: Annotated[int, tyro.conf.arg(help="number of rounds that time the chunked losses")] = 0,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
-    """Compiles the chunked losses and the relations, with gradients, and says what memory they take."""
+    """Compiles the chunked losses and the relations with gradients, and reports their memory."""
     rows = [linear(loss, tokens, vocabulary, *hidden, seconds) for loss in CHUNKED]
     table = Table(title=f"{tokens} tokens × {vocabulary} words, hidden {hidden[0]} and {hidden[1]}")
     for column in ("", "dense, MiB", "chunked, MiB", "saving", "at least", "dense, s", "chunked, s", "time ratio"):
@@ -116,8 +120,7 @@ def main(
             f"{row['time_ratio']:.2f}" if timed else "-",
         )
     rich.print(table)
-    pairs = [(module, name) for module, names in RELATIONS.items() for name in names.split()]
-    relations = [relation(module, name, batch, features) for module, name in pairs for batch in batches]
+    relations = [relation(name, batch, features) for name in RELATIONS for batch in batches]
     table = Table(title=f"relations of {features} features, with the gradient")
     for column in ("", "batch", "MiB", "[batch, batch] arrays", "limit, MiB", "GFLOP"):
         table.add_column(column, justify="right" if column else "left")
@@ -130,7 +133,7 @@ def main(
             str(row["limit_mib"] or "-"),
             f"{row['flops'] / 1e9:,.2f}",
         )
-    table.caption = "of a loop, a compiler counts one round's FLOPs"
+    table.caption = "GFLOP: the compiler counts one iteration of a loop"
     rich.print(table)
     report([*rows, *relations], out)
 

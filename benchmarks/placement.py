@@ -1,7 +1,7 @@
-"""What a device holds of a training state, replicated and fully sharded: bytes, on 2, 4 and 8 simulated devices.
+"""Bytes of a training state per device, replicated and fully sharded, on 2, 4 and 8 devices.
 
-Run ``python -m benchmarks.placement``. A resnet8x4 learns from a resnet32x4. The devices are simulated, so no time is
-measured; the bytes are those that real devices would hold.
+Run ``python -m benchmarks.placement``. A resnet8x4 learns from a resnet32x4. The devices are simulated, so that times
+have no meaning; the bytes are those that real devices would hold.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from jaxkd import losses, models
 BATCH = {"image": np.zeros((8, 32, 32, 3), np.float32), "label": np.zeros(8, np.int32)}
 
 
-def bytes_of_a_device(tree: Any) -> int:
-    """What the fullest device holds of the arrays."""
+def bytes_per_device(tree: Any) -> int:
+    """Returns the largest number of bytes that a device holds of the arrays."""
     held: Counter[Any] = Counter()
     for array in jax.tree.leaves(tree):
         if jnp.issubdtype(array.dtype, jax.dtypes.extended):
@@ -37,19 +37,19 @@ def bytes_of_a_device(tree: Any) -> int:
 
 
 def measure(kd: jaxkd.Distiller, batch: Any, devices: int) -> dict[str, Any]:
-    """One row: the bytes of a device after a state was made, in both placements."""
+    """Returns the row of a number of devices: bytes of the initial state in both placements."""
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices])
     rules: dict[str, Any] = {"student/|teacher/": jaxkd.parallel.fully_sharded(mesh)}
     placed = {
         "replicated": jaxkd.parallel.shard(kd, mesh),
         "fully_sharded": jaxkd.parallel.shard(kd, mesh, rules=rules),
     }
-    found = {name: bytes_of_a_device(each.init(jax.random.key(0), batch)) for name, each in placed.items()}
-    return {"devices": devices, "bytes": found, "share": found["fully_sharded"] / found["replicated"]}
+    held = {name: bytes_per_device(each.init(jax.random.key(0), batch)) for name, each in placed.items()}
+    return {"devices": devices, "bytes": held, "share": held["fully_sharded"] / held["replicated"]}
 
 
 def distiller(student: Any, teacher: Any, image: Any) -> jaxkd.Distiller:
-    """Soft targets, with momentum: the state is the teacher, and the student twice."""
+    """Builds soft targets with momentum; the state holds the teacher once and the student twice."""
     variables = teacher.init(jax.random.key(1), image[:1])
     return jaxkd.distill(
         jaxkd.adapters.linen(student),
@@ -60,14 +60,14 @@ def distiller(student: Any, teacher: Any, image: Any) -> jaxkd.Distiller:
 
 
 def main(
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
-    """Compares what a device holds in two placements."""
+    """Compares the bytes per device of two placements."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     kd = distiller(models.create("resnet8x4", 100), models.create("resnet32x4", 100), BATCH["image"])
     rows = [measure(kd, BATCH, devices) for devices in (2, 4, 8)]
-    table = Table(title="resnet8x4 from resnet32x4: the state, MiB a device", title_justify="left")
+    table = Table(title="resnet8x4 from resnet32x4: state, MiB per device", title_justify="left")
     for column in ("devices", "replicated", "fully sharded", "share"):
         table.add_column(column, justify="right")
     for row in rows:

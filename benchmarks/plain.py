@@ -1,7 +1,7 @@
-"""The losses as one writes them down in jax.numpy: right at ordinary inputs, without masks, blocks or guards.
+"""Plain formulas of the losses in jax.numpy, without masks, blocks or numerical guards.
 
-`benchmarks.losses` compares the library with these. Each takes the arrays that the loss takes and returns one number,
-the mean over the examples.
+`benchmarks.losses` compares the library with these. Each function takes the arrays of the loss and returns the mean
+over the examples.
 """
 
 from __future__ import annotations
@@ -355,9 +355,9 @@ def region_affinity(s: Array, t: Array, regions: Array) -> Array:
         masks, x = regions.astype(x.dtype)[..., None], x[:, :, :, None, :]
         count = masks.sum((1, 2))
         mean = (masks * x).sum((1, 2)) / count
-        centred = masks * (x - mean[:, None, None])
-        variance = (centred**2).sum((1, 2)) / count
-        skewness = (centred**3).sum((1, 2)) / count / variance**1.5
+        centered = masks * (x - mean[:, None, None])
+        variance = (centered**2).sum((1, 2)) / count
+        skewness = (centered**3).sum((1, 2)) / count / variance**1.5
         moments = normalized(jnp.stack([mean, variance, skewness], axis=1))
         return jnp.einsum("nric,nrjc->nrij", moments, moments)
 

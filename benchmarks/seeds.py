@@ -1,18 +1,19 @@
-"""What it brings to train several seeds as one program (`jaxkd.training.sweep`) over training them in turn.
+"""Speed of training several seeds as one program, `jaxkd.training.sweep`, over training in turn.
 
 Run ``python -m benchmarks.seeds``. A student learns from cached logits, on a resident set with augmentation. Several
-seeds of it are one step that is mapped over all of them, or one compiled step that takes each seed's state in turn. The
-two sides alternate in one process, and a ratio is the median over the rounds, given with its quartiles.
+seeds are one step that is mapped over all of them, or one compiled step that takes each seed's state in turn. The two
+sides alternate in one process, and a ratio is the median over the rounds, with its quartiles.
 
-`jax.vmap` makes a batched product out of products of matrices, but a grouped convolution out of convolutions with
-different kernels. There are three networks: one of products alone; the digits demo's, whose convolutions are written as
-products of patches; and a CIFAR resnet. Steps are dispatched one by one: XLA on a CPU runs the gradients of
-convolutions many times slower in a scan.
+`jax.vmap` turns matrix products into a batched product, but convolutions with different kernels into a grouped
+convolution. There are three networks: one of matrix products; one whose convolutions are written as products of
+patches; and a CIFAR resnet. Steps are dispatched one by one, since on a CPU XLA runs gradients of convolutions many
+times slower in a scan.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,17 +29,31 @@ import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.cached import synthetic
-from benchmarks.common import costs, quartiles, report, seconds_in_turn
-from experiments.digits.models import Net
+from benchmarks.common import costs, quartiles, random_images, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.training import preprocess, sweep
 
 IN_TURN, VMAPPED = "in turn", "vmapped"
 
 
+class PatchNet(nn.Module):
+    """Two 3 × 3 convolutions of 8 × 8 images, written as matrix products of patches."""
+
+    widths: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for width, stride in zip(self.widths, (2, 1), strict=True):
+            height = x.shape[1]
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            offsets = itertools.product(range(3), repeat=2)
+            patches = [x[:, i : i + height : stride, j : j + height : stride] for i, j in offsets]
+            x = nn.relu(nn.Dense(width, kernel_init=nn.initializers.he_normal())(jnp.concatenate(patches, axis=-1)))
+        return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+
 class Case(NamedTuple):
-    """A pair of networks, a set and its augmentation, the batch of a seed, and its steps in a round."""
+    """Student, teacher, a set and its augmentation, the batch size of a seed, and steps per round."""
 
     name: str
     student: nn.Module
@@ -50,24 +65,33 @@ class Case(NamedTuple):
 
 
 def cases(small_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
-    """Products of matrices, convolutions as such products, and convolutions."""
+    """Returns a case of matrix products, one of convolutions as such products, and one of convolutions."""
     digits = data.load("digits", "train")
     shift = functools.partial(data.shift, seed=0), functools.partial(data.normalize, mean=(0.5,), std=(0.5,))
     scale = functools.partial(data.normalize, mean=data.CIFAR100_MEAN, std=data.CIFAR100_STD)
     crop = functools.partial(data.random_crop_flip, seed=0)
     small, large = data.compose(*shift), data.compose(crop, scale)
-    mlp, net = models.MLP((64, 64), 10), Net((8, 8))
+    mlp, net = models.MLP((64, 64), 10), PatchNet((8, 8))
     wide, resnet8, resnet20 = models.MLP((512, 512), 10), models.create("resnet8", 100), models.create("resnet20", 100)
-    images = synthetic(4 * resnet_batch)
+    images = random_images(4 * resnet_batch)
     return [
         Case("MLP 64-64-64-10, digits, batch 64", mlp, wide, digits, small, 64, small_steps),
-        Case("convolutions as products, 8-8, digits, batch 64", net, Net((32, 32)), digits, small, 64, small_steps),
+        Case(
+            "convolutions as products, 8-8, digits, batch 64", net, PatchNet((32, 32)), digits, small, 64, small_steps
+        ),
         Case(f"resnet8, 32 x 32, batch {resnet_batch}", resnet8, resnet20, images, large, resnet_batch, resnet_steps),
     ]
 
 
 class Side(NamedTuple):
-    """A compiled step, its first states, how often it is run for one step of all seeds, and how it is run."""
+    """One way of training several seeds.
+
+    Attributes:
+      compiled: compiled step.
+      states: initial states.
+      calls: calls of the compiled step per step of all seeds.
+      run: ``(states, step number) -> states``.
+    """
 
     compiled: Any
     states: Any
@@ -76,18 +100,18 @@ class Side(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What the trainings of a case have in common."""
+    """Distiller and input of a case."""
 
     kd: jaxkd.Distiller
     loader: Any
 
     def batch(self, arrays: Any, step: Any, seed: Any) -> Any:
-        """A seed's batch of a step."""
+        """Returns the batch of a step for a seed."""
         return self.loader.gather(arrays, step, seed=seed)
 
 
 def setting(case: Case, directory: Path) -> Setting:
-    """The student, and the logits of a teacher that has been evaluated before."""
+    """Builds the student's distiller with cached teacher logits."""
     loader = data.Resident(case.dataset, case.batch_size, drop_remainder=True)
     model, student = jaxkd.adapters.linen(case.teacher), jaxkd.adapters.linen(case.student)
     variables = case.teacher.init(jax.random.key(1), case.augment(next(loader.batches()))["image"][:1])
@@ -103,14 +127,14 @@ def setting(case: Case, directory: Path) -> Setting:
     return Setting(preprocess(kd, train=case.augment), jaxkd.cache.attach(cache, loader))
 
 
-def in_turn(found: Setting, seeds: Sequence[int]) -> Side:
-    """One step at a time, of one seed after the other."""
-    arrays = found.loader.arrays
+def in_turn(shared: Setting, seeds: Sequence[int]) -> Side:
+    """Builds the side that steps one seed after the other."""
+    arrays = shared.loader.arrays
     numbers = [jnp.uint32(seed) for seed in seeds]
-    states = [found.kd.init(jax.random.key(seed), found.batch(arrays, 0, seed)) for seed in seeds]
+    states = [shared.kd.init(jax.random.key(seed), shared.batch(arrays, 0, seed)) for seed in seeds]
 
     def step(state: Any, arrays: Any, number: Any, seed: Any) -> Any:
-        return found.kd.step(state, found.batch(arrays, number, seed))[0]
+        return shared.kd.step(state, shared.batch(arrays, number, seed))[0]
 
     compiled = jax.jit(step).lower(states[0], arrays, jnp.int32(0), numbers[0]).compile()
 
@@ -121,12 +145,12 @@ def in_turn(found: Setting, seeds: Sequence[int]) -> Side:
     return Side(compiled, states, len(seeds), run)
 
 
-def vmapped(found: Setting, seeds: Sequence[int]) -> Side:
-    """One step of all seeds."""
-    arrays, kd = found.loader.arrays, sweep(lambda: found.kd, batch_axis=0)
+def vmapped(shared: Setting, seeds: Sequence[int]) -> Side:
+    """Builds the side that steps all seeds at once."""
+    arrays, kd = shared.loader.arrays, sweep(lambda: shared.kd, batch_axis=0)
 
     def batches(arrays: Any, number: Any) -> Any:
-        return jax.vmap(lambda seed: found.batch(arrays, number, seed))(jnp.asarray(seeds, jnp.uint32))
+        return jax.vmap(lambda seed: shared.batch(arrays, number, seed))(jnp.asarray(seeds, jnp.uint32))
 
     def step(state: Any, arrays: Any, number: Any) -> Any:
         return kd.step(state, batches(arrays, number))[0]
@@ -137,9 +161,9 @@ def vmapped(found: Setting, seeds: Sequence[int]) -> Side:
 
 
 def compare(case: Case, seeds: Sequence[int], rounds: int, directory: Path) -> dict[str, Any]:
-    """One row of the result."""
-    found = setting(case, directory)
-    sides = {IN_TURN: in_turn(found, seeds), VMAPPED: vmapped(found, seeds)}
+    """Returns the row of a case and a number of seeds."""
+    shared = setting(case, directory)
+    sides = {IN_TURN: in_turn(shared, seeds), VMAPPED: vmapped(shared, seeds)}
 
     def steps_of(side: Side) -> Callable[[], Any]:
         def run() -> Any:
@@ -164,17 +188,17 @@ def compare(case: Case, seeds: Sequence[int], rounds: int, directory: Path) -> d
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 7,
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(help="how many seeds")] = (1, 2, 4),
-    small_steps: Annotated[int, tyro.conf.arg(help="steps of the small networks in a round")] = 100,
-    resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet in a round")] = 2,
-    resnet_batch: Annotated[int, tyro.conf.arg(help="examples in a batch of the resnet")] = 64,
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 7,
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(help="numbers of seeds to compare")] = (1, 2, 4),
+    small_steps: Annotated[int, tyro.conf.arg(help="steps of the small networks per round")] = 100,
+    resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet per round")] = 2,
+    resnet_batch: Annotated[int, tyro.conf.arg(help="batch size of the resnet")] = 64,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
-    """Compares seeds that are trained as one program with seeds that are trained in turn."""
+    """Compares training seeds as one program with training them in turn."""
     rows = []
     for case in cases(small_steps, resnet_steps, resnet_batch):
-        table = Table(title=f"{case.name}: images a second", title_justify="left")
+        table = Table(title=f"{case.name}: images per second", title_justify="left")
         for column in ("seeds", IN_TURN, VMAPPED, "vmapped / in turn: speed", "FLOPs"):
             table.add_column(column, justify="right")
         for count in seeds:

@@ -1,17 +1,18 @@
-"""What a composed step costs over a hand-written one: compiled FLOPs and memory (exact), traces, and speed (a ratio).
+"""Cost of a composed step relative to a hand-written one: FLOPs, memory, traces, speed.
 
-Run ``python -m benchmarks.step`` (or ``make bench``). The step is cross-entropy + soft targets + a learned hint with
-SGD and momentum, once composed with jaxkd and once written out (`benchmarks.handwritten`), for an MLP (bound by
-dispatch) and for a CIFAR resnet (bound by computation). Each is measured twice: a Python loop of compiled steps
-(`jaxkd.parallel.jit`), and an epoch as one scan over data on the device (the chunk that `jaxkd.training.fit` runs).
+Run ``python -m benchmarks.step`` (or ``make bench``). The step is cross-entropy, soft targets and a learned hint with
+SGD and momentum, composed with jaxkd and written by hand (`benchmarks.handwritten`), for an MLP (bound by dispatch) and
+for a CIFAR resnet (bound by computation). Each is measured twice: a Python loop of compiled steps
+(`jaxkd.parallel.jit`), and an epoch as one scan over a set on the device, as in `jaxkd.training.fit`.
 
-Both sides run in turn in one process, in an order that alternates, so that whatever else the machine does falls on
-both; a ratio is the median over the rounds, given with its quartiles. Where a program and its arrays happen to lie in
-memory makes some percent of a small step, so the MLP's are made anew several times. The hand-written step uses optax's
-losses. A second one, which is only compiled, uses jaxkd's: what FLOPs and memory then remain are the composition's.
+FLOPs and memory are those of the compiled programs, hence exact. The sides take turns in one process, in alternating
+order, so that other load of the machine affects both; a ratio is the median over the rounds, with its quartiles. The
+placement of programs and arrays in memory changes a small step by some percent, so that the MLP's are rebuilt several
+times. The hand-written step uses optax's losses. Another one, which is compiled but not run, uses jaxkd's; the
+remaining differences in FLOPs and memory are the cost of the composition.
 
-On a CPU, XLA runs the gradients of convolutions many times slower in a scan than outside of it, whoever wrote it; the
-resnet's epoch is therefore short here, and has fewer rounds.
+On a CPU, XLA runs gradients of convolutions many times slower in a scan than outside of it, for either side. Hence the
+resnet's epoch is short, with fewer rounds.
 """
 
 from __future__ import annotations
@@ -34,19 +35,30 @@ from rich.table import Table
 
 import jaxkd
 from benchmarks import handwritten
-from benchmarks.common import costs, quartiles, report, seconds_in_turn
+from benchmarks.common import costs, make_chunk, quartiles, report, seconds_in_turn
 from benchmarks.handwritten import CE_WEIGHT, HINT_WEIGHT, KD_WEIGHT, TEMPERATURE
 from jaxkd import data, losses, models
-from jaxkd.training import programs
 
-SPEED, COST = 0.98, 1.005  # what is claimed: steps a second at least, FLOPs and memory at most (1.00)
+SPEED, COST = 0.98, 1.005  # claims: lower limit of the speed ratio, upper limit of the FLOPs and memory ratios
 LIBRARY = handwritten.Losses(
     losses.cross_entropy, functools.partial(losses.soft_target_kl, temperature=TEMPERATURE)
 )  # fmt: skip
 
 
 class Case(NamedTuple):
-    """A pair of networks, the path of the feature that is hinted, the data of an epoch, and the batch."""
+    """A comparison.
+
+    Attributes:
+      name: name in the results.
+      student: student network.
+      teacher: teacher network.
+      tap: path of the feature of the hint.
+      arrays: set of an epoch.
+      batch_size: examples in a batch.
+      steps: steps of the loop per round.
+      scans: upper limit of the scan's rounds.
+      anew: number of times that programs and states are rebuilt.
+    """
 
     name: str
     student: nn.Module
@@ -54,16 +66,13 @@ class Case(NamedTuple):
     tap: str
     arrays: dict[str, np.ndarray]
     batch_size: int
-    #: steps of the loop in one round
     steps: int
-    #: rounds of the scan, at most
     scans: int
-    #: how many times the programs and the states are made anew
     anew: int
 
 
 def cases(mlp_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
-    """The two sizes at which overhead shows differently."""
+    """Returns a case bound by dispatch and one bound by computation."""
     random = np.random.default_rng(0)
 
     def rows(count: int, shape: tuple[int, ...], classes: int) -> dict[str, np.ndarray]:
@@ -97,17 +106,23 @@ def cases(mlp_steps: int, resnet_steps: int, resnet_batch: int) -> list[Case]:
 
 
 class Side(NamedTuple):
-    """One side of a comparison: a compiled function, its first state, and how a round advances that."""
+    """One side of a comparison.
+
+    Attributes:
+      compiled: compiled program.
+      state: initial state.
+      run: ``(state, round) -> (state, metrics)``.
+      traces: returns the number of traces.
+    """
 
     compiled: Any
     state: Any
-    #: ``(state, round) -> state``
     run: Callable[[Any, int], Any]
     traces: Callable[[], int]
 
 
 def traced(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[], int]]:
-    """The function, and how often it has been traced."""
+    """Returns the function with a counter of its traces."""
     count = [0]
 
     @functools.wraps(function)
@@ -119,7 +134,7 @@ def traced(function: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[
 
 
 class Pair:
-    """A case, composed and written out, from the same parameters."""
+    """Both sides of a case, from the same parameters."""
 
     def __init__(self, case: Case) -> None:
         tap, self.case, self.optimizer = {"feature": case.tap}, case, optax.sgd(0.05, momentum=0.9)
@@ -144,11 +159,11 @@ class Pair:
         )
 
     def state(self) -> Any:
-        """A fresh state of the composed step."""
+        """Returns a new state of the composed step."""
         return jax.tree.map(jnp.copy, self.start)
 
     def handwritten(self, losses: handwritten.Losses = handwritten.OPTAX) -> tuple[Any, Callable[..., Any]]:
-        """A fresh state of the step written out, and that step."""
+        """Returns a new state of the hand-written step, and that step."""
         student, loss = self.start.student, self.start.loss
         state = handwritten.make_state(
             student.params, loss.params.get("hint", {}), student.state.get("batch_stats", {}), self.optimizer
@@ -157,16 +172,16 @@ class Pair:
         return state, handwritten.make_step(case.student, case.teacher, case.tap, self.optimizer, losses)
 
     def compiled_with_the_same_losses(self) -> Any:
-        """The step written out with jaxkd's losses."""
+        """Compiles the hand-written step with jaxkd's losses."""
         state, step = self.handwritten(LIBRARY)
         return jax.jit(step, donate_argnums=0).lower(state, self.teacher, self.batch).compile()
 
     def loops(self) -> dict[str, Side]:
-        """A Python loop over compiled steps."""
-        counted, ours = traced(self.kd.step)
+        """Builds both sides as Python loops over compiled steps."""
+        counted, composed_traces = traced(self.kd.step)
         placed = jaxkd.parallel.jit(self.kd._replace(step=counted))
         state, step = self.handwritten()
-        step, theirs = traced(step)
+        step, handwritten_traces = traced(step)
         program = jax.jit(step, donate_argnums=0)
 
         def run(state: Any, _: int) -> Any:
@@ -182,19 +197,19 @@ class Pair:
         program_of: Any = placed.step
         compiled = program_of.lower(self.start, self.batch).compile()
         return {
-            "composed": Side(compiled, self.state(), run, ours),
+            "composed": Side(compiled, self.state(), run, composed_traces),
             "handwritten": Side(
-                program.lower(state, self.teacher, self.batch).compile(), state, run_handwritten, theirs
+                program.lower(state, self.teacher, self.batch).compile(), state, run_handwritten, handwritten_traces
             ),
         }  # fmt: skip
 
     def scans(self) -> dict[str, Side]:
-        """An epoch in one dispatch, over data on the device."""
+        """Builds both sides as epochs in one dispatch, over a set on the device."""
         length, arrays = self.resident.steps_per_epoch, self.resident.arrays
-        counted, ours = traced(self.kd.step)
-        chunk = programs.run_chunk(counted, self.resident.gather)
+        counted, composed_traces = traced(self.kd.step)
+        chunk = make_chunk(counted, self.resident.gather)
         state, step = self.handwritten()
-        step, theirs = traced(step)
+        step, handwritten_traces = traced(step)
         epoch = jax.jit(handwritten.make_epoch(step, self.case.batch_size), donate_argnums=0)
         used = {name: arrays[name] for name in ("image", "label")}
         key = jax.random.key(2)
@@ -207,30 +222,32 @@ class Pair:
 
         compiled = chunk.lower(self.start, arrays, jnp.int32(0), length=length).compile()  # type: ignore[attr-defined]
         return {
-            "composed": Side(compiled, self.state(), run, ours),
-            "handwritten": Side(epoch.lower(state, self.teacher, used, key).compile(), state, run_handwritten, theirs),
+            "composed": Side(compiled, self.state(), run, composed_traces),
+            "handwritten": Side(
+                epoch.lower(state, self.teacher, used, key).compile(), state, run_handwritten, handwritten_traces
+            ),
         }
 
     def difference(self) -> float:
-        """The largest of a student's parameter after an epoch in the same order, of both sides."""
-        chunk = programs.run_chunk(self.kd.step, self.resident.gather)
+        """Returns the largest difference of a student's parameters after an epoch in the same order."""
+        chunk = make_chunk(self.kd.step, self.resident.gather)
         length, arrays = self.resident.steps_per_epoch, self.resident.arrays
-        ours, _ = chunk(self.state(), arrays, jnp.int32(0), length=length)
+        composed, _ = chunk(self.state(), arrays, jnp.int32(0), length=length)
         order = jnp.stack([self.resident.gather(arrays, number)["index"] for number in range(length)])
         state, step = self.handwritten()
-        theirs, _ = jax.jit(functools.partial(handwritten.in_order, step))(state, self.teacher, arrays, order)
-        gaps = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), ours.student.params, theirs["params"])
+        written, _ = jax.jit(functools.partial(handwritten.in_order, step))(state, self.teacher, arrays, order)
+        gaps = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), composed.student.params, written["params"])
         return max(jax.tree.leaves(gaps))
 
 
 def compare(make: Callable[[], dict[str, Side]], rounds: int, steps: int, anew: int = 1) -> dict[str, Any]:
-    """One row: the costs as compiled, and the seconds of a step, in turn.
+    """Returns a row of compiled costs, traces and times.
 
     Args:
-      make: the sides, compiled for this call.
-      rounds: how many to time in all.
-      steps: that a side makes in a round.
-      anew: how many times to call ``make``.
+      make: builds and compiles the sides.
+      rounds: number of timed rounds in total.
+      steps: steps of a side per round.
+      anew: number of calls of ``make``.
     """
     sides: dict[str, Side] = {}
     states: dict[str, Any] = {}
@@ -250,18 +267,18 @@ def compare(make: Callable[[], dict[str, Side]], rounds: int, steps: int, anew: 
         states = {name: side.state for name, side in sides.items()}
         timed = seconds_in_turn({name: round_of(name) for name in sides}, -(-rounds // anew))
         seconds = {name: [*seconds[name], *timed[name]] for name in sides}
-    found = {name: costs(side.compiled) for name, side in sides.items()}
+    compiled = {name: costs(side.compiled) for name, side in sides.items()}
     return {
-        **{cost: {name: found[name][cost] for name in sides} for cost in ("flops", "temporary_bytes")},
+        **{cost: {name: compiled[name][cost] for name in sides} for cost in ("flops", "temporary_bytes")},
         "traces": {name: side.traces() for name, side in sides.items()},
         "milliseconds": {name: 1e3 * statistics.median(seconds[name]) / steps for name in sides},
-        # steps a second over steps a second: the other's time over one's own
+        # A ratio of steps per second is the inverse ratio of times.
         "speed_ratio": quartiles(seconds["handwritten"], seconds["composed"]),
     }
 
 
 def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """The rows of a case."""
+    """Returns the rows of a case."""
     pair = Pair(case)
     loop = compare(pair.loops, rounds, case.steps, case.anew)
     loop["of_the_same_losses"] = costs(pair.compiled_with_the_same_losses())
@@ -284,11 +301,11 @@ def show(row: dict[str, Any]) -> None:
         table.add_row(label, f"{ours:,.7g}", f"{theirs:,.7g}", f"{ours / theirs:.{digits}f}", claim)
         if key in row.get("of_the_same_losses", {}):
             same = row["of_the_same_losses"][key] / unit
-            table.add_row("  of the same losses", f"{ours:,.7g}", f"{same:,.7g}", f"{ours / same:.{digits}f}")
+            table.add_row("  with the same losses", f"{ours:,.7g}", f"{same:,.7g}", f"{ours / same:.{digits}f}")
     low, middle, high = row["speed_ratio"]
     ours, theirs = (1e3 / row["milliseconds"][side] for side in ("composed", "handwritten"))
     table.add_row(
-        "steps a second", f"{ours:,.5g}", f"{theirs:,.5g}", f"{middle:.3f} ({low:.3f} to {high:.3f})", f"≥ {SPEED}"
+        "steps per second", f"{ours:,.5g}", f"{theirs:,.5g}", f"{middle:.3f} ({low:.3f} to {high:.3f})", f"≥ {SPEED}"
     )
     if "difference_after_an_epoch" in row:
         table.caption = (
@@ -299,22 +316,22 @@ def show(row: dict[str, Any]) -> None:
 
 
 def broken(row: dict[str, Any]) -> list[str]:
-    """The claims that a row does not keep."""
-    where = f"{row['case']}, {row['mode']}"
-    found = [
-        f"{where}: {cost} ratio {ours / theirs:.4f}"
+    """Returns the claims that a row violates."""
+    place = f"{row['case']}, {row['mode']}"
+    violated = [
+        f"{place}: {cost} ratio {ours / theirs:.4f}"
         for cost in (("flops", "temporary_bytes") if row["mode"] == "loop" else ())
         if (ours := row[cost]["composed"]) / (theirs := row[cost]["handwritten"]) > COST
     ]
-    return found + ([f"{where}: speed ratio {speed:.3f}"] if (speed := row["speed_ratio"][1]) < SPEED else [])
+    return violated + ([f"{place}: speed ratio {speed:.3f}"] if (speed := row["speed_ratio"][1]) < SPEED else [])
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 30,
-    mlp_steps: Annotated[int, tyro.conf.arg(help="steps of the MLP's loop in a round")] = 200,
-    resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet's loop in a round")] = 4,
+    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 30,
+    mlp_steps: Annotated[int, tyro.conf.arg(help="steps of the MLP's loop per round")] = 200,
+    resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet's loop per round")] = 4,
     resnet_batch: int = 32,
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
     """Compares a composed distillation step with a hand-written one."""
     rows = []
@@ -323,7 +340,7 @@ def main(
             show(row)
             rows.append(row)
     claims = [claim for row in rows for claim in broken(row)]
-    rich.print("every claim holds" if not claims else "not as claimed: " + "; ".join(claims))
+    rich.print("all claims hold" if not claims else "violated claims: " + "; ".join(claims))
     report(rows, out)
 
 

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the docs runs, in order, in one namespace for each page."""
+"""Runs every Python block of the README and of a docs page, in order, in one namespace per page."""
 
 import pathlib
 import re
@@ -11,12 +11,12 @@ BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = [(text[: m.start("code")].count("\n"), m["code"]) for m in BLOCK.finditer(text) if not m["skip"]]
     assert blocks, f"{page} has no Python block to run"
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "page"}
     for line, code in blocks:
-        # Blank lines before it make a traceback's line numbers those of the page.
+        # Leading blank lines give tracebacks the line numbers of the page.
         exec(compile("\n" * line + code, str(ROOT / page), "exec"), namespace)

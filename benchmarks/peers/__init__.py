@@ -1,1 +1,1 @@
-"""The same distillation by jaxkd, by Keras and by Tunix, in turn in one run: ``python -m benchmarks.peers``."""
+"""The same distillation with jaxkd, Keras and Tunix: ``python -m benchmarks.peers``."""

@@ -1,13 +1,13 @@
-"""The same distillation by jaxkd, by Keras and by Tunix, in turn in one run: steps a second, and the losses.
+"""The same distillation with jaxkd, Keras and Tunix: steps per second, and losses.
 
-Run ``pip install -e '.[experiments,peers]'`` and ``python -m benchmarks.peers``; the peers are dependencies of nothing
-else. An MLP 64-64-64-10 learns from one of 64-512-512-10 on the digits by SGD with momentum and 0.1 cross-entropy +
-0.9 T² KL. All start from the same weights. The first steps are made on the same batches, and the losses must agree, so
-that what is timed is the same work; then all take turns. In batches of 128, a CPU spends most of a step in the
-teacher's matrix products, which are everybody's; in batches of 16 it does not, as an accelerator would not in either.
+Run ``pip install -e '.[experiments,peers]'`` and ``python -m benchmarks.peers``; only this benchmark needs the peers.
+An MLP 64-64-64-10 learns from one of 64-512-512-10 on the digits, by SGD with momentum and 0.1 CE + 0.9 T² KL.
+All sides start from the same weights. Their first steps use the same batches, and the losses must agree, so that the
+timed work is the same; then the sides take turns. In batches of 128, a CPU spends most of a step in the teacher's
+matrix products, which all sides share; in batches of 16 it does not, and an accelerator does not in either.
 
-What is timed is what a user calls: ``fit`` of jaxkd and of Keras with the set in memory, shuffled, callbacks, logging
-and all, and Tunix's trainer, which takes batches one by one, with batches that lie on the device already.
+The timed calls are a user's: ``fit`` of jaxkd and of Keras with the set in memory, including shuffling, callbacks and
+logging, and Tunix's trainer, which takes single batches, with batches that are on the device already.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from benchmarks.peers.setting import Setting, Side
 
 FIT, LOOP = "jaxkd fit", "jaxkd loop"
 KERAS, KERAS_50, TUNIX = "Keras fit", "Keras fit, 50 steps per execution", "Tunix train"
-#: how many times a peer's steps a second jaxkd's `fit` makes, at least
+#: claimed lower limits of `fit`'s steps per second over a peer's
 CLAIMS = {KERAS: 1.4, TUNIX: 2.5}
-TOLERANCE = 1e-4  # of the losses, relative: those of float32, and Keras' clipping of probabilities at 1e-7
+TOLERANCE = 1e-4  # relative, of the losses: float32 rounding, and Keras's clipping of probabilities at 1e-7
 PACKAGES = {"keras": "keras", "tunix": "google-tunix"}
 
 Make = Callable[[Setting], Side]
 
 
 def makers(steps: int) -> dict[str, tuple[str, Make]]:
-    """Name of a side: its module in this package, and what makes it of a setting."""
+    """Returns, by the name of a side, its module in this package and a function that builds it."""
 
     def of(module: str, function: str, **options: Any) -> tuple[str, Make]:
         def make(chosen: Setting) -> Side:
@@ -60,14 +60,14 @@ def makers(steps: int) -> dict[str, tuple[str, Make]]:
 
 
 def measure(chosen: Setting, sides: Mapping[str, tuple[str, Make]], rounds: int) -> list[dict[str, Any]]:
-    """A row for each side; one that cannot be made says why."""
+    """Returns a row per side; a side that cannot be built has an error instead of times."""
     made: dict[str, Side] = {}
     rows: dict[str, dict[str, Any]] = {name: {"side": name} for name in sides}
     for name, (module, make) in sides.items():
         try:
             made[name] = make(chosen)
             rows[name]["losses"] = made[name].losses()
-        except Exception as error:  # a peer may fail in any way; the others are measured all the same
+        except Exception as error:  # a peer may fail in any way, without preventing the others' measurement
             if module not in PACKAGES:
                 raise
             made.pop(name, None)
@@ -84,8 +84,8 @@ def measure(chosen: Setting, sides: Mapping[str, tuple[str, Make]], rounds: int)
 
 def show(rows: list[dict[str, Any]], batch_size: int) -> None:
     table = Table(title=f"MLP 64-64-64-10 from 64-512-512-10, digits, batch {batch_size}", title_justify="left")
-    table.caption = "difference: the largest, relative, of the losses of the first steps"
-    for column in ("", "steps a second", "jaxkd fit over it", "claimed", "difference"):
+    table.caption = "difference: largest relative difference of the losses of the first steps"
+    for column in ("", "steps per second", "jaxkd fit / this", "claimed", "difference"):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         if "error" in row:
@@ -107,7 +107,7 @@ def show(rows: list[dict[str, Any]], batch_size: int) -> None:
 
 
 def broken(rows: list[dict[str, Any]]) -> list[str]:
-    """The claims that are not kept."""
+    """Returns the violated claims."""
     found = []
     for row in rows:
         if "error" in row:
@@ -130,20 +130,20 @@ def versions() -> dict[str, str]:
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="timed rounds")] = 11,
-    steps: Annotated[int, tyro.conf.arg(help="steps of each side in a round, in epochs of 100")] = 500,
-    batch_sizes: Annotated[tuple[int, ...], tyro.conf.arg(help="examples in a batch: one table for each")] = (128, 16),
-    compared: Annotated[int, tyro.conf.arg(help="first steps whose losses are compared")] = 20,
-    out: Annotated[Path | None, tyro.conf.arg(help="also write the figures there, as JSON")] = None,
+    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 11,
+    steps: Annotated[int, tyro.conf.arg(help="steps of each side per round, in epochs of 100")] = 500,
+    batch_sizes: Annotated[tuple[int, ...], tyro.conf.arg(help="batch sizes, one table each")] = (128, 16),
+    compared: Annotated[int, tyro.conf.arg(help="number of first steps whose losses are compared")] = 20,
+    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
-    """Compares jaxkd with other libraries' distillation."""
+    """Compares jaxkd with the distillation of other libraries."""
     rows = []
     for batch_size in batch_sizes:
         found = measure(setting.make(batch_size, 100, compared), makers(steps), rounds)
         show(found, batch_size)
         rows += [{"batch": batch_size, **row} for row in found]
     claims = broken(rows)
-    rich.print("every claim that was measured holds" if not claims else "not as claimed: " + "; ".join(claims))
+    rich.print("all measured claims hold" if not claims else "violated claims: " + "; ".join(claims))
     report(rows, out, versions())
 
 

@@ -1,7 +1,7 @@
-"""Keras' `Distiller` on the JAX backend.
+"""Keras's `Distiller` on the JAX backend.
 
-``loss="kl_divergence"`` would be taken of the logits as if they were probabilities, without T²: `LogitsDistillation`
-softens and scales only what is an instance of `KLDivergence`.
+`LogitsDistillation` softens and scales logits only for an instance of `KLDivergence`. With ``loss="kl_divergence"``, it
+would treat logits as probabilities, without T².
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def _distiller(of: Setting, steps_per_execution: int) -> Any:
 
 
 def fit(of: Setting, steps: int, steps_per_execution: int = 1) -> Side:
-    """``distiller.fit`` of NumPy arrays, everything included."""
+    """Builds the side of ``distiller.fit`` on NumPy arrays."""
     distiller = _distiller(of, steps_per_execution)
     epochs = max(1, round(steps / of.steps_per_epoch))
 
     def first() -> list[float]:
         fresh, found = _distiller(of, 1), []
         for image, label in of.batches():
-            fresh.reset_metrics()  # they are means over all calls
+            fresh.reset_metrics()  # metrics are means over all calls since a reset
             found.append(float(fresh.train_on_batch(image, label, return_dict=True)["total_loss"]))
         return found
 

@@ -1,4 +1,4 @@
-"""jaxkd: `fit` on data on the device, and a loop of compiled steps."""
+"""jaxkd: `fit` on a resident set, and a loop of compiled steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _distiller(of: Setting) -> tuple[jaxkd.Distiller, Any]:
 
 
 def fit(of: Setting, steps: int) -> Side:
-    """`jaxkd.training.fit`, everything included, on a `jaxkd.data.Resident` set."""
+    """Builds the side of `jaxkd.training.fit` on a `jaxkd.data.Resident` set."""
     kd, state = _distiller(of)
 
     def first() -> list[float]:
@@ -47,7 +47,7 @@ def fit(of: Setting, steps: int) -> Side:
 
 
 def loop(of: Setting, steps: int) -> Side:
-    """`jaxkd.parallel.jit` in a loop of one's own, over batches that lie on the device."""
+    """Builds the side of a loop over `jaxkd.parallel.jit`, with batches on the device."""
     kd, start = _distiller(of)
     placed = jaxkd.parallel.jit(kd)
     batches = [jax.device_put({"image": image, "label": label}) for image, label in of.batches()]

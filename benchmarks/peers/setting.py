@@ -1,4 +1,4 @@
-"""What every side has in common: networks, first weights, data, batches and settings."""
+"""Shared by all sides: networks, initial weights, data, batches and hyperparameters."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ STUDENT, TEACHER, INPUTS, CLASSES = (64, 64), (512, 512), 64, 10
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 TEMPERATURE, KD_WEIGHT = 4.0, 0.9  # the loss: (1 - KD_WEIGHT) CE + KD_WEIGHT T² KL(teacher ‖ student)
 
-#: kernel and bias of each layer, from the inputs on
+#: kernel and bias of each layer, in order
 Weights = list[tuple[np.ndarray, np.ndarray]]
 
 
 class Setting(NamedTuple):
-    """An experiment.
+    """The training that all sides run.
 
     Attributes:
-      image: float32 ``[examples, 64]``, the digits in [0, 1], repeated to whole batches.
-      label: int32 ``[examples]``.
+      image: digits in [0, 1], float32 ``[examples, 64]``, repeated to fill all batches.
+      label: classes, int32 ``[examples]``.
       batch_size: examples in a batch.
-      student: the student's parameters, as Flax has them.
-      teacher: the teacher's.
+      student: Flax parameters of the student.
+      teacher: Flax parameters of the teacher.
       order: rows of the first batches, int ``[batches, batch]``.
-      resident: the set on the device; its first batches are those of ``order``.
+      resident: the set on the device, whose first batches are those of ``order``.
     """
 
     image: np.ndarray
@@ -45,17 +45,17 @@ class Setting(NamedTuple):
         return self.resident.steps_per_epoch
 
     def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Images and labels of the first batches."""
+        """Returns images and labels of the first batches."""
         return [(self.image[rows], self.label[rows]) for rows in self.order]
 
 
 class Side(NamedTuple):
-    """One way of training.
+    """One library's way of training.
 
     Attributes:
-      losses: the loss of each of the first batches, in order, from the first weights.
-      round: makes some steps, and returns what to wait for.
-      steps: how many.
+      losses: returns the losses of the first batches, in order, from the initial weights.
+      round: takes some steps and returns arrays to wait for.
+      steps: number of these steps.
     """
 
     losses: Callable[[], list[float]]
@@ -64,7 +64,7 @@ class Side(NamedTuple):
 
 
 def make(batch_size: int, batches_per_epoch: int, compared: int) -> Setting:
-    """The digits, repeated until an epoch is long, so that nobody pays for many short ones."""
+    """Builds a setting from the digits, repeated so that the cost of starting an epoch is small."""
     digits = data.load("digits", "train")
     rows = np.arange(batch_size * batches_per_epoch) % data.num_examples(digits)
     image = (digits.arrays["image"].reshape(-1, INPUTS)[rows] / 255).astype(np.float32)
@@ -84,6 +84,6 @@ def make(batch_size: int, batches_per_epoch: int, compared: int) -> Setting:
 
 
 def weights(params: Any) -> Weights:
-    """The layers of `jaxkd.models.MLP`, in order."""
+    """Returns the layers of a `jaxkd.models.MLP`, in order."""
     hidden = [params[name]["Dense_0"] for name in sorted(params) if name.startswith("Hidden")]
     return [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in [*hidden, params["Dense_0"]]]

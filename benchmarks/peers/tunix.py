@@ -1,4 +1,4 @@
-"""Tunix's `DistillationTrainer` with its `LogitStrategy`, which is the same loss."""
+"""Tunix's `DistillationTrainer` with its `LogitStrategy`, whose loss is the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Network(nnx.Module):
 
 
 class _Losses(hooks.TrainingHooks):
-    """Writes down the loss of each step."""
+    """Records the loss of each step."""
 
     def __init__(self) -> None:
         self.found: list[float] = []
@@ -47,7 +47,7 @@ class _Losses(hooks.TrainingHooks):
 
 
 def _trainer(of: Setting) -> Any:
-    # Its inputs are called tokens and mask; here they are images and labels.
+    # Tunix's inputs, tokens and mask, hold images and labels here.
     strategy = strategies.LogitStrategy(
         student_forward_fn=lambda model, input_tokens, input_mask: model(input_tokens),
         teacher_forward_fn=lambda model, input_tokens, input_mask: model(input_tokens),
@@ -65,13 +65,13 @@ def _trainer(of: Setting) -> Any:
 
 
 def train(of: Setting, steps: int) -> Side:
-    """``trainer.train`` over batches that lie on the device."""
+    """Builds the side of ``trainer.train`` over batches on the device."""
     batches = [
         distillation_trainer.TrainingInput(input_tokens=jnp.asarray(image), input_mask=jnp.asarray(label))
         for image, label in of.batches()
     ]
     trainer = _trainer(of)
-    trainer.is_managed_externally = True  # one round is not the end of the training
+    trainer.is_managed_externally = True  # otherwise the trainer would end after one round
 
     def first() -> list[float]:
         fresh, losses = _trainer(of), _Losses()

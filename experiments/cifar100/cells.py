@@ -311,7 +311,7 @@ def source(
     return jaxkd.teachers.frozen(model, trained.variables), loader
 
 
-def views(seed: Any, protocol: Protocol) -> data.augment.Transform:
+def views(seed: Any, protocol: Protocol) -> data.transforms.Transform:
     """The transform of training images: of all seeds where the teacher's outputs are cached, else of a seed's own.
 
     Args:

@@ -17,7 +17,7 @@ import optax
 
 import jaxkd
 from jaxkd import data, models
-from jaxkd.data.augment import Transform
+from jaxkd.data.transforms import Transform
 
 CLASSES = 100
 DECAYS = (0.625, 0.75, 0.875)

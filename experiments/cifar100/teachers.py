@@ -133,7 +133,7 @@ def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: b
 
 
 @functools.cache
-def shared_augmentation() -> data.augment.Transform:
+def shared_augmentation() -> data.transforms.Transform:
     """The views that all seeds see where the teacher's outputs are cached."""
     return recipe.augmentation(0)
 

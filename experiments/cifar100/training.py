@@ -63,7 +63,7 @@ def measured(kd: Distiller, model: jaxkd.Model) -> Distiller:
     return kd._replace(evaluate=evaluate)
 
 
-def placed(kd: Distiller, model: jaxkd.Model, transform: data.augment.Transform) -> Distiller:
+def placed(kd: Distiller, model: jaxkd.Model, transform: data.transforms.Transform) -> Distiller:
     """A distiller for images as they are stored: augmented and normalised to train, normalised to evaluate."""
     return training.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
 

@@ -17,7 +17,7 @@ from experiments.digits import setting as digits_setting
 from experiments.schemes.config import Config
 from experiments.schemes.networks import TAPS, WIDTHS, Net
 from jaxkd import data, models
-from jaxkd.data.augment import Transform
+from jaxkd.data.transforms import Transform
 from jaxkd.models.lstm import LSTM
 from jaxkd.models.lstm import taps as lstm_taps
 

@@ -15,7 +15,7 @@ from experiments.schemes import problem as problems
 from experiments.schemes import running
 from experiments.schemes.trials import Own, Setting, Trial, offline, supervised
 from jaxkd import adapters, data, weights
-from jaxkd.data.augment import Transform
+from jaxkd.data.transforms import Transform
 from jaxkd.types import Model
 
 

@@ -11,7 +11,7 @@ import jaxkd
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
 from jaxkd import adapters, data, losses, teachers, training
-from jaxkd.data.augment import Transform
+from jaxkd.data.transforms import Transform
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Objective, TrainState, Variables
 
 Own = Mapping[str, Variables]

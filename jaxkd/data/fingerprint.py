@@ -1,4 +1,4 @@
-"""What tells one set from another: a digest of its content."""
+"""Digests of a set's content, by which a run or a cache recognizes it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import numpy as np
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """A digest of the names, dtypes, shapes and values of some arrays. It does not depend on their order.
+    """Computes a digest of the names, dtypes, shapes and values of arrays.
+
+    The order of the mapping does not matter.
 
     Args:
-      arrays: NumPy or JAX arrays, wherever they are.
+      arrays: NumPy or JAX arrays, by name.
 
     Returns:
       32 hexadecimal digits.
@@ -24,19 +26,21 @@ def digest(arrays: Mapping[str, Any]) -> str:
     >>> digest(one) == digest({**one, "label": np.array([1, 0])})
     False
     """
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         value = np.ascontiguousarray(arrays[name])
-        found.update(f"{name} {value.dtype} {np.shape(arrays[name])}\n".encode())
-        found.update(value.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:32]
+        sha256.update(f"{name} {value.dtype} {np.shape(arrays[name])}\n".encode())
+        sha256.update(value.reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()[:32]
 
 
 def of_rows(arrays: Mapping[str, Any]) -> str:
-    """The digest of the first and the last row, which a set that is too large to be read whole can give as well.
+    """Computes the digest of the first and the last row.
+
+    A set that is too large to be read whole can compute it too.
 
     Args:
-      arrays: with one row for each example.
+      arrays: arrays with one row per example, by name.
 
     >>> of_rows({"label": np.array([3, 4, 5])}) == of_rows({"label": np.array([3, 9, 5])})
     True

@@ -1,33 +1,33 @@
-"""Noise: an input without data, for training from a teacher alone."""
+"""An input of noise instead of data, for data-free distillation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd.data.protocol import Batch, count_steps
-from jaxkd.data.resident import ResidentIterator
+from jaxkd.data.resident import DeviceLoader
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
 
-class Noise:
-    """A `Loader` whose batches are standard normal vectors and random classes, a function of the seed and the step.
+class Noise(DeviceLoader):
+    """A `Loader` of standard normal vectors and random classes.
 
-    It stands where a set would for `jaxkd.schemes.data_free`: there is no image in its batches and none behind them,
-    so what is trained on it has not seen any. No batch comes twice, whatever the epoch.
+    It replaces a set for `jaxkd.schemes.data_free`, whose student must not see any real example. A batch is a function
+    of the seed and the step; no two steps have equal batches, whatever their epochs.
 
     Args:
       batch_size: vectors in a batch.
-      size: of a vector.
-      classes: how many classes ``label`` is drawn from, each as likely as any other; None leaves it out.
-      examples: what one epoch is said to have; evaluations and checkpoints are counted in epochs.
-      seed: of all draws.
-      epochs: how many passes `batches` makes; None for no end.
+      size: length of a vector.
+      classes: number of classes from which ``label`` is drawn uniformly; None leaves it out.
+      examples: nominal number of examples per epoch, since evaluations and checkpoints are counted in epochs.
+      seed: seed of all draws.
+      epochs: number of epochs after which `batches` stops; None for no end.
 
     Raises:
       ValueError: a size is not positive, or the examples do not fill a batch.
@@ -35,8 +35,8 @@ class Noise:
     Attributes:
       arrays: the seed, on the device.
       batch_size: vectors in a batch.
-      steps_per_epoch: batches in one pass.
-      num_examples: in one pass; what does not fill a batch is left out.
+      steps_per_epoch: batches in one epoch.
+      num_examples: examples in one epoch, without those that do not fill a batch.
 
     >>> noise = Noise(4, 8, classes=10, examples=100)
     >>> batch = next(iter(noise))
@@ -62,47 +62,39 @@ class Noise:
         self.steps_per_epoch = count_steps(examples, batch_size, drop_remainder=True)
         self.num_examples = self.steps_per_epoch * batch_size
         self.batch_size, self.size, self.classes, self.seed, self.epochs = batch_size, size, classes, seed, epochs
-        self.arrays: dict[str, jax.Array] = {"seed": jnp.asarray(seed, jnp.int32)}
+        self.arrays = {"seed": jnp.asarray(seed, jnp.int32)}
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
-        """The batch of a step: pure, for use under jit, scan and vmap.
+        """Returns the batch of a step, as a pure function for jit, scan and vmap.
 
         Args:
           arrays: `Noise.arrays`.
-          step: counted from the start of training; it may be traced.
-          seed: in place of the loader's own, perhaps traced.
+          step: global step, counted from the start of training; it may be traced.
+          seed: seed that replaces the loader's; it may be traced.
 
         Returns:
-          ``noise`` float32 ``[batch, size]``; ``label`` int32 ``[batch]``, if there are classes; ``index``, the place
-          in the epoch, and ``epoch``, int32 ``[batch]``.
+          ``noise`` float32 ``[batch, size]``; ``label`` int32 ``[batch]``, if there are classes; ``index``, the
+          position in the epoch, and ``epoch``, int32 ``[batch]``.
         """
         step = jnp.asarray(step, jnp.int32)
-        # Threefry by name: the same numbers whatever the default generator is, and however the batch is split.
+        # Threefry by name, so that the numbers depend neither on the default generator nor on the sharding.
         root = jax.random.key(arrays["seed"] if seed is None else seed, impl="threefry2x32")
         noise_key, label_key = jax.random.split(jax.random.fold_in(root, step))
-        places = jnp.arange(self.batch_size, dtype=jnp.int32)
+        positions = jnp.arange(self.batch_size, dtype=jnp.int32)
         batch = {
             "noise": jax.random.normal(noise_key, (self.batch_size, self.size), jnp.float32),
-            "index": (step % self.steps_per_epoch) * self.batch_size + places,
-            "epoch": jnp.broadcast_to(step // self.steps_per_epoch, places.shape),
+            "index": (step % self.steps_per_epoch) * self.batch_size + positions,
+            "epoch": jnp.broadcast_to(step // self.steps_per_epoch, positions.shape),
         }
         if self.classes is not None:
-            batch["label"] = jax.random.randint(label_key, places.shape, 0, self.classes, jnp.int32)
+            batch["label"] = jax.random.randint(label_key, positions.shape, 0, self.classes, jnp.int32)
         return batch
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another, for a run that must go on with the same one.
+        """Returns the settings by which a resumed run recognizes its input.
 
         >>> Noise(4, 8, examples=100).fingerprint()
         {'noise': 8, 'classes': None, 'examples': 100, 'seed': 0}
         """
         return {"noise": self.size, "classes": self.classes, "examples": self.num_examples, "seed": self.seed}
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Batches one by one, from the start or from a state ``{"step": n}`` of an earlier iterator."""
-        return ResidentIterator(cast(Any, self), state)
-
-    def __iter__(self) -> ResidentIterator:
-        """The same as ``batches()``."""
-        return self.batches()

@@ -1,4 +1,4 @@
-"""Optional libraries, imported when they are first needed, with an error that says what to install."""
+"""Optional libraries, imported on first use, with errors that say what to install."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from types import ModuleType
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Import an optional library.
+    """Imports an optional library.
 
     Args:
-      module: its import name.
-      purpose: what it is needed for; the error says it.
+      module: import name.
+      purpose: feature that needs the library, for the error message.
 
     Returns:
       The module.
 
     Raises:
-      ImportError: it, or something that it imports, is not installed.
+      ImportError: the library, or one that it imports, is not installed.
 
     >>> require("json", purpose="reading configurations").dumps([1])
     '[1]'

@@ -1,14 +1,14 @@
-"""The order of an epoch: a shuffle that can be asked for any position, on the device and on the host alike.
+"""The order of an epoch: a shuffle computed per position, on device or host.
 
-A stored permutation of a large set would have to be sorted again every epoch, outside the step, and sent along. This
-one is computed for the few positions that a batch needs, in a few dozen integer operations each, as a pure function
-of ``(seed, epoch)``; so a step of a `jax.lax.scan` can find its batch from the step number alone, any step can be
-gone back to, seeds can be mapped over, and readers on several hosts agree without talking to one another.
+A stored permutation of a large set would have to be sorted in every epoch, outside the step, and sent to the device.
+This one is computed for the positions of a batch only, in a few dozen integer operations each, as a pure function of
+``(seed, epoch)``. So a step of a `jax.lax.scan` finds its batch from the step number alone, a run can return to any
+step, seeds can be mapped over, and readers on several hosts agree without communication.
 
-It is a Feistel network over mixed radices (Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): a position
-is written as ``left + a * right``, with ``a`` about the square root of the size, and each round adds a hash of one
-half to the other, which can always be undone and so is a permutation of the ``a * b >= size`` numbers. The fewer than
-``a`` numbers past the end are sent through again until they land inside (cycle walking).
+The permutation is a Feistel network over mixed radices (Black & Rogaway, "Ciphers with Arbitrary Finite Domains",
+2002). A position is written as ``left + a * right``, with ``a`` about the square root of the size. Each round adds a
+hash of one half to the other half; the round can be inverted, hence it permutes the ``a * b >= size`` numbers. The
+fewer than ``a`` numbers past the end go through the network again until they fall inside (cycle walking).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ROUNDS = 16  # With 8, the 120 orders of five rows are measurably not equally likely; with 16 they are.
+_ROUNDS = 16  # With 8 rounds, the 120 orders of five rows are measurably not equally likely.
 
 
 def permutation(position: Any, *, size: int, seed: Any, epoch: Any, xp: Any = jnp) -> Any:
-    """The rows that stand at some positions of an epoch's shuffled order.
+    """Returns the rows at given positions of an epoch's shuffled order.
 
     Args:
-      position: places in the epoch, integers ``[batch]``, each in ``[0, size)``.
-      size: how many rows there are (static).
-      seed: of the whole run; an integer in ``[0, 2**32)``, which may be traced (a sweep maps over it).
-      epoch: the number of the pass, an integer; it may be traced.
-      xp: `jax.numpy`, or `numpy` to compute the same numbers on the host.
+      position: positions in the epoch, integers ``[batch]``, each in ``[0, size)``.
+      size: number of rows (static).
+      seed: seed of the run, an integer in ``[0, 2**32)``; it may be traced, since a sweep maps over it.
+      epoch: number of the epoch, an integer; it may be traced.
+      xp: `jax.numpy`, or `numpy` to compute the same rows on the host.
 
     Returns:
-      int32 rows ``[batch]``. Over all positions every row of ``[0, size)`` occurs once.
+      int32 rows ``[batch]``. Over all positions, every row of ``[0, size)`` occurs once.
 
     Raises:
-      ValueError: there are no rows, or more than 2**31 - 1.
+      ValueError: the size is not between 1 and 2**31 - 1.
 
     >>> rows = permutation(jnp.arange(10), size=10, seed=0, epoch=3)
     >>> sorted(rows.tolist()) == list(range(10))
@@ -79,7 +79,7 @@ def _permute(position: Any, seed: Any, epoch: Any, size: int, xp: Any = jnp) -> 
     return carry[0].astype(np.int32)
 
 
-# Compiled once for each size, also where it is called outside of any jit.
+# Calls outside of any jit compile once per size.
 _permute_jitted = jax.jit(_permute, static_argnums=(3,), static_argnames=("xp",))
 
 
@@ -89,15 +89,15 @@ def _round_keys(seed: Any, epoch: Any) -> Any:
 
 
 def _as_uint32(value: Any, xp: Any) -> Any:
-    # One-dimensional: NumPy warns when a scalar wraps around, and not when an array does. And a Python integer past
-    # 2**31 does not fit the int32 that JAX would make of it on the way.
+    # The result has one axis, since NumPy warns when a scalar overflows, but not when an array does. A Python integer
+    # of 2**31 or more does not fit the int32 to which JAX would convert it first.
     if isinstance(value, int | np.integer):
         return xp.asarray([int(value) % 2**32], dtype=np.uint32)
     return xp.asarray(value).astype(np.uint32).reshape(1)
 
 
 def _hash(x: Any) -> Any:
-    """MurmurHash3's finaliser: a bijection of 32-bit integers in which every input bit moves every output bit."""
+    """MurmurHash3's finalizer: a bijection of uint32 that mixes all bits."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))

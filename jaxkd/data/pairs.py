@@ -1,4 +1,4 @@
-"""A partner of the same class for each example of a batch, found from the step number alone."""
+"""A partner of the same class for each example, computed from the step number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd.data.order import _as_uint32, _hash
 from jaxkd.data.protocol import Batch
-from jaxkd.data.resident import Resident, ResidentIterator
+from jaxkd.data.resident import DeviceLoader, Resident
 from jaxkd.data.stream import Stream, _Rows
 
 if TYPE_CHECKING:
@@ -23,31 +23,32 @@ __all__ = ["SameClass", "same_class"]
 _TABLES = ("rank", "start", "size")
 
 
-class SameClass:
-    """A `Loader` that puts another example of the same class beside each: ``pair`` and ``pair_index``.
+class SameClass(DeviceLoader):
+    """A `Loader` that adds another example of the same class to each example.
 
-    The pairs of class-wise self-knowledge distillation: Yun et al., "Regularizing Class-wise Predictions via
-    Self-knowledge Distillation", CVPR 2020, section 2; `jaxkd.schemes.class_wise` trains on them. The partner is a
-    function of the seed, the epoch and the example's ``index``, whatever the batch size and the number of devices. It
-    is each other example of the class with the same probability, and never the example itself, unless that is alone in
-    its class. The authors' code draws from the whole class, so that there a partner can be the example itself.
+    These are the pairs of class-wise self-knowledge distillation: Yun et al., "Regularizing Class-wise Predictions via
+    Self-knowledge Distillation", CVPR 2020, section 2; `jaxkd.schemes.class_wise` trains on them. The partner, ``pair``
+    and ``pair_index``, is a function of the seed, the epoch and the example's ``index``, independent of the batch size
+    and the number of devices. It is uniformly distributed over the other examples of the class. An example without
+    others in its class is its own partner. The authors' code draws from the whole class, so that any example can be
+    its own partner.
 
     Args:
-      loader: a `Resident`. A `Stream` does not know the labels of what it has not read: see `same_class`.
-      labels: the entry with the classes, integers.
-      image: the entry that ``pair`` is taken from.
+      loader: a `Resident`. A `Stream` does not know the labels of examples that it has not read: see `same_class`.
+      labels: name of the entry with the classes, integers.
+      image: name of the entry from which ``pair`` is taken.
 
     Raises:
       TypeError: the loader is not a `Resident`.
       ValueError: the set has no such entries, or the labels are not integers ``[examples]``.
 
     Attributes:
-      arrays: the set, and the examples of each class. Pass them to jitted functions as an argument.
-      batch_size, steps_per_epoch, num_examples, padded, seed, epochs: those of the loader.
+      arrays: the set and an index of its classes. Pass them to jitted functions as an argument.
+      batch_size, steps_per_epoch, num_examples, padded, seed, epochs: as of the loader.
 
-    >>> from jaxkd.data.dataset import from_arrays
+    >>> from jaxkd import data
     >>> images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
-    >>> pairs = SameClass(Resident(from_arrays(images, [0, 1, 0, 1, 0, 2]), batch_size=6, shuffle=False))
+    >>> pairs = SameClass(Resident(data.from_arrays(images, [0, 1, 0, 1, 0, 2]), batch_size=6, shuffle=False))
     >>> batch = next(iter(pairs))
     >>> batch["label"].tolist(), batch["pair_index"].tolist()
     ([0, 1, 0, 1, 0, 2], [2, 3, 0, 1, 2, 5])
@@ -56,8 +57,8 @@ class SameClass:
     def __init__(self, loader: Resident, *, labels: str = "label", image: str = "image") -> None:
         if not isinstance(loader, Resident):
             raise TypeError(
-                f"SameClass: expected a Resident, got {type(loader).__name__}. Partners are found by their labels, all "
-                "of which have to be known. For a Stream, give them to data.same_class."
+                f"SameClass: expected a Resident, got {type(loader).__name__}. Choosing partners needs the labels "
+                "of all examples. For a Stream, pass them to data.same_class."
             )
         missing = [name for name in (labels, image, "index") if name not in loader.arrays]
         if missing:
@@ -72,19 +73,19 @@ class SameClass:
         self.num_examples, self.padded = loader.num_examples, loader.padded
         self.seed, self.epochs = loader.seed, loader.epochs
         placed = jax.device_put(_tables(classes), loader.arrays[labels].sharding)
-        self.arrays: dict[str, Any] = {"set": loader.arrays, "classes": placed}
+        self.arrays = {"set": loader.arrays, "classes": placed}
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Any], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
-        """The batch of a step: pure, for use under jit, scan and vmap.
+        """Returns the batch of a step, as a pure function for jit, scan and vmap.
 
         Args:
-          arrays: `SameClass.arrays`, as the argument of the jitted function.
-          step: the global step; it may be traced.
-          seed: in place of the loader's own, perhaps traced.
+          arrays: `SameClass.arrays`, passed to the jitted function as an argument.
+          step: global step; it may be traced.
+          seed: seed that replaces the loader's; it may be traced.
 
         Returns:
-          The loader's batch, with ``pair``, rows of the image's dtype as they are stored, and ``pair_index``.
+          The loader's batch with ``pair``, stored images in their dtype, and ``pair_index``.
         """
         columns = {f"pairs/{name}": arrays["classes"][name] for name in _TABLES}
         batch = self._loader.gather({**arrays["set"], **columns}, step, seed=seed)
@@ -96,36 +97,29 @@ class SameClass:
         return batch
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another: that of the loader, and that there are pairs."""
+        """Returns the loader's fingerprint, with an entry for the pairs."""
         return {**self._loader.fingerprint(), "pairs": "same class"}
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Batches one by one, for a loop on the host; the state is that of the loader's iterators."""
-        return ResidentIterator(self, state)  # type: ignore[arg-type]
-
-    def __iter__(self) -> ResidentIterator:
-        """The same as ``batches()``."""
-        return self.batches()
 
 
 def same_class(stream: Stream, labels: Any, *, image: str = "image") -> Stream:
-    """The same for a `Stream`, which is told all labels: each host reads the partners of its part of a batch.
+    """Adds another example of the same class to each example of a `Stream`.
 
-    Its partners are those of `SameClass` for the same set and seed. Reading takes twice as long.
+    The partners equal those of `SameClass` for the same set and seed. Each host reads the partners of its part of a
+    batch, so that reading takes twice as long.
 
     Args:
-      stream: whose batches they are put into; ``index`` counts in its source, or is that of its `Dataset`.
-      labels: the class of every example of the source ``[examples]``, integers.
-      image: the entry that ``pair`` is taken from.
+      stream: stream to extend; its ``index`` counts in its source, or is that of its `Dataset`.
+      labels: class of every example of the source, integers ``[examples]``.
+      image: name of the entry from which ``pair`` is taken.
 
     Returns:
-      Another stream, whose batches have ``pair`` and ``pair_index``.
+      A new stream, whose batches have ``pair`` and ``pair_index``.
 
     Raises:
-      ValueError: the labels are not integers ``[examples]``; and while it is read: they are not those of the batch.
+      ValueError: the labels are not integers ``[examples]``; or, while reading, they differ from those of a batch.
 
-    >>> from jaxkd.data.dataset import load
-    >>> digits = load("digits", "test")
+    >>> from jaxkd import data
+    >>> digits = data.load("digits", "test")
     >>> batches = same_class(Stream(digits, batch_size=8, epochs=1), digits.arrays["label"]).batches()
     >>> batch = next(batches)
     >>> batch["pair"].shape, bool((batch["pair_index"] == batch["index"]).any())
@@ -145,7 +139,7 @@ def same_class(stream: Stream, labels: Any, *, image: str = "image") -> Stream:
 
 @dataclasses.dataclass(frozen=True)
 class _AddPairs:
-    """Puts partners into a batch on the host, as it is read ahead."""
+    """Adds partners to a batch on the host, where batches are read ahead."""
 
     read: Any
     labels: np.ndarray
@@ -160,8 +154,8 @@ class _AddPairs:
             "label" in batch and (self.labels[rows] != batch["label"]).any()
         ):
             raise ValueError(
-                "same_class, labels: expected the label of each example of the source, in its order; those of this "
-                "batch are others."
+                "same_class, labels: expected the label of each example of the source, in its order; this batch "
+                "has other labels."
             )
         rank, start, size = (self.tables[name][rows] for name in _TABLES)
         drawn = _draws(self.read.seed, batch["epoch"], batch["index"], np)
@@ -170,7 +164,12 @@ class _AddPairs:
 
 
 def _tables(classes: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows sorted by class; and of each row, where the run of its class starts, its length, and the place in it."""
+    """Sorts the rows by class, and locates each row in the run of its class.
+
+    Returns:
+      int32 ``[examples]`` each: ``order``, the rows sorted by class; and for each row the ``start`` and ``size`` of its
+      class in that order, and its ``rank`` within the class.
+    """
     _, of_class, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     order = np.argsort(of_class, kind="stable").astype(np.int32)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])[of_class].astype(np.int32)
@@ -180,14 +179,15 @@ def _tables(classes: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _partners(order: Any, rank: Any, start: Any, size: Any, drawn: Any, xp: Any) -> Any:
-    """For rows at these places of their classes, the row of another; and the row itself where there is no other."""
-    # Taken modulo the number of partners: the bias is below one in 2**32 / size. The first partner is the next one.
+    """Returns, for each row, another row of its class, or itself if it has none."""
+    # The bits modulo the number of partners have a bias below one in 2**32 / size. Moving 1 to size - 1 rows ahead,
+    # cyclically, reaches every other row of the class.
     ahead = xp.where(size > 1, 1 + (drawn % xp.maximum(size - 1, 1).astype(np.uint32)).astype(np.int32), 0)
     place = start + (rank + ahead) % size
     return order[place] if xp is np else order.at[place].get(mode="promise_in_bounds")
 
 
 def _draws(seed: Any, epoch: Any, index: Any, xp: Any) -> Any:
-    """32 random bits for each example, from a stream of their own: neither the order's nor the augmentations'."""
+    """Returns 32 random bits per example, independent of order and augmentation."""
     key = _hash(_as_uint32(seed, xp) + np.uint32(0x85EBCA77)) ^ _hash(epoch.astype(np.uint32) + np.uint32(0xC2B2AE3D))
     return _hash(_hash(_hash(key) + np.uint32(0x27D4EB2F)) ^ _hash(index.astype(np.uint32) + np.uint32(0x165667B1)))

@@ -1,4 +1,4 @@
-"""What every input is to a training loop: `Loader` and the `BatchIterator` it gives out."""
+"""The protocol between inputs and a training loop: `Loader` and `BatchIterator`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ State = dict[str, Any]
 
 @runtime_checkable
 class BatchIterator(Protocol):
-    """Batches in order, with a state that says where the consumer stands.
+    """Batches in order, with a state that records the position of the consumer.
 
-    The state is a dict that JSON can hold. It describes what ``next`` has *returned*, never what was read ahead, so
-    an iterator that is given it goes on with exactly the batch that this one would have returned next.
+    The state is a dict that JSON can represent. It counts the batches that ``next`` has *returned*, never those read
+    ahead, so an iterator that resumes from it returns exactly the batch that this one would have returned next.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -24,54 +24,54 @@ class BatchIterator(Protocol):
         ...
 
     def __next__(self) -> Batch:
-        """The next batch, on the device."""
+        """Returns the next batch, on the device."""
         ...
 
     def get_state(self) -> State:
-        """Where the consumer stands: ``{"step": batches returned since the start of training}``."""
+        """Returns ``{"step": number of batches returned since the start of training}``."""
         ...
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to where another iterator stood, backwards or forwards."""
+        """Moves to the position of another iterator, backward or forward."""
         ...
 
     def close(self) -> None:
-        """Ends the threads and processes that read ahead, if there are any."""
+        """Stops the threads and processes that read ahead, if there are any."""
         ...
 
 
 @runtime_checkable
 class Loader(Protocol):
-    """An input: a set, an order and a batch size. `Resident` and `Stream` are two.
+    """An input: a set, an order and a batch size, such as `Resident` and `Stream`.
 
     Attributes:
-      batch_size: examples in a global batch; with several hosts, each host's batches hold its equal part of it.
-      steps_per_epoch: batches in one pass.
+      batch_size: examples in a global batch; with several hosts, each host's batches hold an equal part of it.
+      steps_per_epoch: batches in one epoch.
     """
 
     batch_size: int
     steps_per_epoch: int
 
     def batches(self, state: Mapping[str, Any] | None = None) -> BatchIterator:
-        """Batches from the start, or from a state of an earlier iterator."""
+        """Returns an iterator from the start, or from the state of an earlier iterator."""
         ...
 
     def __iter__(self) -> BatchIterator:
-        """The same as ``batches()``."""
+        """Equivalent to ``batches()``."""
         ...
 
 
 def step_of(state: Mapping[str, Any]) -> int:
-    """The step in an iterator's state.
+    """Returns the step in an iterator's state.
 
     Args:
-      state: what `BatchIterator.get_state` gave.
+      state: state from `BatchIterator.get_state`.
 
     Returns:
-      The number of batches that its consumer had received.
+      The number of batches that the iterator's consumer had received.
 
     Raises:
-      ValueError: it is not such a state.
+      ValueError: the state has another form.
 
     >>> step_of({"step": 7})
     7
@@ -79,21 +79,21 @@ def step_of(state: Mapping[str, Any]) -> int:
     step = state.get("step") if isinstance(state, Mapping) else None
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(
-            f"state: expected what get_state() gave, {{'step': <number of batches received>}}, got {state!r}."
+            f"state: expected a state from get_state(), {{'step': <number of batches received>}}, got {state!r}."
         )
     return step
 
 
 def count_steps(examples: int, batch_size: int, drop_remainder: bool) -> int:
-    """The number of batches in one pass.
+    """Returns the number of batches in one epoch.
 
     Args:
-      examples: in the set.
+      examples: number of examples in the set.
       batch_size: examples in a batch.
-      drop_remainder: leave out the last examples of a pass when they do not fill a batch.
+      drop_remainder: whether to leave out the last examples of an epoch when they do not fill a batch.
 
     Returns:
-      The steps of one epoch.
+      The steps per epoch.
 
     Raises:
       ValueError: a size is not positive, or no batch can be filled.
@@ -104,10 +104,10 @@ def count_steps(examples: int, batch_size: int, drop_remainder: bool) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}.")
     if examples < 1:
-        raise ValueError("the set is empty: there is nothing to make a batch of.")
+        raise ValueError("the set is empty: expected at least one example.")
     if drop_remainder and examples < batch_size:
         raise ValueError(
             f"batch_size: {examples} examples do not fill one batch of {batch_size}, and drop_remainder=True leaves "
-            "out what does not. Take a smaller batch_size, or drop_remainder=False for one padded batch."
+            "out partial batches. Use a smaller batch_size, or drop_remainder=False for one padded batch."
         )
     return examples // batch_size if drop_remainder else -(-examples // batch_size)

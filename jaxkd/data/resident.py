@@ -1,12 +1,12 @@
-"""Resident mode: the whole set on the device, batches gathered there from the step number.
+"""Resident mode: the set lies on the device, and the step selects a batch there.
 
-Small sets (CIFAR-100 is 150 MB as uint8) are sent once. A whole epoch is then one `jax.lax.scan` over step numbers,
-and several seeds are one `jax.vmap` of it: the host sends nothing more.
+Small sets (CIFAR-100 takes 150 MB as uint8) are transferred once. An epoch is then one `jax.lax.scan` over step
+numbers, and several seeds are one `jax.vmap` of it, without further transfers from the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,34 +23,62 @@ if TYPE_CHECKING:
     from jaxkd.data.dataset import Dataset
 
 
-class Resident:
+class DeviceLoader:
+    """Base of the loaders whose batches are computed on the device from the step.
+
+    A subclass sets these attributes, and ``_gather``, the jitted ``(arrays, step) -> batch``.
+    """
+
+    arrays: Any
+    batch_size: int
+    steps_per_epoch: int
+    epochs: int | None
+    _gather: Callable[..., Batch]
+
+    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
+        """Returns an iterator over batches, for a loop on the host.
+
+        Args:
+          state: state of an earlier iterator, ``{"step": n}``; by default, the start of training.
+
+        Returns:
+          The iterator; its state is ``{"step": n}``.
+        """
+        return ResidentIterator(self, state)
+
+    def __iter__(self) -> ResidentIterator:
+        """Equivalent to ``batches()``."""
+        return self.batches()
+
+
+class Resident(DeviceLoader):
     """A `Loader` whose batches are a pure function of its arrays and the step.
 
     Args:
-      dataset: the set.
+      dataset: set to draw from.
       batch_size: examples in a batch.
-      seed: the order of each epoch is a function of it and the epoch's number.
-      shuffle: a new order every epoch; False keeps the set's own, as an evaluation wants.
-      drop_remainder: leave out what does not fill a batch. Otherwise, where the sizes do not divide, the last
-        batch is filled up with other rows of the set and a ``mask``, which every batch then has, is False for them.
-      epochs: how many passes `batches` makes; None for no end.
-      device: where to put the set; a replicated sharding puts a copy on each device.
+      seed: seed of the order; the order of an epoch is a function of the seed and the epoch's number.
+      shuffle: whether each epoch has a new order; False keeps the set's order, as for evaluation.
+      drop_remainder: whether to leave out the last examples of an epoch when they do not fill a batch. Otherwise the
+        last batch is filled up with other rows of the set, and every batch gets a ``mask``, False for those rows.
+      epochs: number of epochs after which `batches` stops; None for no end.
+      device: device or sharding of the set; a replicated sharding puts a copy on each device.
 
     Raises:
-      ValueError: no batch can be made of such sizes.
+      ValueError: a size is not positive, or no batch can be filled.
 
     Attributes:
-      arrays: the set on the device, a dict of arrays with one row for each example. Pass it to jitted functions as an
-        argument: closed over, it would be copied into the compiled program.
+      arrays: the set on the device, a dict of arrays with one row per example. Pass it to jitted functions as an
+        argument: a closure over it would copy it into the compiled program.
       batch_size: examples in a batch.
-      steps_per_epoch: batches in one pass.
-      num_examples: in the set.
-      padded: the last batch of a pass is filled up, and every batch has a ``mask``.
+      steps_per_epoch: batches in one epoch.
+      num_examples: examples in the set.
+      padded: whether the last batch of an epoch is filled up, so that every batch has a ``mask``.
 
-    >>> from jaxkd.data.dataset import load
-    >>> resident = Resident(load("digits", "train"), batch_size=64, seed=0)
+    >>> from jaxkd import data
+    >>> resident = Resident(data.load("digits", "train"), batch_size=64, seed=0)
     >>> @jax.jit
-    ... def epoch(arrays, first):  # the arrays are an argument, so they are not compiled into the program
+    ... def epoch(arrays, first):  # the arrays are an argument, hence no constants of the program
     ...     def step(total, number):
     ...         batch = resident.gather(arrays, number)
     ...         return total + jnp.sum(batch["mask"]), None
@@ -74,19 +102,19 @@ class Resident:
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
-        self.arrays: dict[str, jax.Array] = jax.device_put(dict(dataset.arrays), device)
+        self.arrays = jax.device_put(dict(dataset.arrays), device)
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
-        """The batch of a step: pure, for use under jit, scan and vmap.
+        """Returns the batch of a step, as a pure function for jit, scan and vmap.
 
         Args:
-          arrays: `Resident.arrays`, as the argument of the jitted function.
-          step: the global step, counted from the start of training through all epochs; it may be traced.
-          seed: in place of the loader's own, perhaps traced: ``vmap`` over it trains several runs in different orders.
+          arrays: `Resident.arrays`, passed to the jitted function as an argument.
+          step: global step, counted from the start of training through all epochs; it may be traced.
+          seed: seed that replaces the loader's; it may be traced, so that a ``vmap`` trains in several orders.
 
         Returns:
-          The set's arrays at this batch's rows; ``epoch`` int32 ``[batch]``; and ``mask`` bool ``[batch]`` if `padded`.
+          The rows of this batch, ``epoch`` int32 ``[batch]``, and ``mask`` bool ``[batch]`` if `padded`.
         """
         step = jnp.asarray(step, jnp.int32)
         epoch = step // self.steps_per_epoch
@@ -102,49 +130,34 @@ class Resident:
         return batch
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another, for a run that must go on with the same one: settings and content.
+        """Returns the settings and digests by which a resumed run recognizes its input.
 
         Returns:
-          A dict for JSON. What a `Stream` of the same set gives as well is equal to its.
+          A dict that JSON can represent. Its common entries with a `Stream` of the same set are equal.
 
-        >>> from jaxkd.data.dataset import load
-        >>> Resident(load("digits", "test"), batch_size=50).fingerprint()["examples"]
+        >>> from jaxkd import data
+        >>> Resident(data.load("digits", "test"), batch_size=50).fingerprint()["examples"]
         400
         """
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "examples": self.num_examples, "seed": self.seed, "shuffle": self.shuffle, "padded": self.padded
         }  # fmt: skip
         if all(value.is_fully_addressable or value.is_fully_replicated for value in self.arrays.values()):
             arrays = {key: np.asarray(value) for key, value in self.arrays.items()}
-            found |= {"first_and_last": fingerprint.of_rows(arrays), "content": fingerprint.digest(arrays)}
-        return found
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Batches one by one, for a loop on the host.
-
-        Args:
-          state: of an earlier iterator, or ``{"step": n}``; from the start without it.
-
-        Returns:
-          The iterator; its state is ``{"step": n}``.
-        """
-        return ResidentIterator(self, state)
-
-    def __iter__(self) -> ResidentIterator:
-        """The same as ``batches()``."""
-        return self.batches()
+            result |= {"first_and_last": fingerprint.of_rows(arrays), "content": fingerprint.digest(arrays)}
+        return result
 
 
 class ResidentIterator:
-    """A `BatchIterator` over a `Resident`.
+    """A `BatchIterator` over a `Resident` or another `DeviceLoader`.
 
     Args:
-      resident: the loader.
-      state: where to start; the beginning by default.
+      loader: loader of the batches.
+      state: state from which to resume; by default, the start of training.
     """
 
-    def __init__(self, resident: Resident, state: Mapping[str, Any] | None = None) -> None:
-        self._resident = resident
+    def __init__(self, loader: DeviceLoader, state: Mapping[str, Any] | None = None) -> None:
+        self._loader = loader
         self._step = 0 if state is None else step_of(state)
 
     def __iter__(self) -> ResidentIterator:
@@ -152,21 +165,21 @@ class ResidentIterator:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch."""
-        epochs = self._resident.epochs
-        if epochs is not None and self._step >= epochs * self._resident.steps_per_epoch:
+        """Returns the next batch."""
+        epochs = self._loader.epochs
+        if epochs is not None and self._step >= epochs * self._loader.steps_per_epoch:
             raise StopIteration
-        batch: Batch = self._resident._gather(self._resident.arrays, self._step)
+        batch = self._loader._gather(self._loader.arrays, self._step)
         self._step += 1
         return batch
 
     def get_state(self) -> State:
-        """``{"step": n}``: how many batches were returned since the start of training."""
+        """Returns ``{"step": n}``, the number of batches returned since the start."""
         return {"step": self._step}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to the step of a state."""
+        """Moves to the step of a state."""
         self._step = step_of(state)
 
     def close(self) -> None:
-        """Nothing reads ahead, so there is nothing to end."""
+        """Does nothing, since no thread reads ahead."""

@@ -1,9 +1,9 @@
-"""Streaming mode: batches read, decoded and sent ahead of the step, by grain, from any random-access source.
+"""Streaming mode: grain reads batches ahead, from any random-access source.
 
-The stream is a function of the step number, as it is in resident mode: the step gives the epoch and the places in it,
-the same shuffle gives the rows, and each host reads its part of them. Grain runs that function ahead, in threads or
-processes, and keeps the order. So the state is one number, the step that the consumer has reached; what was read ahead
-does not count, and it resumes exactly with another number of workers, of hosts, or in resident mode.
+A batch is a function of the step number, as in resident mode: the step gives the epoch and the positions in it, the
+same shuffle gives the rows, and each host reads its part of them. Grain evaluates that function ahead, in threads or
+processes, and keeps the order. So the state is one number, the step that the consumer has reached, whatever was read
+ahead, and a run resumes exactly with another number of workers or hosts, or in resident mode.
 """
 
 from __future__ import annotations
@@ -23,46 +23,45 @@ from jaxkd.data.order import permutation
 from jaxkd.data.protocol import Batch, State, count_steps, step_of
 
 _PURPOSE = "Streaming"
-_ON_DEVICE = 2  # Batches waiting on the device: the step works on one while the next is sent.
+_ON_DEVICE = 2  # Batches that wait on the device, so that a transfer overlaps with the step.
 _THREADS = 4
-_READ_AHEAD = 8  # Batches decoded on the host; grain's own default of 500 is meant for single examples.
+_READ_AHEAD = 8  # Batches decoded on the host; grain's default of 500 is meant for single examples.
 
 
 class Stream:
     """A `Loader` that reads while the device works.
 
-    With several hosts, each reads its own part of every global batch and no other, and all make the same number of
-    steps. Put together, the parts are the batch that a single host would have read. Nothing is read before the first
-    batch is asked for.
+    With several hosts, each reads its part of every global batch only, and all take the same number of steps. The
+    concatenated parts are the batch that a single host would have read. Reading starts with the first ``next``.
 
     Args:
-      source: what has ``len(source)`` and ``source[i]``, a dict of NumPy values: a `Source`, a `Dataset`, a list.
+      source: any object with ``len(source)`` and ``source[i]``, a dict of NumPy values: `Source`, `Dataset`, a list.
       batch_size: examples in a global batch, over all hosts.
-      seed: the order of each epoch is a function of it and the epoch's number.
-      shuffle: a new order of the whole set every epoch; False keeps the source's own.
-      epochs: how many passes to make; None for no end.
-      workers: processes that read and decode. 0 uses threads of this process, which is right until decoding keeps
-        it from feeding the device; a script that uses workers needs ``if __name__ == "__main__":``.
-      drop_remainder: leave out what does not fill a batch. Otherwise, where the sizes do not divide, the last
-        batch is filled up with other rows of the set and a ``mask``, which every batch then has, is False for them.
-      shard: which part of every batch this host reads, ``(process_index, process_count)``; by default what
-        `jax.process_index` and `jax.process_count` say.
-      transform: of one example, a dict, on the host before batching: decode, resize, choose features. With workers
-        it must be picklable. Random augmentation belongs on the device, in `jaxkd.data.augment`.
-      device: where batches go. A `jax.sharding.Sharding` makes one global array of all hosts' parts.
+      seed: seed of the order; the order of an epoch is a function of the seed and the epoch's number.
+      shuffle: whether each epoch has a new order of the whole set; False keeps the source's order.
+      epochs: number of epochs after which `batches` stops; None for no end.
+      workers: number of processes that read and decode. 0 uses threads of this process, which suffices until decoding
+        is slower than the device; a script that uses workers needs ``if __name__ == "__main__":``.
+      drop_remainder: whether to leave out the last examples of an epoch when they do not fill a batch. Otherwise the
+        last batch is filled up with other rows of the set, and every batch gets a ``mask``, False for those rows.
+      shard: part of every batch that this host reads, ``(process_index, process_count)``; by default
+        `jax.process_index` and `jax.process_count`.
+      transform: function of one example, a dict, that runs on the host before batching: to decode, resize, choose
+        features. With workers it must be picklable. Random augmentation belongs on the device: `data.compose`.
+      device: device or sharding of the batches. A `jax.sharding.Sharding` makes one global array of all hosts' parts.
 
     Raises:
-      ValueError: no batch can be made of such sizes, or a batch does not divide among the hosts.
-      ImportError: grain is not installed; the message says how to.
+      ValueError: a size is not positive, no batch can be filled, or a batch does not divide among the hosts.
+      ImportError: grain is not installed; the message names the package to install.
 
     Attributes:
       batch_size: examples in a global batch; this host's batches have ``batch_size / process_count`` rows.
-      steps_per_epoch: batches in one pass.
-      num_examples: in the set.
-      padded: the last batch of a pass is filled up, and every batch has a ``mask``.
+      steps_per_epoch: batches in one epoch.
+      num_examples: examples in the set.
+      padded: whether the last batch of an epoch is filled up, so that every batch has a ``mask``.
 
-    >>> from jaxkd.data.dataset import load
-    >>> stream = Stream(load("digits", "test"), batch_size=64, seed=0, epochs=1)
+    >>> from jaxkd import data
+    >>> stream = Stream(data.load("digits", "test"), batch_size=64, seed=0, epochs=1)
     >>> batches = stream.batches()
     >>> first = next(batches)
     >>> first["image"].shape, batches.get_state()
@@ -90,8 +89,8 @@ class Stream:
             raise ValueError(f"shard: expected (process_index, process_count) with 0 <= index < count, got {shard}.")
         if batch_size % count:
             raise ValueError(
-                f"batch_size: {batch_size} is the size of the global batch, and does not divide among {count} hosts. "
-                f"Take {batch_size - batch_size % count} or {batch_size + count - batch_size % count}."
+                f"batch_size: the global batch of {batch_size} does not divide among {count} hosts. "
+                f"Use {batch_size - batch_size % count} or {batch_size + count - batch_size % count}."
             )
         rows = _Rows(source) if isinstance(source, Dataset) else source
         self.num_examples = len(rows)
@@ -112,71 +111,75 @@ class Stream:
         self._ahead: Callable[[int], dict[str, np.ndarray]] = self._read
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another, for a run that must go on with the same one.
+        """Returns the settings and a digest by which a resumed run recognizes its input.
 
-        The set is not read for it, but for its first and its last example, as they come out of the transform.
+        The digest covers the first and the last example, as the transform returns them.
 
         Returns:
-          A dict for JSON. What a `Resident` of the same set gives as well is equal to its.
+          A dict that JSON can represent. Its common entries with a `Resident` of the same set are equal.
 
-        >>> from jaxkd.data.dataset import load
-        >>> Stream(load("digits", "test"), batch_size=50).fingerprint()["examples"]
+        >>> from jaxkd import data
+        >>> Stream(data.load("digits", "test"), batch_size=50).fingerprint()["examples"]
         400
         """
         read = self._read
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "examples": self.num_examples, "seed": read.seed, "shuffle": read.shuffle, "padded": self.padded
         }  # fmt: skip
-        found |= {name: str(value) for name in ("name", "split") if (value := getattr(read.source, name, None))}
+        result |= {name: str(value) for name in ("name", "split") if (value := getattr(read.source, name, None))}
         ends = [read.ends(), read.ends()]
-        if ends[0] == ends[1]:  # or the transform draws at random, and says nothing
-            found["first_and_last"] = ends[0]
-        return found
+        if ends[0] == ends[1]:  # otherwise the transform draws at random, and its digest has no meaning
+            result["first_and_last"] = ends[0]
+        return result
 
     def batches(self, state: Mapping[str, Any] | None = None) -> StreamIterator:
-        """Batches from the start, or from a state.
+        """Returns an iterator over batches, from the start or from a state.
 
         Args:
-          state: of an earlier iterator, of this stream or of a `Resident` with the same set, seed and batch size.
+          state: state of an earlier iterator, of this stream or of a `Resident` with the same set, seed and batch size.
 
         Returns:
-          The iterator. Close it, or let it go, to end what reads ahead.
+          The iterator. Its threads and processes stop when it is closed or garbage-collected.
         """
         return StreamIterator(self, state)
 
     def __iter__(self) -> StreamIterator:
-        """The same as ``batches()``."""
+        """Equivalent to ``batches()``."""
         return self.batches()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Some examples of the source as NumPy arrays, read and transformed as for a batch, in the order asked for.
+        """Reads examples of the source, transformed and stacked as in a batch.
 
         Args:
-          rows: their positions in the source.
+          rows: positions in the source, integers ``[examples]``.
+
+        Returns:
+          NumPy arrays with one row per position, in the given order.
         """
         return self._read.take(np.asarray(rows))
 
     def map(self, function: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Stream:
-        """The same stream with a function of each batch, which runs on the host where batches are read ahead.
+        """Returns a stream that applies a function to each batch on the host.
 
         Args:
-          function: of this host's part of a batch, a dict of NumPy arrays; with workers it must be picklable.
+          function: function of this host's part of a batch, a dict of NumPy arrays. It runs where batches are read
+            ahead; with workers it must be picklable.
 
         Returns:
-          Another stream; this one stays as it is.
+          A new stream; this one is unchanged.
         """
         other = copy.copy(self)
         other._ahead = _Then(self._ahead, function)
         return other
 
     def _pipeline(self, step: int) -> Any:
-        """Grain's iterator over the batches from a step on."""
+        """Returns grain's iterator over the batches from a step on."""
         grain = self._grain
         end = 2**31 - 1 if self.epochs is None else self.epochs * self.steps_per_epoch
         options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
         batches = grain.MapDataset.range(min(step, end), end).map(self._ahead).to_iter_dataset(options)
         if self.workers:
-            # Grain reads absl flags when it starts a process, and absl refuses in a program that never parsed any.
+            # Grain reads absl's flags when it starts a process, and absl raises in a program that never parsed them.
             flags = require("absl.flags", purpose=_PURPOSE).FLAGS
             if not flags.is_parsed():
                 flags.mark_as_parsed()
@@ -188,7 +191,7 @@ class Stream:
 
     def _put(self, batch: dict[str, np.ndarray]) -> Batch:
         if self.workers:
-            # A worker's arrays lie in shared memory that grain frees; on a CPU the device could go on pointing there.
+            # A worker's arrays lie in shared memory that grain frees, and on a CPU a device array may alias them.
             batch = {key: np.array(value) for key, value in batch.items()}
         if isinstance(self.device, jax.sharding.Sharding):
             sharding = self.device
@@ -200,8 +203,8 @@ class StreamIterator:
     """A `BatchIterator` over a `Stream`.
 
     Args:
-      stream: the loader.
-      state: where to start; the beginning by default.
+      stream: loader of the batches.
+      state: state from which to resume; by default, the start of training.
     """
 
     def __init__(self, stream: Stream, state: Mapping[str, Any] | None = None) -> None:
@@ -214,7 +217,7 @@ class StreamIterator:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, on the device."""
+        """Returns the next batch, on the device."""
         if self._pipeline is None:
             self._pipeline = self._stream._pipeline(self._step)
         batch: Batch = next(self._pipeline)
@@ -222,17 +225,17 @@ class StreamIterator:
         return batch
 
     def get_state(self) -> State:
-        """``{"step": n}``: how many batches were returned since the start of training, none that wait ahead."""
+        """Returns ``{"step": n}``, the number of batches returned, not of those read."""
         return {"step": self._step}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to the step of a state; what was read ahead is dropped."""
+        """Moves to the step of a state and drops the batches read ahead."""
         step = step_of(state)
         self.close()
         self._step = step
 
     def close(self) -> None:
-        """Ends the threads and processes that read ahead. The iterator can still go on: they start again."""
+        """Stops the threads and processes that read ahead, until the next ``next``."""
         if self._pipeline is not None:
             self._pipeline.close()
             self._pipeline = None
@@ -253,7 +256,7 @@ class _Rows:
 
 @dataclasses.dataclass(frozen=True)
 class _ReadBatch:
-    """The batch of a step, as NumPy arrays: the pure function that grain runs ahead, in threads or other processes."""
+    """Reads the batch of a step as NumPy arrays; grain runs this function ahead."""
 
     source: Any
     num_examples: int
@@ -280,7 +283,7 @@ class _ReadBatch:
         return batch
 
     def ends(self) -> str:
-        """A digest of the first and the last example."""
+        """Computes a digest of the first and the last example."""
         rows = [0, self.num_examples - 1]
         batch = self._stack([self._example(example) for example in self._fetch(rows)])
         batch.setdefault("index", np.array(rows, np.int32))
@@ -303,7 +306,7 @@ class _ReadBatch:
         for key in examples[0]:
             values = [np.asarray(example[key]) for example in examples]
             if values[0].dtype.kind not in "buif":
-                continue  # Text and identifiers do not go to a device.
+                continue  # Text cannot be placed on a device.
             shapes = {value.shape for value in values}
             if len(shapes) > 1:
                 raise ValueError(
@@ -316,7 +319,7 @@ class _ReadBatch:
 
 @dataclasses.dataclass(frozen=True)
 class _Then:
-    """A function after another; workers can have it."""
+    """Composition of two functions that worker processes can unpickle."""
 
     first: Callable[[int], dict[str, np.ndarray]]
     function: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
@@ -326,13 +329,13 @@ class _Then:
 
 
 def _narrow(key: str, value: np.ndarray) -> np.ndarray:
-    """64-bit numbers as the 32-bit ones that JAX uses by default, never by wrapping around."""
+    """Converts 64-bit numbers to JAX's default 32-bit types, and raises on overflow."""
     if value.dtype == np.float64:
         return value.astype(np.float32)
     if value.dtype.kind in "iu" and value.dtype.itemsize == 8:
         if value.size and not -(2**31) <= value.min() <= value.max() < 2**31:
             raise ValueError(
-                f"{key!r} holds integers past 32 bits, {value.min()} to {value.max()}: change or drop it in a "
+                f"{key!r} holds integers that exceed 32 bits, {value.min()} to {value.max()}: convert or drop it in a "
                 "transform."
             )
         return value.astype(np.int32)

@@ -1,9 +1,9 @@
-"""A set as a sequence of tasks: classes that arrive one group after the other, and a few examples that are kept."""
+"""A set as a sequence of tasks with disjoint classes, with retained examples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxkd.data import fingerprint
 from jaxkd.data.order import permutation
-from jaxkd.data.resident import Resident, ResidentIterator
+from jaxkd.data.resident import DeviceLoader, Resident
 
 if TYPE_CHECKING:
     from jaxkd.data.dataset import Dataset
@@ -21,18 +21,18 @@ __all__ = ["Tasks", "class_groups", "class_incremental", "exemplars"]
 
 
 def class_groups(classes: int, tasks: int, *, seed: int | None = 0) -> tuple[tuple[int, ...], ...]:
-    """Classes divided into tasks: as evenly as it goes, the first tasks having one more.
+    """Divides classes into tasks, as evenly as possible.
 
     Args:
-      classes: how many there are.
-      tasks: how many groups to make.
-      seed: of the order of the classes; None for their numbers' own.
+      classes: number of classes.
+      tasks: number of groups; the first ones get an additional class where the numbers do not divide.
+      seed: seed of the order of the classes; None for ascending order.
 
     Returns:
-      The class numbers of each task, ascending within one.
+      The class numbers of each task, in ascending order.
 
     Raises:
-      ValueError: there are not at least as many classes as tasks.
+      ValueError: there are fewer classes than tasks.
 
     >>> class_groups(5, 2, seed=None), class_groups(10, 5, seed=1)[0]
     (((0, 1, 2), (3, 4)), (1, 7))
@@ -48,23 +48,25 @@ def class_groups(classes: int, tasks: int, *, seed: int | None = 0) -> tuple[tup
 def class_incremental(
     dataset: Dataset, tasks: int | Sequence[Sequence[int]] = 5, *, seed: int | None = 0
 ) -> list[Dataset]:
-    """A set as tasks of disjoint classes, as in class-incremental learning (Rebuffi et al., "iCaRL", CVPR 2017).
+    """Divides a set into tasks of disjoint classes, for class-incremental learning.
+
+    Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning", CVPR 2017.
 
     Args:
-      dataset: the set.
-      tasks: how many, divided by `class_groups`, or the class numbers of each. A training and a test set are divided
-        alike by the same number and seed.
-      seed: of the order of the classes; None for their numbers' own.
+      dataset: set to divide.
+      tasks: number of tasks, divided by `class_groups`, or the class numbers of each task. Equal numbers and seeds
+        divide a training set and a test set alike.
+      seed: seed of the order of the classes; None for ascending order.
 
     Returns:
-      A `Dataset` for each task. Labels, ``index`` and ``num_classes`` are those of the whole.
+      A `Dataset` per task. Labels, ``index`` and ``num_classes`` are those of the whole set.
 
     Raises:
-      ValueError: a class is in two tasks or is none of the set's, or a task has no examples.
+      ValueError: a class is in two tasks or not in the set, or a task has no examples.
 
-    >>> from jaxkd.data.dataset import digits, num_examples
-    >>> parts = class_incremental(digits(), [[0, 1, 2], [7, 9]])
-    >>> [num_examples(part) for part in parts], np.unique(parts[1].arrays["label"]).tolist()
+    >>> from jaxkd import data
+    >>> parts = class_incremental(data.digits(), [[0, 1, 2], [7, 9]])
+    >>> [data.num_examples(part) for part in parts], np.unique(parts[1].arrays["label"]).tolist()
     ([537, 359], [7, 9])
     """
     groups = class_groups(dataset.num_classes, tasks, seed=seed) if isinstance(tasks, int) else tasks
@@ -84,12 +86,12 @@ def class_incremental(
 
 
 def exemplars(dataset: Dataset, *, per_class: int, seed: int = 0) -> Dataset:
-    """A few examples of each class, drawn at random: what is retained of a task when its data are gone.
+    """Draws a few examples of each class at random, to retain after a task.
 
     Args:
       dataset: a set, such as one task of `class_incremental`.
-      per_class: how many of each class; of one that has fewer, all.
-      seed: of the draw.
+      per_class: examples per class; a class with fewer contributes all.
+      seed: seed of the draw.
 
     Returns:
       The examples, in the order of the set.
@@ -97,8 +99,8 @@ def exemplars(dataset: Dataset, *, per_class: int, seed: int = 0) -> Dataset:
     Raises:
       ValueError: the number is not positive.
 
-    >>> from jaxkd.data.dataset import digits
-    >>> np.bincount(exemplars(digits(), per_class=2).arrays["label"]).tolist()
+    >>> from jaxkd import data
+    >>> np.bincount(exemplars(data.digits(), per_class=2).arrays["label"]).tolist()
     [2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     """
     if per_class < 1:
@@ -109,34 +111,34 @@ def exemplars(dataset: Dataset, *, per_class: int, seed: int = 0) -> Dataset:
     return _rows(dataset, np.sort(np.concatenate(chosen)), dataset.name)
 
 
-class Tasks:
-    """An input that gives each task's batches in its own range of steps, for `jaxkd.training.fit`.
+class Tasks(DeviceLoader):
+    """A `Loader` that gives each task's batches in its own range of steps.
 
-    It is resident: everything is on the device, and the batch of a step is a function of the step, so that a run is
-    resumed in whichever task it was interrupted. After the last task's steps its batches go on.
+    It is resident: all sets lie on the device, and a batch is a function of the step, so that a run resumes in the task
+    in which it was interrupted. After the last task's steps, its batches continue.
 
     Args:
-      loaders: a `Resident` for each task, with equal batch sizes.
-      steps: how many steps each task lasts, or one number for all; what a scheme of `jaxkd.schemes` is given as well.
-        The first may be 0.
-      retained: what is kept of each task, such as its `exemplars`, in the order of the tasks; the last one's is not
-        used and may be left out. In a task, each batch has ``retained_size`` rows more, of what was kept of the tasks
-        before: all of them in turn, in a new order every time. In the first task these rows are masked.
-      retained_size: how many.
-      seed: of their order.
+      loaders: a `Resident` per task, with equal batch sizes.
+      steps: number of steps per task, one per task or one for all, as for the scheme of `jaxkd.schemes`. The first may
+        be 0.
+      retained: retained examples of each task, such as `exemplars`, in the order of the tasks; those of the last task
+        are unused and may be left out. Each batch of a task has ``retained_size`` additional rows from the retained
+        examples of all tasks before, which are shuffled in every pass. In the first task these rows are masked.
+      retained_size: number of retained rows per batch.
+      seed: seed of the order of the retained rows.
 
     Raises:
-      ValueError: the loaders differ in their batches, or steps and retained sets do not fit them.
+      ValueError: the loaders differ in their batches, or steps or retained sets do not match them.
 
     Attributes:
       arrays: the tasks' arrays and the retained ones.
-      batch_size: of all batches, retained rows included.
-      steps_per_epoch: one pass through all tasks.
-      steps: of each task.
-      padded: batches have a ``mask``: if those of a loader have one, or anything is retained.
+      batch_size: rows of a batch, retained rows included.
+      steps_per_epoch: steps of all tasks together.
+      steps: steps of each task.
+      padded: whether batches have a ``mask``, because a loader is padded or examples are retained.
 
-    >>> from jaxkd.data.dataset import digits
-    >>> parts = class_incremental(digits(), 5, seed=None)
+    >>> from jaxkd import data
+    >>> parts = class_incremental(data.digits(), 5, seed=None)
     >>> kept = [exemplars(part, per_class=3) for part in parts]
     >>> train = Tasks([Resident(part, 32) for part in parts], steps=20, retained=kept, retained_size=8)
     >>> batch = train.gather(train.arrays, 25)
@@ -160,8 +162,8 @@ class Tasks:
         shapes = [_shapes(loader) for loader in self.loaders]
         if any(other != shapes[0] for other in shapes):
             raise ValueError(f"loaders: expected batches of one form in all tasks, got {shapes}.")
-        self.arrays: dict[str, Any] = {"tasks": [loader.arrays for loader in self.loaders], "retained": {}}
-        self._ends: list[int] = [0] * len(self.loaders)  # how many retained rows come before each task
+        self.arrays = {"tasks": [loader.arrays for loader in self.loaders], "retained": {}}
+        self._ends: list[int] = [0] * len(self.loaders)  # number of retained rows from the tasks before each
         self._retain(retained)
         self.batch_size = self.loaders[0].batch_size + retained_size
         self.padded = bool(retained_size) or any(loader.padded for loader in self.loaders)
@@ -182,25 +184,25 @@ class Tasks:
             )
         kept = retained[: count - 1]
         for i, one in enumerate(kept):
-            there, here = _forms(one.arrays), _forms(self.loaders[0].arrays)
-            if there != here:
-                raise ValueError(f"retained: expected rows as those of the tasks, {here}, got {there} in set {i}.")
+            form, expected = _forms(one.arrays), _forms(self.loaders[0].arrays)
+            if form != expected:
+                raise ValueError(f"retained: expected rows as those of the tasks, {expected}, got {form} in set {i}.")
         self._ends = np.cumsum([0, *(len(one.arrays["index"]) for one in kept)]).tolist()
         joined = {name: np.concatenate([one.arrays[name] for one in kept]) for name in kept[0].arrays}
-        # Beside the tasks' own arrays, so that one program finds all of them in one place.
+        # Placed like the tasks' arrays, since one program takes all of them.
         sharding = jax.tree.leaves(self.loaders[0].arrays)[0].sharding
         self.arrays["retained"] = jax.device_put(joined, sharding)
 
     def gather(self, arrays: Mapping[str, Any], step: Any) -> Batch:
-        """The batch of a step: pure, for use under jit and scan.
+        """Returns the batch of a step, as a pure function for jit and scan.
 
         Args:
-          arrays: `Tasks.arrays`, as the argument of the jitted function.
-          step: from the start of training, through all tasks; it may be traced.
+          arrays: `Tasks.arrays`, passed to the jitted function as an argument.
+          step: global step, counted from the start of training through all tasks; it may be traced.
 
         Returns:
-          What the task's `Resident` gives for the steps since the task began, with the retained rows behind it;
-          ``mask`` if `padded`.
+          The batch of the task's `Resident` at the number of steps since the task began, followed by the retained rows;
+          with a ``mask`` if `padded`.
         """
         step = jnp.asarray(step, jnp.int32)
         branches = [self._branch(i) for i in range(len(self.loaders))]
@@ -208,10 +210,10 @@ class Tasks:
         return batch
 
     def task(self, step: Any) -> jax.Array:
-        """The number of the task at a step.
+        """Returns the number of the task at a step.
 
-        >>> from jaxkd.data.dataset import digits
-        >>> loaders = [Resident(part, 8) for part in class_incremental(digits(), 2)]
+        >>> from jaxkd import data
+        >>> loaders = [Resident(part, 8) for part in class_incremental(data.digits(), 2)]
         >>> Tasks(loaders, steps=[3, 5]).task(jnp.arange(5)).tolist()
         [0, 0, 0, 1, 1]
         """
@@ -231,33 +233,26 @@ class Tasks:
         return run
 
     def _retained_rows(self, rows: Mapping[str, jax.Array], own: jax.Array, i: int) -> Batch:
-        """The rows that a step of task i adds, of what is kept of those before; masked ones if there is nothing."""
+        """Returns the retained rows of a step of task i, masked if no task precedes it."""
         size = self._ends[i]
-        place = own * self.retained_size + jnp.arange(self.retained_size, dtype=jnp.int32)
-        turn = place // max(size, 1) + int(self.starts[i])  # so that another task draws other orders, and other views
-        found = jnp.zeros_like(place)
+        position = own * self.retained_size + jnp.arange(self.retained_size, dtype=jnp.int32)
+        # The offset gives each task other passes, hence other orders and other augmentations.
+        epoch = position // max(size, 1) + int(self.starts[i])
+        chosen = jnp.zeros_like(position)
         if size:
-            orders = jax.vmap(lambda at, turn: permutation(at[None], size=size, seed=self.seed, epoch=turn)[0])
-            found = orders(place % size, turn)
-        batch = {name: value.at[found].get(mode="promise_in_bounds") for name, value in rows.items()}
-        return {**batch, "epoch": turn, "mask": jnp.full(self.retained_size, bool(size))}
+            orders = jax.vmap(lambda at, epoch: permutation(at[None], size=size, seed=self.seed, epoch=epoch)[0])
+            chosen = orders(position % size, epoch)
+        batch = {name: value.at[chosen].get(mode="promise_in_bounds") for name, value in rows.items()}
+        return {**batch, "epoch": epoch, "mask": jnp.full(self.retained_size, bool(size))}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this input from another: its tasks', their steps, and what is retained."""
-        found: dict[str, Any] = {"steps": list(self.steps), "retained_size": self.retained_size, "seed": self.seed}
-        found |= {str(i): loader.fingerprint() for i, loader in enumerate(self.loaders)}
+        """Returns the tasks' fingerprints and steps, and a digest of the retained rows."""
+        result: dict[str, Any] = {"steps": list(self.steps), "retained_size": self.retained_size, "seed": self.seed}
+        result |= {str(i): loader.fingerprint() for i, loader in enumerate(self.loaders)}
         kept = self.arrays["retained"]
         if kept and all(x.is_fully_addressable or x.is_fully_replicated for x in kept.values()):
-            found["retained"] = fingerprint.digest({name: np.asarray(x) for name, x in kept.items()})
-        return found
-
-    def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Batches one by one, for a loop on the host: from the start, or from the state of an earlier iterator."""
-        return ResidentIterator(cast(Any, self), state)
-
-    def __iter__(self) -> ResidentIterator:
-        """The same as ``batches()``."""
-        return self.batches()
+            result["retained"] = fingerprint.digest({name: np.asarray(x) for name, x in kept.items()})
+        return result
 
 
 def _rows(dataset: Dataset, rows: np.ndarray, name: str) -> Dataset:
@@ -282,7 +277,7 @@ def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
 def _shapes(loader: Any) -> dict[str, Any]:
     if not hasattr(loader, "gather"):
         raise ValueError(
-            f"loaders: expected inputs whose data are on the device, such as jaxkd.data.Resident, got "
+            f"loaders: expected inputs that lie on the device, such as jaxkd.data.Resident, got "
             f"{type(loader).__name__}."
         )
     return {"batch_size": loader.batch_size, **_forms(loader.arrays)}

@@ -1,8 +1,8 @@
-"""Any set of TensorFlow Datasets by its TFDS name, read at random from array_record files without TensorFlow.
+"""Prepared sets of TensorFlow Datasets (TFDS), read without TensorFlow.
 
-Only what is already prepared on disk is read. `tensorflow_datasets.data_source(name)` would load the set's own
-building code and, where the files are missing, download them; finding the directory here first means that a set that
-is not there gives an error at once, on a machine without a network too.
+This module reads array_record files of sets that are prepared on disk, with random access.
+`tensorflow_datasets.data_source(name)` would load the set's builder and download missing files. Finding the directory
+here first turns a missing set into an immediate error, also on a machine without a network.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ _PURPOSE = "Reading TFDS sets"
 
 
 class Source:
-    """A prepared split with random access: ``len``, ``source[i]`` and ``source.__getitems__([i, j])``.
+    """A prepared split with random access.
 
-    An example is a dict of NumPy values: ``image`` and ``label`` where the set says which they are, its other features
-    under their own names, undecoded text as bytes. A `Source` can be pickled, which is how worker processes get it.
+    It supports ``len(source)``, ``source[i]`` and ``source.__getitems__([i, j])``.
 
-    Use `source` to find one.
+    An example is a dict of NumPy values: ``image`` and ``label`` where the set declares an input and a target, its
+    other features under their own names, undecoded text as bytes. A `Source` can be pickled for worker processes.
+
+    Use `source` to open one.
 
     Args:
-      reader: the TFDS data source.
-      name: of the set.
-      split: of the set.
-      renamed: our name for each of the set's names that differs.
-      num_classes: of the label.
-      class_names: of the label.
+      reader: TFDS data source.
+      name: name of the set.
+      split: split of the set.
+      renamed: new name of each feature that is renamed.
+      num_classes: number of classes of the label.
+      class_names: names of the classes.
 
     Attributes:
-      name: the set, as TFDS writes it: ``"cifar100:3.0.2"``.
-      split: the split, as it was asked for.
-      num_classes: of the label; 0 when the label is not a class.
-      class_names: of the label, if the set has them.
+      name: name of the set in TFDS's notation, ``"cifar100:3.0.2"``.
+      split: split, as requested.
+      num_classes: number of classes of the label; 0 if the label is not a class.
+      class_names: names of the classes, if the set has them.
     """
 
     def __init__(
@@ -55,19 +57,19 @@ class Source:
         self._reader, self._renamed = reader, dict(renamed)
 
     def __len__(self) -> int:
-        """The number of examples."""
+        """Returns the number of examples."""
         return len(self._reader)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """The example at a position."""
+        """Returns the example at a position."""
         return self._rename(self._reader[position])
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """Several examples, read together, which is faster than one by one."""
+        """Reads several examples together, which is faster than one by one."""
         return [self._rename(example) for example in self._reader.__getitems__([int(p) for p in positions])]  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        """Says what is read."""
+        """Returns the set, the split and the number of examples."""
         return f"Source({self.name!r}, split={self.split!r}, {len(self)} examples)"
 
     def _rename(self, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,13 +77,13 @@ class Source:
 
 
 class Prepared(NamedTuple):
-    """A set that a directory holds.
+    """A prepared set in a directory.
 
     Attributes:
-      name: its TFDS name, with the configuration if it has one: ``"wmt/de-en"``.
-      version: ``"3.0.2"``.
-      file_format: ``"array_record"``, or another that cannot be read at random.
-      path: its folder.
+      name: TFDS name, with the configuration if it has one: ``"wmt/de-en"``.
+      version: version, ``"3.0.2"``.
+      file_format: ``"array_record"``, or a format without random access.
+      path: folder of the set.
     """
 
     name: str
@@ -90,19 +92,19 @@ class Prepared(NamedTuple):
     path: Any
 
     def __str__(self) -> str:
-        """As TFDS writes it."""
+        """Returns ``name:version``, TFDS's notation."""
         return f"{self.name}:{self.version}"
 
 
 def prepared(data_dir: Any = None) -> list[Prepared]:
-    """The sets that a directory holds, the newest version of each last.
+    """Lists the prepared sets of a directory, the newest version of each last.
 
     Args:
-      data_dir: the directory; by default what the environment variable ``TFDS_DATA_DIR`` says, else
+      data_dir: the directory; by default the environment variable ``TFDS_DATA_DIR``, or else
         ``~/tensorflow_datasets``.
 
     Returns:
-      One entry for each set, configuration and version; empty when the directory does not exist.
+      An entry per set, configuration and version; an empty list if the directory does not exist.
 
     >>> prepared("/nowhere")
     []
@@ -119,22 +121,23 @@ def prepared(data_dir: Any = None) -> list[Prepared]:
 
 
 def source(name: str, split: str, data_dir: Any = None) -> Source:
-    """A split of a prepared TFDS set, for random access.
+    """Opens a split of a prepared TFDS set for random access.
 
     Args:
-      name: ``"cifar100"``, with a configuration ``"name/config"`` and a version ``"name:3.0.2"`` if there are several.
+      name: name of the set, ``"cifar100"``; with a configuration ``"name/config"`` or a version ``"name:3.0.2"`` where
+        there are several.
       split: ``"train"``, or a part of a split in TFDS's notation, ``"train[:10%]"``.
-      data_dir: where prepared sets are; by default what the environment variable ``TFDS_DATA_DIR`` says, else
+      data_dir: directory of prepared sets; by default the environment variable ``TFDS_DATA_DIR``, or else
         ``~/tensorflow_datasets``.
 
     Returns:
-      The split. Nothing is read yet.
+      The split. No example is read yet.
 
     Raises:
-      FileNotFoundError: the set is not prepared there, or not as array_record. The message says what is there, and
-        the commands that prepare it (the one thing that needs TensorFlow, once).
+      FileNotFoundError: the set is not prepared there, or not as array_record. The message lists the prepared sets and
+        the commands that prepare this one; only they need TensorFlow.
       ValueError: the set has several configurations, or no such split.
-      ImportError: a library is not installed; the message says which.
+      ImportError: a library is not installed; the message names it.
 
     >>> source("cifar100", "train", "/nowhere")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -154,8 +157,8 @@ def source(name: str, split: str, data_dir: Any = None) -> Source:
         raise ValueError(
             f"{entry}: no split {split!r}. It has {sizes}, and parts of them such as 'train[:10%]' ({error})."
         ) from error
-    renamed = _our_names(builder.info.supervised_keys, features)
-    keys = {ours: theirs for theirs, ours in renamed.items()}
+    renamed = _new_names(builder.info.supervised_keys, features)
+    keys = {new: old for old, new in renamed.items()}
     label: Any = dict(features.items()).get(keys.get("label", "label"))
     classes = int(label.num_classes or 0) if isinstance(label, tfds.features.ClassLabel) else 0
     return Source(
@@ -168,14 +171,14 @@ def source(name: str, split: str, data_dir: Any = None) -> Source:
     )
 
 
-def _our_names(supervised: Any, features: Mapping[str, Any]) -> dict[str, str]:
-    """Their names for the input and the target, where a set calls them something else."""
+def _new_names(supervised: Any, features: Mapping[str, Any]) -> dict[str, str]:
+    """Maps the set's names of input and target to ``image`` and ``label``."""
     if not isinstance(supervised, tuple) or len(supervised) != 2:
         return {}
     pairs = zip(supervised, ("image", "label"), strict=True)
-    wanted = {theirs: ours for theirs, ours in pairs if isinstance(theirs, str) and ours not in features}
+    wanted = {old: new for old, new in pairs if isinstance(old, str) and new not in features}
     kinds = {"image": lambda feature: len(feature.shape) == 3, "label": lambda feature: len(feature.shape) == 0}
-    return {theirs: ours for theirs, ours in wanted.items() if kinds[ours](features[theirs])}
+    return {old: new for old, new in wanted.items() if kinds[new](features[old])}
 
 
 def _find(name: str, root: Any) -> Prepared:
@@ -185,35 +188,35 @@ def _find(name: str, root: Any) -> Prepared:
     matching = [entry for entry in matching if not version or entry.version == version]
     readable = [entry for entry in matching if entry.file_format == "array_record"]
     if not readable:
-        raise FileNotFoundError(_what_to_do(name, root, entries, matching))
+        raise FileNotFoundError(_how_to_prepare(name, root, entries, matching))
     configurations = sorted({entry.name for entry in readable})
     if len(configurations) > 1 and stem not in configurations:
         raise ValueError(f"{name!r} is prepared in several configurations: name one of {configurations}.")
     return [entry for entry in readable if entry.name == (stem if stem in configurations else configurations[0])][-1]
 
 
-def _what_to_do(name: str, root: Any, entries: list[Prepared], matching: list[Prepared]) -> str:
+def _how_to_prepare(name: str, root: Any, entries: list[Prepared], matching: list[Prepared]) -> str:
     if matching:
         formats = ", ".join(f"{entry} as {entry.file_format}" for entry in matching)
-        problem = f"{name!r} is in {root}, but not as array_record ({formats}), so it cannot be read at random."
+        problem = f"{name!r} is in {root}, but not as array_record ({formats}), so that it has no random access."
     elif not root.exists():
         problem = f"{name!r} is not prepared in {root}, which does not exist."
     else:
-        there = ", ".join(f"{entry} ({entry.file_format})" for entry in entries) or "no prepared sets"
-        problem = f"{name!r} is not prepared in {root}, which holds {there}."
+        held = ", ".join(f"{entry} ({entry.file_format})" for entry in entries) or "no prepared sets"
+        problem = f"{name!r} is not prepared in {root}, which holds {held}."
     return (
-        f"{problem} Another directory is given with data_dir=..., or the environment variable TFDS_DATA_DIR. To "
-        "prepare the set (this downloads it, and needs TensorFlow once; reading does not):\n"
+        f"{problem} Name another directory with data_dir=..., or with the environment variable TFDS_DATA_DIR. To "
+        "prepare the set (this downloads it and needs TensorFlow, which reading does not need):\n"
         "  pip install tensorflow tensorflow-datasets\n"
         f"  tfds build {name} --file_format=array_record --data_dir={root}\n"
-        "The names that TFDS knows are at https://www.tensorflow.org/datasets/catalog/overview."
+        "The catalog of names is at https://www.tensorflow.org/datasets/catalog/overview."
     )
 
 
 def _directory(data_dir: Any) -> Any:
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    # etils' paths are what TFDS itself uses: they name buckets as well as folders.
+    # TFDS itself uses etils' paths, which name buckets as well as folders.
     return require("etils.epath", purpose=_PURPOSE).Path(data_dir).expanduser()
 
 

@@ -1,30 +1,23 @@
-"""Models: a small zoo in Flax linen, for the experiments and as examples. Any model of yours works as well.
+"""Models: a small zoo in Flax linen, for the experiments and as examples.
 
 ====================  ========================================================================================
-`layers`              what the networks have in common: convolutions, BatchNorm, PyTorch's initialisations
+`layers`              layers that the networks share: convolutions, BatchNorm, PyTorch's initializations
 `mlp`                 `MLP`: hidden layers that can be tapped, optional dropout
-`resnet`              `ResNet` and its builders `ResNet8` … `ResNet110`, `ResNet8x4`, `ResNet32x4`, for CIFAR
-`wide_resnet`         `WideResNet` and its builders `WRN16x1`, `WRN16x2`, `WRN40x1`, `WRN40x2`, for CIFAR
-`resnet50`            `BottleneckResNet` and its builder `ResNet50`, for CIFAR
-`vgg`                 `VGG` and its builders `VGG8` … `VGG19`, for CIFAR
-`mobilenet_v2`        `MobileNetV2`, half as wide, for CIFAR
-`shufflenet_v1`       `ShuffleNetV1`, of three groups, for CIFAR
-`shufflenet_v2`       `ShuffleNetV2`, of size 1, for CIFAR
-`lstm`                `LSTM`: a recurrent reader of images by rows, or of any sequence
-`generator`           `Generator`: images from noise, for data-free distillation
-`registry`            `create` by name, `names`, `taps`: the path of each point that methods use, and `margin_norms`
+`lstm`                `LSTM`: a recurrent classifier of sequences, or of images read row by row
+`vision`              networks for small images: ResNets, wide ResNets, VGGs, MobileNetV2, ShuffleNets, `Generator`
+`registry`            `create` by name, `names`, `taps` (paths of the taps of published methods), `margin_norms`
 ====================  ========================================================================================
 
-Every model is called as ``model(x, train=False)`` with normalised NHWC images and returns logits. Only experiments,
-benchmarks and tests import this package.
+Every model is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The library does not
+depend on this package: any other model works as well.
 """
 
-from jaxkd.models.generator import Generator
 from jaxkd.models.lstm import LSTM
 from jaxkd.models.mlp import MLP
-from jaxkd.models.mobilenet_v2 import MobileNetV2
 from jaxkd.models.registry import canonical, create, margin_norms, names, taps
-from jaxkd.models.resnet import (
+from jaxkd.models.vision.generator import Generator
+from jaxkd.models.vision.mobilenet_v2 import MobileNetV2
+from jaxkd.models.vision.resnet import (
     ResNet,
     ResNet8,
     ResNet8x4,
@@ -36,11 +29,11 @@ from jaxkd.models.resnet import (
     ResNet56,
     ResNet110,
 )
-from jaxkd.models.resnet50 import BottleneckResNet, ResNet50
-from jaxkd.models.shufflenet_v1 import ShuffleNetV1
-from jaxkd.models.shufflenet_v2 import ShuffleNetV2
-from jaxkd.models.vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
-from jaxkd.models.wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
+from jaxkd.models.vision.resnet50 import BottleneckResNet, ResNet50
+from jaxkd.models.vision.shufflenet_v1 import ShuffleNetV1
+from jaxkd.models.vision.shufflenet_v2 import ShuffleNetV2
+from jaxkd.models.vision.vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision.wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
     "LSTM",

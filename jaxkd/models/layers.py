@@ -1,6 +1,6 @@
-"""What the networks of the zoo have in common: convolutions, normalisation, and PyTorch's initialisations.
+"""Layers of several networks: convolutions, BatchNorm, PyTorch's initializations.
 
-These are functions that return Flax's own modules, so that a submodule's path says what it is: ``Conv_0``.
+The functions return Flax's own modules, so that submodules have Flax's usual paths, such as ``Conv_0``.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 """PyTorch's ``kaiming_normal_(mode="fan_out")``."""
 
 uniform_fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-"""Uniform in ``±1/sqrt(fan_in)``, the default of PyTorch's layers: ``±sqrt(3 · (1/3) / fan_in)``."""
+"""PyTorch's default: uniform in ``±1/sqrt(fan_in) = ±sqrt(3 · (1/3) / fan_in)``."""
 
 
 def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: float) -> Array:
-    """Uniform in ``±bound``."""
+    """Draws uniform values in ``±bound``."""
     return jax.random.uniform(key, tuple(shape), dtype, minval=-bound, maxval=bound)
 
 
 def check_images(x: Any) -> None:
-    """Makes sure that an input is a batch of normalised images.
+    """Raises unless an input is a batch of normalized images.
 
     Args:
-      x: the input.
+      x: input to check.
 
     Raises:
-      TypeError: it is not floating point.
-      ValueError: it has no four axes.
+      TypeError: the input is not floating point.
+      ValueError: the input does not have four axes.
     """
     if x.ndim != 4:
         raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+        raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
 
 
 def conv(
@@ -53,17 +53,18 @@ def conv(
     groups: int = 1,
     kernel_init: Callable[..., Any] = kaiming_normal,
 ) -> nn.Conv:
-    """A square convolution without bias, padded on every side alike as in PyTorch.
+    """Builds a square convolution without bias, padded equally on all sides.
 
-    ``"SAME"`` would pad only below and to the right where the stride is 2, half a pixel off.
+    This is PyTorch's padding. With a stride of 2, ``"SAME"`` would pad only below and to the right, which shifts the
+    map by half a pixel.
 
     Args:
-      features: channels that come out.
-      size: of the kernel.
-      stride: of the positions.
-      dtype: to compute in; None for that of the inputs.
-      groups: of channels, each convolved by itself.
-      kernel_init: of the kernel.
+      features: output channels.
+      size: height and width of the kernel.
+      stride: stride in both directions.
+      dtype: dtype of the computation; None for that of the inputs.
+      groups: number of groups of channels that are convolved separately.
+      kernel_init: initializer of the kernel.
 
     Returns:
       The module.
@@ -82,11 +83,11 @@ def conv(
 
 
 uniform_conv = partial(conv, kernel_init=uniform_fan_in)
-"""`conv` with PyTorch's default initialisation."""
+"""`conv` with PyTorch's default initialization."""
 
 
 def batch_norm(module: Any) -> nn.BatchNorm:
-    """BatchNorm with PyTorch's defaults, for a module with ``train`` and ``dtype``."""
+    """Builds a BatchNorm with PyTorch's defaults, from a module's fields."""
     return nn.BatchNorm(
         use_running_average=not module.train,
         momentum=0.9,
@@ -96,26 +97,29 @@ def batch_norm(module: Any) -> nn.BatchNorm:
 
 
 def classifier(classes: int, features: int, dtype: Any) -> nn.Dense:
-    """A linear layer with PyTorch's default: the bias is drawn from the same range as the weight."""
+    """Builds a linear layer with PyTorch's default initialization.
+
+    The bias has the distribution of the weight.
+    """
     bias_init = partial(uniform, bound=features**-0.5)
     return nn.Dense(classes, dtype=dtype, kernel_init=uniform_fan_in, bias_init=bias_init)
 
 
 class Residual(nn.Module):
-    """A sum, as a module, so that what a block's last ReLU is applied to has a name."""
+    """Sum of two maps, as a module, so that a pre-activation can be tapped."""
 
     @nn.compact
     def __call__(self, branch: Float[Array, "*shape"], shortcut: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """``branch + shortcut``."""
+        """Returns ``branch + shortcut``."""
         return branch + shortcut
 
 
 class GlobalAveragePool(nn.Module):
-    """The mean over the map, as a module, so that the embedding has a name."""
+    """Mean over a map's positions, as a module, so that the embedding can be tapped."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
-        """``[batch, channels]``."""
+        """Returns the means ``[batch, channels]``."""
         return x.mean(axis=(1, 2))
 
 
@@ -128,41 +132,41 @@ def grouped_convolution(
     feature_group_count: int,
     **others: Any,
 ) -> Float[Array, "batch h w features"]:
-    """A grouped convolution; on a CPU, where XLA has none that is fast, from products and sums.
+    """Computes a grouped convolution, on a CPU by matrix products or shifted sums.
 
-    XLA's gradients of grouped convolutions on a CPU are about ten times slower than the same written as a product per
-    group (1×1) or as a sum of shifted maps (depthwise). Everywhere else, and for other shapes, it is XLA's.
+    On a CPU, XLA's gradients of grouped convolutions are about ten times slower than those of a product per group (1×1)
+    or of a sum of shifted maps (depthwise). On other platforms, and for other shapes, this is XLA's convolution.
 
     Args:
-      x: the map.
-      kernel: as Flax keeps it.
-      window_strides: of the positions.
-      padding: before and after, for height and width.
-      feature_group_count: the groups.
-      **others: of `jax.lax.conv_general_dilated`.
+      x: feature map ``[batch, height, width, channels]``.
+      kernel: kernel in Flax's layout, ``[size, size, channels per group, features]``.
+      window_strides: strides in both directions.
+      padding: padding before and after, for height and width.
+      feature_group_count: number of groups.
+      **others: further arguments of `jax.lax.conv_general_dilated`.
 
     Returns:
-      The map that comes out, in the dtype of x.
+      The output map, in the dtype of x.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 1, 6))
     >>> grouped_convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), feature_group_count=6)[0, :, :, 0]
     Array([[4., 6.],
            [6., 9.]], dtype=float32)
     """
-    own = None
+    on_cpu = None
     if jax.default_backend() == "cpu" and others.get("preferred_element_type") is None:
         if kernel.shape[:2] == (1, 1) and tuple(window_strides) == (1, 1):
-            own = _pointwise
+            on_cpu = _pointwise
         elif kernel.shape[2] == 1 and kernel.shape[3] == feature_group_count:
-            own = _depthwise
-    if own is None:
+            on_cpu = _depthwise
+    if on_cpu is None:
         others.setdefault("dimension_numbers", ("NHWC", "HWIO", "NHWC"))
         return jax.lax.conv_general_dilated(
             x, kernel, window_strides, padding, feature_group_count=feature_group_count, **others
         )
-    # As XLA's, it adds up in float32 whatever the inputs are.
+    # Like XLA's convolution, accumulate in float32 or better for inputs of any dtype.
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return own(x, kernel, window_strides, padding, feature_group_count, wide).astype(x.dtype)
+    return on_cpu(x, kernel, window_strides, padding, feature_group_count, wide).astype(x.dtype)
 
 
 def _pointwise(x: Array, kernel: Array, strides: Any, padding: Any, groups: int, wide: Any) -> Array:

@@ -1,9 +1,9 @@
-"""A recurrent network: images by their rows, or any sequence, through LSTM layers to logits.
+"""A recurrent classifier of sequences, or of images read row by row.
 
 =============  ==========================  =====================
 tap            path                        shape
 =============  ==========================  =====================
-``hidden``     of the last `nn.RNN`        ``[batch, steps, f]``
+``hidden``     path of the last `nn.RNN`   ``[batch, steps, f]``
 ``pooled``     ``LastState_0``             ``[batch, f]``
 =============  ==========================  =====================
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class LastState(nn.Module):
-    """The hidden state after the last step that counts, as a module, so that it can be tapped."""
+    """Hidden state after the last unmasked step, as a module that can be tapped."""
 
     @nn.compact
     def __call__(
         self, hidden: Float[Array, "batch steps features"], mask: Bool[Array, "batch steps"] | None = None
     ) -> Float[Array, "batch features"]:
-        """``[batch, features]``; zeros for a sequence of which nothing counts."""
+        """Returns the states ``[batch, features]``; zeros for a fully masked sequence."""
         if mask is None:
             return hidden[:, -1]
         last = hidden.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
@@ -38,10 +38,10 @@ class LastState(nn.Module):
 
 
 class LSTM(nn.Module):
-    """LSTM layers (Hochreiter & Schmidhuber, 1997), the last state of the last one, logits.
+    """LSTM layers (Hochreiter & Schmidhuber, 1997) and a classifier of the last state.
 
-    A network that is unlike a convolutional one, for distillation between the two, and a reader of sequences such as
-    those of `jaxkd.data.strokes`.
+    For distillation between recurrent and convolutional networks, and for sequences such as those of
+    `jaxkd.data.strokes`.
 
     >>> import jax
     >>> model = LSTM(features=(16, 12), num_classes=10)
@@ -50,10 +50,10 @@ class LSTM(nn.Module):
     ((5, 10), [('hidden', 'RNN_1'), ('pooled', 'LastState_0')])
 
     Attributes:
-      features: the width of each layer.
-      num_classes: logits.
-      dropout_rate: between the layers and before the logits, when training (needs a ``"dropout"`` key).
-      dtype: to compute in; parameters stay float32.
+      features: width of each layer.
+      num_classes: number of logits.
+      dropout_rate: rate of dropout after each layer, in training mode (needs a ``"dropout"`` key).
+      dtype: dtype of the computation; parameters stay float32.
     """
 
     features: Sequence[int] = (128,)
@@ -65,24 +65,24 @@ class LSTM(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], mask: Bool[Array, "batch steps"] | None = None, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: a sequence ``[batch, steps, features]``, or images ``[batch, height, width, channels]``, which are read row
+          x: sequences ``[batch, steps, features]``, or images ``[batch, height, width, channels]``, which are read row
             by row from the top.
-          mask: True for the steps that count, which come first; what is behind them is not read. With an adapter:
+          mask: True for valid steps, which come first; later steps have no effect. With an adapter:
             ``linen(LSTM(...), inputs=("strokes", "strokes_mask"))``.
-          train: whether dropout acts.
+          train: whether dropout is active.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
-          TypeError: the input is not floating point, as an image that was not normalised.
-          ValueError: it is neither a sequence nor an image, or the mask does not have its steps.
+          TypeError: the input is not floating point, like an image that was not normalized.
+          ValueError: the input is neither a sequence nor an image, or the mask has another shape.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
         if x.ndim not in (3, 4):
             raise ValueError(
                 f"x: expected [batch, steps, features] or [batch, height, width, channels], got {x.dtype}"
@@ -95,7 +95,7 @@ class LSTM(nn.Module):
             sequence = sequence.astype(self.dtype)
         for features in self.features:
             cell = nn.OptimizedLSTMCell(features, dtype=self.dtype)
-            # Zeros that vary over devices where x does: a scan's carry has to begin as it goes on.
+            # Under shard_map, zeros must vary over the devices like x, since a scan's carry keeps its type.
             start = jnp.zeros((x.shape[0], features), sequence.dtype) + jnp.zeros_like(sequence[:, 0, :1])
             sequence = nn.RNN(cell)(sequence, initial_carry=(start, start))
             sequence = nn.Dropout(self.dropout_rate, deterministic=not train)(sequence)
@@ -103,7 +103,7 @@ class LSTM(nn.Module):
 
 
 def taps(model: LSTM) -> dict[str, str]:
-    """Where it can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     >>> taps(LSTM(features=(16,)))["hidden"]
     'RNN_0'

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Hidden(nn.Module):
-    """One hidden layer; its output, after the ReLU, is the tap.
+    """Hidden layer, whose output after the ReLU is a tap.
 
     Attributes:
-      features: its width.
-      dtype: to compute in; parameters stay float32.
+      features: width of the layer.
+      dtype: dtype of the computation; parameters stay float32.
     """
 
     features: int
@@ -25,15 +25,16 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
-        """``relu(x W + b)``."""
+        """Computes ``relu(x W + b)``."""
         x = nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
         return nn.relu(x)
 
 
 class MLP(nn.Module):
-    """Flatten, hidden layers, logits. The taps are ``"Hidden_0"``, ``"Hidden_1"``, … ``[batch, features]``.
+    """Multilayer perceptron on flattened inputs.
 
-    Dropout comes after a tap, so what is tapped has no noise.
+    The taps are ``"Hidden_0"``, ``"Hidden_1"``, … ``[batch, features]``. Dropout follows a tap, so that taps have no
+    noise.
 
     >>> import jax
     >>> model = MLP(features=(32, 16), num_classes=10)
@@ -42,10 +43,10 @@ class MLP(nn.Module):
     ((5, 10), ['Dense_0', 'Hidden_0', 'Hidden_1'])
 
     Attributes:
-      features: the width of each hidden layer; none makes a linear classifier.
-      num_classes: logits.
-      dropout_rate: of each hidden layer's output, when training (needs a ``"dropout"`` key).
-      dtype: to compute in; parameters stay float32.
+      features: width of each hidden layer; without any, the model is a linear classifier.
+      num_classes: number of logits.
+      dropout_rate: rate of dropout after each hidden layer, in training mode (needs a ``"dropout"`` key).
+      dtype: dtype of the computation; parameters stay float32.
     """
 
     features: Sequence[int]
@@ -55,20 +56,20 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *shape"], train: bool = False) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: inputs of any shape after the first axis, floating point.
-          train: whether dropout acts.
+          x: inputs ``[batch, ...]``, floating point.
+          train: whether dropout is active.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
-          TypeError: the input is not floating point, as an image that was not normalised.
+          TypeError: the input is not floating point, like an image that was not normalized.
         """
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalise images first.")
+            raise TypeError(f"x: expected floating point, got {x.dtype}{list(x.shape)}. Normalize images first.")
         x = x.reshape(x.shape[0], -1)
         for features in self.features:
             x = Hidden(features, dtype=self.dtype)(x)

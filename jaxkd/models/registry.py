@@ -1,4 +1,4 @@
-"""Models by name, and where each can be tapped."""
+"""Models by name, with the paths of their taps."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxkd.models import mobilenet_v2, resnet, resnet50, shufflenet_v1, shufflenet_v2, vgg, wide_resnet
+from jaxkd.models.vision import mobilenet_v2, resnet, resnet50, shufflenet_v1, shufflenet_v2, vgg, wide_resnet
 
 
 class Entry(NamedTuple):
     """A model of the zoo.
 
     Attributes:
-      build: from ``num_classes`` and other fields to the module.
-      taps: from the module to the path of each point that methods tap.
-      margin_norms: from the module to the path of the BatchNorm of each pre-activation tap.
+      build: builds the module from ``num_classes`` and other fields.
+      taps: returns the path of each tap of a module.
+      margin_norms: returns the path of the BatchNorm of each pre-activation tap of a module.
     """
 
     build: Callable[..., nn.Module]
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def _entries(family: Any, **builders: Callable[..., nn.Module]) -> dict[str, Entry]:
-    """The models of one module of this package, which tells where they can be tapped."""
+    """Returns the entries of one family, a module with ``taps`` and ``margin_norms``."""
     return {name: Entry(build, family.taps, family.margin_norms) for name, build in builders.items()}
 
 
@@ -58,7 +58,7 @@ _ZOO: dict[str, Entry] = {
 
 
 def names() -> list[str]:
-    """The names that `create` knows.
+    """Returns the names of all models that `create` builds.
 
     >>> "resnet8x4" in names()
     True
@@ -67,18 +67,18 @@ def names() -> list[str]:
 
 
 def create(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """A model by its name in the literature.
+    """Builds a model by its name in the literature.
 
     Args:
-      name: one of `names`, or another spelling that `canonical` knows.
-      num_classes: logits.
+      name: one of `names`, or another spelling that `canonical` accepts.
+      num_classes: number of logits.
       **options: other fields of the model, such as ``dtype=jnp.bfloat16``.
 
     Returns:
-      The Flax module; its ``__call__(x, train=False)`` gives logits.
+      The Flax module; its ``__call__(x, train=False)`` returns logits.
 
     Raises:
-      ValueError: there is no such name; the message lists them.
+      ValueError: there is no such name; the message lists the names.
 
     >>> create("resnet20", num_classes=100).depth
     20
@@ -87,15 +87,15 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
 
 
 def taps(name: str) -> dict[str, str]:
-    """Where a model can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
       name: one of `names`.
 
     Returns:
-      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, as the literature taps them: after the ReLU, where the stage
-      ends in one; and ``stage1_preact``, ``stage2_preact``, …, the feature of the stage before a ReLU. The module of
-      each family, such as `jaxkd.models.wide_resnet`, has a table of them with their shapes.
+      Paths of ``stem``, ``stage1``, ``stage2``, … and ``pooled``, as the literature taps them: after the ReLU, where
+      the stage ends in one; and of ``stage1_preact``, ``stage2_preact``, …, the stages' features before a ReLU. The
+      module of each family, such as `jaxkd.models.vision.wide_resnet`, has a table of taps and shapes.
 
     Raises:
       ValueError: there is no such name.
@@ -108,19 +108,21 @@ def taps(name: str) -> dict[str, str]:
 
 
 def margin_norms(name: str) -> dict[str, str]:
-    """For each pre-activation tap, the BatchNorm that it comes from: what overhaul computes its margin from.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
+
+    `jaxkd.losses.overhaul_margin` computes the margins of the overhaul of feature distillation from its bias and scale.
 
     Args:
       name: one of `names`.
 
     Returns:
-      ``stage1_preact``, ``stage2_preact``, … to the path of a BatchNorm among the variables. Of a sum, it is that of
-      the block's branch, as in the authors' code. A tap whose channels come from several BatchNorms is left out.
+      For ``stage1_preact``, ``stage2_preact``, …, the path of a BatchNorm among the variables. For a sum, it belongs to
+      the residual branch, as in the authors' code. Taps that depend on several BatchNorms are left out.
 
     Raises:
       ValueError: there is no such name.
 
-    The margin of one stage, of a teacher's variables as Flax has them:
+    The margin of one stage from a teacher's Flax variables:
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -137,16 +139,16 @@ def margin_norms(name: str) -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """A model's name as `names` has it, however the literature writes it.
+    """Returns the name of a model in `names`, from any spelling of the literature.
 
     Args:
-      name: in any case, with or without underscores and hyphens.
+      name: name in any case, with or without underscores and hyphens.
 
     Returns:
       One of `names`.
 
     Raises:
-      ValueError: there is no such name; the message lists them.
+      ValueError: there is no such name; the message lists the names.
 
     >>> canonical("MobileNetV2"), canonical("WRN-40-2"), canonical("resnet8x4")
     ('mobilenet_v2', 'wrn_40_2', 'resnet8x4')

@@ -1,4 +1,4 @@
-"""The comparison with other libraries: the same batches and losses on all sides, and what is missing is said."""
+"""The comparison with other libraries: equal batches and losses, and reports of missing peers."""
 
 import importlib.util
 import warnings
@@ -28,18 +28,18 @@ def test_fit_and_loop_see_the_same_batches(ours):
 
 
 @pytest.mark.parametrize("peer", [peers.KERAS, peers.TUNIX])
-def test_a_peer_has_the_same_losses(chosen, ours, peer):
+def test_peer_has_the_same_losses(chosen, ours, peer):
     module, make = peers.makers(3)[peer]
     if importlib.util.find_spec(module) is None:
         with pytest.raises(ModuleNotFoundError, match=f"No module named '{module}"):
             make(chosen)
         return
-    with jax.numpy_rank_promotion("allow"), warnings.catch_warnings(action="ignore"):  # theirs is not this strict
+    with jax.numpy_rank_promotion("allow"), warnings.catch_warnings(action="ignore"):  # the peers are less strict
         found = make(chosen).losses()
     assert found == pytest.approx(ours[peers.FIT][1], rel=peers.TOLERANCE)
 
 
-def test_rounds_are_made_in_turn_and_a_missing_peer_is_reported(chosen, capsys):
+def test_missing_peer_is_reported(chosen, capsys):
     def missing(_):
         raise ModuleNotFoundError("No module named 'peer'")
 
@@ -55,7 +55,7 @@ def test_rounds_are_made_in_turn_and_a_missing_peer_is_reported(chosen, capsys):
     assert peers.broken([{"batch": 8, **row} for row in rows]) == []
 
 
-def test_jaxkd_itself_may_not_fail(chosen):
+def test_failure_of_jaxkd_raises(chosen):
     def fails(_):
         raise ValueError("broken")
 
@@ -63,7 +63,7 @@ def test_jaxkd_itself_may_not_fail(chosen):
         peers.measure(chosen, {peers.FIT: ("ours", fails)}, 1)
 
 
-def test_what_is_claimed_and_not_kept_is_said():
+def test_violated_claims_are_reported():
     row = {"batch": 8, "side": peers.KERAS, "loss_difference": 2e-4, "fit_over_it": [1.0, 1.2, 2.0]}
     assert peers.broken([row]) == ["Keras fit, batch 8: losses differ by 2.0e-04", "Keras fit, batch 8: 1.20 times"]
     assert peers.broken([{**row, "loss_difference": 1e-6, "fit_over_it": [1.0, 1.4, 2.0]}]) == []

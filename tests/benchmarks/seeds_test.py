@@ -1,4 +1,4 @@
-"""Seeds as one program and seeds in turn are the same trainings, and what is reported of them is theirs."""
+"""Training seeds as one program equals training them in turn; the reported rows."""
 
 import functools
 
@@ -24,7 +24,7 @@ def case():
     return seeds.Case("tiny", models.MLP((4,), 3), models.MLP((5,), 3), images, augment, batch_size=8, steps=2)
 
 
-def test_both_sides_are_the_same_trainings(case, tmp_path):
+def test_both_sides_give_the_same_parameters(case, tmp_path):
     found, numbers = seeds.setting(case, tmp_path), [2, 5]
     one, other = (make(found, numbers) for make in (seeds.in_turn, seeds.vmapped))
     ends = []
@@ -34,10 +34,10 @@ def test_both_sides_are_the_same_trainings(case, tmp_path):
             states = side.run(states, number)
         ends.append(states)
     for i in range(2):
-        ours, expected = training.member(ends[1], i), ends[0][i]
+        vmapped, expected = training.member(ends[1], i), ends[0][i]
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            ours.student.params,
+            vmapped.student.params,
             expected.student.params,
         )
     first, second = (jax.tree.leaves(state.student.params)[-1] for state in ends[0])
@@ -45,7 +45,7 @@ def test_both_sides_are_the_same_trainings(case, tmp_path):
     assert int(ends[1].step) == int(ends[0][0].step) == 3
 
 
-def test_a_row(case, tmp_path):
+def test_row_has_costs_and_speeds(case, tmp_path):
     row = seeds.compare(case, range(3), rounds=2, directory=tmp_path)
     assert (row["case"], row["seeds"]) == ("tiny", 3)
     assert row["flops"][seeds.VMAPPED] == pytest.approx(row["flops"][seeds.IN_TURN], rel=0.05)
@@ -54,7 +54,7 @@ def test_a_row(case, tmp_path):
     assert 0 < low <= middle <= high
 
 
-def test_the_cases_that_are_measured():
+def test_cases_fill_a_batch():
     names = [case.name for case in seeds.cases(1, 1, 16)]
     assert len(names) == 3 and names[-1] == "resnet8, 32 x 32, batch 16"
     for case in seeds.cases(1, 1, 16):

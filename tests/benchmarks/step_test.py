@@ -1,4 +1,4 @@
-"""The comparison with a hand-written step compares the same thing, and notices when it does not."""
+"""The comparison with a hand-written step: both sides agree, and violated claims are reported."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def pair():
     return step.Pair(step.Case("tiny", models.MLP((4,), 3), models.MLP((5,), 3), "Hidden_0", arrays, 8, 3, 2, 1))
 
 
-def test_both_sides_of_the_loop_end_in_the_same_place(pair):
+def test_both_sides_of_the_loop_give_the_same_parameters(pair):
     row = step.compare(pair.loops, rounds=2, steps=3, anew=2)
     assert row["traces"] == {"composed": 1, "handwritten": 1}
     states = {name: side.run(side.state, 0)[0] for name, side in pair.loops().items()}
@@ -33,21 +33,21 @@ def test_both_sides_of_the_loop_end_in_the_same_place(pair):
     assert 0 < low <= middle <= high
 
 
-def test_with_the_same_losses_the_composition_adds_nothing_to_the_program(pair):
-    ours = common.costs(pair.loops()["composed"].compiled)["flops"]
-    assert ours == pytest.approx(common.costs(pair.compiled_with_the_same_losses())["flops"], rel=0.01)
+def test_composition_adds_no_flops(pair):
+    composed = common.costs(pair.loops()["composed"].compiled)["flops"]
+    assert composed == pytest.approx(common.costs(pair.compiled_with_the_same_losses())["flops"], rel=0.01)
     state, written = pair.handwritten(step.LIBRARY)
     twice = jax.jit(lambda *a: written(written(*a)[0], *a[1:])).lower(state, pair.teacher, pair.batch).compile()
-    assert common.costs(twice)["flops"] > 1.5 * ours  # which that tolerance would show
+    assert common.costs(twice)["flops"] > 1.5 * composed  # the tolerance would detect a second step
 
 
-def test_an_epoch_is_one_trace_and_the_same_numbers(pair):
+def test_epoch_traces_once_and_both_sides_agree(pair):
     row = step.compare(pair.scans, rounds=1, steps=3)
     assert row["traces"] == {"composed": 1, "handwritten": 1}
     assert pair.difference() < 1e-5
 
 
-def test_an_epoch_takes_every_row_once():
+def test_epoch_has_every_row_once():
     def collect(state, teacher, batch):
         return state + batch["label"].sum(), batch["label"]
 
@@ -56,7 +56,7 @@ def test_an_epoch_takes_every_row_once():
     assert sorted(seen.reshape(-1).tolist()) == list(range(12)) != seen.reshape(-1).tolist()
 
 
-def test_what_is_claimed_and_not_kept_is_said():
+def test_violated_claims_are_reported():
     row = {
         "case": "c",
         "mode": "loop",
@@ -68,6 +68,6 @@ def test_what_is_claimed_and_not_kept_is_said():
     assert step.broken({**row, "mode": "scan", "speed_ratio": [0.9, 0.98, 0.99]}) == []
 
 
-def test_quartiles_are_of_the_ratios_within_a_round():
+def test_quartiles_are_of_ratios_within_a_round():
     assert common.quartiles([1, 2, 9, 4, 10], [1, 1, 3, 1, 2]) == [2, 3, 4]
     assert common.quartiles([3], [2]) == [1.5, 1.5, 1.5]

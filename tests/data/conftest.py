@@ -1,4 +1,4 @@
-"""A small TFDS set, written without TensorFlow, so that the streaming path is tested on every machine."""
+"""A small TFDS set, written without TensorFlow, so that every machine can test streaming."""
 
 import io
 import json
@@ -12,13 +12,13 @@ TINY = {"train": 37, "test": 8}
 
 
 def tiny_example(split, number):
-    """The image and label that example `number` of a split holds."""
+    """Image and label of an example of a split."""
     generator = np.random.default_rng([len(split), number])
     return generator.integers(0, 256, (6, 5, 3), dtype=np.uint8), number % len(CLASSES)
 
 
 def write_tiny(folder, *, name="tiny", file_format="array_record", supervised=("image", "label")):
-    """Prepares a set as `tfds build` would: records, features.json, dataset_info.json and the label names."""
+    """Prepares a set as `tfds build` does: records, features.json, dataset_info.json and label names."""
     from array_record.python import array_record_module
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
@@ -70,7 +70,7 @@ def write_tiny(folder, *, name="tiny", file_format="array_record", supervised=("
 
 @pytest.fixture(scope="session")
 def tiny_dir(tmp_path_factory) -> pathlib.Path:
-    """A data_dir with "tiny" (37 + 8 images of 6 x 5), "renamed" (other feature names) and "records" (not readable)."""
+    """A data_dir with "tiny" (37 + 8 images of 6 x 5), "renamed" (other feature names), "records" (tfrecord)."""
     root = tmp_path_factory.mktemp("tfds")
     write_tiny(root / "tiny" / "1.0.0")
     write_tiny(root / "renamed" / "1.0.0", name="renamed", supervised=("photo", "animal"))
@@ -80,5 +80,5 @@ def tiny_dir(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """``tiny(split, number) -> (image, label)``: what the set was written with."""
+    """Returns ``tiny(split, number) -> (image, label)``, the content of the set."""
     return tiny_example

@@ -1,3 +1,5 @@
+"""Sets in memory: the digits, splits, and sets from arrays."""
+
 import numpy as np
 import pytest
 
@@ -5,7 +7,7 @@ from jaxkd import data
 from jaxkd.data.optional import require
 
 
-def test_digits_keep_every_grey_level():
+def test_digits_keep_every_gray_level():
     from sklearn.datasets import load_digits
 
     raw = load_digits()
@@ -26,11 +28,11 @@ def test_digits_splits_are_disjoint_and_complete():
     assert {name: data.num_examples(part) for name, part in parts.items()} == data.DIGITS_SPLITS
     together = np.concatenate([part.arrays["index"] for part in parts.values()])
     np.testing.assert_array_equal(np.sort(together), np.arange(1797))
-    # A published number must stay comparable: the division never changes.
+    # Published numbers refer to these splits, so that they must never change.
     assert parts["test"].arrays["index"][:8].tolist() == [8, 11, 13, 19, 23, 24, 25, 26]
 
 
-def test_unknown_digits_split_lists_what_exists():
+def test_unknown_digits_split_raises_with_the_known_ones():
     with pytest.raises(ValueError, match=r"\['train', 'validation', 'test', 'all'\], got 'dev'"):
         data.load("digits", "dev")
 
@@ -52,7 +54,7 @@ def test_split_is_stratified(parts, seed):
         assert np.all(np.diff(part.arrays["index"]) > 0)
 
 
-def test_split_depends_on_the_seed_alone():
+def test_split_depends_on_the_seed_only():
     whole = data.digits()
     first, again, other = (data.split(whole, [200], seed=seed)[0].arrays["index"] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -72,12 +74,12 @@ def test_split_without_stratification():
 
 
 @pytest.mark.parametrize("parts", [[], [0], [1000, 1000], [0.7, 0.7], [10, 0.5], [-1]])
-def test_split_rejects(parts):
+def test_invalid_parts_raise(parts):
     with pytest.raises(ValueError, match="parts: expected"):
         data.split(data.digits(), parts, seed=0)
 
 
-def test_from_arrays_rejects():
+def test_from_arrays_raises_for_invalid_arrays():
     image = np.zeros((3, 2, 2, 1), np.uint8)
     with pytest.raises(ValueError, match="same number of rows"):
         data.from_arrays(image, [0, 1])
@@ -87,6 +89,6 @@ def test_from_arrays_rejects():
         data.from_arrays(image, [0.0, 1.0, 2.0])
 
 
-def test_a_missing_library_says_what_to_install():
+def test_missing_library_raises_with_the_package_to_install():
     with pytest.raises(ImportError, match=r'Reading needs .*not_there.*pip install "jaxkd-toolkit\[data\]"'):
         require("jaxkd_not_there.module", purpose="Reading")

@@ -1,4 +1,4 @@
-"""Noise: what a batch is, that it is a function of seed and step alone, and that there is nothing behind it."""
+"""Noise: batches as a function of seed and step."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxkd.data.protocol import Loader
 from tests import tiny
 
 
-def test_a_batch():
+def test_batch_has_noise_label_index_and_epoch():
     noise = Noise(6, 5, 3, examples=20, seed=1)
     batch = next(iter(noise))
     assert {name: (x.dtype.name, x.shape) for name, x in batch.items()} == {
@@ -21,10 +21,10 @@ def test_a_batch():
     }
     assert "label" not in next(iter(Noise(6, 5)))
     assert isinstance(noise, Loader)
-    assert (noise.steps_per_epoch, noise.num_examples) == (3, 18)  # what does not fill a batch is left out
+    assert (noise.steps_per_epoch, noise.num_examples) == (3, 18)  # the remainder does not fill a batch
 
 
-def test_the_draws_are_normal_and_of_all_classes():
+def test_draws_are_normal_and_of_all_classes():
     batch = next(iter(Noise(4000, 8, 5)))
     assert abs(float(batch["noise"].mean())) < 0.02
     assert abs(float(batch["noise"].std()) - 1) < 0.02
@@ -33,17 +33,17 @@ def test_the_draws_are_normal_and_of_all_classes():
     assert (abs(counts - 800) < 120).all()
 
 
-def test_no_batch_comes_twice():
+def test_no_batch_occurs_twice():
     noise = Noise(4, 3, 2, examples=8)
     seen = [np.asarray(batch["noise"]) for batch, _ in zip(noise, range(6), strict=False)]
     assert len(np.unique(np.concatenate(seen), axis=0)) == 24
     epochs = [int(batch["epoch"][0]) for batch, _ in zip(noise, range(6), strict=False)]
-    places = [batch["index"].tolist() for batch, _ in zip(noise, range(3), strict=False)]
+    positions = [batch["index"].tolist() for batch, _ in zip(noise, range(3), strict=False)]
     assert epochs == [0, 0, 1, 1, 2, 2]
-    assert places == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
+    assert positions == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3]]
 
 
-def test_a_function_of_seed_and_step():
+def test_batch_depends_on_seed_and_step_only():
     noise, again, other = Noise(4, 3, 2), Noise(4, 3, 2), Noise(4, 3, 2, seed=1)
     tiny.assert_equal(noise.gather(noise.arrays, 7), jax.jit(again.gather)(again.arrays, jnp.int32(7)))
     tiny.assert_equal(noise.gather(noise.arrays, 7, seed=1), other.gather(other.arrays, 7))
@@ -52,7 +52,7 @@ def test_a_function_of_seed_and_step():
     np.testing.assert_array_equal(seeds[1], other.gather(other.arrays, 7)["noise"])
 
 
-def test_an_iterator_goes_on_where_another_stood():
+def test_iterator_resumes_from_a_state():
     noise = Noise(4, 3, 2, examples=12)
     first = iter(noise)
     for _ in range(4):
@@ -61,7 +61,7 @@ def test_an_iterator_goes_on_where_another_stood():
     assert len(list(Noise(4, 3, examples=12, epochs=2))) == 6
 
 
-def test_a_fingerprint_tells_settings_apart():
+def test_fingerprint_differs_between_settings():
     prints = [Noise(4, 3).fingerprint(), Noise(4, 3, 2).fingerprint(), Noise(4, 3, seed=1).fingerprint()]
     prints += [Noise(4, 5).fingerprint()]
     assert all(one != other for i, one in enumerate(prints) for other in prints[:i])
@@ -77,6 +77,6 @@ def test_a_fingerprint_tells_settings_apart():
         ({"batch_size": 8, "size": 3, "examples": 4}, "4 examples do not fill one batch of 8"),
     ],
 )
-def test_mistakes(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         Noise(**arguments)

@@ -1,3 +1,5 @@
+"""The shuffle: a permutation, uniform, equal on the device and on the host."""
+
 import math
 
 import jax
@@ -28,12 +30,12 @@ def test_device_and_host_agree(size):
     np.testing.assert_array_equal(large, host(size, 2**32 - 1, 2))
 
 
-def test_maps_over_seeds():
+def test_vmap_over_seeds():
     mapped = jax.vmap(lambda seed: permutation(jnp.arange(37), size=37, seed=seed, epoch=2))(jnp.arange(4))
     np.testing.assert_array_equal(mapped, [host(37, seed, 2) for seed in range(4)])
 
 
-def test_any_position_alone_gives_what_the_whole_gives():
+def test_single_position_equals_that_of_the_whole_order():
     whole = host(1000, 3, 4)
     for position in (0, 17, 999):
         assert permutation(np.array([position]), size=1000, seed=3, epoch=4, xp=np) == whole[position]
@@ -49,21 +51,21 @@ def test_seeds_and_epochs_give_different_orders():
     assert len(np.unique(orders_of(100, 20, 20), axis=0)) == 400
 
 
-def test_small_sets_see_all_orders_equally():
+def test_all_orders_of_a_small_set_are_equally_likely():
     for size in (4, 5):
         kinds, counts = np.unique(orders_of(size, 200, 200), axis=0, return_counts=True)
         assert len(kinds) == math.factorial(size)
         assert stats.chisquare(counts).pvalue > 1e-4, (size, counts)
 
 
-def test_places_and_neighbours_are_uniform():
+def test_positions_and_gaps_are_uniform():
     orders = orders_of(52, 20, 200)
     for position in (0, 1, 25, 51):
         assert stats.chisquare(np.bincount(orders[:, position], minlength=52)).pvalue > 1e-4
     gaps = (orders[:, 1:] - orders[:, :-1]) % 52
     counts = np.bincount(gaps.ravel(), minlength=52)
     assert counts[0] == 0
-    # Neighbouring gaps of one order are weakly dependent: a looser bound than for independent draws.
+    # Gaps of one order are weakly dependent, hence a looser bound than for independent draws.
     np.testing.assert_allclose(counts[1:], gaps.size / 51, rtol=0.05)
 
 
@@ -75,6 +77,6 @@ def test_large_set_is_shuffled():
     np.testing.assert_allclose(np.std(halves), 0.5 / 8, rtol=0.1)  # as 64 draws have
 
 
-def test_rejects_a_set_without_rows():
+def test_empty_set_raises():
     with pytest.raises(ValueError, match="rows to shuffle, got 0"):
         permutation(np.arange(0), size=0, seed=0, epoch=0, xp=np)

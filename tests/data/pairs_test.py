@@ -1,4 +1,4 @@
-"""Partners of the same class: who they are, and that they depend on the seed, the epoch and the example alone."""
+"""Partners of the same class, as a function of the seed, the epoch and the example."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def small(batch_size=5, labels=LABELS, index=None, **options):
 
 
 def epochs(pairs, count, first=0, **options):
-    """For each epoch, the partner of each example that counts."""
+    """Partner of each unmasked example, for each epoch."""
     gather, found = jax.jit(lambda arrays, step: pairs.gather(arrays, step, **options)), []
     for epoch in range(first, first + count):
         partner = {}
@@ -32,7 +32,7 @@ def epochs(pairs, count, first=0, **options):
     return found
 
 
-def test_of_the_same_class_and_never_itself():
+def test_partner_is_another_example_of_the_class():
     for partner in epochs(small(), 4):
         assert partner.keys() == set(range(12))
         for one, other in partner.items():
@@ -52,7 +52,7 @@ def test_pairs_are_rows_of_the_set():
         np.testing.assert_array_equal(batch["image"], image[np.asarray(batch["index"])])
 
 
-def test_every_other_example_is_as_likely():
+def test_every_other_example_of_the_class_is_equally_likely():
     labels = np.repeat([0, 1], [5, 4])
     counts = np.zeros((9, 9), int)
     pairs = small(9, labels)
@@ -66,7 +66,7 @@ def test_every_other_example_is_as_likely():
         # Five standard deviations of a binomial count.
         expected = 3000 / len(others)
         np.testing.assert_allclose(counts[one, others], expected, atol=5 * np.sqrt(expected))
-    # The partners of two examples are independent: all pairs of partners of 0 and 1 occur.
+    # The partners of two examples are independent, so that all pairs of partners of 0 and 1 occur.
     order = np.argsort(np.asarray(batches["index"]), axis=1)
     partner = np.take_along_axis(np.asarray(batches["pair_index"]), order, axis=1)
     together = np.unique(partner[:, :2], axis=0, return_counts=True)[1]
@@ -74,23 +74,25 @@ def test_every_other_example_is_as_likely():
     np.testing.assert_allclose(together, 3000 / 16, atol=5 * np.sqrt(3000 / 16))
 
 
-def test_a_function_of_seed_epoch_and_example():
+def test_partner_depends_on_seed_epoch_and_example_only():
     expected = epochs(small(), 3)
     assert epochs(small(), 3) == expected
     for other in small(12), small(1), small(4, shuffle=False), small(7):
-        assert epochs(other, 3) == expected  # whatever the batches, and their order
+        assert epochs(other, 3) == expected  # independent of the batches and their order
     assert expected[0] != expected[1] != expected[2]
     assert epochs(small(seed=1), 3) != expected
     assert epochs(small(), 3, seed=0) == expected
     assert epochs(small(), 3, seed=1) == epochs(small(seed=1), 3)
 
 
-def test_a_part_of_a_set_keeps_its_indices():
+def test_part_of_a_set_keeps_its_indices():
     index = np.array([40, 7, 99, 3, 12, 55, 8, 61, 2, 30, 31, 77], np.int32)
-    of = dict(zip(index.tolist(), LABELS.tolist(), strict=True))
+    label_of = dict(zip(index.tolist(), LABELS.tolist(), strict=True))
     for partner in epochs(small(index=index), 2):
-        assert partner.keys() == of.keys()
-        assert all(of[one] == of[other] and (one == other) == (one in (12, 31)) for one, other in partner.items())
+        assert partner.keys() == label_of.keys()
+        assert all(
+            label_of[one] == label_of[other] and (one == other) == (one in (12, 31)) for one, other in partner.items()
+        )
 
 
 def test_vmap_over_seeds_and_scan():
@@ -109,7 +111,7 @@ def test_vmap_over_seeds_and_scan():
                 np.testing.assert_array_equal(mapped[name][row, step], x)
 
 
-def test_it_is_a_loader():
+def test_same_class_is_a_loader():
     pairs = small(epochs=2)
     assert isinstance(pairs, data.Loader)
     assert (pairs.batch_size, pairs.steps_per_epoch, pairs.num_examples, pairs.padded) == (5, 3, 12, True)
@@ -125,7 +127,7 @@ def test_it_is_a_loader():
     assert SameClass(plain).fingerprint() == {**plain.fingerprint(), "pairs": "same class"}
 
 
-def test_the_set_is_an_argument_and_lies_where_the_loader_put_it():
+def test_arrays_are_an_argument_with_the_loaders_sharding():
     pairs = SameClass(data.Resident(data.digits(), batch_size=64))
     assert len(jax.jit(pairs.gather).lower(pairs.arrays, 0).as_text()) < 100_000
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
@@ -139,7 +141,7 @@ def examples(size=12):
     return [{"image": np.full((2, 2, 1), row, np.uint8), "label": LABELS[row]} for row in range(size)]
 
 
-def test_a_stream_gives_the_same_pairs():
+def test_stream_gives_the_same_pairs():
     index = np.array([40, 7, 99, 3, 12, 55, 8, 61, 2, 30, 31, 77], np.int32)
     image = np.arange(48, dtype=np.uint8).reshape(12, 2, 2, 1)
     for given in None, index:
@@ -162,7 +164,7 @@ def test_hosts_read_the_partners_of_their_parts():
         np.testing.assert_array_equal(batch["pair"][:, 0, 0, 0], batch["pair_index"])
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     loader = data.Resident(data.from_arrays(np.zeros((4, 1, 1, 1), np.uint8), [0, 0, 1, 1]), 2)
     with pytest.raises(TypeError, match="SameClass: expected a Resident, got list"):
         SameClass([loader])
@@ -172,5 +174,5 @@ def test_mistakes():
         SameClass(loader, labels="image")
     with pytest.raises(ValueError, match=r"labels: expected integers \[12\].*got int64\[11\]"):
         same_class(data.Stream(examples(), 4), LABELS[1:])
-    with pytest.raises(ValueError, match="those of this batch are others"):
+    with pytest.raises(ValueError, match="this batch has other labels"):
         next(iter(same_class(data.Stream(examples(), 4), LABELS[::-1])))

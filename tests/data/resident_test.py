@@ -1,3 +1,5 @@
+"""Resident mode: every example once per epoch, and exact resume."""
+
 import functools
 
 import jax
@@ -27,7 +29,7 @@ def epoch_of(resident, number, **options):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("size,batch_size", [(10, 4), (12, 4), (3, 8), (1, 1)])
-def test_an_epoch_is_every_example_once(size, batch_size, shuffle):
+def test_epoch_has_every_example_once(size, batch_size, shuffle):
     resident = small(size, batch_size=batch_size, shuffle=shuffle)
     assert resident.steps_per_epoch == -(-size // batch_size)
     for number in (0, 3):
@@ -46,7 +48,7 @@ def test_an_epoch_is_every_example_once(size, batch_size, shuffle):
             np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"] * 4)
 
 
-def test_dtypes():
+def test_batch_dtypes():
     batch = next(iter(small(10, batch_size=4)))
     assert {key: value.dtype.name for key, value in batch.items()} == {
         "image": "uint8",
@@ -57,7 +59,7 @@ def test_dtypes():
     }
 
 
-def test_drop_remainder():
+def test_drop_remainder_leaves_out_partial_batches():
     resident = small(10, batch_size=4, drop_remainder=True)
     assert resident.steps_per_epoch == 2
     batches = epoch_of(resident, 1)
@@ -105,13 +107,13 @@ def test_one_trace_for_every_step():
     assert len(traces) == 1
 
 
-def test_the_set_is_an_argument_and_not_a_constant():
+def test_arrays_are_an_argument_rather_than_constants():
     resident = data.Resident(data.digits(), batch_size=64)
     text = jax.jit(resident.gather).lower(resident.arrays, 0).as_text()
     assert len(text) < 100_000
 
 
-def test_host_iteration_resumes():
+def test_iterator_resumes_from_a_state():
     resident = small(10, batch_size=4, epochs=3)
     assert isinstance(resident, data.Loader)
     batches = resident.batches()
@@ -131,24 +133,24 @@ def test_host_iteration_resumes():
     np.testing.assert_array_equal(next(batches)["index"], first[1]["index"])
 
 
-def test_without_end_by_default():
+def test_iterator_does_not_end_by_default():
     batches = iter(small(4, batch_size=4))
     assert [next(batches)["epoch"][0].item() for _ in range(5)] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("state", [{}, {"step": -1}, {"step": 1.5}, {"step": True}, 3])
-def test_rejects_what_is_no_state(state):
-    with pytest.raises(ValueError, match="expected what get_state"):
+def test_invalid_state_raises(state):
+    with pytest.raises(ValueError, match="expected a state from get_state"):
         small(4, batch_size=2).batches(state)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 8, "drop_remainder": True}])
-def test_rejects_sizes(options):
+def test_invalid_sizes_raise(options):
     with pytest.raises(ValueError, match="batch_size"):
         small(4, **options)
 
 
-def test_replicated_on_a_mesh():
+def test_set_can_be_replicated_on_a_mesh():
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     resident = small(10, batch_size=4, device=sharding)

@@ -1,3 +1,5 @@
+"""Streaming mode: the batches of resident mode, on any number of hosts, with exact resume."""
+
 import itertools
 import json
 import sys
@@ -29,7 +31,7 @@ def digits():
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"drop_remainder": True}, {"seed": 2**32 - 1}])
-def test_gives_the_batches_of_resident_mode(digits, options):
+def test_batches_equal_those_of_resident_mode(digits, options):
     stream = data.Stream(digits, batch_size=32, epochs=2, **options)
     resident = data.Resident(digits, batch_size=32, epochs=2, **options)
     assert isinstance(stream, data.Loader) and isinstance(stream.batches(), data.BatchIterator)
@@ -37,7 +39,7 @@ def test_gives_the_batches_of_resident_mode(digits, options):
     same(take(stream), take(resident))
 
 
-def test_a_prepared_set(tiny_dir, tiny):
+def test_prepared_set_has_every_example_once_per_epoch(tiny_dir, tiny):
     stream = data.Stream(data.source("tiny", "train", tiny_dir), batch_size=8, seed=1, epochs=2)
     batches = take(stream)
     assert stream.steps_per_epoch == 5 and len(batches) == 10
@@ -61,7 +63,7 @@ def test_a_prepared_set(tiny_dir, tiny):
     assert [*batches[0]["index"]] != [*batches[5]["index"]]
 
 
-def test_batches_are_on_the_device(digits):
+def test_batches_are_placed_on_the_device(digits):
     batches = data.Stream(digits, batch_size=32, device=jax.devices()[1]).batches()
     assert all(value.devices() == {jax.devices()[1]} for value in next(batches).values())
     batches.close()
@@ -79,13 +81,13 @@ def test_resumes_exactly(digits, stop):
     batches = stream.batches()
     before = take(batches, stop)
     state = json.loads(json.dumps(batches.get_state()))
-    assert state == {"step": stop}  # although more was read ahead
-    # The interrupted iterator goes on, and so does a fresh one.
+    assert state == {"step": stop}  # more was read ahead
+    # Both the interrupted iterator and a new one resume.
     same(before + take(batches), uninterrupted)
     same(take(data.Stream(digits, batch_size=32, seed=3, epochs=2).batches(state)), uninterrupted[stop:])
 
 
-def test_set_state_goes_back_and_forth(digits):
+def test_set_state_moves_backward_and_forward(digits):
     stream = data.Stream(digits, batch_size=32, epochs=2)
     uninterrupted = take(stream)
     batches = stream.batches()
@@ -100,13 +102,14 @@ def test_set_state_goes_back_and_forth(digits):
     same(take(batches), uninterrupted[9:])
 
 
+@pytest.mark.slow
 def test_resumes_exactly_with_worker_processes(digits):
     uninterrupted = take(data.Stream(digits, batch_size=32, seed=3, epochs=2))
     stream = data.Stream(digits, batch_size=32, seed=3, epochs=2, workers=2)
     batches = stream.batches({"step": 2})
     same(take(batches, 3), uninterrupted[2:5])
     state = batches.get_state()
-    assert state == {"step": 5}  # although the processes have read further
+    assert state == {"step": 5}  # the processes have read further
     same(take(batches), uninterrupted[5:])
     batches.close()
     same(take(data.Stream(digits, batch_size=32, seed=3, epochs=2).batches(state)), uninterrupted[5:])
@@ -132,7 +135,7 @@ def test_hosts_divide_each_batch(digits, options, hosts):
     assert sum(len(part) for part in read) == len(set.union(*read)) == (128 if options else 150)
 
 
-def test_transform_and_features_of_any_shape():
+def test_transform_can_give_equal_shapes():
     examples = [
         {"image": np.full((2 + row % 2, 2, 1), row, np.uint8), "label": row, "name": f"row {row}"} for row in range(6)
     ]
@@ -147,34 +150,34 @@ def test_transform_and_features_of_any_shape():
     assert batch["label"].dtype == np.int32
 
 
-def test_wide_numbers_are_narrowed_and_never_wrapped():
+def test_64_bit_numbers_are_converted_or_raise():
     (batch,) = take(data.Stream([{"label": 2**31 - 1, "weight": 0.5}], batch_size=1, epochs=1))
     assert batch["label"].tolist() == [2**31 - 1] and batch["weight"].dtype == np.float32
-    with pytest.raises(ValueError, match="'label' holds integers past 32 bits"):
+    with pytest.raises(ValueError, match="'label' holds integers that exceed 32 bits"):
         next(data.Stream([{"label": 2**31}], batch_size=1).batches())
 
 
 @pytest.mark.parametrize(
     "options,match",
     [
-        ({"batch_size": 33, "shard": (0, 2)}, "does not divide among 2 hosts. Take 32 or 34"),
+        ({"batch_size": 33, "shard": (0, 2)}, "does not divide among 2 hosts. Use 32 or 34"),
         ({"batch_size": 32, "shard": (2, 2)}, "expected \\(process_index, process_count\\)"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
         ({"batch_size": 200, "drop_remainder": True}, "do not fill one batch"),
     ],
 )
-def test_rejects(digits, options, match):
+def test_invalid_arguments_raise(digits, options, match):
     with pytest.raises(ValueError, match=match):
         data.Stream(digits, **options)
 
 
-def test_a_missing_library_says_what_to_install(digits, monkeypatch):
+def test_missing_library_raises_with_the_package_to_install(digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ImportError, match=r'Streaming needs .*pip install "jaxkd-toolkit\[data\]"'):
         data.Stream(digits, batch_size=32)
 
 
-def test_cifar100(data_dir):
+def test_cifar100_batches_equal_the_source(data_dir):
     source = data.source("cifar100", "test", data_dir)
     batches = data.Stream(source, batch_size=64, seed=0).batches()
     (batch,) = take(batches, 1)

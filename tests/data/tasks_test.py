@@ -1,4 +1,4 @@
-"""Tasks: disjoint classes, each in its own range of steps, with a few retained rows; the batch is the step's alone."""
+"""Tasks: disjoint classes, each in its own range of steps, with retained rows."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def sequence(steps=(3, 4, 5), *, batch=5, kept=2, more=3, **options):
 
 
 @pytest.mark.parametrize("seed", [None, 0, 7])
-def test_groups_are_all_classes_once(seed):
+def test_groups_have_every_class_once(seed):
     groups = lib.class_groups(11, 4, seed=seed)
     assert [len(group) for group in groups] == [3, 3, 3, 2]
     assert sorted(number for group in groups for number in group) == list(range(11))
@@ -33,7 +33,7 @@ def test_groups_are_all_classes_once(seed):
     assert (groups == ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10))) == (seed is None)
 
 
-def test_a_set_is_divided_by_its_classes():
+def test_set_is_divided_by_its_classes():
     parts = lib.class_incremental(whole(), GROUPS)
     assert [part.name for part in parts] == ["six/0", "six/1", "six/2"]
     for part, group in zip(parts, GROUPS, strict=True):
@@ -46,7 +46,7 @@ def test_a_set_is_divided_by_its_classes():
     assert [tuple(np.unique(part.arrays["label"])) for part in by_number] == list(lib.class_groups(6, 3, seed=2))
 
 
-def test_exemplars_are_some_of_each_class():
+def test_exemplars_are_of_each_class():
     kept = lib.exemplars(whole(), per_class=3, seed=4)
     assert np.bincount(kept.arrays["label"]).tolist() == [3] * 6
     assert len(set(kept.arrays["index"].tolist())) == 18
@@ -60,7 +60,7 @@ def test_each_task_has_its_range_of_steps():
     train, loaders = sequence(more=0)
     gather = jax.jit(train.gather)
     assert (train.batch_size, train.steps_per_epoch, train.padded) == (5, 12, False)
-    for step in range(14):  # after the end, the last task goes on
+    for step in range(14):  # after the end, the last task continues
         task = 0 if step < 3 else 1 if step < 7 else 2
         assert int(train.task(step)) == task
         found = gather(train.arrays, step)
@@ -70,12 +70,12 @@ def test_each_task_has_its_range_of_steps():
             np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_a_first_task_of_no_steps_is_left_out():
+def test_first_task_without_steps_is_skipped():
     train, _ = sequence((0, 4, 5), more=0)
     assert set(train.gather(train.arrays, 0)["label"].tolist()) <= set(GROUPS[1])
 
 
-def test_retained_rows_are_those_of_the_tasks_before():
+def test_retained_rows_are_of_the_tasks_before():
     train, _ = sequence(kept=2, more=3)
     assert (train.batch_size, train.padded) == (8, True)
     gather, seen = jax.jit(train.gather), {}
@@ -88,14 +88,14 @@ def test_retained_rows_are_those_of_the_tasks_before():
         assert task == 0 or set(batch["label"][5:].tolist()) <= old
         np.testing.assert_array_equal(batch["index"] % 6, batch["label"])
         seen.setdefault(task, []).extend(batch["index"][5:].tolist())
-    # Two of each of two classes, three rows a step: all four have had their turn after four steps, three times each.
+    # Two of each of two classes, three rows per step: four steps contain each of the four rows three times.
     kept = [lib.exemplars(part, per_class=2).arrays["index"].tolist() for part in lib.class_incremental(whole(), 3)]
     assert len(kept[0]) == 4
     assert sorted(np.unique(seen[1], return_counts=True)[1].tolist()) == [3, 3, 3, 3]
     assert len(set(seen[2])) == 8
 
 
-def test_masks_are_in_all_tasks_or_in_none():
+def test_all_tasks_have_a_mask_or_none():
     label = np.array([0] * 6 + [1] * 5)
     parts = lib.class_incremental(from_arrays(np.zeros((11, 1, 1, 1), np.uint8), label), [[0], [1]])
     train = lib.Tasks([Resident(part, 3) for part in parts], 4)
@@ -104,7 +104,7 @@ def test_masks_are_in_all_tasks_or_in_none():
     assert train.gather(train.arrays, 5)["mask"].tolist() == [True, True, False]
 
 
-def test_one_trace_and_the_same_in_a_scan():
+def test_gather_traces_once_and_equals_a_scan():
     train, _ = sequence()
     traces = []
 
@@ -120,7 +120,7 @@ def test_one_trace_and_the_same_in_a_scan():
         np.testing.assert_array_equal(values, np.stack([batch[name] for batch in alone]))
 
 
-def test_an_iterator_goes_on_where_another_stood():
+def test_iterator_resumes_from_a_state():
     train, _ = sequence()
     batches = iter(train)
     first = [next(batches) for _ in range(9)]
@@ -131,7 +131,7 @@ def test_an_iterator_goes_on_where_another_stood():
             np.testing.assert_array_equal(values, expected[name])
 
 
-def test_the_fingerprint_tells_sequences_apart():
+def test_fingerprint_differs_between_sequences():
     prints = [
         sequence()[0].fingerprint(),
         sequence((4, 4, 4))[0].fingerprint(),
@@ -142,7 +142,7 @@ def test_the_fingerprint_tells_sequences_apart():
     assert all(prints[i] != prints[j] for i in range(4) for j in range(i))
 
 
-def test_fit_knows_another_sequence(tmp_path):
+def test_fit_refuses_another_sequence(tmp_path):
     import optax
 
     import jaxkd
@@ -158,7 +158,7 @@ def test_fit_knows_another_sequence(tmp_path):
         fit(kd, sequence((4, 3, 5))[0], **options)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     parts = lib.class_incremental(whole(), GROUPS)
     loaders = [Resident(part, 5) for part in parts]
     kept = [lib.exemplars(part, per_class=1) for part in parts]

@@ -1,3 +1,5 @@
+"""Prepared TFDS sets: access, names, and errors that say how to prepare a set."""
+
 import pickle
 import socket
 import subprocess
@@ -18,7 +20,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def test_reads_what_was_written(tiny_dir, tiny):
+def test_source_reads_every_example(tiny_dir, tiny):
     source = data.source("tiny", "train", tiny_dir)
     assert len(source) == 37 and source.num_classes == 3 and source.class_names == ("cat", "dog", "owl")
     assert (source.name, source.split) == ("tiny:1.0.0", "train")
@@ -29,25 +31,25 @@ def test_reads_what_was_written(tiny_dir, tiny):
     assert source[5].keys() == {"image", "label", "id"}
 
 
-def test_a_part_of_a_split_and_a_version(tiny_dir, tiny):
+def test_part_of_a_split_of_a_version(tiny_dir, tiny):
     part = data.source("tiny:1.0.0", "train[10:20]", str(tiny_dir))
     assert len(part) == 10
     np.testing.assert_array_equal(part[0]["image"], tiny("train", 10)[0])
 
 
-def test_other_names_become_ours(tiny_dir, tiny):
+def test_input_and_target_are_renamed(tiny_dir, tiny):
     source = data.source("renamed", "test", tiny_dir)
     assert source[2].keys() == {"image", "label", "id"}
     np.testing.assert_array_equal(source[2]["image"], tiny("test", 2)[0])
     assert source.class_names == ("cat", "dog", "owl")
 
 
-def test_pickles(tiny_dir):
+def test_source_can_be_pickled(tiny_dir):
     source = pickle.loads(pickle.dumps(data.source("renamed", "test", tiny_dir)))
     assert source[1]["label"] == 1
 
 
-def test_load_puts_a_set_in_memory(tiny_dir, tiny):
+def test_load_reads_a_set_into_memory(tiny_dir, tiny):
     dataset = data.load("tiny", "test", tiny_dir)
     assert {key: (value.dtype.name, value.shape) for key, value in dataset.arrays.items()} == {
         "image": ("uint8", (8, 6, 5, 3)),
@@ -58,7 +60,7 @@ def test_load_puts_a_set_in_memory(tiny_dir, tiny):
     np.testing.assert_array_equal(dataset.arrays["image"][3], tiny("test", 3)[0])
 
 
-def test_lists_what_is_prepared(tiny_dir):
+def test_prepared_lists_the_sets(tiny_dir):
     found = [(str(entry), entry.file_format) for entry in data.prepared(tiny_dir)]
     assert found == [
         ("records:1.0.0", "tfrecord"),
@@ -68,7 +70,7 @@ def test_lists_what_is_prepared(tiny_dir):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set", "tiny:2.0.0", "glue/cola"])
-def test_a_missing_set_says_what_is_there_and_what_to_do(tiny_dir, name, no_network):
+def test_missing_set_raises_with_the_commands_to_prepare_it(tiny_dir, name, no_network):
     with pytest.raises(FileNotFoundError) as caught:
         data.source(name, "train", tiny_dir)
     message = str(caught.value)
@@ -77,17 +79,17 @@ def test_a_missing_set_says_what_is_there_and_what_to_do(tiny_dir, name, no_netw
     assert f"tfds build {name} --file_format=array_record --data_dir={tiny_dir}\n" in message
 
 
-def test_another_file_format_is_named(tiny_dir, no_network):
-    with pytest.raises(FileNotFoundError, match=r"records:1\.0\.0 as tfrecord.*cannot be read at random"):
+def test_other_file_format_raises(tiny_dir, no_network):
+    with pytest.raises(FileNotFoundError, match=r"records:1\.0\.0 as tfrecord.*has no random access"):
         data.source("records", "train", tiny_dir)
 
 
-def test_an_unknown_split_lists_the_splits(tiny_dir, no_network):
+def test_unknown_split_raises_with_the_known_ones(tiny_dir, no_network):
     with pytest.raises(ValueError, match=r"no split 'validation'. It has \{'train': 37, 'test': 8\}"):
         data.source("tiny", "validation", tiny_dir)
 
 
-def test_the_default_directory_is_that_of_tfds(tiny_dir, monkeypatch, no_network):
+def test_default_directory_is_tfds_own(tiny_dir, monkeypatch, no_network):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tiny_dir))
     assert len(data.source("tiny", "test")) == 8
     monkeypatch.setenv("TFDS_DATA_DIR", str(tiny_dir / "empty"))
@@ -96,10 +98,10 @@ def test_the_default_directory_is_that_of_tfds(tiny_dir, monkeypatch, no_network
 
 
 @pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record"])
-def test_a_missing_library_says_what_to_install(tiny_dir, monkeypatch, module):
+def test_missing_library_raises_with_the_package_to_install(tiny_dir, monkeypatch, module):
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, module, None)  # simulates a library that is not installed
     with pytest.raises(ImportError, match=r'Reading TFDS sets needs .*pip install "jaxkd-toolkit\[data\]"'):
         data.source("tiny", "test", tiny_dir)
 
@@ -114,19 +116,19 @@ batches = data.Stream(data.source("tiny", "train", {str(tiny_dir)!r}), batch_siz
 next(batches)
 data.load("tiny", "test", {str(tiny_dir)!r})
 assert "tensorflow" not in sys.modules
-# The stream is not closed: what reads ahead must not keep the program from ending.
+# The stream is not closed: its threads must not keep the program from ending.
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)
 
 
-def test_cifar100(data_dir):
+def test_cifar100_has_the_published_statistics(data_dir):
     source = data.source("cifar100", "train", data_dir)
     assert len(source) == 50_000 and source.num_classes == 100 and len(source.class_names) == 100
     example = source[0]
     assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
     test = data.load("cifar100", "test[:500]", data_dir)
     assert test.arrays["image"].shape == (500, 32, 32, 3) and "coarse_label" in test.arrays
-    # The published mean and standard deviation of the pixels, within what 500 images can show.
+    # The published mean and standard deviation of the pixels, to the precision of 500 images.
     pixels = test.arrays["image"].reshape(-1, 3) / 255
     np.testing.assert_allclose(pixels.mean(axis=0), data.CIFAR100_MEAN, atol=0.03)
     np.testing.assert_allclose(pixels.std(axis=0), data.CIFAR100_STD, atol=0.02)

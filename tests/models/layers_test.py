@@ -1,4 +1,4 @@
-"""The grouped convolution that stands in for XLA's on a CPU, against XLA's own and against sums by hand."""
+"""The CPU's grouped convolution against XLA's, and against sums by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -26,22 +26,22 @@ def xla(x, kernel, strides, padding, groups):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_the_grouped_convolution_with_its_gradients(case):
+def test_grouped_convolution_and_its_gradients_equal_xlas(case):
     shape, strides, padding, groups = CASES[case]
     padding = ((padding, padding),) * 2
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], (2, 7, 6, 12)), jax.random.normal(keys[1], shape)
-    expected, of_expected = jax.vjp(lambda x, k: xla(x, k, strides, padding, groups), x, kernel)
-    found, of_found = jax.vjp(
+    expected, expected_vjp = jax.vjp(lambda x, k: xla(x, k, strides, padding, groups), x, kernel)
+    found, found_vjp = jax.vjp(
         lambda x, k: layers.grouped_convolution(x, k, strides, padding, feature_group_count=groups), x, kernel
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     cotangent = jax.random.normal(keys[2], expected.shape)
-    for mine, theirs in zip(of_found(cotangent), of_expected(cotangent), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-4)
+    for gradient, reference in zip(found_vjp(cotangent), expected_vjp(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-4)
 
 
-def test_by_hand():
+def test_depthwise_convolution_equals_sums_by_hand():
     x = np.arange(2 * 4 * 4 * 3, dtype=np.float64).reshape(2, 4, 4, 3)
     kernel = np.arange(27, dtype=np.float64).reshape(3, 3, 1, 3) - 13
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -61,7 +61,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("shape, size", [((1, 1, 64, 3), 0), ((3, 3, 1, 192), 1)])
-def test_bfloat16_adds_up_in_float32(shape, size):
+def test_bfloat16_accumulates_in_float32(shape, size):
     groups = 192 // shape[2]
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 192)).astype(jnp.bfloat16)
     kernel = jax.random.normal(jax.random.key(1), shape).astype(jnp.bfloat16)
@@ -72,6 +72,6 @@ def test_bfloat16_adds_up_in_float32(shape, size):
     np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 
 
-def test_only_grouped_convolutions_are_replaced():
+def test_ungrouped_convolution_is_xlas():
     assert layers.conv(8, 3, 1, None).conv_general_dilated is None
     assert layers.conv(8, 3, 1, None, groups=8).conv_general_dilated is layers.grouped_convolution

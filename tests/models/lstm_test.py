@@ -1,4 +1,4 @@
-"""The LSTM against its equations, step by step; and as the teacher and the student of a convolutional network."""
+"""The LSTM against its equations, and as teacher and student of a convolutional network."""
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import jaxkd
 from jaxkd import losses, objectives, term
-from jaxkd.data import modalities
+from jaxkd.data.vision import modalities
 from jaxkd.models import lstm
 from tests import tiny
 
@@ -20,7 +20,7 @@ def sigmoid(x):
 
 
 def layer(params, sequence):
-    """The hidden states of one layer, in float64."""
+    """Hidden states of one layer, in float64."""
     width = params["hi"]["bias"].shape[0]
     h = c = np.zeros((len(sequence), width))
     found = []
@@ -52,7 +52,7 @@ def variables(model, image):
     return model.init(jax.random.key(1), image)
 
 
-def test_against_the_equations(model, image, variables):
+def test_outputs_equal_the_equations(model, image, variables):
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
     adapter = jaxkd.adapters.linen(model, taps=lstm.taps(model))
     found, _ = adapter.apply(jaxkd.Variables(variables["params"]), {"image": image}, key=None, train=False)
@@ -65,7 +65,7 @@ def test_against_the_equations(model, image, variables):
     np.testing.assert_allclose(found["logits"], sequence[:, -1] @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
 
 
-def test_what_is_behind_the_mask_is_not_read(model, image, variables):
+def test_masked_steps_have_no_effect(model, image, variables):
     sequence = image.reshape(4, 7, 6)
     steps = np.array([7, 3, 1, 0])
     mask = np.arange(7)[None] < steps[:, None]
@@ -78,7 +78,7 @@ def test_what_is_behind_the_mask_is_not_read(model, image, variables):
     np.testing.assert_allclose(found[3], variables["params"]["Dense_0"]["bias"], rtol=1e-6)
 
 
-def test_gradients_of_what_is_not_read_are_zero(model, image, variables):
+def test_masked_steps_have_zero_gradients(model, image, variables):
     mask = jnp.asarray(np.arange(7)[None] < np.array([[7], [3], [1], [0]]))
 
     def total(x):
@@ -88,7 +88,7 @@ def test_gradients_of_what_is_not_read_are_zero(model, image, variables):
     np.testing.assert_array_equal(jnp.any(slope != 0, axis=2), mask)
 
 
-def test_dropout_acts_in_training(image):
+def test_dropout_is_active_in_training_only(image):
     model = lstm.LSTM(features=(8,), num_classes=3, dropout_rate=0.5)
     variables = model.init(jax.random.key(1), image)
     one, other = (model.apply(variables, image, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2))
@@ -96,7 +96,7 @@ def test_dropout_acts_in_training(image):
     np.testing.assert_array_equal(model.apply(variables, image), model.apply(variables, image))
 
 
-def test_precision(image):
+def test_computes_in_bfloat16_with_float32_parameters(image):
     model = lstm.LSTM(features=(8,), num_classes=3, dtype=jnp.bfloat16)
     variables = model.init(jax.random.key(1), image)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -106,8 +106,8 @@ def test_precision(image):
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.1, atol=0.05)
 
 
-def test_mistakes(model, image, variables):
-    with pytest.raises(TypeError, match="Normalise images first"):
+def test_invalid_arguments_raise(model, image, variables):
+    with pytest.raises(TypeError, match="Normalize images first"):
         model.init(jax.random.key(0), jnp.ones((1, 4, 4, 1), jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, steps, features\]"):
         model.init(jax.random.key(0), jnp.ones((1, 4)))
@@ -116,7 +116,7 @@ def test_mistakes(model, image, variables):
 
 
 class Conv(nn.Module):
-    """A student or teacher of another kind, whose embedding is as wide as the LSTM's state."""
+    """A convolutional network with an embedding of the LSTM's width."""
 
     @nn.compact
     def __call__(self, x):
@@ -140,8 +140,8 @@ def batch(i):
     return {"image": image, "label": rng.integers(0, 3, 6).astype(np.int32)}
 
 
-def seen(given):
-    """Scaled, with the path of the pen beside the image."""
+def with_strokes(given):
+    """Adds strokes to the batch and scales the image."""
     given = modalities.strokes(given, steps=6)
     return {**given, "image": given["image"].astype(jnp.float32) / 255}
 
@@ -153,18 +153,19 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS)
-def test_between_networks_of_two_kinds(pair):
-    """Soft targets, and a discriminator between the pooled embeddings; on one device and on four, with padding."""
+def test_distillation_between_recurrent_and_convolutional_networks(pair):
+    """Soft targets and a discriminator of pooled embeddings, on one device and on four, with padding."""
     student, model = PAIRS[pair]
-    variables = model.init(jax.random.key(7), seen(batch(0)))
+    variables = model.init(jax.random.key(7), with_strokes(batch(0)))
     objective = jaxkd.combine(
         ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1),
         kd=term(losses.soft_target_kl, "student/logits", "teacher/logits"),
         game=objectives.adversarial("student/pooled", "teacher/pooled", discriminator=objectives.mlp(4)),
     )
     kd = jaxkd.distill(student, jaxkd.teachers.frozen(model, variables), objective, optimizer=optax.sgd(0.1))
-    kd = jaxkd.training.preprocess(kd, train=seen, evaluate=seen)
+    kd = jaxkd.training.preprocess(kd, train=with_strokes, evaluate=with_strokes)
     mesh = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
     runs = {}
     for name, step in (("jit", jax.jit(kd.step)), ("shard", jaxkd.parallel.shard(kd, mesh, replicas=1))):

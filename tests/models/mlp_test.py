@@ -1,3 +1,5 @@
+"""The multilayer perceptron: logits, taps, dropout."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from jaxkd import models
 
 
-def test_logits_and_taps():
+def test_logits_and_taps_equal_numpy():
     model = models.MLP(features=(16, 12), num_classes=10)
     image = jax.random.normal(jax.random.key(0), (5, 8, 8, 1))
     variables = model.init(jax.random.key(1), image)
@@ -23,7 +25,7 @@ def test_logits_and_taps():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_acts_in_training_and_after_the_tap():
+def test_dropout_is_active_in_training_and_after_the_tap():
     model = models.MLP(features=(64,), num_classes=3, dropout_rate=0.5)
     x = jnp.ones((4, 8))
     variables = model.init(jax.random.key(0), x)
@@ -40,11 +42,11 @@ def test_dropout_acts_in_training_and_after_the_tap():
     np.testing.assert_array_equal(run(False, jax.random.key(1))[0], run(False, jax.random.key(2))[0])
 
 
-def test_a_linear_classifier():
+def test_no_hidden_layer_gives_a_linear_classifier():
     variables = models.MLP(features=(), num_classes=3).init(jax.random.key(0), jnp.ones((1, 4)))
     assert jax.tree.map(jnp.shape, variables["params"]) == {"Dense_0": {"kernel": (4, 3), "bias": (3,)}}
 
 
-def test_rejects_an_image_that_was_not_normalised():
-    with pytest.raises(TypeError, match="Normalise images first"):
+def test_rejects_an_image_that_was_not_normalized():
+    with pytest.raises(TypeError, match="Normalize images first"):
         models.MLP(features=(4,), num_classes=3).init(jax.random.key(0), jnp.ones((1, 4), jnp.uint8))

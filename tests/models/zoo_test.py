@@ -1,4 +1,4 @@
-"""What holds for every model of the zoo: one table, the published one."""
+"""Properties of every model of the zoo, from one table of published sizes."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jaxkd import adapters, models
 
 
 def maps(stem, *stages, pooled):
-    """The published taps, ``(size, channels)`` each, by name."""
+    """Published shapes of the taps, from ``(size, channels)``, by name."""
     named = {"stem": stem} | {f"stage{number}": stage for number, stage in enumerate(stages, 1)}
     return {tap: (size, size, channels) for tap, (size, channels) in named.items()} | {"pooled": (pooled,)}
 
@@ -53,9 +53,15 @@ ZOO = {
 }
 STAGES = {name: [tap for tap in taps if tap.startswith("stage")] for name, (_, taps) in ZOO.items()}
 
-# One of each kind of block and of each way to count them; the others of a family differ in how often it comes.
-KINDS = ["resnet8", "resnet14", "resnet8x4", "resnet50", "wrn_16_2", "vgg8", "vgg13"]
-KINDS += ["mobilenet_v2", "shufflenet_v1", "shufflenet_v2"]
+# One model per kind of block; the other models of a family differ in their numbers of blocks and channels.
+QUICK = ["resnet8", "wrn_16_2", "vgg8", "mobilenet_v2", "shufflenet_v2"]
+KINDS = [*QUICK, "resnet14", "resnet8x4", "resnet50", "vgg13", "shufflenet_v1"]
+
+
+def rows(names):
+    """Parameters of a test, slow for all models but the quick ones."""
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
 
 BATCH = {"image": jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)}
 
@@ -73,17 +79,18 @@ def at(tree, path):
     return tree
 
 
-def test_the_registry_has_the_models_of_the_table():
+def test_registry_has_the_models_of_the_table():
     assert models.names() == list(ZOO)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", rows(ZOO))
 def test_parameter_counts_are_the_published_ones(name):
     _, variables = tapped(name)
     assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == ZOO[name][0]
 
 
-@pytest.mark.parametrize(("name", "train"), [*((name, False) for name in ZOO), *((name, True) for name in KINDS)])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", rows(ZOO))
 def test_taps_have_the_published_shapes(name, train):
     model, variables = tapped(name)
     outputs, _ = jax.eval_shape(lambda v, b: model.apply(v, b, key=None, train=train), variables, BATCH)
@@ -92,11 +99,11 @@ def test_taps_have_the_published_shapes(name, train):
     assert {tap: output.shape for tap, output in outputs.items()} == {tap: (2, *s) for tap, s in expected.items()}
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", rows(ZOO))
 def test_margin_norms_are_norms_of_the_channels_of_the_tap(name):
     _, variables = tapped(name)
     norms = models.margin_norms(name)
-    # Half of what ShuffleNetV2 taps comes from units before the last.
+    # Half of the channels of ShuffleNetV2's taps come from earlier units.
     assert list(norms) == ([] if name == "shufflenet_v2" else [f"{stage}_preact" for stage in STAGES[name]])
     for tap, path in norms.items():
         channels = ZOO[name][1][tap.removesuffix("_preact")][-1:]
@@ -104,7 +111,7 @@ def test_margin_norms_are_norms_of_the_channels_of_the_tap(name):
         assert shapes == ({"scale": channels, "bias": channels}, {"mean": channels, "var": channels}), path
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", rows(KINDS))
 def test_computes_in_bfloat16_and_keeps_parameters_and_statistics_in_float32(name):
     model, variables = tapped(name, dtype=jnp.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
@@ -113,9 +120,9 @@ def test_computes_in_bfloat16_and_keeps_parameters_and_statistics_in_float32(nam
     assert {leaf.dtype.name for leaf in outputs.values()} == {"bfloat16"}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=rows(KINDS))
 def trained(request):
-    """One pass in training mode over small images, with weights and statistics of no special values."""
+    """A forward pass in training mode over small images, with random weights and statistics."""
     rng = np.random.default_rng(0)
     model, shapes = tapped(request.param)
 
@@ -130,35 +137,35 @@ def trained(request):
     image = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
 
     def run(params):
-        # Not under jit: the operations are few and shared by the models, whole programs would each be compiled.
+        # Without jit: the models share their few operations, whereas each whole program would be compiled.
         return model.apply(variables._replace(params=params), {"image": image}, key=None, train=True)
 
     return request.param, variables, run, *run(variables.params)
 
 
-def test_preactivations_are_what_the_relu_of_the_stage_is_applied_to(trained):
+def test_preactivation_is_the_input_of_the_last_relu(trained):
     name, variables, _, outputs, _ = trained
     for stage in STAGES[name]:
         before, after = np.asarray(outputs[f"{stage}_preact"]), np.asarray(outputs[stage])
         assert before.min() < 0 < before.max()
         match name.split("_"):
-            case "wrn", *_:  # the stage is raw, and the BatchNorm comes behind it
+            case "wrn", *_:  # a BatchNorm follows the stage, which has no ReLU
                 assert after.min() < 0
                 norm = at(variables.params, models.margin_norms(name)[f"{stage}_preact"])
-                centred = after - after.mean(axis=(0, 1, 2))
-                normal = centred / np.sqrt(after.var(axis=(0, 1, 2)) + 1e-5)
+                centered = after - after.mean(axis=(0, 1, 2))
+                normal = centered / np.sqrt(after.var(axis=(0, 1, 2)) + 1e-5)
                 np.testing.assert_allclose(before, normal * norm["scale"] + norm["bias"], rtol=1e-3, atol=1e-3)
             case "mobilenet", _:  # bottlenecks are linear
                 np.testing.assert_array_equal(before, after)
-            case "shufflenet", "v2":  # the two halves are shuffled after the ReLU
+            case "shufflenet", "v2":  # the shuffle follows the ReLU
                 halves = np.maximum(before, 0).reshape(*before.shape[:-1], 2, -1)
                 np.testing.assert_array_equal(halves.swapaxes(-1, -2).reshape(before.shape), after)
             case _:
                 np.testing.assert_array_equal(np.maximum(before, 0), after)
 
 
-def test_the_norm_of_a_margin_makes_the_preactivation_or_its_branch(trained):
-    """One more in the BatchNorm's bias is one more in the tap, and nothing else in a stage before."""
+def test_margin_norm_gives_the_preactivation_or_its_branch(trained):
+    """Adding one to the BatchNorm's bias adds one to the tap, and leaves earlier taps unchanged."""
     name, variables, run, before, _ = trained
     for tap, path in models.margin_norms(name).items():
         params = jax.tree_util.tree_map_with_path(
@@ -172,7 +179,7 @@ def test_the_norm_of_a_margin_makes_the_preactivation_or_its_branch(trained):
             np.testing.assert_array_equal(found[tap_before], before[tap_before])
 
 
-def test_training_moves_every_running_statistic(trained):
+def test_training_updates_every_running_statistic(trained):
     _, variables, _, _, state = trained
     moved = jax.tree.map(
         lambda old, new: bool(np.isfinite(new).all()) and not np.array_equal(old, new), variables.state, state

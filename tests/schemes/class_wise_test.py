@@ -7,7 +7,7 @@ import pytest
 
 import jaxkd
 from jaxkd import data, losses, term
-from jaxkd.data.distortions import with_pair
+from jaxkd.data.vision.distortions import with_pair
 from jaxkd.data.pairs import SameClass
 from jaxkd.schemes.class_wise import class_wise
 from jaxkd.training import fit, preprocess

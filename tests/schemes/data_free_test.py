@@ -13,7 +13,7 @@ import jaxkd
 from jaxkd import adapters, data, losses, teachers, term
 from jaxkd.adapters.batch_statistics import with_batch_statistics
 from jaxkd.data.noise import Noise
-from jaxkd.models.generator import Generator
+from jaxkd.models.vision.generator import Generator
 from jaxkd.normalization import replicas
 from jaxkd.schemes.data_free import data_free
 from jaxkd.schemes.synthesis import cmi, dafl, inversion
@@ -220,7 +220,7 @@ def test_a_student_learns_without_data(name, digits_teacher, monkeypatch):
         raise AssertionError("real data was read")
 
     with monkeypatch.context() as patch:
-        for module in (data, data.dataset):
+        for module in (data, data.loading):
             for function in ("load", "digits", "from_arrays", "Dataset"):
                 patch.setattr(module, function, unreachable)
         patch.setitem(GREY, "train", None)

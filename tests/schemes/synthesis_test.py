@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd.models.generator import Generator
+from jaxkd.models.vision.generator import Generator
 from jaxkd.objectives.layers import dense_init
 from jaxkd.schemes import synthesis
 from jaxkd.schemes.synthesis import rounds, terms

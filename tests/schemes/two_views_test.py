@@ -9,7 +9,7 @@ import pytest
 
 import jaxkd
 from jaxkd import data, losses, term
-from jaxkd.data import distortions
+from jaxkd.data.vision import distortions
 from jaxkd.schemes.two_views import two_views
 from jaxkd.training import preprocess
 from tests import tiny

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters, weights
-from jaxkd.models import mobilenet_v2, resnet50, shufflenet_v1, shufflenet_v2
+from jaxkd.models.vision import mobilenet_v2, resnet50, shufflenet_v1, shufflenet_v2
 from jaxkd.weights import torch_light
 
 

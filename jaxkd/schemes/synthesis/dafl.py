@@ -54,7 +54,7 @@ def dafl(
     Args:
       teacher: the one that is distilled; it is asked in inference mode, and stays as it is.
       generator: from an adapter, with ``inputs="noise"``; its output ``image`` is what the networks are given, that is
-        normalised. `jaxkd.models.generator.Generator` is one.
+        normalised. `jaxkd.models.vision.generator.Generator` is one.
       optimizer: any optax transformation, for the generator; the authors use Adam with 0.2 on MNIST, 0.02 on CIFAR.
       feature: the teacher's output that is to be active, such as its pooled feature; None, with ``activation=0``, for
         none.

@@ -1,3 +1,5 @@
+"""VGGs; zoo_test.py has the published shapes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from jaxkd import models
 
 
 def shapes(model, size):
-    """The shapes of the maps of all stages for an image of this size."""
+    """Sizes of the maps of all stages, and shape of the logits, for an image of this size."""
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     logits, state = jax.eval_shape(
@@ -17,14 +19,14 @@ def shapes(model, size):
     return stages, logits.shape
 
 
-def test_the_fourth_pooling_is_that_of_64_pixels():
+def test_fourth_pooling_is_for_images_of_64_pixels_only():
     model = models.VGG8()
     assert shapes(model, 32) == ([32, 16, 8, 4, 4], (1, 100))
     assert shapes(model, 64) == ([64, 32, 16, 8, 4], (1, 100))
     assert shapes(model, 8) == ([8, 4, 2, 1, 1], (1, 100))
 
 
-def test_initialisation_is_that_of_the_recipe():
+def test_initialization_follows_the_recipe():
     model = models.create("vgg11", num_classes=100)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     assert params["VGGStage_2"].keys() == {"Conv_0", "BatchNorm_0", "Conv_1", "BatchNorm_1"}
@@ -38,8 +40,8 @@ def test_initialisation_is_that_of_the_recipe():
             np.testing.assert_array_equal(leaf, np.full(leaf.shape, float(kind == "scale")))
 
 
-def test_the_biases_of_the_convolutions_count_in_inference_only():
-    """In training BatchNorm takes them away again, so that they have no gradient; the running mean follows them."""
+def test_convolution_biases_have_an_effect_in_inference_only():
+    """In training, BatchNorm subtracts them, and the running mean follows them."""
     model = models.VGG8(num_classes=3)
     image = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
     variables = model.init(jax.random.key(1), image)
@@ -56,7 +58,7 @@ def test_the_biases_of_the_convolutions_count_in_inference_only():
     np.testing.assert_allclose(moved - mean, 0.3, rtol=1e-4)
 
 
-def test_errors_teach():
+def test_invalid_arguments_raise():
     image = jnp.zeros((1, 32, 32, 3))
     with pytest.raises(ValueError, match=r"convolutions: expected 5 numbers of at least 1, got \(1, 2\)"):
         jax.eval_shape(models.VGG(convolutions=(1, 2)).init, jax.random.key(0), image)
@@ -64,7 +66,7 @@ def test_errors_teach():
         jax.eval_shape(models.VGG(convolutions=(1, 1, 0, 1, 1)).init, jax.random.key(0), image)
     with pytest.raises(ValueError, match=r"height and width of at least 8, got \[1, 7, 32, 3\]"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image[:, :7])
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\]"):
         jax.eval_shape(models.VGG8().init, jax.random.key(0), image[0])

@@ -1,11 +1,11 @@
-"""The CIFAR VGGs of the distillation literature: vgg8, vgg11, vgg13, vgg16 and vgg19, with BatchNorm.
+"""VGGs for CIFAR, as in the distillation literature: vgg8 to vgg19 with BatchNorm.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015, as the CIFAR-100
-distillation benchmark builds them: five groups of 3×3 convolutions, each with BatchNorm and ReLU; 2×2 max-pooling
-behind the first three, and behind the fourth where the image is 64 × 64; the mean over the map; one linear layer.
+distillation benchmark builds them: five stages of 3×3 convolutions, each with BatchNorm and ReLU; 2×2 max-pooling
+after the first three stages, and after the fourth for images of 64 × 64; the mean over the map; one linear layer.
 Parameter counts are exactly the published ones.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ===================================  ===============
 tap                path                                 shape
@@ -19,13 +19,13 @@ pooled             ``GlobalAveragePool_0``              512
 stage{k}_preact    ``VGGStage_{k}/BatchNorm_{last}``    as stage{k}
 =================  ===================================  ===============
 
-The literature counts the first group as the stem. The first six are after the ReLU and before the pooling; ``preact``
-is the last BatchNorm's output, which the stage's last ReLU is applied to. `jaxkd.models.taps` gives the table as data.
+The literature calls the first stage the stem. The first six taps follow the ReLU and precede the pooling; ``preact`` is
+the output of the stage's last BatchNorm, the input of its last ReLU. `jaxkd.models.taps` returns this table.
 
-Equal to the PyTorch recipe: convolutions normal with variance 2 over the window's size times the channels out, and with
-biases, which begin at 0 (BatchNorm takes them away again, but they are among the published parameters); BatchNorm with
-decay 0.9 and epsilon 1e-5; the linear layer's weight normal with standard deviation 0.01 and its bias 0.
-`jaxkd.models.resnet` tells the one thing that differs.
+The model matches the PyTorch recipe: convolutions normal with variance 2 over the window's size times the output
+channels, and with biases initialized to 0 (BatchNorm cancels them, but they are among the published parameters);
+BatchNorm with decay 0.9 and epsilon 1e-5; the linear layer's weight normal with standard deviation 0.01 and its bias 0.
+`jaxkd.models.vision.resnet` explains the one difference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """A CIFAR VGG.
+    """VGG with BatchNorm for CIFAR.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -56,9 +56,9 @@ class VGG(nn.Module):
     3965028
 
     Attributes:
-      convolutions: how many each of the five groups has.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      convolutions: number of convolutions in each of the five stages.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     convolutions: Sequence[int]
@@ -69,18 +69,18 @@ class VGG(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR; no side under 8.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR, at least 8 × 8.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes or is too small for three poolings, or there are not five groups.
+          ValueError: the image does not have four axes or is too small for three poolings, or the stages are not five.
         """
         if len(self.convolutions) != len(WIDTHS) or min(self.convolutions) < 1:
             raise ValueError(f"convolutions: expected {len(WIDTHS)} numbers of at least 1, got {self.convolutions}.")
@@ -97,7 +97,7 @@ class VGG(nn.Module):
 
 
 class VGGStage(nn.Module):
-    """3×3 convolution, BatchNorm and ReLU, several times."""
+    """A sequence of 3×3 convolutions, each with BatchNorm and ReLU."""
 
     convolutions: int
     features: int
@@ -106,7 +106,7 @@ class VGGStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """The last convolution's output, after its BatchNorm and ReLU."""
+        """Returns the last convolution's output, after its BatchNorm and ReLU."""
         for _ in range(self.convolutions):
             x = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, kernel_init=kaiming_normal)(x)
             x = nn.relu(batch_norm(self)(x))
@@ -114,10 +114,10 @@ class VGGStage(nn.Module):
 
 
 def taps(model: VGG) -> dict[str, str]:
-    """The paths of what methods tap, by our names.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any depth.
+      model: model of any depth.
 
     Returns:
       ``stem``, ``stage1`` to ``stage4`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage4_preact``,
@@ -135,13 +135,13 @@ def taps(model: VGG) -> dict[str, str]:
 
 
 def margin_norms(model: VGG) -> dict[str, str]:
-    """The BatchNorm whose scale and bias give overhaul's margin, for each pre-activation tap: here, the tap itself.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
     Args:
-      model: of any depth.
+      model: model of any depth.
 
     Returns:
-      ``stage1_preact`` to ``stage4_preact``, each to the path of the stage's last BatchNorm.
+      For ``stage1_preact`` to ``stage4_preact``, the path of the stage's last BatchNorm.
 
     >>> margin_norms(VGG8())["stage1_preact"]
     'VGGStage_1/BatchNorm_0'

@@ -1,4 +1,4 @@
-"""A generator of images from noise, small, after DCGAN."""
+"""A small generator of images from noise, after DCGAN."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Generator(nn.Module):
-    """Dense to a small map, then doubled in size and convolved until it is an image.
+    """Generator that repeatedly doubles and convolves a map computed from noise.
 
     The network of Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, which is that of Radford, Metz &
-    Chintala, "Unsupervised Representation Learning with DCGANs", 2016, with nearest-neighbour upsampling in the place
-    of transposed convolutions. Its last layer is a BatchNorm without scale and bias, so that each channel of a batch of
-    images has mean 0 and variance 1, as normalised real images have. The authors' BatchNorms have an ε of 0.8 in the
-    middle, which is PyTorch's second argument taken for the momentum; here it is the usual 1e-5.
+    Chintala, "Unsupervised Representation Learning with DCGANs", 2016, with nearest-neighbor upsampling instead of
+    transposed convolutions. Its last layer is a BatchNorm without scale and bias, so that each channel of a batch of
+    images has mean 0 and variance 1, like normalized real images. The authors' intermediate BatchNorms have an ε of
+    0.8, probably meant as the momentum (PyTorch's second argument is ε); here it is the usual 1e-5.
 
     >>> import jax
     >>> generator = Generator((8, 8), 1, features=(16, 8))
@@ -28,10 +28,10 @@ class Generator(nn.Module):
     (2, 8, 8, 1)
 
     Attributes:
-      size: height and width of an image; each divides by 2 as often as there are doublings.
-      channels: of an image.
-      features: channels of the first map, and of the map after each doubling; the published ones for CIFAR.
-      dtype: to compute in; parameters stay float32.
+      size: height and width of an image, divisible by 2 to the number of doublings.
+      channels: channels of an image.
+      features: channels of the first map and of the map after each doubling; by default those published for CIFAR.
+      dtype: dtype of the computation; parameters stay float32.
     """
 
     size: tuple[int, int]
@@ -43,17 +43,17 @@ class Generator(nn.Module):
     def __call__(
         self, noise: Float[Array, "batch size"], train: bool = False
     ) -> dict[str, Float[Array, "batch height width channels"]]:
-        """Images.
+        """Computes images.
 
         Args:
-          noise: floating point ``[batch, size]``.
-          train: whether BatchNorm takes the statistics of the batch.
+          noise: noise ``[batch, size]``, floating point.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``{"image": [batch, height, width, channels]}``.
 
         Raises:
-          ValueError: the noise has not two axes, or the size does not divide.
+          ValueError: the noise does not have two axes, or the size is not divisible.
         """
         doublings = len(self.features) - 1
         factor = 2 ** max(doublings, 0)
@@ -61,8 +61,8 @@ class Generator(nn.Module):
             raise ValueError(f"Generator, noise: expected [batch, size], got {noise.dtype}{list(noise.shape)}.")
         if not self.features or any(side % factor for side in self.size):
             raise ValueError(
-                f"Generator: {len(self.features)} features double a map {doublings} times, which does not lead to "
-                f"{list(self.size)}: give at least one, and a size that divides by {factor}."
+                f"Generator: {len(self.features)} features double a map {doublings} times, which cannot give "
+                f"{list(self.size)}: expected at least one feature, and a size divisible by {factor}."
             )
 
         def norm(**options: Any) -> nn.BatchNorm:

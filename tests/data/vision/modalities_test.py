@@ -1,4 +1,4 @@
-"""Second views of an image, against the same written with NumPy, one image and one point at a time."""
+"""Modalities of an image against NumPy, one image and one point at a time."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.data import modalities as lib
+from jaxkd.data.vision import modalities as lib
 
 TRANSFORMS = {
     "halves": lib.halves,
@@ -25,7 +25,7 @@ def images(seed=0, shape=(4, 5, 6, 2)):
 
 
 def path(image, steps, threshold=0.25, nearest=True):
-    """The pen's path over one image, by hand."""
+    """Path of the pen over one image, by hand."""
     ink = image.astype(np.float64).mean(axis=-1) / 255
     height, width = ink.shape
     points = sorted((y, x) for y in range(height) for x in range(width) if np.float32(ink[y, x]) > threshold)
@@ -52,7 +52,7 @@ def path(image, steps, threshold=0.25, nearest=True):
     return found, np.arange(steps) < len(visited)
 
 
-def test_halves():
+def test_halves_cover_the_image():
     image = images()
     found = lib.halves({"image": image, "label": 1})
     np.testing.assert_array_equal(np.concatenate([found["left"], found["right"]], axis=2), image)
@@ -64,7 +64,7 @@ def test_halves():
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6, 2), (2, 8, 8, 1), (1, 1, 1, 1)])
-def test_spectrum(shape):
+def test_spectrum_equals_numpy(shape):
     image = images(shape=shape)
     found = lib.spectrum({"image": image})["spectrum"]
     assert found.dtype == jnp.float32
@@ -76,14 +76,14 @@ def test_spectrum(shape):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_spectrum_does_not_know_where_things_are():
+def test_spectrum_is_invariant_to_cyclic_shifts():
     image = images().astype(np.float32)
     moved = np.roll(image, (2, 3), axis=(1, 2))
     one, other = (lib.spectrum({"image": x})["spectrum"] for x in (image, moved))
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_and_columns():
+def test_rows_and_columns_flatten_the_image():
     image = images()
     found = lib.columns(lib.rows({"image": image}))
     np.testing.assert_array_equal(found["rows"][:, 2], image[:, 2].reshape(4, 12))
@@ -92,28 +92,27 @@ def test_rows_and_columns():
 
 @pytest.mark.parametrize("nearest", [True, False])
 @pytest.mark.parametrize("steps", [1, 7, 30])
-def test_strokes(steps, nearest):
+def test_strokes_equal_the_path_by_hand(steps, nearest):
     image = images(1)
-    image[1] = 0  # nothing to draw
-    image[2, :, :, :] = np.where(image[2] > 220, 200, 0)  # equally dark
+    image[1] = 0  # no ink
+    image[2, :, :, :] = np.where(image[2] > 220, 200, 0)  # equal amounts of ink
     order = lib.nearest_next if nearest else lib.by_scan
     found = lib.strokes({"image": image}, steps=steps, order=order)
     for n in range(len(image)):
-        expected, there = path(image[n], steps, nearest=nearest)
-        np.testing.assert_array_equal(found["strokes_mask"][n], there)
+        expected, mask = path(image[n], steps, nearest=nearest)
+        np.testing.assert_array_equal(found["strokes_mask"][n], mask)
         np.testing.assert_allclose(found["strokes"][n], expected, rtol=1e-5, atol=1e-6)
     assert not found["strokes_mask"][1].any()
 
 
-def test_strokes_of_floating_point_are_those_of_integers():
+def test_strokes_of_floats_equal_those_of_integers():
     image = images(2)
     one, other = (lib.strokes({"image": x}, steps=9) for x in (image, (image / 255).astype(np.float32)))
     np.testing.assert_allclose(one["strokes"], other["strokes"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_an_example_does_not_depend_on_its_batch(name):
-    """So that it may be run on any number of devices, padded, and inside jit."""
+def test_example_is_independent_of_its_batch(name):
     transform, image = TRANSFORMS[name], images(3)
     whole = jax.jit(transform)({"image": image})
     assert "image" in whole
@@ -125,14 +124,14 @@ def test_an_example_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_what_is_no_image_is_refused(name):
-    with pytest.raises(ValueError, match=r"expected images \[batch, height, width, channels\].*uint8\[4, 5, 6\]"):
+def test_other_arrays_than_images_raise(name):
+    with pytest.raises(ValueError, match=r"image: expected \[batch, height, width, channels\], got uint8\[4, 5, 6\]"):
         TRANSFORMS[name]({"image": images()[..., 0]})
     with pytest.raises(ValueError, match="entries \\['label'\\]"):
         TRANSFORMS[name]({"label": images()})
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="axis: expected 1"):
         lib.halves({"image": images()}, axis=3)
     for steps in (0, 31):

@@ -1,4 +1,4 @@
-"""That the values are right, tap by tap, is for tests/weights/torch_light_test.py."""
+"""ResNet50 and its blocks; zoo_test.py has the published shapes, tests/weights/torch_light_test.py the values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,56 +6,19 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import resnet50
-
-SHAPES = {
-    "stem": (32, 32, 64),
-    "stage1": (32, 32, 256),
-    "stage2": (16, 16, 512),
-    "stage3": (8, 8, 1024),
-    "stage4": (4, 4, 2048),
-    "pooled": (2048,),
-    "logits": (100,),
-}
-IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-
-
-def abstract(module):
-    """The variables and all tapped outputs, without values."""
-    model = adapters.linen(module, taps=resnet50.taps(module))
-    variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
-    run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
-    return variables, jax.eval_shape(run, variables, IMAGE)
-
-
-def test_parameters_and_taps_are_the_published_ones():
-    variables, outputs = abstract(resnet50.ResNet50())
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 23_705_252
-    preacts = {f"stage{number}_preact": SHAPES[f"stage{number}"] for number in (1, 2, 3, 4)}
-    assert {name: value.shape[1:] for name, value in outputs.items()} == SHAPES | preacts
-
-
-def test_margins_come_from_the_batch_norm_of_the_same_width():
-    variables, outputs = abstract(resnet50.ResNet50())
-    norms = resnet50.margin_norms(resnet50.ResNet50())
-    assert list(norms) == [f"stage{number}_preact" for number in (1, 2, 3, 4)]
-    for tap, path in norms.items():
-        norm = variables.params
-        for part in path.split("/"):
-            norm = norm[part]
-        assert norm["scale"].shape == norm["bias"].shape == outputs[tap].shape[-1:]
+from jaxkd.models.vision import resnet50
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A shallow, narrow one with its values."""
+    """A shallow, narrow network with its variables."""
     module = resnet50.BottleneckResNet(blocks=(1, 2, 1), num_filters=(8, 16, 32))
     model = adapters.linen(module, taps=resnet50.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (2, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
-def test_stages_are_the_relu_of_their_preactivation(small):
+def test_stage_is_relu_of_its_preactivation(small):
     model, variables, batch = small
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)
     for number, size in ((1, 16), (2, 8), (3, 4)):
@@ -65,7 +28,7 @@ def test_stages_are_the_relu_of_their_preactivation(small):
     np.testing.assert_allclose(outputs["pooled"], outputs["stage3"].mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_initialisation_is_that_of_the_recipe(small):
+def test_initialization_follows_the_recipe(small):
     scaled = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(small[1].params)[0]:
         name = "/".join(part.key for part in path)
@@ -85,9 +48,9 @@ def test_initialisation_is_that_of_the_recipe(small):
     assert max(np.abs(values).max() for group in scaled.values() for values in group) > 2.5  # normal, not uniform
 
 
-def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(small):
+def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small):
     model, variables, batch = small
-    # BatchNorms that are not the identity: at the start, those behind a ReLU undo some of the scales before it.
+    # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.
     keys = iter(jax.random.split(jax.random.key(3), 1000))
     params = jax.tree.map(
         lambda leaf: leaf + jax.random.uniform(next(keys), leaf.shape) if leaf.ndim == 1 else leaf, variables.params
@@ -104,15 +67,9 @@ def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
-    variables, outputs = abstract(resnet50.ResNet50(dtype=jnp.bfloat16))
-    assert {leaf.dtype.name for leaf in outputs.values()} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
-
-
-def test_errors_teach():
+def test_invalid_arguments_raise():
     init, key, image = resnet50.ResNet50().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])

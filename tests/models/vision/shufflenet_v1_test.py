@@ -1,4 +1,4 @@
-"""That the values are right, tap by tap, is for tests/weights/torch_light_test.py."""
+"""ShuffleNetV1 and its units; zoo_test.py has the published shapes, tests/weights/torch_light_test.py the values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,65 +6,31 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import shufflenet_v1
-
-SHAPES = {
-    "stem": (32, 32, 24),
-    "stage1": (16, 16, 240),
-    "stage2": (8, 8, 480),
-    "stage3": (4, 4, 960),
-    "pooled": (960,),
-    "logits": (100,),
-}
-IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+from jaxkd.models.vision import shufflenet_v1
 
 
-def abstract(module):
-    """The variables and all tapped outputs, without values."""
-    model = adapters.linen(module, taps=shufflenet_v1.taps(module))
-    variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
-    run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
-    return variables, jax.eval_shape(run, variables, IMAGE)
-
-
-def test_parameters_and_taps_are_the_published_ones():
-    variables, outputs = abstract(shufflenet_v1.ShuffleNetV1())
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 949_258
-    preacts = {f"stage{number}_preact": SHAPES[f"stage{number}"] for number in (1, 2, 3)}
-    assert {name: value.shape[1:] for name, value in outputs.items()} == SHAPES | preacts
-
-
-def test_margins_come_from_the_batch_norm_of_the_same_width():
-    variables, outputs = abstract(shufflenet_v1.ShuffleNetV1())
-    norms = shufflenet_v1.margin_norms(shufflenet_v1.ShuffleNetV1())
-    assert list(norms) == [f"stage{number}_preact" for number in (1, 2, 3)]
-    for tap, path in norms.items():
-        stage, unit, norm = path.split("/")
-        assert unit == f"ShuffleUnit_{len(variables.params[stage]) - 1}"
-        norm = variables.params[stage][unit][norm]
-        assert norm["scale"].shape == norm["bias"].shape == outputs[tap].shape[-1:]
-
-
-def test_a_shuffle_gives_every_group_a_share_of_every_group():
+def test_channel_shuffle_distributes_every_group_over_all_groups():
     x = jnp.broadcast_to(jnp.arange(12.0), (2, 3, 5, 12))
     found = shufflenet_v1.channel_shuffle(x, 3)
     assert found.shape == x.shape
     for row in np.asarray(found).reshape(-1, 12):
         assert row.tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    np.testing.assert_array_equal(shufflenet_v1.channel_shuffle(found, 4), x)  # three groups of four, there and back
+    np.testing.assert_array_equal(
+        shufflenet_v1.channel_shuffle(found, 4), x
+    )  # the inverse of a shuffle of three groups of four
     np.testing.assert_array_equal(shufflenet_v1.channel_shuffle(x, 1), x)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """Two units in a stage, two groups, and values."""
+    """A network of two units per stage and two groups, with its variables."""
     module = shufflenet_v1.ShuffleNetV1(groups=2, num_filters=(48, 96), blocks=(2, 2))
     model = adapters.linen(module, taps=shufflenet_v1.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (4, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
-def test_stages_are_the_relu_of_their_preactivation(small):
+def test_stage_is_relu_of_its_preactivation(small):
     model, variables, batch = small
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)
     for number, shape in ((1, (4, 8, 8, 48)), (2, (4, 4, 4, 96))):
@@ -74,7 +40,7 @@ def test_stages_are_the_relu_of_their_preactivation(small):
     np.testing.assert_allclose(outputs["pooled"], outputs["stage2"].mean(axis=(1, 2)), rtol=1e-5)
 
 
-def test_initialisation_is_that_of_pytorch(small):
+def test_initialization_is_pytorchs_default(small):
     scaled = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(small[1].params)[0]:
         name = "/".join(part.key for part in path)
@@ -89,12 +55,12 @@ def test_initialisation_is_that_of_pytorch(small):
     for shape, values in scaled.items():
         spread = np.std(np.concatenate(values))
         np.testing.assert_allclose(spread, 1 / np.sqrt(3), rtol=0.12, err_msg=str(shape))
-    assert {(3, 3, 1), (1, 1, 3)} < scaled.keys()  # depthwise; and half of the six channels inside the first unit
+    assert {(3, 3, 1), (1, 1, 3)} < scaled.keys()  # depthwise, and grouped in the first unit
 
 
-def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(small):
+def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small):
     model, variables, batch = small
-    # BatchNorms that are not the identity: at the start, those behind a ReLU undo some of the scales before it.
+    # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.
     keys = iter(jax.random.split(jax.random.key(3), 1000))
     params = jax.tree.map(
         lambda leaf: leaf + jax.random.uniform(next(keys), leaf.shape) if leaf.ndim == 1 else leaf, variables.params
@@ -111,21 +77,17 @@ def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
-    variables, outputs = abstract(shufflenet_v1.ShuffleNetV1(dtype=jnp.bfloat16))
-    assert {leaf.dtype.name for leaf in outputs.values()} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
-
-
-def test_errors_teach():
+def test_invalid_arguments_raise():
     init, key, image = shufflenet_v1.ShuffleNetV1().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
     for blocks in ((4, 8), (4, 8, 1)):
         with pytest.raises(ValueError, match=r"at least 2 for each of the stages \(240, 480, 960\), got \(4, 8"):
             jax.eval_shape(shufflenet_v1.ShuffleNetV1(blocks=blocks).init, key, image)
-    for features in (16, 200, 244):  # fewer than the stem's; quarters of 44 not in threes; of 55 neither
-        with pytest.raises(ValueError, match=rf"in excess of the input's 24 .* quarters of 3 groups, got {features}\."):
+    for features in (16, 200, 244):  # fewer than the stem's; quarters of 44 and of 55 are not multiples of 3
+        with pytest.raises(
+            ValueError, match=rf"more channels than the input's 24, .* quarters of 3 groups, got {features}\."
+        ):
             jax.eval_shape(shufflenet_v1.ShuffleNetV1(num_filters=(features, 480, 960)).init, key, image)

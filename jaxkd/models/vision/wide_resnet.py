@@ -1,4 +1,4 @@
-"""The CIFAR wide residual networks of the distillation literature: wrn_16_1, wrn_16_2, wrn_40_1 and wrn_40_2.
+"""Wide ResNets for CIFAR, as in the distillation literature: WRN-16-1 to WRN-40-2.
 
 Zagoruyko and Komodakis, "Wide Residual Networks", 2016, as the CIFAR-100 distillation benchmark builds them: a 3×3
 convolution, three stages of ``(depth - 4) / 6`` pre-activation blocks, a last BatchNorm and ReLU, a linear layer.
@@ -18,15 +18,14 @@ stage{1,2}_preact  ``WideResNetStage_{1,2}/WideBlock_0/BatchNorm_0``   as stage{
 stage3_preact      ``WideResNetHead_0/BatchNorm_0``                    as stage3
 =================  ==================================================  =================
 
-The network is pre-activation, so the stem and the stages are raw: what a block adds up, with no BatchNorm and no ReLU
-behind it. That is what the literature taps. The BatchNorm that follows a stage stands in the next stage's first block,
-and for the last stage in the head; ``preact`` is its output, which a ReLU is applied to. `jaxkd.models.taps` gives the
-table as data.
+The blocks are pre-activation, so that the stem and the stages, as the literature taps them, are sums that no BatchNorm
+or ReLU follows. The BatchNorm after a stage belongs to the next stage's first block, and after the last stage to the
+head; ``preact`` is its output, the input of a ReLU. `jaxkd.models.taps` returns this table.
 
-Equal to the PyTorch recipe: convolutions without bias, normal with variance 2 over the window's size times the channels
-out, a padding of 1 on every side also where the stride is 2, BatchNorm with decay 0.9 and epsilon 1e-5, the linear
-layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. `jaxkd.models.resnet` tells the one thing that
-differs.
+The model matches the PyTorch recipe: convolutions without bias, normal with variance 2 over the window's size times the
+output channels, a padding of 1 on every side, also for a stride of 2, BatchNorm with decay 0.9 and epsilon 1e-5, the
+linear layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. `jaxkd.models.vision.resnet` explains
+the one difference.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class WideResNet(nn.Module):
-    """A CIFAR wide residual network.
+    """Wide residual network for CIFAR.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -54,10 +53,10 @@ class WideResNet(nn.Module):
     2255156
 
     Attributes:
-      depth: ``6 n + 4``.
-      width: how many times as wide as a ResNet's the stages are; the stem always has 16 channels.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      depth: number of layers, ``6 n + 4``.
+      width: ratio of the stages' channels to those of a ResNet; the stem always has 16 channels.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     depth: int
@@ -69,18 +68,18 @@ class WideResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes, or the depth is none of 10, 16, 22, ….
+          ValueError: the image does not have four axes, or the depth is none of 10, 16, 22, ….
         """
         blocks = blocks_per_stage(self.depth)
         check_images(x)
@@ -104,7 +103,7 @@ class WideResNetStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The last block's sum, as it is."""
+        """Returns the last block's sum, which no ReLU follows."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
             x = WideBlock(self.features, stride, train=self.train, dtype=self.dtype)(x)
@@ -114,8 +113,8 @@ class WideResNetStage(nn.Module):
 class WideBlock(nn.Module):
     """``conv(relu(BN(conv(relu(BN(x)))))) + shortcut``.
 
-    The shortcut is x itself where the channels stay, and otherwise a 1×1 convolution of ``relu(BN(x))``: there, both
-    branches share the activation.
+    The shortcut is x itself if the number of channels stays; otherwise it is a 1×1 convolution of ``relu(BN(x))``, an
+    activation that both branches share.
     """
 
     features: int
@@ -125,7 +124,7 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The sum, with no BatchNorm and no ReLU behind it."""
+        """Returns the sum, which no BatchNorm or ReLU follows."""
         active = nn.relu(batch_norm(self)(x))
         y = conv(self.features, 3, self.stride, self.dtype)(active)
         y = nn.relu(batch_norm(self)(y))
@@ -143,15 +142,15 @@ class WideResNetHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """``relu(BN(x))``."""
+        """Returns ``relu(BN(x))``."""
         return nn.relu(batch_norm(self)(x))
 
 
 def taps(model: WideResNet) -> dict[str, str]:
-    """The paths of what methods tap, by our names.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any depth and width.
+      model: model of any depth and width.
 
     Returns:
       ``stem``, ``stage1`` to ``stage3``, ``pooled``, and ``stage1_preact`` to ``stage3_preact``.
@@ -168,13 +167,13 @@ def taps(model: WideResNet) -> dict[str, str]:
 
 
 def margin_norms(model: WideResNet) -> dict[str, str]:
-    """The BatchNorm whose scale and bias give overhaul's margin, for each pre-activation tap: here, the tap itself.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
     Args:
-      model: of any depth and width.
+      model: model of any depth and width.
 
     Returns:
-      ``stage1_preact`` to ``stage3_preact``, each to the path of the BatchNorm that follows the stage.
+      For ``stage1_preact`` to ``stage3_preact``, the path of the BatchNorm that follows the stage.
 
     >>> margin_norms(WRN16x2())["stage3_preact"]
     'WideResNetHead_0/BatchNorm_0'
@@ -187,10 +186,10 @@ def margin_norms(model: WideResNet) -> dict[str, str]:
 
 
 def blocks_per_stage(depth: int) -> int:
-    """The blocks in each of the three stages.
+    """Returns the number of blocks in each of the three stages.
 
     Args:
-      depth: ``6 n + 4``.
+      depth: number of layers, ``6 n + 4``.
 
     Returns:
       n.

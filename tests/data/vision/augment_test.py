@@ -1,3 +1,5 @@
+"""Augmentation: uniform draws that depend on the seed and the example only."""
+
 from functools import partial
 
 import jax
@@ -7,7 +9,7 @@ import pytest
 
 from jaxkd import data
 
-# Compiled once for a shape, and not operation by operation: the tests' time is compilation.
+# Jitted, so that each shape compiles one program rather than one per operation.
 random_crop_flip = jax.jit(data.random_crop_flip, static_argnames=("padding", "flip"))
 shift = jax.jit(data.shift, static_argnames=("pixels",))
 
@@ -27,7 +29,7 @@ def rows(batch, order):
     return {key: value[jnp.asarray(order)] for key, value in batch.items()}
 
 
-def test_every_result_is_a_shifted_and_perhaps_mirrored_original(batch):
+def test_every_result_is_a_crop_possibly_mirrored(batch):
     padding, found = 2, set()
     for seed in range(4):
         result = np.asarray(random_crop_flip(batch, seed=seed, padding=padding)["image"])
@@ -55,27 +57,27 @@ def test_draws_are_uniform():
     np.testing.assert_allclose(counts, 1000, atol=150)
 
 
-def test_keeps_everything_else_and_the_dtype(batch):
+def test_other_entries_and_the_dtype_are_kept(batch):
     result = data.random_crop_flip(batch, seed=0)
     assert result["image"].dtype == jnp.uint8 and result["image"].shape == batch["image"].shape
     assert all(result[key] is batch[key] for key in batch if key != "image")
 
 
 @pytest.mark.parametrize("transform", [random_crop_flip, shift])
-def test_does_not_depend_on_the_batch_or_the_place_in_it(batch, transform):
+def test_draw_is_independent_of_the_batch_and_the_position(batch, transform):
     whole = transform(batch, seed=5)["image"]
     order = np.random.default_rng(1).permutation(16)
     np.testing.assert_array_equal(transform(rows(batch, order), seed=5)["image"], whole[order])
     np.testing.assert_array_equal(transform(rows(batch, [7]), seed=5)["image"], whole[7:8])
 
 
-def test_does_not_depend_on_the_default_generator(batch):
+def test_draw_is_independent_of_the_default_generator(batch):
     whole = data.random_crop_flip(batch, seed=5)["image"]
     with jax.default_prng_impl("rbg"):
         np.testing.assert_array_equal(data.random_crop_flip(batch, seed=5)["image"], whole)
 
 
-def test_does_not_depend_on_the_number_of_devices(batch):
+def test_draw_is_independent_of_the_number_of_devices(batch):
     expected = random_crop_flip(batch, seed=5)["image"]
     for devices in (2, 8):
         mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
@@ -103,31 +105,31 @@ def test_seed_epoch_index_and_view_each_change_the_draw(batch):
     assert len({np.asarray(variant["image"]).tobytes() for variant in variants}) == 5
 
 
-def test_maps_over_seeds(batch):
+def test_vmap_over_seeds(batch):
     mapped = jax.vmap(lambda seed: random_crop_flip(batch, seed=seed)["image"])(jnp.arange(3))
     for seed in range(3):
         np.testing.assert_array_equal(mapped[seed], random_crop_flip(batch, seed=seed)["image"])
 
 
-def test_normalize(batch):
+def test_normalize_equals_numpy(batch):
     result = data.normalize(batch, mean=data.CIFAR100_MEAN, std=data.CIFAR100_STD)["image"]
     expected = (np.asarray(batch["image"], np.float64) / 255 - data.CIFAR100_MEAN) / data.CIFAR100_STD
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_compose_goes_from_left_to_right(batch):
+def test_compose_applies_from_left_to_right(batch):
     both = data.compose(partial(data.shift, seed=1), partial(data.normalize, mean=(0.5,) * 3, std=(0.5,) * 3))
     expected = data.normalize(data.shift(batch, seed=1), mean=(0.5,) * 3, std=(0.5,) * 3)
     np.testing.assert_array_equal(both(batch)["image"], expected["image"])
 
 
-def test_errors_teach(batch):
+def test_invalid_arguments_raise(batch):
     with pytest.raises(ValueError, match=r"need \['epoch'\].*Resident and Stream give both"):
         data.shift({key: value for key, value in batch.items() if key != "epoch"}, seed=0)
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got uint8\[8, 6, 3\]"):
         data.shift({**batch, "image": batch["image"][0]}, seed=0)
-    with pytest.raises(ValueError, match="Normalise once"):
+    with pytest.raises(ValueError, match="Normalize once"):
         data.normalize({"image": jnp.zeros((1, 2, 2, 1))}, mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match="3 channels, got 1 and 1"):
         data.normalize(batch, mean=(0.0,), std=(1.0,))

@@ -1,9 +1,9 @@
-"""The ShuffleNetV2 of the distillation literature for CIFAR: size 1.
+"""ShuffleNetV2 for CIFAR, as in the distillation literature: size 1.
 
 Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design", 2018, table 5, as the CIFAR-100
 distillation benchmark builds it: the stem is a 1×1 convolution that keeps the map's size.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ==============================================================  ==================
 tap                path                                                            size 1
@@ -16,12 +16,12 @@ pooled             ``GlobalAveragePool_0``                                      
 stage{k}_preact    ``ShuffleNetV2Stage_{k-1}/BasicUnit_{last}/Concatenation_0``    as stage{k}
 =================  ==============================================================  ==================
 
-The first five are after the ReLU. A unit passes half of its channels on as they are, so ``preact`` is these, followed
-by what the ReLU of the other half is applied to, before the shuffle: ``stage{k}`` is its ReLU, shuffled.
+The first five taps follow the ReLU. A unit passes half of its channels through unchanged, so that ``preact`` is the
+concatenation of these and of the other half before its ReLU, not shuffled: ``stage{k}`` is its ReLU, shuffled.
 
-Convolutions and the linear layer start as PyTorch's do by default, uniform in ``±1/sqrt(fan_in)``, a group's own input
-channels counted only. The one difference that `jaxkd.models.resnet` tells of, a running variance that is the biased
-one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+Convolutions and the linear layer have PyTorch's default initialization, uniform in ``±1/sqrt(fan_in)``, where the
+fan-in of a grouped convolution is that of one group. The biased running variance, explained in
+`jaxkd.models.vision.resnet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxkd.models.layers import GlobalAveragePool, batch_norm, check_images, classifier, uniform_conv
-from jaxkd.models.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
+from jaxkd.models.vision.shufflenet_v1 import STEM, ShuffleNetStem, channel_shuffle, check_stages
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
 class ShuffleNetV2(nn.Module):
-    """A ShuffleNetV2 for small images.
+    """ShuffleNetV2 for small images.
 
     >>> import jax
     >>> model = ShuffleNetV2(num_classes=100)
@@ -50,10 +50,10 @@ class ShuffleNetV2(nn.Module):
     1355528
 
     Attributes:
-      num_filters: channels of each stage, even, and of the 1×1 convolution before the pooling.
-      blocks: units in each stage.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      num_filters: output channels of each stage, even, and of the 1×1 convolution before the pooling.
+      blocks: number of units in each stage.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     num_filters: Sequence[int] = (116, 232, 464, 1024)
@@ -65,24 +65,24 @@ class ShuffleNetV2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes; a stage has not two units, one that halves the map and one that is tapped;
-            or its channels do not divide into halves.
+          ValueError: the image does not have four axes; a stage has fewer than two units, one that halves the map and
+            one that is tapped; or its channels do not divide into halves.
         """
         *stages, head = self.num_filters
         check_stages(self.blocks, stages)
         if any(features % 2 for features in stages):
-            raise ValueError(f"num_filters: expected stages of even numbers of channels, got {tuple(stages)}.")
+            raise ValueError(f"num_filters: expected even numbers of channels for the stages, got {tuple(stages)}.")
         check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = ShuffleNetStem(STEM, **options)(x)
@@ -90,7 +90,6 @@ class ShuffleNetV2(nn.Module):
             x = ShuffleNetV2Stage(blocks, features, **options)(x)
         x = ShuffleNetHead(head, **options)(x)
         x = GlobalAveragePool()(x)
-        # PyTorch's default: the bias is drawn from the same range as the weight.
         return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
@@ -104,7 +103,7 @@ class ShuffleNetV2Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The last unit's output, after its ReLU and its shuffle."""
+        """Returns the last unit's output, after its ReLU and its shuffle."""
         options = {"train": self.train, "dtype": self.dtype}
         x = DownUnit(self.features, **options)(x)
         for _ in range(self.blocks - 1):
@@ -113,9 +112,9 @@ class ShuffleNetV2Stage(nn.Module):
 
 
 class BasicUnit(nn.Module):
-    """The first half of the channels as it is, the second through 1×1, depthwise 3×3 and 1×1; both shuffled.
+    """Half of the channels unchanged, half through 1×1, depthwise 3×3, 1×1; shuffled.
 
-    BatchNorm follows each convolution, and ReLU those of 1×1.
+    BatchNorm follows each convolution, and ReLU the 1×1 ones.
     """
 
     train: bool
@@ -123,20 +122,21 @@ class BasicUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """The unit's output, after its ReLU and its shuffle."""
+        """Returns the unit's output, after its ReLU and its shuffle."""
         kept, y = jnp.split(x, 2, axis=-1)
         features = y.shape[-1]
         y = nn.relu(batch_norm(self)(uniform_conv(features, 1, 1, self.dtype)(y)))
         y = batch_norm(self)(uniform_conv(features, 3, 1, self.dtype, groups=features)(y))
         y = batch_norm(self)(uniform_conv(features, 1, 1, self.dtype)(y))
-        Concatenation()(kept, y)  # to be tapped; under jit, nothing computes it unless it is
+        Concatenation()(kept, y)  # a tap; without one, jit removes it as dead code
         return channel_shuffle(jnp.concatenate([kept, nn.relu(y)], axis=-1), 2)
 
 
 class DownUnit(nn.Module):
-    """All channels twice, each to half of the features: through depthwise 3×3 and 1×1, and through 1×1 before that.
+    """Two branches that read all channels, each giving half of the features.
 
-    BatchNorm follows each convolution, and ReLU those of 1×1. The depthwise ones halve the map.
+    One is a depthwise 3×3 and a 1×1 convolution; the other has a further 1×1 before them. BatchNorm follows each
+    convolution, and ReLU the 1×1 ones. The depthwise ones halve the map.
     """
 
     features: int
@@ -145,7 +145,7 @@ class DownUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The unit's output, after its ReLU and its shuffle."""
+        """Returns the unit's output, after its ReLU and its shuffle."""
         inputs, half = x.shape[-1], self.features // 2
         left = batch_norm(self)(uniform_conv(inputs, 3, 2, self.dtype, groups=inputs)(x))
         left = nn.relu(batch_norm(self)(uniform_conv(half, 1, 1, self.dtype)(left)))
@@ -156,13 +156,13 @@ class DownUnit(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """Channels one after the other, as a module, so that what a stage's last ReLU is applied to has a name."""
+    """Concatenation of channels, as a module, so that a pre-activation can be tapped."""
 
     @nn.compact
     def __call__(
         self, first: Float[Array, "batch height width c"], second: Float[Array, "batch height width d"]
     ) -> Float[Array, "batch height width channels"]:
-        """``[first, second]``."""
+        """Returns ``[first, second]``."""
         return jnp.concatenate([first, second], axis=-1)
 
 
@@ -175,18 +175,18 @@ class ShuffleNetHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """The map that is pooled, after its ReLU."""
+        """Returns the map before the pooling, after its ReLU."""
         return nn.relu(batch_norm(self)(uniform_conv(self.features, 1, 1, self.dtype)(x)))
 
 
 def taps(model: ShuffleNetV2) -> dict[str, str]:
-    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any size.
+      model: model of any size.
 
     Returns:
-      ``stem``, ``stage1`` and on, and ``pooled``, after their ReLU, and ``stage1_preact`` and on, before it.
+      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
 
     >>> taps(ShuffleNetV2())["stage2"], taps(ShuffleNetV2())["stage2_preact"]
     ('ShuffleNetV2Stage_1', 'ShuffleNetV2Stage_1/BasicUnit_6/Concatenation_0')
@@ -205,10 +205,10 @@ def taps(model: ShuffleNetV2) -> dict[str, str]:
 
 
 def margin_norms(model: ShuffleNetV2) -> dict[str, str]:
-    """None: half of a pre-activation's channels come through units before, from BatchNorms of those.
+    """Returns no paths, since a pre-activation depends on BatchNorms of several units.
 
     Args:
-      model: of any size.
+      model: model of any size.
 
     Returns:
       An empty mapping.

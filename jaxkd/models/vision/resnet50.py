@@ -1,10 +1,10 @@
-"""The bottleneck ResNet of the distillation literature for CIFAR: ResNet50, a teacher of 23.7 million parameters.
+"""ResNet50 for CIFAR, as in the distillation literature: 23.7 million parameters.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016, table 1, as the CIFAR-100 distillation benchmark builds
-it: the 7×7 stem and the pooling of ImageNet give way to one 3×3 convolution, so that the first stage sees 32 × 32. The
-stride of a block is that of its 3×3 convolution, and a shortcut that changes shape is a 1×1 convolution and BatchNorm.
+it: one 3×3 convolution replaces the 7×7 stem and the pooling for ImageNet, so that the first stage's map is 32 × 32.
+A block's stride is that of its 3×3 convolution, and a shortcut that changes shape is a 1×1 convolution and BatchNorm.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ======================================================  ==================
 tap                path                                                    ResNet50
@@ -18,12 +18,11 @@ pooled             ``GlobalAveragePool_0``                                 2048
 stage{k}_preact    ``BottleneckStage_{k-1}/Bottleneck_{last}/Residual_0``  as stage{k}
 =================  ======================================================  ==================
 
-All but ``preact`` are after the ReLU; it is the sum that the stage's last ReLU is applied to.
+All taps but ``preact`` follow the ReLU; ``preact`` is the input of the stage's last ReLU.
 
-The initialisation is that of `jaxkd.models.resnet`: Kaiming-normal (fan-out) convolutions, the scale of every BatchNorm
-1 (also of the last one in a block), the linear layer uniform in ``±1/sqrt(fan_in)``. The one difference that
-`jaxkd.models.resnet` tells of, a running variance that is the biased one, is a factor of ``1 - 1/1024`` at most for a
-batch of 64 (4 × 4 maps).
+The initialization is that of `jaxkd.models.vision.resnet`: Kaiming-normal (fan-out) convolutions, a scale of 1 in every
+BatchNorm (also the last one of a block), a linear layer uniform in ``±1/sqrt(fan_in)``. The biased running variance,
+explained there, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 
 from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_images, classifier, conv
-from jaxkd.models.resnet import ResNetStem
+from jaxkd.models.vision.resnet import ResNetStem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -44,7 +43,7 @@ _EXPANSION = 4
 
 
 class BottleneckResNet(nn.Module):
-    """A ResNet of bottleneck blocks for small images.
+    """ResNet of bottleneck blocks for small images.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -55,11 +54,11 @@ class BottleneckResNet(nn.Module):
     23705252
 
     Attributes:
-      blocks: in each stage.
-      num_filters: channels of each stage's 3×3 convolutions, a quarter of those that it returns. The stem has as many
-        as the first.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      blocks: number of blocks in each stage.
+      num_filters: channels of each stage's 3×3 convolutions, a quarter of the stage's output channels. The stem has as
+        many as the first stage's.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     blocks: Sequence[int]
@@ -71,18 +70,18 @@ class BottleneckResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes, or there are not as many ``blocks`` as ``num_filters``, each 1 or more.
+          ValueError: the image does not have four axes, or ``blocks`` and ``num_filters`` differ in length.
         """
         if len(self.blocks) != len(self.num_filters) or min(self.blocks, default=0) < 1:
             raise ValueError(
@@ -95,7 +94,6 @@ class BottleneckResNet(nn.Module):
         for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):
             x = BottleneckStage(blocks, features, stride=1 if number == 0 else 2, **options)(x)
         x = GlobalAveragePool()(x)
-        # PyTorch's default: the bias is drawn from the same range as the weight.
         return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
@@ -110,7 +108,7 @@ class BottleneckStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
-        """The last block's output, after its ReLU: four times ``features`` channels."""
+        """Returns the last block's output after its ReLU, ``4 · features`` channels."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
             x = Bottleneck(self.features, stride, train=self.train, dtype=self.dtype)(x)
@@ -118,7 +116,10 @@ class BottleneckStage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """``relu(y + shortcut(x))``, y through a 1×1, a 3×3 and a 1×1 convolution, BatchNorm after each, ReLU between."""
+    """``relu(y + shortcut(x))``, with y a 1×1, a 3×3 and a 1×1 convolution of x.
+
+    BatchNorm follows each convolution, and ReLU the first two.
+    """
 
     features: int
     stride: int
@@ -127,7 +128,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
-        """The block's output, after its ReLU: four times ``features`` channels."""
+        """Returns the block's output after its ReLU, ``4 · features`` channels."""
         outputs = _EXPANSION * self.features
         y = nn.relu(batch_norm(self)(conv(self.features, 1, 1, self.dtype)(x)))
         y = nn.relu(batch_norm(self)(conv(self.features, 3, self.stride, self.dtype)(y)))
@@ -138,13 +139,13 @@ class Bottleneck(nn.Module):
 
 
 def taps(model: BottleneckResNet) -> dict[str, str]:
-    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any depth.
+      model: model of any depth.
 
     Returns:
-      ``stem``, ``stage1`` and on, and ``pooled``, after their ReLU, and ``stage1_preact`` and on, before it.
+      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
 
     >>> taps(ResNet50())["stage4"], taps(ResNet50())["stage4_preact"]
     ('BottleneckStage_3', 'BottleneckStage_3/Bottleneck_2/Residual_0')
@@ -159,13 +160,13 @@ def taps(model: BottleneckResNet) -> dict[str, str]:
 
 
 def margin_norms(model: BottleneckResNet) -> dict[str, str]:
-    """The BatchNorm whose bias and scale give each pre-activation's margin in the overhaul of feature distillation.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
     Args:
-      model: of any depth.
+      model: model of any depth.
 
     Returns:
-      ``stage1_preact`` and on, and the path of the last BatchNorm of that stage's last block.
+      ``stage1_preact``, ``stage2_preact``, …, each with the path of the last BatchNorm of that stage's last block.
 
     >>> margin_norms(ResNet50())["stage4_preact"]
     'BottleneckStage_3/Bottleneck_2/BatchNorm_2'

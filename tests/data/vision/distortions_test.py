@@ -1,4 +1,4 @@
-"""Two distortions: independent, replayable, and the first is that of the transform alone."""
+"""Two distortions: independent, replayable, and the first equals the transform's."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.data.distortions import two_views, with_pair
+from jaxkd.data.vision.distortions import two_views, with_pair
 
 SHIFT = partial(data.random_crop_flip, seed=0, padding=3)
 NORMALIZE = partial(data.normalize, mean=(0.5,), std=(0.25,))
@@ -29,11 +29,11 @@ def equal(a, b):
     return np.all(np.asarray(a) == np.asarray(b), axis=(1, 2, 3))
 
 
-def test_the_first_is_the_transform_alone_and_the_second_another_draw(batch):
+def test_first_view_is_the_transform_and_second_another_draw(batch):
     found, alone = jax.jit(two_views(SHIFT))(batch), jax.jit(SHIFT)(batch)
     for name, x in alone.items():
         np.testing.assert_array_equal(found[name], x)
-    # Of 98 places two are equal by chance for one image in a hundred.
+    # Two of 98 crops coincide by chance for one image in a hundred.
     assert equal(found["view"], found["image"]).sum() < 4
     assert found["view"].dtype == jnp.uint8
 
@@ -48,7 +48,7 @@ def test_draws_are_independent():
     np.testing.assert_allclose(counts, 9000 / 81, atol=5 * np.sqrt(9000 / 81))
 
 
-def test_replayed_by_example_and_epoch(batch):
+def test_draws_depend_on_example_and_epoch_only(batch):
     transform = jax.jit(two_views(SHIFT))
     found = transform(batch)
     order = np.random.default_rng(1).permutation(16)[:7]
@@ -60,34 +60,34 @@ def test_replayed_by_example_and_epoch(batch):
     np.testing.assert_array_equal(later["epoch"], batch["epoch"] + 1)
 
 
-def test_a_chain_with_normalisation(batch):
+def test_composed_transform_runs_twice(batch):
     found = two_views(data.compose(SHIFT, NORMALIZE))(batch)
     raw = two_views(SHIFT)(batch)
     np.testing.assert_array_equal(found["view"], NORMALIZE({"image": raw["view"]})["image"])
     assert found["image"].dtype == found["view"].dtype == jnp.float32
 
 
-def test_partners_are_distorted_by_draws_of_their_own(batch):
+def test_partners_are_distorted_independently(batch):
     given = {**batch, "pair": batch["image"], "pair_index": batch["index"]}
     found = jax.jit(with_pair(SHIFT))(given)
     np.testing.assert_array_equal(found["image"], SHIFT(batch)["image"])
-    assert equal(found["pair"], found["image"]).sum() < 4  # also that of an example which is its own
+    assert equal(found["pair"], found["image"]).sum() < 4  # even though each example is its own partner
     shared = {**given, "pair": jnp.broadcast_to(batch["image"][:1], batch["image"].shape)}
     twice = with_pair(SHIFT)(shared)["pair"]
     assert equal(twice[1:], twice[:-1]).sum() < 4
     np.testing.assert_array_equal(found["pair_index"], batch["index"])
 
 
-def test_what_needs_no_epoch_goes_without():
+def test_deterministic_transform_needs_no_epoch():
     given = {"image": jnp.ones((2, 2, 2, 1), jnp.uint8)}
     found = two_views(NORMALIZE)(given)
     np.testing.assert_array_equal(found["image"], found["view"])
 
 
-def test_mistakes(batch):
+def test_invalid_batches_raise(batch):
     with pytest.raises(ValueError, match=r"need \['epoch'\]"):
         two_views(SHIFT)({name: x for name, x in batch.items() if name != "epoch"})
     with pytest.raises(ValueError, match=r"expected \['image', 'pair'\].*data.SameClass"):
         with_pair(SHIFT)(batch)
-    with pytest.raises(ValueError, match="it has 'label' already"):
+    with pytest.raises(ValueError, match="'label' exists already"):
         two_views(SHIFT, view="label")(batch)

@@ -1,10 +1,10 @@
-"""The CIFAR ResNets of the distillation literature, resnet8 to resnet110 and the four times wider ones.
+"""ResNets for CIFAR, as in the distillation literature: 8 to 110, 8x4 and 32x4.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2, as the CIFAR-100 distillation benchmark
 builds them: a 3×3 stem, three stages of ``(depth - 2) / 6`` basic blocks, a linear layer. A shortcut that changes shape
 is a 1×1 convolution and BatchNorm. Parameter counts are exactly the published ones.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ======================================================  ==================  ==================
 tap                path                                                    resnet8 … 110       resnet8x4, 32x4
@@ -17,14 +17,14 @@ pooled             ``GlobalAveragePool_0``                                 64   
 stage{k}_preact    ``ResNetStage_{k-1}/BasicBlock_{last}/Residual_0``      as stage{k}         as stage{k}
 =================  ======================================================  ==================  ==================
 
-The first five are after the ReLU; ``preact`` is the sum that the stage's last ReLU is applied to (for activation
-boundaries, overhaul, ReviewKD). `jaxkd.models.taps` gives the table as data.
+The first five taps follow the ReLU; ``preact`` is the input of the stage's last ReLU (for activation boundaries,
+overhaul, ReviewKD). `jaxkd.models.taps` returns this table.
 
-Equal to the PyTorch recipe: Kaiming-normal (fan-out) convolutions without bias, BatchNorm with decay 0.9 and epsilon
-1e-5, the linear layer's weight and bias uniform in ``±1/sqrt(fan_in)``, and a padding of 1 on every side also where the
-stride is 2 (``"SAME"`` would pad only below and to the right there, half a pixel off). One thing differs: Flax keeps
-the biased batch variance in BatchNorm's running average, PyTorch the unbiased one (a factor of ``1 - 1/n``, with n the
-batch times the map: 4096 or more here).
+The model matches the PyTorch recipe: Kaiming-normal (fan-out) convolutions without bias, BatchNorm with decay 0.9 and
+epsilon 1e-5, the linear layer's weight and bias uniform in ``±1/sqrt(fan_in)``, and a padding of 1 on every side, also
+for a stride of 2 (``"SAME"`` would pad only below and to the right, which shifts the map by half a pixel). One
+difference remains: Flax keeps the biased batch variance in BatchNorm's running average, PyTorch the unbiased one (a
+factor of ``1 - 1/n``, where n is the batch size times the map's positions, 4096 or more here).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet.
+    """ResNet of basic blocks for CIFAR.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -53,10 +53,10 @@ class ResNet(nn.Module):
     1233540
 
     Attributes:
-      depth: ``6 n + 2``.
+      depth: number of layers, ``6 n + 2``.
       num_filters: channels of the stem and of each stage.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     depth: int
@@ -68,18 +68,18 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes, or the depth is none of 8, 14, 20, ….
+          ValueError: the image does not have four axes, or the depth is none of 8, 14, 20, ….
         """
         blocks = blocks_per_stage(self.depth)
         check_images(x)
@@ -101,7 +101,7 @@ class ResNetStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """The stem's output, after its ReLU."""
+        """Returns the stem's output, after its ReLU."""
         x = conv(self.features, 3, 1, self.dtype)(x)
         return nn.relu(batch_norm(self)(x))
 
@@ -117,7 +117,7 @@ class ResNetStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The last block's output, after its ReLU."""
+        """Returns the last block's output, after its ReLU."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
             x = BasicBlock(self.features, stride, train=self.train, dtype=self.dtype)(x)
@@ -134,7 +134,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The block's output, after its ReLU."""
+        """Returns the block's output, after its ReLU."""
         y = conv(self.features, 3, self.stride, self.dtype)(x)
         y = nn.relu(batch_norm(self)(y))
         y = batch_norm(self)(conv(self.features, 3, 1, self.dtype)(y))
@@ -144,10 +144,10 @@ class BasicBlock(nn.Module):
 
 
 def taps(model: ResNet) -> dict[str, str]:
-    """The paths of what methods tap, by our names.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any depth and width.
+      model: model of any depth and width.
 
     Returns:
       ``stem``, ``stage1`` to ``stage3`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage3_preact``,
@@ -169,15 +169,15 @@ def taps(model: ResNet) -> dict[str, str]:
 
 
 def margin_norms(model: ResNet) -> dict[str, str]:
-    """The BatchNorm whose scale and bias give overhaul's margin, for each pre-activation tap.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The tap is a sum. The margin is that of its branch alone, as in the authors' code.
+    The tap is a sum, and the margin is that of its residual branch alone, as in the authors' code.
 
     Args:
-      model: of any depth and width.
+      model: model of any depth and width.
 
     Returns:
-      ``stage1_preact`` to ``stage3_preact``, each to the path of the second BatchNorm of the stage's last block.
+      For ``stage1_preact`` to ``stage3_preact``, the path of the second BatchNorm of the stage's last block.
 
     Raises:
       ValueError: the depth is none of 8, 14, 20, ….
@@ -189,10 +189,10 @@ def margin_norms(model: ResNet) -> dict[str, str]:
 
 
 def blocks_per_stage(depth: int) -> int:
-    """The basic blocks in each of the three stages.
+    """Returns the number of basic blocks in each of the three stages.
 
     Args:
-      depth: ``6 n + 2``.
+      depth: number of layers, ``6 n + 2``.
 
     Returns:
       n.

@@ -1,4 +1,4 @@
-"""That the values are right, tap by tap, is for tests/weights/torch_light_test.py."""
+"""ShuffleNetV2 and its units; zoo_test.py has the published shapes, tests/weights/torch_light_test.py the values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,37 +6,22 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import shufflenet_v2
-from jaxkd.models.shufflenet_v1 import channel_shuffle
+from jaxkd.models.vision import shufflenet_v2
+from jaxkd.models.vision.shufflenet_v1 import channel_shuffle
 
-SHAPES = {
-    "stem": (32, 32, 24),
-    "stage1": (16, 16, 116),
-    "stage2": (8, 8, 232),
-    "stage3": (4, 4, 464),
-    "pooled": (1024,),
-    "logits": (100,),
-}
 IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 
 def abstract(module):
-    """The variables and all tapped outputs, without values."""
+    """Shapes of the variables and of all tapped outputs."""
     model = adapters.linen(module, taps=shufflenet_v2.taps(module))
     variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
     run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
     return variables, jax.eval_shape(run, variables, IMAGE)
 
 
-def test_parameters_and_taps_are_the_published_ones():
-    variables, outputs = abstract(shufflenet_v2.ShuffleNetV2())
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 1_355_528
-    preacts = {f"stage{number}_preact": SHAPES[f"stage{number}"] for number in (1, 2, 3)}
-    assert {name: value.shape[1:] for name, value in outputs.items()} == SHAPES | preacts
-
-
-def test_no_batch_norm_has_the_margins_of_a_whole_preactivation():
-    """Each has half of the channels, so that there is nothing to name."""
+def test_margin_norms_are_empty():
+    """Each BatchNorm covers half of the channels only."""
     variables, outputs = abstract(shufflenet_v2.ShuffleNetV2())
     for number in (1, 2, 3):
         stage = variables.params[f"ShuffleNetV2Stage_{number - 1}"]
@@ -47,14 +32,14 @@ def test_no_batch_norm_has_the_margins_of_a_whole_preactivation():
 
 @pytest.fixture(scope="module")
 def small():
-    """Two and three units in a stage, and values."""
+    """A network of two and three units per stage, with its variables."""
     module = shufflenet_v2.ShuffleNetV2(num_filters=(16, 32, 48), blocks=(2, 3))
     model = adapters.linen(module, taps=shufflenet_v2.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (4, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
-def test_stages_are_the_shuffled_relu_of_their_preactivation(small):
+def test_stage_is_shuffled_relu_of_its_preactivation(small):
     model, variables, batch = small
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)
     for number, shape in ((1, (4, 8, 8, 16)), (2, (4, 4, 4, 32))):
@@ -65,7 +50,7 @@ def test_stages_are_the_shuffled_relu_of_their_preactivation(small):
     assert outputs["pooled"].shape == (4, 48)
 
 
-def test_half_of_the_channels_pass_a_unit_as_they_are():
+def test_unit_passes_half_of_the_channels_unchanged():
     unit = shufflenet_v2.BasicUnit(train=False)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 8))
     found = unit.apply(unit.init(jax.random.key(1), x), x)
@@ -73,7 +58,7 @@ def test_half_of_the_channels_pass_a_unit_as_they_are():
     assert found[..., 1::2].min() == 0
 
 
-def test_initialisation_is_that_of_pytorch(small):
+def test_initialization_is_pytorchs_default(small):
     scaled = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(small[1].params)[0]:
         name = "/".join(part.key for part in path)
@@ -91,9 +76,9 @@ def test_initialisation_is_that_of_pytorch(small):
     assert (3, 3, 1) in scaled
 
 
-def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(small):
+def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small):
     model, variables, batch = small
-    # BatchNorms that are not the identity: at the start, those behind a ReLU undo some of the scales before it.
+    # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.
     keys = iter(jax.random.split(jax.random.key(3), 1000))
     params = jax.tree.map(
         lambda leaf: leaf + jax.random.uniform(next(keys), leaf.shape) if leaf.ndim == 1 else leaf, variables.params
@@ -113,15 +98,9 @@ def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
-    variables, outputs = abstract(shufflenet_v2.ShuffleNetV2(dtype=jnp.bfloat16))
-    assert {leaf.dtype.name for leaf in outputs.values()} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
-
-
-def test_errors_teach():
+def test_invalid_arguments_raise():
     init, key, image = shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])

@@ -1,14 +1,16 @@
+"""Wide ResNets; zoo_test.py has the published shapes."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxkd import models
-from jaxkd.models.wide_resnet import WideBlock
+from jaxkd.models.vision.wide_resnet import WideBlock
 
 
 def numpy_conv(x, kernel, stride):
-    """A convolution with a padding of size // 2 on every side, in float64, from its definition."""
+    """Convolution with a padding of size // 2 on every side, in float64, from its definition."""
     size = kernel.shape[0]
     pad = size // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -17,12 +19,12 @@ def numpy_conv(x, kernel, stride):
 
 
 @pytest.mark.parametrize("stride, features", [(1, 3), (1, 4), (2, 4)])
-def test_a_block_is_its_definition(stride, features):
-    """With as many channels out as in the shortcut is the raw input; otherwise a convolution of the activated one."""
+def test_wide_block_equals_its_definition(stride, features):
+    """The shortcut is the input, or a convolution of the activated input if the channels change."""
     block = WideBlock(features, stride, train=False)
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3))
     variables = block.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
-    # Statistics and scales that are not the identity.
+    # Statistics and scales other than the identity.
     keys = iter(jax.random.split(jax.random.key(1), 100))
     variables = jax.tree.map(
         lambda leaf: leaf if leaf.ndim == 4 else jax.random.uniform(next(keys), leaf.shape, minval=0.5, maxval=2.0),
@@ -46,7 +48,7 @@ def test_a_block_is_its_definition(stride, features):
     np.testing.assert_allclose(found, y + shortcut, rtol=1e-4, atol=1e-5)
 
 
-def test_initialisation_is_that_of_the_recipe():
+def test_initialization_follows_the_recipe():
     model = models.create("wrn_16_2", num_classes=100)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -67,13 +69,13 @@ def test_initialisation_is_that_of_the_recipe():
             np.testing.assert_array_equal(leaf, np.zeros(100))
 
 
-def test_errors_teach():
+def test_invalid_arguments_raise():
     image = jnp.zeros((1, 32, 32, 3))
     with pytest.raises(ValueError, match=r"depth: expected 6 n \+ 4 with n >= 1 .*, got 20\."):
         jax.eval_shape(models.WideResNet(depth=20).init, jax.random.key(0), image)
     with pytest.raises(ValueError, match=r"depth: expected 6 n \+ 4"):
         jax.eval_shape(models.WideResNet(depth=4).init, jax.random.key(0), image)
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(models.WRN16x1().init, jax.random.key(0), image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\]"):
         jax.eval_shape(models.WRN16x1().init, jax.random.key(0), image[0])

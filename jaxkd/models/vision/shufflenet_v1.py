@@ -1,11 +1,11 @@
-"""The ShuffleNetV1 of the distillation literature for CIFAR: three groups, width 1.
+"""ShuffleNetV1 for CIFAR, as in the distillation literature: 3 groups, width 1.
 
 Zhang et al., "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile Devices", 2018, table 1, as
-the CIFAR-100 distillation benchmark builds it. It differs from the paper's: the stem is a 1×1 convolution that keeps
-the map's size; a ReLU follows the depthwise convolution too; a unit is a quarter as wide inside as what its branch
-returns, also where it is joined to the shortcut (``(240 - 24) / 4`` in the very first unit).
+the CIFAR-100 distillation benchmark builds it. It differs from the paper's network: the stem is a 1×1 convolution that
+keeps the map's size; a ReLU follows the depthwise convolution too; a unit's inner channels are a quarter of its
+branch's output channels, also where the branch is concatenated to the shortcut (``(240 - 24) / 4`` in the first unit).
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ==========================================================  ==================
 tap                path                                                        three groups
@@ -18,11 +18,11 @@ pooled             ``GlobalAveragePool_0``                                     9
 stage{k}_preact    ``ShuffleNetV1Stage_{k-1}/ShuffleUnit_{last}/Residual_0``   as stage{k}
 =================  ==========================================================  ==================
 
-The first five are after the ReLU; ``preact`` is the sum that the stage's last ReLU is applied to.
+The first five taps follow the ReLU; ``preact`` is the input of the stage's last ReLU.
 
-Convolutions and the linear layer start as PyTorch's do by default, uniform in ``±1/sqrt(fan_in)``, a group's own input
-channels counted only. The one difference that `jaxkd.models.resnet` tells of, a running variance that is the biased
-one, is a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+Convolutions and the linear layer have PyTorch's default initialization, uniform in ``±1/sqrt(fan_in)``, where the
+fan-in of a grouped convolution is that of one group. The biased running variance, explained in
+`jaxkd.models.vision.resnet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEM = 24
 
 
 class ShuffleNetV1(nn.Module):
-    """A ShuffleNetV1 for small images.
+    """ShuffleNetV1 for small images.
 
     >>> import jax
     >>> model = ShuffleNetV1(num_classes=100)
@@ -52,11 +52,11 @@ class ShuffleNetV1(nn.Module):
     949258
 
     Attributes:
-      groups: of the 1×1 convolutions, other than the very first.
-      num_filters: channels that each stage returns.
-      blocks: units in each stage.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      groups: groups of the 1×1 convolutions, except the first one.
+      num_filters: output channels of each stage.
+      blocks: number of units in each stage.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     groups: int = 3
@@ -69,30 +69,29 @@ class ShuffleNetV1(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes; a stage has not two units, one that halves the map and one that is tapped;
-            or its channels do not divide into quarters and groups.
+          ValueError: the image does not have four axes; a stage has fewer than two units, one that halves the map and
+            one that is tapped; or its channels do not divide into quarters and groups.
         """
         check_stages(self.blocks, self.num_filters)
         check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = ShuffleNetStem(STEM, **options)(x)
         for number, (blocks, features) in enumerate(zip(self.blocks, self.num_filters, strict=True)):
-            # The stem has so few channels that the paper leaves the convolution that reads it whole.
+            # The stem has few channels, so that the paper does not group the convolution after it.
             first_groups = 1 if number == 0 else self.groups
             x = ShuffleNetV1Stage(blocks, features, self.groups, first_groups, **options)(x)
         x = GlobalAveragePool()(x)
-        # PyTorch's default: the bias is drawn from the same range as the weight.
         return classifier(self.num_classes, x.shape[-1], self.dtype)(x)
 
 
@@ -105,7 +104,7 @@ class ShuffleNetStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """The stem's output, after its ReLU."""
+        """Returns the stem's output, after its ReLU."""
         return nn.relu(batch_norm(self)(uniform_conv(self.features, 1, 1, self.dtype)(x)))
 
 
@@ -121,7 +120,7 @@ class ShuffleNetV1Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The last unit's output, after its ReLU."""
+        """Returns the last unit's output, after its ReLU."""
         for number in range(self.blocks):
             stride, first_groups = (2, self.first_groups) if number == 0 else (1, self.groups)
             options = {"train": self.train, "dtype": self.dtype}
@@ -130,9 +129,10 @@ class ShuffleNetV1Stage(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1×1 convolution, channel shuffle, depthwise 3×3, grouped 1×1, BatchNorm after each, ReLU between.
+    """Grouped 1×1 convolution, channel shuffle, depthwise 3×3 and grouped 1×1.
 
-    The input is added; where the map is halved, it is averaged over 3×3 and put behind the channels instead.
+    BatchNorm follows each convolution, and ReLU the first two. The input is added. Where the map is halved, the input
+    is averaged over 3×3 and concatenated instead.
     """
 
     features: int
@@ -144,13 +144,13 @@ class ShuffleUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The unit's output, after its ReLU."""
+        """Returns the unit's output, after its ReLU."""
         branch = self.features if self.stride == 1 else self.features - x.shape[-1]
         inside, rest = divmod(branch, 4)
         if inside < 1 or rest or any(part % self.groups for part in (inside, branch)):
             raise ValueError(
-                f"num_filters: expected channels in excess of the input's {x.shape[-1]} that divide into quarters of "
-                f"{self.groups} groups, got {self.features}."
+                f"num_filters: expected more channels than the input's {x.shape[-1]}, by a difference that divides "
+                f"into quarters of {self.groups} groups, got {self.features}."
             )
         y = nn.relu(batch_norm(self)(uniform_conv(inside, 1, 1, self.dtype, groups=self.first_groups)(x)))
         y = channel_shuffle(y, self.first_groups)
@@ -158,7 +158,7 @@ class ShuffleUnit(nn.Module):
         y = batch_norm(self)(uniform_conv(branch, 1, 1, self.dtype, groups=self.groups)(y))
         if self.stride == 1:
             return nn.relu(Residual()(y, x))
-        # As in PyTorch, the padding counts: the average at a border has zeros in it.
+        # As in PyTorch, the average at a border includes the zeros of the padding.
         x = nn.avg_pool(x, (3, 3), strides=(self.stride, self.stride), padding=((1, 1), (1, 1)))
         return nn.relu(jnp.concatenate([y, x], axis=-1))
 
@@ -166,16 +166,16 @@ class ShuffleUnit(nn.Module):
 def channel_shuffle(
     x: Float[Array, "batch height width channels"], groups: int
 ) -> Float[Array, "batch height width channels"]:
-    """Channels in the order that gives each group of the next convolution a share of every group of this one.
+    """Permutes channels so that each group of the next convolution reads every group.
 
-    With c channels in a group, channel ``j`` of group ``i`` becomes channel ``j · groups + i``.
+    Channel ``j`` of group ``i`` becomes channel ``j · groups + i``.
 
     Args:
-      x: ``[batch, height, width, channels]``, the groups one after the other.
-      groups: their number, which divides the channels; 1 changes nothing.
+      x: feature map ``[batch, height, width, channels]``, with contiguous groups of channels.
+      groups: number of groups, which divides the channels; 1 is the identity.
 
     Returns:
-      ``[batch, height, width, channels]``.
+      The permuted map ``[batch, height, width, channels]``.
 
     >>> channel_shuffle(jnp.arange(6).reshape(1, 1, 1, 6), 2).ravel()
     Array([0, 3, 1, 4, 2, 5], dtype=int32)
@@ -184,13 +184,13 @@ def channel_shuffle(
 
 
 def taps(model: ShuffleNetV1) -> dict[str, str]:
-    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any width.
+      model: model of any width.
 
     Returns:
-      ``stem``, ``stage1`` and on, and ``pooled``, after their ReLU, and ``stage1_preact`` and on, before it.
+      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
 
     >>> taps(ShuffleNetV1())["stage2"], taps(ShuffleNetV1())["stage2_preact"]
     ('ShuffleNetV1Stage_1', 'ShuffleNetV1Stage_1/ShuffleUnit_7/Residual_0')
@@ -205,15 +205,15 @@ def taps(model: ShuffleNetV1) -> dict[str, str]:
 
 
 def margin_norms(model: ShuffleNetV1) -> dict[str, str]:
-    """The BatchNorm whose bias and scale give each pre-activation's margin in the overhaul of feature distillation.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The benchmark has no ShuffleNet as a teacher of that method; the rule is that of its ResNets.
+    The benchmark has no ShuffleNet teacher for that method; this follows the rule for its ResNets.
 
     Args:
-      model: of any width.
+      model: model of any width.
 
     Returns:
-      ``stage1_preact`` and on, and the path of the last BatchNorm of that stage's last unit.
+      ``stage1_preact``, ``stage2_preact``, …, each with the path of the last BatchNorm of that stage's last unit.
 
     >>> margin_norms(ShuffleNetV1())["stage2_preact"]
     'ShuffleNetV1Stage_1/ShuffleUnit_7/BatchNorm_2'
@@ -226,7 +226,7 @@ def _last(model: ShuffleNetV1, stage: int) -> str:
 
 
 def check_stages(blocks: Sequence[int], num_filters: Sequence[int]) -> None:
-    """Makes sure that there are as many stages of one as of the other."""
+    """Raises unless there are two or more units for each stage."""
     if len(blocks) != len(num_filters) or min(blocks, default=0) < 2:
         raise ValueError(
             f"blocks: expected a number of at least 2 for each of the stages {tuple(num_filters)}, got {tuple(blocks)}."

@@ -1,4 +1,4 @@
-"""That the values are right, tap by tap, is for tests/weights/torch_light_test.py."""
+"""MobileNetV2 and its blocks; zoo_test.py has the published shapes, tests/weights/torch_light_test.py the values."""
 
 import jax
 import jax.numpy as jnp
@@ -6,49 +6,21 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models import mobilenet_v2
+from jaxkd.models.vision import mobilenet_v2
 
-SHAPES = {
-    "stem": (16, 16, 16),
-    "stage1": (16, 16, 12),
-    "stage2": (8, 8, 16),
-    "stage3": (4, 4, 48),
-    "stage4": (2, 2, 160),
-    "pooled": (1280,),
-    "logits": (100,),
-}
 IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 
 def abstract(module):
-    """The variables and all tapped outputs, without values."""
+    """Shapes of the variables and of all tapped outputs."""
     model = adapters.linen(module, taps=mobilenet_v2.taps(module))
     variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
     run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
     return variables, jax.eval_shape(run, variables, IMAGE)
 
 
-def test_parameters_and_taps_are_the_published_ones():
-    variables, outputs = abstract(mobilenet_v2.MobileNetV2())
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables.params)) == 812_836
-    preacts = {f"stage{number}_preact": SHAPES[f"stage{number}"] for number in (1, 2, 3, 4)}
-    assert {name: value.shape[1:] for name, value in outputs.items()} == SHAPES | preacts
-
-
-def test_margins_come_from_the_batch_norm_of_the_same_width():
-    variables, outputs = abstract(mobilenet_v2.MobileNetV2())
-    norms = mobilenet_v2.margin_norms(mobilenet_v2.MobileNetV2())
-    assert list(norms) == [f"stage{number}_preact" for number in (1, 2, 3, 4)]
-    for tap, path in norms.items():
-        stage, block, norm = path.split("/")
-        blocks = [name for name in variables.params[stage] if name.startswith("InvertedResidual")]
-        assert block == f"InvertedResidual_{len(blocks) - 1}"
-        norm = variables.params[stage][block][norm]
-        assert norm["scale"].shape == norm["bias"].shape == outputs[tap].shape[-1:]
-
-
 @pytest.mark.parametrize("width, head", [(1.0, 1280), (1.4, 1792), (0.25, 1280)])
-def test_the_head_grows_with_the_width_and_does_not_shrink(width, head):
+def test_head_grows_with_width_but_does_not_shrink(width, head):
     _, outputs = abstract(mobilenet_v2.MobileNetV2(width=width))
     assert outputs["pooled"].shape == (2, head)
     assert outputs["stage2"].shape == (2, 8, 8, int(32 * width))
@@ -62,7 +34,7 @@ def initial():
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
-def test_bottlenecks_are_linear(initial):
+def test_bottleneck_output_is_linear(initial):
     model, variables, batch = initial
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)
     for number in (1, 2, 3, 4):
@@ -71,7 +43,7 @@ def test_bottlenecks_are_linear(initial):
     assert outputs["stem"].min() == 0 and outputs["pooled"].min() >= 0
 
 
-def test_initialisation_is_that_of_the_recipe(initial):
+def test_initialization_follows_the_recipe(initial):
     depthwise = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(initial[1].params)[0]:
         name, kind = "/".join(part.key for part in path), path[-1].key
@@ -79,7 +51,7 @@ def test_initialisation_is_that_of_the_recipe(initial):
             height, width, inputs, features = leaf.shape
             scaled = np.asarray(leaf) * np.sqrt(height * width * features / 2)
             assert kind == "kernel"
-            if leaf.size >= 500:  # fewer values tell little of a deviation
+            if leaf.size >= 500:  # fewer values do not estimate a standard deviation
                 np.testing.assert_allclose(np.std(scaled), 1, rtol=0.15, err_msg=name)
             if inputs == 1:
                 depthwise.append(scaled)
@@ -93,9 +65,9 @@ def test_initialisation_is_that_of_the_recipe(initial):
     np.testing.assert_allclose(np.std(np.concatenate([scaled.ravel() for scaled in depthwise])), 1, rtol=0.03)
 
 
-def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(initial):
+def test_training_updates_statistics_and_gives_every_parameter_a_gradient(initial):
     model, variables, batch = initial
-    # BatchNorms that are not the identity: at the start, those behind a ReLU undo some of the scales before it.
+    # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.
     keys = iter(jax.random.split(jax.random.key(3), 1000))
     params = jax.tree.map(
         lambda leaf: leaf + jax.random.uniform(next(keys), leaf.shape) if leaf.ndim == 1 else leaf, variables.params
@@ -107,24 +79,18 @@ def test_running_statistics_move_in_training_and_every_parameter_has_a_gradient(
 
     gradients, state = jax.jit(jax.grad(loss, has_aux=True))(params)
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradients)[0]:
-        # What the last BatchNorm of a block adds to a channel, the BatchNorms of all that read it subtract again.
+        # The BatchNorms that read a channel cancel the bias of the last BatchNorm of its block.
         cancels = [part.key for part in path[-2:]] == ["BatchNorm_2", "bias"]
         assert (np.abs(leaf).max() > 1e-3) != cancels, path
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), state, variables.state)
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_computes_in_bfloat16_and_keeps_parameters_in_float32():
-    variables, outputs = abstract(mobilenet_v2.MobileNetV2(dtype=jnp.bfloat16))
-    assert {leaf.dtype.name for leaf in outputs.values()} == {"bfloat16"}
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(variables)} == {"float32"}
-
-
-def test_errors_teach():
+def test_invalid_arguments_raise():
     init, key, image = mobilenet_v2.MobileNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalise"):
+    with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
-    with pytest.raises(ValueError, match=r"width: expected at least 0\.0625, which leaves a channel, got 0\.05\."):
+    with pytest.raises(ValueError, match=r"width: expected at least 0\.0625, which leaves one channel, got 0\.05\."):
         jax.eval_shape(mobilenet_v2.MobileNetV2(width=0.05).init, key, image)

@@ -1,11 +1,11 @@
-"""The MobileNetV2 of the distillation literature for CIFAR: half as wide, and with the strides of small images.
+"""MobileNetV2 for CIFAR, as in the distillation literature, half as wide.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2, as the CIFAR-100 distillation
-benchmark builds it. What differs from the usual network for ImageNet: ReLU in place of ReLU6; the second stage does not
-halve the map; blocks of expansion 1 have a first 1×1 convolution too; widths are truncated, not rounded to multiples of
-eight; nothing is dropped out before the linear layer.
+benchmark builds it. It differs from the network for ImageNet: ReLU replaces ReLU6; the second stage does not halve the
+map; blocks of expansion 1 have a first 1×1 convolution too; widths are truncated, not rounded to multiples of eight;
+no dropout precedes the linear layer.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it:
+Every tap of a published method is the output of a submodule, so that an adapter can name it:
 
 =================  ========================  ==================
 tap                path                      width 0.5
@@ -16,15 +16,15 @@ stage2             ``MobileNetV2Stage_2``    8 × 8 × 16
 stage3             ``MobileNetV2Stage_4``    4 × 4 × 48
 stage4             ``MobileNetV2Stage_6``    2 × 2 × 160
 pooled             ``GlobalAveragePool_0``   1280
-stage{k}_preact    that of stage{k}          as stage{k}
+stage{k}_preact    as stage{k}               as stage{k}
 =================  ========================  ==================
 
-The network has seven stages; those before a change of the map's size, and the last, are the taps. A bottleneck is
+The network has seven stages; the taps are those before a change of the map's size, and the last. A bottleneck is
 linear: no ReLU follows it, so that ``stage{k}`` takes both signs, and ``stage{k}_preact`` is the same array.
 
-Convolutions are normal with a standard deviation of ``sqrt(2 / (k · k · out))``, also where they are depthwise, the
-linear layer is normal with 0.01, its bias 0. The one difference that `jaxkd.models.resnet` tells of, a running variance
-that is the biased one, is a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
+Convolutions, depthwise ones included, are initialized from a normal distribution with standard deviation
+``sqrt(2 / (k · k · out))``, the linear layer with 0.01 and a bias of 0. The biased running variance, explained in
+`jaxkd.models.vision.resnet`, differs by a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from jaxkd.models.layers import GlobalAveragePool, Residual, batch_norm, check_i
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# Channels at width 1, blocks, and the stride of the first: a stage each.
+# Per stage: channels at width 1, number of blocks, stride of the first block.
 _STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 _TAPPED = (1, 2, 4, 6)
 _HEAD = 1280
 
 
 class MobileNetV2(nn.Module):
-    """A MobileNetV2 for small images.
+    """MobileNetV2 for small images.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -56,10 +56,10 @@ class MobileNetV2(nn.Module):
     812836
 
     Attributes:
-      expansion: how many times wider a block is inside than its input; the first stage's is 1.
-      width: what the paper's channels are multiplied by; the 1280 of the head only where it is more than 1.
-      num_classes: logits.
-      dtype: to compute in, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
+      expansion: ratio of a block's inner channels to its input channels; the first stage has 1.
+      width: factor of the paper's channels; it applies to the 1280 of the head only if it exceeds 1.
+      num_classes: number of logits.
+      dtype: dtype of the computation, such as ``jnp.bfloat16``; parameters and running statistics stay float32.
     """
 
     expansion: int = 6
@@ -71,21 +71,23 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits.
+        """Computes logits.
 
         Args:
-          x: normalised images, ``[batch, 32, 32, 3]`` on CIFAR.
-          train: whether BatchNorm uses the batch's statistics, and updates the running ones.
+          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
+          train: whether BatchNorm uses the batch's statistics and updates the running ones.
 
         Returns:
           ``[batch, classes]``.
 
         Raises:
           TypeError: the image is not floating point.
-          ValueError: it has no four axes, or no channel is left at this width.
+          ValueError: the image does not have four axes, or the width leaves no channel.
         """
         if int(_STAGES[0][0] * self.width) < 1:
-            raise ValueError(f"width: expected at least {1 / _STAGES[0][0]}, which leaves a channel, got {self.width}.")
+            raise ValueError(
+                f"width: expected at least {1 / _STAGES[0][0]}, which leaves one channel, got {self.width}."
+            )
         check_images(x)
         options = {"train": train, "dtype": self.dtype}
         x = MobileNetV2Stem(int(32 * self.width), **options)(x)
@@ -106,7 +108,7 @@ class MobileNetV2Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The stem's output, after its ReLU."""
+        """Returns the stem's output, after its ReLU."""
         return nn.relu(batch_norm(self)(conv(self.features, 3, 2, self.dtype)(x)))
 
 
@@ -122,7 +124,7 @@ class MobileNetV2Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The last block's output, which no ReLU follows."""
+        """Returns the last block's output, which no ReLU follows."""
         for number in range(self.blocks):
             stride = self.stride if number == 0 else 1
             x = InvertedResidual(self.features, stride, self.expansion, train=self.train, dtype=self.dtype)(x)
@@ -130,9 +132,9 @@ class MobileNetV2Stage(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1×1 convolution to more channels, depthwise 3×3, 1×1 to few, BatchNorm after each, ReLU after the first two.
+    """Expanding 1×1, depthwise 3×3 and projecting 1×1 convolution.
 
-    The input is added where it has the output's shape.
+    BatchNorm follows each, and ReLU the first two. The input is added where it has the output's shape.
     """
 
     features: int
@@ -143,7 +145,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """The block's output, which no ReLU follows."""
+        """Returns the block's output, which no ReLU follows."""
         inside = x.shape[-1] * self.expansion
         y = nn.relu(batch_norm(self)(conv(inside, 1, 1, self.dtype)(x)))
         y = nn.relu(batch_norm(self)(conv(inside, 3, self.stride, self.dtype, groups=inside)(y)))
@@ -160,18 +162,18 @@ class MobileNetV2Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """The map that is pooled, after its ReLU."""
+        """Returns the map before the pooling, after its ReLU."""
         return nn.relu(batch_norm(self)(conv(self.features, 1, 1, self.dtype)(x)))
 
 
 def taps(model: MobileNetV2) -> dict[str, str]:
-    """Where the model can be tapped: our name for each point, and the path of the submodule whose output it is.
+    """Returns the path of each tapped submodule, by the name of its tap.
 
     Args:
-      model: of any width.
+      model: model of any width.
 
     Returns:
-      ``stem`` and ``pooled``, after their ReLU; ``stage1`` to ``stage4``, which have none, and the same once more as
+      ``stem`` and ``pooled``, after their ReLU; ``stage1`` to ``stage4``, which have none; and the same paths as
       ``stage1_preact`` to ``stage4_preact``.
 
     >>> taps(MobileNetV2())["stage3"], taps(MobileNetV2())["stage3_preact"]
@@ -187,13 +189,13 @@ def taps(model: MobileNetV2) -> dict[str, str]:
 
 
 def margin_norms(model: MobileNetV2) -> dict[str, str]:
-    """The BatchNorm whose bias and scale give each pre-activation's margin in the overhaul of feature distillation.
+    """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
     Args:
-      model: of any width.
+      model: model of any width.
 
     Returns:
-      ``stage1_preact`` to ``stage4_preact``, and the path of the last BatchNorm of that stage's last block.
+      For ``stage1_preact`` to ``stage4_preact``, the path of the last BatchNorm of that stage's last block.
 
     >>> margin_norms(MobileNetV2())["stage3_preact"]
     'MobileNetV2Stage_4/InvertedResidual_2/BatchNorm_2'

@@ -1,0 +1,29 @@
+"""Transforms of image batches: augmentation, two views, other modalities.
+
+=================  ===================================================================================================
+`augment`          `random_crop_flip`, `shift`, `normalize`: on the device, replayable
+`distortions`      `two_views`, `with_pair`: two independent draws of an augmentation
+`modalities`       `halves`, `spectrum`, `rows`, `columns`, `strokes`: further inputs computed from an image
+=================  ===================================================================================================
+"""
+
+from jaxkd.data.vision.augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
+from jaxkd.data.vision.distortions import two_views, with_pair
+from jaxkd.data.vision.modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
+
+__all__ = [
+    "CIFAR100_MEAN",
+    "CIFAR100_STD",
+    "by_scan",
+    "columns",
+    "halves",
+    "nearest_next",
+    "normalize",
+    "random_crop_flip",
+    "rows",
+    "shift",
+    "spectrum",
+    "strokes",
+    "two_views",
+    "with_pair",
+]

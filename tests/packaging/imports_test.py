@@ -1,0 +1,65 @@
+"""The cost of importing jaxkd, and the promises of pyproject.toml and the README."""
+
+import importlib.metadata
+import pathlib
+import stat
+import subprocess
+import sys
+import tomllib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich", "safetensors", "flatbuffers"}
+
+
+def test_import_loads_no_optional_library_and_no_backend():
+    code = (
+        "import sys, jaxkd; from jax._src import xla_bridge; "
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'matplotlib', 'sklearn', 'tensorboardX', 'tyro', "
+        "'jaxkd.data', 'jaxkd.models'}; "
+        "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    # No backend, so that a user can still configure devices or jax.distributed.
+    assert run.stdout.strip() == "[] False"
+
+
+def _names(requirements):
+    return {"".join(c if c.isalnum() or c in "-_" else " " for c in text).split()[0] for text in requirements}
+
+
+def test_core_dependencies_are_the_listed_ones():
+    assert _names(PYPROJECT["project"]["dependencies"]) == CORE
+
+
+def test_extras_include_each_other():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert "jaxkd-toolkit[data]" in extras["experiments"]
+    assert "jaxkd-toolkit[experiments]" in extras["dev"]
+    assert {"tensorflow-datasets", "grain", "scikit-learn"} <= _names(extras["data"])
+
+
+def test_version_is_the_distributions_and_types_are_shipped():
+    import jaxkd
+
+    version = PYPROJECT["project"]["version"]
+    assert jaxkd.__version__ == version == importlib.metadata.version("jaxkd-toolkit")
+    assert (ROOT / "jaxkd" / "py.typed").exists()
+
+
+def test_license_is_apache():
+    assert PYPROJECT["project"]["license"] == "Apache-2.0"
+    assert "Version 2.0, January 2004" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_readme_names_the_two_commands():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_ci_runs_lint_and_both_tiers():
+    script = ROOT / ".ci" / "run"
+    assert "for target in lint test test-slow" in script.read_text(encoding="utf-8")
+    assert script.stat().st_mode & stat.S_IXUSR
