@@ -1,4 +1,4 @@
-"""DeepInversion: images made from the teacher's BatchNorm statistics, by gradient steps on their pixels."""
+"""DeepInversion: images fitted to the teacher's BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -45,41 +45,45 @@ def inversion(
     competition: float = 0.0,
     temperature: float = 3.0,
 ) -> Synthesis:
-    """DeepInversion: noise turned into images of chosen classes, as the teacher's BatchNorms remember images.
+    """Pixels optimized to match labels and the teacher's BatchNorm statistics.
+
+    Also known as: DeepInversion; with ``competition``, Adaptive DeepInversion (ADI).
 
     ``L = CE(t(x), y) + α_f R_feature(x) + α_tv R_TV(x) + α_ℓ2 ‖x‖₂ + α_c (1 − JS(p_t, p_s))``. Yin et al., "Dreaming to
     Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, equations 1 to 9; the last term is that of
-    Adaptive DeepInversion. The defaults are its values on CIFAR-10, where α_f is one of a few that were tried, and
-    α_c = 10 there. As in the authors' code the images are moved by a random offset before each update, and the best of
-    a round, by the loss, are kept.
+      Adaptive
+    DeepInversion. The defaults are the paper's values on CIFAR-10, where α_f is one of several that were tried, and α_c
+    = 10. As in the authors' code, the images are shifted by a random offset before each update, and those of the lowest
+    loss in a round are kept.
 
-    There the images are all made first. Here each step of training makes one update of a batch of images, which after
-    so many steps goes into a pool, and the student learns from the pool beside it; while that is empty, from the images
-    under way. So the competition is with the student as it is now.
+    The authors first make all images. Here each training step makes one update of a batch of images; after
+    ``iterations`` updates the batch enters a pool, and the student trains on the pool. While the pool is empty, it
+    trains on the current images. The competition is therefore with the current student.
 
     Args:
-      teacher: the one that is distilled, of a model `jaxkd.adapters.with_batch_statistics`.
-      shape: of one image, ``(height, width, channels)``; it is made as the networks are given it, that is normalised.
-      optimizer: any optax transformation, for the pixels; it begins anew with each round. The authors use Adam with
-        0.1 on CIFAR-10.
-      iterations: updates of one batch of images.
-      slots: batches in the pool, the oldest of which makes room.
-      cross_entropy: the weight of the first term.
-      statistics: α_f, of the teacher's output ``batch_statistics``.
+      teacher: teacher of the student, of a model `jaxkd.adapters.with_batch_statistics`.
+      shape: shape of one image, ``(height, width, channels)``; images are made as normalized inputs of the networks.
+      optimizer: any optax transformation, for the pixels; its state begins anew with each round. The authors use Adam
+        with 0.1 on CIFAR-10.
+      iterations: number of updates of one batch of images.
+      slots: size of the pool in batches; a new batch replaces the oldest one.
+      cross_entropy: weight of the first term.
+      statistics: α_f, for the teacher's output ``batch_statistics``.
       total_variation: α_tv.
       l2: α_ℓ2.
-      jitter: the most pixels that the images of a batch are moved, all by the same, in each direction; around the edge.
-      student: the student's model, for the competition.
+      jitter: largest offset in pixels, in each direction; all images of a batch are shifted cyclically by the same
+        offset.
+      student: model of the student, for the competition.
       competition: α_c.
-      temperature: of the competition.
+      temperature: temperature of the competition.
 
     Returns:
-      A `Synthesis` that makes ``image`` and ``label``, of classes that it takes from the ``label`` of the batch with
-      which a round begins: those of `jaxkd.data.Noise` are random. All batches are of one size.
+      A `Synthesis` that makes ``image`` and ``label``. The classes are the ``label`` of the batch with which a round
+      begins; those of `jaxkd.data.Noise` are random. All batches have the same size.
 
     Raises:
-      ValueError: a number or the shape does not make sense, or there is no student to compete with; and from ``init``,
-        if the batch or an output lacks something.
+      ValueError: a number or the shape is invalid, or the competition lacks the student; from ``init``: the batch lacks
+        an entry, or the teacher an output.
 
     >>> import jaxkd
     >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x.reshape(-1, 4) @ w)
@@ -140,8 +144,8 @@ def inversion(
         def loss(image: Array) -> tuple[Array, Any]:
             x = image[places]
             if jitter:
-                moved = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
-                x = jnp.roll(x, moved, axis=(1, 2))
+                offset = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
+                x = jnp.roll(x, offset, axis=(1, 2))
             given = {**batch, IMAGE: x, LABEL: here, "step": step}
             taught = teacher.apply(teacher_state, given, key=None)
             logits = output_of("inversion", taught, "logits")
@@ -172,4 +176,4 @@ def inversion(
     return Synthesis(shapes, init, apply)
 
 
-_HINT = "'batch_statistics' comes from adapters.with_batch_statistics around the teacher's model."
+_HINT = "'batch_statistics' needs adapters.with_batch_statistics around the teacher's model."
