@@ -1,4 +1,4 @@
-"""What holds for every scheme: one table of schemes, one list of properties."""
+"""Properties of all schemes: one table of cases, one list of tests."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from tests.schemes import networks
 from tests.schemes.peers_toy import CLIPPED, normed
 
 STEPS = 5
-DROPPED = (4, 5)  # of eight examples: all that one of four devices holds
+DROPPED = (4, 5)  # of eight examples; one of four devices then has no unmasked example
 SGD, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
 CE = term(losses.cross_entropy, "student/logits", "batch/label")
 KL = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
@@ -27,16 +27,16 @@ BOTH = combine(ce=CE, kd=KL)
 
 
 class Case(NamedTuple):
-    """A scheme.
+    """A scheme and what its tests need.
 
     Attributes:
       kd: the distiller.
-      model: what is exported, alone.
-      pick: its variables, out of the state.
-      fixed: what must stay as it is.
-      batch: a batch of so many examples to train on, by a number.
-      seen: one to evaluate, where it is another.
-      train: an input of 32 examples, where it is not of such batches.
+      model: the exported model.
+      pick: function from the state to the exported variables.
+      fixed: function from the state to what training must not change.
+      batch: ``(size, seed) -> batch`` for training.
+      seen: the same for evaluation, if it differs.
+      train: training data of 32 examples, if not made of such batches.
     """
 
     kd: jaxkd.Distiller
@@ -64,7 +64,7 @@ def nothing(state):
 
 
 def with_views(size, seed=0):
-    """A batch with a partner, a distortion and the left half of each image."""
+    """Returns a batch with a partner, a distortion and the left half of each image."""
     batch = tiny.batch(size, seed)
     other = tiny.batch(size, seed + 1000)["image"]
     return {**batch, "pair": other, "view": batch["image"] + 0.1 * other, "left": batch["image"][:, :, :2]}
@@ -74,7 +74,7 @@ def with_views(size, seed=0):
 
 
 def loader(batch, **options):
-    """An input of 32 examples, four batches."""
+    """Returns data of 32 examples, four batches."""
     parts = [batch(8, i) for i in range(4)]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     arrays["index"] = np.arange(32, dtype=np.int32)
@@ -87,7 +87,11 @@ def offline():
 
 def staged():
     hint = combine(hint=objectives.hint("student/map", "teacher/map"))
-    return Case(schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)))
+    return Case(
+        schemes.staged(
+            tiny.student, tiny.teacher(), schemes.phases.Stage(hint, ADAM, 2), schemes.phases.Stage(BOTH, SGD)
+        )
+    )
 
 
 def born_again():
@@ -96,8 +100,8 @@ def born_again():
 
 
 def assistants():
-    chain = {"assistant": tiny.teacher_model, "student": tiny.student}
-    kd = schemes.assistants(tiny.teacher(), chain, BOTH, steps=2, optimizer=SGD)
+    chain = {"assistant": tiny.teacher_model}
+    kd = schemes.assistants(tiny.student, tiny.teacher(), BOTH, assistants=chain, steps=2, optimizer=SGD)
     return Case(kd, pick=member("student"), fixed=lambda state: state.teacher["assistant"])
 
 
@@ -118,7 +122,7 @@ def knowledge_flow():
     module = networks.Convolutional(norm=True)
     mixes = {"first": adapters.Mix("Conv_0", ["map"])}
     student = adapters.flow(module, mixes, optax.linear_schedule(1.0, 0.0, 4))
-    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.1))
+    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.1))
     kd = schemes.knowledge_flow(student, tiny.teacher(), objective, optimizer=SGD)
     return Case(kd, adapters.linen(module), lambda state: adapters.student_alone(state.student))
 
@@ -180,13 +184,13 @@ def learned_points():
 def few_sample():
     model = adapters.linen(networks.Convolutional(), taps={"first": "Conv_0"})
     taught = model.init(jax.random.key(6), tiny.batch(1))
-    layers = {"first": schemes.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
+    layers = {"first": schemes.transfer.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
     kd = schemes.few_sample(model, teachers.frozen(model, taught), layers, steps=4, ridge=1e-3)
     return Case(kd, adapters.linen(networks.Convolutional()))
 
 
 def online():
-    kd = schemes.online(normed, tiny.student, BOTH, teacher_objective=combine(ce=CE), optimizer=SGD)
+    kd = schemes.online(tiny.student, normed, BOTH, teacher_objective=combine(ce=CE), optimizer=SGD)
     return Case(kd, pick=member("student"), fixed=nothing)
 
 
@@ -227,7 +231,7 @@ def collaborative():
 
 
 def noise(size, seed=0):
-    """A batch that holds no image."""
+    """Returns a batch without images."""
     rng = np.random.default_rng(seed)
     return {
         "noise": rng.normal(size=(size, 4)).astype(np.float32),
@@ -250,24 +254,24 @@ def _data_free(synthesis):
 
 
 def data_free_generator():
-    return _data_free(lambda t, g: schemes.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
+    return _data_free(lambda t, g: schemes.synthesis.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
 
 
 def data_free_inversion():
     options = {"iterations": 2, "slots": 2, "jitter": 1, "student": tiny.student, "competition": 1.0}
-    return _data_free(lambda t, g: schemes.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.synthesis.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
 
 
 def data_free_contrastive():
     options = {"features": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
-    return _data_free(lambda t, g: schemes.cmi(t, g, optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.synthesis.cmi(t, g, optax.sgd(0.01), **options))
 
 
 TASKS = ([0, 1], [2])
 
 
 def task_after_task(steps):
-    """Batches of the task of their number."""
+    """Returns a function of batches; the seed selects the task."""
 
     def batch(size, seed=0):
         made = tiny.batch(size, seed)
@@ -332,7 +336,7 @@ CASES = {
 
 
 class Run(NamedTuple):
-    """A case with the states and metrics of its first steps by ``jax.jit``."""
+    """A case, with states and metrics of its first steps under ``jax.jit``."""
 
     case: Case
     traces: list
@@ -341,12 +345,12 @@ class Run(NamedTuple):
 
 
 def kept(case, seed):
-    """The batch without the examples that do not count."""
+    """Returns the batch without the dropped examples."""
     return {name: np.delete(x, DROPPED, axis=0) for name, x in case.batch(8, seed).items()}
 
 
 def masked(case, seed):
-    """The batch with them, under a mask, and something in them that would show."""
+    """Returns the whole batch with the dropped examples masked, and large values in them."""
     batch = case.batch(8, seed)
     for x in batch.values():
         if np.issubdtype(x.dtype, np.floating):
@@ -354,7 +358,13 @@ def masked(case, seed):
     return {**batch, "mask": ~np.isin(np.arange(8), DROPPED)}
 
 
-@pytest.fixture(scope="module", params=CASES)
+def row(name, *values, slow=False):
+    """A parameter set for one scheme: its tests run in one worker, which compiles the shared programs once."""
+    marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
+    return pytest.param(name, *values, marks=marks, id="-".join([name, *values]))
+
+
+@pytest.fixture(scope="module", params=[row(name) for name in CASES])
 def run(request):
     case, traces = CASES[request.param](), []
 
@@ -371,7 +381,7 @@ def run(request):
     return Run(case, traces, states, metrics)
 
 
-def test_one_trace_and_one_structure(run):
+def test_step_is_traced_once_and_keeps_its_structure(run):
     assert len(run.traces) == 1
     described = [jax.tree.map(jax.typeof, state) for state in run.states]
     assert described[0] == described[-1]
@@ -382,7 +392,7 @@ def test_one_trace_and_one_structure(run):
     )
 
 
-def test_the_student_learns_and_the_teacher_stays(run):
+def test_student_changes_and_teacher_does_not(run):
     first, last = run.states[0], run.states[-1]
     tiny.assert_equal(run.case.fixed(last), run.case.fixed(first))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), run.case.pick(first).params, run.case.pick(last).params)
@@ -390,7 +400,7 @@ def test_the_student_learns_and_the_teacher_stays(run):
     assert all(np.isfinite(found["loss"]) for found in run.metrics if "loss" in found)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]().fixed is Case._field_defaults["fixed"]])
+@pytest.mark.parametrize("name", [row(name) for name in CASES if CASES[name]().fixed is Case._field_defaults["fixed"]])
 def test_no_gradient_reaches_the_teacher(name):
     case = CASES[name]()
     first = case.kd.init(jax.random.key(1), kept(case, 0))
@@ -404,8 +414,16 @@ def test_no_gradient_reaches_the_teacher(name):
     chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, gradient))
 
 
-@pytest.mark.parametrize("placement", ["pmap", "shard"])
-def test_any_placement_is_jit(run, placement):
+@pytest.mark.parametrize(
+    ("run", "placement"),
+    [
+        row(name, placement, slow=placement == "pmap" and name != "offline")
+        for name in CASES
+        for placement in ("pmap", "shard")
+    ],
+    indirect=["run"],
+)
+def test_placement_equals_jit(run, placement):
     devices = jax.devices()[:4]
     mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
     kd = run.case.kd
@@ -424,7 +442,8 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not(run, tmp_path):
+@pytest.mark.parametrize("run", [row(name, slow=name != "offline") for name in CASES], indirect=True)
+def test_killed_run_resumes_to_the_same_state(run, tmp_path):
     train = run.case.train() if run.case.train else loader(run.case.batch)
     settings = {
         "steps": 6,
@@ -445,7 +464,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(run, tmp_path):
     assert [row.keys() for row in parts.history] == [row.keys() for row in whole.history]
 
 
-def test_the_exported_student_stands_alone(run):
+def test_exported_student_runs_in_the_plain_model(run):
     alone = run.case.pick(run.states[-1])
     batch = run.case.to_evaluate(8, 50)
     plain = jax.eval_shape(lambda key: run.case.model.init(key, batch), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""A sequence of tasks is what one would write as several runs, each taught by the last: the same numbers."""
+"""`schemes.lifelong` and LwF: one distiller equals separate runs, each taught by the one before."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import losses, term
-from jaxkd.schemes import heads as heads_lib
+from jaxkd.objectives import continual
 from jaxkd.schemes.continual.lifelong import learning_without_forgetting, lifelong
 from jaxkd.training import distill, fit, forgetting
 from jaxkd.types import Context
@@ -20,9 +20,9 @@ from tests.schemes import sequences
 from tests.schemes.sequences import SGD, STEPS, TASKS, batch, jitted, log_softmax, run, student, task_of
 
 HEADS = {
-    "task_heads": heads_lib.task_heads,
-    "two_heads": heads_lib.two_heads,
-    "single_head": heads_lib.single_head,
+    "task_heads": continual.task_heads,
+    "two_heads": continual.two_heads,
+    "single_head": continual.single_head,
 }
 PER_TASK = forgetting.per_task(TASKS, steps=STEPS)
 
@@ -34,7 +34,7 @@ def lwf(heads="task_heads", **options):
 
 
 def rivals(heads, task):
-    """The classes among which a new label is told, and those of each old head: the table of the module, by hand."""
+    """Returns the classes with which a new label competes, and those of each old head."""
     seen = [number for group in TASKS[: task + 1] for number in group]
     old = [number for group in TASKS[:task] for number in group]
     together = [old] if old else []
@@ -46,7 +46,7 @@ def rivals(heads, task):
 
 
 def by_hand(heads, task, teacher):
-    """One task as a distillation of its own, with the classes cut out of the logits."""
+    """One task as a separate distillation, on slices of the logits."""
     new, old = rivals(heads, task)
 
     def ce(logits, labels):
@@ -63,7 +63,7 @@ def by_hand(heads, task, teacher):
 
 
 @pytest.mark.parametrize("heads", ["task_heads", "two_heads"])
-def test_a_sequence_is_its_runs(heads):
+def test_sequence_equals_separate_runs(heads):
     state, found = run(lwf(heads), 7)
     variables, expected = lwf().init(jax.random.key(1), batch(0)).student, []
     for task, (first, last) in enumerate([(0, 2), (2, 5), (5, 7)]):
@@ -77,7 +77,7 @@ def test_a_sequence_is_its_runs(heads):
         assert one["task"] == task_of(step)
         for name in ("loss", "ce", "kd"):
             assert one[name] == pytest.approx(other.get(name, 0), rel=1e-4, abs=1e-6)
-    assert found[2]["kd"] == pytest.approx(0, abs=1e-6)  # the student is its own teacher yet
+    assert found[2]["kd"] == pytest.approx(0, abs=1e-6)  # the student still equals its teacher
     assert found[4]["kd"] > 1e-4
 
 
@@ -87,7 +87,7 @@ def reference(heads, task, logits, others, label, temperature):
     ce, kd = np.empty(len(label)), np.zeros(len(label))
     for n, y in enumerate(label):
         among = next(list(g) for g in TASKS if y in g) if heads == "task_heads" else rivals(heads, task)[0]
-        if y not in among:  # of two heads, the old one
+        if y not in among:  # the old one of two heads
             among = old[0]
         ce[n] = -log_softmax(logits[n, among])[among.index(y)]
         for group in old:
@@ -98,16 +98,16 @@ def reference(heads, task, logits, others, label, temperature):
 
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("task", [0, 1, 2])
-def test_values_and_gradients(heads, task):
-    """With examples retained from earlier tasks, which are told in the head that has them."""
+def test_objectives_match_float64_values_and_gradients(heads, task):
+    """With retained examples, whose labels compete in the head of their class."""
     rng = np.random.default_rng(task)
     logits, others = rng.normal(size=(2, 9, 6)) * 3
     label = rng.choice([number for group in TASKS[: task + 1] for number in group], 9)
     step = (0, 2, 5)[task]
     with jax.enable_x64(True):
         terms = [
-            heads_lib.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
-            heads_lib.held_to_old(TASKS, STEPS, heads=HEADS[heads], temperature=1.5),
+            continual.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
+            continual.held_to_old(TASKS, STEPS, heads=HEADS[heads], temperature=1.5),
         ]
 
         def value(objective, x):
@@ -126,12 +126,12 @@ def test_values_and_gradients(heads, task):
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_extreme_logits_are_finite(heads):
+def test_extreme_logits_give_finite_values(heads):
     rng = np.random.default_rng(0)
     logits, others = (jnp.asarray(1e4 * rng.choice([-1.0, 1.0], (5, 6)), jnp.float32) for _ in range(2))
     objective = jaxkd.combine(
-        ce=heads_lib.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
-        kd=heads_lib.held_to_old(TASKS, STEPS, heads=HEADS[heads]),
+        ce=continual.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
+        kd=continual.held_to_old(TASKS, STEPS, heads=HEADS[heads]),
     )
 
     @jax.jit
@@ -149,7 +149,7 @@ def test_extreme_logits_are_finite(heads):
             assert mask.any() or (found == 0 and not slope.any())
 
 
-def test_at_the_boundary_the_student_becomes_the_teacher():
+def test_student_becomes_the_teacher_at_a_new_task():
     kd = lwf()
     start, _ = run(kd, 0)
     before, _ = run(kd, 2)
@@ -164,26 +164,26 @@ def test_at_the_boundary_the_student_becomes_the_teacher():
     tiny.assert_equal(later.teacher, last.student)
 
 
-def test_the_optimizer_begins_anew():
+def test_optimizer_state_is_reset_at_a_new_task():
     kd = lwf(optimizer=optax.adam(optax.linear_schedule(0.1, 0.0, 3)))
     counts = [int(run(kd, steps)[0].opt_state["student"][0].count) for steps in range(1, 8)]
     assert counts == [1, 2, 1, 2, 3, 1, 2]
     assert int(run(kd, 7)[0].opt_state["objective"][0].count) == 2
 
 
-def test_what_the_objective_learns_begins_an_optimizer_anew_and_goes_on():
+def test_objective_parameters_continue_with_a_new_optimizer_state():
     objective = jaxkd.combine(
-        ce=heads_lib.told_by_labels(TASKS, STEPS), hint=jaxkd.objectives.hint("student/vector", "teacher/logits")
+        ce=continual.told_by_labels(TASKS, STEPS), hint=jaxkd.objectives.hint("student/vector", "teacher/logits")
     )
     adam = optax.adam(0.1)
     kd = lifelong(student, objective, steps=STEPS, optimizer=SGD, loss_optimizer=adam)
     before, (after, _) = run(kd, 2)[0], run(kd, 3)
     assert int(after.opt_state["objective"][0].count) == 1
     moved = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), after.loss.params, before.loss.params)
-    assert 0 < max(jax.tree.leaves(moved)) < 0.11  # the first step of Adam, from where the last task left it
+    assert 0 < max(jax.tree.leaves(moved)) < 0.11  # one step of Adam from the parameters of the task before
 
 
-def test_a_first_task_that_is_known_already():
+def test_first_task_of_zero_steps_uses_the_initial_student():
     kd = lwf(steps=(0, 3, 4))
     known = jax.tree.map(lambda x: x + 0.1, kd.init(jax.random.key(1), batch(2)).student)
     state = kd.init(jax.random.key(1), batch(2))._replace(student=known)
@@ -192,7 +192,7 @@ def test_a_first_task_that_is_known_already():
     assert tiny.numbers(metrics)["task"] == 1
 
 
-def test_batch_statistics_are_part_of_the_teacher():
+def test_teacher_includes_batch_statistics():
     import flax.linen as nn
 
     class Net(nn.Module):
@@ -209,8 +209,8 @@ def test_batch_statistics_are_part_of_the_teacher():
     tiny.assert_close(placed, after, rtol=1e-4, atol=1e-5)
 
 
-def test_a_checked_shard_map():
-    """With retained examples, which lie on the first of the devices."""
+def test_shard_map_equals_jit():
+    """With retained examples, all on the first device."""
     kd, give = lwf("two_heads"), functools.partial(batch, retained=2)
     expected, metrics = run(kd, 7, give=give)
     mesh = Mesh(np.array(jax.devices()[:3]), (jaxkd.DATA_AXIS,))
@@ -222,7 +222,7 @@ def test_a_checked_shard_map():
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
-def test_masked_examples_do_not_exist():
+def test_masked_examples_equal_dropped_examples():
     def padded(step):
         given = batch(step)
         more = {"image": np.full((3, 2, 2, 2), 1e4, np.float32), "label": np.array([99, -1, 3], np.int32)}
@@ -236,7 +236,7 @@ def test_masked_examples_do_not_exist():
 
 
 @pytest.mark.parametrize("label", [2, 6, -1])
-def test_a_label_of_a_task_that_has_not_begun_is_heard_in_training(label):
+def test_label_of_a_later_task_gives_nan_in_training(label):
     kd = lwf()
     state, _ = run(kd, 2)
     wrong = {**batch(2), "label": np.array([0, 5, 0, label, 5, 5], np.int32)}
@@ -245,11 +245,11 @@ def test_a_label_of_a_task_that_has_not_begun_is_heard_in_training(label):
     if label == 2:
         assert float(found["ce"].count) == 5
         assert np.isfinite(tiny.numbers(found)["loss"])
-    else:  # no class of any task
+    else:  # a class of no task
         assert np.isnan(tiny.numbers(found)["ce"])
 
 
-def test_evaluation_between_two_tasks_is_of_the_last_step():
+def test_evaluation_between_tasks_uses_the_task_of_the_last_step():
     kd = lwf(metrics=PER_TASK)
     state, _ = run(kd, 5)
     found = tiny.numbers(jitted(kd.evaluate)(state, batch(4)))
@@ -266,7 +266,7 @@ def _logits(state, given):
     return [np.asarray(x) for x in outputs]
 
 
-def test_a_run_is_resumed_in_the_second_task(tmp_path):
+def test_resume_in_the_second_task_is_exact(tmp_path):
     train, key = sequences.sequence(more=3), jax.random.key(3)
     kd = lwf("two_heads", metrics=PER_TASK)
     options = {"key": key, "progress": False, "chunk": 1, "evaluate": sequences.everything(), "eval_every": 1}
@@ -280,8 +280,8 @@ def test_a_run_is_resumed_in_the_second_task(tmp_path):
     assert np.isfinite([forgetting.forgetting(matrix), forgetting.average_accuracy(matrix)]).all()
 
 
-def test_old_tasks_are_remembered():
-    """The same images again and again: what the second task changes of the first one's answers."""
+def test_old_weight_reduces_forgetting():
+    """On constant images, measures how the second task changes the predictions for the first."""
 
     def drift(weight):
         kd = lwf(old_weight=weight, steps=(10, 20, 4), optimizer=optax.sgd(0.2))
@@ -290,7 +290,7 @@ def test_old_tasks_are_remembered():
     assert drift(5.0) < 0.5 * drift(0.0)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     for wrong in ([], [[]], [[0, 1], [1]], [[-1, 0]]):
         with pytest.raises(ValueError, match="class numbers of each task"):
             lwf.__wrapped__(tasks=wrong)
@@ -303,7 +303,7 @@ def test_mistakes():
         lwf().init(jax.random.key(0), {"image": batch(0)["image"]})
     for wrong in (3, []):
         with pytest.raises(ValueError, match="steps: expected a number of steps for each task"):
-            lifelong(student, heads_lib.told_by_labels(TASKS, STEPS), steps=wrong, optimizer=SGD)
-    other = heads_lib.held_to_old(TASKS, STEPS, teacher="teacher/vector")
+            lifelong(student, continual.told_by_labels(TASKS, STEPS), steps=wrong, optimizer=SGD)
+    other = continual.held_to_old(TASKS, STEPS, teacher="teacher/vector")
     with pytest.raises(ValueError, match=r"student's shape \[6, 6\], got \[6, 5\]"):
         lifelong(student, other, steps=STEPS, optimizer=SGD).init(jax.random.key(0), batch(0))

@@ -1,4 +1,4 @@
-"""An expert for each task and then both teachers: what one would write as several runs, in one distiller."""
+"""`schemes.retrospection`: one distiller equals the separate runs of experts and students."""
 
 import functools
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import losses, term
-from jaxkd.schemes import heads as heads_lib
+from jaxkd.objectives import continual
 from jaxkd.schemes.continual.retrospection import retrospection
 from jaxkd.training import distill
 from tests import tiny
@@ -41,7 +41,7 @@ def within(labels, group):
 
 
 def expert_alone(task):
-    """Plain training on the new task's own examples, its classes cut out of the logits."""
+    """Plain training on the new task's examples, with only the logits of its classes."""
 
     def ce(logits, labels):
         return losses.cross_entropy(cut(logits, TASKS[task]), within(labels, TASKS[task]))
@@ -51,7 +51,7 @@ def expert_alone(task):
 
 
 def both(task, old, of_expert):
-    """The student's leg with two frozen teachers; the examples of the batch are sorted, the retained ones first."""
+    """The student's phase with two frozen teachers. In the batch, the retained examples come first."""
 
     def on_new(logits, others):
         kl = losses.soft_target_kl(cut(logits, TASKS[task])[2:], cut(others, TASKS[task])[2:], temperature=1.5)
@@ -78,7 +78,7 @@ def both(task, old, of_expert):
     return distill(student, teacher, objective, optimizer=SGD)
 
 
-def test_a_sequence_is_its_runs():
+def test_sequence_equals_separate_runs():
     kd = scheme()
     state, found = run(kd, 9, give=give)
     plain = jaxkd.combine(
@@ -123,11 +123,11 @@ def test_a_sequence_is_its_runs():
     assert found[8]["kd"] > 1e-4
 
 
-def test_values_of_the_expert():
+def test_taught_new_matches_float64_values():
     rng = np.random.default_rng(0)
     logits, others = rng.normal(size=(2, 6, 6)) * 3
     label, mask = np.array([4, 0, 5, 5, 1, 0]), np.array([True, True, True, False, True, True])
-    objective = heads_lib.taught_new(TASKS, STEPS, temperature=1.5, teacher="teacher/expert/logits")
+    objective = continual.taught_new(TASKS, STEPS, temperature=1.5, teacher="teacher/expert/logits")
     with jax.enable_x64(True):
         given = jaxkd.Context(
             {"logits": jnp.asarray(logits)},
@@ -142,7 +142,7 @@ def test_values_of_the_expert():
     assert float(found.metrics[""].count) == 3
 
 
-def test_who_waits_does_not_change():
+def test_network_that_does_not_train_is_unchanged():
     states = [run(scheme(), steps, give=give)[0] for steps in range(10)]
     for step in range(9):
         before, after = states[step], states[step + 1]
@@ -159,9 +159,9 @@ def test_who_waits_does_not_change():
     assert (experts[0] != experts[1]).any()
 
 
-def test_one_task_is_plain_training():
+def test_one_task_equals_plain_training():
     kd = retrospection(
-        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, heads=heads_lib.single_head
+        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, heads=continual.single_head
     )
     ce = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
     plain, expected = run(distill(student, jaxkd.teachers.none(), ce, optimizer=SGD), 4)
@@ -170,7 +170,7 @@ def test_one_task_is_plain_training():
     assert [one["loss"] for one in found] == pytest.approx([one["loss"] for one in expected], rel=1e-6)
 
 
-def test_without_retained_examples_their_labels_are_no_term():
+def test_cross_entropy_has_no_count_without_retained_examples():
     _, found = run(scheme(), 5)
     assert np.isnan(found[4]["ce"])
     assert found[4]["expert"] > 0
@@ -179,7 +179,7 @@ def test_without_retained_examples_their_labels_are_no_term():
 
 @functools.cache
 def normalised():
-    """With BatchNorm in student and expert: what is masked for the expert must not be in its statistics."""
+    """BatchNorm in student and expert: examples masked for the expert must not enter its statistics."""
     import flax.linen as nn
 
     class Net(nn.Module):
@@ -195,8 +195,8 @@ def normalised():
 
 
 @pytest.mark.parametrize("placement", ["pmap", "shard_map"])
-def test_any_placement_is_jit(placement):
-    """Of six rows, on four devices padded; what is retained lies on one of them."""
+def test_placement_equals_jit(placement):
+    """Six examples are padded on four devices; one device has all retained examples."""
     if placement == "pmap":
         kd = normalised()
         step = jaxkd.parallel.pmap(kd, jax.devices()[:4], replicas=1)
@@ -211,7 +211,7 @@ def test_any_placement_is_jit(placement):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
 
 
-def test_masked_examples_do_not_exist():
+def test_masked_examples_equal_dropped_examples():
     def padded(step):
         given = give(step)
         more = {"image": np.full((3, 2, 2, 2), 1e4, np.float32), "label": np.array([99, -1, 3], np.int32)}
@@ -221,8 +221,8 @@ def test_masked_examples_do_not_exist():
     tiny.assert_close(state, expected)
 
 
-def test_evaluation_is_of_the_student():
-    state, _ = run(scheme(), 3, give=give)  # within the expert's leg, or right after it
+def test_evaluation_uses_the_student():
+    state, _ = run(scheme(), 3, give=give)  # in the expert's phase
     found = tiny.numbers(jitted(scheme().evaluate)(state, give(2)))
     logits = student.apply(state.student, give(2), key=None, train=False)[0]["logits"]
     assert found["accuracy"] == pytest.approx(float(jnp.mean(jnp.argmax(logits, axis=1) == give(2)["label"])))
@@ -230,7 +230,7 @@ def test_evaluation_is_of_the_student():
     assert tiny.numbers(jitted(scheme().evaluate)(run(scheme(), 2, give=give)[0], give(1)))["task"] == 0
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     make = scheme.__wrapped__
     for wrong in (0, 3, 4):
         with pytest.raises(ValueError, match=r"fewer than each task after the first has, \[3, 4\]"):

@@ -1,4 +1,4 @@
-"""Branches of one network: the student is exported without them; nothing taught is training all heads and a gate."""
+"""`schemes.branches`: terms of the loss, exported student, errors."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def distiller(student=tiny.student, exits=EXITS, feature="map", taught=KL, optim
     return branches(student, exits, feature=feature, own=CE, taught=taught, optimizer=optimizer, **options)
 
 
-def test_the_sum_of_its_terms():
+def test_loss_is_the_weighted_sum_of_its_terms():
     taught = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=3.0, weight=ramp_up(4))
     _, found = run(distiller(taught=taught), 2)
     for step, one in enumerate(found):
@@ -31,7 +31,7 @@ def test_the_sum_of_its_terms():
         assert one["loss"] == pytest.approx(own + weight * kl, rel=1e-5)
 
 
-def test_all_learn():
+def test_student_exits_and_gate_are_trained():
     kd = distiller()
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, found = run(kd, 10, state=start, batch=lambda size, seed=0: tiny.batch(size))
@@ -42,7 +42,7 @@ def test_all_learn():
     assert found[-1]["loss"] < found[0]["loss"]
 
 
-def test_the_student_is_exported_alone():
+def test_member_model_is_evaluated_without_exits():
     kd = distiller(normed, {"second": Exit("vector", head(pool=False))}, "vector")
     state, _ = run(kd, 3)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
@@ -54,13 +54,13 @@ def test_the_student_is_exported_alone():
     assert seen["nll/second"] == seen["own/second"] == pytest.approx(float(nll), rel=1e-5)
 
 
-def test_the_student_begins_as_it_would_alone():
+def test_initial_student_equals_the_plain_one():
     start = distiller().init(jax.random.key(1), tiny.batch(8))
     plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), CE, optimizer=SGD).init(jax.random.key(1), tiny.batch(8))
     tiny.assert_equal(member(start.student, "model"), plain.student)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="at least one, got none"):
         distiller(exits={})
     with pytest.raises(ValueError, match="named 'ensemble'"):
@@ -70,6 +70,6 @@ def test_mistakes():
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_a_ramp_has_steps(steps):
+def test_ramp_up_without_steps_raises(steps):
     with pytest.raises(ValueError, match=f"ramp_up, steps: expected a positive number, got {steps}"):
         ramp_up(steps)

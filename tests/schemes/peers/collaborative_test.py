@@ -1,4 +1,4 @@
-"""Students that learn from their ensemble: the published sum, other views for each."""
+"""`schemes.collaborative`: the formula, different views, masks, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ def two_views(size, seed=0):
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_a_step_by_the_formula(ensemble):
-    """With another view for each student, and weight λ, written out."""
+def test_step_matches_the_formula(ensemble):
+    """Two students with different views and weight λ, written out."""
     views = {"a": tiny.student, "b": reading(tiny.teacher_model, image="second")}
     taught = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0, weight=0.6)
     kd = collaborative(views, own=CE, taught=taught, ensemble=ensemble, optimizer=optax.sgd(0.5))
@@ -50,8 +50,8 @@ def test_a_step_by_the_formula(ensemble):
     assert found["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_one_student_has_nothing_to_learn_from_itself():
-    """By the best of one: the ensemble is the student, and the KL's gradient is 0."""
+def test_ensemble_of_one_student_has_zero_gradient():
+    """The ensemble equals the student, so that the gradient of the KL is 0."""
     kd = collaborative({"a": tiny.student}, own=CE, taught=KL, ensemble=ensembles.best_logits, optimizer=CLIPPED)
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 3, state=start)
@@ -60,7 +60,7 @@ def test_one_student_has_nothing_to_learn_from_itself():
     tiny.assert_close(member(state.student, "a"), run(plain, 3, state=begin)[0].student, rtol=1e-5, atol=1e-6)
 
 
-def test_copies_are_the_models_by_name():
+def test_copies_equal_models_by_name():
     options = {"own": CE, "taught": KL, "optimizer": CLIPPED}
     state, _ = run(collaborative(normed, peers=2, **options), 2)
     expected, _ = run(collaborative({"0": normed, "1": normed}, **options), 2)
@@ -68,7 +68,7 @@ def test_copies_are_the_models_by_name():
         tiny.assert_close(member(state.student, name), member(expected.student, name), rtol=1e-4, atol=1e-5)
 
 
-def test_garbage_in_what_is_masked_out():
+def test_values_of_masked_examples_are_ignored():
     kd = collaborative(MODELS, own=CE, taught=KL, optimizer=SGD)
     start, step = kd.init(jax.random.key(1), tiny.batch(8)), jax.jit(kd.step)
     batch = {**tiny.batch(8), "mask": np.arange(8) < 6}
@@ -78,8 +78,8 @@ def test_garbage_in_what_is_masked_out():
     tiny.assert_close(step(start, batch)[0].student, expected.student, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_taught_may_learn():
-    """With parameters of its own for each student, clipped by themselves."""
+def test_taught_objective_may_own_parameters():
+    """Each student has its own parameters of the objective, clipped separately."""
     taught = combine(kl=KL, ctkd=objectives.curriculum_temperature())
     state, _ = run(collaborative(MODELS, own=CE, taught=taught, optimizer=CLIPPED), 2)
     raw = {name: float(x["ctkd"]["raw"]) for name, x in state.loss.params["objective"]["taught"].items()}
@@ -87,9 +87,9 @@ def test_what_is_taught_may_learn():
     assert raw["a"] != raw["b"]
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     options = {"own": CE, "taught": KL, "optimizer": SGD}
-    with pytest.raises(ValueError, match="other names than 'ensemble'"):
+    with pytest.raises(ValueError, match="the name 'ensemble' is reserved"):
         collaborative({"ensemble": tiny.student}, **options)
     with pytest.raises(ValueError, match="collaborative, peers"):
         collaborative(tiny.student, **options)

@@ -1,4 +1,4 @@
-"""Diverse peers and their leader: the published sum, architectures that differ, the leader by itself."""
+"""`schemes.diverse_peers`: terms of the loss, different architectures, the leader."""
 
 import jax
 import pytest
@@ -11,7 +11,7 @@ from jaxkd.schemes.peers.ramp import ramp_up
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, SGD, assert_placed, normed, run
 
-PEERS = {"a": tiny.student, "b": normed}  # each has a vector of 4
+PEERS = {"a": tiny.student, "b": normed}  # both have a vector of 4 features
 NAMES = ("peers/a", "peers/b", "leader")
 
 
@@ -19,7 +19,7 @@ def distiller(auxiliaries=PEERS, leader=tiny.teacher_model, feature="vector", op
     return diverse_peers(auxiliaries, leader, feature=feature, own=CE, optimizer=optimizer, **options)
 
 
-def test_the_sum_of_its_terms():
+def test_loss_is_the_weighted_sum_of_its_terms():
     _, found = run(distiller(weight=ramp_up(3, high=2.0)), 2)
     for one in found:
         own, taught = (sum(one[f"{kind}/{name}"] for name in NAMES) for kind in ("own", "taught"))
@@ -29,7 +29,7 @@ def test_the_sum_of_its_terms():
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_without_weight_each_is_trained_alone(copied):
+def test_zero_weight_trains_each_model_alone(copied):
     options = {"weight": 0.0, "optimizer": CLIPPED}
     kd = distiller(normed, peers=2, **options) if copied else distiller(**options)
     models = {"0": normed, "1": normed} if copied else PEERS
@@ -43,7 +43,7 @@ def test_without_weight_each_is_trained_alone(copied):
         tiny.assert_close(of(state.student), expected.student, rtol=1e-4, atol=1e-5)
 
 
-def test_the_leader_is_the_group_and_stands_alone():
+def test_leader_defines_the_main_metrics():
     kd = distiller()
     state, _ = run(kd, 2)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
@@ -53,7 +53,7 @@ def test_the_leader_is_the_group_and_stands_alone():
     assert {"accuracy/peers", "accuracy/peers/a", "accuracy/peers/b"} <= seen.keys()
 
 
-def test_the_projections_learn():
+def test_attention_projections_are_trained():
     kd = distiller(features=2)
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 2, state=start)
@@ -63,12 +63,12 @@ def test_the_projections_learn():
         assert (before != after).any()
 
 
-def test_others_on_several_devices():
+def test_pmap_equals_jit_for_different_architectures():
     assert_placed(distiller(optimizer=CLIPPED, hold=True))
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="diverse_peers, peers: expected how many copies"):
+def test_invalid_arguments_raise():
+    with pytest.raises(ValueError, match="diverse_peers, peers: expected the number of copies"):
         distiller(tiny.student)
     with pytest.raises(ValueError, match="of one size for all peers"):
         distiller({"a": tiny.student, "b": tiny.teacher_model}).init(jax.random.key(0), tiny.batch(8))

@@ -1,4 +1,4 @@
-"""Peers that teach each other: the published sum, each by itself where nothing is taught, several devices."""
+"""`schemes.mutual`: the formula, reductions to plain training, objectives, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ def logits_of(model, variables, train=True):
     return model.apply(variables, tiny.batch(8), key=None, train=train)[0]["logits"]
 
 
-def test_two_peers_by_the_formula():
-    """Equation 8 with K = 2, and a step of SGD on it, written out."""
+def test_two_peers_match_the_formula():
+    """Equation 8 with K = 2 and a step of SGD, written out."""
     kd = mutual({"a": tiny.student, "b": tiny.teacher_model}, own=CE, mutual=KL, optimizer=optax.sgd(0.5))
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, found = run(kd, 1, state=start)
@@ -46,7 +46,7 @@ def test_two_peers_by_the_formula():
     assert found[0]["loss"] == pytest.approx(values, rel=1e-5)
 
 
-def test_more_peers_teach_by_their_mean():
+def test_three_peers_teach_by_their_mean():
     _, (found,) = run(THREE, 1)
     own = sum(found[f"own/{name}"] for name in PEERS)
     taught = sum(found[f"mutual/{i}/{j}"] for i in PEERS for j in PEERS if i != j) / 2
@@ -55,8 +55,8 @@ def test_more_peers_teach_by_their_mean():
 
 
 @pytest.mark.parametrize("copied", [False, True])
-def test_without_mutual_weight_each_is_trained_alone(copied):
-    """Also with gradients that are clipped by their norm, and a hint that has parameters of its own."""
+def test_zero_mutual_weight_trains_each_peer_alone(copied):
+    """Also with gradients clipped by norm, and a hint with parameters."""
     teacher = tiny.teacher()
     own = combine(ce=CE, hint=objectives.hint("student/vector", "teacher/vector", weight=0.3))
     options = {"own": own, "mutual": NOTHING, "optimizer": CLIPPED, "teacher": teacher}
@@ -73,7 +73,7 @@ def test_without_mutual_weight_each_is_trained_alone(copied):
         tiny.assert_close(state.loss.params["own"].get(name, {}), expected.loss.params, rtol=1e-4, atol=1e-5)
 
 
-def test_copies_are_the_models_by_name():
+def test_copies_equal_models_by_name():
     options = {"own": CE, "mutual": KL, "optimizer": CLIPPED}
     copied, named = mutual(normed, peers=3, **options), mutual({str(i): normed for i in range(3)}, **options)
     state, found = run(copied, 3)
@@ -84,8 +84,8 @@ def test_copies_are_the_models_by_name():
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
-def test_objectives_of_any_kind():
-    """A relation of features of different widths; a hint with a regressor for each ordered pair."""
+def test_relations_hints_and_crd_between_peers():
+    """Features of different widths; a hint has a regressor for each ordered pair."""
     pairs = combine(
         rkd=term(losses.distance_relation, "student/vector", "teacher/vector"),
         hint=objectives.hint("student/vector", "teacher/vector"),
@@ -99,8 +99,8 @@ def test_objectives_of_any_kind():
     assert_placed(kd)
 
 
-def test_peers_with_exits_teach_through_them():
-    """Parts of parts: a peer's exit learns from the other peer."""
+def test_exits_of_peers_teach_each_other():
+    """A peer's exit learns from the other peer."""
     from jaxkd.adapters.exits import Exit, with_exits
 
     early = with_exits(tiny.student, {"early": Exit("map", head())})
@@ -110,7 +110,7 @@ def test_peers_with_exits_teach_through_them():
     assert found["mutual/a/b/early"] != found["mutual/a/b/last"]
 
 
-def test_a_peer_alone_says_the_same():
+def test_metrics_equal_those_of_the_peers_alone():
     state, _ = run(THREE, 3)
     found = tiny.numbers(jax.jit(THREE.evaluate)(state, tiny.batch(8)))
     label, logits = tiny.batch(8)["label"], []
@@ -122,19 +122,21 @@ def test_a_peer_alone_says_the_same():
     assert found["nll"] == pytest.approx(float(together.mean()), rel=1e-5)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     options = {"own": CE, "mutual": KL, "optimizer": SGD}
     with pytest.raises(ValueError, match="group: expected at least one, got none"):
         mutual({}, **options)
-    with pytest.raises(ValueError, match="mutual, peers: expected None for students that have names, got 2"):
+    with pytest.raises(ValueError, match="mutual, peers: expected None, as the students have names, got 2"):
         mutual(PEERS, peers=2, **options)
-    with pytest.raises(ValueError, match="mutual, peers: expected how many copies"):
+    with pytest.raises(ValueError, match="mutual, peers: expected the number of copies"):
         mutual(tiny.student, **options)
     with pytest.raises(ValueError, match="positive number of members, got 0"):
         mutual(tiny.student, peers=0, **options)
-    with pytest.raises(ValueError, match="mutual, students: expected models by name, or one model, got list"):
+    with pytest.raises(
+        ValueError, match="mutual, students: expected a mapping from names to models, or one model, got list"
+    ):
         mutual([tiny.student, tiny.student], **options)
-    with pytest.raises(ValueError, match="students: expected models by name"):
+    with pytest.raises(ValueError, match="students: expected a mapping from names to models"):
         mutual([tiny.student, tiny.student], peers=2, **options)
     with pytest.raises(ValueError, match=r"'vectr'.*did you mean 'vector'") as raised:
         relation = term(losses.distance_relation, "student/vectr", "teacher/vector")

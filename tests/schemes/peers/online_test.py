@@ -1,4 +1,4 @@
-"""A teacher beside its student: it learns what it would alone, and the student from it as it is."""
+"""`schemes.online`: the teacher trains as it would alone, and teaches the student."""
 
 import functools
 
@@ -20,11 +20,11 @@ OTHER = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(3e-2))
 
 @functools.cache
 def distiller(teacher=normed, objective=BOTH, **options):
-    return online(teacher, tiny.student, objective, teacher_objective=CE, optimizer=CLIPPED, **options)
+    return online(tiny.student, teacher, objective, teacher_objective=CE, optimizer=CLIPPED, **options)
 
 
 @pytest.mark.parametrize("optimizer", [None, OTHER])
-def test_the_teacher_learns_what_it_would_alone(optimizer):
+def test_teacher_trains_as_it_would_alone(optimizer):
     kd = distiller(teacher_optimizer=optimizer)
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, found = run(kd, 4, state=start)
@@ -35,8 +35,8 @@ def test_the_teacher_learns_what_it_would_alone(optimizer):
     assert [one["teacher"] for one in found] == pytest.approx([one["loss"] for one in values], rel=1e-5)
 
 
-def test_the_student_is_taught_by_a_teacher_that_moves():
-    """One step by hand: that of offline distillation by the teacher as it was, in training mode."""
+def test_student_is_taught_by_the_current_teacher():
+    """A step equals one of offline distillation from the teacher before it, in training mode."""
     kd = distiller()
     start = kd.init(jax.random.key(1), tiny.batch(8))
     before, _ = run(kd, 1, state=start)
@@ -54,8 +54,8 @@ def test_the_student_is_taught_by_a_teacher_that_moves():
     tiny.assert_close(after.loss.params["student"], expected.loss.params, rtol=1e-5, atol=1e-6)
 
 
-def test_a_frozen_teacher_is_offline_distillation():
-    kd = online(normed, tiny.student, BOTH, teacher_objective=CE, optimizer=SGD, teacher_optimizer=optax.set_to_zero())
+def test_frozen_teacher_equals_offline_distillation():
+    kd = online(tiny.student, normed, BOTH, teacher_objective=CE, optimizer=SGD, teacher_optimizer=optax.set_to_zero())
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 2, state=start)
     tiny.assert_equal(member(state.student, "teacher").params, member(start.student, "teacher").params)
@@ -68,7 +68,7 @@ def test_a_frozen_teacher_is_offline_distillation():
     tiny.assert_close(member(state.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
 
 
-def test_metrics_are_those_of_offline_distillation():
+def test_metrics_equal_those_of_offline_distillation():
     kd = distiller(train_metrics=jaxkd.training.metrics.classification)
     state, found = run(kd, 2)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
@@ -81,9 +81,9 @@ def test_metrics_are_those_of_offline_distillation():
         assert np.isfinite(found[0][name]) or name == "nll"
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     wrong = term(losses.distance_relation, "student/vector", "teacher/vectr")
     with pytest.raises(ValueError, match=r"teacher entry 'vectr'.*did you mean 'vector'"):
         distiller(objective=wrong).init(jax.random.key(0), tiny.batch(8))
     with pytest.raises(ValueError, match="teacher entry 'logits'"):
-        online(normed, tiny.student, KL, teacher_objective=KL, optimizer=SGD).init(jax.random.key(0), tiny.batch(8))
+        online(tiny.student, normed, KL, teacher_objective=KL, optimizer=SGD).init(jax.random.key(0), tiny.batch(8))

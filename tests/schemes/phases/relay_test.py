@@ -1,3 +1,5 @@
+"""`schemes.relay`, `born_again` and `assistants`: equal to separate runs, resume, errors."""
+
 import functools
 
 import jax
@@ -7,8 +9,8 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, data, losses, schemes, teachers, term
-from jaxkd.schemes import Leg, handed, relay
+from jaxkd import adapters, combine, data, losses, teachers, term
+from jaxkd.schemes.phases import Leg, assistants, best_chain, born_again, chains, handed, relay
 from jaxkd.training import fit
 from tests import tiny
 
@@ -49,7 +51,7 @@ def run(kd, steps, *, step=None, state=None, seed=1):
     return state, found
 
 
-def test_one_leg_is_that_distiller():
+def test_relay_of_one_phase_equals_its_distiller():
     plain, expected = run(first(), 3)
     state, found = run(relay(only=Leg(first())), 3)
     tiny.assert_equal(adapters.member(state.student, "only"), plain.student)
@@ -57,7 +59,7 @@ def test_one_leg_is_that_distiller():
     assert [{k: v for k, v in one.items() if k != "leg"} for one in found] == expected
 
 
-def test_two_legs_are_two_runs():
+def test_relay_of_two_phases_equals_two_runs():
     taught, _ = run(first(), 3)
     state, found = run(two(), 6)
     tiny.assert_equal(adapters.member(state.student, "teacher"), taught.student)
@@ -75,19 +77,19 @@ def test_two_legs_are_two_runs():
     tiny.assert_close(state.opt_state["student"], alone.opt_state)
     tiny.assert_equal(state.teacher["student"], taught.student)
     assert [one["leg"] for one in found] == [0, 0, 0, 1, 1, 1]
-    # The weight's schedule counts the leg's steps, and what belongs to the other leg was not counted.
+    # Schedules count the phase's steps, and metrics of the other phase have no count.
     assert [one["kd/weight"] for one in found[3:]] == [1.0, 0.75, 0.5]
     assert [one["kd"] for one in found[3:]] == pytest.approx([one["kd"] for one in expected])
     assert all(np.isnan(one["kd"]) for one in found[:3])
 
 
-def test_a_leg_goes_on_with_an_earlier_student():
+def test_phase_continues_an_earlier_student():
     kd = relay(a=Leg(first(), 2), b=Leg(first(optax.sgd(0.0)), begin=handed(student="a")))
     state, _ = run(kd, 4)
     tiny.assert_equal(adapters.member(state.student, "b"), adapters.member(state.student, "a"))
 
 
-def test_a_member_of_the_teacher_is_handed():
+def test_handed_replaces_one_member_of_an_ensemble():
     trained = {"old": tiny.teacher(), "new": teachers.awaited(tiny.teacher_model)}
     kd = jaxkd.distill(tiny.student, teachers.ensemble(trained), KD, optimizer=SGD)
     both = relay(expert=Leg(first(), 2), student=Leg(kd, begin=handed(teacher="expert", within="new")))
@@ -96,7 +98,7 @@ def test_a_member_of_the_teacher_is_handed():
     tiny.assert_equal(state.teacher["student"]["old"], tiny.teacher_variables())
 
 
-def test_nothing_but_the_leg_at_hand_is_trained():
+def test_inactive_phases_do_not_change():
     start, _ = run(two(), 0)
     early, _ = run(two(), 3)
     late, _ = run(two(), 5)
@@ -105,7 +107,7 @@ def test_nothing_but_the_leg_at_hand_is_trained():
     tiny.assert_equal(adapters.member(late.student, "teacher"), adapters.member(early.student, "teacher"))
 
 
-def test_evaluation_is_of_the_leg_that_made_the_last_step():
+def test_evaluation_uses_the_phase_of_the_last_step():
     kd = two()
     for steps, leg in ((0, 0), (3, 0), (4, 1)):
         state, _ = run(kd, steps)
@@ -121,20 +123,20 @@ def test_evaluation_is_of_the_leg_that_made_the_last_step():
         assert {k: found[k] for k in expected} == pytest.approx(expected)
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="legs: expected at least one"):
+def test_invalid_arguments_raise():
+    with pytest.raises(ValueError, match="phases: expected at least one"):
         relay()
-    with pytest.raises(ValueError, match="leg 0, steps: expected a number, got None"):
+    with pytest.raises(ValueError, match="phase 0, steps: expected a number, got None"):
         relay(a=Leg(first()), b=Leg(first()))
-    with pytest.raises(ValueError, match="hold no slash"):
+    with pytest.raises(ValueError, match="names without a slash"):
         relay(**{"a/b": Leg(first())})
-    with pytest.raises(ValueError, match=r"leg 'a', begin: expected None"):
+    with pytest.raises(ValueError, match=r"phase 'a', begin: expected None"):
         relay(a=Leg(first(), begin=handed())).init(jax.random.key(0), tiny.batch(8))
     other = relay(a=Leg(first(), 1), b=Leg(second(), begin=handed(student="a")))
-    with pytest.raises(ValueError, match=r"leg 'b', begin: expected a state of this leg.*first.*another architecture"):
+    with pytest.raises(ValueError, match=r"phase 'b', begin: expected a state.*first.*architecture of this phase's"):
         other.init(jax.random.key(0), tiny.batch(8))
     missing = relay(a=Leg(first(), 1), b=Leg(second(), begin=handed(teacher="c")))
-    with pytest.raises(ValueError, match="handed, leg"):
+    with pytest.raises(ValueError, match="handed, phase"):
         missing.init(jax.random.key(0), tiny.batch(8))
 
 
@@ -143,10 +145,10 @@ def test_mistakes():
 
 @functools.cache
 def generations(count=2, **options):
-    return schemes.born_again(tiny.student, KD, first=CE, generations=count, steps=3, optimizer=SGD, **options)
+    return born_again(tiny.student, KD, first=CE, generations=count, steps=3, optimizer=SGD, **options)
 
 
-def test_each_generation_is_taught_by_the_one_before():
+def test_generation_is_taught_by_the_one_before():
     state, found = run(generations(), 8)
     assert sorted(state.student.params) == ["0", "1", "2"]
     tiny.assert_equal(state.teacher["1"], adapters.member(state.student, "0"))
@@ -158,7 +160,7 @@ def test_each_generation_is_taught_by_the_one_before():
 
 
 @pytest.mark.parametrize(("steps", "members"), [(3, []), (4, ["1"]), (6, ["1"]), (7, ["1", "2"]), (40, ["1", "2"])])
-def test_the_ensemble_is_of_those_born_again(steps, members):
+def test_ensemble_averages_the_generations_that_have_begun(steps, members):
     kd, batch = generations(), tiny.batch(16, 99)
     state, _ = run(kd, min(steps, 9))
     state = state._replace(step=jnp.int32(steps))
@@ -174,29 +176,30 @@ def test_the_ensemble_is_of_those_born_again(steps, members):
     assert found["ensemble/accuracy"] == pytest.approx(right)
 
 
-def test_mistaken_generations():
+def test_born_again_invalid_arguments_raise():
     with pytest.raises(ValueError, match="generations: expected at least 1"):
         generations(0)
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
-        schemes.born_again(tiny.student, KD, first=CE, generations=1, steps=0, optimizer=SGD)
+        born_again(tiny.student, KD, first=CE, generations=1, steps=0, optimizer=SGD)
 
 
 # --- assistants ------------------------------------------------------------------------------------------------------
 
-CHAIN = {"assistant": tiny.teacher_model, "student": tiny.student}
+CHAIN = {"assistant": tiny.teacher_model}
 
 
-def chain(models=CHAIN, **options):
-    return schemes.assistants(tiny.teacher(), models, KD, **{"steps": 3, "optimizer": SGD, **options})
+def chain(between=CHAIN, **options):
+    options = {"steps": 3, "optimizer": SGD, **options}
+    return assistants(tiny.student, tiny.teacher(), KD, assistants=between, **options)
 
 
-def test_each_link_is_taught_by_the_one_before():
+def test_link_is_taught_by_the_one_before():
     state, _ = run(chain(), 5)
     tiny.assert_equal(state.teacher["assistant"], tiny.teacher_variables())
     tiny.assert_equal(state.teacher["student"], adapters.member(state.student, "assistant"))
 
 
-def test_links_may_differ():
+def test_links_take_their_own_objective_and_optimizer():
     made = []
 
     def objective(name):
@@ -204,24 +207,25 @@ def test_links_may_differ():
         return KD
 
     optimizers = {"assistant": ADAM, "student": SGD}
-    kd = schemes.assistants(tiny.teacher(), CHAIN, objective, steps={"assistant": 2}, optimizer=optimizers.__getitem__)
+    optimizer, steps = optimizers.__getitem__, {"assistant": 2}
+    kd = assistants(tiny.student, tiny.teacher(), objective, assistants=CHAIN, steps=steps, optimizer=optimizer)
     state, found = run(kd, 3)
     assert made == ["assistant", "student"]
     assert [one["leg"] for one in found] == [0, 0, 1]
     assert len(jax.tree.leaves(state.opt_state["assistant"])) > len(jax.tree.leaves(state.opt_state["student"]))
 
 
-def test_mistaken_chains():
-    with pytest.raises(ValueError, match="at least the student"):
-        chain({})
+def test_assistants_invalid_arguments_raise():
+    with pytest.raises(ValueError, match="the name 'student' is reserved"):
+        chain({"student": tiny.student})
     with pytest.raises(ValueError, match=r"got none for \['assistant'\]"):
-        chain(steps={"student": 3})
-    with pytest.raises(ValueError, match=r"links of \['assistant', 'student'\], got some for \['asistant'\]"):
+        chain(steps={})
+    with pytest.raises(ValueError, match=r"numbers for \['assistant'\] only, got one for \['asistant'\]"):
         chain(steps={"assistant": 3, "asistant": 4})
 
 
-def test_the_best_chain_is_the_best_of_all():
-    """Where a better teacher of one size makes a better student, as `best_chain` assumes."""
+def test_best_chain_equals_exhaustive_search():
+    """On scores in which a better teacher makes a better student, as `best_chain` assumes."""
     rng = np.random.default_rng(0)
     names = ["a", "b", "c", "d"]
     for _ in range(20):
@@ -241,19 +245,19 @@ def test_the_best_chain_is_the_best_of_all():
             best[model] = max(best.get(model, 0), found)
             return found
 
-        found, scores = schemes.best_chain(names, score)
-        assert along(found) == max(map(along, schemes.chains(names[:-1], "d")))
+        found, scores = best_chain(names, score)
+        assert along(found) == max(map(along, chains(names[:-1], "d")))
         assert scores["d"] == pytest.approx(along(found))
         assert len(asked) == len(set(asked)) == 10
     with pytest.raises(ValueError, match="different names"):
-        schemes.best_chain(["a", "a"], score)
+        best_chain(["a", "a"], score)
 
 
-# --- resumed ---------------------------------------------------------------------------------------------------------
+# --- resume ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_resumed_where_a_leg_ends(tmp_path):
-    """And once more in the first step of the next."""
+def test_resume_at_a_phase_boundary_is_exact(tmp_path):
+    """Resumes at the end of a phase, and after the first step of the next one."""
     arrays = {**tiny.batch(32), "index": np.arange(32, dtype=np.int32)}
     train = data.Resident(data.Dataset(arrays, tiny.CLASSES, "tiny"), batch_size=8)
     settings = {"key": jax.random.key(3), "progress": False, "chunk": 1}

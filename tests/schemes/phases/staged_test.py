@@ -1,4 +1,4 @@
-"""Stages are what one would write as several runs, in one distiller: the same numbers, one program, any placement."""
+"""`schemes.staged`: one distiller equals separate runs, shared parameters, errors."""
 
 import functools
 
@@ -35,7 +35,7 @@ def fitnets(first=ADAM, second=SGD, then=KD, **options):
     return schemes.staged(tiny.student, tiny.teacher(), Stage(HINT, first, 3, **options), Stage(then, second))
 
 
-def test_two_stages_are_two_runs():
+def test_two_stages_equal_two_runs():
     one = jaxkd.distill(tiny.student, tiny.teacher(), HINT, optimizer=ADAM)
     two = jaxkd.distill(tiny.student, tiny.teacher(), KD, optimizer=SGD)
     first, hinted = run(one, 3)
@@ -49,14 +49,14 @@ def test_two_stages_are_two_runs():
     tiny.assert_close(state.opt_state["1"], start.opt_state)
     assert int(state.step) == 5
     assert [one["stage"] for one in found] == [0, 0, 0, 1, 1]
-    # The weight's schedule counts the stage's steps; what belongs to the other stage was not counted.
+    # Schedules count the stage's steps, and metrics of the other stage have no count.
     assert [one["hint/weight"] for one in found[:3]] == [one["hint/weight"] for one in hinted] == [3, 2, 1]
     assert all(np.isnan(one["kd"]) for one in found[:3])
     assert all(np.isnan(one["hint"]) for one in found[3:])
 
 
 def test_parameters_are_shared_by_name():
-    """As FT's second stage goes on with the paraphraser of the first."""
+    """The second stage trains the regressor of the first one further."""
     later = combine(hint=objectives.hint("student/map", "teacher/map"), ce=KD)
     state, _ = run(fitnets(then=later), 3)
     alone, _ = run(jaxkd.distill(tiny.student, tiny.teacher(), HINT, optimizer=ADAM), 3)
@@ -66,7 +66,7 @@ def test_parameters_are_shared_by_name():
 
 
 def test_factor_transfer_in_two_stages():
-    """The paraphraser learns without the student; then it stays, and the student's translator learns."""
+    """First the paraphraser trains without the student; then it is fixed and the translator trains."""
     pretrained = combine(ft=combine(paraphraser=objectives.paraphraser("teacher/map")))
     transfer = combine(ce=KD, ft=objectives.factor_transfer("student/map", "teacher/map"))
     kd = schemes.staged(
@@ -90,8 +90,8 @@ def test_factor_transfer_in_two_stages():
     assert np.isfinite(found[-1]["ft"])
 
 
-def test_an_optimizer_begins_with_its_stage():
-    """One that keeps parameters keeps those of its first step, not of initialisation."""
+def test_optimizer_is_initialized_at_the_start_of_its_stage():
+    """An optimizer whose state contains parameters gets those of its first step."""
 
     def remember():
         def init(params):
@@ -108,7 +108,7 @@ def test_an_optimizer_begins_with_its_stage():
     tiny.assert_equal(after.opt_state["1"]["student"], before.student.params)
 
 
-def test_evaluation_is_of_the_stage():
+def test_evaluation_uses_the_current_stage():
     kd = fitnets()
     state, _ = run(kd, 4)
     before = jax.tree.map(jnp.copy, state)
@@ -120,7 +120,7 @@ def test_evaluation_is_of_the_stage():
     assert {"accuracy", "agreement"} <= found.keys()
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     student, teacher = tiny.student, tiny.teacher()
     with pytest.raises(ValueError, match="stages: expected at least one"):
         schemes.staged(student, teacher)

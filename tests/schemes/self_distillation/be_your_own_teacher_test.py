@@ -1,4 +1,4 @@
-"""BYOT: the published loss, whom its gradients reach, the network that is left, and the same numbers anywhere."""
+"""`schemes.byot`: value and gradient, schedules, exported network, heads, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +36,14 @@ def made(exits=EXITS, **options):
     return byot(tiny.student, exits, **{"optimizer": SGD, "feature": "vector", **options})
 
 
-def test_value_and_gradient():
-    """Everything but the exit's own loss and what it says of the layers below comes from the labels."""
+def test_step_matches_float64_value_and_gradient():
+    """Only the exits, and layers below them, have gradients of other terms than the deepest cross-entropy."""
     kd = made(optimizer=optax.sgd(1.0), alpha=0.4, temperature=2.5, feature_weight=0.3)
     given = tiny.batch(8)
     start = kd.init(jax.random.key(1), given)
     after, metrics = jax.jit(kd.step)(start, given)
     params = self_runs.double(start.student.params)
-    target, hint = self_runs.forward(params["model"], given["image"])  # held fixed
+    target, hint = self_runs.forward(params["model"], given["image"])  # a constant
 
     def loss(params):
         logits, vector = self_runs.forward(params["model"], given["image"])
@@ -54,15 +54,15 @@ def test_value_and_gradient():
 
     np.testing.assert_allclose(tiny.numbers(metrics)["loss"], loss(params), rtol=1e-5)
     self_runs.assert_slopes(loss, params, jax.tree.map(np.subtract, params, self_runs.double(after.student.params)))
-    # No other layer is above the exits: the deepest classifier learns from the labels alone.
+    # The deepest classifier learns from the labels alone.
     alone = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
     plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), alone, optimizer=optax.sgd(1.0))
     expected, _ = self_runs.run(plain, [given])
     tiny.assert_close(after.student.params["model"]["second"], expected.student.params["second"])
 
 
-def test_schedules_of_everything():
-    """A schedule counts the steps; where it stands still, it is the number."""
+def test_constant_schedules_equal_numbers():
+    """Constant schedules give the numbers' result; others follow the step."""
     batches = [tiny.batch(8, i) for i in range(3)]
     numbers = {"alpha": 0.4, "temperature": 2.0, "feature_weight": 0.1, "weight": 0.5}
     expected, _ = self_runs.run(made(**numbers), batches)
@@ -73,7 +73,7 @@ def test_schedules_of_everything():
     assert [one["early/kd/weight"] for one in found] == [0, 0.5, 1]
 
 
-def test_what_is_left_is_the_plain_network():
+def test_member_model_equals_the_plain_network():
     given = tiny.batch(8)
     state, _ = self_runs.run(made(), [given])
     both = adapters.exits.with_exits(tiny.student, EXITS)
@@ -89,24 +89,24 @@ def test_what_is_left_is_the_plain_network():
 
 @pytest.fixture(scope="module")
 def bottlenecks():
-    """Exits with BatchNorm, at a map and at a vector."""
+    """Exits with BatchNorm, on a map and on a vector."""
     exits = {"map": Exit("map", exit_head(tiny.CLASSES, 4, shrink=2)), "deep": Exit("vector", exit_head(3, 4))}
     return made(exits, feature_weight=0.1)
 
 
-def test_several_devices(bottlenecks):
+def test_pmap_with_batch_norm_exits_equals_jit(bottlenecks):
     batches = [tiny.batch(6, i) for i in range(2)]
     self_runs.assert_placed(bottlenecks, batches, *self_runs.run(bottlenecks, batches))
 
 
-def test_bottlenecks_learn(bottlenecks):
+def test_bottleneck_exits_learn(bottlenecks):
     state, found = self_runs.run(bottlenecks, [tiny.batch(6)] * 30)
     for name in "map", "deep":
         assert found[-1][f"{name}/ce"] < found[0][f"{name}/ce"]
         assert set(state.student.params) == {"model", "map", "deep"}
 
 
-def test_a_head_takes_maps_and_vectors():
+def test_exit_head_takes_maps_and_vectors():
     head = exit_head(10, 16, shrink=2)
     for shape, count in ((3, 8, 6, 5), 3), ((3, 5), 3):
         batch = {"feature": jnp.ones(shape)}
@@ -120,7 +120,7 @@ def test_a_head_takes_maps_and_vectors():
         head.init(jax.random.key(0), {"feature": jnp.ones((3, 4, 5))})
 
 
-def test_extremes():
+def test_extreme_parameters_and_masked_batches_stay_finite():
     kd, given = made(optimizer=optax.sgd(0.1)), tiny.batch(1)
     start = kd.init(jax.random.key(1), given)
     huge = start._replace(student=start.student._replace(params=jax.tree.map(lambda x: 1e4 * x, start.student.params)))
@@ -131,11 +131,11 @@ def test_extremes():
     tiny.assert_equal(after.student, start.student)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="expected at least one, got none"):
         made({})
-    with pytest.raises(ValueError, match="another name for an exit than 'ce'"):
+    with pytest.raises(ValueError, match="the name 'ce' is reserved"):
         made({"ce": EXITS["early"]})
     with pytest.raises(ValueError, match=r"alpha: expected a number from 0 to 1.*got 1.5"):
         made(alpha=1.5)

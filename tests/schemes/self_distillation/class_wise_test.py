@@ -1,4 +1,4 @@
-"""CS-KD: the published loss, its fixed target, and the same numbers anywhere."""
+"""`schemes.class_wise`: value and gradient, fixed target, resume, errors."""
 
 import jax
 import numpy as np
@@ -26,13 +26,13 @@ def plain(optimizer=SGD):
     return jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=optimizer)
 
 
-def test_value_and_gradient():
+def test_step_matches_float64_value_and_gradient():
     kd = class_wise(tiny.student, optimizer=optax.sgd(1.0), weight=0.7, temperature=2.5)
     given = batch(8)
     start = kd.init(jax.random.key(1), given)
     after, metrics = jax.jit(kd.step)(start, given)
     params = self_runs.double(start.student.params)
-    target = self_runs.forward(params, given["pair"])[0]  # held fixed
+    target = self_runs.forward(params, given["pair"])[0]  # a constant
 
     def loss(params):
         logits = self_runs.forward(params, given["image"])[0]
@@ -42,13 +42,13 @@ def test_value_and_gradient():
     self_runs.assert_slopes(loss, params, jax.tree.map(np.subtract, params, self_runs.double(after.student.params)))
 
 
-def test_the_published_defaults():
+def test_defaults_are_the_published_values():
     found = self_runs.run(class_wise(tiny.student, optimizer=SGD), [batch(8)])[1]
     same = self_runs.run(class_wise(tiny.student, optimizer=SGD, weight=1.0, temperature=4.0), [batch(8)])[1]
     assert found == same
 
 
-def test_an_example_that_is_its_own_partner_teaches_nothing():
+def test_example_as_its_own_partner_gives_zero_distillation():
     given = {**tiny.batch(8), "pair": tiny.batch(8)["image"]}
     state, found = self_runs.run(class_wise(tiny.student, optimizer=SGD), [given])
     expected, _ = self_runs.run(plain(), [given])
@@ -56,7 +56,7 @@ def test_an_example_that_is_its_own_partner_teaches_nothing():
     tiny.assert_close(state.student, expected.student, rtol=1e-6, atol=1e-7)
 
 
-def test_a_batch_without_partners_is_evaluated():
+def test_evaluation_without_partners():
     kd = class_wise(tiny.student, optimizer=SGD)
     state = kd.init(jax.random.key(0), batch(8))
     found = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
@@ -65,7 +65,7 @@ def test_a_batch_without_partners_is_evaluated():
     assert (found["accuracy"], found["nll"]) == (expected["accuracy"], expected["nll"])
 
 
-def test_extremes():
+def test_extreme_parameters_and_masked_batches_stay_finite():
     kd = class_wise(tiny.student, optimizer=optax.sgd(0.1))
     given = batch(1)
     start = kd.init(jax.random.key(1), given)
@@ -77,7 +77,7 @@ def test_extremes():
     tiny.assert_equal(after.student, start.student)
 
 
-def test_trained_on_pairs_and_resumed(tmp_path):
+def test_resume_on_pairs_is_exact(tmp_path):
     whole = data.from_arrays(
         np.random.default_rng(0).integers(0, 255, (21, 4, 4, 2), dtype=np.uint8), np.arange(21) % 3
     )
@@ -97,7 +97,7 @@ def test_trained_on_pairs_and_resumed(tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.state.student))
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     kd = class_wise(tiny.student, optimizer=SGD)
     with pytest.raises(ValueError, match="'pair': there is no such name"):
         kd.init(jax.random.key(0), tiny.batch(4))

@@ -1,4 +1,4 @@
-"""DDGSD: the loss of its five terms, what is held fixed in it, and the same numbers anywhere."""
+"""`schemes.two_views`: value and gradient, fixed targets, distortions, errors."""
 
 import functools
 
@@ -27,13 +27,13 @@ def made(**options):
     return two_views(tiny.student, **{"optimizer": SGD, "feature": "vector", **options})
 
 
-def test_value_and_gradient():
+def test_step_matches_float64_value_and_gradient():
     kd = made(optimizer=optax.sgd(1.0), weight=0.7, temperature=2.5, feature_weight=3.0)
     given = batch(8)
     start = kd.init(jax.random.key(1), given)
     after, metrics = jax.jit(kd.step)(start, given)
     params = self_runs.double(start.student.params)
-    targets = [self_runs.forward(params, given[name])[0] for name in ("image", "view")]  # held fixed
+    targets = [self_runs.forward(params, given[name])[0] for name in ("image", "view")]  # constants
 
     def loss(params):
         (one, f), (two, g) = (self_runs.forward(params, given[name]) for name in ("image", "view"))
@@ -45,7 +45,7 @@ def test_value_and_gradient():
     self_runs.assert_slopes(loss, params, jax.tree.map(np.subtract, params, self_runs.double(after.student.params)))
 
 
-def test_two_equal_views_teach_nothing():
+def test_equal_views_give_zero_distillation():
     given = {**tiny.batch(8), "view": tiny.batch(8)["image"]}
     found = self_runs.run(made(), [given])[1][0]
     assert found["ce"] == pytest.approx(found["ce_view"], rel=1e-6)
@@ -53,7 +53,7 @@ def test_two_equal_views_teach_nothing():
     assert max(abs(found[name]) for name in ("kl", "kl_view", "mmd")) < 1e-8
 
 
-def test_without_weights_it_is_training_on_both_views():
+def test_zero_weights_train_on_both_views():
     objective = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
     plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.2))
     batches = [batch(8, i) for i in range(3)]
@@ -61,12 +61,12 @@ def test_without_weights_it_is_training_on_both_views():
         {"image": np.concatenate([b["image"], b["view"]]), "label": np.concatenate([b["label"], b["label"]])}
         for b in batches
     ]
-    expected, _ = self_runs.run(plain, both)  # twice the rate: its loss is the mean of what is added up here
+    expected, _ = self_runs.run(plain, both)  # twice the rate, as its loss is a mean and not a sum
     state, _ = self_runs.run(made(optimizer=optax.sgd(0.1), weight=0.0, feature_weight=0.0), batches)
     tiny.assert_close(state.student, expected.student)
 
 
-def test_the_views_can_be_exchanged():
+def test_exchanged_views_give_the_same_step():
     given = batch(8)
     swapped = {**given, "image": given["view"], "view": given["image"]}
     (state, found), (other, back) = (self_runs.run(made(), [one]) for one in (given, swapped))
@@ -74,7 +74,7 @@ def test_the_views_can_be_exchanged():
     assert found[0]["kl"] == pytest.approx(back[0]["kl_view"], rel=1e-5)
 
 
-def test_with_distortions():
+def test_views_from_random_distortions():
     augment = data.compose(
         functools.partial(data.random_crop_flip, seed=0, padding=1),
         functools.partial(data.normalize, mean=(0.5, 0.5), std=(0.25, 0.25)),
@@ -90,13 +90,13 @@ def test_with_distortions():
     tiny.assert_close(other, state, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_feature():
+def test_feature_none_omits_the_term():
     found = self_runs.run(made(feature=None), [batch(4)])[1][0]
     assert "mmd" not in found
     assert {"ce", "ce_view", "kl", "kl_view"} <= found.keys()
 
 
-def test_extremes():
+def test_extreme_parameters_and_masked_batches_stay_finite():
     kd, given = made(optimizer=optax.sgd(0.1)), batch(1)
     start = kd.init(jax.random.key(1), given)
     huge = start._replace(student=start.student._replace(params=jax.tree.map(lambda x: 1e4 * x, start.student.params)))
@@ -107,7 +107,7 @@ def test_extremes():
     tiny.assert_equal(after.student, start.student)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="'view': there is no such name"):
         made().init(jax.random.key(0), tiny.batch(4))
     with pytest.raises(ValueError, match=r"student entry 'pooled'"):

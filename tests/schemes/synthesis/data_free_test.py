@@ -1,4 +1,4 @@
-"""Data-free distillation: no data is read, the student learns all the same, and any placement gives the same run."""
+"""`schemes.data_free`: state, placement, resume, learning without data, errors."""
 
 import chex
 import flax.linen as nn
@@ -15,8 +15,8 @@ from jaxkd.adapters.batch_statistics import with_batch_statistics
 from jaxkd.data.noise import Noise
 from jaxkd.models.generator import Generator
 from jaxkd.normalization import replicas
-from jaxkd.schemes.synthesis.data_free import data_free
 from jaxkd.schemes.synthesis import cmi, dafl, inversion
+from jaxkd.schemes.synthesis.data_free import data_free
 from jaxkd.training import fit
 from tests import tiny
 
@@ -24,7 +24,7 @@ CLASSES, SIZE = 3, 5
 
 
 class Net(nn.Module):
-    """A BatchNorm between a convolution and a mean."""
+    """A network with one BatchNorm."""
 
     width: int = 4
 
@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 class Deep(nn.Module):
-    """One that can read digits."""
+    """A network for digits."""
 
     width: int
 
@@ -92,7 +92,7 @@ def run(kd, step, given, size=8):
 
 @pytest.fixture(scope="module")
 def reference():
-    """Four steps on one device, of batches of six, so that rounds end and begin, and what was counted on the way."""
+    """Four steps on one device, in which rounds end and begin."""
     kd, traces = distiller("cmi"), []
 
     def step(state, batch):
@@ -103,7 +103,7 @@ def reference():
     return kd, state, found, len(traces)
 
 
-def test_the_state_keeps_its_form_and_the_teacher_its_weights(reference):
+def test_state_structure_and_teacher_are_constant(reference):
     kd, state, found, traces = reference
     start = kd.init(jax.random.key(1), batches(1, 6)[0])
     chex.assert_trees_all_equal_shapes_and_dtypes(state, start)
@@ -117,8 +117,8 @@ def test_the_state_keeps_its_form_and_the_teacher_its_weights(reference):
     assert all(np.isfinite(list(one.values())).all() for one in found)
 
 
-def test_a_checked_shard_map(reference):
-    """Six examples on four devices are padded, and a padded example is as if it were not there."""
+def test_shard_map_equals_jit(reference):
+    """Six examples are padded on four devices; padding must not change the result."""
     kd, expected, metrics, _ = reference
     mesh = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
     whole, axis = PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)
@@ -127,12 +127,12 @@ def test_a_checked_shard_map(reference):
         state, found = run(kd, step, [jaxkd.parallel.pad(batch, 4) for batch in batches(4, 6)], 6)
     for one, other in zip(found, metrics, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-4)
-    # Adam's first updates are of the size of the rate whatever the gradient's: rounding shows where that is near 0.
+    # Adam's first updates have the size of the learning rate, so that gradients near 0 amplify rounding errors.
     tiny.assert_close(state, expected, rtol=5e-3, atol=5e-4)
 
 
-def test_dafl_is_its_definition():
-    """One step by hand: the generator's gradient by the formula, then the student on the images of before it."""
+def test_dafl_step_matches_its_definition():
+    """One step written out: the generator's gradient, then the student on the images before the update."""
     kd = data_free(
         jaxkd.distill(STUDENT, TAUGHT, OBJECTIVE, optimizer=SGD),
         dafl(TAUGHT, GENERATOR, optax.sgd(0.1), feature="pooled"),
@@ -159,14 +159,14 @@ def test_dafl_is_its_definition():
     tiny.assert_close(new.student, jax.jit(plain.step)(inner, seen)[0].student, rtol=1e-4)
 
 
-def test_the_synthesiser_does_not_move_the_student_that_it_asks():
+def test_synthesizer_does_not_change_the_student():
     still = jaxkd.distill(STUDENT, TAUGHT, OBJECTIVE, optimizer=optax.set_to_zero())
     kd = data_free(still, MAKERS["cmi"]())
     state, _ = run(kd, jax.jit(kd.step), batches(2))
     tiny.assert_equal(state.student.params, kd.init(jax.random.key(1), batches(1)[0]).student.params)
 
 
-def test_a_run_on_noise_is_resumed(tmp_path):
+def test_resume_on_noise_is_exact(tmp_path):
     kd, noise = distiller("dafl"), Noise(8, SIZE, CLASSES, examples=24)
     options = {"key": jax.random.key(3), "progress": False, "chunk": 1}
     whole = fit(kd, noise, steps=5, **options)
@@ -185,7 +185,7 @@ LARGE, SMALL = adapters.linen(Deep(16)), adapters.linen(Deep(12))
 
 @pytest.fixture(scope="module")
 def digits_teacher():
-    """Trained on the training set; the last to see it."""
+    """Trained on the training set, which nothing else reads."""
     objective = term(losses.cross_entropy, "student/logits", "batch/label")
     kd = jaxkd.distill(LARGE, teachers.none(), objective, optimizer=optax.adam(5e-3))
     rows = np.random.default_rng(0).integers(0, 1000, (200, 128))
@@ -197,7 +197,7 @@ def digits_teacher():
 
 
 @each
-def test_a_student_learns_without_data(name, digits_teacher, monkeypatch):
+def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
     generator = adapters.linen(Generator((8, 8), 1, features=(16, 8)), inputs="noise")
     synthesis = {
         "dafl": lambda: dafl(digits_teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0),
@@ -236,26 +236,26 @@ def test_a_student_learns_without_data(name, digits_teacher, monkeypatch):
     assert scores[1] > 0.55
 
 
-# --- Mistakes ---------------------------------------------------------------------------------------------------------
+# --- Errors -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_image_that_was_not_made_is_refused():
+def test_batch_with_an_image_raises():
     kd = distiller("dafl")
     (batch,) = batches(1)
-    with pytest.raises(ValueError, match=r"expected a batch without what is made for it, got 'image'"):
+    with pytest.raises(ValueError, match=r"expected a batch without the entries that are synthesized, got 'image'"):
         kd.init(jax.random.key(0), {**batch, "image": IMAGES[:8]})
     state = kd.init(jax.random.key(0), batch)
-    with pytest.raises(ValueError, match=r"expected a batch without what is made for it, got 'image'"):
+    with pytest.raises(ValueError, match=r"expected a batch without the entries that are synthesized, got 'image'"):
         kd.step(state, {**batch, "image": IMAGES[:8]})
 
 
 @pytest.mark.parametrize("name", ["inversion", "cmi"])
-def test_other_mistakes(name):
+def test_invalid_batches_and_states_raise(name):
     kd = distiller(name)
-    with pytest.raises(ValueError, match=r"'label'.*by classes="):
+    with pytest.raises(ValueError, match=r"'label' if classes= is given"):
         kd.init(jax.random.key(0), next(iter(Noise(8, SIZE))))
     state = kd.init(jax.random.key(0), batches(1)[0])
-    with pytest.raises(ValueError, match=r"expected batches of 8 examples, as the one that init saw, got 6"):
+    with pytest.raises(ValueError, match=r"expected batches of 8 examples, as the one at init, got 6"):
         kd.step(state, batches(1, 6)[0])
     plain = jaxkd.distill(STUDENT, TAUGHT, OBJECTIVE, optimizer=SGD).init(jax.random.key(0), REAL)
     with pytest.raises(ValueError, match=r"no opt_state\['synthesis'\]"):

@@ -1,4 +1,4 @@
-"""The parts of the synthesisers: every term is its formula, on any devices, and a pool is a ring of rounds."""
+"""Parts of the synthesizers: terms against NumPy, masks, devices, rounds, views, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def disagreement(student, teacher):
 
 
 def contrastive(local, other):
-    """Everything in one matrix, as a definition would have it: batch first, then memory."""
+    """All pairs in one matrix, batch first, then memory."""
 
     def embed(x):
         first, second = (jax.tree.map(np.float64, layer) for layer in HEAD)
@@ -105,25 +105,24 @@ every_term = pytest.mark.parametrize("name", TERMS)
 
 
 def slope(function, x, *rest, **options):
-    """By the first argument; that of the whole batch, on each device for its own examples."""
+    """Value and gradient by the first argument; on each device, the gradient of its own examples."""
     axis_name = options.get("axis_name")
     value, _, own = gradient(lambda x: (function(x, *rest, **options), None), x, None)
     return value, own if axis_name is None else own / jax.lax.axis_size(axis_name)
 
 
 def compiled(function):
-    """Quicker than one operation after the other."""
     return jax.jit(lambda x, rest, options: slope(function, x, *rest, **options))
 
 
 @every_term
-def test_the_formula(name):
+def test_term_matches_float64_reference(name):
     function, reference, arguments = TERMS[name]
     np.testing.assert_allclose(jax.jit(function)(*arguments), reference(*arguments), rtol=2e-6)
 
 
 @every_term
-def test_the_gradient_is_that_of_the_formula(name):
+def test_term_gradient_matches_finite_differences(name):
     function, reference, (x, *rest) = TERMS[name]
     found = compiled(function)(x, rest, {})[1]
     for _ in range(3):
@@ -133,7 +132,7 @@ def test_the_gradient_is_that_of_the_formula(name):
 
 
 @every_term
-def test_masked_is_dropped(name):
+def test_term_masked_equals_dropped(name):
     function, _, (x, *rest) = TERMS[name]
     run = compiled(function)
     expected, own = run(x[MASK], [y[MASK] for y in rest], {})
@@ -145,7 +144,7 @@ def test_masked_is_dropped(name):
 
 
 @every_term
-def test_the_batch_is_that_of_all_devices(name):
+def test_term_over_devices_equals_one_device(name):
     function, _, (x, *rest) = TERMS[name]
     options = {"mask": jnp.asarray(MASK)}
     expected, own = compiled(function)(x, rest, options)
@@ -175,8 +174,8 @@ def test_extremes_stay_finite(name):
     assert not found["none"][1].any()
 
 
-def test_terms_know_what_they_are_for():
-    """The value at the ideal, and that it is one."""
+def test_terms_are_lowest_at_their_ideal():
+    """Value at the ideal input, and that other inputs are higher."""
     classes = 10 * np.eye(4, dtype=np.float32)
     entropy, compete, contrasted = (jax.jit(f) for f in (terms.information_entropy, terms.competition, of_memory))
     assert float(entropy(classes)) == pytest.approx(-np.log(4), abs=1e-4)
@@ -186,7 +185,7 @@ def test_terms_know_what_they_are_for():
     assert float(contrasted(SEEN["global"], SEEN["global"])) < float(contrasted(SEEN["global"][::-1], SEEN["global"]))
 
 
-def test_the_head_learns_from_the_memory_and_the_other_view_gets_no_gradient():
+def test_contrast_trains_the_head_and_not_the_global_view():
     empty = np.zeros(5, bool)
     options = {"seen": SEEN, "memory": MEMORY}
     learn = jax.jit(jax.grad(lambda h, r: contrast(h, remembered=r, **options)))
@@ -203,20 +202,20 @@ def entries(value, rows=2):
     return {"image": jnp.full((rows, 2, 2, 1), value, jnp.float32), "label": jnp.full(rows, int(value), jnp.int32)}
 
 
-def test_the_best_of_a_round_goes_into_a_ring():
+def test_best_batch_of_a_round_enters_the_ring():
     state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
     described = jax.tree.map(jax.typeof, state)
     finish = jax.jit(lambda state, x, cost: rounds.finish(state, x, cost, 3))
-    # Rounds of three updates; the best are the second, the first and the third.
+    # Rounds of three updates, with the lowest cost at the second, the first and the third.
     for value, cost in [(1, 5.0), (2, 3.0), (3, 4.0), (4, 1.0), (5, 2.0), (6, 3.0), (7, 9.0), (8, 8.0), (9, 7.0)]:
         state = finish(state, entries(float(value)), jnp.float32(cost))
     assert jax.tree.map(jax.typeof, state) == described
-    assert state["pool"]["label"].tolist() == [[9, 9], [4, 4]]  # the first has made room
+    assert state["pool"]["label"].tolist() == [[9, 9], [4, 4]]  # the first batch was replaced
     assert state["pool"]["image"][:, :, 0, 0, 0].tolist() == [[9, 9], [4, 4]]
     assert (int(state["rounds"]), int(state["age"])) == (3, 0)
 
 
-def test_a_round_that_is_not_finite_ends():
+def test_round_without_finite_costs_ends():
     state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
     for value, cost in [(1, jnp.nan), (2, jnp.inf)]:
         state = rounds.finish(state, entries(float(value)), jnp.float32(cost), 2)
@@ -224,7 +223,7 @@ def test_a_round_that_is_not_finite_ends():
     assert int(state["rounds"]) == 1
 
 
-def test_the_student_draws_from_what_there_is():
+def test_draw_uses_filled_slots_only():
     state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=3)
     places, key = jnp.arange(40), jax.random.key(0)
     now = entries(7.0, 40)
@@ -234,17 +233,17 @@ def test_the_student_draws_from_what_there_is():
     for value in (1.0, 2.0):
         state = rounds.finish(state, entries(value), jnp.float32(0), 1)
     drawn = draw(state, key, places, now["image"], now["label"])
-    assert set(drawn["label"].tolist()) == {1, 2}  # and nothing of the slot that is empty
+    assert set(drawn["label"].tolist()) == {1, 2}  # nothing of the empty slot
     np.testing.assert_array_equal(drawn["image"][:, 0, 0, 0], drawn["label"])
     some = draw(state, key, places[10:20], now["image"][:10], now["label"][:10])
-    np.testing.assert_array_equal(some["label"], drawn["label"][10:20])  # by the place alone
+    np.testing.assert_array_equal(some["label"], drawn["label"][10:20])  # a draw depends on the position only
 
 
 # --- Views and generators ---------------------------------------------------------------------------------------------
 
 
-def test_a_view_is_a_part_of_the_image():
-    ramp = jnp.arange(8.0)[:, None, None] + jnp.zeros((8, 8, 1))  # brighter downwards: mirroring leaves it
+def test_resized_crop_is_a_part_of_the_image():
+    ramp = jnp.arange(8.0)[:, None, None] + jnp.zeros((8, 8, 1))  # mirroring does not change it
     across = ramp.swapaxes(0, 1)
     keys = jax.random.split(jax.random.key(0), 200)
     views = jax.jit(jax.vmap(resized_crop_and_flip, in_axes=(0, None)))
@@ -257,11 +256,11 @@ def test_a_view_is_a_part_of_the_image():
     assert float(spread.max()) > 6.5
     assert float(down.min()) >= -1e-5
     assert float(down.max()) <= 7 + 1e-5
-    # Flat pictures stay what they are.
+    # Constant images do not change.
     np.testing.assert_allclose(views(keys, jnp.ones((8, 8, 1))), np.ones((200, 8, 8, 1)), rtol=1e-6)
 
 
-def test_a_generator_makes_normalised_images():
+def test_generator_makes_normalized_images():
     generator = Generator((8, 4), 3, features=(8, 4, 4))
     noise = jax.random.normal(jax.random.key(0), (64, 5))
     variables = jax.jit(generator.init)(jax.random.key(1), noise)
@@ -275,7 +274,7 @@ def test_a_generator_makes_normalised_images():
         generator.init(jax.random.key(1), noise[0])
 
 
-# --- Mistakes ---------------------------------------------------------------------------------------------------------
+# --- Errors -----------------------------------------------------------------------------------------------------------
 
 NOISE = {"noise": jax.ShapeDtypeStruct((8, 5), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
 GENERATOR = jaxkd.adapters.linen(Generator((4, 4), 2, features=(3,)), inputs="noise")
@@ -312,13 +311,13 @@ def made(synthesis, batch):
         (lambda: invert(jitter=-1), "jitter: expected a number of pixels"),
         (lambda: invert(competition=1.0), "a weight of 1.0; give student="),
         (invert, "'batch_statistics'.*with_batch_statistics"),
-        (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' by classes="),
+        (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' if classes= is given"),
         (lambda: contrasted(features=[]), "features: expected at least one"),
         (lambda: contrasted(temperature=0.0), "temperature: expected a positive"),
         (lambda: contrasted(adversarial=0.5), "a weight of 0.5; give student="),
         (lambda: contrasted(memory=4, statistics=0.0), "memory: expected at least a batch of 8"),
     ],
 )
-def test_mistakes(make, message):
+def test_invalid_arguments_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Few-sample distillation is least squares, layer after layer, and what it finds is in the kernel: no more, no less."""
+"""`schemes.few_sample`: least squares layer by layer, merged into the kernels."""
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ LAYERS = {
 
 
 def randomised(variables, seed, scale=0.3):
-    """Nothing at zero or one, so that biases and statistics matter; variances stay positive."""
+    """Moves all parameters away from 0 and 1, so that biases and statistics matter."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + rng.uniform(-scale, scale, size=x.shape).astype(x.dtype), variables)
 
@@ -65,8 +65,8 @@ def rows(batch):
 
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
-def test_the_solution_is_that_of_least_squares(affine, ridge):
-    """Over all batches of the layer, in float64; with a ridge, that of its own equation."""
+def test_solution_matches_float64_least_squares(affine, ridge):
+    """Float64 least squares over all batches of the layer, or the ridge solution."""
     layers = {"one": LAYERS["one"]._replace(affine=affine)}
     kd = few_sample(MODEL, TEACHER, layers, steps=3, ridge=ridge, variables=COMPRESSED)
     batches = [tiny.batch(4, i) for i in range(3)]
@@ -85,14 +85,14 @@ def test_the_solution_is_that_of_least_squares(affine, ridge):
     offset = mixing[4] if affine else 0
     np.testing.assert_allclose(state.student.params["Conv_0"]["kernel"], kernel @ mixing[:4], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(state.student.params["Conv_0"]["bias"], bias @ mixing[:4] + offset, rtol=1e-3, atol=2e-4)
-    # What was folded is what the layer now says, on any input.
+    # The merged layer computes the fitted map on any input.
     held_out = tiny.batch(4, 9)
     before, after = (np.asarray(outputs(v, held_out)["one"]) for v in (COMPRESSED, state.student))
     np.testing.assert_allclose(after, before @ mixing[:4] + offset, rtol=1e-3, atol=5e-4)
 
 
-def test_the_equations_are_solved_to_the_accuracy_of_float32():
-    """Where channels are alike and differ in size: the equations' condition is 400, beside scales of 10⁻³ to 10³."""
+def test_solve_reaches_float32_accuracy():
+    """On correlated channels: the equations have condition 400, beside scales of 10⁻³ to 10³."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(400, 6)))[0] * np.geomspace(1, 0.05, 6)
     x = (basis @ np.linalg.qr(rng.normal(size=(6, 6)))[0]) * np.geomspace(1e-3, 1e3, 6)
@@ -103,7 +103,7 @@ def test_the_equations_are_solved_to_the_accuracy_of_float32():
     np.testing.assert_allclose(x @ found, x @ expected, atol=2e-4 * np.abs(x @ expected).max())
 
 
-def test_each_layer_sees_what_those_before_have_become():
+def test_layer_is_fitted_after_earlier_layers_are_repaired():
     batches = [tiny.batch(4, i) for i in range(6)]
     whole = few_sample(MODEL, TEACHER, LAYERS, steps=2, variables=COMPRESSED)
     state, found = run(whole, batches)
@@ -113,10 +113,10 @@ def test_each_layer_sees_what_those_before_have_become():
         part = few_sample(MODEL, TEACHER, {name: LAYERS[name]}, steps=2, variables=student)
         student = run(part, batches[2 * i : 2 * i + 2])[0].student
     tiny.assert_close(state.student, student, rtol=1e-4, atol=1e-5)
-    # The residual of a layer falls when it is folded.
+    # The residual of a layer falls when its solution is merged.
     fitted = [one["residual/one"] for one in found]
     assert fitted[2] < 0.5 * fitted[0]
-    # What one layer is fitted to leaves the others as they are.
+    # Fitting one layer does not change the others.
     first, _ = run(whole, batches[:2])
     rest = {name: value for name, value in first.student.params.items() if name != "Conv_0"}
     tiny.assert_equal(rest, {name: COMPRESSED.params[name] for name in rest})
@@ -124,7 +124,7 @@ def test_each_layer_sees_what_those_before_have_become():
 
 
 def mixed(variables, seed):
-    """Every layer's output channels mixed at random. Behind a nonlinearity only that of the layer itself is undone."""
+    """Mixes every layer's output channels at random."""
     rng = np.random.default_rng(seed)
     params = {name: dict(layer) for name, layer in variables.params.items()}
     for name in ("Conv_0", "Conv_1", "Dense_0"):
@@ -143,13 +143,13 @@ def test_mixed_channels_are_restored():
     tiny.assert_close(outputs(state.student, held_out), outputs(ORIGINAL, held_out), rtol=2e-3, atol=2e-3)
 
 
-def test_one_that_is_the_teacher_stays_bit_for_bit():
+def test_student_equal_to_the_teacher_is_unchanged():
     state, found = run(few_sample(MODEL, TEACHER, LAYERS, variables=ORIGINAL), [tiny.batch(4, i) for i in range(3)])
     tiny.assert_equal(state.student, ORIGINAL)
     assert found[0]["loss"] == 0
 
 
-def test_after_the_last_layer_nothing_changes():
+def test_steps_after_the_last_layer_change_nothing():
     batches = [tiny.batch(4, i) for i in range(6)]
     done, _ = run(WHOLE, batches[:3])
     later, found = run(WHOLE, batches)
@@ -158,8 +158,8 @@ def test_after_the_last_layer_nothing_changes():
     assert found[-1]["layer"] == 2
 
 
-def test_a_pruned_dense_net_is_fitted_to_its_teachers_channels():
-    """Half of the hidden units stay; some of what the others did moves to them."""
+def test_pruned_network_is_fitted_to_selected_channels():
+    """Half of the hidden units are pruned."""
 
     class Net(nn.Module):
         width: int
@@ -212,7 +212,7 @@ def test_nnx_modules():
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 def test_fewer_examples_than_channels(ridge):
-    """What they leave open stays as it was; what they say is fitted."""
+    """Directions that the examples do not determine are unchanged; the others are fitted."""
     model = adapters.plain(lambda key, x: {"kernel": jnp.eye(6)}, lambda w, x: x @ w["kernel"], inputs="x")
     rng = np.random.default_rng(0)
     target = jnp.float32(np.eye(6) + rng.normal(size=(6, 6)))
@@ -223,7 +223,7 @@ def test_fewer_examples_than_channels(ridge):
     mixing = np.asarray(state.student.params["kernel"])
     assert np.isfinite(mixing).all()
     np.testing.assert_allclose(x @ mixing, x @ np.asarray(target), rtol=1e-2, atol=2e-4 if not ridge else 2e-2)
-    # Directions without data, in the metric of the channels' squares: the change is 0 there.
+    # In directions without data, with channels scaled to unit squares, the change is 0.
     change, scale = mixing - np.eye(6), np.sqrt((x**2).sum(0))
     unseen = np.linalg.svd(x / scale)[2][2:]
     np.testing.assert_allclose(unseen @ (scale[:, None] * change), 0, atol=1e-3)
@@ -240,8 +240,8 @@ def test_extreme_inputs_stay_finite():
     tiny.assert_equal(run(WHOLE, empty)[0].student, COMPRESSED)
 
 
-def test_a_masked_example_is_as_if_dropped():
-    """Even one that is not a number."""
+def test_masked_examples_equal_dropped_examples():
+    """Even if masked values are NaN."""
     masked, dropped = [], []
     for batch in [tiny.batch(6, i) for i in range(3)]:
         keep = np.array([True, False, True, True, False, True])
@@ -255,8 +255,8 @@ def test_a_masked_example_is_as_if_dropped():
         assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
 
-def test_several_layers_on_several_devices():
-    """Four examples on three devices are padded."""
+def test_pmap_equals_jit_over_several_layers():
+    """Four examples are padded on three devices."""
     batches = [tiny.batch(4, i) for i in range(4)]
     expected, metrics = run(WHOLE, batches)
     placed = jaxkd.parallel.pmap(WHOLE, jax.devices()[:3], replicas=1)
@@ -266,7 +266,7 @@ def test_several_layers_on_several_devices():
     tiny.assert_close(state.student, expected.student, rtol=1e-3, atol=1e-4)
 
 
-def test_a_checked_shard_map():
+def test_shard_map_equals_jit():
     spec, mesh = jax.sharding.PartitionSpec, Mesh(np.array(jax.devices()[:2]), (jaxkd.DATA_AXIS,))
     split = spec(jaxkd.DATA_AXIS)
     step = jax.jit(jax.shard_map(WHOLE.step, mesh=mesh, in_specs=(spec(), split), out_specs=spec()))
@@ -275,7 +275,7 @@ def test_a_checked_shard_map():
     tiny.assert_close(state.student, run(WHOLE, batches)[0].student, rtol=1e-3, atol=1e-4)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     def made(**changed):
         return few_sample(MODEL, TEACHER, {"a": LAYERS["one"]._replace(**changed)}, variables=COMPRESSED)
 
@@ -294,7 +294,7 @@ def test_mistakes():
         r"layer 'a', kernel 'Conv_0/kernal'.*did you mean 'Conv_0/kernel'": {"kernel": "Conv_0/kernal"},
         r"layer 'a', bias 'b'": {"bias": "b"},
         r"expected outputs of one shape, got \[2, 4, 4, 4\].*channels=": {"teacher": "two"},
-        r"channels: expected those of float32\[2, 4, 4, 4\], got \(0, 4\)": {"channels": (0, 4)},
+        r"channels: expected indices of the channels of float32\[2, 4, 4, 4\], got \(0, 4\)": {"channels": (0, 4)},
         r"kernel 'Conv_1/kernel': expected \[..., 4\]": {"kernel": "Conv_1/kernel"},
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Knowledge flow begins with the teachers' layers and ends with the student alone: the same numbers at either end."""
+"""`schemes.knowledge_flow`: equals distillation without flow, and ends independent of the teachers."""
 
 import flax.linen as nn
 import jax
@@ -49,8 +49,8 @@ def run(kd, steps, step=None, state=None, size=8):
     return state, found
 
 
-def test_without_flow_it_is_plain_distillation():
-    """λ = 0 from the start: the same losses and the same parameters, bit for bit."""
+def test_flow_of_zero_equals_plain_distillation():
+    """With λ = 0 from the start, losses and parameters are bit-identical."""
     expected, metrics = run(OFFLINE, 4)
     kd = flowing(0.0)
     start = kd.init(KEY, tiny.batch(8))
@@ -61,8 +61,8 @@ def test_without_flow_it_is_plain_distillation():
     assert all(one["alone"] == one["dependence"] == 0 for one in found)
 
 
-def test_the_student_runs_alone_in_the_end():
-    """Dependence falls, weights and maps learn and then stay, and the exported student says the same."""
+def test_student_is_independent_when_the_schedule_ends():
+    """Dependence falls, mixing weights and maps train, and the exported student evaluates the same."""
     kd = flowing(optax.linear_schedule(1.0, 0.0, 4))
     start = kd.init(KEY, tiny.batch(8))
     before, found = run(kd, 4)
@@ -71,7 +71,7 @@ def test_the_student_runs_alone_in_the_end():
     assert [one["alone"] > 0 for one in found] == [True] * 4
     for old, new in zip(*(jax.tree.leaves(s.student.params["flow"]) for s in (start, before)), strict=True):
         assert (old != new).any()
-    # The momentum still moves them once the gradients are exactly 0: its trace only decays.
+    # Momentum still changes them once gradients are exactly 0, with a decaying trace.
     after, found = run(kd, 1, state=before)
     assert found[0]["dependence"] == found[0]["alone"] == 0
     trace, decayed = (s.opt_state["student"][0].trace["flow"] for s in (before, after))
@@ -83,8 +83,8 @@ def test_the_student_runs_alone_in_the_end():
     assert tiny.numbers(jax.jit(kd.evaluate)(before._replace(step=jnp.int32(0)), tiny.batch(8, 9)))["dependence"] > 0
 
 
-def test_the_dependence_loss_alone_frees_the_student():
-    """As in the paper, without a schedule of the mixing."""
+def test_dependence_loss_alone_reduces_dependence():
+    """As in the paper, without a schedule of the flow."""
     objective = combine(**TASK, alone=dependence_loss(weight=5.0))
     _, found = run(flowing(1.0, objective), 30)
     assert found[-1]["dependence"] < 0.2 * found[0]["dependence"]
@@ -102,7 +102,7 @@ def test_layers_of_several_teachers():
     np.testing.assert_allclose(found[0]["dependence/stem"], 0.5, rtol=1e-6)
 
 
-def test_mistakes():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match=r"mix 'a', teacher output 'mop'.*did you mean 'map'"):
         flowing(1.0, mixes={"a": Mix("stem", ["mop"])}).init(KEY, tiny.batch(8))
     with pytest.raises(ValueError, match=r"jaxkd\.schemes\.knowledge_flow"):
@@ -110,4 +110,4 @@ def test_mistakes():
     averaged = teachers.ema(PLAIN)
     with pytest.raises(Exception) as error:
         flowing(1.0, teacher=averaged).init(KEY, tiny.batch(8))
-    assert "outputs before there is a student" in "".join(error.value.__notes__)
+    assert "outputs that do not depend on the student" in "".join(error.value.__notes__)
