@@ -17,6 +17,7 @@ from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
     NOISE,
+    STATISTICS,
     Synthesis,
     device_key,
     generated,
@@ -27,6 +28,7 @@ from jaxkd.schemes.synthesis.contract import (
     output_of,
     outputs_of,
     reported,
+    teacher_shapes,
     updated,
     with_student,
     zeros,
@@ -125,26 +127,25 @@ def cmi(
         return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in ("logits", *features, *(["batch_statistics"] if statistics else [])):
-            output_of("cmi", taught, name, _HINT)
-        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, features), taught).shape[1]
+        names = "logits", *features, *([STATISTICS] if statistics else [])
+        outputs = teacher_shapes("cmi", teacher, teacher_state, batch, *names)
+        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, features), outputs).shape[1]
         if rows > memory:
             raise ValueError(f"cmi, memory: expected at least a batch of {rows} images, got {memory}.")
         generator_key, first, second = jax.random.split(key, 3)
-        made = strong(generator.init(generator_key, zeros(batch)))
+        model_variables = strong(generator.init(generator_key, zeros(batch)))
         head = [dense_init(first, width, width), dense_init(second, width, embedding)]
         noise = jnp.zeros(batch[NOISE].shape, jnp.float32)
-        kept = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
+        views = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
         return {
-            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | kept, slots),
+            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | views, slots),
             "memory": {name: jnp.zeros((memory, width), jnp.float32) for name in _VIEWS},
-            _GENERATOR: made,
+            _GENERATOR: model_variables,
             "noise": noise,
             "label": jnp.zeros(rows, jnp.int32),
             _HEAD: head,
             "optimizer": {
-                _GENERATOR: strong(optimizer.init((made.params, noise))),
+                _GENERATOR: strong(optimizer.init((model_variables.params, noise))),
                 _HEAD: strong(optimizer.init(head)),
             },
         }
@@ -155,7 +156,8 @@ def cmi(
         size, mask, axis_name = needs("cmi", batch, NOISE, LABEL), checks.example_mask(batch), adapters.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["label"].shape[0]
-        rounds.fits("cmi", rows, size, mask, axis_name)
+        rounds.check_size("cmi", rows, size, mask, axis_name)
+        # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
         begin_key, view_key, draw_key, own_key = jax.random.split(key, 4)
 
@@ -166,62 +168,62 @@ def cmi(
         like = {name: jnp.zeros((rows, *jnp.shape(x)[1:]), jnp.result_type(x)) for name, x in batch.items()}
 
         def restart() -> Any:
-            made = strong(generator.init(begin_key, like))
-            return made, *fresh, strong(optimizer.init((made.params, fresh[0])))
+            model_variables = strong(generator.init(begin_key, like))
+            return model_variables, *fresh, strong(optimizer.init((model_variables.params, fresh[0])))
 
         def resume() -> Any:
             return state[_GENERATOR], state["noise"], state["label"], state["optimizer"][_GENERATOR]
 
-        made, noise, label, opt_state = jax.lax.cond(state["age"] == 0, restart, resume)
-        here = label[places]
+        model_variables, noise, label, opt_state = jax.lax.cond(state["age"] == 0, restart, resume)
+        own_labels = label[places]
         remembered = jnp.arange(memory) < state["rounds"] * rows
 
         def loss(params: PyTree) -> tuple[Array, Any]:
             weights, codes = params[_GENERATOR]
-            own = {**batch, NOISE: codes[places], LABEL: here}
+            own = {**batch, NOISE: codes[places], LABEL: own_labels}
             outputs, new = generator.apply(
-                Variables(weights, made.state), own, key=device_key(own_key, axis_name), train=True
+                Variables(weights, model_variables.state), own, key=device_key(own_key, axis_name), train=True
             )
             image = image_of(outputs)
-            given = {**own, IMAGE: image, "step": step}
-            taught = teacher.apply(teacher_state, given, key=None)
-            logits = output_of("cmi", taught, "logits")
-            found = {"cross_entropy": terms.cross_entropy(logits, here, **options)}
-            value = cross_entropy * found["cross_entropy"]
+            inputs = {**own, IMAGE: image, "step": step}
+            teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
+            logits = output_of("cmi", teacher_outputs, "logits")
+            values = {"cross_entropy": terms.cross_entropy(logits, own_labels, **options)}
+            value = cross_entropy * values["cross_entropy"]
             if statistics:
-                distance = output_of("cmi", taught, "batch_statistics", _HINT)
-                found["statistics"] = mean_of(distance, mask, axis_name)
-                value += statistics * found["statistics"]
+                distance = output_of("cmi", teacher_outputs, STATISTICS)
+                values["statistics"] = mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
             if adversarial and student is not None:
-                answer = output_of("cmi", outputs_of(student, variables, given), "logits")
-                found["adversarial"] = terms.disagreement(answer, logits, **options)
-                value += adversarial * found["adversarial"]
+                student_logits = output_of("cmi", outputs_of(student, variables, inputs), "logits")
+                values["adversarial"] = terms.disagreement(student_logits, logits, **options)
+                value += adversarial * values["adversarial"]
             keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
-            other = teacher.apply(teacher_state, {**given, IMAGE: jax.vmap(view)(keys, image)}, key=None)
-            seen = {"local": _features(other, features), "global": _features(taught, features)}
-            found["contrastive"] = contrast(
+            other = teacher.apply(teacher_state, {**inputs, IMAGE: jax.vmap(view)(keys, image)}, key=None)
+            seen = {"local": _features(other, features), "global": _features(teacher_outputs, features)}
+            values["contrastive"] = contrast(
                 params[_HEAD], seen, state["memory"], remembered, temperature=temperature, **options
             )
-            value += contrastive * found["contrastive"]
-            return value, (jax.lax.stop_gradient((image, seen)), new, found)
+            value += contrastive * values["contrastive"]
+            return value, (jax.lax.stop_gradient((image, seen)), new, values)
 
-        old = {_GENERATOR: (made.params, noise), _HEAD: state[_HEAD]}
-        value, ((image, seen), new, found), grads = gradient(loss, old, axis_name)
+        old = {_GENERATOR: (model_variables.params, noise), _HEAD: state[_HEAD]}
+        value, ((image, seen), new, values), grads = gradient(loss, old, axis_name)
         if axis_name is not None:
             new = average(new, axis_name)
         (params, noise), opt_state = updated(optimizer, grads[_GENERATOR], opt_state, old[_GENERATOR])
         head, head_state = updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
         entries = {IMAGE: whole(image, image.dtype), LABEL: label}
         entries |= {name: whole(x, jnp.float32) for name, x in seen.items()}
-        kept = rounds.finish(state, entries, value, iterations)
-        done = kept["rounds"] > state["rounds"]
+        new_state = rounds.finish(state, entries, value, iterations)
+        done = new_state["rounds"] > state["rounds"]
         at = jnp.where(done, (state["rounds"] * rows + jnp.arange(rows)) % memory, memory)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return (
-            rounds.draw(kept, draw_key, places, image, here),
+            rounds.draw(new_state, draw_key, places, image, own_labels),
             {
-                **kept,
-                "memory": {k: x.at[at].set(kept["best"][k], mode="drop") for k, x in state["memory"].items()},
+                **new_state,
+                "memory": {k: x.at[at].set(new_state["best"][k], mode="drop") for k, x in state["memory"].items()},
                 _GENERATOR: Variables(params, new),
                 "noise": noise,
                 "label": label,
@@ -323,9 +325,6 @@ def _features(outputs: Outputs, names: Sequence[str]) -> Array:
     """Concatenates features ``[batch, features]``; maps are averaged over positions."""
     vectors = []
     for name in names:
-        x = output_of("cmi", outputs, name, _HINT)
+        x = output_of("cmi", outputs, name)
         vectors.append(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1).astype(jnp.float32))
     return jnp.concatenate(vectors, axis=1)
-
-
-_HINT = "Taps of its adapter add features, adapters.with_batch_statistics adds 'batch_statistics'."

@@ -11,11 +11,12 @@ import optax
 
 from jaxkd import checks
 from jaxkd.training.distill import average, varying
-from jaxkd.types import Array, Batch, Mean, Metrics, Model, PyTree, Variables
+from jaxkd.types import Array, Batch, Mean, Metrics, Model, PyTree, Teacher, Variables
 
 __all__ = ["Synthesis"]
 
 IMAGE, LABEL, NOISE = "image", "label", "noise"
+STATISTICS = "batch_statistics"
 
 
 class Synthesis(NamedTuple):
@@ -44,20 +45,16 @@ def zeros(batch: Batch) -> dict[str, Array]:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
 
 
-def needs(who: str, batch: Batch, *names: str) -> int:
+def needs(caller: str, batch: Batch, *names: str) -> int:
     """Checks that a batch has these entries, and returns its number of examples.
 
     Raises:
       ValueError: an entry is missing; the message lists the others.
     """
     shapes = {name: checks.shape(x) for name, x in batch.items()}
+    hint = "jaxkd.data.Noise yields 'noise', and 'label' if classes= is given."
     for name in names:
-        checks.known(
-            name,
-            shapes,
-            f"{who}, batch entry",
-            hint="jaxkd.data.Noise yields 'noise', and 'label' if classes= is given.",
-        )
+        checks.known(name, shapes, f"{caller}, batch entry", hint=hint)
     return int(batch[names[0]].shape[0])
 
 
@@ -73,14 +70,27 @@ def image_of(outputs: Mapping[str, Array]) -> Array:
     return outputs[IMAGE]
 
 
-def output_of(who: str, outputs: Mapping[str, Array], name: str, hint: str = "") -> Array:
+def output_of(caller: str, outputs: Mapping[str, Array], name: str) -> Array:
     """Returns one of a teacher's outputs.
 
     Raises:
       ValueError: there is no such output.
     """
-    checks.known(name, {k: checks.shape(x) for k, x in outputs.items()}, f"{who}, teacher output", hint=hint)
+    hint = f"Taps of its adapter add features, adapters.with_batch_statistics adds {STATISTICS!r}."
+    checks.known(name, {k: checks.shape(x) for k, x in outputs.items()}, f"{caller}, teacher output", hint=hint)
     return outputs[name]
+
+
+def teacher_shapes(caller: str, teacher: Teacher, state: PyTree, batch: Batch, *names: str) -> Mapping[str, Any]:
+    """Returns the shapes of a teacher's outputs, which include the named ones.
+
+    Raises:
+      ValueError: a named output does not exist.
+    """
+    outputs = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), state, dict(batch))
+    for name in names:
+        output_of(caller, outputs, name)
+    return outputs
 
 
 def generated(generator: Model, batch: Batch) -> Mapping[str, Any]:
@@ -156,7 +166,7 @@ def reported(values: Mapping[str, Array], mask: Array | None, size: int, axis_na
     return {name: Mean(x * count, count) for name, x in fixed.items()}
 
 
-def with_student(who: str, weight: float, student: Model | None) -> None:
+def with_student(caller: str, weight: float, student: Model | None) -> None:
     """Raises if a term that needs the student has a weight, but no student is given.
 
     Raises:
@@ -164,7 +174,7 @@ def with_student(who: str, weight: float, student: Model | None) -> None:
     """
     if weight and student is None:
         raise ValueError(
-            f"{who}: a term that needs the student has a weight of {weight}; give student=, the student's model."
+            f"{caller}: a term that needs the student has a weight of {weight}; give student=, the student's model."
         )
 
 

@@ -14,6 +14,7 @@ from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
     NOISE,
+    STATISTICS,
     Synthesis,
     device_key,
     generated,
@@ -22,6 +23,7 @@ from jaxkd.schemes.synthesis.contract import (
     needs,
     output_of,
     reported,
+    teacher_shapes,
     updated,
     zeros,
 )
@@ -90,9 +92,8 @@ def dafl(
         return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in _needed():
-            output_of("dafl", taught, name, _HINT)
+        names = "logits", *([feature] if feature and activation else []), *([STATISTICS] if statistics else [])
+        teacher_shapes("dafl", teacher, teacher_state, batch, *names)
         made = strong(generator.init(key, zeros(batch)))
         return {"generator": made, "optimizer": strong(optimizer.init(made.params))}
 
@@ -108,35 +109,28 @@ def dafl(
             own = device_key(key, axis_name)
             outputs, new = generator.apply(Variables(params, old.state), batch, key=own, train=True)
             image = image_of(outputs)
-            taught = teacher.apply(teacher_state, {**batch, IMAGE: image, "step": step}, key=None)
-            logits = output_of("dafl", taught, "logits")
+            teacher_outputs = teacher.apply(teacher_state, {**batch, IMAGE: image, "step": step}, key=None)
+            logits = output_of("dafl", teacher_outputs, "logits")
             label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            found = {
+            values = {
                 "one_hot": terms.cross_entropy(logits, label, **options),
                 "entropy": terms.information_entropy(logits, **options),
             }
-            value = one_hot * found["one_hot"] + entropy * found["entropy"]
+            value = one_hot * values["one_hot"] + entropy * values["entropy"]
             if activation and feature is not None:
-                found["activation"] = terms.activation(output_of("dafl", taught, feature), **options)
-                value += activation * found["activation"]
+                values["activation"] = terms.activation(output_of("dafl", teacher_outputs, feature), **options)
+                value += activation * values["activation"]
             if statistics:
-                found["statistics"] = terms.mean_of(output_of("dafl", taught, _STATISTICS, _HINT), mask, axis_name)
-                value += statistics * found["statistics"]
-            return value, ({IMAGE: image, LABEL: label}, new, found)
+                distance = output_of("dafl", teacher_outputs, STATISTICS)
+                values["statistics"] = terms.mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
+            return value, ({IMAGE: image, LABEL: label}, new, values)
 
-        value, (made, new, found), grads = gradient(loss, old.params, axis_name)
+        value, (made, new, values), grads = gradient(loss, old.params, axis_name)
         if axis_name is not None:
             new = average(new, axis_name)
         params, opt_state = updated(optimizer, grads, state["optimizer"], old.params)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return jax.lax.stop_gradient(made), {"generator": Variables(params, new), "optimizer": opt_state}, metrics
 
-    def _needed() -> list[str]:
-        extra = [feature] if activation and feature is not None else []
-        return ["logits", *extra, *([_STATISTICS] if statistics else [])]
-
     return Synthesis(shapes, init, apply)
-
-
-_STATISTICS = "batch_statistics"
-_HINT = "Taps of its adapter add features, adapters.with_batch_statistics adds 'batch_statistics'."

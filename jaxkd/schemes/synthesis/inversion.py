@@ -14,12 +14,14 @@ from jaxkd.schemes.synthesis import rounds, terms
 from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
+    STATISTICS,
     Synthesis,
     gradient,
     needs,
     output_of,
     outputs_of,
     reported,
+    teacher_shapes,
     updated,
     with_student,
 )
@@ -109,9 +111,7 @@ def inversion(
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
         del key
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in ("logits", *(["batch_statistics"] if statistics else [])):
-            output_of("inversion", taught, name, _HINT)
+        teacher_shapes("inversion", teacher, teacher_state, batch, "logits", *([STATISTICS] if statistics else []))
         image = jnp.zeros(batch[IMAGE].shape, jnp.float32)
         entries = {name: batch[name] for name in (IMAGE, LABEL)}
         return {
@@ -127,7 +127,8 @@ def inversion(
         size, mask, axis_name = needs("inversion", batch, LABEL), checks.example_mask(batch), adapters.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["image"].shape[0]
-        rounds.fits("inversion", rows, size, mask, axis_name)
+        rounds.check_size("inversion", rows, size, mask, axis_name)
+        # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
         begin_key, jitter_key, draw_key = jax.random.split(key, 3)
         labels = rounds.collect(jnp.asarray(batch[LABEL], jnp.int32), places, rows, mask, axis_name)
@@ -139,41 +140,38 @@ def inversion(
         image, label, opt_state = jax.lax.cond(
             state["age"] == 0, restart, lambda: (state["image"], state["label"], state["optimizer"])
         )
-        here, own = label[places], image[places]
+        own_labels, own_images = label[places], image[places]
 
         def loss(image: Array) -> tuple[Array, Any]:
             x = image[places]
             if jitter:
                 offset = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
                 x = jnp.roll(x, offset, axis=(1, 2))
-            given = {**batch, IMAGE: x, LABEL: here, "step": step}
-            taught = teacher.apply(teacher_state, given, key=None)
-            logits = output_of("inversion", taught, "logits")
-            found = {
-                "cross_entropy": terms.cross_entropy(logits, here, **options),
+            inputs = {**batch, IMAGE: x, LABEL: own_labels, "step": step}
+            teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
+            logits = output_of("inversion", teacher_outputs, "logits")
+            values = {
+                "cross_entropy": terms.cross_entropy(logits, own_labels, **options),
                 "total_variation": terms.total_variation(x, **options),
                 "l2": terms.norm(x, **options),
             }
-            value = cross_entropy * found["cross_entropy"]
-            value += total_variation * found["total_variation"] + l2 * found["l2"]
+            value = cross_entropy * values["cross_entropy"]
+            value += total_variation * values["total_variation"] + l2 * values["l2"]
             if statistics:
-                distance = output_of("inversion", taught, "batch_statistics", _HINT)
-                found["statistics"] = terms.mean_of(distance, mask, axis_name)
-                value += statistics * found["statistics"]
+                distance = output_of("inversion", teacher_outputs, STATISTICS)
+                values["statistics"] = terms.mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
             if competition and student is not None:
-                answer = output_of("inversion", outputs_of(student, variables, given), "logits")
-                found["competition"] = terms.competition(answer, logits, temperature=temperature, **options)
-                value += competition * found["competition"]
-            return value, found
+                student_logits = output_of("inversion", outputs_of(student, variables, inputs), "logits")
+                values["competition"] = terms.competition(student_logits, logits, temperature=temperature, **options)
+                value += competition * values["competition"]
+            return value, values
 
-        value, found, grads = gradient(loss, image, axis_name)
+        value, values, grads = gradient(loss, image, axis_name)
         new, opt_state = updated(optimizer, grads, opt_state, image)
-        kept = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
-        made = rounds.draw(kept, draw_key, places, own, here)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
-        return made, {**kept, "image": new, "label": label, "optimizer": opt_state}, metrics
+        new_state = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
+        made = rounds.draw(new_state, draw_key, places, own_images, own_labels)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
+        return made, {**new_state, "image": new, "label": label, "optimizer": opt_state}, metrics
 
     return Synthesis(shapes, init, apply)
-
-
-_HINT = "'batch_statistics' needs adapters.with_batch_statistics around the teacher's model."

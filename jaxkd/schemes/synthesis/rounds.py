@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxkd.schemes.synthesis.contract import IMAGE, LABEL, total
 from jaxkd.types import Array, PyTree
 
-__all__ = ["begin", "check", "collect", "draw", "finish", "fits"]
+__all__ = ["begin", "check", "check_size", "collect", "draw", "finish"]
 
 
-def check(who: str, iterations: int, slots: int) -> None:
+def check(caller: str, iterations: int, slots: int) -> None:
     """Checks the number of iterations and of slots.
 
     Raises:
@@ -30,7 +30,7 @@ def check(who: str, iterations: int, slots: int) -> None:
     """
     for name, number in (("iterations", iterations), ("slots", slots)):
         if number < 1:
-            raise ValueError(f"{who}, {name}: expected at least 1, got {number}.")
+            raise ValueError(f"{caller}, {name}: expected at least 1, got {number}.")
 
 
 def begin(entries: Mapping[str, Any], slots: int) -> dict[str, PyTree]:
@@ -56,16 +56,16 @@ def begin(entries: Mapping[str, Any], slots: int) -> dict[str, PyTree]:
     }
 
 
-def fits(who: str, rows: int, here: int, mask: Array | None, axis_name: str | None) -> None:
-    """Checks that the whole batch has as many examples as there are images.
+def check_size(caller: str, rows: int, size: int, mask: Array | None, axis_name: str | None) -> None:
+    """Checks that the whole batch, over all devices, has `rows` examples.
 
     Raises:
       ValueError: the batch has another size.
     """
-    size = here * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    size *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
     if size != rows if mask is None else size < rows:
         raise ValueError(
-            f"{who}: expected batches of {rows} examples, as the one at init, got {size}. All batches need the same "
+            f"{caller}: expected batches of {rows} examples, as the one at init, got {size}. All batches need the same "
             "size, as those of jaxkd.data.Noise, because a round updates one batch of images."
         )
 
@@ -96,7 +96,7 @@ def finish(state: Mapping[str, Any], entries: Mapping[str, Array], cost: Array, 
     """
     best, age, pool = state["best"], state["age"], state["pool"]
     before = jnp.where(age == 0, jnp.inf, best["cost"])
-    better = (cost < before) | ~jnp.isfinite(before)
+    better = (cost < before) | ~jnp.isfinite(before)  # so that a round without finite costs still yields images
     kept = {name: jnp.where(better, x, best[name]).astype(best[name].dtype) for name, x in entries.items()}
     done = age + 1 >= iterations
     slots = pool[IMAGE].shape[0]

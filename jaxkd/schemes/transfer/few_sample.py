@@ -320,9 +320,7 @@ def _check(layers: Mapping[str, FewSampleLayer], steps: int, ridge: float) -> No
         raise ValueError("few_sample, layers: expected at least one FewSampleLayer by name, got none.")
     kernels = [layer.kernel for layer in layers.values()]
     if twice := sorted({kernel for kernel in kernels if kernels.count(kernel) > 1}):
-        raise ValueError(
-            f"few_sample, layers: {', '.join(map(repr, twice))} is the kernel of more than one layer."
-        )
+        raise ValueError(f"few_sample, layers: {', '.join(map(repr, twice))} is the kernel of more than one layer.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"few_sample, steps: expected at least 1 for each layer, got {steps}.")
     if not ridge >= 0 or ridge == float("inf"):
