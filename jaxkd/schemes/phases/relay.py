@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -128,26 +129,22 @@ def relay(**legs: Leg) -> Distiller:
             whole.key,
         )
 
+    def step_in(i: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = legs[names[i]].kd.step(enter(i, state), batch)
+        return leave(i, state, new), metrics
+
+    def evaluate_in(i: int, state: TrainState, batch: Batch) -> tuple[None, Metrics]:
+        return None, legs[names[i]].kd.evaluate(part(i, state, state.key), batch)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def step_of(i: int) -> Callable[..., tuple[TrainState, Metrics]]:
-            def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-                new, metrics = legs[names[i]].kd.step(enter(i, state), batch)
-                return leave(i, state, new), metrics
-
-            return run
-
-        result: tuple[TrainState, Metrics] = switch(
-            state.step, state, batch, [step_of(i) for i in range(len(legs))], starts, "leg"
+        return switch(
+            state.step, state, batch, [functools.partial(step_in, i) for i in range(len(legs))], starts, "leg"
         )
-        return result
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        def evaluate_of(i: int) -> Callable[..., tuple[None, Metrics]]:
-            return lambda state, batch: (None, legs[names[i]].kd.evaluate(part(i, state, state.key), batch))
-
         # Between two phases, the one that just ended is evaluated: the next one has not begun.
-        last = jnp.maximum(state.step - 1, 0)
-        return switch(last, state, batch, [evaluate_of(i) for i in range(len(legs))], starts, "leg")[1]
+        last, branches = jnp.maximum(state.step - 1, 0), [functools.partial(evaluate_in, i) for i in range(len(legs))]
+        return switch(last, state, batch, branches, starts, "leg")[1]
 
     return Distiller(init, step, evaluate)
 

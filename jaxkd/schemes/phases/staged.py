@@ -19,8 +19,9 @@ interrupted run resumes in the same stage.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -169,21 +170,20 @@ def staged(
             whole.key,
         )
 
+    def step_in(i: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        part, metrics = distillers[i].step(enter(i, state, batch), batch)
+        return leave(i, state, part), metrics
+
+    def evaluate_in(i: int, state: TrainState, batch: Batch) -> tuple[None, Metrics]:
+        return None, distillers[i].evaluate(enter(i, state, batch), batch)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def step_of(i: int) -> Callable[..., Any]:
-            def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-                part, metrics = distillers[i].step(enter(i, state, batch), batch)
-                return leave(i, state, part), metrics
-
-            return run
-
-        return switch(state.step, state, batch, [step_of(i) for i in range(len(stages))], starts, "stage")
+        branches = [functools.partial(step_in, i) for i in range(len(stages))]
+        return switch(state.step, state, batch, branches, starts, "stage")
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        def seen(i: int) -> Callable[..., Any]:
-            return lambda state, batch: (None, distillers[i].evaluate(enter(i, state, batch), batch))
-
-        return switch(state.step, state, batch, [seen(i) for i in range(len(stages))], starts, "stage")[1]
+        branches = [functools.partial(evaluate_in, i) for i in range(len(stages))]
+        return switch(state.step, state, batch, branches, starts, "stage")[1]
 
     return Distiller(init, step, evaluate)
 

@@ -114,27 +114,27 @@ def few_sample(
     """
     layers = dict(layers)
     _check(layers, steps, ridge)
-    given = None if variables is None else adapters.variables(variables)
+    initial = None if variables is None else adapters.variables(variables)
 
     init_student = jax.jit(lambda key, batch: strong(student.init(key, batch)))
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
-        taught = taught_by(teacher, state, batch, key)
-        entries = {**batch, "step": state.step, "teacher": taught}
-        return student.apply(state.student, entries, key=None, train=False)[0], taught
+        teacher_outputs = taught_by(teacher, state, batch, key)
+        entries = {**batch, "step": state.step, "teacher": teacher_outputs}
+        return student.apply(state.student, entries, key=None, train=False)[0], teacher_outputs
 
     def init(key: Array, batch: Batch) -> TrainState:
         run_key, student_key, teacher_key = jax.random.split(key, 3)
         shapes = jax.tree.map(_shape_of, dict(batch))
-        if given is None:
-            made = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        if initial is None:
+            student_variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         else:
-            made = strong(jax.tree.map(lambda x: jnp.array(x, copy=True), given))
-        taught = teacher.init(teacher_key, shapes, made)
+            student_variables = strong(jax.tree.map(lambda x: jnp.array(x, copy=True), initial))
+        teacher_state = teacher.init(teacher_key, shapes, student_variables)
         opt_state: dict[str, Any] = {STUDENT: (), OBJECTIVE: ()}
-        state = TrainState(made, taught, LossVars(), opt_state, jnp.zeros((), jnp.int32), run_key)
+        state = TrainState(student_variables, teacher_state, LossVars(), opt_state, jnp.zeros((), jnp.int32), run_key)
         outputs = jax.eval_shape(lambda state, batch: outputs_of(state, batch, None), state, shapes)
-        sums = {name: _sums(name, layer, made.params, *outputs) for name, layer in layers.items()}
+        sums = {name: _sums(name, layer, student_variables.params, *outputs) for name, layer in layers.items()}
         return state._replace(loss=LossVars({}, sums))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -154,12 +154,12 @@ def few_sample(
         at = jnp.minimum(state.step // steps, len(layers))
         branches = [*map(fit_of, layers), lambda params, sums: (params, sums)]
         params, sums = jax.lax.switch(at, branches, state.student.params, state.loss.state)
-        made = state.student._replace(params=params)
+        fitted = state.student._replace(params=params)
         reported = metrics_lib.psum(residuals(outputs, mask), axis_name)
         number = Mean(jnp.minimum(at, len(layers) - 1).astype(jnp.float32), jnp.float32(1))
         return state._replace(
-            student=made,
-            teacher=teacher.update(state.teacher, made, state.step + 1),
+            student=fitted,
+            teacher=teacher.update(state.teacher, fitted, state.step + 1),
             loss=LossVars(state.loss.params, sums),
             step=state.step + 1,
         ), {**reported, "layer": number}

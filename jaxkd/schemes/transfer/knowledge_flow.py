@@ -121,13 +121,12 @@ def knowledge_flow(
     """
 
     def init(key: Array, batch: Batch) -> Variables:
-        def taught(key: Array, batch: Batch) -> Any:
-            given = {**batch, "step": jnp.int32(0)}
-            return teacher.apply(teacher.init(key, batch, None), given, key=key)
+        def teacher_outputs(key: Array, batch: Batch) -> Any:
+            return teacher.apply(teacher.init(key, batch, None), {**batch, "step": jnp.int32(0)}, key=key)
 
         # The maps of the flow need the shapes of the teacher's outputs, before any student exists.
         try:
-            shapes = jax.eval_shape(taught, key, dict(batch))
+            shapes = jax.eval_shape(teacher_outputs, key, dict(batch))
         except Exception as error:
             error.add_note(
                 "knowledge_flow: the teacher needs outputs that do not depend on the student, as jaxkd.teachers.frozen "
