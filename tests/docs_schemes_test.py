@@ -1,4 +1,4 @@
-"""docs/schemes.md: each Python block runs after the setup block, independent of the others."""
+"""docs/schemes.md: each Python block runs after the setup block alone."""
 
 import functools
 import pathlib

@@ -1,4 +1,4 @@
-"""Arithmetic of a sequence of tasks: its classes, its lengths in steps, the task at a step."""
+"""Sequences of tasks: their classes, lengths in steps, and the task at a step."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def task_at(starts: np.ndarray, step: Any) -> Array:
 
 
 def last_step(step: Any) -> Array:
-    """Returns the step before, at least 0: an evaluation at a boundary belongs to the task that just ended.
+    """Returns the step before, at least 0.
+
+    An evaluation at the boundary of two tasks belongs to the one that just ended.
 
     >>> last_step(7), last_step(0)
     (Array(6, dtype=int32), Array(0, dtype=int32))
@@ -98,6 +100,6 @@ def class_table(tasks: Tasks, logits: Any) -> Array:
 
 
 def is_new(table: Array, task: Array, label: Array) -> Array:
-    """Returns ``bool[batch]``, True for examples whose class belongs to the given task."""
+    """Returns ``bool[batch]``, True for examples with a class of the given task."""
     inside = (label >= 0) & (label < table.shape[1])
     return inside & table[task, jnp.where(inside, label, 0)]

@@ -1,4 +1,4 @@
-"""Distillation schemes: which network teaches which, and when. Each returns a `jaxkd.Distiller`.
+"""Distillation schemes, each a `jaxkd.Distiller`: who teaches whom, and when.
 
 ==================  =================================================================================================
 offline             `jaxkd.distill`: a trained, frozen teacher

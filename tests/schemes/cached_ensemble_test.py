@@ -1,4 +1,4 @@
-"""A cached ensemble trains the same student as the ensemble evaluated in every step."""
+"""A cached ensemble trains the same student as a live one."""
 
 import functools
 

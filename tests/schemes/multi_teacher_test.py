@@ -1,4 +1,4 @@
-"""Several teachers of different architectures and label sets: distillation and metrics."""
+"""Distillation from teachers of different architectures and label sets."""
 
 import flax.linen as nn
 import jax
@@ -65,7 +65,7 @@ def teacher(average=None):
 
 
 def of_known_classes(context):
-    """Accuracy of each teacher on the examples of its classes, and the student's among these classes."""
+    """Metrics of each teacher on its classes, and of the student among them."""
     found = dict(metrics_lib.classification(context))
     label, mask = context.batch["label"], context.batch.get("mask", jnp.ones(len(context.batch["label"]), bool))
     for name, classes in KNOWN.items():
@@ -104,7 +104,7 @@ def test_student_learns_from_both_teachers():
 
 
 def test_term_equals_distillation_from_one_teacher():
-    """A term of the joint loss equals the loss of a student with the classes of that teacher only."""
+    """A term equals the loss of a student with that teacher's classes only."""
     kd = distiller()
     state = kd.init(KEY, batch(0))
     _, found = jax.jit(kd.step)(state, batch(3))

@@ -1,4 +1,4 @@
-"""Helpers for tests of online schemes: a network with BatchNorm, runs, pmap against jit."""
+"""Helpers for tests of peers: a network with BatchNorm, runs, pmap against jit."""
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,7 @@ def assert_placed(kd, *, size=6, steps=2, batch=tiny.batch):
 
 
 def gradients(objective, variables, context):
-    """Returns the value, and gradients by the objective's parameters and the student's outputs."""
+    """Returns value and gradients by objective parameters and student outputs."""
 
     def value(params, student):
         return objective.apply(params, variables.state, context._replace(student=student), jax.random.key(0)).value

@@ -37,7 +37,7 @@ def run(kd, batches, step=None, state=None):
 
 
 def test_quantized_training_beats_quantization_afterwards():
-    """With one bit: rounding in the forward pass, rounding after training, and learned points."""
+    """With one bit: rounding in or after training, and learned points."""
     batches = jax.tree.map(lambda *x: jnp.stack(x), *[tiny.batch(16, i) for i in range(8)])
     held_out, coarse = tiny.batch(64, 99), {"bits": 1, "bucket": 8}
 
@@ -98,7 +98,7 @@ def test_shard_map_equals_jit_with_one_trace(name):
 
 
 def test_fixed_weights_are_bit_exact_on_seven_devices():
-    """A mean over seven devices need not be exact, so fixed integers must not be averaged."""
+    """A mean over seven devices is inexact, so fixed integers must not be averaged."""
     kd, count = distiller(STUDENTS["points"]), 7
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:count], replicas=1)
     start = kd.init(jax.random.key(1), tiny.batch(count)).student

@@ -1,4 +1,4 @@
-"""Schemes that reduce to another distiller: the same losses and parameters after three steps."""
+"""Schemes that reduce to another distiller, with equal losses and parameters."""
 
 import functools
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def byot_with_zero_weight():
 
 
 def images_of_the_batch():
-    """Returns a synthesizer that makes nothing, so that `data_free` trains on the batch's own images."""
+    """Returns a synthesizer that makes nothing, for batches with images."""
     return schemes.synthesis.Synthesis(
         shapes=lambda batch: {},
         init=lambda key, batch, teacher: {},

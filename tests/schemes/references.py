@@ -1,4 +1,4 @@
-"""A network, a batch and common losses in float64 NumPy, as references for steps of schemes.
+"""A network, a batch and losses in float64 NumPy, as references for schemes.
 
 Shapes (7 examples of 11 classes, among masked rows) and seeds differ from those in the tests of each scheme. A step of
 gradient descent with a learning rate of 1 reveals the gradient.
@@ -124,7 +124,7 @@ def assert_trees(actual, expected, rtol, atol):
 
 
 def assert_steps(kd, reference, *, steps=2, batch=batch, rtol=2e-4, atol=1e-4, state=None):
-    """Checks loss and gradient of each step against ``reference(params, held, batch, step)``."""
+    """Checks each step against ``reference(params, held, batch, step)``."""
     state, step = kd.init(KEY, batch()) if state is None else state, jax.jit(kd.step)
     for i in range(steps):
         given, before = kept(batch(i)), float64(trained(state))

@@ -1,4 +1,4 @@
-"""Chains of models and several teachers against float64 NumPy: losses and gradients."""
+"""Chains and several teachers against float64 NumPy: losses and gradients."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Peers, branches and self-distillation against float64 NumPy: losses and gradients."""
+"""Peers and self-distillation against float64 NumPy: losses and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -263,7 +263,7 @@ def test_past_predictions_match_float64_reference():
     tables = {0: np.zeros((examples, CLASSES))}
 
     def epoch(step=0):
-        """Two batches of different examples in each epoch, in another order and with other images."""
+        """Two batches of an epoch, with different examples in a new order."""
         given = batch(step)
         order = np.random.default_rng(step // per_epoch).permutation(examples // 2)
         index = order + examples // 2 * (step % per_epoch)

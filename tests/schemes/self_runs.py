@@ -1,4 +1,4 @@
-"""Helpers for tests of self-distillation: runs, pmap, and a float64 network with gradients."""
+"""Helpers for tests of self-distillation: runs, pmap, a float64 network."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ def run(kd, batches, step=None, seed=1):
 
 
 def placed(kd):
-    """Places on four devices as one replica: BatchNorm has the statistics of the whole batch."""
+    """Places on four devices, with BatchNorm statistics of the whole batch."""
     return jaxkd.parallel.pmap(kd, jax.devices()[:4], replicas=1)
 
 
@@ -36,7 +36,7 @@ def masked(batch, extra, seed=9):
 
 
 def assert_placed(kd, batches, expected, metrics):
-    """Asserts that masked, padded batches on several devices give the results of `jax.jit`."""
+    """Asserts that masked, padded batches on four devices equal `jax.jit`."""
     state, found = run(kd, [masked(batch, 3) for batch in batches], placed(kd))
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(found, metrics, strict=True):
@@ -71,7 +71,7 @@ def double(params):
 
 
 def assert_slopes(loss, params, gradient, *, rtol=2e-4):
-    """Checks a gradient by finite differences of a float64 function along random directions."""
+    """Checks a gradient by finite differences along random directions."""
     rng = np.random.default_rng(0)
     for _ in range(4):
         direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)

@@ -1,4 +1,4 @@
-"""Helpers for tests of continual learning: three small tasks of six classes, and runs."""
+"""Helpers for tests of continual learning: three tasks of six classes, runs."""
 
 import functools
 

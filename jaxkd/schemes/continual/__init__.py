@@ -1,4 +1,4 @@
-"""Schemes for tasks that arrive one after another, with the earlier student as a teacher of the old classes.
+"""Schemes for tasks that arrive one after another.
 
 =============================  =======================================================================================
 `learning_without_forgetting`  cross-entropy on the new task, distillation of the old classes (LwF)

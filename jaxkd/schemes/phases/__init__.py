@@ -1,4 +1,4 @@
-"""Schemes that consist of several trainings, one after another, in a single distiller.
+"""Schemes with several trainings, one after another, in one distiller.
 
 ============  ========================================================================================================
 `staged`      one student and teacher, several objectives: first features, then the task

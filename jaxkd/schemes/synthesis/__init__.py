@@ -1,4 +1,4 @@
-"""Data-free distillation: a student trained on images that are made from the teacher.
+"""Data-free distillation: the student trains on images made from the teacher.
 
 ===========  =========================================================================================================
 `data_free`  distiller that trains on synthesized batches

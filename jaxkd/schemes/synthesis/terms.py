@@ -11,7 +11,7 @@ from jaxkd.types import Array
 
 
 def cross_entropy(logits: Array, labels: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``mean CE(t, y)``; DAFL's one-hot loss (equation 3) if y is the teacher's argmax.
+    """``mean CE(t, y)``, DAFL's one-hot loss (equation 3) for the teacher's argmax y.
 
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 1])).round(4)
     Array(1.3863, dtype=float32)
@@ -35,7 +35,7 @@ def activation(features: Array, *, mask: Array | None = None, axis_name: str | N
 
 
 def information_entropy(logits: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``Σ_c p̄_c log p̄_c``, DAFL's information entropy loss on the mean prediction p̄.
+    """``Σ_c p̄_c log p̄_c`` of the mean prediction p̄, DAFL's information entropy.
 
     It is the negative of the entropy of equation 5, and lowest for balanced classes. The authors' code has the
     logarithm to base 10; here it is the natural logarithm.

@@ -42,7 +42,7 @@ def dependence_loss(*, weight: float | Array | Schedule) -> Objective:
 
 
 def report_dependence(context: Context) -> Metrics:
-    """Returns the teachers' share, ``dependence``, and ``dependence/NAME`` of each mix.
+    """Returns the teachers' share, ``dependence``, and that of each mix.
 
     >>> report_dependence(Context({"dependence": jnp.full(2, 0.25), "logits": jnp.ones((2, 3))}, {}, {}, 0))
     {'dependence': Mean(sum=Array(0.5, dtype=float32), count=Array(2., dtype=float32))}

@@ -1,4 +1,4 @@
-"""`schemes.lifelong` and LwF: one distiller equals separate runs, each taught by the one before."""
+"""`schemes.lifelong` and LwF: equal to separate runs, each taught by the last."""
 
 import functools
 
@@ -281,7 +281,7 @@ def test_resume_in_the_second_task_is_exact(tmp_path):
 
 
 def test_old_weight_reduces_forgetting():
-    """On constant images, measures how the second task changes the predictions for the first."""
+    """On constant images, the second task changes the predictions for the first less."""
 
     def drift(weight):
         kd = lwf(old_weight=weight, steps=(10, 20, 4), optimizer=optax.sgd(0.2))

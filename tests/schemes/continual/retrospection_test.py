@@ -1,4 +1,4 @@
-"""`schemes.retrospection`: one distiller equals the separate runs of experts and students."""
+"""`schemes.retrospection`: equal to separate runs of experts and students."""
 
 import functools
 
@@ -51,7 +51,7 @@ def expert_alone(task):
 
 
 def both(task, old, of_expert):
-    """The student's phase with two frozen teachers. In the batch, the retained examples come first."""
+    """Student's phase with two frozen teachers, retained examples first in the batch."""
 
     def on_new(logits, others):
         kl = losses.soft_target_kl(cut(logits, TASKS[task])[2:], cut(others, TASKS[task])[2:], temperature=1.5)
@@ -179,7 +179,7 @@ def test_cross_entropy_has_no_count_without_retained_examples():
 
 @functools.cache
 def normalised():
-    """BatchNorm in student and expert: examples masked for the expert must not enter its statistics."""
+    """Models with BatchNorm, whose statistics must not include masked examples."""
     import flax.linen as nn
 
     class Net(nn.Module):

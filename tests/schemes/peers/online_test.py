@@ -36,7 +36,7 @@ def test_teacher_trains_as_it_would_alone(optimizer):
 
 
 def test_student_is_taught_by_the_current_teacher():
-    """A step equals one of offline distillation from the teacher before it, in training mode."""
+    """A step equals offline distillation from the teacher before it, in training mode."""
     kd = distiller()
     start = kd.init(jax.random.key(1), tiny.batch(8))
     before, _ = run(kd, 1, state=start)

@@ -1,4 +1,4 @@
-"""`schemes.relay`, `born_again` and `assistants`: equal to separate runs, resume, errors."""
+"""`schemes.relay`, `born_again`, `assistants`: separate runs, resume, errors."""
 
 import functools
 
@@ -225,7 +225,7 @@ def test_assistants_invalid_arguments_raise():
 
 
 def test_best_chain_equals_exhaustive_search():
-    """On scores in which a better teacher makes a better student, as `best_chain` assumes."""
+    """On scores in which a better teacher makes a better student."""
     rng = np.random.default_rng(0)
     names = ["a", "b", "c", "d"]
     for _ in range(20):

@@ -66,7 +66,7 @@ def test_parameters_are_shared_by_name():
 
 
 def test_factor_transfer_in_two_stages():
-    """First the paraphraser trains without the student; then it is fixed and the translator trains."""
+    """First the paraphraser trains alone; then it is fixed and the translator trains."""
     pretrained = combine(ft=combine(paraphraser=objectives.paraphraser("teacher/map")))
     transfer = combine(ce=KD, ft=objectives.factor_transfer("student/map", "teacher/map"))
     kd = schemes.staged(

@@ -37,7 +37,7 @@ def made(exits=EXITS, **options):
 
 
 def test_step_matches_float64_value_and_gradient():
-    """Only the exits, and layers below them, have gradients of other terms than the deepest cross-entropy."""
+    """Distillation terms train only the exits and the layers below them."""
     kd = made(optimizer=optax.sgd(1.0), alpha=0.4, temperature=2.5, feature_weight=0.3)
     given = tiny.batch(8)
     start = kd.init(jax.random.key(1), given)

@@ -132,7 +132,7 @@ def test_shard_map_equals_jit(reference):
 
 
 def test_dafl_step_matches_its_definition():
-    """One step written out: the generator's gradient, then the student on the images before the update."""
+    """The generator's gradient, then the student on the images before the update."""
     kd = data_free(
         jaxkd.distill(STUDENT, TAUGHT, OBJECTIVE, optimizer=SGD),
         dafl(TAUGHT, GENERATOR, optax.sgd(0.1), feature="pooled"),

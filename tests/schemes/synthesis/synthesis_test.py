@@ -1,4 +1,4 @@
-"""Parts of the synthesizers: terms against NumPy, masks, devices, rounds, views, errors."""
+"""Parts of synthesizers: terms against NumPy, rounds, views, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ every_term = pytest.mark.parametrize("name", TERMS)
 
 
 def slope(function, x, *rest, **options):
-    """Value and gradient by the first argument; on each device, the gradient of its own examples."""
+    """Value and gradient by the first argument, on each device of its own examples."""
     axis_name = options.get("axis_name")
     value, _, own = gradient(lambda x: (function(x, *rest, **options), None), x, None)
     return value, own if axis_name is None else own / jax.lax.axis_size(axis_name)

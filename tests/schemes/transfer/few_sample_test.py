@@ -92,7 +92,7 @@ def test_solution_matches_float64_least_squares(affine, ridge):
 
 
 def test_solve_reaches_float32_accuracy():
-    """On correlated channels: the equations have condition 400, beside scales of 10⁻³ to 10³."""
+    """On equations of condition 400, with channels of scale 10⁻³ to 10³."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(400, 6)))[0] * np.geomspace(1, 0.05, 6)
     x = (basis @ np.linalg.qr(rng.normal(size=(6, 6)))[0]) * np.geomspace(1e-3, 1e3, 6)
@@ -212,7 +212,7 @@ def test_nnx_modules():
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
 def test_fewer_examples_than_channels(ridge):
-    """Directions that the examples do not determine are unchanged; the others are fitted."""
+    """Undetermined directions are unchanged; the others are fitted."""
     model = adapters.plain(lambda key, x: {"kernel": jnp.eye(6)}, lambda w, x: x @ w["kernel"], inputs="x")
     rng = np.random.default_rng(0)
     target = jnp.float32(np.eye(6) + rng.normal(size=(6, 6)))

@@ -1,4 +1,4 @@
-"""`schemes.knowledge_flow`: equals distillation without flow, and ends independent of the teachers."""
+"""`schemes.knowledge_flow`: without flow, at the end of its schedule, errors."""
 
 import flax.linen as nn
 import jax
@@ -62,7 +62,7 @@ def test_flow_of_zero_equals_plain_distillation():
 
 
 def test_student_is_independent_when_the_schedule_ends():
-    """Dependence falls, mixing weights and maps train, and the exported student evaluates the same."""
+    """Dependence falls to 0, and the exported student evaluates the same."""
     kd = flowing(optax.linear_schedule(1.0, 0.0, 4))
     start = kd.init(KEY, tiny.batch(8))
     before, found = run(kd, 4)
