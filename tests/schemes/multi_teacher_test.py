@@ -81,6 +81,7 @@ def distiller(objective=OBJECTIVE, **options):
     return jaxkd.distill(STUDENT, teacher(), objective, optimizer=optax.adam(3e-2), **options)
 
 
+@pytest.mark.slow
 def test_student_learns_from_both_teachers():
     kd = distiller(metrics=of_known_classes)
     state, step, evaluate = kd.init(KEY, batch(0)), jax.jit(kd.step), jax.jit(kd.evaluate)
@@ -130,6 +131,7 @@ def test_per_teacher_metrics_cover_known_classes():
         assert np.isfinite(found[f"teacher_nll/{name}"])
 
 
+@pytest.mark.slow
 def test_learned_ensemble_weights_follow_the_labels():
     """The share of a teacher rises if the labels are of its classes."""
     kd = distiller(combine(kd=learned_ensemble(teachers=("teacher/a/logits", "teacher/b/logits"), weight=0.5)))

@@ -36,6 +36,7 @@ def run(kd, batches, step=None, state=None):
     return state, found
 
 
+@pytest.mark.slow
 def test_quantized_training_beats_quantization_afterwards():
     """With one bit: rounding in or after training, and learned points."""
     batches = jax.tree.map(lambda *x: jnp.stack(x), *[tiny.batch(16, i) for i in range(8)])
@@ -97,6 +98,7 @@ def test_shard_map_equals_jit_with_one_trace(name):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_fixed_weights_are_bit_exact_on_seven_devices():
     """A mean over seven devices is inexact, so fixed integers must not be averaged."""
     kd, count = distiller(STUDENTS["points"]), 7

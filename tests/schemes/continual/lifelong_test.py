@@ -192,6 +192,7 @@ def test_first_task_of_zero_steps_uses_the_initial_student():
     assert tiny.numbers(metrics)["task"] == 1
 
 
+@pytest.mark.slow
 def test_teacher_includes_batch_statistics():
     import flax.linen as nn
 
@@ -266,6 +267,7 @@ def _logits(state, given):
     return [np.asarray(x) for x in outputs]
 
 
+@pytest.mark.slow
 def test_resume_in_the_second_task_is_exact(tmp_path):
     train, key = sequences.sequence(more=3), jax.random.key(3)
     kd = lwf("two_heads", metrics=PER_TASK)
@@ -280,6 +282,7 @@ def test_resume_in_the_second_task_is_exact(tmp_path):
     assert np.isfinite([forgetting.forgetting(matrix), forgetting.average_accuracy(matrix)]).all()
 
 
+@pytest.mark.slow
 def test_old_weight_reduces_forgetting():
     """On constant images, the second task changes the predictions for the first less."""
 

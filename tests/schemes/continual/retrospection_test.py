@@ -194,7 +194,7 @@ def normalised():
     return retrospection(*models, tasks=TASKS, steps=STEPS, expert_steps=1, optimizer=SGD)
 
 
-@pytest.mark.parametrize("placement", ["pmap", "shard_map"])
+@pytest.mark.parametrize("placement", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
 def test_placement_equals_jit(placement):
     """Six examples are padded on four devices; one device has all retained examples."""
     if placement == "pmap":

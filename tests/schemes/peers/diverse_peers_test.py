@@ -63,6 +63,7 @@ def test_attention_projections_are_trained():
         assert (before != after).any()
 
 
+@pytest.mark.slow
 def test_pmap_equals_jit_for_different_architectures():
     assert_placed(distiller(optimizer=CLIPPED, hold=True))
 

@@ -84,6 +84,7 @@ def test_copies_equal_models_by_name():
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_relations_hints_and_crd_between_peers():
     """Features of different widths; a hint has a regressor for each ordered pair."""
     pairs = combine(

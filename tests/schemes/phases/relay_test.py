@@ -256,6 +256,7 @@ def test_best_chain_equals_exhaustive_search():
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_resume_at_a_phase_boundary_is_exact(tmp_path):
     """Resumes at the end of a phase, and after the first step of the next one."""
     arrays = {**tiny.batch(32), "index": np.arange(32, dtype=np.int32)}

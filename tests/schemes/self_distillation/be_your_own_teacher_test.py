@@ -94,11 +94,13 @@ def bottlenecks():
     return made(exits, feature_weight=0.1)
 
 
+@pytest.mark.slow
 def test_pmap_with_batch_norm_exits_equals_jit(bottlenecks):
     batches = [tiny.batch(6, i) for i in range(2)]
     self_runs.assert_placed(bottlenecks, batches, *self_runs.run(bottlenecks, batches))
 
 
+@pytest.mark.slow
 def test_bottleneck_exits_learn(bottlenecks):
     state, found = self_runs.run(bottlenecks, [tiny.batch(6)] * 30)
     for name in "map", "deep":

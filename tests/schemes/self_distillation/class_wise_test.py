@@ -77,6 +77,7 @@ def test_extreme_parameters_and_masked_batches_stay_finite():
     tiny.assert_equal(after.student, start.student)
 
 
+@pytest.mark.slow
 def test_resume_on_pairs_is_exact(tmp_path):
     whole = data.from_arrays(
         np.random.default_rng(0).integers(0, 255, (21, 4, 4, 2), dtype=np.uint8), np.arange(21) % 3

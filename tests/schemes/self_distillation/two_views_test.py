@@ -74,6 +74,7 @@ def test_exchanged_views_give_the_same_step():
     assert found[0]["kl"] == pytest.approx(back[0]["kl_view"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_views_from_random_distortions():
     augment = data.compose(
         functools.partial(data.random_crop_flip, seed=0, padding=1),

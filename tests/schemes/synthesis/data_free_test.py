@@ -117,6 +117,7 @@ def test_state_structure_and_teacher_are_constant(reference):
     assert all(np.isfinite(list(one.values())).all() for one in found)
 
 
+@pytest.mark.slow
 def test_shard_map_equals_jit(reference):
     """Six examples are padded on four devices; padding must not change the result."""
     kd, expected, metrics, _ = reference
@@ -166,6 +167,7 @@ def test_synthesizer_does_not_change_the_student():
     tiny.assert_equal(state.student.params, kd.init(jax.random.key(1), batches(1)[0]).student.params)
 
 
+@pytest.mark.slow
 def test_resume_on_noise_is_exact(tmp_path):
     kd, noise = distiller("dafl"), Noise(8, SIZE, CLASSES, examples=24)
     options = {"key": jax.random.key(3), "progress": False, "chunk": 1}
@@ -197,6 +199,7 @@ def digits_teacher():
 
 
 @each
+@pytest.mark.slow
 def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
     generator = adapters.linen(Generator((8, 8), 1, features=(16, 8)), inputs="noise")
     synthesis = {

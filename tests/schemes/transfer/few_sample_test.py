@@ -255,6 +255,7 @@ def test_masked_examples_equal_dropped_examples():
         assert one == pytest.approx(two, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_pmap_equals_jit_over_several_layers():
     """Four examples are padded on three devices."""
     batches = [tiny.batch(4, i) for i in range(4)]

@@ -83,6 +83,7 @@ def test_student_is_independent_when_the_schedule_ends():
     assert tiny.numbers(jax.jit(kd.evaluate)(before._replace(step=jnp.int32(0)), tiny.batch(8, 9)))["dependence"] > 0
 
 
+@pytest.mark.slow
 def test_dependence_loss_alone_reduces_dependence():
     """As in the paper, without a schedule of the flow."""
     objective = combine(**TASK, alone=dependence_loss(weight=5.0))
