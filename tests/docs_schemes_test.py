@@ -1,4 +1,4 @@
-"""docs/schemes.md: the set-up and, after it, each section's blocks run by themselves."""
+"""docs/schemes.md: each Python block runs after the setup block alone."""
 
 import functools
 import pathlib
@@ -12,17 +12,17 @@ BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^##+ (?P<title>.*)$", re.MULTILINE)
 
 
-def section_of(place):
-    return [m["title"] for m in HEADING.finditer(TEXT, 0, place)][-1]
+def section_at(position):
+    return [m["title"] for m in HEADING.finditer(TEXT, 0, position)][-1]
 
 
-# Blank lines before it make a traceback's line numbers those of the page.
-BLOCKS = [(section_of(m.start()), "\n" * TEXT[: m.start("code")].count("\n") + m["code"]) for m in BLOCK.finditer(TEXT)]
+# Blank lines in front give tracebacks the line numbers of the page.
+BLOCKS = [(section_at(m.start()), "\n" * TEXT[: m.start("code")].count("\n") + m["code"]) for m in BLOCK.finditer(TEXT)]
 SETUP, *EXAMPLES = BLOCKS
 
 
 @functools.cache
-def prepared():
+def setup():
     return executed(SETUP[1], {"__name__": "page"})
 
 
@@ -32,12 +32,12 @@ def executed(code, namespace):
 
 
 @pytest.mark.parametrize("i", range(len(EXAMPLES)), ids=lambda i: f"{EXAMPLES[i][0].split(':')[0]}-{i}")
-def test_the_example_runs(i, tmp_path, monkeypatch):
+def test_example_runs(i, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    executed(EXAMPLES[i][1], dict(prepared()))  # of its own, so that it needs nothing of another
+    executed(EXAMPLES[i][1], dict(setup()))  # a copy, so that blocks are independent
 
 
-def test_every_file_that_the_page_links_is_there():
+def test_linked_files_exist():
     links = set(re.findall(r"\]\(([^)#:]+)\)", TEXT))
     assert len(links) > 15
     assert not [link for link in links if not (PAGE.parent / link).exists()]

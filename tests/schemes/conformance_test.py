@@ -1,338 +1,26 @@
-"""What holds for every scheme: one table of schemes, one list of properties."""
+"""Properties that hold for every scheme of the table in `cases`."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import Mesh
 
 import jaxkd
-from jaxkd import adapters, combine, data, losses, objectives, parallel, schemes, teachers, term
+from jaxkd import parallel
 from jaxkd.training import fit
 from tests import tiny
-from tests.schemes import networks
-from tests.schemes.peers_toy import CLIPPED, normed
+from tests.schemes.cases import CASES, Case, loader
 
 STEPS = 5
-DROPPED = (4, 5)  # of eight examples: all that one of four devices holds
-SGD, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
-CE = term(losses.cross_entropy, "student/logits", "batch/label")
-KL = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
-BOTH = combine(ce=CE, kd=KL)
-
-
-class Case(NamedTuple):
-    """A scheme.
-
-    Attributes:
-      kd: the distiller.
-      model: what is exported, alone.
-      pick: its variables, out of the state.
-      fixed: what must stay as it is.
-      batch: a batch of so many examples to train on, by a number.
-      seen: one to evaluate, where it is another.
-      train: an input of 32 examples, where it is not of such batches.
-    """
-
-    kd: jaxkd.Distiller
-    model: jaxkd.Model = tiny.student
-    pick: Callable[[Any], jaxkd.Variables] = lambda state: state.student
-    fixed: Callable[[Any], Any] = lambda state: state.teacher
-    batch: Callable[[int, int], dict] = tiny.batch
-    seen: Callable[[int, int], dict] | None = None
-    train: Callable[[], Any] | None = None
-
-    def to_evaluate(self, size, seed):
-        return (self.seen or self.batch)(size, seed)
-
-
-def distilled(objective=BOTH, student=tiny.student, teacher=None, **options):
-    return jaxkd.distill(student, teacher or tiny.teacher(), objective, optimizer=SGD, **options)
-
-
-def member(name):
-    return lambda state: adapters.member(state.student, name)
-
-
-def nothing(state):
-    return ()
-
-
-def with_views(size, seed=0):
-    """A batch with a partner, a distortion and the left half of each image."""
-    batch = tiny.batch(size, seed)
-    other = tiny.batch(size, seed + 1000)["image"]
-    return {**batch, "pair": other, "view": batch["image"] + 0.1 * other, "left": batch["image"][:, :, :2]}
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
-def loader(batch, **options):
-    """An input of 32 examples, four batches."""
-    parts = [batch(8, i) for i in range(4)]
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    arrays["index"] = np.arange(32, dtype=np.int32)
-    return data.Resident(data.Dataset(arrays, tiny.CLASSES, "tiny"), batch_size=8, **options)
-
-
-def offline():
-    return Case(distilled())
-
-
-def staged():
-    hint = combine(hint=objectives.hint("student/map", "teacher/map"))
-    return Case(schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)))
-
-
-def born_again():
-    kd = schemes.born_again(tiny.student, BOTH, first=combine(ce=CE), generations=2, steps=2, optimizer=SGD)
-    return Case(kd, pick=member("2"), fixed=nothing)
-
-
-def assistants():
-    chain = {"assistant": tiny.teacher_model, "student": tiny.student}
-    kd = schemes.assistants(tiny.teacher(), chain, BOTH, steps=2, optimizer=SGD)
-    return Case(kd, pick=member("student"), fixed=lambda state: state.teacher["assistant"])
-
-
-def mean_teacher_with_crd():
-    objective = combine(ce=CE, crd=objectives.crd_in_batch("student/vector", "teacher/vector", features=3))
-    return Case(distilled(objective, teacher=teachers.ema(tiny.student, decay=0.9)), fixed=nothing)
-
-
-def several_teachers():
-    other = tiny.student.init(jax.random.key(8), tiny.batch(1))
-    members = {"a": tiny.teacher(), "b": teachers.frozen(tiny.student, other)}
-    votes = term(losses.voted_dissimilarity, "student/vector", ("teacher/a/vector", "teacher/b/vector"))
-    objective = combine(ce=CE, kd=objectives.learned_ensemble(), votes=votes)
-    return Case(distilled(objective, teacher=teachers.ensemble(members)))
-
-
-def knowledge_flow():
-    module = networks.Convolutional(norm=True)
-    mixes = {"first": adapters.Mix("Conv_0", ["map"])}
-    student = adapters.flow(module, mixes, optax.linear_schedule(1.0, 0.0, 4))
-    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.1))
-    kd = schemes.knowledge_flow(student, tiny.teacher(), objective, optimizer=SGD)
-    return Case(kd, adapters.linen(module), lambda state: adapters.student_alone(state.student))
-
-
-def be_your_own_teacher():
-    head = adapters.plain(
-        lambda key, f: 0.5 * jax.random.normal(key, (f.shape[-1], tiny.CLASSES)),
-        lambda w, f: {"logits": f.mean(axis=(1, 2)) @ w, "feature": f.mean(axis=(1, 2))},
-        inputs="feature",
-    )
-    exits = {"early": adapters.Exit("map", head)}
-    kd = schemes.byot(tiny.student, exits, optimizer=SGD, feature="vector")
-    return Case(kd, pick=member("model"), fixed=nothing)
-
-
-def class_wise():
-    return Case(schemes.class_wise(tiny.student, optimizer=SGD), fixed=nothing, batch=with_views)
-
-
-def two_views():
-    return Case(schemes.two_views(tiny.student, optimizer=SGD, feature="vector"), fixed=nothing, batch=with_views)
-
-
-def past_predictions():
-    objective = combine(ps=objectives.past_predictions(tiny.DATA, steps=10))
-    return Case(distilled(objective, teacher=teachers.none()), fixed=nothing)
-
-
-def virtual_teacher():
-    virtual = term(losses.virtual_teacher_kl, "student/logits", "batch/label")
-    return Case(distilled(combine(ce=CE, tf=virtual), teacher=teachers.none()), fixed=nothing)
-
-
-def adversarial():
-    gan = objectives.adversarial("student/logits", "teacher/logits", discriminator=objectives.mlp(5))
-    return Case(distilled(combine(ce=CE, kd=KL, gan=gan)))
-
-
-def cross_modal():
-    student = adapters.reading(tiny.student, image="left")
-    return Case(distilled(student=student), model=student, batch=with_views)
-
-
-def quantised():
-    student = adapters.quantised(tiny.student, bits=2, bucket=8, seed=5, include=lambda path, x: True)
-    return Case(distilled(student=student), model=student)
-
-
-def learned_points():
-    trained = tiny.student.init(jax.random.key(4), tiny.batch(1))
-    student = adapters.learned_points(tiny.student, trained, bits=2, bucket=8, include=lambda path, x: True)
-
-    def dense(state):
-        return jaxkd.Variables(adapters.quantise_to(trained.params, state.student.params, bucket=8))
-
-    return Case(distilled(student=student), pick=dense)
-
-
-def few_sample():
-    model = adapters.linen(networks.Convolutional(), taps={"first": "Conv_0"})
-    taught = model.init(jax.random.key(6), tiny.batch(1))
-    layers = {"first": schemes.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
-    kd = schemes.few_sample(model, teachers.frozen(model, taught), layers, steps=4, ridge=1e-3)
-    return Case(kd, adapters.linen(networks.Convolutional()))
-
-
-def online():
-    kd = schemes.online(normed, tiny.student, BOTH, teacher_objective=combine(ce=CE), optimizer=SGD)
-    return Case(kd, pick=member("student"), fixed=nothing)
-
-
-RELATION = combine(kl=KL, rkd=term(losses.distance_relation, "student/vector", "teacher/vector"))
-
-
-def mutual_with_relations():
-    students = {"a": tiny.student, "b": tiny.teacher_model}
-    kd = schemes.mutual(students, own=combine(ce=CE), mutual=RELATION, optimizer=SGD)
-    return Case(kd, pick=member("a"), fixed=nothing)
-
-
-def mutual_copies():
-    kd = schemes.mutual(normed, peers=3, own=combine(ce=CE), mutual=combine(kl=KL), optimizer=CLIPPED)
-    return Case(kd, normed, pick=member("1"), fixed=nothing)
-
-
-def diverse_peers():
-    kd = schemes.diverse_peers(normed, normed, peers=2, feature="vector", own=CE, optimizer=SGD)
-    return Case(kd, normed, pick=member("leader"), fixed=nothing)
-
-
-def branches():
-    head = adapters.plain(
-        lambda key, f: 0.5 * jax.random.normal(key, (f.shape[-1], tiny.CLASSES)),
-        lambda w, f: f.mean(axis=(1, 2)) @ w,
-        inputs="feature",
-    )
-    exits = {"one": adapters.Exit("map", head), "two": adapters.Exit("map", head)}
-    kd = schemes.branches(tiny.student, exits, feature="map", own=CE, taught=KL, optimizer=SGD)
-    return Case(kd, pick=member("model"), fixed=nothing)
-
-
-def collaborative():
-    students = {"a": tiny.student, "b": adapters.reading(normed, image="view")}
-    kd = schemes.collaborative(students, own=CE, taught=KL, optimizer=SGD)
-    return Case(kd, pick=member("a"), fixed=nothing, batch=with_views)
-
-
-def noise(size, seed=0):
-    """A batch that holds no image."""
-    rng = np.random.default_rng(seed)
-    return {
-        "noise": rng.normal(size=(size, 4)).astype(np.float32),
-        "label": rng.integers(0, tiny.CLASSES, size).astype(np.int32),
-        "index": rng.permutation(tiny.DATA)[:size].astype(np.int32),
-    }
-
-
-def _data_free(synthesis):
-    model = adapters.with_batch_statistics(adapters.linen(networks.Convolutional(norm=True), taps={"last": "Conv_1"}))
-    taught = model.init(jax.random.key(6), tiny.batch(1))
-    teacher = teachers.frozen(model, taught)
-    generator = adapters.plain(
-        lambda key, z: jax.random.normal(key, (4, 32)),
-        lambda w, z: {"image": jnp.tanh(z @ w).reshape(-1, 4, 4, 2)},
-        inputs="noise",
-    )
-    kd = schemes.data_free(distilled(combine(kd=KL), teacher=teacher), synthesis(teacher, generator))
-    return Case(kd, batch=noise, seen=tiny.batch)
-
-
-def data_free_generator():
-    return _data_free(lambda t, g: schemes.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
-
-
-def data_free_inversion():
-    options = {"iterations": 2, "slots": 2, "jitter": 1, "student": tiny.student, "competition": 1.0}
-    return _data_free(lambda t, g: schemes.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
-
-
-def data_free_contrastive():
-    options = {"features": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
-    return _data_free(lambda t, g: schemes.cmi(t, g, optax.sgd(0.01), **options))
-
-
-TASKS = ([0, 1], [2])
-
-
-def task_after_task(steps):
-    """Batches of the task of their number."""
-
-    def batch(size, seed=0):
-        made = tiny.batch(size, seed)
-        task = 0 if seed < steps[0] else 1
-        return {**made, "label": np.asarray(TASKS[task], np.int32)[made["label"] % len(TASKS[task])]}
-
-    return batch
-
-
-def in_turn(steps):
-    return data.Tasks([loader(task_after_task((4 * i, 0))) for i in (1, 0)], steps)
-
-
-def learning_without_forgetting():
-    kd = schemes.learning_without_forgetting(tiny.student, tasks=TASKS, steps=(3, 9), optimizer=SGD)
-    return Case(kd, fixed=nothing, batch=task_after_task((3, 9)), train=lambda: in_turn((3, 9)))
-
-
-def retrospection():
-    kd = schemes.retrospection(
-        tiny.student, tiny.teacher_model, tasks=TASKS, steps=(2, 9), expert_steps=2, optimizer=SGD
-    )
-    return Case(kd, fixed=nothing, batch=task_after_task((2, 9)), train=lambda: in_turn((2, 9)))
-
-
-CASES = {
-    case.__name__: case
-    for case in (
-        offline,
-        online,
-        mutual_with_relations,
-        mutual_copies,
-        diverse_peers,
-        branches,
-        collaborative,
-        staged,
-        born_again,
-        assistants,
-        mean_teacher_with_crd,
-        several_teachers,
-        knowledge_flow,
-        be_your_own_teacher,
-        class_wise,
-        two_views,
-        past_predictions,
-        virtual_teacher,
-        adversarial,
-        cross_modal,
-        quantised,
-        learned_points,
-        few_sample,
-        data_free_generator,
-        data_free_inversion,
-        data_free_contrastive,
-        learning_without_forgetting,
-        retrospection,
-    )
-}
-
-
-# --- the properties --------------------------------------------------------------------------------------------------
+DROPPED = (4, 5)  # of eight examples; one of four devices then has no unmasked example
 
 
 class Run(NamedTuple):
-    """A case with the states and metrics of its first steps by ``jax.jit``."""
+    """A case, with states and metrics of its first steps under ``jax.jit``."""
 
     case: Case
     traces: list
@@ -341,12 +29,12 @@ class Run(NamedTuple):
 
 
 def kept(case, seed):
-    """The batch without the examples that do not count."""
+    """Returns the batch without the dropped examples."""
     return {name: np.delete(x, DROPPED, axis=0) for name, x in case.batch(8, seed).items()}
 
 
 def masked(case, seed):
-    """The batch with them, under a mask, and something in them that would show."""
+    """Returns the batch with the dropped examples masked and set to large values."""
     batch = case.batch(8, seed)
     for x in batch.values():
         if np.issubdtype(x.dtype, np.floating):
@@ -354,7 +42,13 @@ def masked(case, seed):
     return {**batch, "mask": ~np.isin(np.arange(8), DROPPED)}
 
 
-@pytest.fixture(scope="module", params=CASES)
+def row(name, *values, slow=False):
+    """Returns a parameter set; one worker runs all tests of a scheme."""
+    marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if slow else [])]
+    return pytest.param(name, *values, marks=marks, id="-".join([name, *values]))
+
+
+@pytest.fixture(scope="module", params=[row(name) for name in CASES])
 def run(request):
     case, traces = CASES[request.param](), []
 
@@ -371,7 +65,7 @@ def run(request):
     return Run(case, traces, states, metrics)
 
 
-def test_one_trace_and_one_structure(run):
+def test_step_is_traced_once_and_keeps_its_structure(run):
     assert len(run.traces) == 1
     described = [jax.tree.map(jax.typeof, state) for state in run.states]
     assert described[0] == described[-1]
@@ -382,7 +76,7 @@ def test_one_trace_and_one_structure(run):
     )
 
 
-def test_the_student_learns_and_the_teacher_stays(run):
+def test_student_changes_and_teacher_does_not(run):
     first, last = run.states[0], run.states[-1]
     tiny.assert_equal(run.case.fixed(last), run.case.fixed(first))
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), run.case.pick(first).params, run.case.pick(last).params)
@@ -390,7 +84,7 @@ def test_the_student_learns_and_the_teacher_stays(run):
     assert all(np.isfinite(found["loss"]) for found in run.metrics if "loss" in found)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name]().fixed is Case._field_defaults["fixed"]])
+@pytest.mark.parametrize("name", [row(name) for name in CASES if CASES[name]().fixed is Case._field_defaults["fixed"]])
 def test_no_gradient_reaches_the_teacher(name):
     case = CASES[name]()
     first = case.kd.init(jax.random.key(1), kept(case, 0))
@@ -404,8 +98,16 @@ def test_no_gradient_reaches_the_teacher(name):
     chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, gradient))
 
 
-@pytest.mark.parametrize("placement", ["pmap", "shard"])
-def test_any_placement_is_jit(run, placement):
+@pytest.mark.parametrize(
+    ("run", "placement"),
+    [
+        row(name, placement, slow=placement == "pmap" and name != "offline")
+        for name in CASES
+        for placement in ("pmap", "shard")
+    ],
+    indirect=["run"],
+)
+def test_placement_equals_jit(run, placement):
     devices = jax.devices()[:4]
     mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
     kd = run.case.kd
@@ -424,7 +126,8 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_that_was_killed_ends_as_one_that_was_not(run, tmp_path):
+@pytest.mark.parametrize("run", [row(name, slow=name != "offline") for name in CASES], indirect=True)
+def test_killed_run_resumes_to_the_same_state(run, tmp_path):
     train = run.case.train() if run.case.train else loader(run.case.batch)
     settings = {
         "steps": 6,
@@ -445,7 +148,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(run, tmp_path):
     assert [row.keys() for row in parts.history] == [row.keys() for row in whole.history]
 
 
-def test_the_exported_student_stands_alone(run):
+def test_exported_student_runs_in_the_plain_model(run):
     alone = run.case.pick(run.states[-1])
     batch = run.case.to_evaluate(8, 50)
     plain = jax.eval_shape(lambda key: run.case.model.init(key, batch), jax.random.key(0))

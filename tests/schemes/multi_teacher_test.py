@@ -1,4 +1,4 @@
-"""Several teachers that know different classes, of different architectures: a distillation from both, and metrics."""
+"""Distillation from teachers of different architectures and label sets."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ KEY = jax.random.key(1)
 
 
 class Convolutional(nn.Module):
-    """The teacher of two classes, which sees the rows of an image."""
+    """Teacher of two classes."""
 
     @nn.compact
     def __call__(self, x):
@@ -29,7 +29,7 @@ class Convolutional(nn.Module):
 
 
 class Flat(nn.Module):
-    """Of another architecture; the student with five classes, the teacher with three."""
+    """Another architecture: the student with five classes, a teacher with three."""
 
     classes: int
 
@@ -65,7 +65,7 @@ def teacher(average=None):
 
 
 def of_known_classes(context):
-    """Each teacher's accuracy among the examples of its classes, and the student's on the same choice."""
+    """Metrics of each teacher on its classes, and of the student among them."""
     found = dict(metrics_lib.classification(context))
     label, mask = context.batch["label"], context.batch.get("mask", jnp.ones(len(context.batch["label"]), bool))
     for name, classes in KNOWN.items():
@@ -81,7 +81,8 @@ def distiller(objective=OBJECTIVE, **options):
     return jaxkd.distill(STUDENT, teacher(), objective, optimizer=optax.adam(3e-2), **options)
 
 
-def test_it_learns_from_both():
+@pytest.mark.slow
+def test_student_learns_from_both_teachers():
     kd = distiller(metrics=of_known_classes)
     state, step, evaluate = kd.init(KEY, batch(0)), jax.jit(kd.step), jax.jit(kd.evaluate)
     before, first = tiny.numbers(evaluate(state, batch(99))), None
@@ -94,7 +95,7 @@ def test_it_learns_from_both():
         assert after[name] < before[name]
         assert after[f"teacher_accuracy/{name}"] == before[f"teacher_accuracy/{name}"]
     assert all(np.isfinite(x) for x in after.values())
-    # By hand: the teachers' choices among the examples of their classes.
+    # The teachers' accuracy on the examples of their classes, in NumPy.
     out = teacher().apply(state.teacher, batch(99), key=None)
     label = batch(99)["label"]
     for name, classes in KNOWN.items():
@@ -103,8 +104,8 @@ def test_it_learns_from_both():
         assert after[f"teacher_accuracy/{name}"] == pytest.approx(np.mean((chosen == label)[where]))
 
 
-def test_a_term_is_what_the_teacher_would_have_said_alone():
-    """The distillation from one of them, with a head of its classes only, has the same loss of it."""
+def test_term_equals_distillation_from_one_teacher():
+    """A term equals the loss of a student with that teacher's classes only."""
     kd = distiller()
     state = kd.init(KEY, batch(0))
     _, found = jax.jit(kd.step)(state, batch(3))
@@ -116,8 +117,8 @@ def test_a_term_is_what_the_teacher_would_have_said_alone():
     )
 
 
-def test_the_metrics_of_every_teacher():
-    """Those of an ensemble, each teacher's on the examples of the classes that it knows."""
+def test_per_teacher_metrics_cover_known_classes():
+    """Each teacher is measured on the examples of its classes."""
     kd = distiller(metrics=metrics_lib.per_teacher)
     state = kd.init(KEY, batch(0))
     found = tiny.numbers(jax.jit(kd.evaluate)(state, batch(1)))
@@ -130,8 +131,9 @@ def test_the_metrics_of_every_teacher():
         assert np.isfinite(found[f"teacher_nll/{name}"])
 
 
-def test_weights_of_the_teachers_are_learned():
-    """Each share of the ensemble goes to how often its classes occur."""
+@pytest.mark.slow
+def test_learned_ensemble_weights_follow_the_labels():
+    """The share of a teacher rises if the labels are of its classes."""
     kd = distiller(combine(kd=learned_ensemble(teachers=("teacher/a/logits", "teacher/b/logits"), weight=0.5)))
     state, step = kd.init(KEY, batch(0)), jax.jit(kd.step)
     only_a = {**batch(2), "label": (batch(2)["label"] % 2).astype(np.int32)}

@@ -1,4 +1,4 @@
-"""Networks of linen for the tests of schemes, small enough to compile them many times."""
+"""Small linen networks for the tests of schemes."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from tests import tiny
 
 
 class Convolutional(nn.Module):
-    """Two convolutions, a mean, a dense layer; with BatchNorm where asked for."""
+    """Two convolutions, a mean, a dense layer; with BatchNorm if `norm`."""
 
     channels: int = 4
     norm: bool = False

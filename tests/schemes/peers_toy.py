@@ -1,4 +1,4 @@
-"""What the tests of online schemes share: a network with BatchNorm, runs, and a placement against jit."""
+"""Helpers for tests of peers: a network with BatchNorm, runs, pmap against jit."""
 
 import flax.linen as nn
 import jax
@@ -26,11 +26,11 @@ class Network(nn.Module):
 
 
 normed = jaxkd.adapters.linen(Network(), taps={"vector": "norm"}, inputs="image")
-"""Its ``vector`` is [batch, 4], after BatchNorm."""
+"""Model with BatchNorm, whose ``vector`` is its output, ``[batch, 4]``."""
 
 
 def head(pool=True):
-    """A classifier of ``map`` or, without pooling, of ``vector``, to be used as an exit."""
+    """Returns a classifier for exits at ``map`` or, without pooling, at ``vector``."""
 
     def apply(params, feature):
         return (feature.mean(axis=(1, 2)) if pool else feature) @ params
@@ -51,7 +51,7 @@ def run(kd, steps, *, size=8, step=None, state=None, seed=1, batch=tiny.batch):
 
 
 def assert_placed(kd, *, size=6, steps=2, batch=tiny.batch):
-    """The same numbers by jit and by pmap, of batches that do not divide and are padded there."""
+    """Asserts that pmap, on padded batches, gives the results of jit."""
     expected, metrics = run(kd, steps, size=size, batch=batch)
     seen = tiny.numbers(jax.jit(kd.evaluate)(expected, batch(size)))
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:DEVICES], replicas=1)
@@ -63,7 +63,7 @@ def assert_placed(kd, *, size=6, steps=2, batch=tiny.batch):
 
 
 def gradients(objective, variables, context):
-    """Value, and gradients by what the objective owns and by what the student says."""
+    """Returns value and gradients by objective parameters and student outputs."""
 
     def value(params, student):
         return objective.apply(params, variables.state, context._replace(student=student), jax.random.key(0)).value
@@ -72,7 +72,7 @@ def gradients(objective, variables, context):
 
 
 def numeric(function, x, epsilon=1e-6):
-    """Central differences of a function of one NumPy array."""
+    """Computes central differences of a function of one NumPy array."""
     slope = np.zeros_like(x)
     for i in np.ndindex(x.shape):
         step = np.zeros_like(x)

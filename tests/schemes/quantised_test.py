@@ -1,4 +1,4 @@
-"""Quantised students in an ordinary distillation: they learn what rounding afterwards loses."""
+"""Quantized students in distillation."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,9 @@ def run(kd, batches, step=None, state=None):
     return state, found
 
 
-def test_training_beats_rounding_afterwards():
-    """The same steps, one bit: once with the rounding in the forward pass, once followed by it; and with points."""
+@pytest.mark.slow
+def test_quantized_training_beats_quantization_afterwards():
+    """With one bit: rounding in or after training, and learned points."""
     batches = jax.tree.map(lambda *x: jnp.stack(x), *[tiny.batch(16, i) for i in range(8)])
     held_out, coarse = tiny.batch(64, 99), {"bits": 1, "bucket": 8}
 
@@ -60,7 +61,7 @@ def test_training_beats_rounding_afterwards():
     assert loss(quantise_to(plain, points, bucket=8)) < 0.85 * rounded
 
 
-def test_eight_bits_train_as_none():
+def test_eight_bits_train_like_full_precision():
     batches = [tiny.batch(8, i) for i in range(5)]
     plain, expected = run(distiller(tiny.student), batches)
     state, found = run(distiller(quantised(tiny.student, bits=8)), batches)
@@ -68,7 +69,7 @@ def test_eight_bits_train_as_none():
     assert found[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=5e-2)
 
 
-def test_evaluation_is_of_the_quantised_weights():
+def test_evaluation_uses_quantized_weights():
     kd, batch = distiller(STUDENTS["straight"]), tiny.batch(8)
     state, _ = run(kd, [batch])
     plain = distiller(tiny.student)
@@ -78,7 +79,7 @@ def test_evaluation_is_of_the_quantised_weights():
 
 
 @pytest.mark.parametrize("name", ["straight", "points"])
-def test_one_program_in_a_checked_shard_map(name):
+def test_shard_map_equals_jit_with_one_trace(name):
     kd, spec = distiller(STUDENTS[name]), jax.sharding.PartitionSpec
     mesh, traces = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,)), []
 
@@ -97,8 +98,9 @@ def test_one_program_in_a_checked_shard_map(name):
     assert len(traces) == 1
 
 
-def test_fixed_weights_stay_to_the_bit_on_an_odd_number_of_devices():
-    """A mean over devices of what is the same on all need not be the same; that of integers is not taken."""
+@pytest.mark.slow
+def test_fixed_weights_are_bit_exact_on_seven_devices():
+    """A mean over seven devices is inexact, so fixed integers must not be averaged."""
     kd, count = distiller(STUDENTS["points"]), 7
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:count], replicas=1)
     start = kd.init(jax.random.key(1), tiny.batch(count)).student

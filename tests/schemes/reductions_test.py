@@ -1,4 +1,4 @@
-"""Where a scheme is another one, or plain training: the same losses and the same parameters, number for number."""
+"""Schemes that reduce to another distiller, with equal losses and parameters."""
 
 import functools
 from collections.abc import Callable
@@ -21,14 +21,14 @@ PLAIN, BOTH = combine(ce=CE), combine(ce=CE, kd=KL)
 
 
 class Pair(NamedTuple):
-    """Two distillers that are to be one.
+    """A scheme and the distiller to which it reduces.
 
     Attributes:
       scheme: the scheme.
-      other: what it is to be.
-      pick: the scheme's variables of what the other trains.
-      batch: for the scheme, of a number.
-      loss: what of the scheme is the other's loss; a scheme that trains more has a larger one.
+      other: the simpler distiller.
+      pick: function from the scheme's state to the variables that the other trains.
+      batch: ``(size, seed) -> batch`` for the scheme.
+      loss: the scheme's metric that equals the other's loss.
     """
 
     scheme: jaxkd.Distiller
@@ -61,25 +61,25 @@ def with_views(size, seed=0):
     return {**batch, "pair": tiny.batch(size, seed + 9)["image"], "view": batch["image"]}
 
 
-def mutual_of_no_weight(name, student):
+def mutual_with_zero_weight(name, student):
     students = {"a": tiny.student, "b": tiny.teacher_model}
-    unheard = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.0)
-    kd = schemes.mutual(students, own=PLAIN, mutual=combine(kl=unheard), optimizer=SGD)
+    ignored = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.0)
+    kd = schemes.mutual(students, own=PLAIN, mutual=combine(kl=ignored), optimizer=SGD)
     return Pair(kd, alone(student), member(name), loss=f"own/{name}/ce")
 
 
-def mean_teacher_that_stays():
+def ema_of_decay_one():
     begun = tiny.student.init(jax.random.split(KEY, 4)[1], tiny.batch(1))
     frozen = teachers.frozen(tiny.student, begun)
     return Pair(distilled(BOTH, teachers.ema(tiny.student, decay=1.0)), distilled(BOTH, frozen))
 
 
-def learning_without_an_old_task():
+def lwf_of_one_task():
     kd = schemes.learning_without_forgetting(tiny.student, tasks=[[0, 1, 2]], steps=[9], optimizer=SGD)
     return Pair(kd, alone())
 
 
-def depths_of_no_weight():
+def byot_with_zero_weight():
     head = adapters.plain(
         lambda key, f: jax.random.normal(key, (f.shape[-1], tiny.CLASSES)),
         lambda w, f: f.mean(axis=(1, 2)) @ w,
@@ -89,7 +89,16 @@ def depths_of_no_weight():
     return Pair(schemes.byot(tiny.student, exits, optimizer=SGD, feature=None, weight=0.0), alone(), member("model"))
 
 
-def flow_of_nothing():
+def images_of_the_batch():
+    """Returns a synthesizer that makes nothing, for batches with images."""
+    return schemes.synthesis.Synthesis(
+        shapes=lambda batch: {},
+        init=lambda key, batch, teacher: {},
+        apply=lambda state, *_, key, step: ({}, state, {}),
+    )
+
+
+def flow_of_zero():
     module = networks.Convolutional()
     student = adapters.flow(module, {"first": adapters.Mix("Conv_0", ["map"])}, lambda step: 0.0)
     kd = schemes.knowledge_flow(student, tiny.teacher(), BOTH, optimizer=SGD)
@@ -98,55 +107,55 @@ def flow_of_nothing():
 
 
 PAIRS = {
-    "an ensemble of one is its member": lambda: Pair(
+    "ensemble of one teacher is that teacher": lambda: Pair(
         distilled(BOTH, teachers.ensemble({"a": tiny.teacher()})), offline()
     ),
-    "learned weights of one teacher are soft targets": lambda: Pair(
+    "learned ensemble of one teacher is soft targets": lambda: Pair(
         distilled(
             combine(ce=CE, kd=objectives.learned_ensemble(teachers=("teacher/logits",), temperature=2.0)),
         ),
         offline(),
     ),
-    "a mean teacher of decay 1 is frozen": mean_teacher_that_stays,
-    "peers that do not listen train alone, a": lambda: mutual_of_no_weight("a", tiny.student),
-    "peers that do not listen train alone, b": lambda: mutual_of_no_weight("b", tiny.teacher_model),
-    "one peer trains alone": lambda: Pair(
+    "EMA teacher of decay 1 is frozen": ema_of_decay_one,
+    "mutual with weight 0 trains peer a alone": lambda: mutual_with_zero_weight("a", tiny.student),
+    "mutual with weight 0 trains peer b alone": lambda: mutual_with_zero_weight("b", tiny.teacher_model),
+    "mutual of one peer trains alone": lambda: Pair(
         schemes.mutual(tiny.student, peers=1, own=PLAIN, mutual=combine(kd=KL), optimizer=SGD), alone(), member("0")
     ),
-    "a teacher beside its student trains alone": lambda: Pair(
-        schemes.online(tiny.teacher_model, tiny.student, BOTH, teacher_objective=PLAIN, optimizer=SGD),
+    "teacher of online trains alone": lambda: Pair(
+        schemes.online(tiny.student, tiny.teacher_model, BOTH, teacher_objective=PLAIN, optimizer=SGD),
         alone(tiny.teacher_model),
         member("teacher"),
         loss="teacher/ce",
     ),
-    "a chain without assistants is offline": lambda: Pair(
-        schemes.assistants(tiny.teacher(), {"student": tiny.student}, BOTH, steps=3, optimizer=SGD),
+    "chain without assistants is offline": lambda: Pair(
+        schemes.assistants(tiny.student, tiny.teacher(), BOTH, assistants={}, steps=3, optimizer=SGD),
         offline(),
         member("student"),
     ),
-    "generation 0 trains alone": lambda: Pair(
+    "generation 0 of born again trains alone": lambda: Pair(
         schemes.born_again(tiny.student, BOTH, first=PLAIN, generations=1, steps=9, optimizer=SGD), alone(), member("0")
     ),
-    "one stage is distillation": lambda: Pair(
-        schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(BOTH, SGD)), offline()
+    "staged with one stage is offline": lambda: Pair(
+        schemes.staged(tiny.student, tiny.teacher(), schemes.phases.Stage(BOTH, SGD)), offline()
     ),
-    "exits of no weight are not there": depths_of_no_weight,
-    "a partner of no weight is not there": lambda: Pair(
+    "BYOT with weight 0 trains alone": byot_with_zero_weight,
+    "CS-KD with weight 0 trains alone": lambda: Pair(
         schemes.class_wise(tiny.student, optimizer=SGD, weight=0.0), alone(), batch=with_views
     ),
-    "a past of no weight is the label": lambda: Pair(
+    "past predictions with alpha 0 are labels": lambda: Pair(
         distilled(combine(ce=objectives.past_predictions(tiny.DATA, alpha=0.0, steps=9)), teachers.none()), alone()
     ),
-    "a flow of nothing is offline": flow_of_nothing,
-    "images that are given are the real ones": lambda: Pair(
-        schemes.data_free(distilled(BOTH), schemes.given()), offline()
+    "knowledge flow of 0 is offline": flow_of_zero,
+    "data-free with real images is offline": lambda: Pair(
+        schemes.data_free(distilled(BOTH), images_of_the_batch()), offline()
     ),
-    "no old task is plain training": learning_without_an_old_task,
+    "LwF of one task trains alone": lwf_of_one_task,
 }
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_it_is_the_other(name):
+def test_scheme_reduces_to_the_simpler_distiller(name):
     pair = PAIRS[name]()
     state, other = pair.scheme.init(KEY, pair.batch(8, 0)), pair.other.init(KEY, tiny.batch(8))
     begun = pair.pick(state)

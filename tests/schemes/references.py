@@ -1,7 +1,7 @@
-"""A network, a batch and the usual losses in float64 NumPy, to hold steps of schemes against.
+"""A network, a batch and losses in float64 NumPy, as references for schemes.
 
-The shapes (7 examples of 11 classes, among rows that do not count) and the seeds are others than in the tests of each
-scheme; one step of plain gradient descent at a rate of 1 gives the gradient away.
+Shapes (7 examples of 11 classes, among masked rows) and seeds differ from those in the tests of each scheme. A step of
+gradient descent with a learning rate of 1 reveals the gradient.
 """
 
 import jax
@@ -31,7 +31,7 @@ def _init(scale, key, image):
 
 
 def network(scale=1.0):
-    """Logits of 11 classes and a ``hidden`` of 3 features."""
+    """Returns a model with logits of 11 classes and a ``hidden`` of 3 features."""
 
     def apply(params, image):
         hidden = jnp.tanh(image @ params["v"])
@@ -73,13 +73,13 @@ def ce(z, label):
 
 
 def kl(target, z, temperature=1.0):
-    """``T² KL(target ‖ z)``, of logits."""
+    """``T² KL(target ‖ z)`` of logits."""
     p, q = log_softmax(target / temperature), log_softmax(z / temperature)
     return temperature**2 * (np.exp(p) * (p - q)).sum(-1).mean()
 
 
 def batch(seed=0):
-    """Ten rows, three of which are garbage that does not count."""
+    """Ten rows, three of which are masked garbage."""
     rng = np.random.default_rng(100 + seed)
     rows = len(KEEP)
     image = rng.normal(size=(3, rows, INPUTS)).astype(np.float32)
@@ -99,7 +99,7 @@ def float64(tree):
 
 
 def slopes(function, tree, epsilon=1e-6):
-    """Central differences of a function of a tree."""
+    """Computes central differences of a function of a tree."""
     leaves, structure = jax.tree.flatten(tree)
     found = [np.zeros_like(leaf) for leaf in leaves]
     for leaf, slope in zip(leaves, found, strict=True):
@@ -124,7 +124,7 @@ def assert_trees(actual, expected, rtol, atol):
 
 
 def assert_steps(kd, reference, *, steps=2, batch=batch, rtol=2e-4, atol=1e-4, state=None):
-    """Loss and gradient of some steps: ``reference(params, held, batch, step)`` of what is trained, and of its copy."""
+    """Checks each step against ``reference(params, held, batch, step)``."""
     state, step = kd.init(KEY, batch()) if state is None else state, jax.jit(kd.step)
     for i in range(steps):
         given, before = kept(batch(i)), float64(trained(state))

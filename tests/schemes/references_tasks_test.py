@@ -1,4 +1,4 @@
-"""What data-free, few-sample, quantised and lifelong schemes compute, against float64 NumPy."""
+"""Data-free, few-sample, quantized and continual schemes against float64 NumPy."""
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ from tests.schemes.references import (
     softmax,
 )
 
-# --- images from a teacher --------------------------------------------------------------------------------------------
+# --- data-free --------------------------------------------------------------------------------------------------------
 
 
 class Normed(nn.Module):
@@ -60,7 +60,7 @@ def normed_teacher():
 
 
 def asked(variables, x):
-    """Logits, features and R_feature of a batch of images."""
+    """Computes logits, features and R_feature of a batch of images."""
     distance = 0.0
 
     def norm(x, name):
@@ -92,7 +92,7 @@ def noise(i=0):
     return {"noise": z, "label": rng.integers(0, CLASSES, len(KEEP)).astype(np.int32), "mask": KEEP}
 
 
-def test_dafl_with_batch_statistics():
+def test_dafl_matches_float64_reference():
     teacher, known = normed_teacher()
     made = synthesis.dafl(
         teacher, generator_of(), SGD, feature="features", one_hot=0.7, activation=0.2, entropy=3.0, statistics=0.4
@@ -115,7 +115,7 @@ def test_dafl_with_batch_statistics():
         np.testing.assert_allclose(gradient, slopes(value, before), rtol=1e-3, atol=2e-4)
 
 
-def test_inversion():
+def test_inversion_matches_float64_reference():
     teacher, known = normed_teacher()
     student = adapters.linen(Normed())
     options = {"cross_entropy": 0.8, "statistics": 2.0, "total_variation": 0.03, "l2": 0.02, "competition": 1.5}
@@ -125,7 +125,7 @@ def test_inversion():
     kd = schemes.data_free(jaxkd.distill(student, teacher, kl_term(2.0), optimizer=SGD), made)
     given = {"label": np.array([3, 10, 0, 7, 7, 1, 5], np.int32)}
     state, step = kd.init(KEY, given), jax.jit(kd.step)
-    state, _ = step(state, given)  # the noise of a round is drawn in its first step
+    state, _ = step(state, given)  # the first step of a round draws its noise
     pixels, own = float64(state.opt_state["synthesis"]["image"]), float64(state.student)
     after, metrics = step(state, given)
 
@@ -146,7 +146,7 @@ def test_inversion():
     np.testing.assert_allclose(gradient, slopes(value, pixels), rtol=1e-3, atol=2e-4)
 
 
-def test_contrast_of_cmi():
+def test_contrast_matches_float64_reference():
     rng = np.random.default_rng(6)
     head = [{"kernel": rng.normal(size=shape), "bias": rng.uniform(0.5, 1, shape[1])} for shape in ((4, 5), (5, 6))]
     seen = {name: rng.normal(size=(7, 4)) for name in ("local", "global")}
@@ -179,7 +179,7 @@ def test_contrast_of_cmi():
 # --- few samples ------------------------------------------------------------------------------------------------------
 
 
-def test_few_sample_is_least_squares_that_is_folded():
+def test_few_sample_matches_float64_least_squares():
     class Two(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -193,8 +193,8 @@ def test_few_sample_is_least_squares_that_is_folded():
     batches = [{"image": x, "mask": KEEP} for x in images]
     original, own = (model.init(jax.random.key(i), batches[0]) for i in range(2))
     layers = {
-        "a": schemes.FewSampleLayer("a", "a", "a/kernel", affine=True),
-        "b": schemes.FewSampleLayer("b", "b", "b/kernel"),
+        "a": schemes.transfer.FewSampleLayer("a", "a", "a/kernel", affine=True),
+        "b": schemes.transfer.FewSampleLayer("b", "b", "b/kernel"),
     }
     kd = schemes.few_sample(
         model, teachers.frozen(model, original), layers, steps=2, variables=own, metrics=lambda context: {}
@@ -216,13 +216,13 @@ def test_few_sample_is_least_squares_that_is_folded():
     }
     repaired = jaxkd.Variables({**own.params, "a": jax.tree.map(jnp.float32, expected["a"])}, own.state)
     x, y = layer(repaired, "b", batches[2:]), layer(original, "b", batches[2:])
-    change = np.linalg.pinv(x, rcond=1e-4) @ (y - x)  # rank 3 of 11: what is open stays
+    change = np.linalg.pinv(x, rcond=1e-4) @ (y - x)  # rank 3 of 11: undetermined directions are unchanged
     folded = np.eye(CLASSES) + change
     expected["b"] = {name: expected["b"][name] @ folded for name in ("kernel", "bias")}
     assert_trees(float64(state.student.params), expected, 2e-2, 5e-3)
 
 
-# --- few bits ---------------------------------------------------------------------------------------------------------
+# --- quantization -----------------------------------------------------------------------------------------------------
 
 
 def in_buckets(w, bucket):
@@ -231,7 +231,7 @@ def in_buckets(w, bucket):
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_quantised_values_and_their_file(bits, tmp_path):
+def test_quantized_values_match_float64_and_the_file(bits, tmp_path):
     bucket, s = 6, 2**bits - 1
     model = network()
     kd = jaxkd.distill(adapters.quantised(model, bits=bits, bucket=bucket), teachers.none(), CE, optimizer=SGD)
@@ -253,7 +253,7 @@ def test_quantised_values_and_their_file(bits, tmp_path):
 
     assert scores(metrics)["loss"] == pytest.approx(value(low), rel=2e-4)
     gradient = jax.tree.map(np.subtract, before, float64(after.student.params))
-    assert_trees(gradient, slopes(value, jax.tree.map(np.copy, low)), 1e-3, 2e-4)  # at Q(w), straight through to w
+    assert_trees(gradient, slopes(value, jax.tree.map(np.copy, low)), 1e-3, 2e-4)  # straight-through
 
     path = tmp_path / "student.safetensors"
     size = weights.save_quantised(path, state, bits=bits, bucket=bucket)
@@ -264,7 +264,7 @@ def test_quantised_values_and_their_file(bits, tmp_path):
     assert (size.rest, size.total, size.values) == (0, path.stat().st_size, sum(sizes))
 
 
-def test_learned_points():
+def test_learned_points_match_float64_reference():
     bucket = 5
     trained = network().init(jax.random.key(3), batch())
     kd = jaxkd.distill(
@@ -300,7 +300,7 @@ def test_learned_points():
     assert_steps(kd, reference)
 
 
-# --- task after task --------------------------------------------------------------------------------------------------
+# --- continual learning -----------------------------------------------------------------------------------------------
 
 TASKS = [[0, 4, 9], [1, 2], [3, 5, 6, 7, 8, 10]]
 
@@ -319,7 +319,7 @@ def among(z, label, classes):
     return ce(z[:, classes], np.array([classes.index(y) for y in label]))
 
 
-def test_learning_without_forgetting():
+def test_learning_without_forgetting_matches_float64_reference():
     kd = schemes.learning_without_forgetting(
         network(), tasks=TASKS, steps=[1, 1, 2], optimizer=optax.sgd(0.5), old_weight=0.7
     )
@@ -345,7 +345,7 @@ def test_learning_without_forgetting():
         assert_trees(gradient, slopes(value, before), 1e-3, 3e-4)
 
 
-def test_retrospection():
+def test_retrospection_matches_float64_reference():
     options = {"label_weight": 0.3, "expert_weight": 0.8, "old_weight": 0.6, "expert_temperature": 3.0}
     kd = schemes.retrospection(
         network(), network(), tasks=TASKS[:2], steps=[1, 3], expert_steps=1, optimizer=optax.sgd(0.5), **options
@@ -357,7 +357,7 @@ def test_retrospection():
     given = kept(mixed(1))
     new = np.isin(given["label"], TASKS[1])
     assert 0 < new.sum() < len(new)
-    state, metrics = step(state, mixed(1))  # the expert's
+    state, metrics = step(state, mixed(1))  # a step of the expert
     for one, other in zip(jax.tree.leaves(float64(state.student.params)), jax.tree.leaves(old), strict=True):
         np.testing.assert_array_equal(one, other)
     for i in (2, 3):
@@ -381,10 +381,10 @@ def test_retrospection():
         assert_trees(gradient, slopes(value, before), 1e-3, 3e-4)
 
 
-def test_forgetting_and_backward_transfer():
+def test_forgetting_measures_match_their_definitions():
     a = np.random.default_rng(0).uniform(size=(5, 5))
     assert measures.average_accuracy(a) == pytest.approx(sum(a[4]) / 5)
     assert measures.average_accuracy(a, 2) == pytest.approx(sum(a[2, :3]) / 3)
     assert measures.backward_transfer(a) == pytest.approx(sum(a[4, i] - a[i, i] for i in range(4)) / 4)
-    best = [max(a[i, j] for i in range(4)) for j in range(4)]  # before the last task, as the paper has it
+    best = [max(a[i, j] for i in range(4)) for j in range(4)]  # before the last task, as in the paper
     assert measures.forgetting(a) == pytest.approx(sum(best[j] - a[4, j] for j in range(4)) / 4)

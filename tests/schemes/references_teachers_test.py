@@ -1,4 +1,4 @@
-"""What chains of models and several teachers teach, against float64 NumPy: losses, and gradients by differences."""
+"""Chains and several teachers against float64 NumPy: losses and gradients."""
 
 import itertools
 
@@ -31,10 +31,10 @@ from tests.schemes.references import (
     trained,
 )
 
-# --- one after the other ----------------------------------------------------------------------------------------------
+# --- chains -----------------------------------------------------------------------------------------------------------
 
 
-def test_born_again_and_its_ensemble():
+def test_born_again_matches_float64_reference():
     kd = schemes.born_again(
         network(), combine(ce=CE, kd=kl_term(3.0)), first=CE, generations=2, steps=1, optimizer=optax.sgd(0.5)
     )
@@ -56,15 +56,17 @@ def test_born_again_and_its_ensemble():
     assert seen["ensemble/accuracy"] == pytest.approx((mean.argmax(-1) == label).mean())
 
 
-def test_assistants():
+def test_assistants_match_float64_reference():
     teacher_params = network().init(jax.random.key(8), batch())
     teacher = teachers.frozen(network(), teacher_params)
-    chain = {"large": network(), "small": network()}
-    kd = schemes.assistants(teacher, chain, combine(ce=CE, kd=kl_term(3.0)), steps=2, optimizer=optax.sgd(0.5))
+    objective = combine(ce=CE, kd=kl_term(3.0))
+    kd = schemes.assistants(
+        network(), teacher, objective, assistants={"large": network()}, steps=2, optimizer=optax.sgd(0.5)
+    )
     state, step = kd.init(KEY, batch()), jax.jit(kd.step)
     for i in range(4):
-        given, name = kept(batch(i)), "large" if i < 2 else "small"
-        own = {n: float64(adapters.member(state.student, n).params) for n in chain}
+        given, name = kept(batch(i)), "large" if i < 2 else "student"
+        own = {n: float64(adapters.member(state.student, n).params) for n in ("large", "student")}
         state, metrics = step(state, batch(i))
         z = forward(own[name], given["image"])[0]
         before = float64(teacher_params.params) if i < 2 else own["large"]
@@ -83,7 +85,7 @@ def three_teachers():
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_weighted_teachers(probabilities):
+def test_weighted_ensemble_matches_float64_reference(probabilities):
     members, known = three_teachers()
     weights, temperature = [0.5, 0.3, 0.2], 3.0
     average = teachers.average_probabilities(temperature) if probabilities else teachers.average_logits
@@ -103,7 +105,7 @@ def test_weighted_teachers(probabilities):
     assert_steps(kd, reference)
 
 
-def test_learned_weights_of_teachers():
+def test_learned_ensemble_matches_float64_reference():
     members, known = three_teachers()
     objective = objectives.learned_ensemble(
         teachers=[f"teacher/{n}/logits" for n in "abc"], temperature=3.0, weight=0.6
@@ -130,7 +132,7 @@ def test_learned_weights_of_teachers():
 
 
 def votes(student, teacher_features, margin, weights):
-    """Every triplet by itself."""
+    """Voted dissimilarity, one triplet at a time."""
     found = []
     n = len(student)
     for i, j, k in itertools.permutations(range(n), 3):
@@ -143,7 +145,7 @@ def votes(student, teacher_features, margin, weights):
     return np.mean(found)
 
 
-def test_voted_dissimilarity():
+def test_voted_dissimilarity_matches_float64_reference():
     members, known = three_teachers()
     weights = [0.45, 0.3, 0.25]
     voted = term(
@@ -162,13 +164,13 @@ def test_voted_dissimilarity():
     assert_steps(kd, reference)
 
 
-def test_knowledge_flow_half_way():
+def test_knowledge_flow_matches_float64_reference():
     members, known = three_teachers()
     names = ["a/hidden", "c/hidden"]
     student = adapters.flow(
         nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]), {"m": adapters.Mix("layers_0", names, own=0.6)}, 0.37
     )
-    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.25))
+    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.25))
     kd = schemes.knowledge_flow(student, teachers.ensemble(members), objective, optimizer=SGD)
     share = softmax(np.float64(kd.init(KEY, batch()).student.params["flow"]["m"]["weights"]))
     np.testing.assert_allclose(share, [0.6, 0.2, 0.2], rtol=1e-5)
@@ -187,7 +189,7 @@ def test_knowledge_flow_half_way():
     assert 0 < scores(metrics)["dependence"] < 0.37
 
 
-def test_adversarial():
+def test_adversarial_matches_float64_reference():
     members, known = three_teachers()
     objective = objectives.adversarial("student/logits", "teacher/logits", discriminator=objectives.mlp(5), weight=0.3)
     kd = jaxkd.distill(network(), members["a"], objective, optimizer=SGD)

@@ -1,4 +1,4 @@
-"""What peers, branches and self-distillation compute, against float64 NumPy: losses, and gradients by differences."""
+"""Peers and self-distillation against float64 NumPy: losses and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from tests.schemes.references import (
 # --- several models ---------------------------------------------------------------------------------------------------
 
 
-def test_online_is_two_losses_of_which_the_teacher_has_one():
+def test_online_matches_float64_reference():
     kd = schemes.online(network(), network(), combine(ce=CE, kd=kl_term(3.0)), teacher_objective=CE, optimizer=SGD)
 
     def reference(params, held, given, _):
@@ -58,7 +58,7 @@ def dml(members, held, given):
     return value
 
 
-def test_mutual_of_three_named_peers():
+def test_mutual_by_name_matches_float64_reference():
     kd = schemes.mutual({name: network() for name in "xyz"}, own=CE, mutual=kl_term(1.0), optimizer=SGD)
 
     def reference(params, held, given, _):
@@ -67,7 +67,7 @@ def test_mutual_of_three_named_peers():
     assert_steps(kd, reference)
 
 
-def test_mutual_of_three_copies():
+def test_mutual_of_copies_matches_float64_reference():
     kd = schemes.mutual(network(), peers=3, own=CE, mutual=kl_term(1.0), optimizer=SGD)
 
     def reference(params, held, given, _):
@@ -77,7 +77,7 @@ def test_mutual_of_three_copies():
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_diverse_peers(hold):
+def test_diverse_peers_match_float64_reference(hold):
     temperature, weight, count = 3.0, 0.7, 4
     kd = schemes.diverse_peers(
         network(),
@@ -115,7 +115,7 @@ def test_diverse_peers(hold):
     assert_steps(kd, reference)
 
 
-def test_branches_and_their_gate():
+def test_branches_match_float64_reference():
     exits = {"b": adapters.Exit("hidden", exit_of()), "c": adapters.Exit("hidden", exit_of())}
     kd = schemes.branches(network(), exits, feature="hidden", own=CE, taught=kl_term(3.0), optimizer=SGD)
 
@@ -152,7 +152,7 @@ def smallest(z, label):
 
 
 def combined(z, label):
-    """The convex programme, by SciPy."""
+    """Solves the convex program with SciPy."""
     found = np.empty(z.shape[1:])
     for n, y in enumerate(label):
         outcome = scipy.optimize.minimize(
@@ -176,14 +176,14 @@ def combined(z, label):
     ],
     ids=["best", "min", "linear"],
 )
-def test_collaborative(ensemble, expected, atol):
+def test_collaborative_matches_float64_reference(ensemble, expected, atol):
     names = "abcd"
     options = {"own": CE, "taught": kl_term(3.0), "optimizer": SGD, "ensemble": ensemble}
     kd = schemes.collaborative({name: network(2.0) for name in names}, **options)
 
     def reference(params, held, given, _):
         x, y = given["image"], given["label"]
-        if held.get("given") is not x:  # the ensemble does not move: it is found once
+        if held.get("given") is not x:  # the ensemble is a constant, computed once
             target = expected(np.stack([forward(held["student"][name], x)[0] for name in names]), y)
             held.update(given=x, target=target)
         zs = [forward(params["student"][name], x)[0] for name in names]
@@ -192,7 +192,7 @@ def test_collaborative(ensemble, expected, atol):
     assert_steps(kd, reference, steps=1, atol=atol)
 
 
-def test_the_combination_is_no_worse_than_a_solver():
+def test_combined_logits_match_a_convex_solver():
     rng = np.random.default_rng(3)
     for members in (3, 5):
         z, y = 3 * rng.normal(size=(members, SIZE, CLASSES)), rng.integers(0, CLASSES, SIZE)
@@ -203,7 +203,7 @@ def test_the_combination_is_no_worse_than_a_solver():
 # --- one model --------------------------------------------------------------------------------------------------------
 
 
-def test_be_your_own_teacher():
+def test_byot_matches_float64_reference():
     alpha, temperature, feature_weight = 0.3, 3.0, 0.02
     exits = {"b": adapters.Exit("hidden", exit_of(True)), "c": adapters.Exit("hidden", exit_of(True))}
     kd = schemes.byot(
@@ -233,7 +233,7 @@ def test_be_your_own_teacher():
     assert_steps(kd, reference)
 
 
-def test_class_wise():
+def test_class_wise_matches_float64_reference():
     kd = schemes.class_wise(network(), optimizer=SGD)
 
     def reference(params, held, given, _):
@@ -243,7 +243,7 @@ def test_class_wise():
     assert_steps(kd, reference)
 
 
-def test_two_views():
+def test_two_views_match_float64_reference():
     kd = schemes.two_views(network(), optimizer=SGD, feature="hidden", weight=0.4, temperature=3.0, feature_weight=0.9)
 
     def reference(params, held, given, _):
@@ -256,14 +256,14 @@ def test_two_views():
     assert_steps(kd, reference)
 
 
-def test_past_predictions_over_three_epochs():
+def test_past_predictions_match_float64_reference():
     epochs, per_epoch, examples = 3, 2, 20
     past = objectives.past_predictions(examples, alpha=lambda step: 0.8 * (step // per_epoch + 1) / epochs)
     kd = jaxkd.distill(network(), teachers.none(), past, optimizer=SGD)
     tables = {0: np.zeros((examples, CLASSES))}
 
     def epoch(step=0):
-        """Two batches of different examples in each epoch, in another order, and of other images."""
+        """Two batches of an epoch, with different examples in a new order."""
         given = batch(step)
         order = np.random.default_rng(step // per_epoch).permutation(examples // 2)
         index = order + examples // 2 * (step % per_epoch)
@@ -286,7 +286,7 @@ def test_past_predictions_over_three_epochs():
 
 
 @pytest.mark.parametrize(("correct", "temperature"), [(0.99, 20.0), (0.7, 3.0)])
-def test_virtual_teacher(correct, temperature):
+def test_virtual_teacher_matches_float64_reference(correct, temperature):
     virtual = term(losses.virtual_teacher_kl, "student/logits", "batch/label", correct=correct, temperature=temperature)
     kd = jaxkd.distill(network(), teachers.none(), combine(ce=CE, virtual=virtual), optimizer=optax.sgd(1.0))
 
@@ -299,7 +299,7 @@ def test_virtual_teacher(correct, temperature):
     assert_steps(kd, reference, rtol=1e-3, atol=3e-4)
 
 
-def test_mean_teacher_with_a_schedule():
+def test_ema_teacher_with_a_schedule_matches_float64_reference():
     decay = jaxkd.averaging.rising_decay(0.15)
     kd = jaxkd.distill(network(), teachers.ema(network(), decay=decay), combine(ce=CE, kd=kl_term(2.0)), optimizer=SGD)
     state, step = kd.init(KEY, batch()), jax.jit(kd.step)

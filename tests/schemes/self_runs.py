@@ -1,4 +1,4 @@
-"""What the tests of self-distillation share: runs, a placement, and the toy network in float64 with its slopes."""
+"""Helpers for tests of self-distillation: runs, pmap, a float64 network."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from tests import tiny
 
 
 def run(kd, batches, step=None, seed=1):
-    """The state and the metrics after these batches."""
+    """Returns the state and the metrics after these batches."""
     state, found = kd.init(jax.random.key(seed), batches[0]), []
     step = step or jax.jit(kd.step)
     for batch in batches:
@@ -18,12 +18,12 @@ def run(kd, batches, step=None, seed=1):
 
 
 def placed(kd):
-    """On four devices. One replica, so that BatchNorm has the statistics of the whole batch everywhere."""
+    """Places on four devices, with BatchNorm statistics of the whole batch."""
     return jaxkd.parallel.pmap(kd, jax.devices()[:4], replicas=1)
 
 
 def masked(batch, extra, seed=9):
-    """The batch, with garbage between its examples that does not count."""
+    """Inserts masked garbage between the examples of a batch."""
     size = len(batch["label"])
     keep = np.sort(np.random.default_rng(seed).permutation(size + extra)[:size])
     found = {"mask": np.zeros(size + extra, bool)}
@@ -36,7 +36,7 @@ def masked(batch, extra, seed=9):
 
 
 def assert_placed(kd, batches, expected, metrics):
-    """The numbers of plain `jax.jit`, masked, padded, on several devices."""
+    """Asserts that masked, padded batches on four devices equal `jax.jit`."""
     state, found = run(kd, [masked(batch, 3) for batch in batches], placed(kd))
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
     for one, other in zip(found, metrics, strict=True):
@@ -46,7 +46,7 @@ def assert_placed(kd, batches, expected, metrics):
 
 
 def forward(params, image):
-    """`tests.tiny.student` in float64: logits and the pooled feature."""
+    """Computes logits and pooled feature of `tests.tiny.student` in float64."""
     features = np.tanh(np.float64(image) @ params["first"])
     vector = features.mean(axis=(1, 2))
     return vector @ params["second"], vector
@@ -71,7 +71,7 @@ def double(params):
 
 
 def assert_slopes(loss, params, gradient, *, rtol=2e-4):
-    """A gradient, by finite differences of a float64 function along a few directions."""
+    """Checks a gradient by finite differences along random directions."""
     rng = np.random.default_rng(0)
     for _ in range(4):
         direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)

@@ -1,4 +1,4 @@
-"""Three small tasks of six classes, and what the schemes for sequences of them are compared with."""
+"""Helpers for tests of continual learning: three tasks of six classes, runs."""
 
 import functools
 
@@ -36,7 +36,7 @@ student, expert = network(5), network(4)
 
 
 def batch(step, size=6, *, tasks=None, retained=0):
-    """Of the task of the step, its first rows of earlier tasks."""
+    """Returns a batch of the step's task; its first rows are retained examples."""
     rng = np.random.default_rng(step)
     task = task_of(step) if tasks is None else tasks
     label = rng.choice(TASKS[task], size)
@@ -46,7 +46,7 @@ def batch(step, size=6, *, tasks=None, retained=0):
     return {"image": rng.normal(size=(size, 2, 2, 2)).astype(np.float32), "label": label.astype(np.int32)}
 
 
-jitted = functools.cache(jax.jit)  # of a distiller that several tests have in common, one program
+jitted = functools.cache(jax.jit)  # one compiled program for tests that share a distiller
 
 
 def task_of(step):
@@ -68,12 +68,12 @@ def whole():
 
 
 def everything():
-    """All classes, to evaluate on."""
+    """Evaluation data with all classes."""
     return data.Resident(whole(), 48, shuffle=False)
 
 
 def sequence(*, more=0, size=5):
-    """The input for `fit`, of the same tasks and steps."""
+    """Training data for `fit`, with the same tasks and steps."""
     parts = data_tasks.class_incremental(whole(), TASKS)
     kept = [data_tasks.exemplars(part, per_class=2) for part in parts] if more else None
     return data_tasks.Tasks([data.Resident(p, size) for p in parts], STEPS, retained=kept, retained_size=more)

@@ -116,8 +116,8 @@ def test_a_run_that_was_interrupted_ends_with_the_very_average(tmp_path):
 
 def test_of_a_scheme():
     stages = [
-        schemes.Stage(combine(hint=objectives.hint("student/vector", "teacher/vector")), SGD, steps=2),
-        schemes.Stage(OBJECTIVE, SGD),
+        schemes.phases.Stage(combine(hint=objectives.hint("student/vector", "teacher/vector")), SGD, steps=2),
+        schemes.phases.Stage(OBJECTIVE, SGD),
     ]
     kd = training.averaged(schemes.staged(tiny.student, tiny.teacher(), *stages), decay=0.0)
     state, step = kd.init(jax.random.key(0), tiny.batch(8)), jax.jit(kd.step)

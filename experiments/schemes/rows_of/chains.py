@@ -60,7 +60,14 @@ def assistants(*between: str, teacher: str = "teacher") -> Callable[[Setting], T
 
         def make(own: Own) -> Distiller:
             first = setting.teacher(own, teacher, teacher)
-            kd = schemes.assistants(first, models, both(), steps=steps, optimizer=setting.optimizer(steps))
+            kd = schemes.assistants(
+                models["student"],
+                first,
+                both(),
+                assistants={size: models[size] for size in between},
+                steps=steps,
+                optimizer=setting.optimizer(steps),
+            )
             return setting.placed(kd)
 
         def link(before: str, size: str) -> Part:

@@ -8,6 +8,7 @@ from typing import Any
 import jaxkd
 from experiments.schemes.trials import Own, Row, Setting, Trial
 from jaxkd import data, schemes
+from jaxkd.objectives import continual
 from jaxkd.training import forgetting
 from jaxkd.types import Distiller, Objective
 
@@ -74,7 +75,7 @@ def sequential(objective: Callable[[list[list[int]], list[int]], Objective]) -> 
 
 
 FINE_TUNED = sequential(
-    lambda tasks, each: jaxkd.combine(ce=schemes.told_by_labels(tasks, each, heads=schemes.single_head))
+    lambda tasks, each: jaxkd.combine(ce=continual.told_by_labels(tasks, each, heads=continual.single_head))
 )
 """No teacher: what comes later overwrites what was learned."""
 
@@ -109,7 +110,7 @@ def retrospection(setting: Setting) -> Trial:
             steps=each,
             expert_steps=each[0] // 2,
             optimizer=setting.optimizer(each[0] // 2),
-            heads=schemes.single_head,
+            heads=continual.single_head,
         )
 
     return trial(setting, 2 * setting.steps, kd, KEPT)
@@ -127,10 +128,14 @@ def _held(setting: Setting, steps: int) -> Trial:
 
 
 ROWS = {
-    "lwf": Row("LwF, a head for each task", "lifelong", lwf(schemes.task_heads, 1.0), FINE_TUNED, _held),
-    "lwf_single": Row("LwF, one head", "lifelong", lwf(schemes.single_head, 3.0), FINE_TUNED, _held),
+    "lwf": Row("LwF, a head for each task", "lifelong", lwf(continual.task_heads, 1.0), FINE_TUNED, _held),
+    "lwf_single": Row("LwF, one head", "lifelong", lwf(continual.single_head, 3.0), FINE_TUNED, _held),
     "lwf_kept": Row(
-        f"LwF, one head, {KEPT} retained per class", "lifelong", lwf(schemes.single_head, 3.0, KEPT), FINE_TUNED, _held
+        f"LwF, one head, {KEPT} retained per class",
+        "lifelong",
+        lwf(continual.single_head, 3.0, KEPT),
+        FINE_TUNED,
+        _held,
     ),
     "retrospection": Row(f"retrospection, {KEPT} retained per class", "lifelong", retrospection, FINE_TUNED, _held),
 }

@@ -36,7 +36,7 @@ def one_way(setting: Setting) -> Trial:
 
     def make(own: Own) -> Distiller:
         return schemes.online(
-            teacher, setting.student, both(), teacher_objective=jaxkd.combine(ce=CE), optimizer=setting.optimizer()
+            setting.student, teacher, both(), teacher_objective=jaxkd.combine(ce=CE), optimizer=setting.optimizer()
         )
 
     return trial(setting, make, "student")
@@ -71,7 +71,7 @@ def diverse(setting: Setting) -> Trial:
             feature="pooled",
             own=CE,
             optimizer=setting.optimizer(),
-            weight=schemes.ramp_up(setting.steps // 4),
+            weight=schemes.peers.ramp_up(setting.steps // 4),
         )
 
     return trial(setting, make, "leader")

@@ -1,18 +1,18 @@
-"""Synthesisers: where the images of `jaxkd.schemes.data_free` come from.
+"""Data-free distillation: the student trains on images made from the teacher.
 
-================  ====================================================================================================
-`contract`        `Synthesis`, the three functions that one is; `given`, the batch's own images
-`dafl`            `dafl`: a generator trained beside the student
-`inversion`       `inversion`: pixels, by the teacher's BatchNorm statistics, optionally against the student
-`cmi`             `cmi`: a generator and its latent codes, round after round, each image unlike the earlier ones
-`terms`           the terms of their losses
-`rounds`          the pool of images, and how a round of updates ends in it
-================  ====================================================================================================
+===========  =========================================================================================================
+`data_free`  distiller that trains on synthesized batches
+`Synthesis`  the three functions of a synthesizer
+`dafl`       a generator, trained beside the student (DAFL)
+`inversion`  pixels, fitted to the teacher's BatchNorm statistics, optionally against the student (DeepInversion)
+`cmi`        a generator and latent codes, fitted anew for each batch, with a contrastive term (CMI)
+===========  =========================================================================================================
 """
 
 from jaxkd.schemes.synthesis.cmi import cmi
-from jaxkd.schemes.synthesis.contract import Synthesis, given
+from jaxkd.schemes.synthesis.contract import Synthesis
 from jaxkd.schemes.synthesis.dafl import dafl
+from jaxkd.schemes.synthesis.data_free import data_free
 from jaxkd.schemes.synthesis.inversion import inversion
 
-__all__ = ["Synthesis", "cmi", "dafl", "given", "inversion"]
+__all__ = ["Synthesis", "cmi", "dafl", "data_free", "inversion"]

@@ -1,4 +1,4 @@
-"""CMI: a generator inverts the teacher round after round, and each image is to be told from all the earlier ones."""
+"""Contrastive model inversion: generated images that differ from all earlier ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
     NOISE,
+    STATISTICS,
     Synthesis,
     device_key,
     generated,
@@ -27,6 +28,7 @@ from jaxkd.schemes.synthesis.contract import (
     output_of,
     outputs_of,
     reported,
+    teacher_shapes,
     updated,
     with_student,
     zeros,
@@ -58,44 +60,46 @@ def cmi(
     adversarial: float = 0.0,
     augment: Callable[[Array, Array], Array] | None = None,
 ) -> Synthesis:
-    """Contrastive model inversion: a generator and its latent codes, fitted to the teacher anew for each batch.
+    """A generator and its latent codes, fitted to the teacher anew for each batch.
 
-    ``L = α R_feature(x) + β CE(t(x), y) + γ L_adv + δ L_cr``, x = G(z). Fang et al., "Contrastive Model Inversion for
-    Data-Free Knowledge Distillation", IJCAI 2021, with the defaults of the authors' synthesiser. R_feature compares
-    BatchNorm statistics; L_adv is small where the student is wrong (`jaxkd.schemes.synthesis.terms.disagreement`); and
-    L_cr asks that an image be found by another view of itself among all others of the batch and of earlier rounds, see
-    `contrast`. z and G begin anew with each round; the projection h goes on.
+    Also known as: CMI (contrastive model inversion).
 
-    As in the authors' code, the best batch of a round is kept, the memory holds the teacher's features and h is applied
-    to them as it is now, and the features are the means of maps over their positions. Unlike there: the global view is
-    the image itself and not a shifted crop; of the memory all are negatives and not a sample; a step of training makes
-    one update, and the student learns from the pool beside it, as for `inversion`.
+    ``L = α R_feature(x) + β CE(t(x), y) + γ L_adv + δ L_cr`` with x = G(z). Fang et al., "Contrastive Model Inversion
+    for Data-Free Knowledge Distillation", IJCAI 2021, with the defaults of the authors' synthesizer. R_feature compares
+    BatchNorm statistics; L_adv is low where the student is wrong (`jaxkd.schemes.synthesis.terms.disagreement`). L_cr
+    discriminates each image from all others of the batch and of earlier rounds, by another view of it (`contrast`). z
+    and G begin anew with each round; the projection h of L_cr does not.
+
+    As in the authors' code, the batch of the lowest loss in a round is kept, the memory contains the teacher's features
+    and the current h is applied to them, and maps are averaged over their positions. Differences: the global view is
+    the image itself, not a shifted crop; all of the memory are negatives, not a sample; and a training step makes one
+    update, while the student trains on the pool, as in `inversion`.
 
     Args:
-      teacher: the one that is distilled, of a model `jaxkd.adapters.with_batch_statistics`.
-      generator: from an adapter, with ``inputs="noise"``; its output ``image`` is what the networks are given.
-      optimizer: any optax transformation, for G and z, anew with each round, and another one for h; the authors use
-        Adam with 1e-3 and β₁ = 0.5.
-      features: the teacher's outputs that an image is told by, maps or vectors.
-      iterations: updates of a round.
-      slots: batches in the student's pool, the oldest of which makes room.
-      memory: images whose features are remembered, at least a batch.
-      embedding: features of h, a multilayer perceptron of one hidden layer.
-      temperature: of L_cr.
+      teacher: teacher of the student, of a model `jaxkd.adapters.with_batch_statistics`.
+      generator: model from an adapter, with ``inputs="noise"``; its output ``image`` is the networks' normalized input.
+      optimizer: any optax transformation, with a state for G and z, which begins anew with each round, and one for h;
+        the authors use Adam with 1e-3 and β₁ = 0.5.
+      features: names of the teacher's outputs, maps or vectors, that describe an image in L_cr.
+      iterations: number of updates in a round.
+      slots: size of the student's pool in batches; a new batch replaces the oldest one.
+      memory: number of images whose features are remembered, at least a batch.
+      embedding: number of features of h, a multilayer perceptron with one hidden layer.
+      temperature: temperature of L_cr.
       cross_entropy: β.
-      statistics: α, of the teacher's output ``batch_statistics``.
+      statistics: α, for the teacher's output ``batch_statistics``.
       contrastive: δ.
-      student: the student's model, for L_adv.
+      student: model of the student, for L_adv.
       adversarial: γ.
       augment: ``(key, image) -> image``, the other view of one image; `resized_crop_and_flip` by default.
 
     Returns:
-      A `Synthesis` that makes ``image`` and ``label``. A round takes its classes and latent codes from the ``label``
-      and ``noise`` of the batch with which it begins. All batches are of one size.
+      A `Synthesis` that makes ``image`` and ``label``. Classes and latent codes are the ``label`` and ``noise`` of the
+      batch with which a round begins. All batches have the same size.
 
     Raises:
-      ValueError: a number does not make sense, there are no features, or no student for L_adv; and from ``init``, if
-        the batch or an output lacks something.
+      ValueError: a number is invalid, there are no features, or L_adv lacks the student; from ``init``: the batch lacks
+        an entry, or a model an output.
 
     >>> import jaxkd
     >>> generator = adapters.plain(lambda key, z: jnp.eye(4), lambda w, z: {"image": z @ w}, inputs="noise")
@@ -123,26 +127,25 @@ def cmi(
         return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in ("logits", *features, *(["batch_statistics"] if statistics else [])):
-            output_of("cmi", taught, name, _HINT)
-        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _told_by(x, features), taught).shape[1]
+        names = "logits", *features, *([STATISTICS] if statistics else [])
+        outputs = teacher_shapes("cmi", teacher, teacher_state, batch, *names)
+        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, features), outputs).shape[1]
         if rows > memory:
             raise ValueError(f"cmi, memory: expected at least a batch of {rows} images, got {memory}.")
         generator_key, first, second = jax.random.split(key, 3)
-        made = strong(generator.init(generator_key, zeros(batch)))
+        model_variables = strong(generator.init(generator_key, zeros(batch)))
         head = [dense_init(first, width, width), dense_init(second, width, embedding)]
         noise = jnp.zeros(batch[NOISE].shape, jnp.float32)
-        kept = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
+        views = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
         return {
-            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | kept, slots),
+            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | views, slots),
             "memory": {name: jnp.zeros((memory, width), jnp.float32) for name in _VIEWS},
-            _GENERATOR: made,
+            _GENERATOR: model_variables,
             "noise": noise,
             "label": jnp.zeros(rows, jnp.int32),
             _HEAD: head,
             "optimizer": {
-                _GENERATOR: strong(optimizer.init((made.params, noise))),
+                _GENERATOR: strong(optimizer.init((model_variables.params, noise))),
                 _HEAD: strong(optimizer.init(head)),
             },
         }
@@ -153,7 +156,8 @@ def cmi(
         size, mask, axis_name = needs("cmi", batch, NOISE, LABEL), checks.example_mask(batch), adapters.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["label"].shape[0]
-        rounds.fits("cmi", rows, size, mask, axis_name)
+        rounds.check_size("cmi", rows, size, mask, axis_name)
+        # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
         begin_key, view_key, draw_key, own_key = jax.random.split(key, 4)
 
@@ -164,62 +168,62 @@ def cmi(
         like = {name: jnp.zeros((rows, *jnp.shape(x)[1:]), jnp.result_type(x)) for name, x in batch.items()}
 
         def restart() -> Any:
-            made = strong(generator.init(begin_key, like))
-            return made, *fresh, strong(optimizer.init((made.params, fresh[0])))
+            model_variables = strong(generator.init(begin_key, like))
+            return model_variables, *fresh, strong(optimizer.init((model_variables.params, fresh[0])))
 
-        def go_on() -> Any:
+        def resume() -> Any:
             return state[_GENERATOR], state["noise"], state["label"], state["optimizer"][_GENERATOR]
 
-        made, noise, label, opt_state = jax.lax.cond(state["age"] == 0, restart, go_on)
-        here = label[places]
+        model_variables, noise, label, opt_state = jax.lax.cond(state["age"] == 0, restart, resume)
+        own_labels = label[places]
         remembered = jnp.arange(memory) < state["rounds"] * rows
 
         def loss(params: PyTree) -> tuple[Array, Any]:
             weights, codes = params[_GENERATOR]
-            own = {**batch, NOISE: codes[places], LABEL: here}
+            own = {**batch, NOISE: codes[places], LABEL: own_labels}
             outputs, new = generator.apply(
-                Variables(weights, made.state), own, key=device_key(own_key, axis_name), train=True
+                Variables(weights, model_variables.state), own, key=device_key(own_key, axis_name), train=True
             )
             image = image_of(outputs)
-            given = {**own, IMAGE: image, "step": step}
-            taught = teacher.apply(teacher_state, given, key=None)
-            logits = output_of("cmi", taught, "logits")
-            found = {"cross_entropy": terms.cross_entropy(logits, here, **options)}
-            value = cross_entropy * found["cross_entropy"]
+            inputs = {**own, IMAGE: image, "step": step}
+            teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
+            logits = output_of("cmi", teacher_outputs, "logits")
+            values = {"cross_entropy": terms.cross_entropy(logits, own_labels, **options)}
+            value = cross_entropy * values["cross_entropy"]
             if statistics:
-                distance = output_of("cmi", taught, "batch_statistics", _HINT)
-                found["statistics"] = mean_of(distance, mask, axis_name)
-                value += statistics * found["statistics"]
+                distance = output_of("cmi", teacher_outputs, STATISTICS)
+                values["statistics"] = mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
             if adversarial and student is not None:
-                answer = output_of("cmi", outputs_of(student, variables, given), "logits")
-                found["adversarial"] = terms.disagreement(answer, logits, **options)
-                value += adversarial * found["adversarial"]
+                student_logits = output_of("cmi", outputs_of(student, variables, inputs), "logits")
+                values["adversarial"] = terms.disagreement(student_logits, logits, **options)
+                value += adversarial * values["adversarial"]
             keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
-            other = teacher.apply(teacher_state, {**given, IMAGE: jax.vmap(view)(keys, image)}, key=None)
-            seen = {"local": _told_by(other, features), "global": _told_by(taught, features)}
-            found["contrastive"] = contrast(
+            other = teacher.apply(teacher_state, {**inputs, IMAGE: jax.vmap(view)(keys, image)}, key=None)
+            seen = {"local": _features(other, features), "global": _features(teacher_outputs, features)}
+            values["contrastive"] = contrast(
                 params[_HEAD], seen, state["memory"], remembered, temperature=temperature, **options
             )
-            value += contrastive * found["contrastive"]
-            return value, (jax.lax.stop_gradient((image, seen)), new, found)
+            value += contrastive * values["contrastive"]
+            return value, (jax.lax.stop_gradient((image, seen)), new, values)
 
-        old = {_GENERATOR: (made.params, noise), _HEAD: state[_HEAD]}
-        value, ((image, seen), new, found), grads = gradient(loss, old, axis_name)
+        old = {_GENERATOR: (model_variables.params, noise), _HEAD: state[_HEAD]}
+        value, ((image, seen), new, values), grads = gradient(loss, old, axis_name)
         if axis_name is not None:
             new = average(new, axis_name)
         (params, noise), opt_state = updated(optimizer, grads[_GENERATOR], opt_state, old[_GENERATOR])
         head, head_state = updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
         entries = {IMAGE: whole(image, image.dtype), LABEL: label}
         entries |= {name: whole(x, jnp.float32) for name, x in seen.items()}
-        kept = rounds.finish(state, entries, value, iterations)
-        done = kept["rounds"] > state["rounds"]
+        new_state = rounds.finish(state, entries, value, iterations)
+        done = new_state["rounds"] > state["rounds"]
         at = jnp.where(done, (state["rounds"] * rows + jnp.arange(rows)) % memory, memory)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return (
-            rounds.draw(kept, draw_key, places, image, here),
+            rounds.draw(new_state, draw_key, places, image, own_labels),
             {
-                **kept,
-                "memory": {k: x.at[at].set(kept["best"][k], mode="drop") for k, x in state["memory"].items()},
+                **new_state,
+                "memory": {k: x.at[at].set(new_state["best"][k], mode="drop") for k, x in state["memory"].items()},
                 _GENERATOR: Variables(params, new),
                 "noise": noise,
                 "label": label,
@@ -242,20 +246,20 @@ def contrast(
     mask: Array | None = None,
     axis_name: str | None = None,
 ) -> Array:
-    """``mean_i −log softmax_j(⟨h(l_i), h(g_j)⟩ / T)_i``, over the batch, plus the same over the memory.
+    """``mean_i −log softmax_j(⟨h(l_i), h(g_j)⟩ / T)_i``, over batch and memory.
 
-    l and g are the features of the local and the global view, h(·) of unit length, and j runs over the images of the
-    batch and of the memory. No gradient goes through h(g). The second mean, of remembered images as anchors, trains h.
-    Both are as in the authors' code.
+    The mean over the images of the batch is added to the mean over those of the memory; j runs over both. l and g are
+    the features of the local and the global view, and h(·) has unit length. No gradient passes through h(g). The second
+    mean trains h. Both are as in the authors' code.
 
     Args:
-      head: h, of two dense layers.
+      head: parameters of h, two dense layers.
       seen: features of both views, ``local`` and ``global``, ``[batch, features]``.
-      memory: the same of earlier images ``[memory, features]``.
-      remembered: which of them there are, bool ``[memory]``.
+      memory: the same of earlier images, ``[memory, features]``.
+      remembered: bool ``[memory]``, True for the rows of the memory that are filled.
       temperature: T.
-      mask: True for the examples that count ``[batch]``, or None for all.
-      axis_name: the mapped axis that splits the batch, or None.
+      mask: bool ``[batch]``, True for the examples that count, or None for all.
+      axis_name: mapped axis that splits the batch, or None.
 
     Returns:
       The value of the whole batch, the same on every device.
@@ -274,31 +278,31 @@ def contrast(
     size = seen["local"].shape[0]
     counts = _gather(jnp.ones(size, bool) if mask is None else mask, axis_name)
     others = jax.lax.stop_gradient(embed(jnp.concatenate([_gather(seen["global"], axis_name), memory["global"]])))
-    there = jnp.concatenate([counts, remembered])
+    valid = jnp.concatenate([counts, remembered])
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
 
-    def found(anchors: Array, own: Array, where: Array) -> Array:
+    def nce(anchors: Array, own: Array, where: Array) -> Array:
         logits = jnp.matmul(embed(anchors), others.T, precision=jax.lax.Precision.HIGHEST) / temperature
         positive = own[:, None] == jnp.arange(len(others))[None, :]
-        # An anchor that does not count has itself, so that its logarithm is of something.
-        total = jax.nn.logsumexp(logits, axis=1, where=there[None, :] | positive)
+        # The positive of a masked anchor is included, so that its logsumexp and gradient stay finite.
+        total = jax.nn.logsumexp(logits, axis=1, where=valid[None, :] | positive)
         return jnp.where(where, total - jnp.sum(jnp.where(positive, logits, 0), axis=1), 0)
 
-    batch = found(seen["local"], first + jnp.arange(size), jnp.ones(size, bool) if mask is None else mask)
-    earlier = found(memory["local"], len(counts) + jnp.arange(len(remembered)), remembered)
-    number = jnp.sum(remembered, dtype=earlier.dtype)
-    return mean_of(batch, mask, axis_name) + jnp.sum(earlier) / jnp.maximum(number, 1)
+    batch = nce(seen["local"], first + jnp.arange(size), jnp.ones(size, bool) if mask is None else mask)
+    earlier = nce(memory["local"], len(counts) + jnp.arange(len(remembered)), remembered)
+    count = jnp.sum(remembered, dtype=earlier.dtype)
+    return mean_of(batch, mask, axis_name) + jnp.sum(earlier) / jnp.maximum(count, 1)
 
 
 def resized_crop_and_flip(key: Array, image: Array) -> Array:
-    """A square part of an image, of a quarter of its area or more, at its full size, mirrored half of the time.
+    """Random square crop of at least a quarter of the area, resized, mirrored or not.
 
     Args:
-      key: of the draw.
-      image: ``[height, width, channels]``.
+      key: key of the draw.
+      image: image ``[height, width, channels]``.
 
     Returns:
-      Another view of it, of the same shape.
+      Another view of the image, of the same shape.
 
     >>> resized_crop_and_flip(jax.random.key(0), jnp.ones((4, 4, 1))).shape
     (4, 4, 1)
@@ -306,7 +310,7 @@ def resized_crop_and_flip(key: Array, image: Array) -> Array:
     if image.ndim != 3:
         raise ValueError(
             f"resized_crop_and_flip: expected an image [height, width, channels], got {checks.shape(image)}. Give "
-            "another view with augment=."
+            "another view by augment=."
         )
     area_key, place_key, flip_key = jax.random.split(key, 3)
     side = jnp.sqrt(jax.random.uniform(area_key, (), jnp.float32, 0.25, 1.0))
@@ -317,13 +321,10 @@ def resized_crop_and_flip(key: Array, image: Array) -> Array:
     return jnp.where(jax.random.bernoulli(flip_key), part[:, ::-1], part)
 
 
-def _told_by(outputs: Outputs, names: Sequence[str]) -> Array:
-    """The features of each example ``[batch, features]``: maps as their means over the positions, side by side."""
-    found = []
+def _features(outputs: Outputs, names: Sequence[str]) -> Array:
+    """Concatenates features ``[batch, features]``; maps are averaged over positions."""
+    vectors = []
     for name in names:
-        x = output_of("cmi", outputs, name, _HINT)
-        found.append(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1).astype(jnp.float32))
-    return jnp.concatenate(found, axis=1)
-
-
-_HINT = "Features come from the taps of its adapter, 'batch_statistics' from adapters.with_batch_statistics."
+        x = output_of("cmi", outputs, name)
+        vectors.append(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1).astype(jnp.float32))
+    return jnp.concatenate(vectors, axis=1)

@@ -1,4 +1,4 @@
-"""DAFL: a generator that learns what the teacher takes for data."""
+"""Data-free learning with a generator that trains beside the student."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
     NOISE,
+    STATISTICS,
     Synthesis,
     device_key,
     generated,
@@ -22,6 +23,7 @@ from jaxkd.schemes.synthesis.contract import (
     needs,
     output_of,
     reported,
+    teacher_shapes,
     updated,
     zeros,
 )
@@ -42,34 +44,34 @@ def dafl(
     entropy: float = 5.0,
     statistics: float = 0.0,
 ) -> Synthesis:
-    """Data-free learning: a generator trained to please the teacher, at the same time as the student.
+    """Generator with ``L = mean CE(t, argmax t) − α mean|f_t| + β Σ_c p̄_c log p̄_c``.
 
-    ``L = mean CE(t, argmax t) − α mean|f_t| + β Σ_c p̄_c log p̄_c``: the teacher is to be sure of each image, its
-    feature f_t to be active, and its mean prediction p̄ to have all classes. Chen et al., "Data-Free Learning of Student
-    Networks", ICCV 2019, equations 3 to 6, whose weights on MNIST and CIFAR are the defaults. In each step the
-    generator makes one batch, on which it makes one update and the student another, as in the authors' code. Where
-    that code and the paper differ, see `jaxkd.schemes.synthesis.terms`. Its entropy is to base 10, so that its β = 5
-    is 2.17 here.
+    Also known as: DAFL (data-free learning).
+
+    The teacher's prediction t for each image should be certain, its feature f_t large, and its mean prediction p̄
+    balanced. Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, equations 3 to 6, whose weights on MNIST
+    and CIFAR are the defaults. In each step the generator makes one batch; it takes one update on it, and so does the
+    student, as in the authors' code. `jaxkd.schemes.synthesis.terms` lists where code and paper differ. The code's
+    entropy is to base 10, so that its β = 5 is 2.17 here.
 
     Args:
-      teacher: the one that is distilled; it is asked in inference mode, and stays as it is.
-      generator: from an adapter, with ``inputs="noise"``; its output ``image`` is what the networks are given, that is
-        normalised. `jaxkd.models.vision.generator.Generator` is one.
-      optimizer: any optax transformation, for the generator; the authors use Adam with 0.2 on MNIST, 0.02 on CIFAR.
-      feature: the teacher's output that is to be active, such as its pooled feature; None, with ``activation=0``, for
-        none.
-      one_hot: the weight of the first term.
+      teacher: teacher of the student, evaluated in inference mode.
+      generator: model from an adapter, with ``inputs="noise"``; its output ``image`` is the networks' normalized input.
+        `jaxkd.models.Generator` is one.
+      optimizer: any optax transformation, for the generator; the authors use Adam with 0.2 on MNIST and 0.02 on CIFAR.
+      feature: name of the teacher's output f_t, such as its pooled feature; None, with ``activation=0``, for no such
+        term.
+      one_hot: weight of the first term.
       activation: α.
       entropy: β.
-      statistics: the weight of the teacher's output ``batch_statistics``, of `jaxkd.adapters.with_batch_statistics`;
-        not in the paper.
+      statistics: weight of the teacher's output ``batch_statistics``, from `jaxkd.adapters.with_batch_statistics`; it
+        is not in the paper.
 
     Returns:
-      A `Synthesis` that makes ``image``, and ``label``, the teacher's choice. It learns the generator's parameters.
+      A `Synthesis` that makes ``image``, and ``label``, the teacher's argmax. It trains the generator.
 
     Raises:
-      ValueError: there is no feature for a term that needs it; and from ``init``, if the batch or an output lacks
-        something.
+      ValueError: a term lacks its feature; from ``init``: the batch lacks an entry, or a model an output.
 
     >>> import jaxkd
     >>> generator = adapters.plain(lambda key, z: jnp.eye(4), lambda w, z: {"image": z @ w}, inputs="noise")
@@ -81,8 +83,8 @@ def dafl(
     """
     if activation and feature is None:
         raise ValueError(
-            f"dafl, feature: expected the name of a teacher's output, for a weight of {activation}, got None. Tap the "
-            "teacher's pooled feature, or leave the term out with activation=0."
+            f"dafl, feature: expected the name of a teacher's output for activation={activation}, got None. Tap the "
+            "teacher's pooled feature, or omit the term by activation=0."
         )
 
     def shapes(batch: Batch) -> dict[str, Any]:
@@ -90,9 +92,8 @@ def dafl(
         return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in _wanted():
-            output_of("dafl", taught, name, _HINT)
+        names = "logits", *([feature] if feature and activation else []), *([STATISTICS] if statistics else [])
+        teacher_shapes("dafl", teacher, teacher_state, batch, *names)
         made = strong(generator.init(key, zeros(batch)))
         return {"generator": made, "optimizer": strong(optimizer.init(made.params))}
 
@@ -108,35 +109,28 @@ def dafl(
             own = device_key(key, axis_name)
             outputs, new = generator.apply(Variables(params, old.state), batch, key=own, train=True)
             image = image_of(outputs)
-            taught = teacher.apply(teacher_state, {**batch, IMAGE: image, "step": step}, key=None)
-            logits = output_of("dafl", taught, "logits")
+            teacher_outputs = teacher.apply(teacher_state, {**batch, IMAGE: image, "step": step}, key=None)
+            logits = output_of("dafl", teacher_outputs, "logits")
             label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            found = {
+            values = {
                 "one_hot": terms.cross_entropy(logits, label, **options),
                 "entropy": terms.information_entropy(logits, **options),
             }
-            value = one_hot * found["one_hot"] + entropy * found["entropy"]
+            value = one_hot * values["one_hot"] + entropy * values["entropy"]
             if activation and feature is not None:
-                found["activation"] = terms.activation(output_of("dafl", taught, feature), **options)
-                value += activation * found["activation"]
+                values["activation"] = terms.activation(output_of("dafl", teacher_outputs, feature), **options)
+                value += activation * values["activation"]
             if statistics:
-                found["statistics"] = terms.mean_of(output_of("dafl", taught, _STATISTICS, _HINT), mask, axis_name)
-                value += statistics * found["statistics"]
-            return value, ({IMAGE: image, LABEL: label}, new, found)
+                distance = output_of("dafl", teacher_outputs, STATISTICS)
+                values["statistics"] = terms.mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
+            return value, ({IMAGE: image, LABEL: label}, new, values)
 
-        value, (made, new, found), grads = gradient(loss, old.params, axis_name)
+        value, (made, new, values), grads = gradient(loss, old.params, axis_name)
         if axis_name is not None:
             new = average(new, axis_name)
         params, opt_state = updated(optimizer, grads, state["optimizer"], old.params)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return jax.lax.stop_gradient(made), {"generator": Variables(params, new), "optimizer": opt_state}, metrics
 
-    def _wanted() -> list[str]:
-        extra = [feature] if activation and feature is not None else []
-        return ["logits", *extra, *([_STATISTICS] if statistics else [])]
-
     return Synthesis(shapes, init, apply)
-
-
-_STATISTICS = "batch_statistics"
-_HINT = "Features come from the taps of its adapter, 'batch_statistics' from adapters.with_batch_statistics."

@@ -1,4 +1,4 @@
-"""DeepInversion: images made from the teacher's BatchNorm statistics, by gradient steps on their pixels."""
+"""DeepInversion: images fitted to the teacher's BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from jaxkd.schemes.synthesis import rounds, terms
 from jaxkd.schemes.synthesis.contract import (
     IMAGE,
     LABEL,
+    STATISTICS,
     Synthesis,
     gradient,
     needs,
     output_of,
     outputs_of,
     reported,
+    teacher_shapes,
     updated,
     with_student,
 )
@@ -45,41 +47,45 @@ def inversion(
     competition: float = 0.0,
     temperature: float = 3.0,
 ) -> Synthesis:
-    """DeepInversion: noise turned into images of chosen classes, as the teacher's BatchNorms remember images.
+    """Pixels optimized to match labels and the teacher's BatchNorm statistics.
+
+    Also known as: DeepInversion; with ``competition``, Adaptive DeepInversion (ADI).
 
     ``L = CE(t(x), y) + α_f R_feature(x) + α_tv R_TV(x) + α_ℓ2 ‖x‖₂ + α_c (1 − JS(p_t, p_s))``. Yin et al., "Dreaming to
     Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, equations 1 to 9; the last term is that of
-    Adaptive DeepInversion. The defaults are its values on CIFAR-10, where α_f is one of a few that were tried, and
-    α_c = 10 there. As in the authors' code the images are moved by a random offset before each update, and the best of
-    a round, by the loss, are kept.
+      Adaptive
+    DeepInversion. The defaults are the paper's values on CIFAR-10, where α_f is one of several that were tried, and α_c
+    = 10. As in the authors' code, the images are shifted by a random offset before each update, and those of the lowest
+    loss in a round are kept.
 
-    There the images are all made first. Here each step of training makes one update of a batch of images, which after
-    so many steps goes into a pool, and the student learns from the pool beside it; while that is empty, from the images
-    under way. So the competition is with the student as it is now.
+    The authors first make all images. Here each training step makes one update of a batch of images; after
+    ``iterations`` updates the batch enters a pool, and the student trains on the pool. While the pool is empty, it
+    trains on the current images. The competition is therefore with the current student.
 
     Args:
-      teacher: the one that is distilled, of a model `jaxkd.adapters.with_batch_statistics`.
-      shape: of one image, ``(height, width, channels)``; it is made as the networks are given it, that is normalised.
-      optimizer: any optax transformation, for the pixels; it begins anew with each round. The authors use Adam with
-        0.1 on CIFAR-10.
-      iterations: updates of one batch of images.
-      slots: batches in the pool, the oldest of which makes room.
-      cross_entropy: the weight of the first term.
-      statistics: α_f, of the teacher's output ``batch_statistics``.
+      teacher: teacher of the student, of a model `jaxkd.adapters.with_batch_statistics`.
+      shape: shape of one image, ``(height, width, channels)``; images are made as normalized inputs of the networks.
+      optimizer: any optax transformation, for the pixels; its state begins anew with each round. The authors use Adam
+        with 0.1 on CIFAR-10.
+      iterations: number of updates of one batch of images.
+      slots: size of the pool in batches; a new batch replaces the oldest one.
+      cross_entropy: weight of the first term.
+      statistics: α_f, for the teacher's output ``batch_statistics``.
       total_variation: α_tv.
       l2: α_ℓ2.
-      jitter: the most pixels that the images of a batch are moved, all by the same, in each direction; around the edge.
-      student: the student's model, for the competition.
+      jitter: largest offset in pixels, in each direction; all images of a batch are shifted cyclically by the same
+        offset.
+      student: model of the student, for the competition.
       competition: α_c.
-      temperature: of the competition.
+      temperature: temperature of the competition.
 
     Returns:
-      A `Synthesis` that makes ``image`` and ``label``, of classes that it takes from the ``label`` of the batch with
-      which a round begins: those of `jaxkd.data.Noise` are random. All batches are of one size.
+      A `Synthesis` that makes ``image`` and ``label``. The classes are the ``label`` of the batch with which a round
+      begins; those of `jaxkd.data.Noise` are random. All batches have the same size.
 
     Raises:
-      ValueError: a number or the shape does not make sense, or there is no student to compete with; and from ``init``,
-        if the batch or an output lacks something.
+      ValueError: a number or the shape is invalid, or the competition lacks the student; from ``init``: the batch lacks
+        an entry, or the teacher an output.
 
     >>> import jaxkd
     >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x.reshape(-1, 4) @ w)
@@ -105,9 +111,7 @@ def inversion(
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
         del key
-        taught = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), teacher_state, dict(batch))
-        for name in ("logits", *(["batch_statistics"] if statistics else [])):
-            output_of("inversion", taught, name, _HINT)
+        teacher_shapes("inversion", teacher, teacher_state, batch, "logits", *([STATISTICS] if statistics else []))
         image = jnp.zeros(batch[IMAGE].shape, jnp.float32)
         entries = {name: batch[name] for name in (IMAGE, LABEL)}
         return {
@@ -123,7 +127,8 @@ def inversion(
         size, mask, axis_name = needs("inversion", batch, LABEL), checks.example_mask(batch), adapters.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["image"].shape[0]
-        rounds.fits("inversion", rows, size, mask, axis_name)
+        rounds.check_size("inversion", rows, size, mask, axis_name)
+        # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(normalization.positions(mask, size, axis_name), rows - 1)
         begin_key, jitter_key, draw_key = jax.random.split(key, 3)
         labels = rounds.collect(jnp.asarray(batch[LABEL], jnp.int32), places, rows, mask, axis_name)
@@ -135,41 +140,38 @@ def inversion(
         image, label, opt_state = jax.lax.cond(
             state["age"] == 0, restart, lambda: (state["image"], state["label"], state["optimizer"])
         )
-        here, own = label[places], image[places]
+        own_labels, own_images = label[places], image[places]
 
         def loss(image: Array) -> tuple[Array, Any]:
             x = image[places]
             if jitter:
-                moved = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
-                x = jnp.roll(x, moved, axis=(1, 2))
-            given = {**batch, IMAGE: x, LABEL: here, "step": step}
-            taught = teacher.apply(teacher_state, given, key=None)
-            logits = output_of("inversion", taught, "logits")
-            found = {
-                "cross_entropy": terms.cross_entropy(logits, here, **options),
+                offset = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
+                x = jnp.roll(x, offset, axis=(1, 2))
+            inputs = {**batch, IMAGE: x, LABEL: own_labels, "step": step}
+            teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
+            logits = output_of("inversion", teacher_outputs, "logits")
+            values = {
+                "cross_entropy": terms.cross_entropy(logits, own_labels, **options),
                 "total_variation": terms.total_variation(x, **options),
                 "l2": terms.norm(x, **options),
             }
-            value = cross_entropy * found["cross_entropy"]
-            value += total_variation * found["total_variation"] + l2 * found["l2"]
+            value = cross_entropy * values["cross_entropy"]
+            value += total_variation * values["total_variation"] + l2 * values["l2"]
             if statistics:
-                distance = output_of("inversion", taught, "batch_statistics", _HINT)
-                found["statistics"] = terms.mean_of(distance, mask, axis_name)
-                value += statistics * found["statistics"]
+                distance = output_of("inversion", teacher_outputs, STATISTICS)
+                values["statistics"] = terms.mean_of(distance, mask, axis_name)
+                value += statistics * values["statistics"]
             if competition and student is not None:
-                answer = output_of("inversion", outputs_of(student, variables, given), "logits")
-                found["competition"] = terms.competition(answer, logits, temperature=temperature, **options)
-                value += competition * found["competition"]
-            return value, found
+                student_logits = output_of("inversion", outputs_of(student, variables, inputs), "logits")
+                values["competition"] = terms.competition(student_logits, logits, temperature=temperature, **options)
+                value += competition * values["competition"]
+            return value, values
 
-        value, found, grads = gradient(loss, image, axis_name)
+        value, values, grads = gradient(loss, image, axis_name)
         new, opt_state = updated(optimizer, grads, opt_state, image)
-        kept = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
-        made = rounds.draw(kept, draw_key, places, own, here)
-        metrics = reported({"loss": value, **found}, mask, size, axis_name)
-        return made, {**kept, "image": new, "label": label, "optimizer": opt_state}, metrics
+        new_state = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
+        made = rounds.draw(new_state, draw_key, places, own_images, own_labels)
+        metrics = reported({"loss": value, **values}, mask, size, axis_name)
+        return made, {**new_state, "image": new, "label": label, "optimizer": opt_state}, metrics
 
     return Synthesis(shapes, init, apply)
-
-
-_HINT = "'batch_statistics' comes from adapters.with_batch_statistics around the teacher's model."

@@ -1,11 +1,11 @@
-"""Rounds: a batch of images is worked on for so many steps, then the best of them go into a pool for the student.
+"""Rounds of updates that improve a batch of images for the student's pool.
 
-One step of training makes one update of the images (or of what makes them), and the student learns from the pool, so
-that the two go on side by side in one program. All of it is state of one shape from the first step to the last: a
-round may be interrupted anywhere, and is gone on with.
+One step of training makes one update of the images, or of the generator that makes them, and the student trains on the
+pool; both are in one program. The state has one structure from the first step to the last, so that a run can be
+interrupted and resumed anywhere in a round.
 
-Images and pool are the same on every device. A device works on the rows of its own examples, which are told by their
-place among those of the whole batch that count (`jaxkd.normalization.positions`).
+Images and pool are the same on every device. A device updates the rows of its own examples, which it finds by their
+position among the unmasked examples of the whole batch (`jaxkd.normalization.positions`).
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ import jax.numpy as jnp
 from jaxkd.schemes.synthesis.contract import IMAGE, LABEL, total
 from jaxkd.types import Array, PyTree
 
-__all__ = ["begin", "check", "collect", "draw", "finish", "fits"]
+__all__ = ["begin", "check", "check_size", "collect", "draw", "finish"]
 
 
-def check(who: str, iterations: int, slots: int) -> None:
-    """Raises unless both are positive.
+def check(caller: str, iterations: int, slots: int) -> None:
+    """Checks the number of iterations and of slots.
 
     Raises:
-      ValueError: one is not.
+      ValueError: a number is not positive.
     """
     for name, number in (("iterations", iterations), ("slots", slots)):
         if number < 1:
-            raise ValueError(f"{who}, {name}: expected at least 1, got {number}.")
+            raise ValueError(f"{caller}, {name}: expected at least 1, got {number}.")
 
 
 def begin(entries: Mapping[str, Any], slots: int) -> dict[str, PyTree]:
-    """What a round remembers, before the first.
+    """Returns the state before the first round.
 
     Args:
-      entries: shapes ``[batch, ...]`` of what a round makes, ``image`` and ``label`` among them.
-      slots: of the pool, a batch each.
+      entries: shapes ``[batch, ...]`` of the entries that a round makes, ``image`` and ``label`` among them.
+      slots: size of the pool, in batches.
 
     Returns:
-      ``age``, the updates made in this round; ``best``, what the round's best update was made on, and its ``cost``;
-      ``pool``, images and labels of earlier rounds; ``rounds``, how many of them there were.
+      ``age``, number of updates in this round; ``best``, entries and ``cost`` of the round's update with the lowest
+      cost; ``pool``, images and labels of earlier rounds; ``rounds``, number of finished rounds.
     """
 
     def empty(*lead: int, of: Any) -> Array:
@@ -56,45 +56,51 @@ def begin(entries: Mapping[str, Any], slots: int) -> dict[str, PyTree]:
     }
 
 
-def fits(who: str, rows: int, here: int, mask: Array | None, axis_name: str | None) -> None:
-    """Raises unless the whole batch has the size that the images were made for.
+def check_size(caller: str, rows: int, size: int, mask: Array | None, axis_name: str | None) -> None:
+    """Checks that the whole batch, over all devices, has `rows` examples.
 
     Raises:
-      ValueError: it has another.
+      ValueError: the batch has another size.
     """
-    there = here * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    if there != rows if mask is None else there < rows:
+    size *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if size != rows if mask is None else size < rows:
         raise ValueError(
-            f"{who}: expected batches of {rows} examples, as the one that init saw, got {there}: so many images are "
-            "worked on at a time. Take batches of one size, as those of jaxkd.data.Noise."
+            f"{caller}: expected batches of {rows} examples, as the one at init, got {size}. All batches need the same "
+            "size, as those of jaxkd.data.Noise, because a round updates one batch of images."
         )
 
 
 def collect(x: Array, places: Array, rows: int, mask: Array | None, axis_name: str | None) -> Array:
-    """All devices' examples at their places ``[rows, ...]``, as a sum, so that they are known to be the same on all."""
+    """Gathers all devices' examples at their positions, ``[rows, ...]``.
+
+    The result is a `psum` of zero-padded rows, rather than an `all_gather`, so that JAX knows it to be the same on all
+    devices.
+    """
     at = places if mask is None else jnp.where(mask, places, rows)
     return total(jnp.zeros((rows, *x.shape[1:]), x.dtype).at[at].set(x, mode="drop"), axis_name)
 
 
 def finish(state: Mapping[str, Any], entries: Mapping[str, Array], cost: Array, iterations: int) -> dict[str, PyTree]:
-    """What is remembered after an update: of a round's first update on, the best; after its last, a batch more.
+    """Returns the state after an update.
+
+    The entries with the lowest cost of a round are kept; after the last update of the round they enter the pool.
 
     Args:
-      state: as `begin` made it.
-      entries: what the update was made on, of the whole batch.
-      cost: its loss. A round whose costs are all infinite or NaN ends with what it had last.
-      iterations: updates in a round.
+      state: state as from `begin`.
+      entries: entries of the whole batch, before the update.
+      cost: loss of these entries. A round in which no cost is finite ends with its last entries.
+      iterations: number of updates in a round.
 
     Returns:
       The new state.
     """
     best, age, pool = state["best"], state["age"], state["pool"]
     before = jnp.where(age == 0, jnp.inf, best["cost"])
-    better = (cost < before) | ~jnp.isfinite(before)
+    better = (cost < before) | ~jnp.isfinite(before)  # so that a round without finite costs still yields images
     kept = {name: jnp.where(better, x, best[name]).astype(best[name].dtype) for name, x in entries.items()}
     done = age + 1 >= iterations
     slots = pool[IMAGE].shape[0]
-    slot = jnp.where(done, state["rounds"] % slots, slots)  # none, while the round goes on
+    slot = jnp.where(done, state["rounds"] % slots, slots)  # out of range, so dropped, while the round lasts
     return {
         "age": jnp.where(done, 0, age + 1),
         "best": {"cost": jnp.where(better, cost, before).astype(jnp.float32), **kept},
@@ -104,13 +110,13 @@ def finish(state: Mapping[str, Any], entries: Mapping[str, Array], cost: Array, 
 
 
 def draw(state: Mapping[str, Any], key: Array, places: Array, image: Array, label: Array) -> dict[str, Array]:
-    """The student's batch: for each example one of the pool's, each as likely as any other.
+    """Draws the student's batch uniformly from the pool.
 
     Args:
-      state: as `begin` made it.
-      key: the same on every device; what is drawn for an example depends on its place alone.
-      places: of the examples that are here ``[batch]``.
-      image: what they get while the pool is empty ``[batch, ...]``: the images under way.
+      state: state as from `begin`.
+      key: key, the same on every device; each draw depends on it and on the example's position only.
+      places: positions of the device's examples ``[batch]``.
+      image: current images ``[batch, ...]``, used while the pool is empty.
       label: their labels ``[batch]``.
 
     Returns:
@@ -120,13 +126,13 @@ def draw(state: Mapping[str, Any], key: Array, places: Array, image: Array, labe
     slots, rows = pool[IMAGE].shape[:2]
     filled = jnp.minimum(state["rounds"], slots)
 
-    def one(place: Array) -> Array:
+    def draw_row(place: Array) -> Array:
         return jax.random.randint(jax.random.fold_in(key, place), (), 0, jnp.maximum(filled, 1) * rows)
 
-    chosen = jax.vmap(one)(places)
+    chosen = jax.vmap(draw_row)(places)
 
-    def of(name: str, now: Array) -> Array:
+    def rows_of(name: str, current: Array) -> Array:
         whole = pool[name].reshape(slots * rows, *pool[name].shape[2:])
-        return jnp.where(filled > 0, whole[chosen], now.astype(whole.dtype))
+        return jnp.where(filled > 0, whole[chosen], current.astype(whole.dtype))
 
-    return {IMAGE: of(IMAGE, jax.lax.stop_gradient(image)), LABEL: of(LABEL, label)}
+    return {IMAGE: rows_of(IMAGE, jax.lax.stop_gradient(image)), LABEL: rows_of(LABEL, label)}

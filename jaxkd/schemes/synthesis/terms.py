@@ -1,4 +1,4 @@
-"""The terms of a synthesiser's loss: each a number of the whole batch, on all devices and without masked examples."""
+"""Terms of synthesizers' losses: scalars of the unmasked batch on all devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxkd.types import Array
 
 
 def cross_entropy(logits: Array, labels: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``mean CE(t, y)``: with y the teacher's own choice, DAFL's one-hot loss (its equation 3).
+    """``mean CE(t, y)``, DAFL's one-hot loss (equation 3) for the teacher's argmax y.
 
     >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([0, 1])).round(4)
     Array(1.3863, dtype=float32)
@@ -20,10 +20,10 @@ def cross_entropy(logits: Array, labels: Array, *, mask: Array | None = None, ax
 
 
 def activation(features: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``−mean |f|``: DAFL's activation loss (its equation 4), small where the teacher's features are large.
+    """``−mean |f|``, DAFL's activation loss (equation 4) on the teacher's features f.
 
-    The paper has each example's ℓ1 norm, ``−mean ‖f‖₁``, the authors' code the mean over its entries as well; the
-    published weight is for the latter.
+    The paper has each example's ℓ1 norm, ``−mean ‖f‖₁``; the authors' code also averages over the entries of f, and the
+    published weight is for the code.
 
     >>> activation(jnp.array([[1.0, -3.0]]))
     Array(-2., dtype=float32)
@@ -35,10 +35,10 @@ def activation(features: Array, *, mask: Array | None = None, axis_name: str | N
 
 
 def information_entropy(logits: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``Σ_c p̄_c log p̄_c``, p̄ the mean prediction: DAFL's information entropy loss, smallest for balanced classes.
+    """``Σ_c p̄_c log p̄_c`` of the mean prediction p̄, DAFL's information entropy.
 
-    The negative of the entropy of its equation 5. The authors' code has the logarithm to base 10; this is the natural
-    one, as in everything else here.
+    It is the negative of the entropy of equation 5, and lowest for balanced classes. The authors' code has the
+    logarithm to base 10; here it is the natural logarithm.
 
     >>> information_entropy(jnp.zeros((3, 2))).round(4)
     Array(-0.6931, dtype=float32)
@@ -55,9 +55,9 @@ def information_entropy(logits: Array, *, mask: Array | None = None, axis_name: 
 
 
 def total_variation(images: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``Σ_d ‖x − shift_d(x)‖₂``: down, right and along both diagonals, each a norm over the whole batch.
+    """``Σ_d ‖x − shift_d(x)‖₂``, with shifts down, right and along both diagonals.
 
-    R_TV of DeepInversion (CVPR 2020, equation 3), as in the authors' code.
+    R_TV of DeepInversion (CVPR 2020, equation 3). As in the authors' code, each norm is over the whole batch.
 
     >>> total_variation(jnp.array([[0.0, 3.0], [4.0, 0.0]]).reshape(1, 2, 2, 1))  # 5 + 5 + 1 + 0
     Array(11., dtype=float32)
@@ -73,7 +73,7 @@ def total_variation(images: Array, *, mask: Array | None = None, axis_name: str 
 
 
 def norm(x: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``‖x‖₂`` over the whole batch; 0 has no slope.
+    """``‖x‖₂`` over the whole batch, with gradient 0 at 0.
 
     >>> norm(jnp.array([[3.0], [4.0], [9.0]]), mask=jnp.array([True, True, False]))
     Array(5., dtype=float32)
@@ -93,10 +93,11 @@ def competition(
     mask: Array | None = None,
     axis_name: str | None = None,
 ) -> Array:
-    """``1 − mean JS(p_t, p_s)``: small where student and teacher disagree.
+    """``1 − mean JS(p_t, p_s)``, low where student and teacher disagree.
 
     R_compete of Adaptive DeepInversion (CVPR 2020, equations 7 and 8), with the temperature of the authors' code. That
-    code clips probabilities to [0.01, 0.99] and has its two divergences the other way round; this is the paper's.
+    code also clips probabilities to [0.01, 0.99] and exchanges the arguments of its two divergences; this is the
+    paper's form.
 
     >>> logits = jnp.array([[2.0, 0.0]])
     >>> competition(logits, logits)
@@ -107,9 +108,10 @@ def competition(
 
 
 def disagreement(student: Array, teacher: Array, *, mask: Array | None = None, axis_name: str | None = None) -> Array:
-    """``−mean 1[argmax s = argmax t] · KL(p_t ‖ p_s)``: small where they still agree and yet differ.
+    """``−mean 1[argmax s = argmax t] · KL(p_t ‖ p_s)``, the adversarial loss of CMI.
 
-    L_adv of CMI, with the restriction to agreement of the authors' code; that code divides by all examples, too.
+    It is low for images that student and teacher classify alike, but with other probabilities. As in the authors' code,
+    it is restricted to examples on which student and teacher agree, and divided by the number of all examples.
 
     >>> disagreement(jnp.array([[2.0, 0.0]]), jnp.array([[2.0, 0.0]]))
     Array(0., dtype=float32)

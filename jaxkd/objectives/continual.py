@@ -1,0 +1,277 @@
+"""Objectives for tasks that arrive one after another under one classifier.
+
+The student has one logit for each class of all tasks. A *head* is a set of classes with a softmax of its own. A
+function of the class table and of the current task says which heads the labels train, and on which heads the earlier
+student is distilled:
+
+=================  ========================================  ===============================================
+function           the label competes with                   the earlier student is distilled on
+=================  ========================================  ===============================================
+`task_heads`       the classes of the label's own task       each old task's classes, one softmax for each
+`two_heads`        the new classes, or all the old ones      all old classes, in one softmax
+`single_head`      all classes seen so far                   all old classes, in one softmax
+=================  ========================================  ===============================================
+
+`task_heads` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common in
+class-incremental learning, where it is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd import checks, losses
+from jaxkd.objectives._tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
+from jaxkd.objectives.compose import Schedule, lookup, weighted
+from jaxkd.types import Array, Context, LossOut, LossVars, Objective
+
+__all__ = ["Heads", "held_to_old", "single_head", "task_heads", "taught_new", "told_by_labels", "two_heads"]
+
+Heads = Callable[[Array, Array], tuple[Array, Array]]
+"""``(table, task) -> (label_heads, old_heads)``: from the class table ``bool[tasks, classes]`` and the number of the
+current task, the heads of the cross-entropy and those of the distillation, ``bool[heads, classes]`` each. Rows without
+a class are ignored."""
+
+
+def task_heads(table: Array, task: Array) -> tuple[Array, Array]:
+    """Returns one head for each task.
+
+    Li & Hoiem, "Learning without Forgetting", 2017, which adds the losses of the old heads.
+
+    >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
+    >>> label_heads, old_heads = task_heads(table, 1)
+    >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
+    ([[1, 1, 0, 0], [0, 0, 1, 1]], [[1, 1, 0, 0], [0, 0, 0, 0]])
+    """
+    number = jnp.arange(table.shape[0])[:, None]
+    return table & (number <= task), table & (number < task)
+
+
+def single_head(table: Array, task: Array) -> tuple[Array, Array]:
+    """Returns one head of all classes seen so far, and one of the old classes.
+
+    >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
+    >>> label_heads, old_heads = single_head(table, 1)
+    >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
+    ([[1, 1, 1, 1]], [[1, 1, 0, 0]])
+    """
+    seen, old = task_heads(table, task)
+    return jnp.any(seen, axis=0, keepdims=True), jnp.any(old, axis=0, keepdims=True)
+
+
+def two_heads(table: Array, task: Array) -> tuple[Array, Array]:
+    """Returns one head of the new classes and one of all old classes.
+
+    The new classes are learned without lowering the probabilities of the old ones.
+
+    >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
+    >>> label_heads, old_heads = two_heads(table, 1)
+    >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
+    ([[0, 0, 1, 1], [1, 1, 0, 0]], [[1, 1, 0, 0]])
+    """
+    seen, old = single_head(table, task)
+    return jnp.concatenate([seen & ~old, old]), old
+
+
+def told_by_labels(
+    tasks: Tasks,
+    steps: TaskSteps,
+    *,
+    heads: Heads = task_heads,
+    student: str = "student/logits",
+    labels: str = "batch/label",
+    retained: bool = False,
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Cross-entropy in a sequence of tasks, over the classes of the label's head.
+
+    Equation 1 of Li & Hoiem, 2017. The label of an example that is retained from an earlier task competes in the head
+    of its class.
+
+    Args:
+      tasks: class numbers of each task, disjoint.
+      steps: number of steps of each task, or one number for all; the last task lasts until training ends.
+      heads: function that defines the heads.
+      student: path of the logits ``[batch, classes]``.
+      labels: path of the classes ``int[batch]``.
+      retained: True omits the examples of the new task's classes, from the second task on, for schemes in which another
+        teacher trains them.
+      weight: a number, or an optax schedule of the step.
+
+    Returns:
+      An `Objective` without parameters. In training, a label of a task that has not begun gives NaN, which reveals data
+      and scheme with different steps; an evaluation leaves it out. Between two tasks, an evaluation uses the task of
+      the last step.
+
+    Raises:
+      ValueError: tasks or steps are invalid; from ``init``: there are fewer logits than classes.
+
+    >>> objective = told_by_labels([[0, 1], [2, 3]], steps=10)
+    >>> context = Context({"logits": jnp.zeros((1, 4))}, {}, {"label": jnp.array([2])}, jnp.int32(11))
+    >>> objective.apply({}, {}, context, None).value  # log 2: classes of the first task do not compete
+    Array(0.6931472, dtype=float32)
+    """
+    tasks, starts = check_tasks("told_by_labels", tasks), task_starts("told_by_labels", steps, len(tasks))
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        del params
+        logits, label = lookup(context, student), lookup(context, labels)
+        table, task = class_table(tasks, logits), _task(starts, context, key)
+        label_heads, _ = heads(table, task)
+        inside = (label >= 0) & (label < logits.shape[-1])
+        has_label = label_heads[:, jnp.where(inside, label, 0)] & inside[None, :]  # [heads, batch]
+        competing = jnp.any(has_label.T[:, :, None] & label_heads[None, :, :], axis=1)  # [batch, classes]
+        begun = jnp.any(has_label, axis=0)
+        mask = _mask(context, label)
+        if retained:
+            mask &= ~is_new(table, task, label) | (task == 0)
+        if key is None:  # an evaluation may contain classes of later tasks, but no label out of range
+            mask &= begun | ~inside
+        values = losses.cross_entropy(jnp.where(competing, logits, -jnp.inf), label, where=mask & begun)
+        return weighted(jnp.where(mask & ~begun, jnp.nan, values), mask, weight, context, state)
+
+    return Objective(_checked_init(apply), apply)
+
+
+def held_to_old(
+    tasks: Tasks,
+    steps: TaskSteps,
+    *,
+    heads: Heads = task_heads,
+    temperature: float | Array = 2.0,
+    student: str = "student/logits",
+    teacher: str = "teacher/logits",
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Distillation on the old classes, ``Σ_h KL(p_t^h ‖ p_s^h)`` over the heads h.
+
+    Equations 2 to 4 of Li & Hoiem, 2017, with p at temperature T, for all examples, including those of the new task. As
+    there, the value is not multiplied by T². The paper's cross-entropy is larger by the entropy of p_t, which has no
+    gradient.
+
+    Args:
+      tasks: class numbers of each task, disjoint.
+      steps: number of steps of each task, or one number for all.
+      heads: function that defines the heads.
+      temperature: T > 0; 2 in the paper.
+      student: path of the student's logits ``[batch, classes]``.
+      teacher: path of the earlier student's logits, of the same shape.
+      weight: a number, or an optax schedule of the step.
+
+    Returns:
+      An `Objective` without parameters. In the first task its value and its gradient are 0.
+
+    Raises:
+      ValueError: tasks or steps are invalid; from ``init``: there are fewer logits than classes, or shapes differ.
+
+    >>> objective = held_to_old([[0, 1], [2, 3]], steps=10)
+    >>> student, old = {"logits": jnp.zeros((1, 4))}, {"logits": jnp.array([[0.0, 2.0, 7.0, -7.0]])}
+    >>> at = lambda step: objective.apply({}, {}, Context(student, old, {}, step), None).value
+    >>> at(0), at(11).round(4)
+    (Array(0., dtype=float32), Array(0.1109, dtype=float32))
+    """
+    tasks, starts = check_tasks("held_to_old", tasks), task_starts("held_to_old", steps, len(tasks))
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        del params
+        logits, old = lookup(context, student), lookup(context, teacher)
+        _, old_heads = heads(class_table(tasks, logits), _task(starts, context, key))
+        mask = _mask(context, logits[:, 0])
+        values = kl_of_heads(logits, old, old_heads, temperature, mask)
+        return weighted(values, mask, weight, context, state)
+
+    return Objective(_checked_init(apply), apply)
+
+
+def taught_new(
+    tasks: Tasks,
+    steps: TaskSteps,
+    *,
+    temperature: float | Array,
+    teacher: str,
+    student: str = "student/logits",
+    labels: str = "batch/label",
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Distillation of an expert, ``KL(p_t ‖ p_s)``, on the new task's classes.
+
+    The expert's term of Hou et al., ECCV 2018, on the new task's examples, from the second task on. The value is not
+    multiplied by T².
+
+    Args:
+      tasks: class numbers of each task, disjoint.
+      steps: number of steps of each task, or one number for all.
+      temperature: T > 0.
+      teacher: path of the expert's logits ``[batch, classes]``.
+      student: path of the student's logits, of the same shape.
+      labels: path of the classes ``int[batch]``, by which the new task's examples are found.
+      weight: a number, or an optax schedule of the step.
+
+    Returns:
+      An `Objective` without parameters; its value is the mean over the new task's examples.
+
+    Raises:
+      ValueError: as for `held_to_old`.
+
+    >>> objective = taught_new([[0, 1], [2, 3]], 10, temperature=1.0, teacher="teacher/expert/logits")
+    >>> teacher, batch = {"expert/logits": jnp.array([[9.0, 0.0, 0.0, 0.0]])}, {"label": jnp.array([2])}
+    >>> objective.apply({}, {}, Context({"logits": jnp.zeros((1, 4))}, teacher, batch, 11), None).value
+    Array(0., dtype=float32)
+    """
+    tasks, starts = check_tasks("taught_new", tasks), task_starts("taught_new", steps, len(tasks))
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+        del params
+        logits, expert, label = lookup(context, student), lookup(context, teacher), lookup(context, labels)
+        table, task = class_table(tasks, logits), _task(starts, context, key)
+        mask = _mask(context, label) & is_new(table, task, label) & (task > 0)
+        values = kl_of_heads(logits, expert, table[task][None], temperature, mask)
+        return weighted(values, mask, weight, context, state)
+
+    return Objective(_checked_init(apply), apply)
+
+
+def kl_of_heads(student: Array, teacher: Array, heads: Array, temperature: float | Array, where: Array) -> Array:
+    """Computes ``Σ_h KL(p_t^h ‖ p_s^h)`` ``[batch]``, without the factor T².
+
+    p^h is the softmax of z / T over the classes of head h. A head without classes adds 0: the mask excludes it.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}. Every network "
+            "needs a logit for each class of all tasks."
+        )
+    student, teacher = (jnp.where(heads[None], x[:, None, :], -jnp.inf) for x in (student, teacher))
+    mask = where[:, None] & jnp.any(heads, axis=1)[None, :]
+    values = losses.soft_target_kl(student, teacher, temperature=temperature, where=mask)
+    return jnp.sum(values, axis=1) / jnp.asarray(temperature, values.dtype) ** 2
+
+
+def _task(starts: np.ndarray, context: Context, key: Array | None) -> Array:
+    """Returns the task of the current step, or in an evaluation of the last one.
+
+    An evaluation has no key.
+    """
+    return task_at(starts, context.step if key is not None else last_step(context.step))
+
+
+def _mask(context: Context, like: Array) -> Array:
+    mask = checks.example_mask(context.batch)
+    return jnp.ones(like.shape, bool) if mask is None else mask
+
+
+def _checked_init(apply: Callable[..., LossOut]) -> Callable[..., LossVars]:
+    """Returns an ``init`` without parameters that checks the context abstractly."""
+
+    def init(key: Array, context: Context) -> LossVars:
+        del key
+        whole = context._replace(axis_name=None)
+        jax.eval_shape(lambda c: apply({}, {}, c, None).value, whole)
+        return LossVars()
+
+    return init

@@ -1,0 +1,18 @@
+"""Schemes in which a network is its own teacher, within one step.
+
+============  ========================================================================================================
+`byot`        the deepest classifier teaches exits at earlier layers (BYOT)
+`exit_head`   bottleneck and classifier for such an exit
+`class_wise`  the prediction for one example teaches the prediction for another one of its class (CS-KD)
+`two_views`   the predictions for two distortions of an example teach each other (DDGSD)
+============  ========================================================================================================
+
+Self-distillation over time is in `jaxkd.objectives.past_predictions` (PS-KD), `jaxkd.teachers.ema` and
+`jaxkd.schemes.born_again`.
+"""
+
+from jaxkd.schemes.self_distillation.be_your_own_teacher import byot, exit_head
+from jaxkd.schemes.self_distillation.class_wise import class_wise
+from jaxkd.schemes.self_distillation.two_views import two_views
+
+__all__ = ["byot", "class_wise", "exit_head", "two_views"]
