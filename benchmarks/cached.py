@@ -28,7 +28,7 @@ import jaxkd
 from benchmarks.common import costs, ratio, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.training import preprocess
-from jaxkd.training.programs import run_chunk
+from jaxkd.training.compiled_steps import run_chunk
 
 VIEWS, EPOCHS = 4, 240
 ALONE, COLUMN, CACHED, LIVE = "alone", "column", "cached", "live"

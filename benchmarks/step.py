@@ -37,7 +37,7 @@ from benchmarks import handwritten
 from benchmarks.common import costs, quartiles, report, seconds_in_turn
 from benchmarks.handwritten import CE_WEIGHT, HINT_WEIGHT, KD_WEIGHT, TEMPERATURE
 from jaxkd import data, losses, models
-from jaxkd.training import programs
+from jaxkd.training import compiled_steps as programs
 
 SPEED, COST = 0.98, 1.005  # what is claimed: steps a second at least, FLOPs and memory at most (1.00)
 LIBRARY = handwritten.Losses(
