@@ -71,7 +71,7 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
                 for k, x in batch.items()}  # fmt: skip
 
     def agree(rows: int) -> int:
-        """Returns the maximum number of rows for one part over all hosts."""
+        """Returns the maximum number of rows for one part over all hosts, which call this together."""
         needed = jax.make_array_from_process_local_data(split, np.full(own, rows, np.int32), (parts,))
         return int(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(needed))
 
@@ -99,8 +99,7 @@ def _several_hosts(own: int, multiple: int, agree: Callable[[int], int], put: Ca
     """Builds an intake that pads each host's part of a batch to an agreed size.
 
     All hosts have to run one program, so each pads its part to the same size and masks the padding. They agree on the
-    size once, for the first batch: agreeing anew for
-    each batch would make the host wait for the devices at each step.
+    size once, for the first batch: agreeing anew for each batch would make the host wait for the devices at each step.
     """
     agreed = 0
 
