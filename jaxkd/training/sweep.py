@@ -2,8 +2,8 @@
 
 The state of a sweep is a `TrainState` whose arrays have a leading axis of members, except for the step number and a
 frozen teacher, which would otherwise be stored and evaluated once per member. Whether a teacher can be shared is tried:
-`jax.vmap` refuses to return without a member axis what depends on the member. `Shared` marks such a teacher in the
-state, so that the axes follow from the state alone.
+`jax.vmap` raises for an output without a member axis whose value depends on the member. `Shared` marks such a teacher
+in the state, so that the axes follow from the state alone.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_killed_and_preempted_run_resumes_to_the_uninterrupted_result(directory,
     chex.assert_trees_all_equal(results("fit", run), straight)
     for name in ("metrics.csv", "metrics.jsonl"):
         assert (run / name).read_text() == (directory / "straight" / name).read_text()
-    # One process reads what two have written.
+    # A single process reads the checkpoint of two.
     with Checkpoints(run / "checkpoints") as checkpoints:
         restored = checkpoints.restore(kd.init(jax.random.key(1), hosts.rows(np.arange(2))))
     assert restored.step == 72

@@ -58,7 +58,7 @@ MODELS = {
 
 def distiller(name):
     student, objective = MODELS[name]
-    # Plain gradient descent: what an adaptive optimizer divides by would make rounding large.
+    # Plain gradient descent: an adaptive optimizer, which divides by small numbers, would amplify rounding.
     return jaxkd.distill(student, tiny.teacher(), objective, optimizer=optax.sgd(0.05))
 
 

@@ -49,7 +49,7 @@ def test_average_equals_its_float64_reference_and_leaves_training_unchanged():
     tiny.assert_close(state.student, alone.student)
     tiny.assert_close(dict(metrics), dict(expected))
     gap = np.abs(exact.params["Dense_0"]["kernel"] - np.asarray(alone.student.params["Dense_0"]["kernel"])).max()
-    assert gap > 1e-3  # what the tolerance above can see
+    assert gap > 1e-3  # far above the tolerance
 
 
 def test_decay_of_zero_and_one():

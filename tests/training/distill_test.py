@@ -110,7 +110,7 @@ REMEMBERING = combine(
     crd=objectives.crd("student/vector", "teacher/vector", np.arange(BANK) % 7, negatives=4, features=8),
     review=objectives.mapped(
         lambda key, context: jaxkd.LossVars({}, {"mean": jnp.zeros(4)}),
-        # What a device remembers of its own share, like the statistics of a BatchNorm that it does not share.
+        # State of a device's own share, like statistics of a BatchNorm that are not synchronized.
         lambda params, state, context, key: (context, {"mean": context.student["vector"].mean(axis=0)}),
         term(losses.cross_entropy, "student/logits", "batch/label"),
     ),
@@ -138,7 +138,7 @@ def test_replicated_objective_state_is_not_communicated():
         found[checked] = compiled(state, batch)[0], reduced(compiled.as_text())
     (checked, few), (unchecked, many) = found[True], found[False]
     assert max(few) < BANK * 8 == max(many)
-    assert many.count(BANK * 8) == 2 and BANK not in many  # both banks; not the tables, which nobody changed
+    assert many.count(BANK * 8) == 2 and BANK not in many  # both banks, but not the index tables, which are unmodified
     tiny.assert_close(checked, unchecked, rtol=1e-6, atol=1e-7)
     expected, _ = jax.jit(kd.step)(state, batch)
     tiny.assert_close(checked, expected, rtol=1e-4, atol=1e-5)

@@ -36,7 +36,7 @@ def test_each_member_is_updated_as_alone():
     alone = {name: trained(CLIPPED, PARAMS[name], GRADS[name]) for name in PARAMS}
     chex.assert_trees_all_close(found, alone, rtol=1e-6)
     together = trained(CLIPPED, PARAMS, GRADS)
-    assert abs(float(together["b"]["w"][0] - found["b"]["w"][0])) > 1e-4  # what it is for
+    assert abs(float(together["b"]["w"][0] - found["b"]["w"][0])) > 1e-4  # a joint optimizer differs
     chex.assert_trees_all_close(
         trained(per_member(CLIPPED), stacked(PARAMS), stacked(GRADS)), stacked(alone), rtol=1e-6
     )

@@ -114,7 +114,7 @@ def test_signals_with_a_handler_of_the_user_are_left_alone(tmp_path):
 
     seen: list = []
     run("resident", steps=6, on_eval=watch)
-    assert seen[0][1] is signal.SIG_DFL  # nothing could be saved
+    assert seen[0][1] is signal.SIG_DFL  # without a directory, SIGTERM is not handled
     before = signal.signal(signal.SIGTERM, of_the_user)
     try:
         run("resident", tmp_path / "a", steps=6, on_eval=watch)
@@ -133,7 +133,7 @@ def test_run_resumes_exactly_after_a_checkpoint_is_damaged(mode, tmp_path, strai
     with pytest.raises(Died):
         run(mode, tmp_path, on_eval=raising(30, Died()))
     last = max(int(path.name) for path in tmp_path.glob("checkpoints/*"))
-    # A power failure may leave a file of zeros; a killed process, half a row.
+    # A power failure may leave a file of zeros, a killed process an incomplete row.
     file = next((tmp_path / "checkpoints" / str(last) / "state").glob("ocdbt.process_0/d/*"))
     file.write_bytes(bytes(file.stat().st_size))
     with (tmp_path / "metrics.jsonl").open("a") as rows:

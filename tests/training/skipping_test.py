@@ -63,7 +63,7 @@ def test_bad_step_leaves_the_state_unmodified_and_good_steps_are_unaffected():
     kd = training.skip_nonfinite(plain)
     step = jax.jit(kd.step, donate_argnums=0)
     state = kd.init(jax.random.key(0), tiny.batch(8))
-    # The first step finds CRD's constants unknown, which is an infinity that is no mistake.
+    # CRD's constants are infinite before the first step, which is not an error.
     state, metrics = step(state, tiny.batch(8))
     expected, _ = jax.jit(plain.step)(plain.init(jax.random.key(0), tiny.batch(8)), tiny.batch(8))
     tiny.assert_close(without(state), expected._replace(step=jnp.int32(0)))
@@ -135,7 +135,7 @@ def test_run_continues_after_a_bad_batch_and_rows_count_good_steps():
     result = training.fit(kd, bad, **settings)
     assert [row["train/skipped"] for row in result.history] == pytest.approx([0, 0.2, 0])
     assert all(np.isfinite(value) for row in result.history for value in row.values())
-    # The row is that of the four good steps.
+    # The row is the mean over the four good steps.
     state, found = kd.init(jax.random.key(1), bad.gather(bad.arrays, 0)), {}
     step = jax.jit(kd.step)
     for number in range(10):
@@ -155,7 +155,7 @@ def test_too_many_consecutive_skips_end_the_run_with_a_finite_state(tmp_path):
     settings = {"steps": 40, "log_every": 5, "chunk": 4, "progress": False, "checkpoint_every": 4}
     with pytest.raises(training.NonFiniteError, match=r"update 10: .*'loss' is nan") as error:
         training.fit(kd, broken, key=jax.random.key(1), directory=tmp_path, **settings)
-    assert error.value.step == 10  # steps 7, 8 and 9 were left out
+    assert error.value.step == 10  # steps 7, 8 and 9 were skipped
     with training.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         saved = checkpoints.restore(kd.init(jax.random.key(1), broken.gather(broken.arrays, 0))).state
     assert counts(saved) == (8, {"in_a_row": 2, "total": 2})

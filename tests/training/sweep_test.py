@@ -51,7 +51,7 @@ def test_members_equal_separate_runs():
         assert picked(metrics, i) == pytest.approx(found, rel=1e-4)
         assert picked(evaluated, i) == pytest.approx(seen, rel=1e-4)
         ends.append(end.student.params["second"])
-    assert np.abs(ends[0] - ends[1]).max() > 1e-3  # what the tolerance can see
+    assert np.abs(ends[0] - ends[1]).max() > 1e-3  # far above the tolerance
 
 
 def test_keys_are_swept():
@@ -64,7 +64,7 @@ def test_keys_are_swept():
         tiny.assert_close(training.member(state, i), expected, rtol=1e-4, atol=1e-5)
     first, second = (training.member(state, i).student.params["first"] for i in range(2))
     assert not np.array_equal(first, second)
-    # Together with settings, each member has its key and its values; neither enters the other's part.
+    # With settings and keys, each member has its own key and its own values.
     both = training.sweep(make, rate=[0.1, 0.2]).init(keys, tiny.batch(8))
     tiny.assert_equal(both._replace(opt_state={}), start._replace(opt_state={}))
 
@@ -107,7 +107,7 @@ def test_frozen_teacher_is_stored_and_evaluated_once():
     dots = [x for x in jax.make_jaxpr(step)(many, tiny.batch(8)).eqns if x.primitive.name == "dot_general"]
     wide = [x for x in dots if 50 in x.outvars[0].aval.shape]
     assert len(dots) - len(wide) == 2  # the teacher's two layers
-    # What follows the student is each member's own.
+    # A teacher that follows the student differs between members.
     own = training.sweep(of(teachers.ema(tiny.student)), rate=[0.1, 0.2]).init(KEY, tiny.batch(8))
     assert jax.tree.leaves(own.teacher)[0].shape[0] == 2
 

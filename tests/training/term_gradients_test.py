@@ -114,7 +114,7 @@ def test_gradients_are_those_of_each_term_alone_on_the_global_batch(place, expec
     assert {name: found[name] for name in NAMES} == pytest.approx(gradients, rel=2e-3, abs=1e-4)
     assert {name: found[name] for name in metrics} == pytest.approx(metrics, rel=1e-3)
     tiny.assert_close(state, plain, rtol=1e-3, atol=1e-5)
-    assert all(abs(gradients[name]) > 1e-2 for name in NAMES)  # what the tolerance can see
+    assert all(abs(gradients[name]) > 1e-2 for name in NAMES)  # far above the tolerance
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_reports_every_few_steps():
         total = training.metrics.merge(total, metrics)
     assert counts == [1, 0, 1, 0]
     assert tiny.numbers(total)["grad_norm/kd"] == pytest.approx((norms[0] + norms[2]) / 2, rel=1e-4)
-    # In the other steps the backward passes are not taken, rather than taken and dropped.
+    # Other steps do not compute the backward passes at all.
     names = [x.primitive.name for x in jax.make_jaxpr(kd.step)(state, tiny.batch(8)).eqns]
     assert names.count("cond") == 1
 
@@ -149,7 +149,7 @@ def test_adversarial_term_reports_the_gradient_of_the_student():
     new, _ = jax.jit(plain.step)(state, tiny.batch(8))
     moved = jax.tree.map(lambda a, b: (a - b) / 0.1, state.student.params, new.student.params)
     assert found["grad_norm/game"] == pytest.approx(float(optax.tree.norm(moved)), rel=1e-3)
-    # A term of weight 0 pulls nowhere, and has no angle to the others.
+    # A term of weight 0 has no gradient, and its cosines have a count of 0.
     assert found["grad_norm/ce"] == 0 and np.isnan(found["grad_cosine/ce,game"])
 
 
