@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from jaxkd.training import Preempted, identity
+from jaxkd.training import Preempted
+from jaxkd.training import run_identity as identity
 from jaxkd.training.logs import write_atomically
 
 

@@ -1,15 +1,17 @@
-"""Placement: the same pure step on one device, on all of them, or over a mesh. The same call, the same numbers.
+"""Placement of a pure step on one device, on all devices, or over a mesh.
+
+The results are the same.
 
 ================================  ==========================================================================
-`jit`                             one device, or wherever the arrays are
-`pmap`                            every device: replicated state, each device its share of the batch
+`jit`                             one device, or the devices of the arguments
+`pmap`                            all devices: replicated state, and a share of the batch on each device
 `shard`                           a mesh: the compiler partitions one global program
-`fully_sharded`                   a rule for `shard`: each device keeps its part of every large array
-`pad`                             a batch that divides, by masked copies of its last example
+`fully_sharded`                   rule for `shard`: each device keeps its part of every large array
+`pad`                             pads a batch to a multiple by masked copies of its last example
 ================================  ==========================================================================
 
-Each of the first three returns a `Placed`: ``init``, ``step`` and ``evaluate`` as a `jaxkd.Distiller` has them,
-compiled, and callable itself as the step. The state given to a step is donated: use the one it returns.
+Each of the first three returns a `Placed`: a `jaxkd.Distiller` with compiled ``init``, ``step`` and ``evaluate``, which
+is itself callable as the step. The state given to a step is donated: use the one that it returns.
 """
 
 from jaxkd.parallel.batches import pad

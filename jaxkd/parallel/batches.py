@@ -1,4 +1,4 @@
-"""How a batch gets to the devices: padded until it divides, and on several hosts put together from their parts."""
+"""Placement of batches: padding, and assembly from the parts of several hosts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from jaxkd.types import Batch
 __all__ = ["Intake", "common_multiple", "on_mesh", "over_devices", "pad"]
 
 Intake = Callable[[Batch], Batch]
-"""Puts the batches of one input on the devices."""
+"""A function that puts the batches of one input on the devices."""
 
 
 def pad(batch: Batch, multiple: int) -> Batch:
-    """A batch whose size is a multiple of a number: copies of its last example, which the ``mask`` leaves out.
+    """Pads a batch to a multiple, with masked copies of its last example.
 
-    A batch that divides is returned as it is.
+    A batch that divides is returned unmodified.
 
     Args:
-      batch: a dict of arrays ``[batch, ...]``.
-      multiple: such as the number of devices.
+      batch: dict of arrays ``[batch, ...]``.
+      multiple: divisor of the padded size, such as the number of devices.
 
     Returns:
-      The batch, with a ``mask`` if anything had to be added.
+      The batch, with a ``mask`` if examples had to be added.
 
     Raises:
       ValueError: the arrays have no common leading dimension.
@@ -46,24 +46,24 @@ def pad(batch: Batch, multiple: int) -> Batch:
 
 
 def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
-    """What makes intakes for a mesh whose batches are split over one axis.
+    """Returns a builder of intakes for a mesh with batches split over one axis.
 
     Args:
-      mesh: the devices, perhaps of several hosts.
-      axis: of the mesh, over which the batch is split.
-      multiple: what the size of a global batch has to be a multiple of.
+      mesh: devices, of one host or several.
+      axis: mesh axis over which the batch is split.
+      multiple: divisor of the size of a global batch.
 
     Returns:
-      A function that makes an `Intake`; one for each input, because the hosts agree on the size of an input's batches.
+      A function that builds an `Intake`, one for each input, because the hosts agree on a batch size for each input.
     """
     split, parts = NamedSharding(mesh, PartitionSpec(axis)), mesh.shape[axis]
     if split.is_fully_addressable:
 
-        def here(batch: Batch) -> Batch:
+        def one_host(batch: Batch) -> Batch:
             return jax.device_put(dict(pad(batch, multiple)), split)
 
-        return lambda: here
-    own = _parts_here(mesh, axis)
+        return lambda: one_host
+    own = _local_parts(mesh, axis)
 
     def put(batch: Batch, rows: int) -> Batch:
         shape = rows // own * parts
@@ -71,19 +71,21 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
                 for k, x in batch.items()}  # fmt: skip
 
     def agree(rows: int) -> int:
-        """The most rows for one part of the batch that any host needs. Every host asks at the same time."""
-        asked = jax.make_array_from_process_local_data(split, np.full(own, rows, np.int32), (parts,))
-        return int(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(asked))
+        """Returns the maximum number of rows for one part over all hosts, which call this together."""
+        needed = jax.make_array_from_process_local_data(split, np.full(own, rows, np.int32), (parts,))
+        return int(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(needed))
 
     return lambda: _several_hosts(own, multiple // parts, agree, put)
 
 
 def over_devices(devices: int, multiple: int) -> Callable[[], Intake]:
-    """What makes intakes for `jax.pmap`, which takes a batch as ``[local devices, share, ...]``.
+    """Returns a builder of intakes for `jax.pmap`.
+
+    Its batches are ``[local devices, share, ...]``.
 
     Args:
-      devices: of this host.
-      multiple: what the size of this host's part of a batch has to be a multiple of.
+      devices: number of devices of this host.
+      multiple: divisor of the size of this host's part of a batch.
     """
 
     def split(batch: Batch) -> Batch:
@@ -94,23 +96,21 @@ def over_devices(devices: int, multiple: int) -> Callable[[], Intake]:
 
 
 def _several_hosts(own: int, multiple: int, agree: Callable[[int], int], put: Callable[[Batch, int], Batch]) -> Intake:
-    """Each host's part of a batch, filled up to a number of rows that all agree on once.
+    """Builds an intake that pads each host's part of a batch to an agreed size.
 
-    All hosts have to run one program, so each fills its part up to the same size and says by a mask what counts. To
-    ask at each batch how many rows the others have would make the host wait for the devices at each step.
+    All hosts have to run one program, so each pads its part to the same size and masks the padding. They agree on the
+    size once, for the first batch: agreeing anew for each batch would make the host wait for the devices at each step.
     """
     agreed = 0
 
     def intake(batch: Batch) -> Batch:
         nonlocal agreed
-        there = [isinstance(x, jax.Array) and not x.is_fully_addressable for x in batch.values()]
-        if all(there):
+        are_global = {k: isinstance(x, jax.Array) and not x.is_fully_addressable for k, x in batch.items()}
+        if all(are_global.values()):
             return batch
-        if any(there):
-            kinds = {
-                k: "global" if where else "this host's" for (k, _), where in zip(batch.items(), there, strict=True)
-            }
-            raise ValueError(f"batch: expected either this host's rows everywhere or global arrays, got {kinds}.")
+        if any(are_global.values()):
+            kinds = {k: "global" if is_global else "this host's" for k, is_global in are_global.items()}
+            raise ValueError(f"batch: expected only rows of this host or only global arrays, got {kinds}.")
         size = checks.batch_size(batch)
         if not agreed:
             each = -(-size // own)
@@ -118,17 +118,17 @@ def _several_hosts(own: int, multiple: int, agree: Callable[[int], int], put: Ca
         if size > agreed:
             raise ValueError(
                 f"batch: this host's part has {size} rows, and the hosts agreed on at most {agreed} at the first batch "
-                "of this input, to which all parts are filled up. Give the largest batch first, or make global arrays "
-                "with jax.make_array_from_process_local_data, which are taken as they are."
+                "of this input, to which all parts are padded. Give the largest batch first, or make global arrays "
+                "with jax.make_array_from_process_local_data, which are used unmodified."
             )
-        # A mask even for a full part: another host's may not be, and all run one program.
+        # A full part has a mask too: another host's part may need one, and all hosts run one program.
         return put(_fill(batch, size, agreed), agreed)
 
     return intake
 
 
 def _fill(batch: Batch, size: int, full: int) -> Batch:
-    """The batch with masked copies of its last example, or zeros if it has none, behind it."""
+    """Appends masked copies of the last example; masked zeros to an empty batch."""
 
     def extend(x: Any) -> Any:
         lib = np if isinstance(x, np.ndarray) else jnp
@@ -139,15 +139,15 @@ def _fill(batch: Batch, size: int, full: int) -> Batch:
     return {**{k: extend(x) for k, x in batch.items()}, "mask": extend(mask) & (np.arange(full) < size)}
 
 
-def _parts_here(mesh: Mesh, axis: str) -> int:
-    """Over how many parts of the axis this process's devices lie."""
+def _local_parts(mesh: Mesh, axis: str) -> int:
+    """Returns the number of parts of the axis that this process's devices hold."""
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
     this = jax.process_index()
     return sum(any(device.process_index == this for device in np.ravel(devices)) for devices in along)
 
 
 def common_multiple(parts: int, replicas: int | None) -> int:
-    """What the size of a global batch must be a multiple of, for its parts and for the replicas to be equal.
+    """Returns the divisor of a global batch size for equal parts and replicas.
 
     >>> common_multiple(4, None), common_multiple(4, 8), common_multiple(4, 1)
     (4, 8, 4)

@@ -1,4 +1,4 @@
-"""Where a distiller's pure functions run, and how batches and states get there."""
+"""Placement of a distiller's pure functions, states and batches on devices."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
 
 class Placed(Distiller):
-    """A distiller on its hardware: its three functions, compiled. Calling it is taking a step.
+    """A distiller placed on devices, with compiled functions. Calling it makes a step.
 
     Attributes:
-      intake: makes a function that puts the batches of one input on the devices. The steps do so by themselves; a
-        program that is compiled around a step, as those of `jaxkd.training.fit` are, needs batches that have been
-        through it.
+      intake: function without arguments that builds a function which puts the batches of one input on the devices.
+        ``step`` and ``evaluate`` call such a function themselves, but not when they are traced: a program compiled
+        around a step, such as those of `jaxkd.training.fit`, needs batches that are in place.
     """
 
-    intake: Callable[[], Intake] = staticmethod(lambda: _as_it_is)
+    intake: Callable[[], Intake] = staticmethod(lambda: _identity)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One step; ``state`` is donated."""
+        """Makes one step; ``state`` is donated."""
         return self.step(state, batch)
 
     def _replace(self, **changed: Any) -> Placed:
@@ -40,12 +40,12 @@ class Placed(Distiller):
 
 
 def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
-    """Compiles for one device, or for wherever the arguments are.
+    """Compiles a distiller for one device, or for the devices of its arguments.
 
     Args:
       kd: a distiller.
-      replicas: into how many parts BatchNorm divides the batch, to normalise each by itself; None is 1 here. With 8,
-        the numbers are those of eight devices. A batch that does not divide is padded under a mask.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately; None is 1 here. With 8, the
+        results are those of eight devices. A batch that does not divide is padded and masked.
 
     Returns:
       A `Placed`; its step donates the state.
@@ -56,42 +56,42 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
 
 
 def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
-    """Splits each batch over the devices, with `jax.pmap`.
+    """Compiles a distiller with `jax.pmap`, which splits each batch over the devices.
 
-    The state stays an ordinary one, without a leading device axis: the same is on every device, and checkpoints do
-    not know how many there were. A batch that does not divide is padded under a mask. On several hosts, the batch that
-    each gives is its part, and the parts must be of equal size; within a larger program, such as those of
-    `jaxkd.training.fit`, several hosts need `shard`.
+    The state is replicated and has no leading device axis, so that checkpoints do not depend on the number of devices.
+    A batch that does not divide is padded and masked. On several hosts, each host gives its part of the batch, and the
+    parts must have equal sizes; within a larger program, such as those of `jaxkd.training.fit`, several hosts need
+    `shard`.
 
     Args:
       kd: a distiller.
-      devices: which devices; all by default.
-      replicas: into how many parts BatchNorm divides the batch, to normalise each by itself: None for one per device,
-        1 for the statistics of the whole batch, or any multiple or divisor of the number of devices.
+      devices: devices to use; all by default.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per device, 1 for
+        statistics of the whole batch, or any multiple or divisor of the number of devices.
 
     Returns:
       A `Placed`; its step donates the state.
     """
-    everything = list(jax.devices() if devices is None else devices)
-    here = sum(device.process_index == jax.process_index() for device in everything)
+    all_devices = list(jax.devices() if devices is None else devices)
+    local = sum(device.process_index == jax.process_index() for device in all_devices)
     step, evaluate = (_within(replicas, function, 1) for function in (kd.step, kd.evaluate))
     mapped: dict[str, Any] = {"axis_name": DATA_AXIS, "in_axes": (None, 0), "out_axes": None, "devices": devices}
     step, evaluate = jax.pmap(step, donate_argnums=0, **mapped), jax.pmap(evaluate, **mapped)
 
-    # What pmap returns is placed so; a state that comes otherwise would be a program of its own.
-    everywhere = NamedSharding(Mesh(np.array(everything), (DATA_AXIS,)), PartitionSpec())
-    split = over_devices(here, common_multiple(len(everything), replicas) // len(everything) * here)()
+    # pmap returns a state with this sharding. A state with another one would be compiled for a second time.
+    replicated = NamedSharding(Mesh(np.array(all_devices), (DATA_AXIS,)), PartitionSpec())
+    split = over_devices(local, common_multiple(len(all_devices), replicas) // len(all_devices) * local)()
 
     def put(state: TrainState) -> TrainState:
         if isinstance(state.step, jax.core.Tracer):
-            if not everywhere.is_fully_addressable:
+            if not replicated.is_fully_addressable:
                 raise ValueError(
                     "pmap over several hosts cannot be part of a larger program: use parallel.shard for fit."
                 )
             return state
-        if getattr(state.step, "sharding", None) == everywhere:
+        if getattr(state.step, "sharding", None) == replicated:
             return state
-        return states.put(state, jax.tree.map(lambda x: everywhere, state))
+        return states.put(state, jax.tree.map(lambda x: replicated, state))
 
     return Placed(
         lambda key, batch: put(kd.init(key, batch)),
@@ -108,37 +108,37 @@ def shard(
     rules: Mapping[str, Rule] | None = None,
     replicas: int | None = None,
 ) -> Placed:
-    """Splits each batch over a mesh axis and lets the compiler partition one program for the whole batch.
+    """Compiles a distiller as one global program, partitioned over a mesh.
 
-    The state is replicated over the mesh, but for what ``rules`` place otherwise. ``{"bank/": PartitionSpec("data")}``
-    gives every device its rows of a memory bank; ``{"student/|teacher/": fully_sharded(mesh)}`` splits both networks,
-    and the optimizer's state, whose paths hold ``student/`` too. Such a state is also made in parts by ``init``. A
-    batch that does not divide is padded under a mask.
+    The batch is split over a mesh axis. The state is replicated, except for arrays that ``rules`` split.
+    ``{"bank/": PartitionSpec("data")}`` gives every device its rows of a memory bank;
+    ``{"student/|teacher/": fully_sharded(mesh)}`` splits both networks and the optimizer's state, whose paths contain
+    ``student/`` too. ``init`` makes such a state in parts. A batch that does not divide is padded and masked.
 
     On several hosts, arrays of one host in a batch are its part of the global batch: the rows for its own devices, in
-    their order. The parts may differ in size: all are filled up, under a mask, to the size that the hosts agree on at
-    the first batch. Global arrays are taken as they are.
+    their order. The parts may differ in size: all are padded and masked to the size that the hosts agree on at the
+    first batch. Global arrays are used unmodified.
 
     Args:
       kd: a distiller.
       mesh: the devices, as from `jax.make_mesh`.
-      axis: the mesh axis that splits the batch; the first by default.
-      rules: regular expressions of paths in the state, such as ``"loss/state/crd/bank/teacher"``, with how the arrays
-        there are split: a `PartitionSpec`, or a function from a shape to one, such as `fully_sharded`. The first that
-        is found in a path counts.
-      replicas: into how many parts BatchNorm divides the batch, to normalise each by itself: None for one per part of
-        the axis, 1 for the statistics of the whole batch, or any other number.
+      axis: mesh axis that splits the batch; the first by default.
+      rules: regular expressions of paths in the state, such as ``"loss/state/crd/bank/teacher"``, each with the
+        `PartitionSpec` of the arrays there, or a function from a shape to one, such as `fully_sharded`. The first
+        expression that is found in a path applies.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per part of the
+        axis, 1 for statistics of the whole batch, or any other number.
 
     Returns:
       A `Placed`; its step donates the state.
 
     Raises:
-      ValueError: the mesh has no such axis; when a state comes, a rule matches nothing in it, or asks for more parts
-        than an array divides into; on several hosts, a part is larger than those agreed on.
+      ValueError: the mesh has no such axis; a rule matches no path of a state, or asks for parts that do not divide an
+        array; on several hosts, a part is larger than the size agreed on.
     """
     axis = mesh.axis_names[0] if axis is None else axis
     checks.known(axis, mesh.axis_names, "shard, mesh axis")
-    # The compiler places what is inside the step; a mesh of explicit axes would ask each operation for it.
+    # With automatic axes, the compiler places intermediate results; explicit axes would require it of each operation.
     mesh = Mesh(mesh.devices, mesh.axis_names)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     parts = mesh.shape[axis]
@@ -171,7 +171,14 @@ def shard(
 def _on_mesh(
     compiled: Callable[..., Any], place: Callable[..., Any], take: Intake, multiple: int
 ) -> Callable[..., Any]:
-    """What puts a state and a batch where they belong, and runs the program for a state that lies so."""
+    """Returns a function that places its arguments and runs a compiled program.
+
+    Args:
+      compiled: function from the placement of a state to a compiled program.
+      place: function from a state to its placement, `layout` with the user's rules.
+      take: intake for the batches.
+      multiple: divisor of the batch size.
+    """
 
     @functools.lru_cache(maxsize=4)
     def program(treedef: Any, shardings: tuple[NamedSharding, ...]) -> Callable[..., Any]:
@@ -183,10 +190,11 @@ def _on_mesh(
     def run(state: TrainState, batch: Batch) -> Any:
         nonlocal last
         leaves, treedef = jax.tree.flatten(state)
-        if isinstance(state.step, jax.core.Tracer):  # in a larger program: it has put both there already
+        if isinstance(state.step, jax.core.Tracer):  # within a larger program, whose arguments are in place
             return program(treedef, tuple(jax.tree.leaves(place(state))))(state, pad(batch, multiple))
-        there = [getattr(x, "sharding", None) for x in leaves]
-        if last is None or last[0] != treedef or last[1] != there:  # what the last step returned is in place
+        shardings_now = [getattr(x, "sharding", None) for x in leaves]
+        # A state that the last step returned is in place; matching the rules again would only cost host time.
+        if last is None or last[0] != treedef or last[1] != shardings_now:
             placed = place(state)
             shardings = jax.tree.leaves(placed)
             state, last = states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
@@ -196,7 +204,10 @@ def _on_mesh(
 
 
 def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 1) -> Callable[..., Any]:
-    """The function of a padded batch, with its replicas set wherever it is traced, so that no cache mixes them up."""
+    """Wraps a function: pads batches, packs metrics, sets BatchNorm's replicas.
+
+    The number of replicas is set where the function is traced, so that it becomes part of the compiled program.
+    """
     function = packing(function)
 
     @functools.wraps(function)
@@ -207,5 +218,5 @@ def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 
     return within
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch

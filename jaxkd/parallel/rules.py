@@ -1,4 +1,8 @@
-"""Where each array of a state lies on a mesh: regular expressions of paths, and how an array of a shape is split."""
+"""Rules that place the arrays of a state on a mesh, by their paths.
+
+A rule is matched against the path of each array in the `TrainState`. The optimizer's slots have the structure of the
+parameters, so their paths contain those of the parameters, and one rule places a parameter and its slots.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,23 @@ from jaxkd.types import PyTree
 __all__ = ["Rule", "fully_sharded", "layout"]
 
 Rule = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
-"""How arrays are split: one way for all of them, or a function of an array's shape."""
+"""A `PartitionSpec` for all arrays that match, or a function from an array's shape to one."""
 
 
 def fully_sharded(mesh: Mesh, axis: str | None = None, *, min_size: int = 2**14) -> Callable[..., PartitionSpec]:
-    """A rule that gives every device an equal part of each large array.
+    """Returns a rule that gives every device an equal part of each large array.
 
-    The largest dimension that divides is split; of equal ones the last. Each device then keeps one part in D of the
-    parameters, gradients and optimizer slots, and the compiler gathers an array where it is used: stage 3 of
-    Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 2020.
+    Also known as: ZeRO stage 3, fully sharded data parallelism (FSDP).
+
+    The largest dimension that divides is split; of equal ones the last. Each of D devices then holds 1/D of the
+    parameters, gradients and optimizer slots, and the compiler gathers an array where it is used. Rajbhandari et al.,
+    "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", 2020.
 
     Args:
       mesh: the devices.
-      axis: the mesh axis to split over; the first by default. It may be the one that splits the batch.
-      min_size: elements below which an array stays whole on every device: small ones cost more to gather than to keep.
+      axis: mesh axis to split over; the first by default. It may be the one that splits the batch.
+      min_size: number of elements below which an array is replicated, because gathering it would cost more than
+        holding it.
 
     Returns:
       A function from a shape to a `PartitionSpec`, for the ``rules`` of `shard`.
@@ -55,19 +62,19 @@ def fully_sharded(mesh: Mesh, axis: str | None = None, *, min_size: int = 2**14)
 
 
 def layout(state: PyTree, mesh: Mesh, rules: Mapping[str, Rule]) -> PyTree:
-    """The placement of every array of a state.
+    """Returns the sharding of every array of a state.
 
     Args:
       state: arrays, or their shapes.
       mesh: the devices.
-      rules: a rule for each regular expression; the first that is found in an array's path counts, and where none is,
-        the array is whole on every device.
+      rules: a rule for each regular expression. The first expression that is found in an array's path applies; an array
+        that matches none is replicated.
 
     Returns:
       The structure of the state, with a `NamedSharding` for each array.
 
     Raises:
-      ValueError: a rule matches nothing, has more dimensions than an array, or does not divide into so many parts.
+      ValueError: a rule matches no path, has more dimensions than an array, or asks for parts that do not divide it.
 
     >>> mesh = jax.make_mesh((2,), ("data",))
     >>> placed = layout({"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)}, mesh, {"w": PartitionSpec("data")})
@@ -86,15 +93,15 @@ def layout(state: PyTree, mesh: Mesh, rules: Mapping[str, Rule]) -> PyTree:
         placed.append(NamedSharding(mesh, spec))
     if unused := [pattern for pattern in rules if pattern not in used]:
         known = [path for path in paths if not path.startswith("opt_state")]
-        raise ValueError(f"shard, rules: {unused} match no path of the state. There are {', '.join(known)}.")
+        raise ValueError(f"shard, rules: {unused} match no path of the state, which has {', '.join(known)}.")
     return jax.tree.unflatten(treedef, placed)
 
 
 def _check(what: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
     if len(spec) > len(shape):
         raise ValueError(
-            f"{what} has fewer dimensions than {spec}. A rule may be a function of the shape; or put one for this path "
-            "before it, such as PartitionSpec()."
+            f"{what} has fewer dimensions than {spec}. Make the rule a function of the shape, or put a rule for this "
+            "path before it, such as PartitionSpec()."
         )
     for size, entry in zip(shape, spec, strict=False):
         names = (entry,) if isinstance(entry, str) else tuple(entry or ())
@@ -104,5 +111,5 @@ def _check(what: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -
         if size % parts:
             raise ValueError(
                 f"{what} does not divide into {parts} parts of the mesh axis {', '.join(map(repr, names))}. Make its "
-                "size a multiple, or leave it replicated."
+                "size a multiple, or replicate it."
             )

@@ -1,4 +1,8 @@
-"""How a state gets to the devices of a mesh: made there, or sent there, and no device sees more than its part."""
+"""Placement of states on a mesh, in parts of which each device holds its own.
+
+A state may be larger than one device's memory. `make` therefore compiles ``init`` with the final placement of its
+output, and each device computes its part only; `put` sends an existing state, each device its part.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,14 @@ __all__ = ["make", "put"]
 
 
 def put(state: PyTree, placed: PyTree) -> PyTree:
-    """A state on its devices; what is there already stays as it is.
+    """Puts a state on its devices; arrays in place are returned unmodified.
 
     Args:
-      state: arrays of this host, the same on every host; or global ones.
-      placed: a sharding for each.
+      state: arrays of this host, equal on every host; or global arrays.
+      placed: a sharding for each array.
 
     Returns:
-      The state, so placed.
+      The placed state.
     """
     shardings = jax.tree.leaves(placed)
     leaves, treedef = jax.tree.flatten(state)
@@ -31,18 +35,18 @@ def put(state: PyTree, placed: PyTree) -> PyTree:
 
 
 def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], PyTree]) -> PyTree:
-    """``init(key)``, compiled so that each device computes and keeps its part of the result.
+    """Computes ``init(key)`` such that each device makes its part of the result.
 
-    Arrays that ``init`` has from elsewhere, such as a teacher's trained weights, are arguments of the program and not
-    constants in it, and those that it returns as they are are sent to the devices in parts.
+    Arrays that ``init`` closes over, such as a teacher's trained weights, become arguments of the program and not
+    constants in it, and those that it returns unmodified are sent to the devices in parts.
 
     Args:
-      init: traceable.
-      key: its argument.
-      place: from the shapes of the result to a sharding for each array.
+      init: traceable function of a key.
+      key: PRNG key.
+      place: function from the shapes of the result to a sharding for each array.
 
     Returns:
-      The result.
+      The placed result.
 
     >>> whole = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec())
     >>> weights = jax.numpy.ones(3)
@@ -54,14 +58,15 @@ def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], 
     placed = place(shapes)
     leaves, treedef = jax.tree.flatten(placed)
     whole = NamedSharding(leaves[0].mesh, PartitionSpec())
-    goes = {id(var): sharding for var, sharding in zip(jaxpr.jaxpr.outvars, leaves, strict=True)}
-    for eqn in reversed(jaxpr.jaxpr.eqns):  # of an output that is a copy, or a cast, the original
-        if eqn.primitive.name in ("copy", "convert_element_type") and id(eqn.outvars[0]) in goes:
-            goes[id(eqn.invars[0])] = goes[id(eqn.outvars[0])]
+    # A captured array that reaches an output, possibly through a copy or a cast, gets that output's sharding at once.
+    sharding_of = {id(var): sharding for var, sharding in zip(jaxpr.jaxpr.outvars, leaves, strict=True)}
+    for eqn in reversed(jaxpr.jaxpr.eqns):
+        if eqn.primitive.name in ("copy", "convert_element_type") and id(eqn.outvars[0]) in sharding_of:
+            sharding_of[id(eqn.invars[0])] = sharding_of[id(eqn.outvars[0])]
     consts = zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)
-    given = [globally(x, goes.get(id(var), whole)) for var, x in consts]
+    captured = [globally(x, sharding_of.get(id(var), whole)) for var, x in consts]
 
-    def run(given: list[Array], key: Array) -> list[Array]:
-        return jax.core.eval_jaxpr(jaxpr.jaxpr, given, key)
+    def run(captured: list[Array], key: Array) -> list[Array]:
+        return jax.core.eval_jaxpr(jaxpr.jaxpr, captured, key)
 
-    return jax.tree.unflatten(treedef, jax.jit(run, out_shardings=leaves)(given, key))
+    return jax.tree.unflatten(treedef, jax.jit(run, out_shardings=leaves)(captured, key))

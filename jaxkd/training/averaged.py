@@ -1,4 +1,4 @@
-"""The student's moving average beside the student: often the better model at the end."""
+"""Exponential moving average of the student, often the better final model."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ _SLOT = "average"
 
 
 def averaged(kd: Distiller, *, decay: averaging.Decay = 0.999) -> Distiller:
-    """A distiller that keeps the moving average of its student: ``θ' ← decay · θ' + (1 − decay) · θ`` after every step.
+    """Returns a distiller that also keeps a moving average of its student.
 
-    Polyak & Juditsky, "Acceleration of stochastic approximation by averaging", 1992, in its exponential form. Training
-    itself is unchanged. Floating-point state, such as BatchNorm statistics, is averaged too, integers and keys are the
-    student's. The average is kept in float32 or better.
+    Also known as: EMA (exponential moving average), Polyak averaging.
+
+    After every step, ``θ' ← decay · θ' + (1 − decay) · θ``. Polyak & Juditsky, "Acceleration of stochastic
+    approximation by averaging", 1992, in its exponential form. Training itself is unchanged. Floating-point state, such
+    as BatchNorm statistics, is averaged too; integers and PRNG keys are those of the student. The average has at least
+    float32 precision.
 
     Args:
-      kd: any distiller, `jaxkd.distill`'s or a scheme's.
-      decay: a number in [0, 1], or a schedule of the updates made before, such as ``rising_decay(0.999)``.
+      kd: any distiller, from `jaxkd.distill` or a scheme.
+      decay: a number in [0, 1], or a schedule of the number of updates made before, such as ``rising_decay(0.999)``.
 
     Returns:
-      A `Distiller`. The average is in the state, ``opt_state["average"]``; `average_of` takes it out. ``evaluate``
+      A `Distiller`. The average is part of the state, ``opt_state["average"]``; `average_of` reads it. ``evaluate``
       reports the student's metrics, and those of the average as ``average/...``, at twice the cost.
 
     Raises:
-      ValueError: the decay is a number outside of [0, 1].
+      ValueError: the decay is a number outside [0, 1].
 
     >>> import jaxkd, jax.numpy as jnp, optax
     >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -59,21 +62,21 @@ def averaged(kd: Distiller, *, decay: averaging.Decay = 0.999) -> Distiller:
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         inner, _ = slots.take(state, _SLOT, "averaged")
-        found = kd.evaluate(inner, batch)
-        of_average = kd.evaluate(inner._replace(student=average_of(state)), batch)
-        return {**found, **{f"{_SLOT}/{name}": mean for name, mean in of_average.items()}}
+        student = kd.evaluate(inner, batch)
+        average = kd.evaluate(inner._replace(student=average_of(state)), batch)
+        return {**student, **{f"{_SLOT}/{name}": mean for name, mean in average.items()}}
 
     return Distiller(init, step, evaluate)
 
 
 def average_of(state: TrainState) -> Variables:
-    """The averaged student of a state of `averaged`, in the student's dtypes.
+    """Returns the averaged student of a state, in the student's dtypes.
 
     Args:
-      state: of a distiller made by `averaged`.
+      state: state of a distiller from `averaged`.
 
     Returns:
-      `Variables`, as ``state.student``.
+      `Variables` with the structure of ``state.student``.
 
     Raises:
       ValueError: the state has no average.

@@ -1,6 +1,6 @@
-"""A list of what the files of a folder hold, kept in the folder: damage of any kind shows when they are read again.
+"""SHA-256 digests of the files of a folder, kept there to detect damage.
 
-The list is the one that ``sha256sum`` writes, so ``cd FOLDER && sha256sum -c SHA256SUMS`` looks for damage as well.
+The list has the format of ``sha256sum``, so ``cd FOLDER && sha256sum -c SHA256SUMS`` detects damage as well.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["NAME", "find_damage", "write_digests"]
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_THREADS = 8  # Hashing lets other threads run, and a large checkpoint has many files.
+_THREADS = 8  # hashlib releases the GIL, and a large checkpoint has many files
 
 
 def write_digests(folder: str | os.PathLike[str]) -> None:
-    """Writes the list of a folder whose files are all there. Each file is read once.
+    """Writes the digests of all files of a folder. Each file is read once.
 
     Args:
-      folder: with everything in it.
+      folder: folder whose files are complete.
 
     >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -44,13 +44,13 @@ def write_digests(folder: str | os.PathLike[str]) -> None:
 
 
 def find_damage(folder: str | os.PathLike[str]) -> list[str]:
-    """What is wrong with the files of a folder. Each is read once.
+    """Compares the files of a folder with their digests. Each file is read once.
 
     Args:
-      folder: in which `write_digests` was called.
+      folder: folder in which `write_digests` was called.
 
     Returns:
-      One line for each file that is missing, changed or unknown; nothing if all is as it was written.
+      One line for each file that is missing, changed or not in the list; an empty list if there is no damage.
     """
     folder = pathlib.Path(folder)
     try:
@@ -60,10 +60,10 @@ def find_damage(folder: str | os.PathLike[str]) -> list[str]:
     matches = [_LINE.fullmatch(line) for line in content.splitlines()]
     expected = {match[2]: match[1] for match in matches if match}
     problems = [f"{NAME}, the list of its files, is damaged"] if not (all(matches) and content.endswith("\n")) else []
-    there = _files(folder)
-    found = _digests(folder, expected.keys() & there)
-    for name in sorted(expected.keys() | there):
-        if name not in there:
+    existing = _files(folder)
+    found = _digests(folder, expected.keys() & existing)
+    for name in sorted(expected.keys() | existing):
+        if name not in existing:
             problems.append(f"{name} is missing")
         elif name not in expected:
             problems.append(f"{name} is not in {NAME}")
@@ -74,7 +74,10 @@ def find_damage(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _files(folder: pathlib.Path) -> set[str]:
-    """All but the list itself and hidden files, which file managers and network file systems leave behind."""
+    """Returns the files of a folder.
+
+    The list itself is left out, and so are hidden files, which network file systems leave behind.
+    """
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

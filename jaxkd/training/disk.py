@@ -1,4 +1,4 @@
-"""Dealings with a disk that may be full, or whose machine may die."""
+"""Reasons of failed writes, and durable renames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["reason", "sync"]
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be written, in a few words.
+    """Returns why something could not be written, in a few words.
 
     Args:
-      error: of the operating system, or what a library makes of it.
+      error: an error of the operating system, or of a library that wraps one.
 
     >>> reason(OSError(28, "No space left on device"))
     'No space left on device'
@@ -23,16 +23,16 @@ def reason(error: Exception) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # Tensorstore tells what it was doing at length, and the reason as a number within.
+    # Tensorstore's messages are long, and hold the reason as the number of an operating system error.
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(".")
 
 
 def sync(directory: pathlib.Path) -> None:
-    """Brings a renaming to the disk, where a file system can: a machine may die as well as a process.
+    """Makes a rename durable, so that it survives a failure of the machine.
 
     Args:
-      directory: in which something was renamed.
+      directory: folder that holds the renamed entry.
     """
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)

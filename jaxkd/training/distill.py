@@ -1,4 +1,4 @@
-"""`distill`: a student, a teacher, an objective and an optimizer, composed into three pure functions."""
+"""Distillation as three pure functions: `distill`, and the parts of its step."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ def distill(
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
-    """Offline distillation, and the step that every scheme is made of.
+    """Composes a student, a teacher, an objective and an optimizer into a `Distiller`.
 
-    One step evaluates the teacher once, outside the differentiated function; takes one gradient of the objective with
-    respect to the student's parameters and the objective's own; and updates each under its optimizer label. Called
-    under a mapped axis named `jaxkd.DATA_AXIS`, each device takes its share of the batch, and losses, gradients and
-    metrics are those of the whole.
+    This is offline distillation, and the step that schemes build on. One step evaluates the teacher once, outside the
+    differentiated function; computes one gradient of the objective with respect to the student's parameters and the
+    objective's own; and updates each under its optimizer label. Called under a mapped axis named `jaxkd.DATA_AXIS`,
+    each device gets its share of the batch, and losses, gradients and metrics are those of the global batch.
 
     Args:
-      student: the model to train, from `jaxkd.adapters`.
-      teacher: from `jaxkd.teachers`.
-      objective: from `jaxkd.combine`, `jaxkd.term` or `jaxkd.objectives`.
+      student: model to train, from `jaxkd.adapters`.
+      teacher: teacher from `jaxkd.teachers`.
+      objective: objective from `jaxkd.combine`, `jaxkd.term` or `jaxkd.objectives`.
       optimizer: any optax transformation, for the student's parameters.
-      loss_optimizer: another for what the objective learns (regressors, discriminators); the same by default, with
-        a state of its own.
-      metrics: what `evaluate` reports beside the objective's terms, a function of the `Context`.
-      train_metrics: what `step` reports beside them; nothing by default, so that a step costs what its losses cost.
+      loss_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
+        ``optimizer``, with a separate state.
+      metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
+      train_metrics: the same for `step`; none by default, so that a step computes nothing but its losses.
 
     Returns:
-      A `Distiller`. ``init(key, batch)`` needs one batch (or its shapes) of the kind to be trained on. ``step`` and
-      ``evaluate`` are pure: jit, pmap, shard_map, scan or vmap them, or let `jaxkd.parallel` do so.
+      A `Distiller`. ``init(key, batch)`` needs one training batch, or its shapes. ``step`` and ``evaluate`` are pure:
+      they can be compiled and mapped with jit, pmap, shard_map, scan or vmap, or placed by `jaxkd.parallel`.
 
     Raises:
-      ValueError: from ``init``: the objective asks for something that student, teacher and batch do not give.
+      ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide.
 
     >>> import jaxkd
     >>> from jaxkd import losses
@@ -80,19 +80,19 @@ def distill(
     True
     """
     optimizers = {STUDENT: optimizer, OBJECTIVE: loss_optimizer or optimizer}
-    # Compiled once here, so that another seed's init is not another compilation.
+    # Jitted here and not in `init`, so that the `init` of another seed compiles nothing.
     init_student = jax.jit(lambda key, batch: strong(student.init(key, batch)))
     init_optimizers = jax.jit(lambda params: strong({label: optimizers[label].init(params[label]) for label in params}))
 
     def init(key: Array, batch: Batch) -> TrainState:
-        shapes = jax.tree.map(_shape_of, dict(batch))
+        shapes = jax.tree.map(shape_of, dict(batch))
         run_key, student_key, teacher_key, loss_key = jax.random.split(key, 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
             return student.apply(variables, _given(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 
-        # Only shapes matter to init; zeros stand in where a library insists on values.
+        # `init` depends on shapes only; zeros serve libraries that need values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
@@ -106,7 +106,8 @@ def distill(
         student_key, teacher_key, loss_key = keys_of(state, axis_name)
         taught = taught_by(teacher, state, batch, teacher_key)
         trained = varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
-        forward = forward_of(student, objective, state, batch, taught, (student_key, loss_key), axis_name)
+        keys = (student_key, loss_key)
+        forward = forward_of(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
             out, context, new_state = forward(trained)
@@ -119,6 +120,7 @@ def distill(
             grads, student_state = average((grads, student_state), axis_name)
             loss_state = average(loss_state, axis_name, unchanged=state.loss.state)
             reported = metrics_lib.psum(reported, axis_name)
+        # Student and objective have separate optimizers, whose states carry the labels of their parameters.
         old = {STUDENT: state.student.params, OBJECTIVE: state.loss.params}
         params, opt_state = {}, {}
         for label, transformation in optimizers.items():
@@ -147,16 +149,16 @@ def distill(
 
 
 def _given(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
-    """What a model sees: the batch, the step, and a student also the teacher's outputs.
+    """Adds the step and, for a student, the teacher's outputs to a batch.
 
-    Most models read neither. A student whose extra outputs depend on the teacher does: the input gradient of the class
-    that the teacher chose, or a feature into which the teacher's is mixed.
+    Most models read neither of the two. A student whose additional outputs depend on the teacher does, such as an input
+    gradient for the teacher's predicted class, or a feature into which the teacher's is mixed.
     """
     return {**batch, "step": step} if taught is None else {**batch, "step": step, "teacher": taught}
 
 
 def taught_by(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:
-    """The teacher's outputs in a step; the one place where gradients into the teacher are stopped."""
+    """Returns the teacher's outputs in a step, with gradients stopped."""
     taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=key))
     return taught
 
@@ -167,10 +169,14 @@ def forward_of(
     state: TrainState,
     batch: Batch,
     taught: Outputs,
+    *,
     keys: tuple[Array, Array],
     axis_name: str | None,
 ) -> Callable[[PyTree], tuple[LossOut, Context, PyTree]]:
-    """What a step differentiates: what is trained, by its label, to the loss, what it read, the student's new state."""
+    """Returns the function that a step differentiates.
+
+    It maps ``{label: params}`` to ``(out, context, new student state)``.
+    """
 
     def forward(trained: PyTree) -> tuple[LossOut, Context, PyTree]:
         variables = Variables(trained[STUDENT], state.student.state)
@@ -182,9 +188,10 @@ def forward_of(
 
 
 def keys_of(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Array]:
-    """The step's keys for student, teacher and objective: functions of the run's key, the step and the device.
+    """Returns the PRNG keys of a step for student, teacher and objective.
 
-    The objective's is the same on all devices: what it draws for an example must not depend on how many there are.
+    They are functions of the run's key, the step and, for student and teacher, the device. The objective's key is the
+    same on all devices, because what it draws for an example must not depend on the number of devices.
     """
     shared = key = jax.random.fold_in(state.key, state.step)
     if axis_name is not None:
@@ -194,10 +201,11 @@ def keys_of(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Arr
 
 
 def _total(value: Array, context: Context) -> Mean:
-    """The weighted total as a metric, counted by examples so that batches merge.
+    """Returns the weighted total as a metric that counts examples.
 
-    On a mapped axis ``value`` is a share whose mean over the devices is the whole; the count that turns it into a sum
-    is therefore the mean count, which differs from this device's own where the devices hold different numbers.
+    On a mapped axis, ``value`` is this device's share, and the mean of the shares is the total. The sum is therefore
+    ``value`` times the mean count over the devices, which differs from this device's count where devices hold
+    different numbers of unmasked examples.
     """
     mask, axis_name = checks.example_mask(context.batch), context.axis_name
     value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
@@ -209,33 +217,34 @@ def _total(value: Array, context: Context) -> Mean:
 
 
 def _named(metrics: Metrics) -> Metrics:
-    """A term that is not in a `combine` has no name of its own."""
+    """Names the metric of a single term, which has no name without `combine`."""
     return {name or OBJECTIVE: mean for name, mean in metrics.items()}
 
 
 def merged(*groups: Metrics) -> Metrics:
-    """All metrics, each name once.
+    """Merges groups of metrics with disjoint names.
 
     Raises:
-      ValueError: two have the same name, and one would be lost.
+      ValueError: two groups have the same name, of which one would be lost.
     """
     reported: dict[str, Mean] = {}
     for group in groups:
         if twice := sorted(reported.keys() & group.keys()):
             raise ValueError(
                 f"metrics: {', '.join(map(repr, twice))} would be reported twice. 'loss' is the weighted total, and "
-                "metrics= (by default accuracy, nll, agreement, teacher_accuracy) has its own names: rename the term."
+                "metrics= (by default accuracy, nll, agreement, teacher_accuracy) reserves its names: rename the term."
             )
         reported.update(group)
     return reported
 
 
 def average(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -> PyTree:
-    """The mean over the devices; counters, which are the same everywhere, stay whole numbers, and keys themselves.
+    """Averages a tree over the devices; keeps integers and PRNG keys.
 
-    What is known to be the same on all devices is not sent around: an array of ``unchanged`` that came back as it was,
-    such as the tables of a memory bank, and whatever the types of a checked `jax.shard_map` tell, such as the bank.
-    `jax.pmap` does not keep such types, and there the bank is averaged.
+    Integers are counters, equal on all devices, which a mean would turn into floats; they are reduced by their maximum.
+    Arrays known to be equal on all devices are not communicated: those of ``unchanged`` that were returned unmodified,
+    such as the index tables of a memory bank, and those that a checked `jax.shard_map` has typed as not varying over
+    the axis, such as the bank's rows. `jax.pmap` has no such types, so that the bank is averaged there.
     """
     same = {id(x) for x in jax.tree.leaves(unchanged)}
     typed = axis_name in _varies_over(jax.lax.axis_index(axis_name))
@@ -250,33 +259,43 @@ def average(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -> PyTree:
 
 
 def _varies_over(x: Array) -> frozenset[str]:
-    """The mapped axes over which an array is known to differ; none where nobody keeps count."""
+    """Returns the mapped axes over which an array is known to vary."""
     axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
     return axes
 
 
 def varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Marks replicated parameters as this device's own copy, so that a gradient is its share and not yet the sum."""
+    """Marks replicated parameters as varying over the devices.
+
+    The gradient by them is then this device's share. By unmarked ones, a checked `jax.shard_map` would return the sum
+    over all devices already.
+    """
     if axis_name is None:
         return tree
     try:
         return jax.lax.pcast(tree, axis_name, to="varying")
-    except ValueError:  # an axis of jax.vmap, where each lane is on its own already and there is nothing to mark
+    except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
         return tree
 
 
 def strong(tree: PyTree) -> PyTree:
-    """Gives every array its dtype for good: a weak one (from a bare ``1.0``) would turn strong, and trace twice."""
+    """Returns a tree without weakly typed arrays, such as those made from ``1.0``.
 
-    def of(x: Any) -> Array:
+    The first step would return them strongly typed, and the second would be traced again.
+    """
+
+    def convert(x: Any) -> Array:
         x = jnp.asarray(x)
         return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(convert, tree)
 
 
-def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype, the dtype as JAX would have it: NumPy's int64 labels are int32 unless 64 bits are enabled."""
+def shape_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Returns shape and dtype of an array once it is a JAX array.
+
+    NumPy's int64 labels, for instance, become int32 unless 64 bits are enabled.
+    """
     dtype = x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype
     extended = jnp.issubdtype(dtype, jax.dtypes.extended)
     return jax.ShapeDtypeStruct(jnp.shape(x), dtype if extended else jax.dtypes.canonicalize_dtype(dtype))

@@ -1,4 +1,4 @@
-"""How much a sequence of tasks made a network forget: accuracies by task, and what is made of them."""
+"""Measures of continual learning, from accuracies by task."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ __all__ = ["accuracies", "average_accuracy", "backward_transfer", "forgetting", 
 def per_task(
     tasks: Sequence[Sequence[int]], *, steps: int | Sequence[int] | None = None
 ) -> Callable[[Context], Metrics]:
-    """The student's accuracy on each task, as metrics: ``schemes.lifelong(..., metrics=per_task(tasks))``.
+    """Returns a metrics function for the student's accuracy on each task.
+
+    It is used as ``schemes.lifelong(..., metrics=per_task(tasks))``.
 
     Args:
-      tasks: the class numbers of each task.
-      steps: how long each task lasts, as the scheme has it: then the classes of tasks that have not begun are no
-        answers, as is usual in class-incremental learning. Without it, every class is one.
+      tasks: class numbers of each task.
+      steps: duration of each task in steps, as in the scheme. Predictions are then made among the classes of tasks that
+        have begun, as is usual in class-incremental learning; without it, among all classes.
 
     Returns:
-      A function of the `Context`, which reports, beside the metrics of `jaxkd.training.metrics.classification`:
-      ``accuracy/0``, ``accuracy/1``, … over the examples of each task's classes, among all classes; and
-      ``accuracy_within/0``, … among the task's own classes, as if one were told which task it is.
+      A function of the `Context` that reports, beside the metrics of `jaxkd.training.metrics.classification`:
+      ``accuracy/0``, ``accuracy/1``, … over the examples of each task, with predictions among all classes so far; and
+      ``accuracy_within/0``, … with predictions among the task's own classes (task-incremental accuracy).
 
     Raises:
-      ValueError: the steps are not as many as the tasks; and when it is used: the batch has no labels.
+      ValueError: the numbers of ``steps`` and ``tasks`` differ; from the function: the batch has no labels.
 
     >>> logits = jnp.array([[3.0, 0.0, 0.0, 0.0], [9.0, 0.0, 1.0, 0.0]])
     >>> context = Context({"logits": logits}, {}, {"label": jnp.array([0, 2])}, step=0)
@@ -47,16 +49,16 @@ def per_task(
         checks.known("logits", {k: checks.shape(x) for k, x in context.student.items()}, "per_task, student's output")
         logits, label, mask = context.student["logits"], context.batch["label"], checks.example_mask(context.batch)
         classes = jnp.arange(logits.shape[-1])
-        of = [jnp.isin(classes, jnp.asarray(group)) for group in groups]
-        told = jnp.argmax(_among(logits, _seen(of, starts, context.step)), axis=-1) == label
-        found: dict[str, Mean] = dict(classification(context))
-        for i, own in enumerate(of):
-            there = jnp.isin(label, jnp.asarray(groups[i]))
-            there = there if mask is None else there & mask
-            within = jnp.argmax(_among(logits, own), axis=-1) == label
-            found[f"accuracy/{i}"] = from_values(told, there)
-            found[f"accuracy_within/{i}"] = from_values(within, there)
-        return found
+        members = [jnp.isin(classes, jnp.asarray(group)) for group in groups]
+        correct = jnp.argmax(_restrict(logits, _seen(members, starts, context.step)), axis=-1) == label
+        reported: dict[str, Mean] = dict(classification(context))
+        for i, own in enumerate(members):
+            where = jnp.isin(label, jnp.asarray(groups[i]))
+            where = where if mask is None else where & mask
+            correct_within = jnp.argmax(_restrict(logits, own), axis=-1) == label
+            reported[f"accuracy/{i}"] = from_values(correct, where)
+            reported[f"accuracy_within/{i}"] = from_values(correct_within, where)
+        return reported
 
     return metrics
 
@@ -68,14 +70,14 @@ def accuracies(
     *,
     name: str = "eval/accuracy/{task}",
 ) -> np.ndarray:
-    """The matrix ``A[i, j]``, the accuracy on task j after task i, of what `jaxkd.training.fit` has logged.
+    """Returns the matrix of accuracies on task j after task i from a run's history.
 
     Args:
-      history: the rows, ``result.history``; evaluations at the end of each task must be among them. Give `fit`
-        ``eval_every=`` a number that divides the tasks' lengths.
-      steps: how long each task lasts, or one number for all.
-      tasks: how many there are, where ``steps`` is one number.
-      name: of the metric, as `per_task` reports it on the split ``eval``.
+      history: rows that `jaxkd.training.fit` logged, ``result.history``, with an evaluation at the end of each task. An
+        ``eval_every=`` that divides the durations of all tasks ensures this.
+      steps: duration of each task in steps, or one number for all.
+      tasks: number of tasks, if ``steps`` is one number.
+      name: name of the metric, as `per_task` reports it on the split ``eval``.
 
     Returns:
       float64 ``[tasks, tasks]``, for the functions below.
@@ -90,29 +92,29 @@ def accuracies(
     """
     count = tasks if isinstance(steps, int) else len(steps)
     if count is None:
-        raise ValueError("accuracies, tasks: expected how many there are, as steps is one number for all.")
+        raise ValueError("accuracies, tasks: expected the number of tasks, as steps is one number for all.")
     ends = np.cumsum([steps] * count if isinstance(steps, int) else list(steps))
     rows = {int(row["step"]): row for row in history if name.format(task=0) in row}
     if missing := [int(end) for end in ends if end not in rows]:
         raise ValueError(
-            f"accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, and "
-            f"there is none at {missing}. Evaluate there, with metrics=per_task(...) and fit(..., eval_every=)."
+            f"accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, got "
+            f"none at {missing}. Evaluate at these steps, with metrics=per_task(...) and fit(..., eval_every=)."
         )
     return np.array([[rows[int(end)][name.format(task=j)] for j in range(count)] for end in ends], np.float64)
 
 
 def average_accuracy(matrix: Any, after: int = -1) -> float:
-    """``A_k = 1/k Σ_{j≤k} a_{k,j}``: over the tasks learned so far, after task k.
+    """Mean accuracy over the tasks learned so far: ``A_k = 1/k Σ_{j≤k} a_{k,j}``.
 
     Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018; Lopez-Paz & Ranzato, NeurIPS 2017,
     equation 2, after the last task.
 
     Args:
-      matrix: ``A[i, j]``, the accuracy on task j after task i.
-      after: k, the number of a task counted from 0; the last by default.
+      matrix: ``A[i, j]``, accuracy on task j after task i.
+      after: k, number of a task counted from 0; the last by default.
 
     Returns:
-      The mean.
+      The mean, in [0, 1].
 
     Raises:
       ValueError: the matrix is not square, or there is no such task.
@@ -125,14 +127,16 @@ def average_accuracy(matrix: Any, after: int = -1) -> float:
 
 
 def forgetting(matrix: Any, after: int = -1) -> float:
-    """``F_k = 1/(k−1) Σ_{j<k} (max_{l<k} a_{l,j} − a_{k,j})``: how far each old task fell from its best.
+    """Mean drop of old tasks from their best accuracy, after task k.
 
-    Chaudhry et al., ECCV 2018. It is between −1 and 1; below 0, old tasks have gained.
+    ``F_k = 1/(k−1) Σ_{j<k} (max_{l<k} a_{l,j} − a_{k,j})``.
+
+    Chaudhry et al., ECCV 2018. It lies in [−1, 1]; a negative value means that old tasks have improved.
 
     Args:
-      matrix: ``A[i, j]``, the accuracy on task j after task i. What was not evaluated, such as tasks that had not
-        begun, may be NaN.
-      after: k, the number of a task counted from 0; the last by default.
+      matrix: ``A[i, j]``, accuracy on task j after task i. Entries that were not evaluated, such as those of tasks
+        that had not begun, may be NaN.
+      after: k, number of a task counted from 0; the last by default.
 
     Returns:
       The mean over the tasks before k.
@@ -149,15 +153,17 @@ def forgetting(matrix: Any, after: int = -1) -> float:
 
 
 def backward_transfer(matrix: Any) -> float:
-    """``BWT = 1/(T−1) Σ_{i<T} (a_{T,i} − a_{i,i})``: what learning the later tasks did to each, against its own time.
+    """Mean change of each task's accuracy since it was learned.
+
+    ``BWT = 1/(T−1) Σ_{i<T} (a_{T,i} − a_{i,i})``.
 
     Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, equation 3.
 
     Args:
-      matrix: ``A[i, j]``, the accuracy on task j after task i.
+      matrix: ``A[i, j]``, accuracy on task j after task i.
 
     Returns:
-      The mean over all tasks but the last; negative where there is forgetting.
+      The mean over all tasks but the last, in [−1, 1]; negative if tasks are forgotten.
 
     Raises:
       ValueError: the matrix is not square, or there is only one task.
@@ -188,14 +194,14 @@ def _starts(steps: int | Sequence[int], tasks: int) -> np.ndarray:
     return np.cumsum([0, *each[:-1]], dtype=np.int32)
 
 
-def _seen(of: list[Any], starts: np.ndarray | None, step: Any) -> Any:
-    """Which classes have been trained on by the steps made so far; those of the first task at the beginning."""
-    table = jnp.stack(of)
+def _seen(members: list[Any], starts: np.ndarray | None, step: Any) -> Any:
+    """Returns the mask of classes of the tasks that have begun, at least the first."""
+    table = jnp.stack(members)
     if starts is None:
         return jnp.ones(table.shape[1], bool)
-    made = jnp.maximum(jnp.sum(jnp.asarray(starts) < step), 1)
-    return jnp.any(table & (jnp.arange(len(of)) < made)[:, None], axis=0)
+    begun = jnp.maximum(jnp.sum(jnp.asarray(starts) < step), 1)
+    return jnp.any(table & (jnp.arange(len(members)) < begun)[:, None], axis=0)
 
 
-def _among(logits: Any, classes: Any) -> Any:
+def _restrict(logits: Any, classes: Any) -> Any:
     return jnp.where(classes[None, :], logits, -jnp.inf)

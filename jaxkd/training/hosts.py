@@ -1,4 +1,4 @@
-"""What the processes of one run agree on; with a single process, nothing is sent."""
+"""Communication between the processes of one run; a single process sends nothing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["barrier", "from_first"]
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here.
+    """Waits until every process has reached this point.
 
     Args:
-      name: of the place, the same in all.
+      name: name of the point, the same in all processes.
 
     >>> barrier("saved")
     """
@@ -22,13 +22,13 @@ def barrier(name: str) -> None:
 
 
 def from_first(value: int) -> int:
-    """What the first process says, in all of them.
+    """Returns the value of the first process in all processes.
 
     Args:
-      value: a 32-bit integer; that of the other processes is not looked at.
+      value: a 32-bit integer; the values of the other processes are ignored.
 
     Returns:
-      The first process's.
+      The first process's value.
 
     >>> from_first(3)
     3

@@ -1,4 +1,4 @@
-"""The leaves of a state by name: how a checkpoint stores them, and how two states are told apart."""
+"""Leaves of a state by name, as checkpoints store and compare them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["describe", "differences", "flat", "is_key", "manifest", "named", "ne
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """Every leaf by the path to it, with ``/`` between its parts.
+    """Returns every leaf by its path, with ``/`` between the parts of a path.
 
     Args:
       tree: any pytree.
@@ -24,26 +24,26 @@ def named(tree: PyTree) -> dict[str, Any]:
       The leaves in the tree's order.
 
     Raises:
-      ValueError: two leaves have one name.
+      ValueError: two leaves have the same name.
 
     >>> named({"a": [1, 2], "b/c": 3})
     {'a/0': 1, 'a/1': 2, 'b%2Fc': 3}
     """
     found: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        # A slash within a part (a term's name may have one) must not look like a level.
+        # Escaped, because a part may hold a slash itself, such as the name of a term.
         name = "/".join(_part(entry).replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for entry in path)
         if name in found:
-            raise ValueError(f"two arrays of the state have the name {name!r}, and could not be told apart later.")
+            raise ValueError(f"state: expected arrays with different names, got two named {name!r}.")
         found[name] = leaf
     return found
 
 
 def manifest(tree: PyTree) -> dict[str, str]:
-    """Names, dtypes and shapes.
+    """Returns the dtype and shape of every leaf by name.
 
     Args:
-      tree: of arrays, or of what `jax.eval_shape` gives.
+      tree: pytree of arrays, or of the results of `jax.eval_shape`.
 
     >>> manifest({"w": jnp.zeros((2, 3)), "key": jax.random.key(0)})
     {'key': 'key<fry>[]', 'w': 'float32[2,3]'}
@@ -52,20 +52,20 @@ def manifest(tree: PyTree) -> dict[str, str]:
 
 
 def describe(leaf: Any) -> str:
-    """Dtype and shape of an array."""
+    """Returns dtype and shape of an array as one string."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return f"{dtype}[{','.join(map(str, np.shape(leaf)))}]"
 
 
 def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Where two manifests differ, one line each.
+    """Returns one line for each leaf in which two manifests differ.
 
     Args:
-      stored: of a checkpoint.
-      wanted: of a state.
+      stored: manifest of a checkpoint.
+      wanted: manifest of a state.
 
     Returns:
-      Nothing if the one can be restored into the other.
+      An empty list if the checkpoint can be restored into the state.
 
     >>> differences({"w": "float32[2]"}, {"w": "float32[3]"})
     ['w: float32[2] in the checkpoint, float32[3] in the state']
@@ -82,7 +82,7 @@ def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
 
 
 def nest(by_name: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts, one level for each part of a name."""
+    """Returns leaves by name as nested dicts, one level for each part of a name."""
     nested: dict[str, Any] = {}
     for name, leaf in by_name.items():
         *parents, last = name.split("/")
@@ -94,7 +94,7 @@ def nest(by_name: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The way back from `nest`."""
+    """Inverse of `nest`."""
     found: dict[str, Any] = {}
     for part, value in nested.items():
         found |= flat(value, f"{prefix}{part}/") if isinstance(value, Mapping) else {prefix + part: value}
@@ -102,12 +102,15 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether it is an array of typed PRNG keys."""
+    """Returns whether a leaf is an array of typed PRNG keys."""
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
 
 
 def template(leaf: Any) -> Any:
-    """What orbax is to read for a leaf: numbers on the leaf's devices, or on the host if nobody chose a device."""
+    """Returns the target that orbax restores a leaf into.
+
+    It has the leaf's devices, or is a host array if the leaf is not committed to a device.
+    """
     data = jax.eval_shape(jax.random.key_data, leaf) if is_key(leaf) else leaf
     dtype = data.dtype if hasattr(data, "dtype") else jnp.result_type(data)
     sharding = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None

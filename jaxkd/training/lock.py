@@ -1,4 +1,4 @@
-"""One run in a directory at a time."""
+"""A lock on a run's directory, so that only one run uses it at a time."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ except ImportError:  # not a POSIX system
 __all__ = ["NAME", "alone"]
 
 NAME = ".lock"
-_held: set[int] = set()  # file descriptors
+_held: set[int] = set()  # descriptors of the lock files that this process has open
 
 
 @contextlib.contextmanager
 def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds a directory for this run, with a lock on a file in it.
+    """Locks a directory for this run within a ``with`` block.
 
-    The first process of the run holds the lock. The kernel takes it away when that process is gone, however it ended;
-    the file stays and means nothing by itself. On a file system without locks there is a warning and nothing else.
+    The first process of the run holds an advisory lock (``flock``) on a file in the directory. The kernel releases it
+    when that process ends, in whatever way, so that a lock is never stale; the file itself stays, and its existence
+    means nothing. On a system or file system without locks, a warning is given and the block runs.
 
     Args:
-      directory: made if it is not there.
+      directory: folder to lock, created if missing.
 
     Raises:
-      ValueError: another run holds it; the message says which process on which host.
+      ValueError: another run holds the lock; the message names its process and host.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -46,23 +47,26 @@ def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
     ...     with alone(directory):
     ...         pass
     Traceback (most recent call last):
-    ValueError: another run is at work in ... (process ... on ...). Wait for its end, or choose another directory.
+    ValueError: another run is using ... (process ... on ...). Wait until it ends, or choose another directory.
     """
     with contextlib.ExitStack() as stack:
         holder = _take(pathlib.Path(directory), stack) if jax.process_index() == 0 else None
         if hosts.from_first(int(holder is not None)):
             raise ValueError(
-                f"another run is at work in {os.fspath(directory)}{holder or ''}. Wait for its end, or choose another "
+                f"another run is using {os.fspath(directory)}{holder or ''}. Wait until it ends, or choose another "
                 "directory."
             )
         yield
 
 
 def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
-    """None if the lock is ours now, or not to be had at all; otherwise whose it is."""
+    """Takes the lock; returns its other holder, or None if there is none.
+
+    Returns None too where the system or the file system has no locks.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
-        warnings.warn(f"{directory}: this system has no file locks; see to it that only one run uses it.", stacklevel=5)
+        warnings.warn(f"{directory}: this system has no file locks; make sure that only one run uses it.", stacklevel=5)
         return None
     file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     _held.add(file)
@@ -70,24 +74,24 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _named(file)
+        return _holder(file)
     except OSError as error:
         warnings.warn(
-            f"{directory}: its file system has no locks ({error.strerror}); see to it that only one run uses it.",
+            f"{directory}: its file system has no locks ({error.strerror}); make sure that only one run uses it.",
             stacklevel=5,
         )
         return None
-    with contextlib.suppress(OSError):  # a full disk: the lock is held all the same, without a name
+    with contextlib.suppress(OSError):  # on a full disk, the lock is held without naming its holder
         os.ftruncate(file, 0)
         os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode() + b"\n")
     return None
 
 
-def _named(file: int) -> str:
+def _holder(file: int) -> str:
     try:
-        there: Any = json.loads(os.read(file, 1000))
-        return f" (process {there['process']} on {there['host']})"
-    except (ValueError, TypeError, KeyError):  # it is just being written
+        content: Any = json.loads(os.read(file, 1000))
+        return f" (process {content['process']} on {content['host']})"
+    except (ValueError, TypeError, KeyError):  # the holder is writing the file at this moment
         return ""
 
 
@@ -97,11 +101,15 @@ def _close(file: int) -> None:
         os.close(file)
 
 
-def _let_go() -> None:
-    """A forked child, such as a worker that reads data, must not hold the lock when its parent is gone."""
+def _release_all() -> None:
+    """Closes all lock files in a forked child.
+
+    A lock belongs to the open file, which a fork shares: a worker that reads data would keep the lock after its parent
+    has died.
+    """
     for file in list(_held):
         _close(file)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_release_all)

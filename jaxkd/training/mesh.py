@@ -1,4 +1,4 @@
-"""Arrays on the devices of a mesh, of which not all need be this host's."""
+"""Placement of arrays on meshes that may span several hosts."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from jaxkd.types import Array, Batch, Distiller, PyTree, TrainState
 
 __all__ = ["arrays_beside", "check_alone", "globally", "intake_of"]
 
-_SENT: weakref.WeakKeyDictionary[Any, tuple[PyTree, PyTree]] = weakref.WeakKeyDictionary()
+# By input: its arrays, and their replicas on the last mesh.
+_REPLICATED: weakref.WeakKeyDictionary[Any, tuple[PyTree, PyTree]] = weakref.WeakKeyDictionary()
 
 
 def globally(x: Any, sharding: Any) -> Array:
-    """An array with a sharding; each host sends what its own devices hold.
+    """Returns an array with a sharding; each host sends the parts of its own devices.
 
     Args:
-      x: an array of this host, the same on every host; or a global one. It may be a typed PRNG key.
-      sharding: over any devices.
+      x: an array of this host, equal on every host, or a global array. It may be a typed PRNG key.
+      sharding: sharding over any devices.
 
     Returns:
-      The same array if it lies so already.
+      ``x`` itself if it has this sharding already.
 
     >>> whole = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec())
     >>> globally(np.ones(3), whole).sharding == whole
@@ -45,37 +46,38 @@ def globally(x: Any, sharding: Any) -> Array:
 
 
 def arrays_beside(state: TrainState, data: Any) -> PyTree:
-    """The arrays of a resident input on every device of a state's mesh, sent there once.
+    """Returns a resident input's arrays, replicated once over a state's mesh.
 
     Args:
-      state: whose devices count; if it lies on one, the arrays stay where they are.
-      data: the input.
+      state: state that is trained. If it is not on a mesh, the arrays are returned unmodified.
+      data: a resident input.
 
     Returns:
-      Its ``arrays``, replicated.
+      The replicated ``data.arrays``.
     """
     sharding = jax.tree.leaves(state)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return data.arrays
     whole = NamedSharding(sharding.mesh, PartitionSpec())
-    of, sent = _SENT.get(data, (None, None))
-    if of is not data.arrays or jax.tree.leaves(sent)[0].sharding != whole:
-        sent = jax.tree.map(lambda x: globally(x, whole), data.arrays)
-        _SENT[data] = data.arrays, sent
-    return sent
+    original, replicated = _REPLICATED.get(data, (None, None))
+    if original is not data.arrays or jax.tree.leaves(replicated)[0].sharding != whole:
+        replicated = jax.tree.map(lambda x: globally(x, whole), data.arrays)
+        _REPLICATED[data] = data.arrays, replicated
+    return replicated
 
 
 def intake_of(kd: Distiller) -> Callable[[Batch], Batch]:
-    """What puts the batches of one input where a distiller's compiled step wants them.
+    """Returns a function that places the batches of one input for a step.
 
     Args:
-      kd: placed by `jaxkd.parallel`, or not.
+      kd: a distiller, which may have been placed by `jaxkd.parallel`.
 
     Returns:
       A function of a batch.
 
     Raises:
-      ValueError: from that function: the batch is only this host's part, and nobody knows of what.
+      ValueError: from that function: there are several hosts, the batch is this host's part, and the distiller does
+        not know how to assemble the parts.
     """
     make: Callable[[], Callable[[Batch], Batch]] | None = getattr(kd, "intake", None)
     if make is not None:
@@ -85,7 +87,7 @@ def intake_of(kd: Distiller) -> Callable[[Batch], Batch]:
         if jax.process_count() > 1 and any(getattr(x, "is_fully_addressable", True) for x in batch.values()):
             raise ValueError(
                 "several hosts: this distiller was wrapped after it was placed, so the hosts' parts of a batch cannot "
-                "be put together. Place it last: parallel.shard(preprocess(kd), mesh)."
+                "be assembled. Place it last: parallel.shard(preprocess(kd), mesh)."
             )
         return batch
 
@@ -93,13 +95,14 @@ def intake_of(kd: Distiller) -> Callable[[Batch], Batch]:
 
 
 def check_alone(state: TrainState) -> None:
-    """Refuses a state that lies on this host only, where there are several.
+    """Raises if there are several hosts and the state is on this one only.
 
     Raises:
-      ValueError: the hosts would each train a network of their own.
+      ValueError: each host would train a separate network.
     """
     if jax.process_count() > 1 and jax.tree.leaves(state)[0].is_fully_addressable:
         raise ValueError(
-            f"{jax.process_count()} hosts, and the state is only on this one's devices: each would train a network of "
-            "its own. Place the distiller on all: parallel.shard(kd, jax.make_mesh((jax.device_count(),), ('data',)))."
+            f"state: expected an array over the devices of all {jax.process_count()} hosts, got one on this host's "
+            "devices only: each host would train a separate network. Place the distiller on all devices: "
+            "parallel.shard(kd, jax.make_mesh((jax.device_count(),), ('data',)))."
         )

@@ -1,7 +1,7 @@
-"""Metrics as sums and counts: added over steps, batches, devices and hosts first, divided once at the end.
+"""Metrics as sums and counts, merged over steps and devices before dividing.
 
-A mean of means is wrong as soon as batches differ in how much of them counts: masked examples, a ragged last batch,
-an uneven split over devices. `jaxkd.types.Mean` postpones the division. All but `compute` is for use under jit.
+A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
+split over devices. `jaxkd.types.Mean` postpones the division. All functions but `compute` can be used under jit.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["Packed", "classification", "compute", "from_values", "merge", "per_s
 
 
 def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
-    """The mean of one value per example, not divided yet.
+    """Returns the mean of one value per example, as a sum and a count.
 
     Args:
-      values: one value per example, of any real dtype; booleans count as 0 and 1.
-      where: True for the values that count; what the others hold, NaN included, does not matter.
+      values: one value per example, of any real dtype; booleans are 0 and 1.
+      where: mask, True for values to include. Excluded values have no influence, even if they are NaN.
 
     Returns:
-      Their float32 sum and count.
+      Float32 sum and count of the included values.
 
     Raises:
-      ValueError: the shapes of the two differ.
+      ValueError: the shapes of ``values`` and ``where`` differ.
 
     >>> mean = from_values(jnp.array([1.0, 3.0, jnp.nan]), where=jnp.array([True, True, False]))
     >>> compute({"x": mean})
@@ -46,21 +46,21 @@ def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | 
     if where.shape != values.shape:
         raise ValueError(
             f"where: expected the shape of the values, {list(values.shape)}, got {list(where.shape)}. "
-            "Broadcast it, so that what is counted is what is meant."
+            "Broadcast it explicitly, so that every value has its own mask entry."
         )
     where = where.astype(bool)
     return Mean(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=jnp.float32))
 
 
 def merge(a: Metrics, b: Metrics) -> Metrics:
-    """The metrics of two parts as those of the whole: sums and counts are added.
+    """Merges the metrics of two parts of a set: sums and counts are added.
 
     Args:
       a: metrics of one part.
-      b: metrics of another; it may have other names.
+      b: metrics of another part, which may have other names.
 
     Returns:
-      Every name of either.
+      The metrics of both parts together, with the names of either.
 
     >>> both = merge({"loss": Mean(6.0, 3.0)}, {"loss": Mean(2.0, 1.0), "kd": Mean(5.0, 1.0)})
     >>> compute(both)
@@ -77,10 +77,10 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 
 def total(metrics: Metrics) -> Metrics:
-    """Sums over the leading axis of metrics that come stacked, as `jax.lax.scan` and `jax.pmap` return them.
+    """Sums metrics that `jax.lax.scan` or `jax.pmap` stacked over their first axis.
 
     Args:
-      metrics: means whose sums and counts have the shape ``[n, ...]``.
+      metrics: metrics whose sums and counts have the shape ``[n, ...]``.
 
     Returns:
       The metrics of all n parts together.
@@ -95,11 +95,11 @@ def total(metrics: Metrics) -> Metrics:
 
 
 def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
-    """Adds the metrics of every device on a mapped axis.
+    """Sums metrics over the devices of a mapped axis.
 
     Args:
-      metrics: this device's.
-      axis_name: of `jax.pmap` or `jax.shard_map`; None returns the metrics as they are.
+      metrics: metrics of this device.
+      axis_name: axis of `jax.pmap` or `jax.shard_map`; None returns the metrics unmodified.
 
     Returns:
       The metrics of the global batch, the same on every device.
@@ -116,43 +116,45 @@ def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
 
 
 def compute(metrics: Metrics) -> dict[str, float]:
-    """Divides. It waits for the device, so it belongs on the host, after the merging.
+    """Divides sums by counts, on the host.
+
+    It waits for the device, so call it after merging.
 
     Args:
-      metrics: scalar means.
+      metrics: metrics with scalar sums and counts.
 
     Returns:
-      Floats by name; NaN where nothing was counted.
+      Floats by name; NaN where the count is 0.
 
     Raises:
-      ValueError: a mean is not a scalar.
+      ValueError: a sum or a count is not a scalar.
 
     >>> compute({"loss": Mean(jnp.array(3.0), jnp.array(2.0)), "none": Mean(0.0, 0.0)})
     {'loss': 1.5, 'none': nan}
     """
-    if isinstance(metrics, Packed):  # one transfer, and only then the names
+    if isinstance(metrics, Packed):  # fetched before it is unpacked, as one transfer
         metrics = Packed(jax.device_get(metrics.array), metrics.names)
     for name, mean in metrics.items():
         if jnp.shape(mean.sum) or jnp.shape(mean.count):
             raise ValueError(
                 f"metric {name!r}: expected a scalar sum and count, got shapes {list(jnp.shape(mean.sum))} and "
-                f"{list(jnp.shape(mean.count))}. What a scan or pmap stacked is added by metrics.total first."
+                f"{list(jnp.shape(mean.count))}. Sum metrics that a scan or pmap stacked with metrics.total first."
             )
-    on_host = jax.device_get(dict(metrics))  # one transfer for all; it sorts the names
+    on_host = jax.device_get(dict(metrics))  # one transfer; its result is sorted by name, unlike `metrics`
     pairs = {name: (float(on_host[name].sum), float(on_host[name].count)) for name in metrics}
     return {name: sum_ / count if count else math.nan for name, (sum_, count) in pairs.items()}
 
 
 def classification(context: Context) -> Metrics:
-    """What one wants to know of a distilled classifier, as far as the context allows it.
+    """Metrics of a distilled classifier, as far as the context holds their inputs.
 
     Args:
-      context: outputs of both models and the batch. ``batch["mask"]``, where there is one, says which examples count.
+      context: outputs of both models, and the batch with an optional ``mask``.
 
     Returns:
-      ``accuracy`` and ``nll`` (cross-entropy, in nats) of the student and ``teacher_accuracy``, where there are
-      integer labels; ``agreement``, how often student and teacher have the same first choice, where both have logits
-      of the same classes. What cannot be computed is left out.
+      ``accuracy`` and ``nll`` (cross-entropy, in nats) of the student and ``teacher_accuracy``, if there are integer
+      labels; ``agreement``, the share of examples with the same prediction of student and teacher, if both have logits
+      of the same classes. Metrics that cannot be computed are omitted.
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> context = Context({"logits": logits}, {"logits": -logits}, {"label": jnp.array([0, 0])}, step=0)
@@ -176,15 +178,15 @@ def classification(context: Context) -> Metrics:
 
 
 def per_teacher(context: Context) -> Metrics:
-    """What `classification` reports, and the same of every member of `jaxkd.teachers.ensemble`.
+    """Metrics of `classification`, and the same for every member of an ensemble.
 
     Args:
-      context: with the members' outputs ``teacher/NAME/logits``.
+      context: context with the outputs ``teacher/NAME/logits`` of `jaxkd.teachers.ensemble`.
 
     Returns:
       Beside the metrics of `classification`: ``teacher_accuracy/NAME``, ``teacher_nll/NAME`` and ``agreement/NAME``,
-      that of the student with this member. A member that knows some of the classes only, whose other logits are −∞ (as
-      of `jaxkd.adapters.place_classes`), is counted on the examples of the classes that it knows.
+      the agreement of the student with this member. For a member that covers a part of the classes, with logits of −∞
+      for the others (as from `jaxkd.adapters.place_classes`), only examples of its own classes are included.
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> members = {"a/logits": logits, "b/logits": -logits, "logits": 0 * logits}
@@ -198,7 +200,7 @@ def per_teacher(context: Context) -> Metrics:
         name, slash, output = path.rpartition("/")
         if not slash or output != "logits":
             continue
-        own = context._replace(batch=_of_known_classes(context.batch, logits))
+        own = context._replace(batch=_mask_unknown_classes(context.batch, logits))
         alone = classification(own._replace(student={"logits": logits}, teacher={}))
         found |= {f"teacher_{metric}/{name}": alone[metric] for metric in ("accuracy", "nll") if metric in alone}
         both = classification(own._replace(teacher={"logits": logits}))
@@ -207,17 +209,17 @@ def per_teacher(context: Context) -> Metrics:
 
 
 def per_student(context: Context) -> Metrics:
-    """What `classification` reports, and the same of every part of the student.
+    """Metrics of `classification`, and the same for every part of the student.
 
-    The parts are the members of `jaxkd.adapters.group` and `jaxkd.adapters.copies`, exits and views: whatever has
-    outputs ``NAME/logits``.
+    Parts are members of `jaxkd.adapters.group` and `jaxkd.adapters.copies`, exits and views: everything with outputs
+    ``NAME/logits``.
 
     Args:
-      context: with the parts' outputs ``student/NAME/logits``.
+      context: context with the parts' outputs ``student/NAME/logits``.
 
     Returns:
-      Beside the metrics of `classification`, which are those of the group's own logits: ``accuracy/NAME`` and
-      ``nll/NAME``, where there are integer labels.
+      Beside the metrics of `classification` for the group's own logits: ``accuracy/NAME`` and ``nll/NAME``, if there
+      are integer labels.
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> members = {"a/logits": logits, "b/logits": -logits, "logits": logits}
@@ -235,12 +237,15 @@ def per_student(context: Context) -> Metrics:
 
 
 def _labels(label: Array, logits: Array) -> bool:
-    """Whether these are class numbers of these logits, rather than boxes, soft labels or another task's."""
+    """Returns whether labels are class numbers for these logits.
+
+    They may also be boxes, soft labels or labels of another task.
+    """
     return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
 
 
-def _of_known_classes(batch: Batch, logits: Array) -> Batch:
-    """The batch with a mask of the examples whose label is not excluded by a logit of −∞."""
+def _mask_unknown_classes(batch: Batch, logits: Array) -> Batch:
+    """Masks the examples whose label has a logit of −∞."""
     label = batch.get("label")
     if label is None or not _labels(label, logits) or label.ndim != 1:
         return batch
@@ -254,7 +259,7 @@ def _equal(a: Array, b: Array) -> Array:
 
 
 def _expand(mask: Array | None, values: Array) -> Array | None:
-    """A mask over examples as one over their tokens."""
+    """Broadcasts a mask over examples to their tokens."""
     if mask is None or mask.shape == values.shape:
         return mask
     return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)

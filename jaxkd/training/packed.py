@@ -1,8 +1,10 @@
-"""Metrics as one array: one output of a compiled step in place of two for each metric.
+"""Metrics packed into one array, in place of two arrays for each metric.
 
-What a compiled function returns costs the host about a microsecond an array, small as it may be, and to fetch one costs
-as much as to send off a small step. A step that reports seven means returns fourteen scalars; packed, they are one
-array, a `jaxkd.types.Metrics` like any other.
+Each array that a compiled function returns costs the host about a microsecond, however small it is, and fetching one
+costs as much as dispatching a small step. A step with seven metrics returns fourteen scalars, a sum and a count each.
+`Packed` holds them as one array ``[..., 2, names]`` and unpacks an entry when it is read. The names are static data of
+the pytree, not arrays, so they pass through `jax.jit` and `jax.lax.scan` without a cost, and stacking over steps or
+members adds leading axes to the one array. It is a mapping of names to `Mean`, like any other `jaxkd.types.Metrics`.
 """
 
 from __future__ import annotations
@@ -24,13 +26,11 @@ __all__ = ["Packed", "pack", "packing"]
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["names"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed(Mapping[str, Mean]):
-    """Metrics as one array, which knows their names even when it comes out of a compiled function.
-
-    A mapping of names to `Mean`, unpacked when it is asked.
+    """Mapping of names to `Mean`, stored as one array and unpacked on access.
 
     Attributes:
-      array: ``[..., 2, names]``, sums and counts.
-      names: of the metrics.
+      array: sums and counts, ``[..., 2, names]``.
+      names: names of the metrics.
 
     >>> metrics = Packed(jnp.array([[1.0, 3.0], [1.0, 2.0]]), ("kd", "loss"))
     >>> metrics["loss"].sum, list(metrics)
@@ -41,27 +41,27 @@ class Packed(Mapping[str, Mean]):
     names: tuple[str, ...]
 
     def __getitem__(self, name: str) -> Mean:
-        """The metric of a name."""
+        """Returns the metric with a name."""
         if name not in self.names:
             raise KeyError(name)
         index = self.names.index(name)
         return Mean(self.array[..., 0, index], self.array[..., 1, index])
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
+        """Iterates over the names."""
         return iter(self.names)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of metrics."""
         return len(self.names)
 
 
 def pack(metrics: Metrics) -> Packed:
-    """Packs metrics; what is packed stays as it is.
+    """Packs metrics; packed metrics are returned unmodified.
 
     Args:
-      metrics: scalar means. One of shape ``[n]``, as a distiller under `jax.vmap` gives, becomes n scalars:
-        ``loss[0]``, ``loss[1]``, ...
+      metrics: metrics with scalar sums and counts. A metric of shape ``[n]``, as from a distiller under `jax.vmap`,
+        becomes n scalars: ``loss[0]``, ``loss[1]``, ...
 
     Returns:
       Float32 sums and counts.
@@ -76,7 +76,7 @@ def pack(metrics: Metrics) -> Packed:
         return metrics
     names: list[str] = []
     sums, counts = [], []
-    for name in sorted(metrics):  # jit returns dicts sorted; so is everything else, to be the same everywhere
+    for name in sorted(metrics):  # jit sorts the dicts that it returns, so the order must not depend on it
         sum_, count = (jnp.asarray(part, jnp.float32) for part in metrics[name])
         if sum_.shape != count.shape:
             raise ValueError(f"metric {name!r}: expected equal shapes, got sum {sum_.shape} and count {count.shape}.")
@@ -89,13 +89,13 @@ def pack(metrics: Metrics) -> Packed:
 
 
 def packing(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step, or an evaluation, whose metrics come packed; to be compiled.
+    """Wraps a step or an evaluation such that, compiled, it returns packed metrics.
 
     Args:
-      step: a function that returns metrics, or a tuple of anything and metrics.
+      step: function that returns metrics, or a tuple whose last item is metrics.
 
     Returns:
-      The same function, with the metrics packed where that changes nothing: where all are float32 scalars.
+      The function with packed metrics if all of them are float32 scalars, which packing preserves exactly.
 
     >>> step = jax.jit(packing(lambda state, batch: (state + 1, {"loss": Mean(jnp.sum(batch), jnp.float32(2.0))})))
     >>> state, metrics = step(0, jnp.array([1.0, 2.0]))
@@ -105,17 +105,17 @@ def packing(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def packed(*arguments: Any, **options: Any) -> Any:
-        found = step(*arguments, **options)
-        if isinstance(found, tuple):
-            return (*found[:-1], _if_plain(found[-1]))
-        return _if_plain(found)
+        result = step(*arguments, **options)
+        if isinstance(result, tuple):
+            return (*result[:-1], _pack_if_exact(result[-1]))
+        return _pack_if_exact(result)
 
     return packed
 
 
-def _if_plain(metrics: Metrics) -> Metrics:
+def _pack_if_exact(metrics: Metrics) -> Metrics:
     if isinstance(metrics, Packed) or not metrics:
         return metrics
     parts = [jnp.asarray(part) for mean in metrics.values() for part in mean]
-    plain = all(part.shape == () and part.dtype == jnp.float32 for part in parts)
-    return pack(metrics) if plain else metrics
+    exact = all(part.shape == () and part.dtype == jnp.float32 for part in parts)
+    return pack(metrics) if exact else metrics

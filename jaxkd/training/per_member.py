@@ -1,4 +1,4 @@
-"""An optimizer for each of several models that are trained in one step."""
+"""Optimizers for several models that are trained in one step."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["per_member"]
 def per_member(
     optimizers: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """An optimizer that treats the members of a group as if each were trained alone.
+    """Returns an optimizer that updates each member of a group separately.
 
-    What looks at a whole tree, such as ``optax.clip_by_global_norm`` or LARS, would otherwise couple models that have
-    nothing to do with each other. The parameters are those of `jaxkd.adapters.group`, a dict by member, or of
-    `jaxkd.adapters.copies`, stacked, where it runs under `jax.vmap`. It nests, for groups of groups.
+    A transformation of the whole tree, such as ``optax.clip_by_global_norm``, would otherwise couple the updates of
+    independent models. The parameters are those of `jaxkd.adapters.group`, a dict by member, or of
+    `jaxkd.adapters.copies`, which are stacked and updated under `jax.vmap`. It can be nested, for groups of groups.
 
     Args:
-      optimizers: one optax transformation, of which every member has a state of its own, or one for each member by
-        name. A name without parameters is left alone.
+      optimizers: one optax transformation, of which every member has a separate state, or one for each member by name.
+        Names without parameters are ignored.
 
     Returns:
-      An optax transformation, whose state has the shape of the group.
+      An optax transformation, whose state has the structure of the group.
 
     Raises:
-      ValueError: from ``init``: the parameters are not those of a group, a member has no optimizer, or those of
-        `copies`, which are one program, have several.
+      ValueError: from ``init``: the parameters are not those of a group, a member has no optimizer, or several
+        optimizers are given for `copies`, which are one program.
 
     >>> import jax.numpy as jnp
     >>> clipped = per_member(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
@@ -44,37 +44,39 @@ def per_member(
     several = isinstance(optimizers, Mapping)
     wrapped: Any = jax.tree.map(optax.with_extra_args_support, optimizers, is_leaf=_is_optimizer)
 
-    def of(name: str) -> Any:
+    def optimizer_of(name: str) -> Any:
         return wrapped[name] if several else wrapped
 
     def init(params: PyTree) -> PyTree:
         if not isinstance(params, Mapping):
             raise ValueError(
-                f"per_member: expected the parameters of a group, a dict by member, got {type(params).__name__}. A "
-                "single model needs no per_member."
+                f"per_member: expected the parameters of a group, a dict by member, got {type(params).__name__}. For a "
+                "single model, use its optimizer without per_member."
             )
         if several and _stacked(params):
             raise ValueError(
                 "per_member: expected one optimizer for the copies of a model, which are one program, got one for each "
-                f"of {sorted(optimizers)}. A group of models by name takes several."
+                f"of {sorted(optimizers)}. Only a group of models by name takes several."
             )
         if _stacked(params):
             return {_COPIES: jax.vmap(wrapped.init)(params[_COPIES])}
         if several:
             for name in params:
                 checks.known(name, optimizers, "per_member, optimizer of")
-        return {name: of(name).init(own) for name, own in params.items()}
+        return {name: optimizer_of(name).init(own) for name, own in params.items()}
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, PyTree]:
         if _stacked(updates):
             rest = () if params is None else (params[_COPIES],)
-            found = jax.vmap(lambda *trees: wrapped.update(*trees, **extra))(updates[_COPIES], state[_COPIES], *rest)
-            return {_COPIES: found[0]}, {_COPIES: found[1]}
-        made = {
-            name: of(name).update(own, state[name], None if params is None else params[name], **extra)
+            new, new_state = jax.vmap(lambda *trees: wrapped.update(*trees, **extra))(
+                updates[_COPIES], state[_COPIES], *rest
+            )
+            return {_COPIES: new}, {_COPIES: new_state}
+        pairs = {
+            name: optimizer_of(name).update(own, state[name], None if params is None else params[name], **extra)
             for name, own in updates.items()
         }
-        return {name: new for name, (new, _) in made.items()}, {name: new for name, (_, new) in made.items()}
+        return {name: new for name, (new, _) in pairs.items()}, {name: new for name, (_, new) in pairs.items()}
 
     return optax.GradientTransformationExtraArgs(init, update)
 

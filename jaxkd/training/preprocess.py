@@ -1,4 +1,4 @@
-"""Augmentation and normalisation as part of the step, so that they run on the device and shard with the batch."""
+"""Augmentation and normalization as part of the step, on the device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Transform = Callable[[Batch], Batch]
 
 
 def preprocess(kd: Distiller, *, train: Transform | None = None, evaluate: Transform | None = None) -> Distiller:
-    """A distiller that transforms its batches first: `Distiller` to `Distiller`.
+    """Returns a distiller that transforms its batches before each step.
 
     Args:
       kd: a distiller.
-      train: a pure function of the batch for `step`, such as a random crop keyed by the batch's ``epoch`` and
-        ``index``; what it returns is also what `init` sees.
-      evaluate: the same for `evaluate`; ``train`` is not used there.
+      train: pure function of the batch for ``step``, such as a random crop keyed by the batch's ``epoch`` and
+        ``index``. ``init`` gets the shapes of its result.
+      evaluate: the same for ``evaluate``, which does not use ``train``.
 
     Returns:
       A `Distiller` for raw batches.

@@ -1,4 +1,4 @@
-"""How alike two layers are: linear CKA and SVCCA between a student's features and its teacher's, for evaluations."""
+"""Similarity of layers: linear CKA and SVCCA between student and teacher."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ def linear_cka(
     *,
     where: Bool[Array, " examples"] | None = None,
 ) -> Float[Array, ""]:
-    """Linear centred kernel alignment: ``‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F)`` of centred features.
+    """Linear CKA of centered features: ``‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F)``.
 
-    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3. It sees neither
-    rotations nor a common scale of the features.
+    Also known as: centered kernel alignment (CKA).
+
+    Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3. It is invariant to
+    rotations and isotropic scaling of the features.
 
     Args:
-      x: features of one layer; what follows the examples is flattened.
-      y: features of another, of the same examples.
-      where: True for the examples that count.
+      x: features of one layer; dimensions after the examples are flattened.
+      y: features of another layer, for the same examples.
+      where: mask, True for examples to include.
 
     Returns:
-      A number from 0 to 1; 0 where a layer is constant.
+      A number in [0, 1]; 0 if a layer is constant.
 
     Raises:
       ValueError: the numbers of examples differ.
@@ -44,10 +46,10 @@ def linear_cka(
     >>> linear_cka(x, 2 * x[:, ::-1]).round(4)
     Array(1., dtype=float32)
     """
-    x, y = _centred(x, y, where)
+    x, y = _centered(x, y, where)
 
     def product(a: Array, b: Array) -> Array:
-        """‖aᵀb‖²_F, of Gram matrices of examples or of features, whichever are smaller."""
+        """Computes ‖aᵀb‖²_F from the smaller of the two kinds of Gram matrices."""
         if a.shape[1] * b.shape[1] <= a.shape[0] ** 2:
             return jnp.sum(_matmul(a.T, b) ** 2)
         return jnp.sum(_matmul(a, a.T) * _matmul(b, b.T))
@@ -63,24 +65,26 @@ def svcca(
     variance: float = 0.99,
     where: Bool[Array, " examples"] | None = None,
 ) -> Float[Array, ""]:
-    """Singular vector canonical correlation: the mean correlation of the directions that explain most of each layer.
+    """Mean canonical correlation between the principal directions of two layers.
 
-    Each layer is reduced to the singular directions with this share of its variance, and the canonical correlations of
-    what is left are averaged. Raghu et al., "SVCCA", NeurIPS 2017; between teacher and student: Gotmare et al., "A
-    Closer Look at Deep Learning Heuristics", ICLR 2019, section 5. It means something with many more examples than
-    directions.
+    Also known as: SVCCA (singular vector canonical correlation analysis).
+
+    Each layer is reduced to the singular directions that hold a share of its variance, and the canonical correlations
+    between the reduced layers are averaged. Raghu et al., "SVCCA", NeurIPS 2017; between teacher and student: Gotmare
+    et al., "A Closer Look at Deep Learning Heuristics", ICLR 2019, section 5. The value is meaningful only with many
+    more examples than directions.
 
     Args:
-      x: features of one layer; what follows the examples is flattened.
-      y: features of another, of the same examples.
-      variance: the share of the variance that is kept, in (0, 1].
-      where: True for the examples that count.
+      x: features of one layer; dimensions after the examples are flattened.
+      y: features of another layer, for the same examples.
+      variance: share of the variance to keep, in (0, 1].
+      where: mask, True for examples to include.
 
     Returns:
-      A number from 0 to 1; 0 where a layer is constant.
+      A number in [0, 1]; 0 if a layer is constant.
 
     Raises:
-      ValueError: the numbers of examples differ, or the share is not one.
+      ValueError: the numbers of examples differ, or ``variance`` is out of its range.
 
     >>> x = jax.random.normal(jax.random.key(0), (40, 3))
     >>> svcca(x, x @ jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 0.0, 1.0]])).round(3)
@@ -88,13 +92,14 @@ def svcca(
     """
     if not 0 < variance <= 1:
         raise ValueError(f"variance: expected a share in (0, 1], got {variance}.")
-    x, y = _centred(x, y, where)
+    x, y = _centered(x, y, where)
 
     def directions(a: Array) -> tuple[Array, Array]:
-        """Orthonormal columns over the examples, those that are left out being 0, and how many are kept."""
+        """Returns orthonormal columns, with zeros for dropped ones, and their number."""
         u, s, _ = jnp.linalg.svd(a, full_matrices=False)
         share = s**2 / jnp.where(jnp.any(s > 0), jnp.sum(s**2), 1)
-        left = jnp.cumsum(share[::-1])[::-1]  # from the small end, where a sum from the large one has no digits
+        # Summed from the smallest: subtracting a sum of the largest from 1 would leave no significant digits.
+        left = jnp.cumsum(share[::-1])[::-1]
         resolution = s[:1] * max(a.shape) * jnp.finfo(s.dtype).eps
         kept = (left > 1 - variance) & (s > resolution)
         return jnp.where(kept[None, :], u, 0), jnp.sum(kept)
@@ -107,16 +112,18 @@ def svcca(
 def between(
     pairs: Mapping[str, tuple[str, str]], *, measure: Callable[..., Array] = linear_cka
 ) -> Callable[[Context], Metrics]:
-    """Similarities of pairs of layers as metrics: ``distill(..., metrics=between({"stage2": (...)}))``.
+    """Returns a metrics function for the similarities of pairs of layers.
+
+    It is used as ``distill(..., metrics=between({"stage2": (...)}))``.
 
     Args:
-      pairs: the paths of two features, by the name to report them under.
+      pairs: paths of two features, by the name to report them under.
       measure: `linear_cka`, `svcca`, or any function of two features and ``where``.
 
     Returns:
-      A function of the `Context`, which reports ``similarity/NAME``. Over several batches the values of the batches
-      are averaged by their examples, which is near the value of the whole set where batches are large against the
-      number of directions. On several devices the batch is the global one.
+      A function of the `Context` that reports ``similarity/NAME``. Over several batches, their values are averaged,
+      weighted by numbers of examples; this approximates the value of the whole set if batches are much larger than
+      the number of directions. On several devices, the value is that of the global batch.
 
     >>> context = Context({"f": jnp.eye(4)}, {"f": 3 * jnp.eye(4)}, {}, 0)
     >>> between({"last": ("student/f", "teacher/f")})(context)["similarity/last"].count
@@ -125,34 +132,34 @@ def between(
 
     def metrics(context: Context) -> Metrics:
         mask = checks.example_mask(context.batch)
-        found: dict[str, Mean] = {}
+        reported: dict[str, Mean] = {}
         for name, paths in pairs.items():
             x, y = (jnp.asarray(lookup(context, path)) for path in paths)
             where = jnp.ones(x.shape[0], bool) if mask is None else mask
             count = jnp.sum(where, dtype=jnp.float32)
             if context.axis_name is not None:
                 x, y, where = (jax.lax.all_gather(a, context.axis_name, tiled=True) for a in (x, y, where))
-            found[f"similarity/{name}"] = Mean(count * measure(x, y, where=where).astype(jnp.float32), count)
-        return found
+            reported[f"similarity/{name}"] = Mean(count * measure(x, y, where=where).astype(jnp.float32), count)
+        return reported
 
     return metrics
 
 
-def _centred(x: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
+def _centered(x: Array, y: Array, where: Array | None) -> tuple[Array, Array]:
     x, y = jnp.asarray(x), jnp.asarray(y)
     if x.ndim < 2 or y.ndim < 2 or x.shape[0] != y.shape[0]:
         raise ValueError(
-            f"y: expected features [examples, ...] of the examples of x, {list(x.shape)}, got {list(y.shape)}."
+            f"y: expected features [examples, ...] for the examples of x, {list(x.shape)}, got {list(y.shape)}."
         )
     keep = jnp.ones(x.shape[0], bool) if where is None else jnp.asarray(where)
 
-    def centred(a: Array) -> Array:
+    def centered(a: Array) -> Array:
         a = a.reshape(a.shape[0], -1).astype(jnp.promote_types(a.dtype, jnp.float32))
         a = jnp.where(keep[:, None], a, 0)
         mean = jnp.sum(a, axis=0, keepdims=True) / jnp.maximum(jnp.sum(keep), 1)
         return jnp.where(keep[:, None], a - mean, 0)
 
-    return centred(x), centred(y)
+    return centered(x), centered(y)
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Updates that are not finite, left out: one bad batch then costs a step and not the run."""
+"""Skipping of updates that are not finite: a bad batch costs one step."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _IN_A_ROW, _TOTAL = "in_a_row", "total"
 
 
 def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
-    """A distiller that leaves out a step after which something would not be finite that was so before.
+    """Returns a distiller that skips a step whose loss or new state is not finite.
 
-    What is looked at is the loss and every floating-point array of the new state: the student, what the loss learned
-    and remembers, the optimizer's, the teacher's. The state after a step that was left out is the one before it, but
-    for the step's number. Looking costs one pass over the state. Wrap it last: ``skip_nonfinite(averaged(kd))``.
+    The loss and every floating-point array of the new state are checked: student, parameters and state of the
+    objective, optimizer, teacher. Values that were not finite before the step are ignored. A skipped step leaves the
+    state unmodified, except for the step number. The check costs one pass over the state. Apply it last:
+    ``skip_nonfinite(averaged(kd))``.
 
     Args:
       kd: any distiller.
-      limit: how many steps in a row may be left out. From the next one on, the step's metrics come with a loss that is
-        NaN, which ends `jaxkd.training.fit` with its `NonFiniteError`; the state stays good.
+      limit: number of consecutive steps that may be skipped. The next step that is not finite reports a loss of NaN,
+        which ends `jaxkd.training.fit` with a `NonFiniteError`; the state remains finite.
 
     Returns:
-      A `Distiller`. ``step`` also reports ``skipped``, the share of steps left out; what such a step would have
-      reported counts as nothing. ``opt_state["skipped"]`` has how many there were, ``"total"`` and ``"in_a_row"``.
+      A `Distiller`. ``step`` also reports ``skipped``, the share of skipped steps; all other metrics of a skipped step
+      have a count of 0. ``opt_state["skipped"]`` holds the numbers of skipped steps, ``"total"`` and ``"in_a_row"``.
 
     Raises:
       ValueError: the limit is not positive.
@@ -58,7 +59,7 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
         new, metrics = kd.step(old, batch)
         good = _stays_finite(old, new) & _finite_loss(metrics)
         axis_name = adapters.mapped_axis()
-        if axis_name is not None:  # a step that one device left out alone would part the devices for good
+        if axis_name is not None:  # if one device skipped a step alone, replicas would diverge
             good = jax.lax.pmin(good.astype(jnp.int32), axis_name) > 0
         kept: TrainState = jax.tree.map(lambda x, y: _select(good, x, y), new, old)
         in_a_row = jnp.where(good, 0, counts[_IN_A_ROW] + 1)
@@ -73,41 +74,47 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
 
 
 def _stays_finite(old: TrainState, new: TrainState) -> Array:
-    """Whether everything that was finite still is; some things begin otherwise, such as a best value of infinity."""
+    """Returns whether every value that was finite before the step still is.
+
+    Some states start with values that are not, such as a best loss of infinity, which may become finite or stay.
+    """
 
     def stays(before: Array, after: Array) -> Array:
         return jnp.all(jnp.isfinite(after) | ~(jnp.isfinite(before) | jnp.isnan(after)) | jnp.isnan(before))
 
-    pairs = zip(*(jax.tree.leaves(_watched(state)) for state in (old, new)), strict=True)
-    found = [stays(x, y) for x, y in pairs if jnp.issubdtype(y.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+    pairs = zip(*(jax.tree.leaves(_checked(state)) for state in (old, new)), strict=True)
+    finite = [stays(x, y) for x, y in pairs if jnp.issubdtype(y.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
 
 
-def _watched(state: TrainState) -> PyTree:
+def _checked(state: TrainState) -> PyTree:
     return state.student, state.teacher, state.loss, state.opt_state
 
 
 def _losses(metrics: Metrics) -> list[str]:
-    """The metric that ends a run when it is not finite; without it, any does."""
+    """Returns the metrics that have to be finite: the loss, or all without a loss."""
     return ["loss"] if "loss" in metrics else list(metrics)
 
 
 def _finite_loss(metrics: Metrics) -> Array:
-    found = [jnp.isfinite(metrics[name].sum) for name in _losses(metrics)]
-    return jnp.all(jnp.stack(found)) if found else jnp.array(True)
+    finite = [jnp.isfinite(metrics[name].sum) for name in _losses(metrics)]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
 
 
 def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
-    """The metrics of a good step; nothing of one that is left out; what there is, and no loss, of one too many."""
-    found = {}
+    """Returns the metrics of a good step, or zeros for a skipped one.
+
+    Beyond the limit (``stop``), they are unmodified except for the loss, which is NaN.
+    """
+    reported = {}
     for name, mean in metrics.items():
-        found[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
+        reported[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
     for name in _losses(metrics):
-        found[name] = Mean(jnp.where(stop, jnp.nan, found[name].sum), found[name].count)
-    return {**found, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
+        reported[name] = Mean(jnp.where(stop, jnp.nan, reported[name].sum), reported[name].count)
+    return {**reported, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
 
 def _select(good: Array, new: Array, old: Array) -> Array:
-    if jnp.issubdtype(new.dtype, jax.dtypes.extended):  # keys
+    if jnp.issubdtype(new.dtype, jax.dtypes.extended):  # PRNG keys, which jnp.where does not take
         return jax.lax.select(jnp.broadcast_to(good, new.shape), new, old)
     return jnp.where(good, new, old)

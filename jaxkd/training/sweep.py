@@ -1,4 +1,10 @@
-"""Several runs as one: a distiller mapped over seeds and hyperparameters, trained in one program."""
+"""Sweeps over seeds and hyperparameters: several runs as one mapped program.
+
+The state of a sweep is a `TrainState` whose arrays have a leading axis of members, except for the step number and a
+frozen teacher, which would otherwise be stored and evaluated once per member. Whether a teacher can be shared is tried:
+`jax.vmap` raises for an output without a member axis whose value depends on the member. `Shared` marks such a teacher
+in the state, so that the axes follow from the state alone.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +20,36 @@ __all__ = ["Shared", "member", "sweep"]
 
 
 class Shared(NamedTuple):
-    """A teacher's state that all members of a sweep have in common, and that is there once."""
+    """State of a teacher that is equal for all members of a sweep, and stored once."""
 
     value: PyTree
 
 
 def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, **settings: Any) -> Distiller:
-    """A distiller that is n distillers, one for each value of the settings: `jax.vmap` over all of them.
+    """Returns a distiller that trains n distillers at once, one for each value.
 
-    Each member is what ``make(**values)`` gives for its values, trained on the same batches. One program is compiled,
-    once; small students that leave a device idle then cost little more together than one of them. A frozen teacher
-    whose state is the same for all is kept once, as a `Shared`, and evaluated once per step.
+    Each member is the distiller that ``make(**values)`` returns for its values, and all are trained on the same
+    batches. One program is compiled for all of them; several small students, each of which would leave a device idle,
+    then cost little more than one. A frozen teacher whose state is equal for all members is stored once, as a `Shared`,
+    and evaluated once per step.
 
     Args:
-      make: called with one scalar for each setting, while tracing: temperatures, weights, learning rates, anything that
-        enters by arithmetic. What decides a shape or a branch cannot be swept.
-      batch_axis: None for batches that all members share; 0 for training batches that begin with an axis of members,
-        ``[n, batch, ...]``, as of an input whose gather is
+      make: function from one traced scalar for each setting to a distiller. Settings are numbers in the computation:
+        temperatures, weights, learning rates. A setting that decides a shape or a Python branch cannot be swept.
+      batch_axis: None for batches that all members share; 0 for training batches with a leading axis of members,
+        ``[n, batch, ...]``, as from an input whose gather is
         ``jax.vmap(lambda seed: resident.gather(arrays, step, seed=seed))(seeds)``: a data order for each member.
-        Evaluations share their batches.
-      **settings: ``[n]`` values each.
+        Evaluation batches are always shared.
+      **settings: ``[n]`` values for each setting.
 
     Returns:
-      A `Distiller`. ``init`` takes one key, which every member begins with, or ``[n]`` keys, for seeds. Metrics are
-      ``[n]``, which `jaxkd.training.fit` logs as ``loss[0]``, ``loss[1]``, ... `member` takes one run out of the state.
+      A `Distiller`. ``init`` takes one key, with which every member starts, or ``[n]`` keys, to sweep over seeds.
+      Metrics have the shape ``[n]``, and `jaxkd.training.fit` logs them as ``loss[0]``, ``loss[1]``, ... `member`
+      returns the state of one member.
 
     Raises:
-      ValueError: the settings are not all ``[n]``; and from ``init``, if the keys are not as many, or nothing is swept.
+      ValueError: the settings do not all have ``[n]`` values; from ``init``: the number of keys differs from n, or
+        neither settings nor keys are swept.
 
     >>> import jaxkd, optax
     >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -56,22 +65,22 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
     ((3,), (3, 2, 3), (2, 3))
     """
     if batch_axis not in (None, 0):
-        raise ValueError(f"sweep, batch_axis: expected None, for shared batches, or 0, got {batch_axis}.")
+        raise ValueError(f"sweep, batch_axis: expected None for shared batches, or 0, got {batch_axis}.")
     values = {name: _scalars(name, value) for name, value in settings.items()}
     sizes = {name: len(value) for name, value in values.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"sweep: expected as many values of each setting, got {sizes}. A grid is written out.")
+        raise ValueError(f"sweep: expected equally many values of each setting, got {sizes}. Write out a grid.")
     size = next(iter(sizes.values()), None)
 
     def mapped(function: Callable[..., Any], *in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-        """A function of a member's distiller and more, of all members."""
+        """Maps a function of a member's distiller and further arguments over members."""
 
         def one(values: dict[str, Array], *arguments: Any) -> Any:
             return function(make(**values), *arguments)
 
         return lambda *arguments: jax.vmap(one, (0, *in_axes), out_axes)(values, *arguments)
 
-    def stepped(shared: bool) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    def step_all(shared: bool) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         def one(kd: Distiller, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             new, metrics = kd.step(state, batch)
             return new, dict(metrics.items())
@@ -79,27 +88,29 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
         return mapped(one, _axes(shared), batch_axis, out_axes=(_axes(shared), 0))
 
     def init(key: Array, batch: Batch) -> TrainState:
-        several = _several(key, size)
+        several = _has_member_axis(key, size)
         shapes = jax.eval_shape(lambda batch: batch, dict(batch))
         one_batch = shapes if batch_axis is None else jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0], b), shapes)
 
-        def started(shared: bool) -> Callable[[Array], TrainState]:
+        def init_all(shared: bool) -> Callable[[Array], TrainState]:
             return mapped(lambda kd, key: kd.init(key, one_batch), 0 if several else None, out_axes=_axes(shared))
 
-        try:  # `jax.vmap` refuses to return as one what differs between the members
-            jax.eval_shape(stepped(True), jax.eval_shape(started(True), key), shapes)
+        # Tries a shared teacher: `jax.vmap` raises if the teacher's state depends on the member, after `init` or after
+        # a step. Nothing is computed.
+        try:
+            jax.eval_shape(step_all(True), jax.eval_shape(init_all(True), key), shapes)
         except ValueError:
-            return started(False)(key)
-        state = started(True)(key)
+            return init_all(False)(key)
+        state = init_all(True)(key)
         return state._replace(teacher=Shared(state.teacher))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inner, shared = _opened(state)
-        new, metrics = stepped(shared)(inner, batch)
+        inner, shared = _unwrap_shared(state)
+        new, metrics = step_all(shared)(inner, batch)
         return (new._replace(teacher=Shared(new.teacher)) if shared else new), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        inner, shared = _opened(state)
+        inner, shared = _unwrap_shared(state)
 
         def one(kd: Distiller, state: TrainState, batch: Batch) -> Metrics:
             return dict(kd.evaluate(state, batch).items())
@@ -110,24 +121,26 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
 
 
 def member(state: TrainState, i: int) -> TrainState:
-    """One run of a sweep, as the distiller that ``make`` gives for its values knows it.
+    """Returns the state of one member of a sweep.
+
+    It is a state of the distiller that ``make`` returns for the member's values.
 
     Args:
-      state: of a distiller made by `sweep`.
-      i: which one, from 0.
+      state: state of a distiller from `sweep`.
+      i: number of the member, from 0.
 
     Returns:
       An ordinary `TrainState`.
 
     Raises:
-      IndexError: there are not so many.
+      IndexError: there is no such member.
 
     >>> from jaxkd.types import LossVars, Variables
     >>> parts = Variables(jnp.array([1.0, 2.0])), Shared(jnp.ones(())), LossVars(), {}
     >>> member(TrainState(*parts, jnp.int32(3), jax.random.split(jax.random.key(0))), 1)[:2]
     (Variables(params=Array(2., dtype=float32), state={}), Array(1., dtype=float32))
     """
-    inner, shared = _opened(state)
+    inner, shared = _unwrap_shared(state)
     size = inner.key.shape[0]
     if not 0 <= i < size:
         raise IndexError(f"member: expected a number from 0 to {size - 1}, got {i}.")
@@ -139,19 +152,19 @@ def member(state: TrainState, i: int) -> TrainState:
 
 
 def _axes(shared: bool) -> Any:
-    """Which parts of a state have an axis of members. They all take the same steps, so the step's number is one."""
+    """Returns the member axis of each part of a state; None for shared parts."""
     axes = {"student": 0, "teacher": None if shared else 0, "loss": 0, "opt_state": 0, "step": None, "key": 0}
     return TrainState(**axes)  # type: ignore[arg-type]
 
 
-def _opened(state: TrainState) -> tuple[TrainState, bool]:
+def _unwrap_shared(state: TrainState) -> tuple[TrainState, bool]:
     if isinstance(state.teacher, Shared):
         return state._replace(teacher=state.teacher.value), True
     return state, False
 
 
-def _several(key: Array, size: int | None) -> bool:
-    """Whether these are ``[n]`` keys rather than one."""
+def _has_member_axis(key: Array, size: int | None) -> bool:
+    """Returns whether ``key`` is ``[n]`` keys and not one."""
     shape = key.shape if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key.shape[:-1]
     if len(shape) > 1 or (size is None and not shape) or (shape and size not in (None, shape[0])):
         expected = "one key for each member, [n]" if size is None else f"one key, or one for each member, [{size}]"
@@ -163,7 +176,7 @@ def _scalars(name: str, value: Any) -> Array:
     array = jnp.asarray(value)
     if array.ndim != 1 or not len(array):
         raise ValueError(
-            f"sweep, {name}: expected one number for each member, [n], got {list(array.shape)}. What all members share "
-            "belongs into make."
+            f"sweep, {name}: expected one number for each member, [n], got {list(array.shape)}. Set a value that all "
+            "members share inside make."
         )
     return array

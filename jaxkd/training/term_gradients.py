@@ -1,4 +1,4 @@
-"""What each term of an objective asks of the student: how large its gradient is, and how far it agrees with others."""
+"""Gradients of an objective's terms: norms and pairwise cosines as metrics."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["term_gradients"]
 def term_gradients(
     kd: Distiller, student: Model, teacher: Teacher, objective: Objective, *, every: int = 1
 ) -> Distiller:
-    """A distiller that also reports each term's gradient by the student's parameters: ``gᵢ = ∇ wᵢ Lᵢ``.
+    """Returns a distiller that also reports the terms' gradients ``gᵢ = ∇ wᵢ Lᵢ``.
 
-    ``grad_norm/a`` is ``‖g_a‖`` of the weighted term a, ``grad_cosine/a,b`` is ``⟨g_a, g_b⟩ / (‖g_a‖ ‖g_b‖)``: −1 where
-    two terms undo each other; a pair is named in alphabetical order. Gradients are those of the global batch, before
-    the optimizer. Terms are those of `jaxkd.combine`; one that is itself a `combine` is reported by its own terms,
+    ``grad_norm/a`` is ``‖g_a‖`` of the weighted term a, by the student's parameters; ``grad_cosine/a,b`` is
+    ``⟨g_a, g_b⟩ / (‖g_a‖ ‖g_b‖)``, with a pair in alphabetical order. Gradients are those of the global batch, before
+    the optimizer. Terms are those of `jaxkd.combine`; a term that is itself a `combine` is reported by its own terms,
     ``grad_norm/a/b``.
 
-    Such a step takes the forward passes once more (the compiler may find that they are the same), a backward pass for
-    each term, and memory for all gradients at once; the other steps cost what they did. The training is the same.
+    A step that reports costs additional forward passes (which the compiler may merge with those of the step), one
+    backward pass per term, and memory for all gradients at once; other steps cost nothing more. Training is unchanged.
 
     Args:
-      kd: a distiller of this student, teacher and objective, which may be wrapped already, by `averaged` for instance.
-        What transforms batches, `preprocess`, comes outside of this.
-      student: its student.
-      teacher: its teacher.
-      objective: its objective.
-      every: the steps between two reports, the first of which is that of step 0. In the others the count is 0.
+      kd: distiller of this student, teacher and objective, which may have been wrapped already, for instance by
+        `averaged`. Apply `preprocess`, which transforms batches, after this.
+      student: student of ``kd``.
+      teacher: teacher of ``kd``.
+      objective: objective of ``kd``.
+      every: steps between two reports, starting with step 0. In other steps, the metrics have a count of 0.
 
     Returns:
-      A `Distiller`. A cosine with a gradient that is 0 counts as nothing.
+      A `Distiller`. The cosine with a gradient of 0 has a count of 0.
 
     Raises:
       ValueError: ``every`` is not positive.
@@ -65,34 +65,36 @@ def term_gradients(
         axis_name = adapters.mapped_axis()
         student_key, teacher_key, loss_key = keys_of(state, axis_name)
         taught = taught_by(teacher, state, batch, teacher_key)
-        forward = forward_of(student, objective, state, batch, taught, (student_key, loss_key), axis_name)
+        keys = (student_key, loss_key)
+        forward = forward_of(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
 
         def terms(params: PyTree) -> dict[str, Array]:
             out, _, _ = forward({STUDENT: params, OBJECTIVE: state.loss.params})
             return dict(out.terms) or {OBJECTIVE: out.value}
 
+        # One forward pass for all terms; each pull-back with a one-hot cotangent gives one term's gradient.
         values, pull_back = jax.vjp(terms, varying(state.student.params, axis_name))
         gradients = {}
         for name in values:
-            only = {other: jnp.full_like(value, other == name) for other, value in values.items()}
-            (gradients[name],) = pull_back(only)
-        return _compared(gradients if axis_name is None else average(gradients, axis_name))
+            one_hot = {other: jnp.full_like(value, other == name) for other, value in values.items()}
+            (gradients[name],) = pull_back(one_hot)
+        return _norms_and_cosines(gradients if axis_name is None else average(gradients, axis_name))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if every == 1:
-            found = measured(state, batch)
+            gradients = measured(state, batch)
         else:
             shapes = jax.eval_shape(measured, state, batch)
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            found = jax.lax.cond(state.step % every == 0, lambda: measured(state, batch), lambda: nothing)
+            empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            gradients = jax.lax.cond(state.step % every == 0, lambda: measured(state, batch), lambda: empty)
         new, metrics = kd.step(state, batch)
-        return new, merged(metrics, found)
+        return new, merged(metrics, gradients)
 
     return Distiller(kd.init, step, kd.evaluate)
 
 
-def _compared(gradients: dict[str, PyTree]) -> Metrics:
-    """Norms, and cosines of all pairs."""
+def _norms_and_cosines(gradients: dict[str, PyTree]) -> Metrics:
+    """Returns the norms of all gradients and the cosines of all pairs."""
     leaves = {
         name: [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in jax.tree.leaves(gradient)]
         for name, gradient in gradients.items()
@@ -104,9 +106,9 @@ def _compared(gradients: dict[str, PyTree]) -> Metrics:
 
     norms = {name: jnp.sqrt(product(name, name)) for name in leaves}
     one = jnp.ones((), jnp.float32)
-    found = {f"grad_norm/{name}": Mean(norm, one) for name, norm in norms.items()}
+    reported = {f"grad_norm/{name}": Mean(norm, one) for name, norm in norms.items()}
     for a, b in itertools.combinations(sorted(leaves), 2):
         scale = norms[a] * norms[b]
         cosine = jnp.where(scale > 0, product(a, b) / jnp.where(scale > 0, scale, 1), 0)
-        found[f"grad_cosine/{a},{b}"] = Mean(cosine, (scale > 0).astype(jnp.float32))
-    return found
+        reported[f"grad_cosine/{a},{b}"] = Mean(cosine, (scale > 0).astype(jnp.float32))
+    return reported

@@ -91,7 +91,7 @@ def test_a_finished_run_prints_its_table_again(whole, capsys, monkeypatch):
 
 def test_other_settings_are_refused(whole, capsys):
     assert cli(["--out", str(whole[0]), *TINY, "--weights.kd", "3"]) == 2
-    assert "weights.kd: 4.0 there, 3.0 here" in capsys.readouterr().err
+    assert "weights.kd: stored 4.0, given 3.0" in capsys.readouterr().err
 
 
 def test_two_runs_in_one_place_are_refused(whole, capsys):

@@ -1,4 +1,4 @@
-"""The script of docs/distributed.md, as it stands there, run by two processes on loopback."""
+"""The script of docs/distributed.md, run unmodified by two processes on loopback."""
 
 import os
 import pathlib
@@ -15,7 +15,8 @@ SCRIPT = re.compile(r"^```python\n(# distributed_example\.py\n.*?)^```", re.DOTA
 EXPORTS = re.compile(r"^export (JAX_PLATFORMS=.*)$", re.MULTILINE)
 
 
-def test_the_script_runs_on_two_hosts(tmp_path):
+@pytest.mark.slow
+def test_script_runs_on_two_hosts(tmp_path):
     script = tmp_path / "distributed_example.py"
     script.write_text(SCRIPT.search(PAGE)[1], encoding="utf-8")
     settings = dict(pair.split("=", 1) for pair in EXPORTS.search(PAGE)[1].split())

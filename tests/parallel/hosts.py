@@ -1,4 +1,4 @@
-"""One distillation for one process or several: what `hosts_test.py` runs here and in processes of its own.
+"""One distillation for one process or several, which `hosts_test.py` runs in its own process and in others.
 
 Run as a script, this is one of the hosts: ``python hosts.py WHAT RANK PORT DIRECTORY``.
 """
@@ -14,7 +14,7 @@ import time
 
 HOSTS, DEVICES_OF_HOST = 2, 2
 DEVICES = HOSTS * DEVICES_OF_HOST
-SECONDS = 400  # after which a host gives up; a fraction of it is enough where nothing else runs
+SECONDS = 400  # after which a host gives up; an idle machine needs a fraction of it
 ROOT = pathlib.Path(__file__).parents[2]
 
 if __name__ == "__main__":
@@ -34,8 +34,8 @@ from jaxkd import losses, objectives, parallel  # noqa: E402
 from jaxkd.data import Resident, Stream, from_arrays  # noqa: E402
 
 FEATURES, CLASSES, EXAMPLES, WIDTH = 6, 3, 40, 8
-PARTS = ((8, 8), (7, 5), (8, 1), (6, 0))  # rows that the first and the second host have of each batch
-ROWS = DEVICES_OF_HOST * 4  # to which both are filled up
+PARTS = ((8, 8), (7, 5), (8, 1), (6, 0))  # rows of each batch on the first and the second host
+ROWS = DEVICES_OF_HOST * 4  # to which both parts are padded
 
 
 class Network(nn.Module):
@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 
 def distiller():
-    """BatchNorm, a relation over the global batch, and a memory bank."""
+    """A distiller with BatchNorm, a relation over the global batch, and a memory bank."""
     teacher = jaxkd.adapters.linen(Network(norm=False), taps={"hidden": "hidden"}, inputs="image")
     student = jaxkd.adapters.linen(Network(norm=True), taps={"norm": "norm"}, inputs="image")
     labels = np.arange(EXAMPLES) % CLASSES
@@ -69,7 +69,7 @@ def rows(index):
 
 
 def parts(step):
-    """What each host has of the batch of a step."""
+    """Each host's part of the batch of a step."""
     order = np.random.default_rng(step).permutation(EXAMPLES)
     first, second = PARTS[step % len(PARTS)]
     return rows(order[:first]), rows(order[first : first + second])
@@ -80,7 +80,7 @@ def mesh():
 
 
 def train(placed, batch_of, steps=4, evaluates=True):
-    """The state, as NumPy arrays, and the metrics of every step and of an evaluation."""
+    """Trains; returns the state as NumPy arrays, and the metrics of every step and of an evaluation."""
     state, found = placed.init(jax.random.key(1), batch_of(0)), []
     for step in range(steps):
         state, metrics = placed(state, batch_of(step))
@@ -101,14 +101,14 @@ def whole(state):
 
 
 def inputs():
-    """To train on, each host its part of every batch, and to evaluate on. Neither divides; no batch is quite full."""
+    """Inputs to train and to evaluate on. Neither divides over the devices, and no batch is full."""
     every = rows(np.arange(EXAMPLES))
     data = from_arrays(every["image"], every["label"])
     return Stream(data, batch_size=16, seed=3), Resident(data, batch_size=14, shuffle=False)
 
 
 def fit(directory, placed, train_on, evaluate_on=None, steps=72, **settings):
-    """Of a stream, hosts agree every 16 steps whether to stop, and do so 16 steps later: hence so many steps."""
+    """On a stream, hosts agree on a stop every 16 steps and stop 16 steps later, hence the number of steps."""
     if directory is not None:
         settings |= {"directory": directory, "checkpoint_every": 8, "tensorboard": False}
     every = None if evaluate_on is None else 8
@@ -127,7 +127,7 @@ def refusal(attempt):
 
 
 def start(what, directory):
-    """Starts the hosts; use it as ``with``, and none is left behind."""
+    """Starts the hosts; a ``with`` block ends them in any case."""
     return _Hosts(what, directory)
 
 
@@ -154,7 +154,7 @@ class _Hosts:
         return self
 
     def wait(self, seconds=SECONDS + 60):
-        """What they said, and how they ended."""
+        """Waits for the hosts; returns their output and exit statuses."""
         said = [process.communicate(timeout=seconds)[0] for process in self.processes]
         return said, [process.returncode for process in self.processes]
 
@@ -165,7 +165,7 @@ class _Hosts:
 
 
 def _numbers(directory):
-    """How each placement trains, every host giving its own rows, and what is refused."""
+    """Trains with each placement, each host giving its own rows, and collects refusals."""
     rank, kd = jax.process_index(), distiller()
     data, other = inputs()
     mine = lambda step: parts(step)[rank]  # noqa: E731
@@ -185,13 +185,13 @@ def _numbers(directory):
 
 
 def _fit(directory):
-    """A run that is slow enough to be stopped."""
+    """Runs `fit` slowly enough to be stopped."""
     result = fit(directory, parallel.shard(distiller(), mesh()), *inputs(), on_eval=lambda *_: time.sleep(0.3))
     (directory / f"{jax.process_index()}.pickle").write_bytes(pickle.dumps((whole(result.state), result.history)))
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # one that waits for the other says where
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # prints where a host waits for the other
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_disable_most_optimizations", True)
     jax.distributed.initialize(f"127.0.0.1:{port}", HOSTS, rank)

@@ -1,4 +1,4 @@
-"""Two real processes on loopback, two devices each: the numbers of one process, and runs that are stopped and go on."""
+"""Two real processes on loopback with two devices each: results of one process, and resumed runs."""
 
 import os
 import pickle
@@ -14,6 +14,8 @@ from jaxkd import parallel
 from jaxkd.training import Checkpoints
 from tests.parallel import hosts
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 2e-4, "atol": 5e-5}
 
 
@@ -23,7 +25,7 @@ def directory(tmp_path_factory):
 
 
 def results(what, directory):
-    """What each of the two hosts got."""
+    """Results of each of the two hosts."""
     directory.mkdir(exist_ok=True)
     with hosts.start(what, directory) as running:
         said, codes = running.wait()
@@ -38,7 +40,7 @@ def found(directory):
 
 @pytest.fixture(scope="module")
 def straight(directory):
-    """A run that nothing stopped."""
+    """Results of an uninterrupted run."""
     return results("fit", directory / "straight")
 
 
@@ -54,7 +56,7 @@ def together(step):
 
 
 def filled(step):
-    """The same as the hosts see it: each part filled up by itself, so that the devices' shares are the same."""
+    """The same batch with each host's part padded, so that the devices have the same shares."""
     both = []
     for part in hosts.parts(step):
         missing = hosts.ROWS - len(part["index"])
@@ -64,29 +66,29 @@ def filled(step):
     return {name: np.concatenate([part[name] for part in both]) for name in both[0]}
 
 
-def test_all_hosts_see_the_same(found, straight):
+def test_all_hosts_have_equal_results(found, straight):
     chex.assert_trees_all_equal(found[0], found[1])
     chex.assert_trees_all_equal(straight[0], straight[1])
 
 
-def test_ragged_parts_give_the_numbers_of_one_process(found, kd):
+def test_ragged_parts_give_the_results_of_one_process(found, kd):
     expected = hosts.train(parallel.shard(kd, hosts.mesh()), filled)
     chex.assert_trees_all_close(found[0]["shard"], expected, **CLOSE)
     assert found[0]["shard"][1][0] != found[0]["shard"][1][1]
 
 
-def test_fully_sharded_over_hosts_with_statistics_of_the_whole_batch_gives_the_numbers_of_one_device(found, kd):
+def test_fully_sharded_over_hosts_gives_the_results_of_one_device(found, kd):
     expected = hosts.train(parallel.jit(kd), together, evaluates=False)
     chex.assert_trees_all_close(found[0]["fully sharded"], expected, **CLOSE)
     assert found[0]["kernel"] == {(hosts.FEATURES, hosts.WIDTH // hosts.DEVICES)}
 
 
-def test_pmap_over_hosts_gives_the_numbers_of_one_device(found, kd):
+def test_pmap_over_hosts_gives_the_results_of_one_device(found, kd):
     expected = hosts.train(parallel.jit(kd, replicas=hosts.DEVICES), lambda _: together(0), steps=2, evaluates=False)
     chex.assert_trees_all_close(found[0]["pmap"], expected, **CLOSE)
 
 
-def test_fit_over_hosts_gives_the_numbers_of_one_process(found, straight, kd):
+def test_fit_over_hosts_gives_the_results_of_one_process(found, straight, kd):
     data, other = hosts.inputs()
     placed = parallel.shard(kd, hosts.mesh())
     resident = hosts.fit(None, placed, other, steps=4)
@@ -100,9 +102,9 @@ def test_fit_over_hosts_gives_the_numbers_of_one_process(found, straight, kd):
     assert found == pytest.approx(expected, rel=5e-3, abs=5e-4)
 
 
-def test_what_would_go_wrong_is_refused(found):
+def test_invalid_uses_are_refused(found):
     assert "this host's part has 9 rows, and the hosts agreed on at most 8" in found[0]["too many"]
-    assert "2 hosts, and the state is only on this one's devices" in found[0]["alone"]
+    assert "over the devices of all 2 hosts, got one on this host's devices only" in found[0]["alone"]
     assert "Place it last: parallel.shard(preprocess(kd), mesh)" in found[0]["wrapped"]
 
 
@@ -112,13 +114,13 @@ def test_only_one_process_writes_the_logs(directory, straight):
 
 
 def reached(running, path):
-    """Waits for a file while the hosts run; they give up by themselves."""
+    """Waits for a file while the hosts run, which give up after a time limit."""
     while not path.exists():
         assert all(process.poll() is None for process in running.processes), "\n".join(running.wait()[0])
         time.sleep(0.02)
 
 
-def test_a_run_that_is_killed_and_preempted_ends_as_the_one_that_was_not(directory, straight, kd):
+def test_killed_and_preempted_run_resumes_to_the_uninterrupted_result(directory, straight, kd):
     run = directory / "run"
     run.mkdir()
     with hosts.start("fit", run) as running:
@@ -134,7 +136,7 @@ def test_a_run_that_is_killed_and_preempted_ends_as_the_one_that_was_not(directo
     chex.assert_trees_all_equal(results("fit", run), straight)
     for name in ("metrics.csv", "metrics.jsonl"):
         assert (run / name).read_text() == (directory / "straight" / name).read_text()
-    # One process reads what two have written.
+    # A single process reads the checkpoint of two.
     with Checkpoints(run / "checkpoints") as checkpoints:
         restored = checkpoints.restore(kd.init(jax.random.key(1), hosts.rows(np.arange(2))))
     assert restored.step == 72

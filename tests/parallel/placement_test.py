@@ -58,7 +58,7 @@ MODELS = {
 
 def distiller(name):
     student, objective = MODELS[name]
-    # Plain gradient descent: what an adaptive optimizer divides by would make rounding large.
+    # Plain gradient descent: an adaptive optimizer, which divides by small numbers, would amplify rounding.
     return jaxkd.distill(student, tiny.teacher(), objective, optimizer=optax.sgd(0.05))
 
 
@@ -82,7 +82,7 @@ def train(placed, state, sizes=SIZES):
 
 @pytest.fixture(scope="module")
 def by_jit():
-    """Memoised: what each model's training gives on one device."""
+    """Memoized results of training each model on one device."""
     found = {}
 
     def of(name):
@@ -95,17 +95,17 @@ def by_jit():
     return of
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", ["shard", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "devices"),
     [
         pytest.param("plain", 1, id="plain-1"),
         pytest.param("plain", 8, id="plain-8"),
-        pytest.param("linen", 2, id="linen-2"),
-        pytest.param("nnx", 4, id="nnx-4"),
+        pytest.param("linen", 2, id="linen-2", marks=pytest.mark.slow),
+        pytest.param("nnx", 4, id="nnx-4", marks=pytest.mark.slow),
     ],
 )
-def test_devices_make_no_difference(by_jit, name, devices, place):
+def test_results_do_not_depend_on_the_devices(by_jit, name, devices, place):
     kd, start, (expected, training, evaluation) = by_jit(name)
     state, metrics, evaluated = train(PLACES[place](kd, devices), jax.tree.map(jnp.array, start))
     chex.assert_trees_all_close(metrics, training, rtol=2e-4, atol=1e-5)
@@ -115,8 +115,9 @@ def test_devices_make_no_difference(by_jit, name, devices, place):
     chex.assert_tree_all_finite(state)
 
 
-def test_training_without_placement_would_differ(by_jit):
-    """What the tolerances above can see: statistics of another batch."""
+@pytest.mark.slow
+def test_per_device_statistics_differ_from_those_of_the_batch(by_jit):
+    """The tolerances above are small enough to detect other BatchNorm statistics."""
     _, start, (expected, *_) = by_jit("linen")
     before, after = (jax.tree.leaves(tree.student.state) for tree in (start, expected))
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(before, after, strict=True))
@@ -128,7 +129,7 @@ def plain():
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_batch_smaller_than_the_devices(by_jit, place):
+def test_batch_smaller_than_the_number_of_devices(by_jit, place):
     kd, start, _ = by_jit("plain")
     expected, metrics, _ = train(parallel.jit(kd), jax.tree.map(jnp.array, start), sizes=(3,))
     state, found, _ = train(PLACES[place](kd, 8), jax.tree.map(jnp.array, start), sizes=(3,))
@@ -136,7 +137,7 @@ def test_a_batch_smaller_than_the_devices(by_jit, place):
     assert found == pytest.approx(metrics, rel=1e-4)
 
 
-def test_a_mesh_of_two_axes(by_jit):
+def test_mesh_of_two_axes(by_jit):
     kd, start, (expected, training, _) = by_jit("plain")
     two = mesh(4, ("model", "data"), (2, 2))
     state, metrics, _ = train(parallel.shard(kd, two, axis="data"), jax.tree.map(jnp.array, start))
@@ -144,19 +145,19 @@ def test_a_mesh_of_two_axes(by_jit):
     assert metrics == pytest.approx(training, rel=1e-4)
 
 
-def test_a_mesh_as_jax_makes_it(by_jit):
+def test_mesh_with_explicit_axes(by_jit):
     kd, start, (expected, *_) = by_jit("plain")
     placed = parallel.shard(kd, jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]))
     state, *_ = train(placed, jax.tree.map(jnp.array, start))
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unknown_mesh_axis_lists_those_there_are(plain):
+def test_unknown_mesh_axis_is_refused_with_a_suggestion(plain):
     with pytest.raises(ValueError, match=r"shard, mesh axis 'dta'.*did you mean 'data'.*'data', 'model'"):
         parallel.shard(plain, mesh(4, ("data", "model"), (2, 2)), axis="dta")
 
 
-def test_a_state_moves_from_one_placement_to_another(plain):
+def test_state_moves_from_one_placement_to_another(plain):
     expected = state = plain.init(jax.random.key(1), tiny.batch(4))
     step = jax.jit(plain.step)
     state = jax.tree.map(jnp.copy, state)
@@ -166,15 +167,15 @@ def test_a_state_moves_from_one_placement_to_another(plain):
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_state_of_numpy_arrays(by_jit, place):
+@pytest.mark.parametrize("place", ["shard", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_state_of_numpy_arrays(by_jit, place):
     kd, start, _ = by_jit("plain")
     expected, _ = jax.jit(kd.step)(start, tiny.batch(4))
     state, _ = PLACES[place](kd, 2)(start, tiny.batch(4))
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_one_program_for_each_kind_of_batch(plain):
+def test_one_program_for_each_batch_shape(plain):
     traces = []
 
     def counted(state, batch):
@@ -206,14 +207,14 @@ def test_padding_keeps_a_mask(mask):
     np.testing.assert_array_equal(padded["mask"], [True, False, True] + 5 * [False])
 
 
-def test_a_batch_that_divides_is_returned_as_it_is():
+def test_batch_that_divides_is_returned_unmodified():
     batch = {"x": np.zeros(4)}
     assert parallel.pad(batch, 2) is batch
     assert parallel.pad(batch, 1) is batch
 
 
 @pytest.mark.parametrize("batch", [{}, {"x": np.zeros(3), "y": np.zeros(4)}, {"x": np.float32(1)}], ids=str)
-def test_a_batch_without_one_size_is_refused(batch):
+def test_batch_without_one_size_is_refused(batch):
     with pytest.raises(ValueError, match="one leading dimension"):
         parallel.pad(batch, 2)
 
@@ -222,7 +223,7 @@ def test_a_batch_without_one_size_is_refused(batch):
 
 
 def remembering():
-    """CRD with a bank of 16 rows."""
+    """A distiller with CRD and a bank of 16 rows."""
     labels = np.arange(16) % tiny.CLASSES
     crd = objectives.crd("student/vector", "teacher/vector", labels, negatives=4, features=3)
     objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"), crd=crd)
@@ -254,7 +255,7 @@ def test_rules_split_a_bank():
     assert tiny.numbers(placed.evaluate(state, indexed(0)))["crd"] > 0
 
 
-def test_rules_that_fit_nothing():
+def test_rules_that_do_not_apply_are_refused():
     kd = remembering()
     mesh = Mesh(np.array(jax.devices()[:3]), ("data",))
     with pytest.raises(ValueError, match=r"'blank/'.*match no path.*loss/state/crd/bank/student"):

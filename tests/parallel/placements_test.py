@@ -1,4 +1,4 @@
-"""What every placement must give alike: losses, gradients, metrics, BatchNorm, banks and relations, on any devices."""
+"""Equal results of all placements: losses, gradients, metrics, BatchNorm, banks and relations."""
 
 import jax
 import numpy as np
@@ -30,13 +30,13 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def kd():
-    """BatchNorm, a relation, a bank, momentum: plain gradient descent, so that a state shows its gradients."""
+    """BatchNorm, a relation, a bank; SGD with momentum, so that gradients are visible in the state."""
     return hosts.distiller()
 
 
 @pytest.fixture(scope="module")
 def expected(kd):
-    """Memoised: what a number of replicas gives on one device."""
+    """Memoized results of a number of replicas on one device."""
     found = {}
 
     def of(replicas):
@@ -48,7 +48,7 @@ def expected(kd):
 
 
 def batch(step, size):
-    """With a mask, though all counts: one program for all sizes."""
+    """A batch with a mask of True, so that all sizes share one program."""
     return hosts.rows(np.random.default_rng(step).permutation(hosts.EXAMPLES)[:size]) | {"mask": np.ones(size, bool)}
 
 
@@ -64,12 +64,13 @@ def run(placed):
 @pytest.mark.parametrize(
     ("place", "devices", "replicas"),
     [
-        ("pmap", 1, 8), ("pmap", 4, 1), ("pmap", 8, None), ("shard", 1, 8), ("shard", 8, None), ("shard", 4, 1),
-        ("fully_sharded", 2, 8), ("fully_sharded", 8, 1),
+        *(pytest.param("pmap", *case, marks=pytest.mark.slow) for case in ((1, 8), (4, 1), (8, None))),
+        *(pytest.param("shard", *case, marks=pytest.mark.slow) for case in ((1, 8), (4, 1))),
+        ("shard", 8, None), ("fully_sharded", 2, 8), pytest.param("fully_sharded", 8, 1, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
-def test_every_placement_gives_the_numbers_of_one_device(kd, expected, place, devices, replicas):
-    """Without a number of replicas, each device is one."""
+def test_every_placement_gives_the_results_of_one_device(kd, expected, place, devices, replicas):
+    """Without a number of replicas, there is one per device."""
     state, found = run(PLACES[place](kd, devices, replicas=replicas))
     one, numbers = expected(replicas or devices)
     tiny.assert_close(state, one, rtol=5e-4, atol=5e-5)
@@ -77,7 +78,7 @@ def test_every_placement_gives_the_numbers_of_one_device(kd, expected, place, de
         assert row == pytest.approx(wanted, rel=2e-4, abs=1e-5)
 
 
-def test_replicas_matter(expected):
-    """What the tolerances above can see."""
+def test_results_depend_on_the_number_of_replicas(expected):
+    """The tolerances above are small enough to detect another number of replicas."""
     one, eight = (expected(replicas)[0].student.state["batch_stats"]["norm"]["var"] for replicas in (1, 8))
     assert np.abs(np.asarray(one) - np.asarray(eight)).max() > 0.02

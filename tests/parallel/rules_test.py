@@ -1,4 +1,4 @@
-"""A state in parts: how much of it each device holds, what is compiled, and that nothing is copied or traced twice."""
+"""Sharded states: bytes per device, memory of the program, donation and tracing."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def kd():
 
 
 def held(state, device):
-    """The bytes of a state on one device."""
+    """Number of bytes of a state on one device."""
     leaves = [x for x in jax.tree.leaves(state) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     return sum(part.data.nbytes for x in leaves for part in x.addressable_shards if part.device == device)
 
@@ -77,11 +77,11 @@ def test_each_device_holds_its_part(kd):
     assert specs(state.opt_state["student"]) == {f"0/trace/{k}": v for k, v in specs(state.student.params).items()}
 
 
-def test_a_program_of_parts_needs_less_memory(kd):
+def test_program_of_a_sharded_state_needs_less_memory(kd):
     def needed(rules):
         placed = parallel.shard(kd, mesh(DEVICES), rules=rules)
         state = placed.init(jax.random.key(1), batch())
-        # What `fit` does: the step is compiled within a larger program.
+        # As in `fit`, the step is compiled within a larger program.
         memory = (
             jax.jit(placed.step, donate_argnums=0).lower(state, placed.intake()(batch())).compile().memory_analysis()
         )
@@ -92,7 +92,7 @@ def test_a_program_of_parts_needs_less_memory(kd):
     assert parts[1] < whole[1]
 
 
-def test_a_state_is_made_in_parts_and_the_callers_weights_stay():
+def test_state_is_made_in_parts_and_weights_of_the_caller_are_kept():
     weights = MODEL.init(jax.random.key(7), batch())
     teacher = jaxkd.teachers.frozen(MODEL, weights)
     kd = jaxkd.distill(
@@ -106,7 +106,7 @@ def test_a_state_is_made_in_parts_and_the_callers_weights_stay():
 
 
 @pytest.mark.parametrize("rules", [None, {"": parallel.fully_sharded(mesh(4), min_size=512)}], ids=["whole", "parts"])
-def test_the_state_is_donated_and_the_step_traced_once(kd, rules):
+def test_state_is_donated_and_step_traced_once(kd, rules):
     traces = []
 
     def counted(state, batch):
@@ -121,7 +121,7 @@ def test_the_state_is_donated_and_the_step_traced_once(kd, rules):
     assert len(traces) == 1
 
 
-def test_a_teacher_in_bfloat16_beside_a_student_in_float32_each_with_its_own_rules():
+def test_bfloat16_teacher_and_float32_student_with_separate_rules():
     kd = distiller(jnp.bfloat16)
     two = mesh(8, ("data", "model"), (4, 2))
     rules = {
@@ -144,7 +144,7 @@ def test_a_teacher_in_bfloat16_beside_a_student_in_float32_each_with_its_own_rul
 
 
 def test_resident_data_is_gathered_in_parts(kd):
-    """A chunk of `fit`: each device gathers and computes its share of the batch, and keeps its part of the weights."""
+    """In a chunk of `fit`, each device gathers its share of the batch and holds its part of the weights."""
     examples = jaxkd.data.from_arrays(batch(64)["x"], batch(64)["label"])
     resident = jaxkd.data.Resident(examples, batch_size=32, shuffle=False)
     image = jaxkd.adapters.plain(_init, _apply)
@@ -159,7 +159,7 @@ def test_resident_data_is_gathered_in_parts(kd):
     }.items():
         result = jaxkd.training.fit(placed, resident, steps=4, key=jax.random.key(1), progress=False)
         found[name] = result.state
-        chunk = jaxkd.training.programs.run_chunk(placed.step, resident.gather)
+        chunk = jaxkd.training.compiled_steps.run_chunk(placed.step, resident.gather)
         arrays = jaxkd.training.mesh.arrays_beside(result.state, resident)
         compiled = chunk.lower(result.state, arrays, jnp.int32(0), length=4).compile()
         flops[name] = compiled.cost_analysis()["flops"]
@@ -172,7 +172,7 @@ def test_resident_data_is_gathered_in_parts(kd):
 # --- rules ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_rule_that_is_found_counts():
+def test_first_matching_rule_applies():
     tree = {"a": jnp.zeros((4, 4)), "b": {"a": jnp.zeros(4)}}
     placed = layout(tree, mesh(2), {"^a": PartitionSpec("data"), "a": lambda shape: PartitionSpec()})
     assert tuple(placed["a"].spec) == ("data",)
@@ -187,11 +187,11 @@ def test_the_first_rule_that_is_found_counts():
         (PartitionSpec("dta"), r"shard, rules, mesh axis 'dta'.*did you mean 'data'"),
     ],
 )
-def test_rules_that_do_not_fit(rule, message):
+def test_rules_that_do_not_fit_an_array_are_refused(rule, message):
     with pytest.raises(ValueError, match=message):
         layout({"w": jnp.zeros(3)}, mesh(2), {"w": rule})
 
 
-def test_an_unknown_axis_of_full_sharding():
+def test_unknown_axis_of_fully_sharded_is_refused():
     with pytest.raises(ValueError, match=r"fully_sharded, mesh axis 'dta'.*did you mean 'data'"):
         parallel.fully_sharded(mesh(2), "dta")

@@ -1,4 +1,4 @@
-"""What two real processes agree on: when to stop, which checkpoint is good, whether the directory is theirs."""
+"""Agreement of two real processes on the step to stop at, on the checkpoint to use, and on the directory's lock."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+
+import pytest
 
 import jaxkd
 from jaxkd.training.digests import find_damage
@@ -25,7 +27,7 @@ def member(address, index, folder):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-    from jaxkd.training.interrupts import interrupts
+    from jaxkd.training.preemption import catch_signals
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=index)
@@ -41,15 +43,15 @@ def member(address, index, folder):
             checkpoints.save(step, {"w": jax.jit(lambda: jnp.ones(3), out_shardings=everywhere)()}, best=1)
         (folder / f"up.{index}").touch()
         question = number = 0
-        with interrupts(every=4) as asked:
+        with catch_signals(every=4) as received:
             while question < QUESTIONS and not number:
                 time.sleep(0.01 if index else 0.012)
-                question, number = question + 1, asked()
+                question, number = question + 1, received()
         found["stopped"] = question, number
     for damaged in (3, 2, 1):
         if index == 0:
             (folder / f"checkpoints/{damaged}/extra.json").write_bytes(b"")
-        # As processes that know nothing of them yet.
+        # New objects, which have not verified these checkpoints.
         with Checkpoints(folder / "checkpoints") as checkpoints, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             try:
@@ -60,10 +62,11 @@ def member(address, index, folder):
     (folder / f"found.{index}").write_text(json.dumps(found))
 
 
-def said(folder):
+def output(folder):
     return [(folder / f"log.{index}").read_text() for index in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,9 +86,9 @@ def test_two_processes_agree(tmp_path):
             deadline = time.monotonic() + 120
             while not all((tmp_path / f"up.{index}").exists() for index in range(2)):
                 assert time.monotonic() < deadline
-                assert all(process.poll() is None for process in processes), said(tmp_path)
+                assert all(process.poll() is None for process in processes), output(tmp_path)
                 time.sleep(0.05)
-            processes[1].send_signal(signal.SIGTERM)  # a signal that only one of them gets
+            processes[1].send_signal(signal.SIGTERM)  # only one of them receives the signal
             for process in processes:
                 process.wait(120)
         finally:
@@ -94,7 +97,7 @@ def test_two_processes_agree(tmp_path):
                 process.wait()
             for file in logs:
                 file.close()
-    printed = said(tmp_path)
+    printed = output(tmp_path)
     assert [process.returncode for process in processes] == [0, 0], printed
     first, second = (json.loads((tmp_path / f"found.{index}").read_text()) for index in range(2))
     assert (first["process"], second["process"], second["processes"]) == (0, 1, 2)
@@ -102,12 +105,12 @@ def test_two_processes_agree(tmp_path):
     assert first["stopped"][0] < QUESTIONS and first["stopped"][1] == signal.SIGTERM
     assert "terminated: saving" in printed[1] and "terminated" not in printed[0]
     assert f"(process {os.getpid()} on " in first["taken"]
-    assert second["taken"].startswith("another run is at work")
+    assert second["taken"].startswith("another run is using")
     for found in (first, second):
         assert (found["without 3"], found["without 2"]) == (2, 1)
     assert len(first["warned 3"]) == len(first["warned 2"]) == 1 and not second["warned 3"]
     assert "1: extra.json does not hold the bytes" in first["without 1"]
-    assert "process 0 says how" in second["without 1"]
+    assert "see the error of process 0" in second["without 1"]
     assert find_damage(tmp_path / "checkpoints/1")
 
 

@@ -1,4 +1,4 @@
-"""The student's average: what it is in float64, in one program with the training, on any device, and after a resume."""
+"""Moving average of the student: float64 reference, one program with training, devices, resuming."""
 
 import flax.linen as nn
 import jax
@@ -33,7 +33,7 @@ def distiller(model=tiny.student, **settings):
     return training.averaged(jaxkd.distill(model, tiny.teacher(), OBJECTIVE, optimizer=SGD), **settings)
 
 
-def test_it_is_the_average_in_float64_and_changes_nothing_else():
+def test_average_equals_its_float64_reference_and_leaves_training_unchanged():
     schedule = averaging.rising_decay(0.3)
     kd, plain = distiller(NET, decay=schedule), jaxkd.distill(NET, tiny.teacher(), OBJECTIVE, optimizer=SGD)
     state, alone = (one.init(jax.random.key(0), tiny.batch(8)) for one in (kd, plain))
@@ -49,10 +49,10 @@ def test_it_is_the_average_in_float64_and_changes_nothing_else():
     tiny.assert_close(state.student, alone.student)
     tiny.assert_close(dict(metrics), dict(expected))
     gap = np.abs(exact.params["Dense_0"]["kernel"] - np.asarray(alone.student.params["Dense_0"]["kernel"])).max()
-    assert gap > 1e-3  # what the tolerance above can see
+    assert gap > 1e-3  # far above the tolerance
 
 
-def test_its_ends():
+def test_decay_of_zero_and_one():
     for decay, kept in ((0.0, 1), (1.0, 0)):
         kd = distiller(NET, decay=decay)
         states = [kd.init(jax.random.key(0), tiny.batch(8))]
@@ -60,7 +60,7 @@ def test_its_ends():
         tiny.assert_equal(training.average_of(states[1]), states[kept].student)
 
 
-def test_evaluations_are_of_both():
+def test_evaluate_reports_student_and_average():
     kd = distiller(decay=0.9)
     state, _ = jax.jit(kd.step)(kd.init(jax.random.key(0), tiny.batch(8)), tiny.batch(8))
     found = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8, 1)))
@@ -74,8 +74,8 @@ def test_evaluations_are_of_both():
     assert found["average/loss"] != found["loss"]
 
 
-@pytest.mark.parametrize("place", ["pmap", "shard"])
-def test_devices_make_no_difference(place):
+@pytest.mark.parametrize("place", ["shard", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_average_does_not_depend_on_the_devices(place):
     kd = distiller(decay=0.5)
     start = kd.init(jax.random.key(0), tiny.batch(8))
     placed = {
@@ -101,7 +101,7 @@ def test_bfloat16_parameters_have_a_float32_average():
     assert {x.dtype.name for x in jax.tree.leaves(training.average_of(state))} == {"bfloat16"}
 
 
-def test_a_run_that_was_interrupted_ends_with_the_very_average(tmp_path):
+def test_resumed_run_has_the_same_average(tmp_path):
     kd = training.averaged(toy.toy(), decay=averaging.rising_decay(0.9))
     settings = toy.SETTINGS | {"evaluate": toy.VAL, "key": jax.random.key(1), "steps": 24, "best": "eval/average/loss"}
     settings |= {"best_mode": "min"}
@@ -114,7 +114,7 @@ def test_a_run_that_was_interrupted_ends_with_the_very_average(tmp_path):
     assert resumed.history == straight.history and resumed.best == straight.best
 
 
-def test_of_a_scheme():
+def test_average_of_a_scheme():
     stages = [
         schemes.phases.Stage(combine(hint=objectives.hint("student/vector", "teacher/vector")), SGD, steps=2),
         schemes.phases.Stage(OBJECTIVE, SGD),
@@ -127,7 +127,7 @@ def test_of_a_scheme():
     assert "average/kd" in kd.evaluate(state, tiny.batch(8))
 
 
-def test_mistakes():
+def test_invalid_uses_are_refused():
     kd = distiller()
     state = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=SGD).init(jax.random.key(0), tiny.batch(8))
     with pytest.raises(ValueError, match=r"averaged: the state has no opt_state\['average'\]"):
@@ -136,7 +136,9 @@ def test_mistakes():
         training.average_of(state)
     with pytest.raises(ValueError, match="averaged: opt_state has 'average' already"):
         training.averaged(kd).init(jax.random.key(0), tiny.batch(8))
-    with pytest.raises(TypeError, match=r"averaged: expected a state whose opt_state is a dict, to keep .*, got tuple"):
+    with pytest.raises(
+        TypeError, match=r"averaged: expected a state whose opt_state is a dict, to which .* can be added, got tuple"
+    ):
         kd = toy.toy()
         flat = kd._replace(init=lambda key, batch: kd.init(key, batch)._replace(opt_state=()))
         training.averaged(flat).init(jax.random.key(0), {"x": jnp.ones((2, 5))})

@@ -1,3 +1,5 @@
+"""Checkpoints: round trips, refusal of other states, retention, and damage to any file."""
+
 import pathlib
 import shutil
 import subprocess
@@ -41,7 +43,7 @@ def make_state(seed: int = 0) -> TrainState:
 
 
 def equal(a, b):
-    """The same containers, dtypes and bits."""
+    """Returns True for equal containers, dtypes and bits."""
 
     def raw(x):
         return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -54,7 +56,7 @@ def equal(a, b):
     return True
 
 
-def test_every_container_dtype_and_key_comes_back(tmp_path):
+def test_every_container_dtype_and_key_is_restored(tmp_path):
     state = make_state(3)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state, {"history": [{"loss": 0.1}], "none": None})
@@ -63,12 +65,12 @@ def test_every_container_dtype_and_key_comes_back(tmp_path):
     assert equal(restored.state, state)
     assert restored.step == 3
     assert restored.extra == {"history": [{"loss": 0.1}], "none": None}
-    # As free to follow other arrays to their device as a new state is.
+    # Uncommitted, like the arrays of a new state, so that JAX may move them to the device of other operands.
     assert not any(leaf.committed for leaf in jax.tree.leaves(restored.state))
     jax.random.normal(restored.state.key)
 
 
-def test_shapes_are_enough_of_a_target(tmp_path):
+def test_target_can_be_shapes(tmp_path):
     state = make_state(1)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state)
@@ -77,7 +79,7 @@ def test_shapes_are_enough_of_a_target(tmp_path):
         assert equal(checkpoints.restore(jax.eval_shape(make_state)).state, state)
 
 
-def test_a_state_comes_back_to_the_devices_of_the_target(tmp_path):
+def test_state_is_restored_to_the_devices_of_the_target(tmp_path):
     mesh = jax.make_mesh((8,), ("d",))
     split, whole = NamedSharding(mesh, PartitionSpec("d")), NamedSharding(mesh, PartitionSpec())
     state = {"w": jnp.arange(16.0).reshape(8, 2), "key": jax.random.key(1)}
@@ -90,7 +92,7 @@ def test_a_state_comes_back_to_the_devices_of_the_target(tmp_path):
     assert equal(restored, state)
 
 
-def test_another_kind_of_key_is_refused(tmp_path):
+def test_key_of_another_implementation_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"key": jax.random.key(0, impl="rbg")})
         equal(checkpoints.restore({"key": jax.random.key(1, impl="rbg")}).state, {"key": jax.random.key(0, impl="rbg")})
@@ -98,7 +100,7 @@ def test_another_kind_of_key_is_refused(tmp_path):
             checkpoints.restore({"key": jax.random.key(0)})
 
 
-def test_a_state_of_another_structure_is_refused_by_name(tmp_path):
+def test_state_of_another_structure_is_refused_with_the_names(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, {"a": jnp.zeros(2), "b": {"c": jnp.zeros(2, jnp.bfloat16)}, "d": jnp.zeros(1)})
         with pytest.raises(CheckpointError) as error:
@@ -111,18 +113,18 @@ def test_a_state_of_another_structure_is_refused_by_name(tmp_path):
     assert "a:" not in message.replace("a: float", "")
 
 
-def test_nothing_there_is_said(tmp_path):
+def test_missing_checkpoint_is_an_error(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
         assert checkpoints.best() is None
         with pytest.raises(CheckpointError, match="there is no checkpoint in"):
             checkpoints.restore({"a": jnp.zeros(1)})
         checkpoints.save(2, {"a": jnp.zeros(1)})
-        with pytest.raises(CheckpointError, match=r"no checkpoint of step 1 in .*; there are \(2,\)"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 1 in .*; expected one of \(2,\)"):
             checkpoints.restore({"a": jnp.zeros(1)}, step=1)
 
 
-def test_the_last_few_and_the_best_stay_also_after_reopening(tmp_path):
+def test_last_checkpoints_and_the_best_are_kept_across_reopening(tmp_path):
     def state(step):
         return {"a": jnp.full(1, step)}
 
@@ -136,7 +138,7 @@ def test_the_last_few_and_the_best_stay_also_after_reopening(tmp_path):
         checkpoints.save(5, state(5), best=2)
         assert checkpoints.steps() == (2, 4, 5)
         checkpoints.save(6, state(6), best=6)
-        assert checkpoints.steps() == (2, 5, 6)  # without 2, a run could not go on from 5 as it was
+        assert checkpoints.steps() == (2, 5, 6)  # a run that resumes from 5 needs 2
         checkpoints.save(7, state(7), best=6)
         assert checkpoints.steps() == (6, 7)
     with Checkpoints(tmp_path, keep=None) as checkpoints:
@@ -144,36 +146,39 @@ def test_the_last_few_and_the_best_stay_also_after_reopening(tmp_path):
         assert checkpoints.steps() == (6, 7, 8)
 
 
-def test_what_a_killed_process_leaves_is_no_checkpoint_and_goes_away(tmp_path):
+def test_leftovers_of_a_killed_process_are_ignored_and_removed(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.ones(1)})
-    left = ("2.unfinished", "2.unfinished.orbax-checkpoint-tmp", "0.deleted")
-    for name in left:
+    leftovers = ("2.unfinished", "2.unfinished.orbax-checkpoint-tmp", "0.deleted")
+    for name in leftovers:
         (tmp_path / name / "state").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps() == (1,)
         assert checkpoints.recover() == 1
-        assert {path.name for path in tmp_path.iterdir()} == {"1", *left}  # who only reads touches nothing
+        assert {path.name for path in tmp_path.iterdir()} == {"1", *leftovers}  # reading changes nothing
         checkpoints.save(2, {"a": jnp.full(1, 2.0)})
         assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
         assert checkpoints.restore({"a": jnp.zeros(1)}).state["a"] == 2
 
 
-def test_saving_twice_keeps_the_first(tmp_path):
+def test_second_save_of_a_step_keeps_the_first(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.ones(1)})
         checkpoints.save(1, {"a": jnp.zeros(1)})
         assert checkpoints.restore({"a": jnp.zeros(1)}).state["a"] == 1
 
 
-def test_names_that_cannot_be_told_apart_are_refused(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match="two arrays of the state have the name"):
+def test_leaves_with_equal_names_are_refused(tmp_path):
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match="two named"),
+    ):
         checkpoints.save(1, Clash(1.0, 2.0))
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class Clash:
-    """A user's container whose keys say too little."""
+    """A container whose two leaves have the same key."""
 
     def __init__(self, a, b):
         self.a, self.b = a, b
@@ -186,7 +191,7 @@ class Clash:
         return cls(*children)
 
 
-def test_the_arrays_can_be_read_without_jaxkd(tmp_path):
+def test_arrays_can_be_read_without_jaxkd(tmp_path):
     import orbax.checkpoint as ocp
 
     with Checkpoints(tmp_path) as checkpoints:
@@ -231,7 +236,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A directory of two checkpoints."""
+    """A directory with two checkpoints."""
     directory = tmp_path_factory.mktemp("two")
     with Checkpoints(directory) as checkpoints:
         for step in (1, 2):
@@ -240,11 +245,11 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=["truncated", "bit flipped", "emptied", "removed", "folder removed"])
-def test_damage_to_any_file_is_found_reported_and_costs_one_checkpoint(damage, two, tmp_path):
+def test_damage_to_any_file_is_detected_and_the_checkpoint_before_is_used(damage, two, tmp_path):
     files = [path.relative_to(two) for path in sorted((two / "2").rglob("*")) if path.is_file()]
     kinds = {path.parts[1] if len(path.parts) > 2 else path.name for path in files}
     assert {"state", "extra.json", "SHA256SUMS", "_CHECKPOINT_METADATA"} <= kinds
-    if damage is remove_the_folder:  # of the checkpoint itself, nothing would be left to speak of it
+    if damage is remove_the_folder:  # not of the checkpoint itself, which would then be missing and not damaged
         files = [file for file in files if len(file.parts) > 2]
     for number, file in enumerate(files):
         copy = tmp_path / str(number)
@@ -255,7 +260,7 @@ def test_damage_to_any_file_is_found_reported_and_costs_one_checkpoint(damage, t
             assert checkpoints.damage(2)
             with pytest.raises(CheckpointError, match=rf"step 2, {copy}/2, is damaged: "):
                 checkpoints.restore(make_state(), 2)
-            if number < 2:  # orbax takes its time to read
+            if number < 2:  # reading with orbax is slow
                 with pytest.warns(UserWarning, match=rf"step 2, {copy}/2, is damaged: .* step 1 is read instead"):
                     assert equal(checkpoints.restore(make_state()).state, make_state(1))
             assert contents(copy) == after
@@ -263,21 +268,21 @@ def test_damage_to_any_file_is_found_reported_and_costs_one_checkpoint(damage, t
                 UserWarning, match=r"step 2 is damaged: .* set aside as .*/2\.corrupt; .* step 1\."
             ) as found:
                 assert checkpoints.recover() == 1
-            said = str(found[0].message)
-            assert file.name == "SHA256SUMS" or "more files" in said or file.relative_to("2").as_posix() in said
+            warning = str(found[0].message)
+            assert file.name == "SHA256SUMS" or "more files" in warning or file.relative_to("2").as_posix() in warning
             assert checkpoints.steps() == (1,)
             assert checkpoints.extra() == {"note": 1}
             aside = {name.replace("2/", "2.corrupt/", 1): content for name, content in after.items()}
-            assert contents(copy) == aside  # nothing was thrown away
+            assert contents(copy) == aside  # nothing was deleted
 
 
-def test_the_files_can_be_verified_without_jaxkd(two):
+def test_files_can_be_verified_without_jaxkd(two):
     found = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=two / "2", capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count(": OK") == sum(path.is_file() for path in (two / "2").rglob("*")) - 1
 
 
-def test_a_file_that_nobody_wrote_is_damage_and_a_hidden_one_is_not(two, tmp_path):
+def test_unknown_file_is_damage_unless_hidden(two, tmp_path):
     shutil.copytree(two, tmp_path / "two")
     (tmp_path / "two/2/state/d/.nfs0001").write_text("")
     with Checkpoints(tmp_path / "two") as checkpoints:
@@ -287,7 +292,7 @@ def test_a_file_that_nobody_wrote_is_damage_and_a_hidden_one_is_not(two, tmp_pat
         assert checkpoints.damage(2) == ["state/d/more is not in SHA256SUMS"]
 
 
-def test_damage_everywhere_is_an_error_and_nothing_is_touched(two, tmp_path):
+def test_damage_to_all_checkpoints_is_an_error_and_changes_nothing(two, tmp_path):
     copy = tmp_path / "two"
     shutil.copytree(two, copy)
     flip_a_bit(copy / "1/state/_METADATA")
@@ -295,13 +300,13 @@ def test_damage_everywhere_is_an_error_and_nothing_is_touched(two, tmp_path):
     with Checkpoints(copy) as checkpoints:
         for read in (checkpoints.recover, checkpoints.extra, lambda: checkpoints.restore(make_state())):
             with pytest.raises(
-                CheckpointError, match=r"(?s)no checkpoint in .*1: state/_METADATA does not .*2: extra.json"
+                CheckpointError, match=r"(?s)all checkpoints in .*1: state/_METADATA does not .*2: extra.json"
             ):
                 read()
         assert checkpoints.steps() == (1, 2)
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(two, tmp_path):
+def test_damaged_checkpoint_is_replaced_by_a_new_save_of_its_step(two, tmp_path):
     copy = tmp_path / "two"
     for name in ("2.corrupt", "2"):
         shutil.copytree(two, copy if name == "2" else tmp_path / "other", dirs_exist_ok=True)
@@ -313,7 +318,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(two, tmp_pat
         assert {path.name for path in copy.iterdir()} == {"1", "2", "2.corrupt", "2.corrupt.1"}
 
 
-def test_a_run_goes_back_to_where_its_best_checkpoint_is_good(tmp_path):
+def test_recover_chooses_a_checkpoint_whose_best_one_is_intact(tmp_path):
     def make(directory):
         with Checkpoints(directory, keep=3) as checkpoints:
             for step, best in ((1, 1), (2, 1), (3, 3), (4, 3)):
@@ -323,10 +328,10 @@ def test_a_run_goes_back_to_where_its_best_checkpoint_is_good(tmp_path):
     make(tmp_path / "a")
     with Checkpoints(tmp_path / "a", keep=3) as checkpoints:
         assert checkpoints.steps() == (1, 2, 3, 4)
-        with pytest.warns(UserWarning, match=r"step 3 is damaged: .*goes on from the checkpoint of step 2\."):
+        with pytest.warns(UserWarning, match=r"step 3 is damaged: .*resumes from the checkpoint of step 2\."):
             assert checkpoints.recover() == 2
         assert checkpoints.steps() == (1, 2, 4)
-        # 3 comes again, and makes 4 what it was.
+        # Saving 3 again makes 4 usable.
         checkpoints.save(3, {"a": jnp.full(1, 3)}, best=3)
         assert checkpoints.recover() == 4
     make(tmp_path / "b")
@@ -338,7 +343,7 @@ def test_a_run_goes_back_to_where_its_best_checkpoint_is_good(tmp_path):
         assert "the best checkpoint so far, of step 3, is damaged or missing" in str(found[1].message)
 
 
-def test_what_json_cannot_hold_is_refused_and_leaves_nothing(tmp_path):
+def test_extra_that_json_cannot_hold_is_refused_before_writing(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"a": jnp.ones(1)})
         with pytest.raises(TypeError):

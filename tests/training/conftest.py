@@ -1,3 +1,5 @@
+"""Fixtures of the tests of training."""
+
 import signal
 
 import pytest
@@ -8,7 +10,7 @@ from tests.training.toy import files, run
 
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
-    """Runs that nothing interrupted: their results, files and checkpoints."""
+    """Results, files and checkpoint steps of uninterrupted runs."""
     found = {}
     for mode in ("resident", "streaming"):
         directory = tmp_path_factory.mktemp(mode)
@@ -20,7 +22,7 @@ def straight(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _ctrl_c_interrupts():
-    """A shell that starts the tests in the background has them ignore Ctrl-C; what is tested is what a user sees."""
+    """Restores the default handler of Ctrl-C, which a shell disables for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""`distill` is the step one would write by hand, and says at once what an objective lacks."""
+"""`distill` against a step written by hand, its errors at `init`, metrics, and communication between devices."""
 
 import math
 import re
@@ -22,7 +22,7 @@ OBJECTIVE = combine(
 )
 
 
-def test_it_is_the_step_written_by_hand():
+def test_step_equals_one_written_by_hand():
     optimizer, loss_optimizer = optax.adam(1e-2), optax.sgd(0.1, momentum=0.9)
     kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optimizer, loss_optimizer=loss_optimizer)
     state = kd.init(jax.random.key(0), tiny.batch(8))
@@ -56,14 +56,14 @@ def test_it_is_the_step_written_by_hand():
     tiny.assert_close(state.loss.params["hint"], regressor)
 
 
-def test_an_unknown_path_is_an_error_of_init():
+def test_unknown_path_is_an_error_of_init():
     objective = combine(kd=term(losses.logit_mse, "student/logits", "teacher/logit"))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=r"'teacher/logit'.*did you mean 'logits'.*'map' float32\[8, 2, 2, 5\]"):
         kd.init(jax.random.key(0), tiny.batch(8))
 
 
-def test_metrics_of_ones_own():
+def test_user_defined_metrics():
     def train_metrics(context):
         return {"largest": from_values(jnp.max(context.student["logits"], axis=-1), context.batch.get("mask"))}
 
@@ -78,22 +78,21 @@ def test_metrics_of_ones_own():
 
 
 @pytest.mark.parametrize("name", ["loss", "accuracy"])
-def test_a_term_cannot_hide_or_be_hidden_by_another_metric(name):
-    """Its name is refused, rather than one of the two left out."""
+def test_term_with_the_name_of_another_metric_is_refused(name):
     kd = jaxkd.distill(tiny.student, tiny.teacher(), combine(**{name: KD}), optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match=name):
         state = jax.eval_shape(lambda: kd.init(jax.random.key(0), tiny.batch(8)))
         jax.eval_shape(kd.evaluate, state, tiny.batch(8))
 
 
-def test_numpys_own_dtypes_are_no_error():
+def test_numpy_dtypes_are_accepted():
     kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optax.sgd(0.1))
     batch = {"image": tiny.batch(8)["image"].astype(np.float64), "label": tiny.batch(8)["label"].astype(np.int64)}
     expected = kd.init(jax.random.key(0), tiny.batch(8))
     tiny.assert_equal(kd.init(jax.random.key(0), batch), expected)
 
 
-def test_a_teacher_in_training_mode_is_evaluated_too():
+def test_teacher_in_training_mode_can_be_evaluated():
     noisy = jaxkd.adapters.plain(
         lambda key, x: jnp.eye(2),
         lambda w, x, train, key: x[:, 0, 0] @ w * (jax.random.bernoulli(key, 0.5, (2,)).reshape(1, 2) if train else 1),
@@ -111,7 +110,7 @@ REMEMBERING = combine(
     crd=objectives.crd("student/vector", "teacher/vector", np.arange(BANK) % 7, negatives=4, features=8),
     review=objectives.mapped(
         lambda key, context: jaxkd.LossVars({}, {"mean": jnp.zeros(4)}),
-        # What a device remembers of its own share, like the statistics of a BatchNorm that it does not share.
+        # State of a device's own share, like statistics of a BatchNorm that are not synchronized.
         lambda params, state, context, key: (context, {"mean": context.student["vector"].mean(axis=0)}),
         term(losses.cross_entropy, "student/logits", "batch/label"),
     ),
@@ -119,14 +118,15 @@ REMEMBERING = combine(
 
 
 def reduced(text):
-    """The sizes of what a compiled program sends around to be summed."""
+    """Sizes of the arrays that a compiled program sums over devices."""
     shapes = re.findall(r"= \(?(.*?)\)? all-reduce(?:-start)?\(", text)
     found = [re.findall(r"\[([\d,]*)\]", shape) for shape in shapes]
     return [math.prod(map(int, filter(None, size.split(",")))) for shape in found for size in shape]
 
 
-def test_what_devices_remember_alike_is_not_sent_around():
-    """The bank of CRD is the same on every device, and a checked `jax.shard_map` knows; a share of one's own is not."""
+@pytest.mark.slow
+def test_replicated_objective_state_is_not_communicated():
+    """A checked `jax.shard_map` knows that the bank of CRD is equal on all devices, unlike a device's share."""
     kd = jaxkd.distill(tiny.student, tiny.teacher(), REMEMBERING, optimizer=optax.sgd(0.1))
     state, batch = kd.init(jax.random.key(0), tiny.batch(8)), jax.tree.map(jnp.asarray, tiny.batch(8))
     whole, axis = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(jaxkd.DATA_AXIS)
@@ -138,7 +138,7 @@ def test_what_devices_remember_alike_is_not_sent_around():
         found[checked] = compiled(state, batch)[0], reduced(compiled.as_text())
     (checked, few), (unchecked, many) = found[True], found[False]
     assert max(few) < BANK * 8 == max(many)
-    assert many.count(BANK * 8) == 2 and BANK not in many  # both banks; not the tables, which nobody changed
+    assert many.count(BANK * 8) == 2 and BANK not in many  # both banks, but not the index tables, which are unmodified
     tiny.assert_close(checked, unchecked, rtol=1e-6, atol=1e-7)
     expected, _ = jax.jit(kd.step)(state, batch)
     tiny.assert_close(checked, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Forgetting from a matrix, against its sums written out, and the matrix from a run's evaluations."""
+"""Measures of continual learning against their definitions, and the matrix from a run's history."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from jaxkd.types import Context
 MATRIX = np.random.default_rng(0).uniform(size=(4, 4))
 
 
-def test_by_hand():
+def test_measures_of_a_matrix_by_hand():
     a = [[0.9, 0.1, 0.0], [0.7, 0.8, 0.0], [0.8, 0.5, 0.6]]
     assert lib.average_accuracy(a) == pytest.approx((0.8 + 0.5 + 0.6) / 3)
     assert lib.average_accuracy(a, after=1) == pytest.approx(0.75)
@@ -22,7 +22,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_against_the_definitions(k):
+def test_measures_equal_their_definitions(k):
     fell = [max(MATRIX[before, j] for before in range(k)) - MATRIX[k, j] for j in range(k)]
     assert lib.forgetting(MATRIX, after=k) == pytest.approx(sum(fell) / k)
     part = MATRIX[: k + 1, : k + 1]
@@ -30,7 +30,7 @@ def test_against_the_definitions(k):
     assert lib.forgetting(part) == lib.forgetting(MATRIX, after=k)
 
 
-def test_tasks_that_were_not_evaluated_yet():
+def test_forgetting_ignores_tasks_before_their_first_evaluation():
     lower = np.where(np.tri(4, dtype=bool), MATRIX, np.nan)
     best = [max(MATRIX[before, j] for before in range(j, 3)) for j in range(3)]
     assert lib.forgetting(lower) == pytest.approx(np.mean(best - MATRIX[3, :3]))
@@ -38,7 +38,7 @@ def test_tasks_that_were_not_evaluated_yet():
     assert lib.backward_transfer(lower) == lib.backward_transfer(MATRIX)
 
 
-def test_nothing_forgotten_is_none():
+def test_forgetting_is_zero_for_constant_accuracies():
     assert lib.forgetting(np.ones((3, 3))) == lib.backward_transfer(np.ones((3, 3))) == 0
 
 
@@ -51,7 +51,7 @@ def context(step=0, mask=None, seed=0, size=12):
 
 
 @pytest.mark.parametrize("step,seen", [(0, 1), (1, 1), (3, 1), (4, 2), (5, 2), (7, 2), (8, 3)])
-def test_per_task(step, seen):
+def test_per_task_predicts_among_the_classes_so_far(step, seen):
     """At a boundary, the task that begins with the next step has not been trained on."""
     tasks = [[5, 0], [2, 3], [1, 4]]
     mask = np.arange(12) % 4 != 1
@@ -67,7 +67,7 @@ def test_per_task(step, seen):
         assert found[f"accuracy_within/{i}"] == pytest.approx(np.mean(within))
 
 
-def test_per_task_without_steps_has_all_classes():
+def test_per_task_without_steps_predicts_among_all_classes():
     given = context()
     found = lib.per_task([[0, 1, 2], [3, 4, 5]])(given)
     plain = metrics.classification(given)
@@ -77,7 +77,7 @@ def test_per_task_without_steps_has_all_classes():
     assert sum(float(found[f"accuracy/{i}"].count) for i in range(2)) == 12
 
 
-def test_the_matrix_of_a_history():
+def test_accuracies_from_a_history():
     rows = [{"step": step, "train/loss": 1.0} for step in range(1, 10)]
     rows += [{"step": s, **{f"test/accuracy/{j}": MATRIX[i, j] for j in range(4)}} for i, s in enumerate((2, 4, 6, 8))]
     name = "test/accuracy/{task}"
@@ -85,11 +85,11 @@ def test_the_matrix_of_a_history():
     np.testing.assert_array_equal(lib.accuracies(rows, [2, 2, 2, 2], name=name), MATRIX)
     with pytest.raises(ValueError, match=r"none at \[3\].*eval_every"):
         lib.accuracies(rows, [3, 5], name=name)
-    with pytest.raises(ValueError, match="how many there are"):
+    with pytest.raises(ValueError, match="the number of tasks"):
         lib.accuracies(rows, 2, name=name)
 
 
-def test_mistakes():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"\[tasks, tasks\], got \[4, 3\]"):
         lib.forgetting(MATRIX[:, :3])
     for after in (0, 4, -5):

@@ -1,3 +1,5 @@
+"""The lock on a run's directory: refusal of a second run, stale files, systems without locks, full disks."""
+
 import errno
 import json
 import os
@@ -11,8 +13,8 @@ from jaxkd.training.lock import alone
 from tests.training.toy import run
 
 
-def test_a_second_run_is_refused_by_the_name_of_the_first_and_the_first_goes_on(tmp_path):
-    message = rf"another run is at work in .*/run \(process {os.getpid()} on {socket.gethostname()}\)\. Wait"
+def test_second_run_is_refused_with_the_process_and_host_of_the_first(tmp_path):
+    message = rf"another run is using .*/run \(process {os.getpid()} on {socket.gethostname()}\)\. Wait"
 
     def another(step, *_):
         before = sorted(path for path in tmp_path.rglob("*"))
@@ -27,21 +29,21 @@ def test_a_second_run_is_refused_by_the_name_of_the_first_and_the_first_goes_on(
     run("resident", tmp_path / "run", steps=18)
 
 
-def test_what_is_in_the_file_never_blocks(tmp_path):
+def test_content_of_a_stale_lock_file_never_blocks(tmp_path):
     for left in (json.dumps({"host": "elsewhere", "process": 1}), "", "torn {"):
         (tmp_path / ".lock").write_text(left)
         with alone(tmp_path):
             assert json.loads((tmp_path / ".lock").read_text())["process"] == os.getpid()
 
 
-def test_a_holder_that_is_just_writing_its_name_is_respected_without_it(tmp_path):
+def test_lock_holds_while_its_file_is_empty(tmp_path):
     with alone(tmp_path):
         (tmp_path / ".lock").write_text("")
-        with pytest.raises(ValueError, match=r"at work in .*\d\. Wait for its end"), alone(tmp_path):
+        with pytest.raises(ValueError, match=r"is using .*\d\. Wait until it ends"), alone(tmp_path):
             pass
 
 
-def test_a_run_that_fails_lets_the_directory_go(tmp_path):
+def test_failed_run_releases_the_lock(tmp_path):
     with pytest.raises(ZeroDivisionError), alone(tmp_path):
         1 / 0  # noqa: B018
     with alone(tmp_path):
@@ -50,7 +52,7 @@ def test_a_run_that_fails_lets_the_directory_go(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(code, tmp_path, monkeypatch):
+def test_file_system_without_locks_gives_a_warning(code, tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(code, os.strerror(code))
 
@@ -59,18 +61,18 @@ def test_a_file_system_without_locks_is_said_and_does_not_stop_the_run(code, tmp
         pass
 
 
-def test_a_system_without_locks_is_said_as_well(tmp_path, monkeypatch):
+def test_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     with pytest.warns(UserWarning, match="this system has no file locks"), alone(tmp_path):
         pass
 
 
-def test_a_full_disk_costs_the_name_and_not_the_lock(tmp_path, monkeypatch):
+def test_full_disk_does_not_affect_the_lock(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(lock.os, "write", full)
     with alone(tmp_path):
         assert (pathlib.Path(tmp_path) / ".lock").read_text() == ""
-        with pytest.raises(ValueError, match="another run is at work"), alone(tmp_path):
+        with pytest.raises(ValueError, match="another run is using"), alone(tmp_path):
             pass

@@ -1,3 +1,5 @@
+"""Log files: equal rows in all of them, resuming, non-finite numbers, full disks."""
+
 import builtins
 import csv
 import errno
@@ -19,12 +21,12 @@ def rows_of(directory):
 
 
 def events_of(directory):
-    """Tag, step and value of every event, with nothing but the file format and the protocol buffer."""
+    """Tag, step and value of every event, read from the records of the files."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
     for path in sorted((directory / "tensorboard").glob("events.*")):
-        for record in logs._records(path.read_bytes()):
+        for record in logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
     return sorted(found)
@@ -37,7 +39,7 @@ ROWS = [
 ]
 
 
-def test_all_files_hold_the_same_rows_as_soon_as_they_are_written(tmp_path):
+def test_all_files_hold_a_row_as_soon_as_it_is_written(tmp_path):
     with Logs(tmp_path) as written:
         for row in ROWS:
             written.write(row)
@@ -50,7 +52,7 @@ def test_all_files_hold_the_same_rows_as_soon_as_they_are_written(tmp_path):
         ]
 
 
-def test_a_new_column_leaves_no_trace_of_the_old_header(tmp_path):
+def test_new_column_rewrites_the_header(tmp_path):
     with Logs(tmp_path, tensorboard=False) as written:
         for row in ROWS:
             written.write(row)
@@ -60,7 +62,7 @@ def test_a_new_column_leaves_no_trace_of_the_old_header(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv", "metrics.jsonl"}
 
 
-def test_truncating_and_going_on_is_as_if_nothing_had_happened(tmp_path):
+def test_resumed_files_equal_uninterrupted_ones(tmp_path):
     def write(directory, rows):
         with Logs(directory) as written:
             for row in rows:
@@ -68,7 +70,7 @@ def test_truncating_and_going_on_is_as_if_nothing_had_happened(tmp_path):
 
     write(tmp_path / "straight", ROWS)
     write(tmp_path / "broken", [ROWS[0], {"step": 10, "other": 2.0}, {"step": 12, "train/loss": 7.0}])
-    # A process killed while it wrote leaves half a line and half an event.
+    # A process that is killed while writing leaves an incomplete line and an incomplete event.
     with (tmp_path / "broken/metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "tra')
     for path in (tmp_path / "broken/tensorboard").glob("events.*"):
@@ -81,7 +83,7 @@ def test_truncating_and_going_on_is_as_if_nothing_had_happened(tmp_path):
     assert events_of(tmp_path / "broken") == events_of(tmp_path / "straight")
 
 
-def test_truncate_forgets_columns_that_only_later_rows_had(tmp_path):
+def test_truncate_removes_columns_of_later_rows(tmp_path):
     with Logs(tmp_path) as written:
         for row in ROWS:
             written.write(row)
@@ -90,19 +92,19 @@ def test_truncate_forgets_columns_that_only_later_rows_had(tmp_path):
         assert events_of(tmp_path) == [("train/loss", 5, pytest.approx(0.1))]
 
 
-def test_nan_and_infinity_are_valid_json_and_readable_csv(tmp_path):
+def test_nan_and_infinity_are_valid_json_and_csv(tmp_path):
     with Logs(tmp_path) as written:
         written.write({"step": 1, "a": math.nan, "b": math.inf})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": None}
     assert (tmp_path / "metrics.csv").read_text().splitlines()[1] == "1,nan,inf"
 
 
-def test_rows_without_a_step_or_backwards_are_refused(tmp_path):
+def test_rows_without_a_step_or_out_of_order_are_refused(tmp_path):
     with Logs(tmp_path, tensorboard=False) as written:
-        with pytest.raises(ValueError, match="needs its 'step'"):
+        with pytest.raises(ValueError, match="row: expected an entry 'step'"):
             written.write({"loss": 1.0})
         written.write({"step": 2})
-        with pytest.raises(ValueError, match=r"got 1 after a row of step 2.*truncate"):
+        with pytest.raises(ValueError, match=r"step: expected at least 2, .* got 1.*truncate"):
             written.write({"step": 1})
 
 
@@ -116,10 +118,10 @@ def without_tensorboard(monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    logs._tell_once.cache_clear()
+    logs._warn_without_tensorboard.cache_clear()
 
 
-def test_without_tensorboardx_the_rest_is_written_and_it_is_said_once(tmp_path, without_tensorboard, caplog):
+def test_without_tensorboardx_other_files_are_written_with_one_note(tmp_path, without_tensorboard, caplog):
     for name in ("a", "b"):
         with Logs(tmp_path / name) as written:
             written.write(ROWS[0])
@@ -127,16 +129,16 @@ def test_without_tensorboardx_the_rest_is_written_and_it_is_said_once(tmp_path, 
         assert not (tmp_path / name / "tensorboard").exists()
     assert [record.message for record in caplog.records] == [
         "No TensorBoard files are written: tensorboardX is not installed (pip install tensorboardX). metrics.csv and "
-        "metrics.jsonl hold the same numbers; tensorboard=False leaves out this note."
+        "metrics.jsonl hold the same numbers; tensorboard=False suppresses this note."
     ]
 
 
-def test_without_tensorboardx_asking_for_it_is_an_error(tmp_path, without_tensorboard):
+def test_tensorboard_without_tensorboardx_is_an_error(tmp_path, without_tensorboard):
     with pytest.raises(ImportError, match="pip install tensorboardX"):
         Logs(tmp_path, tensorboard=True)
 
 
-def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_failed_atomic_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
     logs.write_atomically(path, "old")
 
@@ -144,14 +146,14 @@ def test_a_failed_atomic_write_leaves_the_old_file_and_nothing_else(tmp_path, mo
         raise OSError("disk full")
 
     monkeypatch.setattr(logs.os, "fsync", full)
-    with pytest.raises(OSError, match=r"disk full: it could not be written anew, and is as it was before: '.*x\.txt'"):
+    with pytest.raises(OSError, match=r"disk full: it could not be replaced; its old content is intact: '.*x\.txt'"):
         logs.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
 class Full:
-    """A file on a disk with room for a few more bytes."""
+    """A file on a disk that has room for a few more bytes."""
 
     def __init__(self, path, room):
         self.file, self.room, self.waiting = path.open("a"), room, ""
@@ -175,7 +177,7 @@ class Full:
 
 
 @pytest.mark.parametrize(("name", "attribute"), [("metrics.csv", "_csv"), ("metrics.jsonl", "_jsonl")])
-def test_a_disk_that_fills_up_within_a_row_costs_that_row(name, attribute, tmp_path):
+def test_disk_that_fills_up_within_a_row_loses_only_that_row(name, attribute, tmp_path):
     message = rf"No space left on device: the row of step 15 could not be written.*'{tmp_path}'"
     with Logs(tmp_path, tensorboard=False) as written:
         for row in ROWS[:2]:
@@ -192,7 +194,7 @@ def test_a_disk_that_fills_up_within_a_row_costs_that_row(name, attribute, tmp_p
     assert rows_of(tmp_path) == (ROWS, ROWS)
 
 
-def test_what_a_killed_process_was_writing_goes_away_and_nothing_else(tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
     for name in (".metrics.csv.12.new", ".metrics.jsonl.12.new", ".config.json.12.new", ".other.new"):
         (tmp_path / name).write_text("half")
     with Logs(tmp_path, tensorboard=False):

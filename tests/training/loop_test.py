@@ -1,4 +1,4 @@
-"""What a run does, what it refuses and what it shows."""
+"""The training loop: results of a run, arguments that are refused, progress."""
 
 import io
 import itertools
@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 
 from jaxkd.progress import show_progress
-from jaxkd.training import identity, meter, programs
+from jaxkd.training import compiled_steps, logs, run_identity
+from jaxkd.training.cadence import Cadence, due, next_piece
 from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.evaluation import evaluate
-from jaxkd.training.logs import Logs
+from jaxkd.training.compiled_steps import evaluate
 from jaxkd.training.loop import fit
-from jaxkd.training.plan import Plan, due, next_piece
+from jaxkd.training.packed import pack
 from jaxkd.types import Distiller, Mean
 from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
 
 both = pytest.mark.parametrize("mode", ["resident", "streaming"])
 
 
-# --- what a run does -------------------------------------------------------------------------------------------------
+# --- results of a run -------------------------------------------------------------------------------------------------
 
 
 @both
-def test_a_run_learns_and_reports_every_row(mode, straight):
+def test_run_learns_and_logs_every_row(mode, straight):
     result, written, steps = straight[mode]
     by_step = {row["step"]: row for row in result.history}
     assert sorted(by_step) == sorted({*range(5, 36, 5), *range(6, 37, 6)})
@@ -43,7 +43,7 @@ def test_a_run_learns_and_reports_every_row(mode, straight):
     assert int(result.state.step) == STEPS
 
 
-def test_rows_are_the_means_over_their_steps(straight):
+def test_rows_are_means_over_their_steps(straight):
     state, step = KD.init(jax.random.key(1), TRAIN.gather(TRAIN.arrays, 0)), jax.jit(KD.step)
     expected = []
     for number in range(STEPS):
@@ -58,7 +58,7 @@ def test_rows_are_the_means_over_their_steps(straight):
                     assert row[f"train/{name}"] == pytest.approx(mean, rel=1e-4)
 
 
-def test_resident_and_streaming_are_the_same_run(straight):
+def test_resident_and_streaming_runs_are_equal(straight):
     resident, streaming = straight["resident"][0], straight["streaming"][0]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), resident.state[:4], streaming.state[:4]
@@ -67,7 +67,7 @@ def test_resident_and_streaming_are_the_same_run(straight):
 
 
 @both
-def test_evaluation_counts_every_example_once_and_padding_never(mode, straight):
+def test_evaluation_counts_every_example_once_without_padding(mode, straight):
     state = straight["resident"][0].state
     data = VAL if mode == "resident" else Streaming(VAL)
     found = evaluate(KD, state, data)
@@ -80,14 +80,14 @@ def test_evaluation_counts_every_example_once_and_padding_never(mode, straight):
     assert found["accuracy"] == pytest.approx((squared < 0.5).mean(), rel=1e-6)
 
 
-def test_several_splits_have_their_names(tmp_path):
+def test_several_splits_are_reported_by_name(tmp_path):
     splits = {"val": VAL, "test": Streaming(Resident(examples=11))}
     result = run("resident", evaluate=splits, steps=6, best="test/accuracy", best_mode="max")
     assert {"val/loss", "test/loss", "test/accuracy"} < set(result.history[-1])
     assert result.best.value == max(row["test/accuracy"] for row in result.history if "test/accuracy" in row)
 
 
-def test_the_best_state_is_the_one_that_was_evaluated_best(tmp_path, straight):
+def test_best_state_is_that_of_the_best_evaluation(tmp_path, straight):
     def evaluated(step, metrics, state):
         seen[step] = metrics["eval/loss"], bits(state)
 
@@ -102,7 +102,7 @@ def test_the_best_state_is_the_one_that_was_evaluated_best(tmp_path, straight):
         assert checkpoints.steps() == tuple(sorted({best, 36}))
 
 
-def test_epochs_are_passes_and_the_intervals_default_to_one(tmp_path):
+def test_epochs_are_passes_and_intervals_default_to_one_epoch(tmp_path):
     result = fit(
         KD, TRAIN, epochs=2, key=jax.random.key(1), evaluate=VAL, directory=tmp_path, tensorboard=False, progress=False
     )
@@ -113,8 +113,8 @@ def test_epochs_are_passes_and_the_intervals_default_to_one(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_each_chunk_length_is_traced_once_and_a_second_run_traces_nothing():
-    programs.run_chunk.cache_clear()
+def test_each_chunk_length_is_traced_once_for_all_runs():
+    compiled_steps.run_chunk.cache_clear()
     TRACES.clear()
     for _ in range(2):
         run("resident", eval_every=12, steps=36, chunk=4)
@@ -123,15 +123,15 @@ def test_each_chunk_length_is_traced_once_and_a_second_run_traces_nothing():
     assert len(TRACES) == 2
 
 
-def test_streaming_traces_once():
-    programs.run_step.cache_clear()
+def test_streaming_step_is_traced_once():
+    compiled_steps.run_step.cache_clear()
     TRACES.clear()
     run("streaming", steps=20)
     assert len(TRACES) == 1
 
 
 @both
-def test_the_state_is_donated_and_the_callers_arrays_are_not(mode):
+def test_states_are_donated_but_not_the_arrays_of_the_caller(mode):
     states = []
     key = jax.random.key(1)
     given = KD.init(key, TRAIN.gather(TRAIN.arrays, 0))
@@ -143,8 +143,8 @@ def test_the_state_is_donated_and_the_callers_arrays_are_not(mode):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((given, key, from_state.state, TRAIN.arrays)))
 
 
-def test_the_host_does_not_wait_for_a_streamed_step(monkeypatch):
-    """Metrics are fetched only of steps that were sent off long ago."""
+def test_host_does_not_wait_for_streamed_steps(monkeypatch):
+    """Metrics are fetched a window of steps later."""
     waited, sent = [], []
     asarray = np.asarray
 
@@ -153,12 +153,12 @@ def test_the_host_does_not_wait_for_a_streamed_step(monkeypatch):
             waited.append(len(sent))
         return asarray(x, *args)
 
-    monkeypatch.setattr(meter.np, "asarray", spy)
+    monkeypatch.setattr(logs.np, "asarray", spy)
     fit(KD, Streaming(TRAIN, on_next=sent.append), steps=70, key=jax.random.key(1), log_every=5, progress=False)
     assert waited == [32, 48, 64, 70, 70]  # for the first 16, the next 16, ...
 
 
-def test_seeds_under_vmap_are_one_run_with_a_column_each():
+def test_seeds_under_vmap_are_logged_in_separate_columns():
     mapped = Distiller(
         lambda key, batch: jax.vmap(KD.init, in_axes=(0, None))(jax.random.split(key, 3), batch),
         jax.vmap(KD.step, in_axes=(0, None)),
@@ -171,23 +171,23 @@ def test_seeds_under_vmap_are_one_run_with_a_column_each():
     assert result.history[-1]["train/loss[1]"] == pytest.approx(alone.history[-1]["train/loss"], rel=1e-4)
 
 
-def test_a_metric_that_counted_nothing_has_no_mean_and_harms_no_other(tmp_path):
-    """As of a step that was skipped, or a term that only some batches have."""
-    counted = meter.Meter(Plan(steps=4, log_every=2), steps_per_epoch=2)
+def test_metric_with_a_count_of_zero_is_nan_and_null_in_json(tmp_path):
+    """Such as the loss of a skipped step, or a term that only some batches have."""
+    rows = logs.RowAccumulator(Cadence(steps=4, log_every=2), steps_per_epoch=2)
     for step in range(4):
         skipped = float(step in (1, 2, 3))
         means = {"loss": Mean(step * (1 - skipped), 1 - skipped), "skipped": Mean(skipped, 1.0)}
-        counted.add(step, programs.pack(means), 1)
-    first, second = counted.rows()
+        rows.add(step, pack(means), 1)
+    first, second = rows.complete()
     assert (first["train/loss"], first["train/skipped"]) == (0.0, 0.5)
     assert math.isnan(second["train/loss"]) and second["train/skipped"] == 1
-    with Logs(tmp_path, tensorboard=False) as written:
+    with logs.Logs(tmp_path, tensorboard=False) as written:
         written.write(first)
         written.write(second)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["train/loss"] is None
 
 
-# --- what is refused, and what is shown ------------------------------------------------------------------------------
+# --- refused arguments, and progress ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -197,28 +197,28 @@ def test_a_metric_that_counted_nothing_has_no_mean_and_harms_no_other(tmp_path):
         ({"steps": None}, "exactly one of steps and epochs, got neither"),
         ({"steps": 0}, "steps: expected a positive number, got 0"),
         ({"log_every": 0}, "log_every: expected a positive number"),
-        ({"evaluate": None, "best": None}, "eval_every is given, and nothing to evaluate"),
+        ({"evaluate": None, "best": None}, "eval_every needs an evaluation: give evaluate="),
         ({"evaluate": None, "eval_every": None}, "best='eval/loss' needs an evaluation"),
         ({"best_mode": "least"}, "best_mode: expected 'max' or 'min', got 'least'"),
         ({"best": "eval/acuracy"}, "did you mean 'eval/accuracy'"),
-        ({"evaluate": {"train": VAL}}, "the name 'train' is that of the training metrics"),
+        ({"evaluate": {"train": VAL}}, "the name 'train' is reserved for the training metrics"),
         ({"state": 1}, "exactly one of key and state, got key and state"),
     ],
 )
-def test_contradictions_are_refused(settings, message):
+def test_contradictory_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run("resident", **settings)
 
 
 def test_checkpoints_need_a_directory():
-    with pytest.raises(ValueError, match="checkpoint_every is given, and nowhere to save"):
+    with pytest.raises(ValueError, match="checkpoint_every needs a directory to save checkpoints in"):
         fit(KD, TRAIN, steps=1, key=jax.random.key(0), checkpoint_every=1)
 
 
-def test_inputs_that_are_none_or_end_are_refused():
+def test_invalid_and_exhausted_inputs_are_refused():
     with pytest.raises(ValueError, match=r"ended after 7 of 36 steps\. Let it repeat"):
         run("streaming", train=Streaming(TRAIN, end=7))
-    with pytest.raises(ValueError, match="gave no batch at all"):
+    with pytest.raises(ValueError, match="expected at least one batch, and the input has none"):
         run("streaming", train=Streaming(TRAIN, end=0))
     with pytest.raises(ValueError, match="ended after 2 batches, and its steps_per_epoch is 3"):
         run("streaming", evaluate=Streaming(VAL, end=2))
@@ -231,34 +231,36 @@ def test_inputs_that_are_none_or_end_are_refused():
         run("streaming", train=Generator(TRAIN))
 
 
-def test_a_config_that_cannot_be_compared_is_refused():
+def test_config_that_json_cannot_hold_is_refused():
     with pytest.raises(TypeError, match=r"config\.model\[0\]: expected what JSON can hold .* got function"):
-        run("resident", config={"model": [test_a_config_that_cannot_be_compared_is_refused]})
+        run("resident", config={"model": [test_config_that_json_cannot_hold_is_refused]})
 
 
 def test_equal_configs_have_no_differences():
     config = {"a": [1, 2], "b": {"c": None}, "d": {}}
-    assert identity.differences(json.loads(json.dumps(identity.plain(config))), identity.plain(config)) == []
+    assert (
+        run_identity.differences(json.loads(json.dumps(run_identity.plain(config))), run_identity.plain(config)) == []
+    )
 
 
-def test_pieces_meet_every_event_are_few_lengths_and_do_not_depend_on_where_one_begins():
+def test_pieces_end_at_events_have_few_lengths_and_do_not_depend_on_the_start():
     for steps, evaluates, saves, chunk in itertools.product((97, 200), (None, 7, 30, 60), (None, 30, 45), (1, 16, 100)):
-        plan = Plan(steps, 10, evaluates, saves, chunk)
+        cadence = Cadence(steps, 10, evaluates, saves, chunk)
         edges = [0]
         while edges[-1] < steps:
-            edges.append(next_piece(plan, edges[-1]))
+            edges.append(next_piece(cadence, edges[-1]))
         lengths = np.diff(edges)
         assert edges[-1] == steps
         assert 0 < lengths.min() <= lengths.max() <= chunk
-        assert {step for step in range(1, steps + 1) if due(evaluates, step, plan) or due(saves, step, plan)} <= set(
-            edges
-        )
+        assert {
+            step for step in range(1, steps + 1) if due(evaluates, step, cadence) or due(saves, step, cadence)
+        } <= set(edges)
         assert len(set(lengths)) <= 8
         for step in range(steps):
-            assert next_piece(plan, step) == min(edge for edge in edges if edge > step)
+            assert next_piece(cadence, step) == min(edge for edge in edges if edge > step)
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then(capsys):
+def test_progress_without_a_terminal_is_printed_as_lines(capsys):
     run("resident", progress=True)
     out = capsys.readouterr().out
     assert out.count("\n") == 1

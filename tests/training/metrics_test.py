@@ -18,13 +18,13 @@ def test_unequal_batches_merge_to_the_mean_over_all_examples():
     assert metrics.compute(merged) == {"x": values.mean()}
 
 
-def test_masked_values_do_not_matter_even_if_they_are_nan():
+def test_masked_values_have_no_influence_even_if_nan():
     where = jnp.array([True, False, True])
     mean = metrics.from_values(jnp.array([1.0, jnp.nan, 4.0]), where)
     assert (float(mean.sum), float(mean.count)) == (5.0, 2.0)
 
 
-def test_nothing_counted_is_nan_and_not_an_error():
+def test_count_of_zero_gives_nan():
     none = metrics.from_values(jnp.ones(3), jnp.zeros(3, bool))
     assert math.isnan(metrics.compute({"x": none})["x"])
 
@@ -36,19 +36,19 @@ def test_integers_and_booleans_become_float32():
         assert metrics.compute({"x": mean}) == {"x": 0.5}
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"where: expected the shape of the values, \[2, 3\], got \[2\]"):
         metrics.from_values(jnp.ones((2, 3)), jnp.ones(2, bool))
 
 
-def test_stacked_metrics_have_to_be_added_before_they_are_divided():
+def test_stacked_metrics_have_to_be_summed_before_compute():
     stacked = {"x": Mean(jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))}
     with pytest.raises(ValueError, match=r"metric 'x': expected a scalar.*metrics\.total"):
         metrics.compute(stacked)
     assert metrics.compute(metrics.total(stacked)) == {"x": 0.75}
 
 
-def test_psum_over_devices_is_the_metric_of_the_whole_batch():
+def test_psum_gives_the_metric_of_the_global_batch():
     values = jnp.arange(16.0).reshape(8, 2)
     where = values.astype(int) % 3 != 0
     mapped = jax.pmap(lambda v, w: metrics.psum({"x": metrics.from_values(v, w)}, "d"), axis_name="d")(values, where)
@@ -62,7 +62,7 @@ def _context(**batch):
     return Context({"logits": student}, {"logits": teacher}, {k: jnp.asarray(v) for k, v in batch.items()}, step=0)
 
 
-def test_classification_agrees_with_numpy():
+def test_classification_equals_numpy():
     label = np.array([0, 1, 2, 3, 0, 1])
     mask = np.array([True, True, False, True, False, True])
     context = _context(label=label, mask=mask)
@@ -89,11 +89,11 @@ def test_classification_agrees_with_numpy():
         (_context()._replace(teacher={"logits": jnp.zeros((6, 7))}), set()),  # other classes
     ],
 )
-def test_what_is_not_there_is_left_out(context, names):
+def test_metrics_without_their_inputs_are_omitted(context, names):
     assert set(metrics.classification(context)) == names
 
 
-def test_a_mask_over_examples_counts_all_their_tokens():
+def test_mask_over_examples_is_broadcast_to_tokens():
     logits = jnp.zeros((2, 3, 5)).at[..., 1].set(1.0)
     label = jnp.array([[1, 1, 0], [0, 0, 0]])
     batch = {"label": label, "mask": jnp.array([True, False])}

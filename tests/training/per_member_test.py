@@ -1,4 +1,4 @@
-"""An optimizer per member is what each member would have alone."""
+"""`per_member` updates each member as its optimizer would alone."""
 
 import chex
 import jax
@@ -31,18 +31,18 @@ def stacked(tree):
     return {"copies": jax.tree.map(lambda *x: jnp.stack(x), tree["a"], tree["b"])}
 
 
-def test_each_by_itself():
+def test_each_member_is_updated_as_alone():
     found = trained(per_member(CLIPPED), PARAMS, GRADS)
     alone = {name: trained(CLIPPED, PARAMS[name], GRADS[name]) for name in PARAMS}
     chex.assert_trees_all_close(found, alone, rtol=1e-6)
     together = trained(CLIPPED, PARAMS, GRADS)
-    assert abs(float(together["b"]["w"][0] - found["b"]["w"][0])) > 1e-4  # what it is for
+    assert abs(float(together["b"]["w"][0] - found["b"]["w"][0])) > 1e-4  # a joint optimizer differs
     chex.assert_trees_all_close(
         trained(per_member(CLIPPED), stacked(PARAMS), stacked(GRADS)), stacked(alone), rtol=1e-6
     )
 
 
-def test_one_for_each_and_nested():
+def test_optimizers_by_name_and_nested_groups():
     both = per_member({"a": CLIPPED, "b": optax.sgd(1.0), "c": CLIPPED})
     found = trained(both, PARAMS, GRADS)
     chex.assert_trees_all_close(found["a"], trained(CLIPPED, PARAMS["a"], GRADS["a"]), rtol=1e-6)
@@ -52,7 +52,7 @@ def test_one_for_each_and_nested():
     chex.assert_trees_all_close(found["all"], trained(per_member(CLIPPED), PARAMS, GRADS), rtol=1e-6)
 
 
-def test_without_parameters():
+def test_member_without_parameters():
     optimizer = per_member(optax.clip_by_global_norm(1.0))
     assert optimizer.init({}) == {}
     assert optimizer.update({}, {}, {}) == ({}, {})
@@ -61,7 +61,7 @@ def test_without_parameters():
         chex.assert_trees_all_equal_shapes(updates, grads)
 
 
-def test_further_arguments_reach_the_optimizer():
+def test_extra_arguments_reach_the_optimizer():
     scaled = optax.GradientTransformationExtraArgs(
         optax.identity().init,
         lambda updates, state, params=None, *, by: (jax.tree.map(lambda x: by * x, updates), state),
@@ -72,7 +72,7 @@ def test_further_arguments_reach_the_optimizer():
         chex.assert_trees_all_close(updates, jax.tree.map(lambda x: 2 * x, params), rtol=1e-6)
 
 
-def test_mistakes():
+def test_invalid_uses_are_refused():
     with pytest.raises(ValueError, match=r"optimizer of 'b'.*Available: 'a'"):
         per_member({"a": CLIPPED}).init(PARAMS)
     with pytest.raises(ValueError, match="dict by member"):

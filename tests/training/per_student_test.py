@@ -1,4 +1,4 @@
-"""Each member's accuracy, with masks, beside that of the whole."""
+"""`per_student`: metrics of each member, with masks, beside those of the group."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +15,14 @@ def context(**batch):
     return Context(student, {}, {"label": jnp.array([0, 1, 0]), **batch}, 0)
 
 
-def test_of_each_member():
+def test_metrics_of_each_member():
     found = compute(per_student(context()))
     assert (found["accuracy"], found["accuracy/a"], found["accuracy/peers/b"]) == (1, 1, 0)
     assert found["nll/a"] == pytest.approx(np.mean([np.log1p(np.exp(-x)) for x in (2.0, 1.0, 3.0)]), rel=1e-6)
     assert sorted(found) == ["accuracy", "accuracy/a", "accuracy/peers/b", "nll", "nll/a", "nll/peers/b"]
 
 
-def test_only_what_counts():
+def test_masked_examples_are_excluded():
     mixed = context(mask=jnp.array([True, True, False]))
     mixed = mixed._replace(student={**mixed.student, "a/logits": RIGHT.at[1].set(jnp.array([1.0, 0.0]))})
     found = per_student(mixed)

@@ -10,7 +10,7 @@ from jaxkd import combine, losses, term
 from tests import tiny
 
 
-def test_each_mode_has_its_own_transformation():
+def test_training_and_evaluation_have_separate_transforms():
     objective = combine(kd=term(losses.soft_target_kl, "student/logits", "teacher/logits"))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1))
     double = lambda batch: {**batch, "image": 2.0 * batch["image"].astype(jnp.float32)}  # noqa: E731

@@ -1,4 +1,4 @@
-"""What a run survives: hooks and inputs that raise, signals, SIGKILL, damage, another configuration, a NaN."""
+"""Resuming a run after exceptions, signals and damage; refusal of other settings; losses that are not finite."""
 
 import json
 import os
@@ -17,9 +17,10 @@ import jaxkd.data
 from jaxkd import losses
 from jaxkd.data import Dataset
 from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-from jaxkd.training.interrupts import Preempted
+from jaxkd.training.logs import NonFiniteError
 from jaxkd.training.loop import fit
-from jaxkd.training.meter import NonFiniteError
+from jaxkd.training.preemption import Preempted
+from jaxkd.training.run_directory import Best, Snapshot
 from jaxkd.types import Variables
 from tests.training.toy import (
     FEATURES,
@@ -54,13 +55,13 @@ def same(result, directory, expected):
 
 @both
 @pytest.mark.parametrize("at", [6, 18, 30])
-def test_a_hook_that_raises_costs_nothing_but_time(mode, at, tmp_path, straight):
+def test_run_resumes_exactly_after_a_hook_raises(mode, at, tmp_path, straight):
     with pytest.raises(Died):
         run(mode, tmp_path, on_eval=raising(at, Died()))
     same(run(mode, tmp_path), tmp_path, straight[mode])
 
 
-def test_an_input_that_raises_anywhere_costs_nothing_but_time(tmp_path, straight):
+def test_run_resumes_exactly_after_an_input_raises(tmp_path, straight):
     at = random.Random(0).sample(range(1, STEPS), 3)
     for step in sorted(at):
         with pytest.raises(Died):
@@ -70,7 +71,7 @@ def test_an_input_that_raises_anywhere_costs_nothing_but_time(tmp_path, straight
 
 @both
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "exception"])
-def test_a_signal_saves_where_it_is(mode, how, tmp_path, straight):
+def test_signal_saves_a_checkpoint_of_the_current_step(mode, how, tmp_path, straight):
     def interrupt(step, *_):
         if step == 18:  # no checkpoint is due here
             if how == "exception":
@@ -89,7 +90,7 @@ def test_a_signal_saves_where_it_is(mode, how, tmp_path, straight):
 
 
 @pytest.mark.parametrize("how", ["signal", "exception"])
-def test_ctrl_c_between_events_of_a_stream_keeps_half_a_row(how, tmp_path, straight):
+def test_ctrl_c_between_events_of_a_stream_saves_the_partial_row(how, tmp_path, straight):
     def interrupt(step):
         if step == 14:
             if how == "exception":
@@ -104,16 +105,16 @@ def test_ctrl_c_between_events_of_a_stream_keeps_half_a_row(how, tmp_path, strai
     same(run("streaming", tmp_path), tmp_path, straight["streaming"])
 
 
-def test_signals_are_left_alone_where_they_are_not_ours(tmp_path):
+def test_signals_with_a_handler_of_the_user_are_left_alone(tmp_path):
     def watch(step, *_):
         seen.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)))
 
     def of_the_user(number, frame):
-        raise AssertionError("nobody sends it")
+        raise AssertionError("no signal is sent")
 
     seen: list = []
     run("resident", steps=6, on_eval=watch)
-    assert seen[0][1] is signal.SIG_DFL  # nothing could be saved
+    assert seen[0][1] is signal.SIG_DFL  # without a directory, SIGTERM is not handled
     before = signal.signal(signal.SIGTERM, of_the_user)
     try:
         run("resident", tmp_path / "a", steps=6, on_eval=watch)
@@ -128,11 +129,11 @@ def test_signals_are_left_alone_where_they_are_not_ours(tmp_path):
 
 
 @both
-def test_a_damaged_checkpoint_costs_nothing_but_time(mode, tmp_path, straight):
+def test_run_resumes_exactly_after_a_checkpoint_is_damaged(mode, tmp_path, straight):
     with pytest.raises(Died):
         run(mode, tmp_path, on_eval=raising(30, Died()))
     last = max(int(path.name) for path in tmp_path.glob("checkpoints/*"))
-    # A power failure may leave a file of zeros; a killed process, half a row.
+    # A power failure may leave a file of zeros, a killed process an incomplete row.
     file = next((tmp_path / "checkpoints" / str(last) / "state").glob("ocdbt.process_0/d/*"))
     file.write_bytes(bytes(file.stat().st_size))
     with (tmp_path / "metrics.jsonl").open("a") as rows:
@@ -147,19 +148,21 @@ def test_a_damaged_checkpoint_costs_nothing_but_time(mode, tmp_path, straight):
     assert not list(tmp_path.glob(".*.new"))
 
 
-def test_when_all_checkpoints_are_damaged_nothing_is_begun_anew(tmp_path):
+def test_run_with_only_damaged_checkpoints_is_refused(tmp_path):
     run("resident", tmp_path, steps=12)
     for path in tmp_path.glob("checkpoints/*/extra.json"):
         path.write_bytes(b"")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* is good:.*extra.json.*Nothing was deleted"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)all checkpoints in .* are damaged:.*extra.json.*Nothing was deleted"
+    ):
         run("resident", tmp_path, steps=12)
     assert before == {
         path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"
     }
 
 
-def test_a_best_state_that_is_lost_is_said_and_the_run_goes_on(tmp_path):
+def test_lost_best_state_is_reported_and_the_run_continues(tmp_path):
     def run_with_an_early_best(**settings):
         return run("resident", tmp_path, best="eval/loss", best_mode="max", keep=1, **settings)
 
@@ -175,7 +178,7 @@ def test_a_best_state_that_is_lost_is_said_and_the_run_goes_on(tmp_path):
 
 
 @both
-def test_a_finished_run_is_returned_at_once(mode, tmp_path, straight):
+def test_finished_run_is_returned_at_once(mode, tmp_path, straight):
     run(mode, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("metrics.*")}
 
@@ -191,7 +194,7 @@ def test_a_finished_run_is_returned_at_once(mode, tmp_path, straight):
 
 
 @both
-def test_a_run_can_be_made_longer(mode, tmp_path, straight):
+def test_run_can_be_made_longer(mode, tmp_path, straight):
     run(mode, tmp_path, steps=24, log_every=4)
     longer = run(mode, tmp_path, log_every=4)
     assert bits(longer.state) == bits(straight[mode][0].state)
@@ -200,15 +203,15 @@ def test_a_run_can_be_made_longer(mode, tmp_path, straight):
         run(mode, tmp_path, steps=30, log_every=4)
 
 
-def test_a_different_run_is_refused_with_the_difference(tmp_path):
+def test_run_with_other_settings_is_refused_with_the_differences(tmp_path):
     run("resident", tmp_path, steps=6)
-    with pytest.raises(ValueError, match=r"holds a different run:\n  config\.lr: 0\.05 there, 0\.1 here\nMake"):
+    with pytest.raises(ValueError, match=r"holds a different run:\n  config\.lr: stored 0\.05, given 0\.1\nMake"):
         run("resident", tmp_path, config={"lr": 0.1})
-    with pytest.raises(ValueError, match=r"every\.log_every: 5 there, 4 here"):
+    with pytest.raises(ValueError, match=r"every\.log_every: stored 5, given 4"):
         run("resident", tmp_path, log_every=4)
-    with pytest.raises(ValueError, match=r"train\.batch_size: 8 there, 10 here"):
+    with pytest.raises(ValueError, match=r"train\.batch_size: stored 8, given 10"):
         run("resident", tmp_path, train=Resident(batch_size=10))
-    with pytest.raises(ValueError, match=r"key: \[0, 1\] there, \[0, 2\] here"):
+    with pytest.raises(ValueError, match=r"key: stored \[0, 1\], given \[0, 2\]"):
         fit(
             KD, TRAIN, directory=tmp_path, key=jax.random.key(2), evaluate=VAL, best="eval/loss", best_mode="min",
             config={"lr": 0.05}, **SETTINGS,
@@ -218,10 +221,10 @@ def test_a_different_run_is_refused_with_the_difference(tmp_path):
     assert int(run("resident", tmp_path, steps=6).state.step) == 6
 
 
-def test_another_model_is_refused_with_the_difference(tmp_path):
+def test_run_with_another_model_is_refused_with_the_differences(tmp_path):
     run("resident", tmp_path, steps=6)
     wider = KD._replace(init=lambda key, batch: KD.init(key, {"x": jnp.zeros((1, 7))}))
-    message = r"different run:\n(  state\..*\n)?  state\.student/params/w: 'float32\[5\]' there, 'float32\[7\]' here"
+    message = r"different run:\n(  state\..*\n)?  state\.student/params/w: stored 'float32\[5\]', given 'float32\[7\]'"
     with pytest.raises(ValueError, match=message):
         fit(
             wider, TRAIN, directory=tmp_path, key=jax.random.key(1), evaluate=VAL, best="eval/loss", best_mode="min",
@@ -230,7 +233,7 @@ def test_another_model_is_refused_with_the_difference(tmp_path):
 
 
 def sets(change=None, examples=40):
-    """The toy's set as one of `jaxkd.data`, perhaps with a change."""
+    """The toy data as a `jaxkd.data.Dataset`, optionally with one row of an entry changed."""
     arrays = {name: np.array(value) for name, value in Resident(examples).arrays.items()}
     for name, row in (change or {}).items():
         arrays[name][row] += 1
@@ -248,34 +251,34 @@ def stream(dataset, **settings):
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
-        (lambda: resident(sets()), lambda: resident(sets({"y": 17})), r"data\.train\.content: '\w+' there, '\w+' here"),
-        (lambda: resident(sets()), lambda: resident(sets(examples=39)), r"data\.train\.examples: 40 there, 39 here"),
-        (lambda: resident(sets()), lambda: resident(sets(), seed=5), r"data\.train\.seed: 0 there, 5 here"),
-        (lambda: stream(sets()), lambda: stream(sets({"x": -1})), r"data\.train\.first_and_last: '\w+' there"),
+        (lambda: resident(sets()), lambda: resident(sets({"y": 17})), r"data\.train\.content: stored '\w+', given '"),
+        (lambda: resident(sets()), lambda: resident(sets(examples=39)), r"data\.train\.examples: stored 40, given 39"),
+        (lambda: resident(sets()), lambda: resident(sets(), seed=5), r"data\.train\.seed: stored 0, given 5"),
+        (lambda: stream(sets()), lambda: stream(sets({"x": -1})), r"data\.train\.first_and_last: stored '\w+\'"),
         (lambda: stream(sets()), lambda: stream(sets(), transform=lambda x: {**x, "x": 2 * x["x"]}), r"first_and_last"),
-        (lambda: resident(sets()), lambda: stream(sets({"y": 0})), r"data\.train\.first_and_last: '\w+' there"),
+        (lambda: resident(sets()), lambda: stream(sets({"y": 0})), r"data\.train\.first_and_last: stored '\w+\'"),
     ],
 )
-def test_other_data_is_refused_with_the_difference(first, second, message, tmp_path):
+def test_run_on_other_data_is_refused_with_the_differences(first, second, message, tmp_path):
     run("resident", tmp_path, steps=6, train=first(), evaluate=None, eval_every=None, best=None)
     with pytest.raises(ValueError, match=rf"(?s)holds a different run:\n.*{message}"):
         run("resident", tmp_path, train=second(), evaluate=None, eval_every=None, best=None)
 
 
-def test_another_set_to_evaluate_on_is_refused(tmp_path):
+def test_run_with_other_evaluation_data_is_refused(tmp_path):
     run("resident", tmp_path, steps=6, evaluate=resident(sets(), shuffle=False))
-    with pytest.raises(ValueError, match=r"data\.eval\.content: '\w+' there, '\w+' here\nMake"):
+    with pytest.raises(ValueError, match=r"data\.eval\.content: stored '\w+', given '\w+'\nMake"):
         run("resident", tmp_path, evaluate=resident(sets({"y": 3}), shuffle=False))
 
 
-def test_a_transform_that_draws_at_random_says_nothing_of_the_data():
+def test_fingerprint_omits_content_behind_a_random_transform():
     noise = iter(range(100))
     found = stream(sets(), transform=lambda example: {**example, "x": example["x"] + next(noise)}).fingerprint()
     assert found == {"examples": 40, "seed": 0, "shuffle": True, "padded": False}
 
 
-def test_a_run_can_go_on_from_a_stream_of_the_same_data(tmp_path):
-    """The batches of both are the same; the last bits of what is compiled for them need not be."""
+def test_run_can_resume_from_a_stream_of_the_same_data(tmp_path):
+    """Both give the same batches, but their compiled programs may round differently."""
     settings = {"evaluate": None, "eval_every": None, "best": None}
     whole = run("resident", train=resident(sets()), steps=24, **settings)
     run("resident", tmp_path, train=resident(sets()), steps=12, **settings)
@@ -284,10 +287,10 @@ def test_a_run_can_go_on_from_a_stream_of_the_same_data(tmp_path):
 
 
 @both
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(mode, tmp_path):
+def test_nonfinite_loss_ends_the_run_and_names_the_term(mode, tmp_path):
     train = Resident(poison=20)
     train = train if mode == "resident" else Streaming(train)
-    for _ in range(2):  # and again when it is gone on with
+    for _ in range(2):  # and again after resuming
         with pytest.raises(NonFiniteError) as error:
             run(mode, tmp_path, train=train)
         assert (error.value.step, error.value.terms) == (21, ("ce", "loss"))
@@ -298,13 +301,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_term(mode, tmp_pa
             error.value
         )
         last = 18 if (tmp_path / "checkpoints/18").exists() else 12  # 18, if that was the best
-        assert f"The last good checkpoint is of step {last}, {tmp_path / 'checkpoints' / str(last)}" in str(error.value)
+        path = tmp_path / "checkpoints" / str(last)
+        assert f"The last good checkpoint is that of step {last}, {path}" in str(error.value)
         rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert rows == [5, 6, 10, 12, 15, 18, 20]
 
 
 @both
-def test_the_examples_of_a_bad_update_are_found_windows_later_and_without_padding(mode):
+def test_examples_of_a_nonfinite_update_are_named_without_padding_windows_later(mode):
     train = Resident(examples=45, batch_size=30, poison=39)  # the second half of a pass, half of it padding
     train = train if mode == "resident" else Streaming(train)
     with pytest.raises(NonFiniteError) as error:
@@ -315,7 +319,7 @@ def test_the_examples_of_a_bad_update_are_found_windows_later_and_without_paddin
     assert len(error.value.indices) == 15
 
 
-def test_many_examples_are_not_all_shown_and_none_are_none():
+def test_nonfinite_error_shows_at_most_twenty_examples():
     with pytest.raises(NonFiniteError, match=r"of its 40 examples: (\d+, ){19}\d+ and 20 more\. There is no"):
         run("resident", train=Resident(batch_size=40, poison=3))
     train = Resident(poison=3)
@@ -325,7 +329,18 @@ def test_many_examples_are_not_all_shown_and_none_are_none():
     assert error.value.indices is None
 
 
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
+def test_snapshot_survives_json_and_refuses_other_entries():
+    row = {"step": 2, "train/loss": 0.5}
+    snapshot = Snapshot(3, {"step": 3}, {"loss": [1.0, 2.0]}, (row,), Best(2, 0.5), {"config": {"lr": 0.1}})
+    stored = json.loads(json.dumps(snapshot.to_json()))
+    assert Snapshot.from_json(stored) == snapshot
+    assert Snapshot.from_json(Snapshot().to_json()) == Snapshot()
+    del stored["identity"]
+    with pytest.raises(CheckpointError, match=r"no snapshot of a run: expected the entries .*'identity'.*got"):
+        Snapshot.from_json(stored)
+
+
+def test_nonfinite_parameters_are_never_saved(tmp_path):
     def step(state, batch):
         state, metrics = KD.step(state, batch)
         broken = jnp.where(state.step == 12, jnp.inf, state.student.params["b"])
@@ -336,8 +351,8 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
             progress=False)  # fmt: skip
 
 
-def test_a_distilled_model_resumes_exactly(tmp_path):
-    """With the toolkit's own distiller: a learned regressor, BatchNorm-like state apart, everything in its state."""
+def test_distilled_model_resumes_exactly(tmp_path):
+    """A distiller of `jaxkd.distill` with a scheduled weight, which the toy distiller does not have."""
 
     def init(key, x):
         first, second = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""Similarity of layers: the formulas, what they do not see, masks, and as metrics of a distiller on any device."""
+"""Similarity of layers: references, invariances, masks, and metrics of a distiller on several devices."""
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,21 @@ X, Y = RNG.normal(size=(50, 6)), RNG.normal(size=(50, 4))
 
 
 def cka(x, y):
-    """Of Gram matrices of the examples, with the centring matrix, as the paper has it."""
+    """Linear CKA from Gram matrices of the examples and the centering matrix, as in the paper."""
     centring = np.eye(len(x)) - 1 / len(x)
     k, l = centring @ x @ x.T @ centring, centring @ y @ y.T @ centring  # noqa: E741
     return (k * l).sum() / np.sqrt((k * k).sum() * (l * l).sum())
 
 
 def canonical_correlations(x, y):
-    """From the covariance matrices."""
+    """Mean canonical correlation from covariance matrices."""
     x, y = x - x.mean(0), y - y.mean(0)
     inverse_root = lambda c: np.linalg.inv(np.linalg.cholesky(c)).T  # noqa: E731
     return np.linalg.svd(inverse_root(x.T @ x).T @ x.T @ y @ inverse_root(y.T @ y), compute_uv=False)
 
 
 @pytest.mark.parametrize("features", [4, 200])  # Gram matrices of features, and of examples
-def test_cka_is_its_formula(features):
+def test_cka_equals_its_reference(features):
     x, y = RNG.normal(size=(50, features)), RNG.normal(size=(50, 7))
     y[:, 0] += x[:, 0]
     with jax.enable_x64(True):
@@ -45,15 +45,15 @@ def test_svcca_without_reduction_is_the_mean_canonical_correlation():
     np.testing.assert_allclose(found, canonical_correlations(X, y).mean(), rtol=1e-8)
 
 
-def test_svcca_drops_directions_of_little_variance():
-    """What is left of x is one direction, which y has."""
+def test_svcca_drops_directions_of_small_variance():
+    """Only one direction of x remains, which y has too."""
     x = np.concatenate([100 * Y[:, :1], 0.01 * RNG.normal(size=(50, 5))], axis=1)
     assert similarity.svcca(x.astype(np.float32), Y[:, :1].astype(np.float32)) > 0.999
     assert similarity.svcca(x.astype(np.float32), Y.astype(np.float32), variance=1.0) < 0.9
 
 
 @pytest.mark.parametrize("measure", [similarity.linear_cka, similarity.svcca])
-def test_what_a_similarity_does_not_see(measure):
+def test_similarity_is_invariant_to_rotation_and_scale(measure):
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     turned = x @ jnp.asarray(np.linalg.qr(RNG.normal(size=(6, 6)))[0], jnp.float32)
     np.testing.assert_allclose(measure(3 * turned + 1, y), measure(x, y), rtol=1e-4)
@@ -65,21 +65,21 @@ def test_what_a_similarity_does_not_see(measure):
 
 
 @pytest.mark.parametrize("measure", [similarity.linear_cka, similarity.svcca])
-def test_masking_is_dropping(measure):
+def test_masking_equals_dropping(measure):
     where = np.arange(50) % 3 > 0
     x, y = (np.where(where[:, None], a, np.nan).astype(np.float32) for a in (X, Y))
     expected = measure(X[where].astype(np.float32), Y[where].astype(np.float32))
     np.testing.assert_allclose(measure(x, y, where=where), expected, rtol=1e-4)
 
 
-def test_mistakes():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"y: expected.*\[50, 6\].*\[49, 4\]"):
         similarity.linear_cka(X, Y[:49])
     with pytest.raises(ValueError, match=r"variance: expected a share.*0"):
         similarity.svcca(X, Y, variance=0)
 
 
-def test_as_metrics_of_an_evaluation_on_several_devices():
+def test_metrics_of_an_evaluation_on_several_devices():
     pairs = {"map": ("student/map", "teacher/map"), "last": ("student/vector", "teacher/vector")}
     kd = jaxkd.distill(
         tiny.student,

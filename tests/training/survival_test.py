@@ -1,4 +1,4 @@
-"""What a real process survives: SIGKILL at any moment, SIGTERM, a full disk, another run in its directory."""
+"""Resuming in real processes: SIGKILL at any moment, SIGTERM, a full disk, another run in the directory."""
 
 import contextlib
 import os
@@ -11,11 +11,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.interrupts import TEMPORARY_FAILURE
 from jaxkd.training.lock import alone
+from jaxkd.training.preemption import TEMPORARY_FAILURE
 from tests.training.victims import SETTINGS, STEPS, Nursery
 
-both = pytest.mark.parametrize("mode", ["resident", "streaming"])
 EVERY = SETTINGS["checkpoint_every"]
 
 
@@ -28,7 +27,7 @@ def nursery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(nursery):
-    """What runs leave that nothing interrupted."""
+    """Files and arrays of uninterrupted runs, by mode."""
     found = {}
 
     def of(mode):
@@ -48,7 +47,7 @@ def log(directory):
 
 
 def everything(directory):
-    """The bytes of the metrics, of every array of the last state, and what the host knew beside it."""
+    """The bytes of the log files, of every array of the last state, and of its snapshot."""
     files = {name: (directory / name).read_bytes() for name in ("metrics.csv", "metrics.jsonl", "config.json")}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as orbax:
         items = ocp.args.Composite(state=ocp.args.StandardRestore())
@@ -74,7 +73,7 @@ def steps_of(directory):
 
 
 def saving(directory):
-    """Whether a checkpoint is there by half."""
+    """Returns whether an incomplete checkpoint exists."""
     with contextlib.suppress(FileNotFoundError):
         return any("unfinished" in name for name in os.listdir(directory / "checkpoints"))
     return False
@@ -83,7 +82,7 @@ def saving(directory):
 def until(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.001)
 
 
@@ -91,9 +90,16 @@ def until_saved(directory, step):
     until(lambda: max(steps_of(directory), default=0) >= step)
 
 
-@pytest.mark.parametrize(("mode", "kills"), [("resident", 13), ("streaming", 8)])
-def test_sigkill_at_any_moment_costs_nothing_but_time(mode, kills, nursery, straight, tmp_path):
-    """Every second one while a checkpoint is being written."""
+@pytest.mark.parametrize(
+    ("mode", "kills"),
+    [
+        pytest.param("resident", 2, id="resident-quick"),
+        pytest.param("resident", 13, marks=pytest.mark.slow),
+        pytest.param("streaming", 8, marks=pytest.mark.slow),
+    ],
+)
+def test_run_resumes_exactly_after_sigkill_at_any_moment(mode, kills, nursery, straight, tmp_path):
+    """Every second kill happens while a checkpoint is being written."""
     directory, draw, within_a_save = tmp_path / "run", random.Random(mode), 0
     for kill, step in enumerate(sorted(draw.sample(range(0, STEPS - 2 * EVERY, EVERY), kills))):
         process = nursery.start(mode, directory)
@@ -111,11 +117,11 @@ def test_sigkill_at_any_moment_costs_nothing_but_time(mode, kills, nursery, stra
     assert within_a_save >= kills // 4
     assert everything(directory) == straight(mode)
     assert not saving(directory)
-    assert not list(directory.glob("checkpoints/*.corrupt"))  # a killed process leaves nothing that looks damaged
+    assert not list(directory.glob("checkpoints/*.corrupt"))  # a killed process leaves no checkpoint that looks damaged
 
 
-@both
-def test_sigterm_saves_and_ends_with_its_own_status(mode, nursery, straight, tmp_path):
+@pytest.mark.parametrize("mode", ["resident", pytest.param("streaming", marks=pytest.mark.slow)])
+def test_sigterm_saves_and_ends_with_status_75(mode, nursery, straight, tmp_path):
     directory = tmp_path / "run"
     process = nursery.start(mode, directory)
     until_saved(directory, 2 * EVERY)
@@ -129,24 +135,26 @@ def test_sigterm_saves_and_ends_with_its_own_status(mode, nursery, straight, tmp
     assert everything(directory) == straight(mode)
 
 
-def test_a_second_sigterm_ends_the_process_at_once(nursery, tmp_path):
+@pytest.mark.slow
+def test_second_sigterm_ends_the_process_at_once(nursery, tmp_path):
     directory = tmp_path / "run"
     nursery.start("resident", directory, on_eval="twice")
     assert nursery.wait() == -signal.SIGTERM
     assert steps_of(directory) == [3, 6]
 
 
-def test_a_disk_that_is_full_when_a_checkpoint_is_written_loses_nothing(nursery, straight, tmp_path):
+@pytest.mark.slow
+def test_full_disk_during_a_checkpoint_loses_nothing(nursery, straight, tmp_path):
     directory = tmp_path / "run"
     nursery.start("resident", directory, settings={"steps": 24})
     assert nursery.wait() == 0
     before = steps_of(directory)
     rows = (directory / "metrics.csv").read_bytes()
-    # Room for metrics, and not for what describes the arrays.
+    # Room for log files, but not for the description of the arrays.
     nursery.start("resident", directory, full_beyond=5000)
     assert nursery.wait() == 1
-    assert f"of step 27 could not be written to {directory}/checkpoints: File too large. What" in log(directory)
-    assert "the same command goes on" in log(directory)
+    assert f"of step 27 could not be written to {directory}/checkpoints: File too large. The existing" in log(directory)
+    assert "the same command then resumes" in log(directory)
     assert steps_of(directory) == before
     assert not saving(directory)
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -157,37 +165,38 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written_loses_nothing(nursery,
     assert everything(directory) == straight("resident")
 
 
-def test_a_disk_that_is_full_when_a_row_is_written_loses_nothing(nursery, straight, tmp_path):
+@pytest.mark.slow
+def test_full_disk_during_a_row_loses_nothing(nursery, straight, tmp_path):
     directory, settings = tmp_path / "run", {"checkpoint_every": STEPS // 2, "best": None}
     whole = tmp_path / "whole"
     nursery.start("streaming", whole, settings=settings)
     assert nursery.wait() == 0, log(whole)
     size = len((whole / "metrics.jsonl").read_bytes())
-    # A file of less than half of the last row, and arrays that are smaller than the rows.
+    # Room for all but the end of the last row; the arrays are smaller than the log files.
     nursery.start("streaming", directory, full_beyond=size - 50, settings=settings)
     assert nursery.wait() == 1
     assert "the row of step" in log(directory) and "could not be written" in log(directory)
-    assert not (directory / "metrics.jsonl").read_bytes().endswith(b"\n"), "a torn row is what this is about"
+    assert not (directory / "metrics.jsonl").read_bytes().endswith(b"\n"), "the last row must be incomplete"
     assert STEPS // 2 in steps_of(directory)
     nursery.start("streaming", directory, settings=settings)
     assert nursery.wait() == 0, log(directory)
     assert everything(directory) == everything(whole)
 
 
-def test_two_runs_in_one_directory_are_refused_and_a_dead_one_is_none(nursery, tmp_path):
+def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(nursery, tmp_path):
     directory = tmp_path / "run"
     process = nursery.start("resident", directory, on_eval="orphan")
     try:
         until_saved(directory, 2 * EVERY + EVERY)
         with (
-            pytest.raises(ValueError, match=rf"another run is at work in .* \(process {process} on .+\)"),
+            pytest.raises(ValueError, match=rf"another run is using .* \(process {process} on .+\)"),
             alone(directory),
         ):
             pass
     finally:
         os.kill(process, signal.SIGKILL)
     assert nursery.wait() == -signal.SIGKILL
-    # Its file is there, and a child of it is alive.
+    # The lock file still exists, and a child of the run is alive.
     assert (directory / ".lock").exists()
     with alone(directory):
         pass

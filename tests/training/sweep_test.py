@@ -1,4 +1,4 @@
-"""A sweep is its members: the same numbers as separate runs, from one program, with one teacher for all."""
+"""A sweep gives the results of separate runs, from one program and with one shared teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def picked(metrics, i):
     return {name: float(mean.sum[i] / mean.count[i]) for name, mean in metrics.items()}
 
 
-def test_its_members_are_separate_runs():
+def test_members_equal_separate_runs():
     kd = training.sweep(make, **SETTINGS)
     state, step = kd.init(KEY, tiny.batch(8)), jax.jit(kd.step, donate_argnums=0)
     for number in range(3):
@@ -51,10 +51,10 @@ def test_its_members_are_separate_runs():
         assert picked(metrics, i) == pytest.approx(found, rel=1e-4)
         assert picked(evaluated, i) == pytest.approx(seen, rel=1e-4)
         ends.append(end.student.params["second"])
-    assert np.abs(ends[0] - ends[1]).max() > 1e-3  # what the tolerance can see
+    assert np.abs(ends[0] - ends[1]).max() > 1e-3  # far above the tolerance
 
 
-def test_seeds():
+def test_keys_are_swept():
     kd, keys = training.sweep(make), jax.random.split(KEY, 2)
     start = kd.init(keys, tiny.batch(8))
     state, _ = jax.jit(kd.step)(start, tiny.batch(8))
@@ -64,12 +64,12 @@ def test_seeds():
         tiny.assert_close(training.member(state, i), expected, rtol=1e-4, atol=1e-5)
     first, second = (training.member(state, i).student.params["first"] for i in range(2))
     assert not np.array_equal(first, second)
-    # Together with settings, each member has its key and its values; neither enters the other's part.
+    # With settings and keys, each member has its own key and its own values.
     both = training.sweep(make, rate=[0.1, 0.2]).init(keys, tiny.batch(8))
     tiny.assert_equal(both._replace(opt_state={}), start._replace(opt_state={}))
 
 
-def test_the_old_kind_of_key():
+def test_raw_uint32_keys():
     kd = training.sweep(make)
     keys = jnp.stack([jax.random.PRNGKey(i) for i in range(2)])
     state = kd.init(keys, tiny.batch(8))
@@ -78,7 +78,7 @@ def test_the_old_kind_of_key():
     tiny.assert_equal(training.member(paired, 1), make(rate=0.2).init(keys[0], tiny.batch(8)))
 
 
-def test_one_trace_for_all_members_and_steps():
+def test_step_is_traced_once_for_all_members():
     kd = training.sweep(make, **SETTINGS)
     state, step = kd.init(KEY, tiny.batch(8)), jax.jit(kd.step)
     TRACES.clear()
@@ -87,7 +87,7 @@ def test_one_trace_for_all_members_and_steps():
     assert len(TRACES) == 1
 
 
-def test_a_frozen_teacher_is_kept_and_evaluated_once():
+def test_frozen_teacher_is_stored_and_evaluated_once():
     seen = []
     counted = tiny.teacher_model._replace(
         apply=lambda variables, batch, **options: (
@@ -107,13 +107,13 @@ def test_a_frozen_teacher_is_kept_and_evaluated_once():
     dots = [x for x in jax.make_jaxpr(step)(many, tiny.batch(8)).eqns if x.primitive.name == "dot_general"]
     wide = [x for x in dots if 50 in x.outvars[0].aval.shape]
     assert len(dots) - len(wide) == 2  # the teacher's two layers
-    # What follows the student is each member's own.
+    # A teacher that follows the student differs between members.
     own = training.sweep(of(teachers.ema(tiny.student)), rate=[0.1, 0.2]).init(KEY, tiny.batch(8))
     assert jax.tree.leaves(own.teacher)[0].shape[0] == 2
 
 
-def test_a_teacher_of_each_member():
-    """Its weights swept, a mean teacher among them."""
+def test_teacher_that_depends_on_the_member():
+    """A teacher with swept weights, and a mean teacher."""
 
     def made(share):
         teacher = teachers.ensemble(
@@ -130,7 +130,7 @@ def test_a_teacher_of_each_member():
         tiny.assert_close(training.member(state, i), separately({}, KEY, 2, made(share))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_fit_logs_each_member_and_a_member_goes_on_alone(tmp_path):
+def test_fit_logs_each_member_and_a_member_can_be_trained_further(tmp_path):
     model = jaxkd.adapters.plain(
         lambda key, x: 0.1 * jax.random.normal(key, (64, 10)), lambda w, x: x.reshape(-1, 64) / 255 @ w, inputs="image"
     )
@@ -150,7 +150,8 @@ def test_fit_logs_each_member_and_a_member_goes_on_alone(tmp_path):
     tiny.assert_close(training.member(result.state, 1), alone.state, rtol=1e-4, atol=1e-5)
 
 
-def test_a_data_order_for_each_member():
+@pytest.mark.slow
+def test_data_order_of_each_member():
     resident = data.Resident(data.load("digits", "train"), batch_size=64)
     seeds = jnp.array([3, 4])
     model = jaxkd.adapters.plain(
@@ -178,8 +179,8 @@ def test_a_data_order_for_each_member():
     assert kd.evaluate(state, shared)["loss"].sum.shape == (2,)
 
 
-@pytest.mark.parametrize("place", ["pmap", "shard"])
-def test_devices_make_no_difference(place):
+@pytest.mark.parametrize("place", ["shard", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_sweep_does_not_depend_on_the_devices(place):
     kd = training.sweep(make, **SETTINGS)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:2]) if place == "pmap" else jaxkd.parallel.shard(kd, mesh)
@@ -190,7 +191,7 @@ def test_devices_make_no_difference(place):
     assert [picked(metrics, i) for i in range(2)] == [pytest.approx(picked(found, i), rel=1e-4) for i in range(2)]
 
 
-def test_skipping_is_each_members_own():
+def test_members_skip_steps_independently():
     def of(rate):
         return training.skip_nonfinite(make(rate=rate))
 
@@ -203,7 +204,7 @@ def test_skipping_is_each_members_own():
 
 
 def traced(loss, *inputs, **values):
-    """The loss with hyperparameters that only the compiled program knows, and with numbers."""
+    """The loss with traced hyperparameters, and with Python numbers."""
     ((name, chosen),) = values.items()
     mapped = jax.jit(jax.vmap(lambda value: loss(*inputs, **{name: value})))(jnp.array(chosen, jnp.float32))
     return mapped, jnp.stack([loss(*inputs, **{name: value}) for value in chosen])
@@ -233,12 +234,12 @@ def test_hyperparameters_can_be_swept(loss, inputs, values):
     assert np.isfinite(jax.jit(gradient)(jnp.array(next(iter(values.values())), jnp.float32))).all()
 
 
-def test_a_swept_share_that_is_none_is_heard():
+def test_swept_share_out_of_range_gives_nan():
     found = jax.vmap(lambda beta: losses.generalized_jsd(*Z, beta=beta))(jnp.array([-0.1, 0.5, 1.1]))
     assert np.isnan(found).all(axis=1).tolist() == [True, False, True]
 
 
-def test_other_hyperparameters_are_at_least_no_error():
+def test_other_hyperparameters_can_be_traced():
     def trace(function, **values):
         jax.eval_shape(jax.vmap(function), {name: jnp.array([x, x]) for name, x in values.items()})
 
@@ -257,9 +258,9 @@ def test_other_hyperparameters_are_at_least_no_error():
     trace(lambda h: value(objectives.dual_masked_generation("student/f", "teacher/f", **h)), threshold=1.0)
 
 
-def test_mistakes():
+def test_invalid_arguments_are_refused():
     with pytest.raises(
-        ValueError, match=r"sweep: expected as many values of each setting, got {'rate': 2, 'weight': 1}"
+        ValueError, match=r"sweep: expected equally many values of each setting, got {'rate': 2, 'weight': 1}"
     ):
         training.sweep(make, rate=[0.1, 0.2], weight=[0.5])
     with pytest.raises(ValueError, match=r"sweep, rate: expected one number for each member, \[n\], got \[\]"):

@@ -1,4 +1,4 @@
-"""Each term's gradient: as taken by hand, of the global batch, now and then, and at no cost where nobody asks."""
+"""Gradients of terms: reference by hand, global batch, reporting interval, and no cost without reports."""
 
 import itertools
 
@@ -49,7 +49,7 @@ def masked(size=13):
 
 
 def by_hand(state, batch):
-    """Each term alone, its mean taken by hand over the examples that count, in one vector."""
+    """Gradient of each term alone, with its masked mean written out, as one vector."""
     keep = np.flatnonzero(batch["mask"])
     batch = {name: x[keep] for name, x in batch.items() if name != "mask"}
     taught, _ = tiny.teacher_model.apply(state.teacher, batch, key=None, train=False)
@@ -93,7 +93,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def expected():
-    """The state after one step, what each term's gradient is there, and what a plain step makes of it."""
+    """The state after one step, the expected gradients there, and the result of an unwrapped step."""
     state, _ = jax.jit(PLAIN.step)(PLAIN.init(jax.random.key(0), tiny.batch(8)), tiny.batch(8))
     new, metrics = jax.jit(PLAIN.step)(state, masked())
     return (
@@ -103,8 +103,8 @@ def expected():
     )
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_they_are_those_of_each_term_alone_of_the_global_batch(place, expected):
+@pytest.mark.parametrize("place", ["jit", "shard", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
+def test_gradients_are_those_of_each_term_alone_on_the_global_batch(place, expected):
     start, gradients, (plain, metrics) = expected
     state = jax.tree.map(jnp.array, start)
     state = state._replace(key=jax.random.wrap_key_data(state.key))
@@ -114,11 +114,12 @@ def test_they_are_those_of_each_term_alone_of_the_global_batch(place, expected):
     assert {name: found[name] for name in NAMES} == pytest.approx(gradients, rel=2e-3, abs=1e-4)
     assert {name: found[name] for name in metrics} == pytest.approx(metrics, rel=1e-3)
     tiny.assert_close(state, plain, rtol=1e-3, atol=1e-5)
-    assert all(abs(gradients[name]) > 1e-2 for name in NAMES)  # what the tolerance can see
+    assert all(abs(gradients[name]) > 1e-2 for name in NAMES)  # far above the tolerance
 
 
-def test_every_few_steps():
-    """With counts of 0 in between; the row's mean is that of the steps that looked."""
+@pytest.mark.slow
+def test_reports_every_few_steps():
+    """Counts are 0 in other steps, so that a row holds the mean over the steps that report."""
     _, kd = distillers(every=2)
     state, each = kd.init(jax.random.key(0), tiny.batch(8)), jax.jit(KD.step)
     step, counts, total = jax.jit(kd.step), [], {}
@@ -130,13 +131,14 @@ def test_every_few_steps():
         total = training.metrics.merge(total, metrics)
     assert counts == [1, 0, 1, 0]
     assert tiny.numbers(total)["grad_norm/kd"] == pytest.approx((norms[0] + norms[2]) / 2, rel=1e-4)
-    # In the other steps the backward passes are not taken, rather than taken and dropped.
+    # Other steps do not compute the backward passes at all.
     names = [x.primitive.name for x in jax.make_jaxpr(kd.step)(state, tiny.batch(8)).eqns]
     assert names.count("cond") == 1
 
 
-def test_a_game_is_the_term_as_it_is_played():
-    """Gradients of the student's part by the student: the discriminator's own loss and its metrics stand aside."""
+@pytest.mark.slow
+def test_adversarial_term_reports_the_gradient_of_the_student():
+    """The loss of the discriminator and its metrics do not contribute."""
     objective = combine(
         game=objectives.adversarial("student/logits", "teacher/logits", weight=0.5),
         ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0),
@@ -147,17 +149,17 @@ def test_a_game_is_the_term_as_it_is_played():
     new, _ = jax.jit(plain.step)(state, tiny.batch(8))
     moved = jax.tree.map(lambda a, b: (a - b) / 0.1, state.student.params, new.student.params)
     assert found["grad_norm/game"] == pytest.approx(float(optax.tree.norm(moved)), rel=1e-3)
-    # A term of weight 0 pulls nowhere, and has no angle to the others.
+    # A term of weight 0 has no gradient, and its cosines have a count of 0.
     assert found["grad_norm/ce"] == 0 and np.isnan(found["grad_cosine/ce,game"])
 
 
-def test_one_term_alone_has_a_norm():
+def test_single_term_has_a_norm():
     _, kd = distillers(term(losses.cross_entropy, "student/logits", "batch/label"))
     found = jax.eval_shape(kd.step, kd.init(jax.random.key(0), tiny.batch(8)), tiny.batch(8))[1]
     assert [name for name in found if name.startswith("grad_")] == ["grad_norm/objective"]
 
 
-def test_beside_other_wrappers():
+def test_composes_with_other_wrappers():
     kd = training.skip_nonfinite(
         training.term_gradients(training.averaged(PLAIN, decay=0.5), NET, tiny.teacher(), OBJECTIVE)
     )
@@ -166,8 +168,9 @@ def test_beside_other_wrappers():
     assert not np.array_equal(training.average_of(state).params["head"]["bias"], state.student.params["head"]["bias"])
 
 
-def test_it_costs_nothing_where_nobody_asks():
-    """What `combine` gives along for this is no computation: the same FLOPs as with an objective that does not."""
+@pytest.mark.slow
+def test_no_cost_without_reports():
+    """Terms that `combine` returns add no FLOPs to a step that does not use them."""
 
     def silent(params, state, context, key):
         return OBJECTIVE.apply(params, state, context, key)._replace(terms={})
@@ -180,7 +183,8 @@ def test_it_costs_nothing_where_nobody_asks():
     assert flops(OBJECTIVE) == flops(jaxkd.Objective(OBJECTIVE.init, silent))
 
 
-def test_the_sum_of_the_terms_is_the_value():
+@pytest.mark.slow
+def test_terms_sum_to_the_value():
     state = PLAIN.init(jax.random.key(0), tiny.batch(8))
     taught, _ = tiny.teacher_model.apply(state.teacher, tiny.batch(8), key=None, train=False)
     out, _ = NET.apply(state.student, tiny.batch(8), key=None, train=False)
@@ -190,6 +194,6 @@ def test_the_sum_of_the_terms_is_the_value():
     np.testing.assert_allclose(sum(found.terms.values()), found.value, rtol=1e-6)
 
 
-def test_mistakes():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="term_gradients, every: expected a positive number of steps, got 0"):
         distillers(every=0)

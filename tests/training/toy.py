@@ -1,4 +1,4 @@
-"""A distiller written by hand, small enough to train it some fifty times, and inputs for it."""
+"""A small distiller written by hand, inputs for it, and helpers that run and compare it."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ TRACES: list[str] = []
 
 
 class Resident:
-    """An input on the device; ``poison`` is a step whose batch holds a NaN."""
+    """A resident input; ``poison`` is a step whose batch holds a NaN."""
 
     def __init__(self, examples=EXAMPLES, batch_size=BATCH, shuffle=True, poison=None):
         x = np.random.default_rng(0).normal(size=(examples, FEATURES)).astype(np.float32)
@@ -32,18 +32,18 @@ class Resident:
         position = within * self.batch_size + jnp.arange(self.batch_size)
         rows = position % self.examples
         if self.shuffle:
-            rows = (7 * rows + 11 * epoch) % self.examples  # another order each epoch, at little cost to compile
+            rows = (7 * rows + 11 * epoch) % self.examples  # another order in each epoch, cheap to compile
         batch = {name: value[rows] for name, value in arrays.items()}
         if self.poison is not None:
             batch["y"] = jnp.where(step == self.poison, jnp.nan, batch["y"])
         return batch | {"mask": position < self.examples}
 
     def batches(self, state=None):
-        raise AssertionError("data on the device is gathered there")
+        raise AssertionError("resident data is gathered on the device")
 
 
 class Streaming:
-    """The same batches one by one; ``on_next`` is called with the step of each before it is given out."""
+    """The same batches as a stream; ``on_next`` is called with the step of each batch before it is returned."""
 
     def __init__(self, resident, on_next=lambda step: None, end=None):
         self.resident, self.on_next, self.end = resident, on_next, end
@@ -74,14 +74,14 @@ class StreamingIterator:
 
 
 def toy():
-    """A linear student with dropout and momentum, a teacher that averages it, a loss with parameters and a state."""
+    """Linear student with dropout and momentum, an EMA teacher, an objective with parameters and a state."""
     optimizer = optax.sgd(optax.linear_schedule(0.05, 0.01, 50), momentum=0.9)
 
     def init(key, batch):
         params = {"w": 0.1 * jax.random.normal(key, (batch["x"].shape[1],)), "b": jnp.zeros(())}
         loss = LossVars({"scale": jnp.ones(())}, {"seen": jnp.zeros((), jnp.int32)})
         opt_state = {"student": optimizer.init(params), "objective": optimizer.init(loss.params)}
-        # The teacher is the student's very arrays, and the key the caller's, as a careless init has them.
+        # The teacher shares its arrays with the student, and the key with the caller, as a careless init would.
         return TrainState(Variables(params), params, loss, opt_state, jnp.zeros((), jnp.int32), key)
 
     def terms(params, scale, teacher, batch, keep=1.0):
@@ -123,7 +123,7 @@ def toy():
 KD = toy()
 TRAIN, VAL = Resident(), Resident(examples=21, shuffle=False)
 STEPS = 36
-# Rows, evaluations, checkpoints and chunks that do not line up.
+# Intervals of rows, evaluations, checkpoints and chunks that do not divide each other.
 SETTINGS = {"steps": STEPS, "eval_every": 6, "checkpoint_every": 12, "log_every": 5, "chunk": 4, "progress": False}
 
 
@@ -154,13 +154,13 @@ def bits(tree):
 
 
 def files(directory):
-    """What a run has written, the wall clock in event files and the storage of checkpoints apart."""
+    """Content of a run's log files, without wall clock times; checkpoints are not included."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = {name: (directory / name).read_text() for name in ("metrics.csv", "metrics.jsonl", "config.json")}
     events = []
     for path in (directory / "tensorboard").glob("events.*"):
-        for record in logs._records(path.read_bytes()):
+        for record in logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
             events += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
     return found | {"events": sorted(events)}

@@ -1,8 +1,8 @@
-"""A real distillation, small enough to be started and killed often; and the process that starts it.
+"""A real distillation, small enough to be started and killed often, and the process that starts it.
 
-Run as a script, this imports everything once, starts no backend, and forks a process for each line of JSON that it
-reads: ``{"mode": ..., "directory": ..., "log": ..., "settings": ...}``. It answers with the process's number, and when
-that is gone with its exit status. A fork takes milliseconds, where imports take seconds.
+Run as a script, this imports everything once, without starting a backend, and forks a process for each line of JSON
+that it reads: ``{"mode": ..., "directory": ..., "log": ..., "settings": ...}``. It prints the process id, and when the
+process has ended its exit status. A fork takes milliseconds, imports take seconds.
 """
 
 import json
@@ -28,7 +28,7 @@ SETTINGS = {"steps": STEPS, "eval_every": 6, "checkpoint_every": 3, "log_every":
 
 
 def distillation():
-    """Digits, a teacher that knows nothing, a loss with parameters: what matters is that every bit is reproducible."""
+    """Digits, an untrained teacher, and an objective with parameters, all of it reproducible bit for bit."""
 
     def model(width):
         def init(key, x):
@@ -52,7 +52,7 @@ def distillation():
 
 
 def run(mode, directory, train="train", **settings):
-    """One call of `fit`; the last batch of a pass is ragged."""
+    """Calls `fit`; the last batch of a pass is ragged."""
     make = {"resident": data.Resident, "streaming": data.Stream}[mode]
     val = data.Resident(data.load("digits", "test"), batch_size=200, shuffle=False)
     settings = {**SETTINGS, "evaluate": val, "best": "eval/nll", "best_mode": "min", "tensorboard": False, **settings}
@@ -66,7 +66,7 @@ def twice(step, *_):
 
 
 def orphan(step, *_):
-    """A child of the run, such as a worker that reads data, which outlives it."""
+    """Forks a child that outlives the run, such as a worker that reads data."""
     if step == 6 and not os.fork():
         time.sleep(30)
         os._exit(0)
@@ -81,7 +81,7 @@ def child(command):
         os.dup2(log, stream)
     status = 1
     try:
-        if "full_beyond" in command:  # a disk that is full for every file of more than so many bytes
+        if "full_beyond" in command:  # as if the disk were full for files beyond this size in bytes
             logging.disable()
             resource.setrlimit(resource.RLIMIT_FSIZE, (command["full_beyond"], command["full_beyond"]))
         hook = HOOKS.get(command.get("on_eval"))
@@ -91,7 +91,7 @@ def child(command):
         status = error.code
     except BaseException:
         if "full_beyond" in command:
-            os.ftruncate(log, 0)  # of what orbax and asyncio have to say, the file may be full as well
+            os.ftruncate(log, 0)  # messages of orbax and asyncio may have filled the log file too
         traceback.print_exc(limit=-3, chain=False)
     finally:
         sys.stdout.flush()
@@ -125,14 +125,14 @@ class Nursery:
         )  # fmt: skip
 
     def start(self, mode, directory, **command):
-        """The process that runs `run` now."""
+        """Starts a process that calls `run`, and returns its id."""
         command = {"mode": mode, "directory": str(directory), "log": str(directory) + ".log", **command}
         self.server.stdin.write(json.dumps(command) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
     def wait(self):
-        """Its exit status, negative if it was a signal."""
+        """Waits for the process and returns its exit status, negative for a signal."""
         return os.waitstatus_to_exitcode(int(self.server.stdout.readline()))
 
     def close(self):

@@ -7,7 +7,8 @@ import jax
 from jaxkd import checks
 from jaxkd.schemes.synthesis.contract import LABEL, Synthesis
 from jaxkd.training import slots
-from jaxkd.training.distill import _shape_of, merged
+from jaxkd.training.distill import merged
+from jaxkd.training.distill import shape_of as _shape_of
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState
 
 __all__ = ["data_free"]
