@@ -42,10 +42,9 @@ def rising_decay(decay: float | Array = 0.999) -> Callable[[Any], Array]:
 
 
 def begin(tree: PyTree) -> PyTree:
-    """Starts an average: a copy of ``tree`` with floats in float32 or better.
+    """Starts an average: an unaliased copy with floats in float32 or better.
 
-    The copy shares no memory with ``tree``, so either can be donated. A dtype narrower than float32 would round the
-    small change of one update to zero.
+    A narrower dtype would round the small change of one update to zero.
 
     >>> begin({"w": jnp.ones((), jnp.bfloat16), "steps": jnp.int32(3)})
     {'steps': Array(3, dtype=int32), 'w': Array(1., dtype=float32)}

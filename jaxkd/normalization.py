@@ -52,11 +52,11 @@ def replicas(count: int | None) -> Iterator[None]:
         is a multiple of the other, or if the batch does not divide.
 
     >>> from jaxkd.objectives import layers
-    >>> def normalised(x):
+    >>> def normalized(x):
     ...     with replicas(2):
     ...         made = layers.batch_norm_init(1)
     ...         return layers.batch_norm(*made, x, mask=None, axis_name=None, train=True)[0]
-    >>> normalised(jnp.array([[0.0], [2.0], [0.0], [200.0]]))[:, 0].round(3)
+    >>> normalized(jnp.array([[0.0], [2.0], [0.0], [200.0]]))[:, 0].round(3)
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
     if count is not None and count < 1:
@@ -200,16 +200,16 @@ def statistics(
     return mean, total((x - jnp.expand_dims(mean, axes)) ** 2) / safe, count
 
 
-def by_replica(normalise: Callable[[Array, Array, Array], Array], x: Array, mean: Array, var: Array) -> Array:
-    """Applies ``normalise(x, mean, var)`` to each replica with its own `statistics`.
+def by_replica(normalize: Callable[[Array, Array, Array], Array], x: Array, mean: Array, var: Array) -> Array:
+    """Applies ``normalize(x, mean, var)`` to each replica with its own `statistics`.
 
     >>> by_replica(lambda x, mean, var: x - mean, jnp.arange(4.0), jnp.array([0.0, 2.0]), jnp.ones(2))
     Array([0., 1., 0., 1.], dtype=float32)
     """
     groups = mean.shape[0]
     if groups == 1:
-        return normalise(x, mean[0], var[0])
-    return jax.vmap(normalise)(_divide(x, groups), mean, var).reshape(x.shape)
+        return normalize(x, mean[0], var[0])
+    return jax.vmap(normalize)(_divide(x, groups), mean, var).reshape(x.shape)
 
 
 def running(old: Array, new: Array, momentum: float, count: Array) -> Array:

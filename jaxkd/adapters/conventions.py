@@ -77,10 +77,7 @@ def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
 
 
 def add_outputs(what: str, outputs: Outputs, new: Mapping[str, Array]) -> Outputs:
-    """Returns the outputs of a model and new ones, which must have other names.
-
-    Raises:
-      ValueError: a new output has the name of an existing one.
+    """Returns a model's outputs and new ones; raises where their names collide.
 
     >>> add_outputs("taps", {"logits": 1}, {"stage2": 2})
     {'logits': 1, 'stage2': 2}
@@ -93,10 +90,7 @@ def add_outputs(what: str, outputs: Outputs, new: Mapping[str, Array]) -> Output
 
 
 def check_names(what: str, names: Iterable[str], reserved: str = "") -> None:
-    """Raises unless all names can prefix outputs: ``"name/logits"``.
-
-    Raises:
-      ValueError: there are no names, or one is empty, holds a slash or is reserved.
+    """Raises unless there are names, and all can prefix outputs: ``"name/logits"``.
 
     >>> check_names("views", ["pair"])
     """

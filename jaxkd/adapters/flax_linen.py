@@ -145,11 +145,11 @@ def _by_replicas(share: normalization.Share) -> Any:
         # `by_replica` runs the layer under vmap, where a module bound to the outer pass would leak tracers.
         unbound = module.clone(parent=None, use_running_average=True)
 
-        def normalise(x: Array, mean: Array, var: Array) -> Array:
+        def normalize_by(x: Array, mean: Array, var: Array) -> Array:
             result: Any = unbound.apply({**collections, "batch_stats": {"mean": mean, "var": var}}, x)
             return result
 
-        result = normalization.by_replica(normalise, x, mean, var)
+        result = normalization.by_replica(normalize_by, x, mean, var)
         for name, new in (("mean", mean), ("var", var)):
             old = collections["batch_stats"][name]
             module.put_variable("batch_stats", name, normalization.running(old, new, module.momentum, count))

@@ -151,13 +151,13 @@ def _take_over(module: nnx.Module, share: normalization.Share | None) -> None:
         def by_replicas(self: Any, x: Array, mask: Any, share: normalization.Share) -> Array:
             mean, var, count = normalization.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
 
-            def normalise(x: Array, mean: Array, var: Array) -> Array:
-                layer = nnx.clone(self)  # nnx only allows changes at the trace level (this vmap) of the clone
+            def normalize_by(x: Array, mean: Array, var: Array) -> Array:
+                layer = nnx.clone(self)  # cloned under this vmap: nnx refuses to change variables of an outer trace
                 layer.mean[...], layer.var[...] = mean, var
                 result: Array = kind.__call__(layer, x, use_running_average=True)
                 return result
 
-            result = normalization.by_replica(normalise, x, mean, var)
+            result = normalization.by_replica(normalize_by, x, mean, var)
             self.mean[...] = normalization.running(self.mean[...], mean, self.momentum, count)
             self.var[...] = normalization.running(self.var[...], var, self.momentum, count)
             return result

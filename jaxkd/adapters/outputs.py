@@ -40,9 +40,12 @@ def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
     """
     if not computed:
         raise ValueError("with_outputs: expected at least one output, name=lambda outputs: ..., got none.")
-    return _extended(
-        model, lambda outputs: {name: function(outputs) for name, function in computed.items()}, "with_outputs"
-    )
+
+    def extended(outputs: Outputs) -> Outputs:
+        new = {name: function(outputs) for name, function in computed.items()}
+        return add_outputs("with_outputs", outputs, new)
+
+    return _mapped(model, extended)
 
 
 def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output: str = "logits") -> Model:
@@ -76,7 +79,7 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
     if not chosen:
         raise ValueError("select_classes: expected at least one list of classes by name, got none.")
 
-    def selected(outputs: Outputs) -> dict[str, Array]:
+    def selected(outputs: Outputs) -> Outputs:
         checks.known(output, checks.shapes(outputs), "select_classes, model output")
         logits = jnp.asarray(outputs[output])
         for name, these in chosen.items():
@@ -85,9 +88,9 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
                     f"select_classes, {name!r}: expected classes below the {logits.shape[-1]} of {output!r}, got "
                     f"{these.max()}."
                 )
-        return {name: logits[..., these] for name, these in chosen.items()}
+        return add_outputs("select_classes", outputs, {name: logits[..., these] for name, these in chosen.items()})
 
-    return _extended(model, selected, "select_classes")
+    return _mapped(model, selected)
 
 
 def place_classes(
@@ -128,8 +131,7 @@ def place_classes(
     if these.max() >= total:
         raise ValueError(f"place_classes, classes: expected classes below the total of {total}, got {these.max()}.")
 
-    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        outputs, state = model.apply(variables, batch, key=key, train=train)
+    def expanded(outputs: Outputs) -> Outputs:
         checks.known(output, checks.shapes(outputs), "place_classes, model output")
         logits = jnp.asarray(outputs[output])
         if logits.shape[-1] != len(these):
@@ -138,15 +140,15 @@ def place_classes(
                 f"{checks.shape(logits)}."
             )
         whole = jnp.full((*logits.shape[:-1], total), -jnp.inf, logits.dtype).at[..., these].set(logits)
-        return {**add_outputs("place_classes", outputs, {name: logits}), output: whole}, state
+        return {**add_outputs("place_classes", outputs, {name: logits}), output: whole}
 
-    return Model(model.init, apply)
+    return _mapped(model, expanded)
 
 
-def _extended(model: Model, computed: Callable[[Outputs], Mapping[str, Array]], what: str) -> Model:
+def _mapped(model: Model, function: Callable[[Outputs], Outputs]) -> Model:
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         outputs, state = model.apply(variables, batch, key=key, train=train)
-        return add_outputs(what, outputs, computed(outputs)), state
+        return function(outputs), state
 
     return Model(model.init, apply)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jaxkd import adapters, checks
 from jaxkd.adapters.buckets import check, decode, encode, encode_to, scaled, shaped
@@ -185,7 +186,7 @@ def quantise_to(params: PyTree, points: PyTree, *, bucket: int | None = 256) -> 
     Args:
       params: the trained weights, any pytree of arrays.
       points: nested dicts with the points ``[number]`` of a tensor under its path, as from `initial_points`.
-      bucket: the number of weights that share their scaling, as in `learned_points`.
+      bucket: as for `learned_points`.
 
     Returns:
       The pytree, with its dtypes. A weight midway between two points gets the larger one.
@@ -242,7 +243,8 @@ def initial_points(
         u = scaled(weight, bucket)[0].reshape(-1)[: weight.size]
         return jnp.quantile(u, jnp.linspace(0, 1, 2**bits, dtype=jnp.float32))
 
-    return _nested({name: quantiles(jnp.asarray(named[name])) for name in chosen})
+    points = {name: quantiles(jnp.asarray(named[name])) for name in chosen}
+    return points[""] if "" in points else traverse_util.unflatten_dict(points, sep="/")  # "": a tree of one array
 
 
 @jax.custom_jvp
@@ -282,19 +284,6 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     """
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _nested(named: dict[str, Any]) -> Any:
-    if "" in named:  # the tree is one array
-        return named[""]
-    nested: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = leaf
-    return nested
 
 
 def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: list[str]) -> PyTree:

@@ -66,10 +66,7 @@ def collect(taps: Mapping[str, str], intermediates: Mapping[Any, Any], available
 
 
 def pick_call(what: str, path: str, call: int | None, outputs: Mapping[str, Sequence[Any]]) -> Any:
-    """Returns a submodule's output in one of its calls.
-
-    Raises:
-      ValueError: there is no such path or call, or the module has several calls and none is named.
+    """Returns a submodule's output in one of its calls, or raises.
 
     >>> pick_call("tap 'f'", "stem", 1, {"stem": ("first", "second")})
     'second'
