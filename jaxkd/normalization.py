@@ -87,7 +87,7 @@ class Share(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """True if this device's unmasked examples are one replica: Flax's own rule."""
+        """True without a mask and with one replica per device: Flax's own rule."""
         return self.mask is None and self.groups == self.devices == 1
 
 

@@ -80,7 +80,7 @@ def accumulate(model: Model, parts: int) -> Model:
             outputs, state = model.apply(variables, own, key=own_key, train=train)
             return dict(outputs), state
 
-        # XLA cannot merge the recomputation into the forward loop, so the barrier against that is not needed.
+        # prevent_cse guards against merging recomputation and forward pass; across two loops XLA cannot merge them.
         body = jax.checkpoint(micro, prevent_cse=False) if train else micro
         outputs, states = jax.lax.map(lambda x: body(variables, *x), (split, jnp.arange(parts)))
         for name, x in outputs.items():

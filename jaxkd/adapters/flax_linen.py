@@ -113,7 +113,7 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
 
 
 def batch_norm_call(args: Any, kwargs: Any, context: Any) -> dict[str, Any] | None:
-    """Returns the arguments of an intercepted BatchNorm call, or None for another call.
+    """Returns the arguments of an intercepted BatchNorm call, else None.
 
     The arguments of an `nn.intercept_methods` interceptor are bound to the names of `nn.BatchNorm`.
     """

@@ -68,7 +68,7 @@ def nnx_module(
         return variables_of(made)
 
     def rebuild(variables: Variables, key: Array | None, train: bool) -> nnx.Module:
-        params, state, streams = (_copy(x) for x in (params_like, state_like, streams_like))
+        params, state, streams = jax.tree.map(lambda x: x, (params_like, state_like, streams_like))  # unshared trees
         nnx.replace_by_pure_dict(params, variables.params)
         nnx.replace_by_pure_dict(state, variables.state)
         nnx.replace_by_pure_dict(streams, _streams(streams, jax.random.key(0) if key is None else key))
@@ -108,11 +108,6 @@ def variables_of(module: nnx.Module | nnx.State) -> Variables:
     everything: Any = module if isinstance(module, nnx.State) else nnx.state(module)
     params, _, _, state = nnx.split_state(everything, nnx.Param, nnx.RngState, nnx.Intermediate, ...)
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
-
-
-def _copy(state: Any) -> Any:
-    leaves, structure = jax.tree.flatten(state)
-    return jax.tree.unflatten(structure, leaves)
 
 
 def _streams(like: Any, key: Array) -> Any:

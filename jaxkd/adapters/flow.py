@@ -245,7 +245,7 @@ def _layer(name: str, path: str, call: int | None, layers: Mapping[str, Any]) ->
 
 
 def _check_feature(name: str, layer: tuple[int, ...], feature: str, teacher: Outputs) -> None:
-    """Raises unless a feature exists and has the layer's positions, or can be pooled to them.
+    """Raises unless a feature exists and fits the layer's positions.
 
     Feature maps and vectors are pooled to each other's positions; features of other ranks need the layer's positions.
     """
@@ -262,7 +262,7 @@ def _check_feature(name: str, layer: tuple[int, ...], feature: str, teacher: Out
 
 
 def _features(name: str, mix: Mix, teacher: Outputs, mask: Array | None, layer: Array) -> Iterator[Array]:
-    """Yields the teachers' features at the layer's size, with zeros for masked examples."""
+    """Yields teacher features at the layer's size, zero for masked examples."""
     for feature in mix.teachers:
         _check_feature(name, layer.shape, feature, teacher)
         x = jnp.asarray(teacher[feature])

@@ -160,7 +160,7 @@ def test_an_nnx_instance_is_never_changed(taps):
     chex.assert_trees_all_equal(adapters.variables(instance), before)
     assert nnx.graphdef(instance) == graph
     assert type(instance.blocks[0].norm) is nnx.BatchNorm
-    instance(jnp.asarray(IMAGES["image"]))  # holds no tracer
+    instance(jnp.asarray(IMAGES["image"]))  # fails if a tracer leaked into the instance
 
 
 class Sows(nn.Module):

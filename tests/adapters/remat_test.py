@@ -103,7 +103,7 @@ def test_residuals_between_the_passes():
     model = deep(layer)
     activation = ROWS * WIDTH * 4
     params = LAYERS * WIDTH**2 * 4
-    own = params + activation + 1024  # parameters, the batch and numbers
+    own = params + activation + 1024  # parameters, the batch and scalars
     assert kept(model) > own + 3 * LAYERS * activation
     assert kept(adapters.remat(model)) <= own
     products = kept(adapters.remat(model, jax.checkpoint_policies.dots_saveable))
