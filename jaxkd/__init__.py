@@ -1,18 +1,17 @@
-"""jaxkd: knowledge distillation for JAX and Flax, from pure functions.
+"""Knowledge distillation for JAX and Flax, composed of pure functions.
 
 ======================  =====================================================================================
-`jaxkd.losses`          pure functions of arrays, one value per example
-`jaxkd.objectives`      losses bound to where their inputs are; they may own parameters: `term`, `combine`
-`jaxkd.adapters`        Flax linen, Flax nnx or plain functions in, one `Model` contract out
-`jaxkd.teachers`        where teacher outputs come from
-`jaxkd.training`        `distill`, the loop, checkpoints, metrics
-`jaxkd.schemes`         what is composed of several distillations: `staged`
-`jaxkd.parallel`        the same step on one device, all devices, or a mesh
-`jaxkd.cache`           teacher outputs on disk, computed once
-`jaxkd.weights`         trained weights out, to serve without the toolkit, and in: orbax, safetensors, PyTorch
+`jaxkd.losses`          pure functions of arrays that return one value per example
+`jaxkd.objectives`      losses bound to their inputs, possibly with parameters and state: `term`, `combine`
+`jaxkd.adapters`        adapters from Flax linen, Flax nnx and plain functions to one `Model` contract
+`jaxkd.teachers`        sources of teacher outputs: frozen, averaged, ensembled, cached
+`jaxkd.training`        `distill`, the training loop, checkpoints and metrics
+`jaxkd.schemes`         distillation schemes: who teaches whom, and when
+`jaxkd.parallel`        the same step on one device, on all devices or on a mesh
+`jaxkd.weights`         import and export of trained weights: orbax, safetensors, PyTorch
 ======================  =====================================================================================
 
-`jaxkd.data` and `jaxkd.models` hold inputs and a model zoo for experiments; nothing of the above imports them.
+`jaxkd.data` and `jaxkd.models` hold data sets and a model zoo for experiments; no package in the table imports them.
 """
 
 from importlib import metadata as _metadata

@@ -1,4 +1,4 @@
-"""Exponential moving averages of a model's variables: what a mean teacher and an averaged student are."""
+"""Exponential moving averages of variables, for mean teachers and EMA students."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from jaxkd.types import Array, PyTree
 
 Decay = float | Array | Callable[[Any], Any]
-"""How much of the average stays in a step: a number in [0, 1], or a schedule of the step."""
+"""Weight of the old average in an update: a number in [0, 1], or a schedule of the step."""
 
 
 def rising_decay(decay: float | Array = 0.999) -> Callable[[Any], Array]:
-    """The decay ``min(decay, (1 + t) / (10 + t))`` of update t = 0, 1, ..., so that an average soon forgets its start.
+    """Returns the warm-up schedule ``min(decay, (1 + t) / (10 + t))`` of update t.
+
+    The small decay of the first updates lets the average forget the initial values quickly.
 
     Args:
       decay: the limit, in [0, 1].
@@ -40,9 +42,9 @@ def rising_decay(decay: float | Array = 0.999) -> Callable[[Any], Array]:
 
 
 def begin(tree: PyTree) -> PyTree:
-    """An average of one value: a copy that shares no memory with it, with floats in float32 or better.
+    """Starts an average: an unaliased copy with floats in float32 or better.
 
-    A narrower average would not see the small share that one step adds.
+    A narrower dtype would round the small change of one update to zero.
 
     >>> begin({"w": jnp.ones((), jnp.bfloat16), "steps": jnp.int32(3)})
     {'steps': Array(3, dtype=int32), 'w': Array(1., dtype=float32)}
@@ -56,13 +58,15 @@ def begin(tree: PyTree) -> PyTree:
 
 
 def follow(average: PyTree, new: PyTree, decay: Decay, step: Any) -> PyTree:
-    """``decay · average + (1 − decay) · new`` of the floating-point arrays; integers and keys are the new ones.
+    """Computes ``decay · average + (1 − decay) · new`` for floating-point leaves.
+
+    Integers and PRNG keys are taken from ``new``.
 
     Args:
-      average: from `begin`, or of the step before.
+      average: the result of `begin` or of the previous update.
       new: the values to follow, in the same structure.
-      decay: 1 leaves the average as it is, 0 makes it the new value, exactly.
-      step: the updates made before this one, for a schedule.
+      decay: weight of the old average; 1 leaves the average unchanged and 0 returns the new value, both exactly.
+      step: the number of updates before this one, for a schedule.
 
     Raises:
       ValueError: the two trees differ in structure.
@@ -82,11 +86,11 @@ def follow(average: PyTree, new: PyTree, decay: Decay, step: Any) -> PyTree:
 
 
 def check_decay(name: str, decay: Decay) -> None:
-    """Raises unless a decay is a schedule, traced, or a number in [0, 1]."""
+    """Raises unless a decay is a schedule, a traced value or a number in [0, 1]."""
     if not callable(decay) and not isinstance(decay, jax.core.Tracer) and not 0 <= decay <= 1:
         raise ValueError(
-            f"{name}, decay: expected a number in [0, 1], the share of the average that stays in a step, or a schedule "
-            f"of the step, got {decay}."
+            f"{name}, decay: expected a number in [0, 1], the weight of the old average, or a schedule of the step, "
+            f"got {decay}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Errors that teach, raised while tracing: what was expected, what came, and what to do."""
+"""Checks whose errors name what was expected, what came and what to do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *,
     """Raises unless ``name`` is one of ``available``.
 
     Args:
-      name: what was asked for.
-      available: what there is; a mapping adds a detail, such as a shape, to each name.
-      what: what it is, as the message's first words, such as ``"student output"``.
-      hint: what to do, where the list alone does not say it.
+      name: the requested name.
+      available: the existing names; a mapping adds a detail, such as a shape, to each name.
+      what: the kind of thing that is named, as the message's first words, such as ``"student output"``.
+      hint: advice for the case in which the list of names alone does not suggest the fix.
 
     Raises:
-      ValueError: with everything that is available, and the closest name.
+      ValueError: with every available name, and the closest one.
 
     >>> known("stage3", ["logits", "stage2"], "student output")
     Traceback (most recent call last):
@@ -36,17 +36,26 @@ def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *,
 
 
 def describe(tree: Mapping[str, Any]) -> str:
-    """One line that lists names with dtypes and shapes, for messages.
+    """Returns one line that lists names with dtypes and shapes, for messages.
 
     >>> import jax
     >>> describe({"image": jax.ShapeDtypeStruct((8, 4), "float32")})
     "'image' float32[8, 4]"
     """
-    return ", ".join(f"{name!r} {shape(x)}" for name, x in tree.items())
+    return ", ".join(f"{name!r} {x}" for name, x in shapes(tree).items())
+
+
+def shapes(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the `shape` of each entry by its name, as details for `known`.
+
+    >>> shapes({"text": "a", "number": 1})
+    {'text': 'str', 'number': 'int'}
+    """
+    return {name: shape(x) for name, x in tree.items()}
 
 
 def shape(x: Any) -> str:
-    """An array's dtype and shape, or another value's type, for messages.
+    """Returns an array's dtype and shape, or another value's type, for messages.
 
     >>> import jax
     >>> shape(jax.ShapeDtypeStruct((8, 4), "float32")), shape("text")
@@ -56,7 +65,7 @@ def shape(x: Any) -> str:
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
-    """The number of examples in a batch: the leading dimension that all its arrays share.
+    """Returns the number of examples: the leading dimension that all arrays share.
 
     Raises:
       ValueError: the batch is empty, or its arrays disagree.
@@ -74,7 +83,7 @@ def batch_size(batch: Mapping[str, Any]) -> int:
 
 
 def example_mask(batch: Mapping[str, Any]) -> Array | None:
-    """The batch's ``mask``, checked, or None where every example counts.
+    """Returns the batch's checked ``mask``, or None if the batch has none.
 
     Raises:
       ValueError: the mask is not boolean ``[batch]``.
@@ -82,7 +91,7 @@ def example_mask(batch: Mapping[str, Any]) -> Array | None:
     mask = batch.get("mask")
     if mask is not None and (mask.dtype != bool or mask.ndim != 1):
         raise ValueError(
-            f"batch['mask']: expected bool[batch], True for the examples that count, got {mask.dtype}"
-            f"{list(mask.shape)}. For a mask over tokens use another name and term(..., where='batch/NAME')."
+            f"batch['mask']: expected bool[batch], True for the examples to include, got {shape(mask)}. For a mask "
+            "over tokens use another name and term(..., where='batch/NAME')."
         )
     return mask

@@ -1,13 +1,18 @@
-"""Batch statistics: whose examples a BatchNorm normalises by, whatever the padding and however many devices there are.
+"""Batch statistics of BatchNorm under padding masks, on any number of devices.
 
-The literature's networks were trained with BatchNorms that see one device's share of the batch. That share is a
-*replica* here, and the number of replicas is a setting of its own, `replicas`: by default one for each device of the
-mapped axis, so that everybody's numbers are reproduced; 1 for the statistics of the whole batch; or k, for the same
-numbers on any number of devices.
+The literature's networks were trained with BatchNorms that see one device's share of the batch. Such a share is
+called a *replica* here, and the number of replicas is a setting, `replicas`: by default one per device of the mapped
+axis, which reproduces published numbers; 1 for the statistics of the whole batch; or k, for the same numbers on any
+number of devices.
 
-The adapters take over that one computation where Flax alone would not do it so: where a batch is padded (a masked
-example is then the same as a dropped one), or where replicas and devices are not the same. The layers that objectives
-learn normalise by the same statistics, and `positions` tells where in the whole batch an example stands.
+How it works. An adapter asks `of_layer` for each BatchNorm call in training. The answer is None where Flax computes
+the right statistics by itself: no mask, and one replica per device. Otherwise the adapter computes the masked mean
+and variance of each replica with `statistics`, lets the layer normalize by them in inference mode with `by_replica`
+(so that dtype, scale, bias and subclasses remain Flax's), and moves the averages with `running`. A replica is either
+a contiguous part of this device's examples (``groups`` > 1, a reshape) or a run of consecutive devices
+(``devices`` > 1, a sum over the mapped axis).
+
+The layers of objectives use the same functions, and `positions` numbers the examples of the global batch.
 """
 
 from __future__ import annotations
@@ -28,29 +33,30 @@ _REPLICAS: contextvars.ContextVar[int | None] = contextvars.ContextVar("jaxkd_re
 
 @contextlib.contextmanager
 def replicas(count: int | None) -> Iterator[None]:
-    """Into how many parts of the global batch BatchNorm divides it, to normalise each by itself.
+    """Sets the number of batch parts that BatchNorm normalizes separately.
 
-    The parts are contiguous and equal. Their number belongs to the traced program and not to the devices:
-    ``replicas(8)`` gives the numbers of eight devices on one, and ``replicas(1)`` those of one device on eight. The
-    running statistics are the mean over the replicas. A layer that names an axis of its own (Flax's ``axis_name``) asks
-    for the statistics of the whole batch, and has them whatever the number.
+    The parts of the global batch are contiguous and equal. Their number belongs to the traced program and not to the
+    devices: ``replicas(8)`` gives the numbers of eight devices on one, and ``replicas(1)`` those of one device on
+    eight. The running statistics are the mean over the replicas. A layer with an axis of its own (Flax's ``axis_name``)
+    requests the statistics of the whole batch, and gets them for any number of replicas.
 
-    It is read while a step is traced, and `jax.jit` does not know of it: enter it *inside* the function that is
-    compiled, or a program traced before is used again. ``jaxkd.parallel`` does so with its ``replicas=``.
+    The value is read while a step is traced, and `jax.jit` does not include it in its cache key: enter the context
+    *inside* the function that is compiled, or a program traced earlier is reused. ``jaxkd.parallel`` does so with its
+    ``replicas=``.
 
     Args:
-      count: the number of replicas; None for one per device of the mapped axis, and 1 where nothing is mapped.
+      count: the number of replicas; None for one per device of the mapped axis, or 1 without a mapped axis.
 
     Raises:
-      ValueError: the count is not positive; and from a BatchNorm: neither of the numbers of replicas and devices is a
-        multiple of the other, or the batch does not divide.
+      ValueError: the count is not positive. A BatchNorm raises it if neither the number of replicas nor that of devices
+        is a multiple of the other, or if the batch does not divide.
 
     >>> from jaxkd.objectives import layers
-    >>> def normalised(x):
+    >>> def normalized(x):
     ...     with replicas(2):
     ...         made = layers.batch_norm_init(1)
     ...         return layers.batch_norm(*made, x, mask=None, axis_name=None, train=True)[0]
-    >>> normalised(jnp.array([[0.0], [2.0], [0.0], [200.0]]))[:, 0].round(3)
+    >>> normalized(jnp.array([[0.0], [2.0], [0.0], [200.0]]))[:, 0].round(3)
     Array([-1.,  1., -1.,  1.], dtype=float32)
     """
     if count is not None and count < 1:
@@ -63,14 +69,14 @@ def replicas(count: int | None) -> Iterator[None]:
 
 
 class Share(NamedTuple):
-    """What a BatchNorm normalises by.
+    """Examples and devices that share the statistics of a BatchNorm.
 
     Attributes:
-      mask: which examples of the batch count ``[batch]``; None for all.
+      mask: True for the examples to include ``[batch]``; None for all.
       axis_name: the mapped axis that splits the batch, or None.
-      groups: into how many replicas the examples that are here divide.
-      devices: over how many consecutive devices of the axis one replica reaches.
-      size: the number of examples that are here, or None where that is the input's own first dimension.
+      groups: number of replicas into which this device's examples divide.
+      devices: number of consecutive devices of the axis that one replica spans.
+      size: number of examples on this device, or None for the first dimension of the layer's input.
     """
 
     mask: Array | None
@@ -81,12 +87,12 @@ class Share(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether all that is here, and nothing else, is one replica: what Flax does by itself."""
+        """True without a mask and with one replica per device: Flax's own rule."""
         return self.mask is None and self.groups == self.devices == 1
 
 
 def mapped_axis() -> str | None:
-    """`DATA_AXIS` where the code being traced is mapped over it, else None.
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
     >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
     (True, Array([0.], dtype=float32))
@@ -99,13 +105,13 @@ def mapped_axis() -> str | None:
 
 
 def share_of(mask: Array | None, axis_name: str | None, size: int | None = None, count: int | None = None) -> Share:
-    """What a BatchNorm has to know.
+    """Builds the `Share` of the code being traced.
 
     Args:
-      mask: True for the examples that count ``[batch]``, or None for all.
+      mask: True for the examples to include ``[batch]``, or None for all.
       axis_name: the mapped axis that splits the batch, or None.
-      size: the number of examples that are here, where a layer could see another number of rows.
-      count: of replicas; by default what `replicas` says.
+      size: the number of examples on this device; give it where a layer may see another number of rows.
+      count: the number of replicas; by default that of `replicas`.
 
     Raises:
       ValueError: neither of the numbers of replicas and devices is a multiple of the other.
@@ -123,33 +129,41 @@ def share_of(mask: Array | None, axis_name: str | None, size: int | None = None,
     return Share(mask, axis_name, max(count // present, 1), max(present // count, 1), size)
 
 
-def of_layer(share: Share, axis_name: str | None) -> Share:
-    """The same for a layer that may name an axis of its own: that asks for the statistics of the whole batch.
+def of_layer(share: Share, layer: Any) -> Share | None:
+    """Returns the share of a Flax BatchNorm layer, or None if Flax computes it.
 
-    >>> of_layer(share_of(None, None, count=4), None).groups, of_layer(share_of(None, None, count=4), "devices").groups
+    A layer with an ``axis_name`` requests the statistics of the whole batch, so that its share has one replica. A layer
+    with ``axis_index_groups`` chooses its groups of devices itself.
+
+    >>> import flax.linen as nn
+    >>> share = share_of(None, None, count=4)
+    >>> of_layer(share, nn.BatchNorm()).groups, of_layer(share, nn.BatchNorm(axis_name="devices")).groups
     (4, 1)
     """
-    return share if axis_name is None else share_of(share.mask, share.axis_name, share.size, count=1)
+    if layer.axis_index_groups is not None or (layer.axis_name is None and share.whole):
+        return None
+    return share if layer.axis_name is None else share_of(share.mask, share.axis_name, share.size, count=1)
 
 
 def statistics(
     x: Array, axis: Any, share: Share, *, fast: bool, mask: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Mean and variance over what counts, as Flax computes them, and how many values each was taken over.
+    """Computes masked means and variances of each replica, with Flax's formulas.
 
     Args:
       x: the input ``[batch, ...]`` of a BatchNorm.
       axis: its feature axis or axes.
-      share: what counts, and what belongs together.
+      share: the examples to include and the replicas they belong to.
       fast: ``E[x²] − E[x]²`` instead of ``E[(x − E[x])²]``.
-      mask: the layer's own, of a shape that broadcasts to ``x``; both have to count a value.
+      mask: the layer's own mask, broadcastable to ``x``; a value is included if both masks include it.
 
     Returns:
-      Means and variances ``[groups, features]`` of the replicas that are here, and counts that broadcast to them.
+      Means and variances ``[groups, features]`` of this device's replicas, and the numbers of values that they average,
+      which broadcast to them.
 
     Raises:
-      ValueError: the batch was reshaped on the way, so that it is not known which rows count or belong together; or it
-        does not divide into the replicas.
+      ValueError: the first axis does not hold the batch's examples, so the mask and the replicas cannot be applied; or
+        the batch does not divide into the replicas.
     """
     features = {a % x.ndim for a in (axis if isinstance(axis, tuple | list) else (axis,))}
     rows = x.shape[0]
@@ -161,7 +175,7 @@ def statistics(
             "replicas=1."
         )
     x = _divide(x.astype(jnp.promote_types(x.dtype, jnp.float32)), share.groups)
-    features = {a + 1 for a in features}
+    features = {a + 1 for a in features}  # after the new leading axis of replicas
     axes = tuple(a for a in range(1, x.ndim) if a not in features)
     where = None if share.mask is None else jnp.expand_dims(_divide(share.mask, share.groups), tuple(range(2, x.ndim)))
     if mask is not None:
@@ -179,33 +193,35 @@ def statistics(
         return _over_devices(jnp.sum(value if where is None else jnp.where(where, value, 0), axis=axes), share)
 
     count = _over_devices(count, share)
-    safe = jnp.maximum(count, 1)
+    safe = jnp.maximum(count, 1)  # a replica whose examples are all masked has mean 0 and variance 0
     mean = total(x) / safe
     if fast:
         return mean, jnp.maximum(total(x * x) / safe - mean**2, 0), count
     return mean, total((x - jnp.expand_dims(mean, axes)) ** 2) / safe, count
 
 
-def by_replica(normalise: Callable[[Array, Array, Array], Array], x: Array, mean: Array, var: Array) -> Array:
-    """``normalise(x, mean, var)`` for each replica that is here, with its own of the `statistics`.
+def by_replica(normalize: Callable[[Array, Array, Array], Array], x: Array, mean: Array, var: Array) -> Array:
+    """Applies ``normalize(x, mean, var)`` to each replica with its own `statistics`.
 
     >>> by_replica(lambda x, mean, var: x - mean, jnp.arange(4.0), jnp.array([0.0, 2.0]), jnp.ones(2))
     Array([0., 1., 0., 1.], dtype=float32)
     """
     groups = mean.shape[0]
     if groups == 1:
-        return normalise(x, mean[0], var[0])
-    return jax.vmap(normalise)(_divide(x, groups), mean, var).reshape(x.shape)
+        return normalize(x, mean[0], var[0])
+    return jax.vmap(normalize)(_divide(x, groups), mean, var).reshape(x.shape)
 
 
 def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
-    """The moving average after this batch, the mean over the replicas; one in which nothing counts leaves it.
+    """Updates a running statistic with the mean over the replicas.
+
+    A replica without examples keeps the old value.
 
     Args:
-      old: before ``[features]``.
-      new: of the replicas ``[groups, features]``, from `statistics`.
+      old: the running statistic ``[features]``.
+      new: the replicas' statistics ``[groups, features]``, from `statistics`.
       momentum: the weight of ``old``.
-      count: from `statistics`.
+      count: the counts from `statistics`.
 
     >>> running(jnp.zeros(1), jnp.array([[2.0], [8.0]]), 0.5, jnp.array([[3.0], [0.0]]))
     Array([0.5], dtype=float32)
@@ -215,16 +231,15 @@ def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
 
 
 def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
-    """Where each example stands among those of the global batch that count.
+    """Returns each example's index among the unmasked examples of the global batch.
 
     Args:
-      mask: True for the examples that count ``[size]``, or None for all.
-      size: the number of examples here.
+      mask: True for the examples to include ``[size]``, or None for all.
+      size: the number of examples on this device.
       axis_name: the mapped axis that splits the batch, or None.
 
     Returns:
-      int32 ``[size]``, counted over the devices in their order. What an example that does not count gets has no
-      meaning, and is not negative.
+      int32 ``[size]``, numbered over the devices in their order. Masked examples get an arbitrary non-negative index.
 
     >>> positions(jnp.array([True, False, True]), 3, None)
     Array([0, 0, 1], dtype=int32)
@@ -239,7 +254,7 @@ def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
 
 
 def _divide(x: Array, groups: int) -> Array:
-    """``[batch, ...]`` as ``[groups, batch / groups, ...]``: contiguous examples are one replica."""
+    """Reshapes ``[batch, ...]`` to ``[groups, batch / groups, ...]``, contiguously."""
     rows = x.shape[0]
     if rows % groups:
         raise ValueError(
@@ -250,13 +265,13 @@ def _divide(x: Array, groups: int) -> Array:
 
 
 def _over_devices(value: Array, share: Share) -> Array:
-    """The sum over the devices that share this one's replica."""
+    """Sums over the devices that share this device's replica."""
     if share.axis_name is None or share.devices == 1:
         return value
     present = jax.lax.axis_size(share.axis_name)
     if share.devices == present:
         return jax.lax.psum(value, share.axis_name)
-    # Not `axis_index_groups`, which shard_map does not take.
+    # shard_map does not support `axis_index_groups`, so all devices gather and each picks its replica's sum.
     parts = jax.lax.all_gather(value, share.axis_name)
     replica = jax.lax.axis_index(share.axis_name) // share.devices
     sums = jnp.sum(parts.reshape(-1, share.devices, *value.shape), axis=1)

@@ -1,4 +1,4 @@
-"""What long work shows of itself: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Show(Protocol):
-    """Takes note of where a run is."""
+    """Callback that a run calls with its current step."""
 
     def __call__(self, step: int, row: Mapping[str, float] | None = None) -> None:
-        """The device has reached a step; perhaps with new metrics."""
+        """Reports that the device has reached a step, optionally with new metrics."""
         ...
 
 
@@ -33,18 +33,18 @@ def show_progress(
     enabled: bool = True,
     console: Console | None = None,
 ) -> Iterator[Show]:
-    """Shows work on a terminal, or prints about every ten seconds where standard output is not one.
+    """Shows a progress bar on a terminal, or prints a line about every ten seconds.
 
     Args:
-      steps: of the whole work.
-      first: where it goes on.
-      what: comes before the count.
-      unit: of what is counted.
+      steps: total number of steps.
+      first: step at which the work starts, above 0 when a run resumes.
+      what: label before the count.
+      unit: unit of the printed rate.
       enabled: False shows nothing.
-      console: where to; standard output by default.
+      console: console to write to; standard output by default.
 
     Yields:
-      What to call with each step reached.
+      The function to call with each step that is reached.
 
     >>> with show_progress(10) as show:
     ...     show(10, {"step": 10, "train/loss": 0.5})
@@ -59,7 +59,7 @@ def show_progress(
 
 
 def summary(row: Mapping[str, float]) -> str:
-    """The few numbers of a row that one watches.
+    """Formats the loss, accuracy and NLL of a metrics row, or else its first values.
 
     Args:
       row: metrics by name.
@@ -97,18 +97,18 @@ def _bar(console: Console, steps: int, first: int, what: str, unit: str) -> Iter
 
 @contextlib.contextmanager
 def _lines(console: Console, steps: int, first: int, what: str, unit: str) -> Iterator[Show]:
-    started = said = time.monotonic()
+    started = printed = time.monotonic()
     known: dict[str, float] = {}
 
     def show(step: int, row: Mapping[str, float] | None = None) -> None:
-        nonlocal said
+        nonlocal printed
         known.update(row or {})
         now = time.monotonic()
-        # Metrics of the last step come in a call of their own, perhaps in several; a line without them is too early.
+        # The last step's metrics arrive in later calls; printing the final line before them would lose them.
         finished = step == steps and (row is not None or not known)
-        if not (now - said >= _SECONDS_BETWEEN_LINES or finished):
+        if not (now - printed >= _SECONDS_BETWEEN_LINES or finished):
             return
-        said = now
+        printed = now
         rate = (step - first) / max(now - started, 1e-9)
         left = int((steps - step) / rate) if rate > 0 else 0
         eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -1,4 +1,4 @@
-"""The named tuples every layer speaks: models, teachers, objectives, distillers and what flows between them.
+"""Named tuples that connect models, teachers, objectives and distillers.
 
 They are contracts, not base classes. Anything with the right fields and the right call signatures works, so a
 user's own code needs no inheritance, no registration and no import beyond this module.
@@ -15,20 +15,20 @@ Array = jax.Array
 PyTree = Any
 
 Batch = Mapping[str, Any]
-"""A batch: ``image``, ``label``, ``index`` and so on; an optional boolean ``mask`` marks the examples that count."""
+"""A batch: ``image``, ``label``, ``index`` and so on. In an optional boolean ``mask``, False excludes an example."""
 
 Outputs = Mapping[str, Array]
-"""What one forward pass returns: ``logits`` and every tapped feature, by name."""
+"""Outputs of one forward pass by name: ``logits`` and every tapped feature."""
 
 DATA_AXIS = "jaxkd_data"
 """The mapped axis over which a batch is split: ``jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS)``.
 
 A step traced under this axis sums losses, gradients and metrics over it; a step traced without it is a
-single-device step. Nothing else switches between the two."""
+single-device step. No other setting selects between the two."""
 
 
 class Variables(NamedTuple):
-    """What a model needs to run: trained ``params`` and everything else it carries, ``state`` (BatchNorm, caches)."""
+    """Trained ``params`` of a model, and its ``state``: BatchNorm statistics, caches."""
 
     params: PyTree
     state: PyTree = {}
@@ -48,10 +48,10 @@ class Model(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """Where teacher outputs come from: frozen, averaged, ensembled, cached or co-trained, in one shape.
+    """Source of teacher outputs: frozen, averaged, ensembled, cached or co-trained.
 
     Attributes:
-      init: ``(key, batch, student_variables) -> teacher_state``, a pytree that lives in `TrainState`.
+      init: ``(key, batch, student_variables) -> teacher_state``, a pytree that `TrainState` carries.
       apply: ``(teacher_state, batch, *, key) -> Outputs``.
       update: ``(teacher_state, student_variables, step) -> teacher_state``; the identity for a frozen teacher.
     """
@@ -62,14 +62,14 @@ class Teacher(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Everything an objective may read, in the order in which it comes to exist.
+    """Everything an objective may read, in the order in which a step computes it.
 
     Attributes:
-      student: outputs of the student for this batch.
-      teacher: outputs of the teacher for this batch (no gradient reaches them).
+      student: the student's outputs for this batch.
+      teacher: the teacher's outputs for this batch; gradients stop here.
       batch: the batch itself.
-      step: the number of updates made so far, an int32 scalar; schedules are functions of it.
-      axis_name: the mapped axis that splits the batch, or None when the whole batch is here.
+      step: the number of updates before this one, an int32 scalar; schedules are functions of it.
+      axis_name: the mapped axis that splits the batch, or None if this program sees the whole batch.
     """
 
     student: Outputs
@@ -80,7 +80,7 @@ class Context(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean that is not divided yet, so that micro-batches, devices and hosts can be merged exactly."""
+    """Undivided mean, so that micro-batches, devices and hosts merge exactly."""
 
     sum: Any
     count: Any
@@ -91,23 +91,23 @@ Metrics = Mapping[str, Mean]
 
 
 class LossVars(NamedTuple):
-    """What an objective owns: ``params`` are learned with the student, ``state`` is remembered between steps."""
+    """Variables of an objective: learned ``params`` and ``state`` kept between steps."""
 
     params: PyTree = {}
     state: PyTree = {}
 
 
 class LossOut(NamedTuple):
-    """What an objective returns: the weighted scalar to minimise, its new state and its unweighted metrics.
+    """Result of an objective: weighted scalar, new state and unweighted metrics.
 
     On a mapped axis, ``value`` is this device's share, and the mean of the shares over the axis is the loss of
     the global batch; each metric is this device's ``(sum, count)``.
 
     Attributes:
-      value: what is minimised.
-      state: what is remembered.
-      metrics: by name; the objective's own value is named ``""``.
-      terms: the weighted values whose sum ``value`` is, by name; empty where it is a single one.
+      value: the scalar to minimize.
+      state: the objective's new state.
+      metrics: metrics by name; the objective's own value has the name ``""``.
+      terms: the weighted terms by name, which sum to ``value``; empty for an objective of one term.
     """
 
     value: Array
@@ -117,7 +117,7 @@ class LossOut(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """A loss that may own parameters and state, in optax's ``(init, update)`` shape.
+    """Objective that may own parameters and state, as an ``(init, apply)`` pair.
 
     Attributes:
       init: ``(key, context) -> LossVars``, where the context holds `jax.ShapeDtypeStruct` leaves.
@@ -129,16 +129,16 @@ class Objective(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a training run is, as one pytree: save it, restore it, shard it, donate it.
+    """State of a training run as one pytree: save it, restore it, shard it, donate it.
 
     Attributes:
       student: the student's `Variables`.
       teacher: the teacher's state (for `teachers.frozen`, its `Variables`).
       loss: the objective's `LossVars`.
-      opt_state: ``{"student": ..., "objective": ...}``, one optimizer state for each label; what wraps a distiller
-        keeps its own beside them.
+      opt_state: ``{"student": ..., "objective": ...}``, one optimizer state per label; a wrapper around a distiller
+        stores its own state under further keys.
       step: the number of updates made, int32.
-      key: the run's base PRNG key; each step folds its number into it, so it never changes.
+      key: the run's base PRNG key; each step folds its number into it, so the key itself never changes.
     """
 
     student: Variables
@@ -150,12 +150,12 @@ class TrainState(NamedTuple):
 
 
 class Distiller(NamedTuple):
-    """What `jaxkd.distill` and every scheme return: three pure functions.
+    """Distillation as three pure functions, from `jaxkd.distill` or a scheme.
 
     Attributes:
       init: ``(key, batch) -> TrainState``.
       step: ``(TrainState, batch) -> (TrainState, Metrics)``; jit, pmap, shard_map, scan or vmap it.
-      evaluate: ``(TrainState, batch) -> Metrics``; changes nothing.
+      evaluate: ``(TrainState, batch) -> Metrics``; leaves the state unchanged.
     """
 
     init: Callable[..., TrainState]

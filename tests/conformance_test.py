@@ -1,4 +1,4 @@
-"""What holds for every objective, and for every distiller: one table of objectives, one list of properties."""
+"""Properties of every objective and distiller, tested on one table of objectives."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -28,15 +28,15 @@ from jaxkd.objectives.variational import variational
 from tests import tiny
 
 DEVICES = 4
-DROPPED = (4, 5)  # of eight examples: all that one of four devices holds
+DROPPED = (4, 5)  # of eight examples: the share of one of four devices
 STEPS = 2
 
 
 class Row(NamedTuple):
     objective: jaxkd.Objective
-    weights: Mapping[str, object]  # of each term, by its name in the metrics
+    weights: Mapping[str, object]  # by the term's name in the metrics
     learns: bool = False
-    extras: Mapping[str, float] = {}  # further metrics, and how much of each is in the loss
+    extras: Mapping[str, float] = {}  # weights of additional metrics in the loss
 
 
 def half_life(step):
@@ -57,7 +57,7 @@ DISTANCE = term(losses.distance_relation, *VECTORS, weight=25.0)
 HINT = objectives.hint(*MAPS, weight=3.0)
 
 CLASS_OF = np.arange(tiny.DATA) % tiny.CLASSES
-# Without a last bias, which means nothing to a critic and so never moves.
+# A critic without an output bias: its loss does not depend on one, so the bias would never change.
 CRITIC = Discriminator(
     lambda key, shape, outputs: jax.random.normal(key, (shape[-1], outputs)), lambda kernel, x: jnp.tanh(x @ kernel)
 )
@@ -147,14 +147,14 @@ ROWS = {
     "schedules": Row(
         combine(kd=term(losses.soft_target_kl, *LOGITS, weight=half_life, temperature=cooling)), {"kd": half_life}
     ),
-    "ones_own_loss": Row(
+    "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
 }
 
 
 class Case(NamedTuple):
-    """A row with a distiller, and the states and metrics of its first steps by ``jax.jit``."""
+    """A row, its distiller, and the states and metrics of the first steps under ``jax.jit``."""
 
     row: Row
     kd: jaxkd.Distiller
@@ -164,12 +164,12 @@ class Case(NamedTuple):
 
 
 def kept(seed):
-    """The batch without the examples that do not count."""
+    """The batch without the examples that `masked` masks."""
     return {name: np.delete(x, DROPPED, axis=0) for name, x in tiny.batch(8, seed).items()}
 
 
 def masked(seed):
-    """The batch with them, under a mask, and something in them that would show."""
+    """The batch under a mask, with large values in masked examples that any leak would reveal."""
     batch = tiny.batch(8, seed)
     batch["image"][list(DROPPED)] *= 50
     return {**batch, "mask": ~np.isin(np.arange(8), DROPPED)}
@@ -199,7 +199,7 @@ def case(request):
 
 
 def follow(case, step, batches):
-    """The same steps, taken another way, end where those of ``jax.jit`` on whole batches did."""
+    """Asserts that ``step`` on ``batches`` reproduces the states and metrics of ``jax.jit``."""
     state = jax.tree.map(jnp.copy, case.states[0])
     for seed in range(STEPS):
         state, metrics = step(state, batches(seed))
@@ -214,7 +214,7 @@ def context_of(case, seed=0):
     return jaxkd.Context(student, teacher, batch, jnp.int32(1))
 
 
-def test_initialises_from_shapes_alone(case):
+def test_initializes_from_shapes_alone(case):
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept(0))
     context = jax.eval_shape(lambda: context_of(case))
     made = jax.eval_shape(lambda key: case.row.objective.init(key, context), jax.random.key(0))
@@ -231,7 +231,7 @@ def test_traces_once_and_keeps_types(case):
     assert described[0] == described[-1]
 
 
-def test_training_moves_the_student_and_what_the_objective_learns(case):
+def test_training_changes_student_and_objective_parameters(case):
     before, after = case.states[0], case.states[-1]
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.student.params, after.student.params)
     assert moved["first"]
@@ -239,12 +239,12 @@ def test_training_moves_the_student_and_what_the_objective_learns(case):
     assert all(jax.tree.leaves(learned))
 
 
-def test_the_teacher_stays(case):
+def test_the_teacher_is_unchanged_and_has_no_optimizer_slots(case):
     variables = tiny.teacher_variables()
     tiny.assert_equal(case.states[-1].teacher, variables)
     slots = {x.shape for x in jax.tree.leaves(case.states[-1].opt_state)}
     assert not slots & {x.shape for x in jax.tree.leaves(variables)} - {x.shape for x in jax.tree.leaves(trained(case))}
-    # ... momentum is one slot for every trained parameter, and nothing more
+    # Momentum has one slot per trained parameter.
     assert len(jax.tree.leaves(case.states[-1].opt_state)) == len(jax.tree.leaves(trained(case)))
 
 
@@ -269,12 +269,12 @@ def test_metrics_are_unweighted(case):
         assert found.keys() == {"loss", *weights, *(f"{name}/weight" for name in weights), *case.row.extras}
         for name, weight in weights.items():
             assert found[f"{name}/weight"] == pytest.approx(weight)
-        # ... were they weighted, this sum would weigh them twice
+        # Had the metrics been weighted, this sum would apply the weights twice.
         total = sum(weight * found[name] for name, weight in (weights | case.row.extras).items())
         assert found["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_nested_is_flat(case):
+def test_a_nested_objective_equals_the_flat_one(case):
     objective, (params, state) = case.row.objective, case.states[0].loss
     nested = combine(outer=combine(inner=objective))
     wrap = lambda tree: {"outer": {"inner": tree}} if jax.tree.leaves(tree) else {}  # noqa: E731
@@ -295,11 +295,11 @@ def test_nested_is_flat(case):
     chex.assert_trees_all_equal_shapes(made.params, wrap(params))
 
 
-def test_masking_is_dropping(case):
+def test_masked_examples_equal_dropped_examples(case):
     follow(case, jax.jit(case.kd.step), masked)
 
 
-def test_pmap_is_jit(case):
+def test_pmap_equals_jit(case):
     follow(case, jaxkd.parallel.pmap(case.kd, jax.devices()[:DEVICES], replicas=1), masked)
 
 
@@ -307,11 +307,11 @@ def mesh():
     return Mesh(np.array(jax.devices()[:DEVICES]), (jaxkd.DATA_AXIS,))
 
 
-def test_shard_is_jit(case):
+def test_shard_equals_jit(case):
     follow(case, jaxkd.parallel.shard(case.kd, mesh(), replicas=1), masked)
 
 
-def test_ones_own_shard_map_is_jit(case):
+def test_a_users_shard_map_equals_jit(case):
     specs = {"in_specs": (PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)), "out_specs": PartitionSpec()}
     with replicas(1):
         follow(case, jax.jit(jax.shard_map(case.kd.step, mesh=mesh(), **specs)), masked)
@@ -335,7 +335,7 @@ def state(kd):
     return kd.init(jax.random.key(1), tiny.batch(8))
 
 
-def test_the_state_is_one_pytree(kd, state):
+def test_the_state_is_one_pytree_of_arrays(kd, state):
     assert state.opt_state.keys() == {"student", "objective"}
     slots = {label: [x.shape for x in jax.tree.leaves(slots)] for label, slots in state.opt_state.items()}
     assert slots["student"] == [x.shape for x in jax.tree.leaves(state.student.params)]
@@ -346,7 +346,7 @@ def test_the_state_is_one_pytree(kd, state):
     assert state.step.dtype == jnp.int32
 
 
-def test_init_is_a_function_of_its_key(kd, state):
+def test_init_depends_on_its_key_alone(kd, state):
     made = jax.jit(lambda key: kd.init(key, tiny.batch(8)))
     tiny.assert_equal(made(jax.random.key(1)), state)
     other = made(jax.random.key(2))
@@ -363,7 +363,7 @@ def test_a_step_is_pure(step, state):
     tiny.assert_equal(first[0].key, state.key)
 
 
-def test_scan_is_a_loop(kd, step, state):
+def test_scan_equals_a_loop(kd, step, state):
     batches = [tiny.batch(8, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
     scanned, metrics = jax.jit(lambda s, b: jax.lax.scan(kd.step, s, b))(state, stacked)
@@ -376,7 +376,7 @@ def test_scan_is_a_loop(kd, step, state):
     assert totals == pytest.approx(tiny.numbers(sums), rel=1e-5)
 
 
-def test_vmap_over_seeds_is_single_runs(kd, step):
+def test_vmap_over_seeds_equals_single_runs(kd, step):
     keys = jax.random.split(jax.random.key(3), 2)
     many = jax.jit(jax.vmap(lambda key: kd.init(key, tiny.batch(8))))(keys)
     many, metrics = jax.jit(jax.vmap(kd.step, in_axes=(0, None)))(many, tiny.batch(8))
@@ -386,7 +386,7 @@ def test_vmap_over_seeds_is_single_runs(kd, step):
         tiny.assert_close(jax.tree.map(lambda x, i=i: x[i], metrics), reported)
 
 
-def test_donation_leaves_the_callers_teacher():
+def test_donation_keeps_the_callers_teacher():
     variables = tiny.teacher_variables()
     expected = jax.tree.map(np.array, variables)
     teacher = jaxkd.teachers.frozen(tiny.teacher_model, variables)
@@ -401,7 +401,7 @@ def test_donation_leaves_the_callers_teacher():
     tiny.assert_equal(kd.init(jax.random.key(0), tiny.batch(8)).teacher, expected)
 
 
-def test_evaluation_changes_nothing(kd, state):
+def test_evaluation_leaves_the_state_unchanged(kd, state):
     before = jax.tree.map(jnp.copy, state)
     evaluate = jax.jit(kd.evaluate)
     found = tiny.numbers(evaluate(state, tiny.batch(8)))
@@ -411,7 +411,7 @@ def test_evaluation_changes_nothing(kd, state):
     assert found["nll"] == pytest.approx(found["ce"], rel=1e-5)
 
 
-def test_evaluation_of_masked_and_of_split_batches_merges(kd, state):
+def test_metrics_of_masked_and_split_batches_merge(kd, state):
     whole = tiny.numbers(jax.jit(kd.evaluate)(state, kept(0)))
     assert tiny.numbers(jax.jit(kd.evaluate)(state, masked(0))) == pytest.approx(whole, rel=1e-4)
     parts = [{name: x[part] for name, x in kept(0).items()} for part in (slice(0, 4), slice(4, 6))]

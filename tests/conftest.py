@@ -1,4 +1,4 @@
-"""Fixtures of the tests. What also holds for doctests stands in the conftest.py of the repository's root."""
+"""Fixtures of the tests. The root conftest.py holds the settings that doctests share."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""A student and a teacher of two layers with features of several shapes, as plain functions: quick to compile."""
+"""A two-layer student and teacher as plain functions that compile quickly, and assertions on trees."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import jaxkd
 
 CLASSES = 3
 DATA = 64
-"""The examples that an index may name."""
+"""Number of examples in the data set, above every ``index``."""
 
 
 def _init(channels: int):
@@ -37,10 +37,10 @@ def _apply(pool: int):
 
 
 student = jaxkd.adapters.plain(_init(4), _apply(pool=1))
-"""Its ``map`` is [batch, 4, 4, 4], its ``vector`` [batch, 4]."""
+"""Outputs ``map`` [batch, 4, 4, 4] and ``vector`` [batch, 4]."""
 
 teacher_model = jaxkd.adapters.plain(_init(5), _apply(pool=2))
-"""Its ``map`` is [batch, 2, 2, 5], its ``vector`` [batch, 5]."""
+"""Outputs ``map`` [batch, 2, 2, 5] and ``vector`` [batch, 5]."""
 
 
 def batch(size: int, seed: int = 0) -> dict[str, Any]:
@@ -65,14 +65,14 @@ def numbers(metrics) -> dict[str, float]:
 
 
 def assert_close(actual, expected, *, rtol=2e-5, atol=2e-6):
-    """Trees of arrays, PRNG keys among them, that agree to float rounding."""
+    """Asserts that trees of arrays and PRNG keys agree to float rounding."""
     chex.assert_trees_all_equal_structs(actual, expected)
     actual, expected = (jax.tree.map(_plain, tree) for tree in (actual, expected))
     chex.assert_trees_all_close(actual, expected, rtol=rtol, atol=atol)
 
 
 def assert_equal(actual, expected):
-    """Trees of arrays, PRNG keys among them, that agree bit for bit."""
+    """Asserts that trees of arrays and PRNG keys agree bit for bit."""
     actual, expected = (jax.tree.map(_plain, tree) for tree in (actual, expected))
     chex.assert_trees_all_equal(actual, expected)
 

@@ -1,28 +1,28 @@
-"""Adapters: a model library in, the `Model` contract out.
+"""Adapters from model libraries to the `Model` contract, and wrappers of models.
 
-================================  ==========================================================================
-`linen`                           a Flax linen module, with taps
-`nnx`                             a Flax nnx module or its constructor, with taps
-`plain`                           a pair ``(init, apply)`` of functions
-`variables`                       weights as linen's dict, an nnx module or `Variables`, as `Variables`
-`accumulate`                      a model that takes its batch in micro-batches: a large batch's gradients, in parts
-`precision`                       a model that computes in bfloat16, with parameters and gradients in float32
-`quantised`                       a model whose weights are rounded to 2, 4 or 8 bits, with straight-through gradients
-`learned_points`                  a trained model of few values for each weight, and these values learned;
-                                  `quantise`, `quantise_to` and `initial_points` are functions of parameters
-`remat`                           a model whose activations are computed again instead of kept
-`group`, `copies`                 several models as one: peers of any architectures, or of one, mapped over
-`member`, `replace_member`        one model's variables out of those of several, and back
-`views`                           a model run on further views of each example: a distortion, a partner
-`reading`                         a model that reads other entries of the batch: another modality
-`with_outputs`                    a model with outputs computed from its others
-`select_classes`, `place_classes` logits of some of the classes, and logits of some as logits of all
-`flow`, `Mix`, `student_alone`    a student into whose layers teachers' layers flow, and the student without them
-`with_batch_statistics`           how far a batch is from a model's BatchNorm statistics; `watched` for nnx
-`with_exits`                      classifiers at a model's taps, each an `Exit`: early exits, branches
-`with_input_gradient`             a model with the gradient of a logit by its input as one more output
-`with_projected_input_gradient`   the same of a random direction in the space of the logits
-================================  ==========================================================================
+================================  ===================================================================================
+`linen`                           adapter of a Flax linen module, with taps
+`nnx`                             adapter of a Flax nnx module or its constructor, with taps
+`plain`                           adapter of a pair ``(init, apply)`` of functions
+`variables`                       converts linen's dict, an nnx module or `Variables` to `Variables`
+`accumulate`                      runs a model on micro-batches, with the gradients of the whole batch
+`precision`                       computes in bfloat16, with parameters and gradients in float32
+`quantised`                       rounds weights to 1 to 8 bits, with straight-through gradients
+`learned_points`                  learns the values that a trained model's weights are rounded to; `quantise`,
+                                  `quantise_to` and `initial_points` are the functions of parameters
+`remat`                           recomputes activations in the backward pass instead of storing them
+`group`, `copies`                 combine several models into one: any architectures, or one mapped over its copies
+`member`, `replace_member`        extract or replace one model's variables
+`views`                           runs a model on further views of each example: a distortion, a partner
+`reading`                         makes a model read other entries of the batch: another modality
+`with_outputs`                    adds outputs computed from a model's other outputs
+`select_classes`, `place_classes` select the logits of some classes; expand logits of some classes to all
+`flow`, `Mix`, `student_alone`    mix teachers' layers into a student's; extract the plain student
+`with_batch_statistics`           adds the distance of a batch from BatchNorm statistics; `watched` for nnx
+`with_exits`                      adds classifiers at a model's taps, each an `Exit`: early exits, branches
+`with_input_gradient`             adds the gradient of a logit by the input
+`with_projected_input_gradient`   adds the gradient of a random projection of the logits by the input
+================================  ===================================================================================
 """
 
 from collections.abc import Mapping
@@ -84,13 +84,13 @@ __all__ = [
 
 
 def variables(source: Any) -> Variables:
-    """Weights, as a library holds them, as `Variables`.
+    """Converts weights, in the form of any supported library, to `Variables`.
 
     Args:
       source: linen's ``{"params": ..., "batch_stats": ...}``, an nnx module or its `nnx.State`, or `Variables`.
 
     Raises:
-      TypeError: it is none of these.
+      TypeError: the source has none of these forms.
 
     >>> variables({"params": {"w": 1}}).params
     {'w': 1}
@@ -103,5 +103,5 @@ def variables(source: Any) -> Variables:
         return flax_linen.variables_of(source)
     raise TypeError(
         "variables: expected Variables(params, state), linen's {'params': ..., ...} or an nnx module, got "
-        f"{type(source).__name__}. Bare parameters are Variables(params)."
+        f"{type(source).__name__}. Wrap bare parameters as Variables(params)."
     )

@@ -1,9 +1,13 @@
-"""A model that takes a batch in parts, so that a batch may be larger than what a device holds the activations of.
+"""Gradient accumulation that is exact for every objective, relational ones too.
 
-Gradient accumulation as it is usual, an average of the micro-batches' gradients, is another method for every loss that
-relates examples: a micro-batch has fewer pairs, fewer negatives, another normalisation. Here only the *model* sees
-micro-batches. Its outputs are put together again, the objective is computed once and on the whole batch, and automatic
-differentiation takes its gradient back through one micro-batch after the other.
+Averaging the gradients of micro-batches changes every loss that relates examples: a micro-batch has fewer pairs and
+negatives, and another normalization. Here only the *model* runs on micro-batches, and the objective sees all outputs.
+
+How it works (two forward passes). Forward: `jax.lax.map` runs the model on one micro-batch after the other and keeps
+the outputs alone; `jax.checkpoint` discards the activations. The caller computes the objective once, on the outputs of
+the whole batch. Backward: automatic differentiation gives the cotangent of every output, then transposes the loop; each
+iteration recomputes its micro-batch's activations, pulls its rows of the cotangent back to the parameters, and adds the
+result to the gradient. The peak memory is that of one micro-batch, all outputs and one gradient.
 """
 
 from __future__ import annotations
@@ -22,30 +26,29 @@ __all__ = ["accumulate"]
 
 
 def accumulate(model: Model, parts: int) -> Model:
-    """The same model, run on a batch in micro-batches one after the other: large-batch gradients in a part's memory.
+    """Runs a model on micro-batches, with the gradients of the whole batch.
 
     Gao, Zhang, Han & Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021
-    (GradCache), by automatic differentiation: a micro-batch's activations are forgotten after its forward pass and
-    computed again in its backward pass. What is kept of the whole batch are the outputs, tapped features among them.
-    Loss and gradients are those of the large batch for every objective, masked and relational ones too; the price is a
-    second forward pass of the model in training.
+    (GradCache), by automatic differentiation. Loss and gradients are those of the whole batch for every objective,
+    masked and relational ones included. The outputs of the whole batch, tapped features among them, stay in memory; the
+    price is a second forward pass of the model in training.
 
     Example i belongs to micro-batch ``i % parts``, so that a batch that is split over devices stays evenly split. A
-    batch that does not divide is padded under a mask, and what was padded is cut off again. Entries without a batch
-    dimension, such as the step, go to every micro-batch. A BatchNorm normalises each micro-batch by itself (those of
-    `jaxkd.normalization.replicas` are divided once more), from the same running statistics, of which the mean is kept.
-    Dropout has a key of its own in each.
+    batch that does not divide is padded under a mask, and the padding is removed from the outputs. Entries without a
+    batch dimension, such as the step, reach every micro-batch. BatchNorm normalizes each micro-batch separately (within
+    each of the `jaxkd.normalization.replicas`), always from the same running statistics; the new ones are averaged.
+    Dropout draws from a separate key in each micro-batch.
 
     Args:
-      model: from an adapter; put this wrapper outermost.
+      model: model from an adapter; apply this wrapper last.
       parts: the number of micro-batches.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: the number of parts is not positive; and when it is applied: an entry of the batch or an output of the
-        model has not one row per example.
+      ValueError: the number of parts is not positive. ``apply`` raises it if an entry of the batch or an output of the
+        model does not have one row per example.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -63,6 +66,7 @@ def accumulate(model: Model, parts: int) -> Model:
         size = _size(batch)
         rows = -(-size // parts)
         mask = checks.example_mask(batch)
+        # Positions in the whole batch: random directions of examples must not depend on the number of parts.
         given = {**batch, POSITION: positions(mask, size, mapped_axis())}
         if size % parts:
             mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * parts)
@@ -76,15 +80,16 @@ def accumulate(model: Model, parts: int) -> Model:
             outputs, state = model.apply(variables, own, key=own_key, train=train)
             return dict(outputs), state
 
-        # A loop keeps its iterations apart, so the barrier that would is not needed.
+        # prevent_cse guards against merging recomputation and forward pass; across two loops XLA cannot merge them.
         body = jax.checkpoint(micro, prevent_cse=False) if train else micro
         outputs, states = jax.lax.map(lambda x: body(variables, *x), (split, jnp.arange(parts)))
         for name, x in outputs.items():
             if x.shape[1:2] != (rows,):
                 raise ValueError(
-                    f"accumulate: expected outputs [batch, ...] of the model, a row for each of a part's {rows} "
-                    f"examples; got {x.dtype}{list(x.shape[1:])} for {name!r}. Leave it out of the model's outputs."
+                    f"accumulate: expected model outputs [batch, ...] with one row for each of a part's {rows} "
+                    f"examples, got {x.dtype}{list(x.shape[1:])} for {name!r}. Remove it from the model's outputs."
                 )
+        # Inverts the strided split of `_split`, and drops the padding.
         whole = {name: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:size] for name, x in outputs.items()}
         return whole, jax.tree.map(_mean, states) if train else variables.state
 
@@ -92,7 +97,7 @@ def accumulate(model: Model, parts: int) -> Model:
 
 
 def _size(batch: Batch) -> int:
-    """The number of examples: the leading dimension of all entries that have one."""
+    """Returns the number of examples, which all entries that are not scalars share."""
     entries = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(dict(batch))}
     sizes = {x.shape[0] for x in entries.values() if jnp.ndim(x)}
     if len(sizes) != 1:
@@ -104,19 +109,19 @@ def _size(batch: Batch) -> int:
 
 
 def _padded(x: Any, rows: int) -> Array:
-    """Copies of the last example at the end."""
+    """Appends copies of the last example."""
     x = jnp.asarray(x)
     return jnp.concatenate([x, jnp.repeat(x[-1:], rows - x.shape[0], axis=0)]) if x.shape[0] < rows else x
 
 
 def _split(x: Any, parts: int, rows: int) -> Array:
-    """``[batch, ...]`` as ``[parts, rows, ...]``, strided."""
+    """Reshapes ``[batch, ...]`` to ``[parts, rows, ...]``, with a stride of ``parts``."""
     x = _padded(x, parts * rows)
     return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _mean(states: Array) -> Array:
-    """Of the states after each part: the mean; counters, which are the same everywhere, stay whole, keys themselves."""
+    """Averages the states after each part; takes the maximum of counters and one key."""
     if jnp.issubdtype(states.dtype, jax.dtypes.extended):
         return states[0]
     if jnp.issubdtype(states.dtype, jnp.inexact):

@@ -1,10 +1,14 @@
-"""How far a batch is from the data that a network was trained on, told by its BatchNorms."""
+"""Distance of a batch from the running statistics of a model's BatchNorms.
+
+How it works. `with_batch_statistics` observes every BatchNorm call of one inference pass and leaves its result
+unchanged. Linen calls are observed by a method interceptor. Flax nnx has no interceptors, so `watched` replaces the
+class of each BatchNorm by a subclass that reports its input to the observer in a context variable.
+"""
 
 from __future__ import annotations
 
 import contextvars
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd import checks, normalization
+from jaxkd.adapters.conventions import add_outputs
+from jaxkd.adapters.flax_linen import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["watched", "with_batch_statistics"]
@@ -22,28 +28,29 @@ _watching: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("jaxkd
 
 
 def with_batch_statistics(model: Model, *, name: str = "batch_statistics") -> Model:
-    """Adds, in inference mode, how far the inputs of the BatchNorms are from what their running statistics say.
+    """Adds the distance of BatchNorm inputs from their running statistics.
 
-    ``Σ_l ‖μ_l(x) − μ̂_l‖₂ + ‖σ²_l(x) − σ̂²_l‖₂`` over the BatchNorms l, where μ_l and σ²_l are mean and (biased) variance
-    of each channel of the layer's input over the whole batch. Yin et al., "Dreaming to Distill: Data-free Knowledge
-    Transfer via DeepInversion", CVPR 2020, equation 4, with the running statistics in the place of the data's, as in
-    its equation 5. A norm of 0 has no slope here.
+    ``Σ_l ‖μ_l(x) − μ̂_l‖₂ + ‖σ²_l(x) − σ̂²_l‖₂`` over the BatchNorms l, where μ_l and σ²_l are mean and (biased)
+    variance of each channel of the layer's input over the whole batch. Yin et al., "Dreaming to Distill: Data-free
+    Knowledge Transfer via DeepInversion", CVPR 2020, equation 4, with running statistics in place of the data's, as in
+    its equation 5. The gradient of a norm at 0 is 0.
 
-    The batch is that of all devices, whatever the number of `jaxkd.normalization.replicas`, without its masked
-    examples. The value is differentiable by the input. Training mode is as it was, without the output.
+    The statistics are those of the batch on all devices, without its masked examples, for any number of
+    `jaxkd.normalization.replicas`. The value is differentiable with respect to the input. The output exists in
+    inference mode alone; training mode is that of the wrapped model.
 
-    A linen module is watched as it is, except within ``nn.remat``, ``nn.scan`` and their like, whose inner values do
-    not come out. An nnx module goes through `watched` before it goes into its adapter.
+    Linen modules are observed unedited, except within ``nn.remat``, ``nn.scan`` and other lifted transforms, whose
+    inner values cannot leave the transform. An nnx module must pass through `watched` before its adapter.
 
     Args:
-      model: from an adapter.
-      name: of the new output.
+      model: model from an adapter.
+      name: name of the new output.
 
     Returns:
-      A `Model` with the same variables and one more output ``[batch]``, of the same value in every row.
+      A `Model` with the same variables and one more output ``[batch]``, which repeats the same value for each example.
 
     Raises:
-      ValueError: when it is applied: the model has no BatchNorm that could be seen, or has an output of that name.
+      ValueError: ``apply`` found no BatchNorm, or the model already has an output of that name.
 
     >>> import jax
     >>> from jaxkd import adapters
@@ -57,14 +64,14 @@ def with_batch_statistics(model: Model, *, name: str = "batch_statistics") -> Mo
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         if train:
             return model.apply(variables, batch, key=key, train=True)
-        mask, found = checks.example_mask(batch), []
+        mask, distances = checks.example_mask(batch), []
 
         def watch(x: Array, axis: Any, own: Array | None, mean: Array, var: Array) -> None:
-            # One replica, for it is the whole batch that should look like the data.
+            # count=1: the whole batch, not each replica, has to match the data's statistics.
             share = normalization.share_of(mask, normalization.mapped_axis(), None if mask is None else len(mask), 1)
             means, variances, count = normalization.statistics(x, axis, share, fast=False, mask=own)
             distance = _norm(means[0] - mean) + _norm(variances[0] - var)
-            found.append(jnp.where(jnp.max(count) > 0, distance, 0))
+            distances.append(jnp.where(jnp.max(count) > 0, distance, 0))
 
         token = _watching.set(watch)
         try:
@@ -72,28 +79,27 @@ def with_batch_statistics(model: Model, *, name: str = "batch_statistics") -> Mo
                 outputs, state = model.apply(variables, batch, key=key, train=False)
         finally:
             _watching.reset(token)
-        if name in outputs:
-            raise ValueError(f"with_batch_statistics: {name!r} is an output of the model already; give another name=.")
-        if not found:
+        if not distances:
             raise ValueError(
-                "with_batch_statistics: expected a model with BatchNorms, saw none of Flax. An nnx module is made to "
-                "be seen by adapters.nnx(batch_statistics.watched(module)); without BatchNorms, train from another "
-                "teacher, or by a method that does not need them, such as dafl."
+                "with_batch_statistics: expected a model with BatchNorms, found none of Flax. Wrap an nnx module as in "
+                "adapters.nnx(adapters.watched(module)). For a model without BatchNorms use a method that does not "
+                "need them, such as dafl."
             )
         rows = next(iter(outputs.values())).shape[0] if mask is None else len(mask)
-        return {**outputs, name: jnp.broadcast_to(functools.reduce(jnp.add, found), (rows,))}, state
+        total = jnp.broadcast_to(functools.reduce(jnp.add, distances), (rows,))
+        return add_outputs("with_batch_statistics", outputs, {name: total}), state
 
     return Model(model.init, apply)
 
 
 def watched(module: Any) -> Any:
-    """An nnx module, or its constructor, whose BatchNorms `with_batch_statistics` sees; all else is as it was.
+    """Makes the BatchNorms of an nnx module visible to `with_batch_statistics`.
 
     Args:
-      module: as for `jaxkd.adapters.nnx`. It is copied.
+      module: a module or its constructor, as for `jaxkd.adapters.nnx`. It is copied.
 
     Returns:
-      A module of the same structure and weights, or a constructor of such.
+      A module of the same structure and weights, or a constructor of one.
 
     >>> from jaxkd import adapters
     >>> norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
@@ -111,7 +117,7 @@ def watched(module: Any) -> Any:
     return copy
 
 
-@functools.cache  # a module's structure is compared by its types: one type for each
+@functools.cache  # nnx compares the structures of modules by their types, so each class gets one subclass
 def _watched_kind(kind: Any) -> Any:
     def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
         watch = _watching.get()
@@ -123,15 +129,14 @@ def _watched_kind(kind: Any) -> Any:
 
 
 def _intercept(watch: _Watch, next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Shows linen's BatchNorms what they are called with."""
-    module = context.module
-    if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
-        call = inspect.signature(nn.BatchNorm.__call__).bind(module, *args, **kwargs).arguments
-        running = module.variables["batch_stats"]
-        watch(call["x"], module.axis, call.get("mask"), running["mean"], running["var"])
+    """Shows the inputs of linen's BatchNorms to the observer."""
+    if (call := batch_norm_call(args, kwargs, context)) is not None:
+        running = context.module.variables["batch_stats"]
+        watch(call["x"], context.module.axis, call.get("mask"), running["mean"], running["var"])
     return next_fun(*args, **kwargs)
 
 
 def _norm(x: Array) -> Array:
+    """Euclidean norm, whose gradient at 0 is 0 instead of NaN."""
     square = jnp.sum(x**2)
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)

@@ -1,9 +1,10 @@
-"""Weights as codes: buckets of a tensor, scaled by their range and rounded, and back, the same in every program.
+"""Quantization arithmetic: buckets of weights to integer codes and back.
 
-A weight tensor is read row by row and cut into buckets; the last one may be shorter. Each is scaled to [0, 1] by its
-own minimum β and width α = max − min: Polino, Pascanu & Alistarh, "Model compression via distillation and
-quantization", ICLR 2018, section 2 (linear scaling). All this is in float32, whatever the weights are, and every value
-is rounded as written here, so that each program has the same values, and so has a file of the codes.
+A weight tensor is flattened in row-major order and cut into buckets, of which the last may be shorter. Each bucket is
+scaled to [0, 1] by its minimum β and width α = max − min: Polino, Pascanu & Alistarh, "Model compression via
+distillation and quantization", ICLR 2018, section 2 (linear scaling). The arithmetic is float32 for weights of any
+dtype. Every rounding is fixed explicitly, so that eager, compiled and fused programs, and files of codes, agree
+bit for bit.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from jaxkd.types import Array
 
 __all__ = ["check", "decode", "encode", "encode_to", "scaled", "shaped"]
 
-_TINY, _WIDEST = np.float32(2.0**-126), np.float32(2.0**126)  # what has a reciprocal that is not flushed to 0
+_TINY, _WIDEST = np.float32(2.0**-126), np.float32(2.0**126)  # range whose reciprocals are not flushed to 0
 
 
 def encode(weight: Array, bits: int, bucket: int | None, key: Array | None = None) -> tuple[Array, Array, Array]:
-    """A tensor's codes ``[buckets, bucket]``, in float32, with the offset β and the step α/s ``[buckets, 1]`` of each.
+    """Rounds a tensor to codes ``[buckets, bucket]``, with β and α/s ``[buckets, 1]``.
 
-    The ragged end of the last bucket is filled up with the last weight.
+    The codes are whole numbers from 0 to s = ``2^bits − 1``, in float32. Copies of the last weight pad the last bucket.
+    A key rounds at random, up with the probability of the fractional part.
 
     >>> [x.tolist() for x in encode(jnp.array([1.0, 2.0, 4.0]), 2, 3)]
     [[[0.0, 1.0, 3.0]], [[1.0]], [[1.0]]]
@@ -39,7 +41,9 @@ def encode(weight: Array, bits: int, bucket: int | None, key: Array | None = Non
 
 
 def encode_to(weight: Array, points: Array, bucket: int | None) -> tuple[Array, Array, Array]:
-    """The number of the nearest of ascending points ``[buckets, bucket]``, with β and α ``[buckets, 1]`` of each.
+    """Returns indices of the nearest points ``[buckets, bucket]``, with β and α.
+
+    The points must ascend; β and α are ``[buckets, 1]``.
 
     >>> encode_to(jnp.array([1.0, 2.0, 5.0]), jnp.array([0.0, 0.5, 1.0]), 3)[0].tolist()
     [[0, 1, 2]]
@@ -50,10 +54,10 @@ def encode_to(weight: Array, points: Array, bucket: int | None) -> tuple[Array, 
 
 
 def decode(levels: Array, offset: Array, step: Array, like: Any) -> Array:
-    """``offset + levels·step``, in the shape and dtype of a tensor.
+    """Computes ``offset + levels·step``, in the shape and dtype of a tensor.
 
-    The product is rounded to one bit less than float32 has. Compilers fuse a product and a sum, and leave out the
-    rounding between the two, or do not, as they like; this one they cannot leave out.
+    A compiler may fuse the product and the sum into one operation with a single rounding, or may not. Rounding the
+    product to one bit less than float32 first makes both variants round twice, to the same result.
     """
     return shaped(offset + jax.lax.reduce_precision(levels * step, 8, 22), like)
 
@@ -65,7 +69,7 @@ def _bucketed(weight: Array, bucket: int | None) -> Array:
 
 
 def shaped(x: Array, like: Any) -> Array:
-    """Buckets ``[buckets, bucket]`` in the shape and dtype of a tensor, without what filled up the last one.
+    """Restores a tensor's shape and dtype from buckets, without the padding.
 
     >>> shaped(jnp.array([[1.0, 2.0], [3.0, 3.0]]), jnp.zeros(3))
     Array([1., 2., 3.], dtype=float32)
@@ -80,7 +84,9 @@ def _range(x: Array) -> tuple[Array, Array]:
 
 
 def scaled(weight: Array, bucket: int | None) -> tuple[Array, Array, Array]:
-    """A tensor's buckets ``[buckets, bucket]`` in [0, 1], one of equal weights at 0; with β and α ``[buckets, 1]``.
+    """Scales a tensor's buckets to [0, 1], with β and α ``[buckets, 1]``.
+
+    A bucket of equal weights is scaled to 0.
 
     >>> scaled(jnp.array([1.0, 3.0, 5.0]), 3)[0]
     Array([[0. , 0.5, 1. ]], dtype=float32)
@@ -91,20 +97,23 @@ def scaled(weight: Array, bucket: int | None) -> tuple[Array, Array, Array]:
 
 
 def _reciprocal(x: Array) -> Array:
-    """Rounded by one bit as well: a compiler may multiply by a reciprocal where a division is written, or may not."""
+    """Computes 1/x, rounded to one bit less than float32.
+
+    A compiler may replace a division by a product with the reciprocal; the explicit reciprocal leaves it no choice.
+    """
     return jax.lax.reduce_precision(1 / jnp.where(x > 0, x, 1), 8, 22)
 
 
 def check(what: str, bits: int, bucket: int | None) -> None:
-    """Raises unless there are such codes and buckets.
+    """Raises unless ``bits`` and ``bucket`` are in range.
 
     Raises:
       ValueError: bits or bucket are out of range.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise ValueError(
-            f"{what}, bits: expected a whole number from 1 to 8, got {bits}. For 16 see jaxkd.adapters.precision; for "
-            "32 leave the model as it is."
+            f"{what}, bits: expected a whole number from 1 to 8, got {bits}. For 16 bits use "
+            "jaxkd.adapters.precision; 32 bits need no wrapper."
         )
     if bucket is not None and (isinstance(bucket, bool) or not isinstance(bucket, int) or bucket < 2):
         raise ValueError(f"{what}, bucket: expected at least 2 weights, or None for whole tensors, got {bucket}.")

@@ -1,10 +1,10 @@
-"""What adapters agree on: how a batch reaches a model, how it is told to train, and what its outputs are called."""
+"""Conventions that adapters share: model inputs, training flags, output names."""
 
 from __future__ import annotations
 
 import contextvars
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,39 +14,39 @@ from jaxkd import checks, normalization
 from jaxkd.types import Array, Batch, Outputs
 
 Inputs = str | Sequence[str] | Callable[[Batch], Any]
-"""Which entries of the batch a model is called with: a name, several names, or a function of the batch."""
+"""Entries of the batch that a model is called with: a name, several names, or a function of the batch."""
 
 computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
-"""The dtype that `jaxkd.adapters.precision` has a model compute in, for layers that would leave it."""
+"""Dtype set by `jaxkd.adapters.precision`, for layers that would otherwise promote to float32."""
 
 POSITION = "_position"
-"""The batch entry that says where in the whole batch an example stands, in a batch that is a part of another."""
+"""Batch entry of a micro-batch: the index of each example in the whole batch."""
 
 _TRAIN = ("train", "training", "is_training")
 _INFER = ("deterministic", "use_running_average")
 
 
 def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
-    """The positional arguments that a model is called with.
+    """Returns the positional arguments of a model's call.
 
     Raises:
-      ValueError: the batch has no such entry; the message lists what it has.
+      ValueError: the batch has no such entry; the message lists its entries.
 
     >>> arguments("image", {"image": 1, "label": 2})
     (1,)
     """
     if callable(inputs):
-        found = inputs(batch)
-        return found if isinstance(found, tuple) else (found,)
+        values = inputs(batch)
+        return values if isinstance(values, tuple) else (values,)
     names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    shapes = {name: checks.shape(value) for name, value in batch.items()}
     for name in names:
-        checks.known(name, shapes, "model input, batch entry", hint="Name the model's inputs: adapters.…(inputs=...).")
+        hint = "Name the model's inputs: adapters.…(inputs=...)."
+        checks.known(name, checks.shapes(batch), "model input, batch entry", hint=hint)
     return tuple(batch[name] for name in names)
 
 
 def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """The keyword arguments by which a model is told to train: whichever of the usual names its signature has.
+    """Returns the training flag by the usual names that a model's signature has.
 
     >>> mode_flags(lambda x, *, deterministic: x, train=True)
     {'deterministic': False}
@@ -56,7 +56,7 @@ def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
 
 
 def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
-    """Outputs from what a model returned and what was tapped: an array is ``logits``, a mapping speaks for itself.
+    """Names a model's outputs: an array is ``logits``, a mapping has names.
 
     Raises:
       ValueError: the model returned something else, or a tap has the name of an output.
@@ -71,15 +71,39 @@ def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
     else:
         raise ValueError(
             f"model output: expected an array (the logits) or a mapping of names to arrays, got "
-            f"{type(result).__name__}. Say what it means: adapters.…(outputs=lambda out: {{'logits': out[0], ...}})."
+            f"{type(result).__name__}. Name the outputs: adapters.…(outputs=lambda out: {{'logits': out[0], ...}})."
         )
-    if twice := sorted(outputs.keys() & taps.keys()):
-        raise ValueError(f"taps: {', '.join(map(repr, twice))} is an output of the model already; rename the tap.")
-    return {**outputs, **taps}
+    return add_outputs("taps", outputs, taps)
+
+
+def add_outputs(what: str, outputs: Outputs, new: Mapping[str, Array]) -> Outputs:
+    """Returns a model's outputs and new ones; raises where their names collide.
+
+    >>> add_outputs("taps", {"logits": 1}, {"stage2": 2})
+    {'logits': 1, 'stage2': 2}
+    """
+    if twice := sorted(outputs.keys() & new.keys()):
+        raise ValueError(
+            f"{what}: {', '.join(map(repr, twice))} is an output of the model already; choose another name."
+        )
+    return {**outputs, **new}
+
+
+def check_names(what: str, names: Iterable[str], reserved: str = "") -> None:
+    """Raises unless there are names, and all can prefix outputs: ``"name/logits"``.
+
+    >>> check_names("views", ["pair"])
+    """
+    names = list(names)
+    if not names:
+        raise ValueError(f"{what}: expected at least one, got none.")
+    if wrong := [name for name in names if not name or "/" in name or name == reserved]:
+        other = f" and are not {reserved!r}" if reserved else ""
+        raise ValueError(f"{what}: expected names that are not empty, hold no slash{other}, got {wrong}.")
 
 
 def share_of(batch: Batch, values: tuple[Any, ...]) -> normalization.Share:
-    """What a model's BatchNorms normalise by: the batch's mask, the mapped axis and the replicas.
+    """Returns the BatchNorm `Share` of a batch: its mask, mapped axis and replicas.
 
     >>> share_of({"image": jax.numpy.ones((4, 2))}, (jax.numpy.ones((4, 2)),)).size
     4

@@ -1,4 +1,4 @@
-"""Classifiers at the taps of a model: early exits, and the branches of a multi-branch network."""
+"""Classifiers at the taps of a model: early exits and multi-branch networks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 
 from jaxkd import checks
+from jaxkd.adapters.conventions import check_names
+from jaxkd.adapters.group import member
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["Exit", "with_exits"]
@@ -16,10 +18,10 @@ _MODEL = "model"
 
 
 class Exit(NamedTuple):
-    """A further classifier of a model.
+    """Additional classifier of a model.
 
     Attributes:
-      at: the output of the model that it begins at: a tap.
+      at: the output of the model, usually a tap, that the classifier reads.
       head: a model that reads it as the batch entry ``feature``, such as ``adapters.linen(Head(), inputs="feature")``.
     """
 
@@ -28,23 +30,24 @@ class Exit(NamedTuple):
 
 
 def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
-    """Adds classifiers at a model's taps; the model itself is not edited, and stands alone afterwards.
+    """Adds classifiers at a model's taps, without editing the model.
 
     Early exits at several depths are those of self distillation (Zhang et al., "Be Your Own Teacher", ICCV 2019, figure
     2); several at one tap are the branches of a shared trunk (Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly
-    Native Ensemble", NeurIPS 2018, figure 1). What an exit gives is under its name: ``"early/logits"``. Gradients reach
-    the model through its exits.
+    Native Ensemble", NeurIPS 2018, figure 1). The outputs of an exit have its name as prefix: ``"early/logits"``.
+    Gradients reach the model through its exits.
 
     Args:
-      model: from an adapter, with taps.
-      exits: by name.
+      model: model from an adapter, with taps.
+      exits: the classifiers by name.
 
     Returns:
-      A `Model` with ``Variables({"model": ..., name: ...}, ...)``; ``adapters.member(variables, "model")`` is the
-      model's own. Its initialisation is that of the model alone.
+      A `Model` with ``Variables({"model": ..., name: ...}, ...)``; ``adapters.member(variables, "model")`` returns the
+      variables of the model without exits, which are initialized as without them.
 
     Raises:
-      ValueError: there are no exits, or a name cannot be one; and when it is used: the model has no such output.
+      ValueError: there are no exits, or a name is invalid; ``init`` and ``apply`` raise it if the model has no such
+        output.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import adapters
@@ -58,13 +61,11 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
     >>> sorted(both.apply(variables, batch, key=None, train=False)[0]), sorted(variables.params)
     (['early/logits', 'hidden', 'logits'], ['early', 'model'])
     """
-    if not exits or (wrong := [name for name in exits if not name or "/" in name or name == _MODEL]):
-        expected = f"names that are not empty, hold no slash and are not {_MODEL!r}" if exits else "at least one"
-        raise ValueError(f"with_exits: expected {expected}, got {wrong if exits else 'none'}.")
+    check_names("with_exits", exits, _MODEL)
 
     def at(name: str, outputs: Outputs) -> Array:
-        shapes = {output: checks.shape(x) for output, x in outputs.items()}
-        checks.known(exits[name].at, shapes, f"exit {name!r}, output of the model", hint="Exits begin at taps.")
+        what = f"exit {name!r}, output of the model"
+        checks.known(exits[name].at, checks.shapes(outputs), what, hint="Add a tap to the model's adapter.")
         return outputs[exits[name].at]
 
     def init(key: Array, batch: Batch) -> Variables:
@@ -79,16 +80,13 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
         return Variables(params, state)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        def of(name: str) -> Variables:
-            return Variables(variables.params[name], variables.state.get(name, {}))
-
-        plain, state = model.apply(of(_MODEL), batch, key=key, train=train)
+        plain, state = model.apply(member(variables, _MODEL), batch, key=key, train=train)
         outputs, states = dict(plain), {_MODEL: state}
         for i, name in enumerate(exits):
             own = None if key is None else jax.random.fold_in(key, i + 1)
             seen = {**batch, "feature": at(name, plain)}
-            found, states[name] = exits[name].head.apply(of(name), seen, key=own, train=train)
-            outputs |= {f"{name}/{output}": x for output, x in found.items()}
+            head_outputs, states[name] = exits[name].head.apply(member(variables, name), seen, key=own, train=train)
+            outputs |= {f"{name}/{output}": x for output, x in head_outputs.items()}
         return outputs, states
 
     return Model(init, apply)

@@ -1,4 +1,7 @@
-"""Flax linen modules as models."""
+"""Adapter of Flax linen modules.
+
+Its BatchNorm interceptor computes masked and per-replica statistics; see `jaxkd.normalization` for the rule.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +28,25 @@ def linen(
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
 ) -> Model:
-    """A Flax linen module as a `Model`, unedited.
+    """Wraps a Flax linen module as a `Model`, without editing it.
 
-    Training mode reaches the module by whichever of ``train``, ``training``, ``is_training``, ``deterministic`` and
-    ``use_running_average`` its ``__call__`` takes. In training, all collections but ``params`` may change and come
-    back as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's. In inference nothing changes. BatchNorm normalises each of the
-    `jaxkd.normalization.replicas` by the examples of it that count.
+    Training mode reaches the module through whichever of ``train``, ``training``, ``is_training``, ``deterministic``
+    and ``use_running_average`` its ``__call__`` accepts. In training, all collections but ``params`` are mutable and
+    return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
+    step's key. Inference leaves the state unchanged. BatchNorm normalizes each of the `jaxkd.normalization.replicas` by
+    its unmasked examples.
 
     Args:
-      module: the module, not bound.
+      module: the unbound module.
       taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters.taps`.
-      inputs: which entries of the batch the module is called with.
-      outputs: makes a mapping of names to arrays of what the module returns; an array alone is ``logits``.
+      inputs: entries of the batch that the module is called with.
+      outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 
     Returns:
       A `Model` with ``Variables(params, {other collections})``.
 
     Raises:
-      ValueError: when it is applied: a tap or an input does not exist; the message lists those that do.
+      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
 
     >>> import jax.numpy as jnp
     >>> model = linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), taps={"hidden": "layers_0"}, inputs="x")
@@ -61,7 +64,7 @@ def linen(
         params_key, dropout_key = jax.random.split(key)
         keys = {"params": params_key, "dropout": dropout_key}
         variables = variables_of(module.init(keys, *arguments(inputs, batch), **flags))
-        # What a model sows grows with each pass; it is an output, not a state.
+        # Collections that a model sows into grow with each pass; they are outputs, so the state leaves them out.
         after = jax.eval_shape(lambda v, b: run(v, b, key, True, False)[1], variables, dict(batch))
         structure: Any = jax.tree.structure
         state = {k: v for k, v in variables.state.items() if structure(v) == structure(after[k])}
@@ -90,7 +93,7 @@ def linen(
         state = {name: changed.get(name, old) for name, old in variables.state.items()}
 
         def everything() -> Any:
-            # Only where a tap was not found: one more, abstract, pass that records what could have been named.
+            # Called for the error of a missing tap alone: an abstract pass that records every submodule's output.
             return jax.eval_shape(lambda v, b: run(v, b, key, False, True)[1], variables, batch)[_RECORD]
 
         return name_outputs(outputs(result) if outputs else result, collect(taps, intermediates, everything)), state
@@ -99,7 +102,7 @@ def linen(
 
 
 def variables_of(collections: Mapping[str, Any]) -> Variables:
-    """Linen's dict of collections as `Variables`.
+    """Converts linen's dict of collections to `Variables`.
 
     >>> variables_of({"params": {"w": 1}, "batch_stats": {"mean": 0}})
     Variables(params={'w': 1}, state={'batch_stats': {'mean': 0}})
@@ -109,34 +112,44 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
     )
 
 
+def batch_norm_call(args: Any, kwargs: Any, context: Any) -> dict[str, Any] | None:
+    """Returns the arguments of an intercepted BatchNorm call, else None.
+
+    The arguments of an `nn.intercept_methods` interceptor are bound to the names of `nn.BatchNorm`.
+    """
+    if not isinstance(context.module, nn.BatchNorm) or context.method_name != "__call__":
+        return None
+    return inspect.signature(nn.BatchNorm.__call__).bind(context.module, *args, **kwargs).arguments
+
+
 def _by_replicas(share: normalization.Share) -> Any:
-    """Intercepts BatchNorm in training: it normalises by the statistics of its replica, then its averages move."""
+    """Builds the interceptor that normalizes training-mode BatchNorms by replica.
+
+    It replaces the call by three parts: the statistics of the share, Flax's own layer in inference mode on these
+    statistics (so that dtype, scale, bias and subclasses behave as in Flax), and the update of the running statistics.
+    """
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
+        module, call = context.module, batch_norm_call(args, kwargs, context)
+        if call is None:
             return next_fun(*args, **kwargs)
-        call = inspect.signature(nn.BatchNorm.__call__).bind(module, *args, **kwargs).arguments
-        given, x = call.get("use_running_average"), call["x"]
-        if given if module.use_running_average is None else module.use_running_average:
+        infer = call.get("use_running_average") if module.use_running_average is None else module.use_running_average
+        own = None if infer else normalization.of_layer(share, module)
+        if own is None:
             return next_fun(*args, **kwargs)
-        if module.axis_index_groups is not None:  # statistics of chosen groups of devices are the model's own affair
-            return next_fun(*args, **kwargs)
-        own = normalization.of_layer(share, module.axis_name)
-        if own.whole and module.axis_name is None:
-            return next_fun(*args, **kwargs)
+        x = call["x"]
         mean, var, count = normalization.statistics(
             x, module.axis, own, fast=module.use_fast_variance, mask=call.get("mask")
         )
         collections = dict(module.variables)
-        # A module bound to this pass cannot run under vmap, where the replicas are; one of its own can.
-        alone = module.clone(parent=None, use_running_average=True)
+        # `by_replica` runs the layer under vmap, where a module bound to the outer pass would leak tracers.
+        unbound = module.clone(parent=None, use_running_average=True)
 
-        def normalise(x: Array, mean: Array, var: Array) -> Array:
-            result: Any = alone.apply({**collections, "batch_stats": {"mean": mean, "var": var}}, x)
+        def normalize_by(x: Array, mean: Array, var: Array) -> Array:
+            result: Any = unbound.apply({**collections, "batch_stats": {"mean": mean, "var": var}}, x)
             return result
 
-        result = normalization.by_replica(normalise, x, mean, var)
+        result = normalization.by_replica(normalize_by, x, mean, var)
         for name, new in (("mean", mean), ("var", var)):
             old = collections["batch_stats"][name]
             module.put_variable("batch_stats", name, normalization.running(old, new, module.momentum, count))

@@ -1,4 +1,7 @@
-"""Flax nnx modules as models."""
+"""Adapter of Flax nnx modules.
+
+Its BatchNorms compute masked and per-replica statistics; see `jaxkd.normalization` for the rule.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,25 @@ def nnx_module(
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
 ) -> Model:
-    """A Flax nnx module as a `Model`, unedited; exported as `jaxkd.adapters.nnx`.
+    """Wraps a Flax nnx module as a `Model`; exported as `jaxkd.adapters.nnx`.
 
-    Training mode reaches the module through its own ``train()`` and ``eval()``, and by a flag of its ``__call__``
-    where that has one. The module given is never changed: each call works on a copy. The random streams that it
-    carries (dropout) are set from the step's key in training, so that a step is a function of its key. BatchNorm
-    normalises each of the `jaxkd.normalization.replicas` by the examples of it that count.
+    Training mode reaches the module through its own ``train()`` and ``eval()``, and through a flag of its ``__call__``
+    if it has one. The given module is never changed: each call works on a copy. In training, the random streams of the
+    copy (dropout) are set from the step's key, so that a step is a function of its key. BatchNorm normalizes each of
+    the `jaxkd.normalization.replicas` by its unmasked examples.
 
     Args:
-      module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init``
-        calls with its key, so that each seed has weights of its own.
+      module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init`` calls
+        with its key, so that each seed has weights of its own.
       taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd.adapters.taps`.
-      inputs: which entries of the batch the module is called with.
-      outputs: makes a mapping of names to arrays of what the module returns; an array alone is ``logits``.
+      inputs: entries of the batch that the module is called with.
+      outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 
     Returns:
       A `Model` with ``Variables(params, state)``, nested dicts of the `nnx.Param` and of all other variables.
 
     Raises:
-      ValueError: when it is applied: a tap or an input does not exist; the message lists those that do.
+      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
 
     >>> import jax.numpy as jnp
     >>> class Net(nnx.Module):
@@ -65,7 +68,7 @@ def nnx_module(
         return variables_of(made)
 
     def rebuild(variables: Variables, key: Array | None, train: bool) -> nnx.Module:
-        params, state, streams = (_copy(x) for x in (params_like, state_like, streams_like))
+        params, state, streams = jax.tree.map(lambda x: x, (params_like, state_like, streams_like))  # unshared trees
         nnx.replace_by_pure_dict(params, variables.params)
         nnx.replace_by_pure_dict(state, variables.state)
         nnx.replace_by_pure_dict(streams, _streams(streams, jax.random.key(0) if key is None else key))
@@ -95,7 +98,9 @@ def nnx_module(
 
 
 def variables_of(module: nnx.Module | nnx.State) -> Variables:
-    """A module's (or its state's) weights as nested dicts: its `nnx.Param`, and all else but its random streams.
+    """Returns a module's weights as nested dicts, without its random streams.
+
+    ``params`` holds each `nnx.Param`, and ``state`` all other variables. A module's `nnx.State` is accepted as well.
 
     >>> jax.tree.map(lambda x: x.shape, variables_of(nnx.Linear(2, 3, rngs=nnx.Rngs(0))).params)
     {'bias': (3,), 'kernel': (2, 3)}
@@ -105,13 +110,8 @@ def variables_of(module: nnx.Module | nnx.State) -> Variables:
     return Variables(nnx.to_pure_dict(params), nnx.to_pure_dict(state))
 
 
-def _copy(state: Any) -> Any:
-    leaves, structure = jax.tree.flatten(state)
-    return jax.tree.unflatten(structure, leaves)
-
-
 def _streams(like: Any, key: Array) -> Any:
-    """Fresh random streams in the place of a module's own, each with a key of its own and a count of 0."""
+    """Returns random streams like a module's own, with fresh keys and counts of 0."""
     numbers = iter(range(1 << 30))
 
     def fresh(leaf: Any) -> Array:
@@ -124,32 +124,35 @@ def _streams(like: Any, key: Array) -> Any:
 
 
 def _take_over(module: nnx.Module, share: normalization.Share | None) -> None:
-    """Makes a copy's BatchNorms normalise by the statistics of their replica (the copy is this call's own)."""
+    """Makes the BatchNorms of a copied module normalize by replica.
+
+    Flax nnx has no method interceptors, so each BatchNorm of the copy gets a subclass of its class. The copy belongs to
+    one call of ``apply``, so the user's module keeps its classes.
+    """
     compute = computing_in.get()
 
-    def taken_over(kind: Any) -> Any:
+    def subclass(kind: Any) -> Any:
         def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
-            use = self.use_running_average if use_running_average is None else use_running_average
-            own = None if share is None or use else normalization.of_layer(share, self.axis_name)
-            # Statistics of chosen groups of devices are the model's own affair.
-            if own is None or self.axis_index_groups is not None or (own.whole and self.axis_name is None):
-                result = kind.__call__(self, x, use_running_average=use, mask=mask)
+            infer = self.use_running_average if use_running_average is None else use_running_average
+            own = None if share is None or infer else normalization.of_layer(share, self)
+            if own is None:
+                result = kind.__call__(self, x, use_running_average=infer, mask=mask)
             else:
                 result = by_replicas(self, x, mask, own)
-            # Running statistics in float32 would, unlike those of linen, promote all that comes after them.
+            # Unlike linen's, nnx's float32 running statistics would promote the output and all later layers.
             narrow = compute is not None and self.dtype is None and x.dtype == compute
             return result.astype(compute) if narrow else result
 
         def by_replicas(self: Any, x: Array, mask: Any, share: normalization.Share) -> Array:
             mean, var, count = normalization.statistics(x, self.axis, share, fast=self.use_fast_variance, mask=mask)
 
-            def normalise(x: Array, mean: Array, var: Array) -> Array:
-                alone = nnx.clone(self)  # made here, within vmap, so that it may be changed here
-                alone.mean[...], alone.var[...] = mean, var
-                result: Array = kind.__call__(alone, x, use_running_average=True)
+            def normalize_by(x: Array, mean: Array, var: Array) -> Array:
+                layer = nnx.clone(self)  # cloned under this vmap: nnx refuses to change variables of an outer trace
+                layer.mean[...], layer.var[...] = mean, var
+                result: Array = kind.__call__(layer, x, use_running_average=True)
                 return result
 
-            result = normalization.by_replica(normalise, x, mean, var)
+            result = normalization.by_replica(normalize_by, x, mean, var)
             self.mean[...] = normalization.running(self.mean[...], mean, self.momentum, count)
             self.var[...] = normalization.running(self.var[...], var, self.momentum, count)
             return result
@@ -158,4 +161,4 @@ def _take_over(module: nnx.Module, share: normalization.Share | None) -> None:
 
     for _, node in nnx.iter_graph(module):
         if isinstance(node, nnx.BatchNorm):
-            node.__class__ = taken_over(type(node))
+            node.__class__ = subclass(type(node))

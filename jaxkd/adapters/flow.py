@@ -1,8 +1,11 @@
-"""A student into whose layers those of teachers are mixed, by learned weights and for a time.
+"""Knowledge flow: teacher features mixed into a student's layers in training.
 
-In training, chosen submodules of the student put out a weighted sum of what they compute and of teachers' features. The
-weights are learned, and a schedule takes the teachers out: where it is 0, the numbers are the plain student's, bit for
-bit, and what was learned for the mixing has no gradient. `student_alone` then takes the plain student out.
+In training, chosen submodules of the student return a weighted sum of their own output and of teacher features. The
+weights are learned, and a schedule removes the teachers: where it is 0, outputs and gradients equal those of the plain
+student bit for bit, and the mixing parameters get no gradient. `student_alone` then extracts the plain student.
+
+How it works. A linen method interceptor replaces the output of each mixed submodule as the student's forward pass calls
+it. At ``init``, another interceptor records the shapes of all submodules' outputs, from which the maps get theirs.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import checks
-from jaxkd.adapters.conventions import Inputs
+from jaxkd.adapters.conventions import Inputs, add_outputs
 from jaxkd.adapters.flax_linen import linen
-from jaxkd.adapters.taps import normalize
+from jaxkd.adapters.taps import normalize, pick_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["Mix", "flow", "student_alone"]
@@ -28,13 +31,13 @@ STUDENT, FLOW = "student", "flow"
 
 
 class Mix(NamedTuple):
-    """Which teachers' features are mixed into one submodule of the student.
+    """Teacher features that are mixed into one submodule of the student.
 
     Attributes:
-      path: the submodule, such as ``"ResNetStage_1"``; of one that is called several times, ``"name#1"`` is a call.
-      teachers: the teacher's outputs that are mixed in, such as ``("stage2",)``, or ``("a/stage2", "b/stage2")`` of an
+      path: the submodule, such as ``"ResNetStage_1"``; ``"name#1"`` selects one call of a submodule with several.
+      teachers: the teacher's outputs to mix in, such as ``("stage2",)``, or ``("a/stage2", "b/stage2")`` of an
         ensemble.
-      own: the student's own weight at the beginning, between 0 and 1; by default all weights are equal.
+      own: initial weight of the student's own output, between 0 and 1; by default all weights are equal.
     """
 
     path: str
@@ -51,39 +54,42 @@ def flow(
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
 ) -> Model:
-    """A Flax linen module whose layers take in those of teachers, ``h' = (1 − λ(1 − s₀)) h + λ Σ_k s_k Q_k f_k``.
+    """Mixes teacher features into the layers of a Flax linen student.
 
-    h is a submodule's output, f_k the teachers' features, ``s = softmax(w)`` their weights, s₀ the student's own, and
-    Q_k a linear map of the features (of maps, a 1×1 convolution). Liu, Peng & Schwing, "Knowledge Flow: Improve Upon
-    Your Teachers", ICLR 2019, section 3: normalised weights over the student's layer and the teachers', learned
-    transformations, and a dependence loss, ``−log s₀`` summed over the layers, whose weight rises until the student is
-    by itself. λ is this library's: the paper ends with weights that are nearly 1, which leaves a little to cut off; a
-    schedule that ends at 0 makes the end exact. With a constant 1 it is the paper's mixing alone.
+    ``h' = (1 − λ(1 − s₀)) h + λ Σ_k s_k Q_k f_k``, where h is a submodule's output, f_k are the teachers' features, ``s
+    = softmax(w)`` their weights, s₀ the student's own weight, and Q_k a linear map of the features (for feature maps, a
+    1×1 convolution). Liu, Peng & Schwing, "Knowledge Flow: Improve Upon Your Teachers", ICLR 2019, section 3:
+    normalized weights over the student's layer and the teachers', learned transformations, and a dependence loss,
+    ``−log s₀`` summed over the layers, whose weight rises until the student no longer depends on its teachers. λ is an
+    addition of this library: the paper ends with a weight s₀ of nearly 1, so that removing the teachers changes the
+    outputs slightly; a schedule that ends at 0 makes the removal exact. With a constant 1 it is the paper's mixing
+    alone.
 
-    A map of another size than the student's is pooled to it by averages over ⌊iH/h⌋ to ⌈(i+1)H/h⌉, which repeat the
+    A feature map of another size than the student's is resized by averages over ⌊iH/h⌋ to ⌈(i+1)H/h⌉, which repeat the
     positions of a smaller one. A vector is a map of one position.
 
-    The features are found in ``batch["teacher"]``, where every step and evaluation of `jaxkd.distill` has them, and the
-    step in ``batch["step"]``. To ``init``, a distillation gives no teacher: `jaxkd.schemes.knowledge_flow` does.
+    The features are read from ``batch["teacher"]``, where every step and evaluation of `jaxkd.distill` puts them, and
+    the step from ``batch["step"]``. ``init`` of a plain `jaxkd.distill` has no teacher outputs; use
+    `jaxkd.schemes.knowledge_flow`, which provides them.
 
     Args:
-      module: the student, not bound. Of an nnx module a layer cannot be replaced in this way.
-      mixes: what is mixed in, by names of one's own.
-      schedule: λ from 0 to 1, an optax schedule of the step, or a number.
-      taps: as those of `jaxkd.adapters.linen`. What is tapped in a mixed layer is h'.
-      inputs: which entries of the batch the module is called with.
-      outputs: makes a mapping of names to arrays of what the module returns.
+      module: the unbound student. Outputs of nnx submodules cannot be replaced.
+      mixes: the features to mix in, by names of your choice.
+      schedule: λ from 0 to 1, an optax schedule of the step or a number.
+      taps: names for submodules' outputs, as for `jaxkd.adapters.linen`. A tap of a mixed layer is h'.
+      inputs: entries of the batch that the module is called with.
+      outputs: function from the module's result to a mapping of names to arrays.
 
     Returns:
       A `Model` with ``Variables({"student": ..., "flow": {name: {"weights": w, "maps": [Q_1, ...]}}}, state)``. Its
-      further outputs are ``[batch]``, the same for all examples: ``dependence``, λ (1 − s₀) in the mean over the mixes;
-      ``dependence/NAME``, that of each; and ``dependence_loss``, ``−Σ log s₀``, which is 0 where λ is.
+      additional outputs ``[batch]`` repeat one value for all examples: ``dependence``, the mean of λ (1 − s₀) over the
+      mixes; ``dependence/NAME``, that of each mix; and ``dependence_loss``, ``−Σ log s₀``, which is 0 where λ is 0.
 
     Raises:
-      TypeError: the module is none of linen.
-      ValueError: there are no mixes, or a name, a path, a weight or a number does not fit; when it is initialised or
-        applied: the batch has no teacher, a path or a feature does not exist (what does is listed), or a feature does
-        not fit the layer's shape.
+      TypeError: the module is not a linen module.
+      ValueError: there are no mixes, or a name, path, weight or schedule is invalid. ``init`` and ``apply`` raise it if
+        the batch has no teacher outputs, a path or feature does not exist (the message lists those that do), or a
+        feature does not fit the layer's shape.
 
     >>> student = flow(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), {"hidden": Mix("layers_0", ["f"])}, 1.0,
     ...                inputs="x")
@@ -99,7 +105,7 @@ def flow(
     where = {name: normalize(mix.path) for name, mix in mixes.items()}
 
     def init(key: Array, batch: Batch) -> Variables:
-        taught = _taught(batch)
+        teacher = _teacher_outputs(batch)
         variables = plain.init(key, batch)
         layers: dict[str, Any] = {}
         with nn.intercept_methods(_recording(layers)):
@@ -109,13 +115,12 @@ def flow(
             layer = _layer(name, *where[name], layers)
             maps = []
             for k, feature in enumerate(mix.teachers):
-                checks.known(feature, _shapes(taught), f"flow, mix {name!r}, teacher output")
-                _fits(name, layer.shape, feature, taught[feature])
+                _check_feature(name, layer.shape, feature, teacher)
                 own_key = jax.random.fold_in(jax.random.fold_in(key, i + 1), k)
-                shape = (taught[feature].shape[-1], layer.shape[-1])
+                shape = (teacher[feature].shape[-1], layer.shape[-1])
                 maps.append(jax.nn.initializers.lecun_normal()(own_key, shape, jnp.float32))
             share = 1 / (1 + len(maps)) if mix.own is None else mix.own
-            first = math.log(share * len(maps) / (1 - share))
+            first = math.log(share * len(maps) / (1 - share))  # softmax([first, 0, ..., 0])[0] == share
             params[name] = {"weights": jnp.zeros(1 + len(maps), jnp.float32).at[0].set(first), "maps": maps}
         return Variables({STUDENT: variables.params, FLOW: params}, variables.state)
 
@@ -125,7 +130,7 @@ def flow(
         log_shares = {
             name: jax.nn.log_softmax(own["weights"].astype(jnp.float32)) for name, own in variables.params[FLOW].items()
         }
-        taught, mask = _taught(batch), checks.example_mask(batch)
+        teacher, mask = _teacher_outputs(batch), checks.example_mask(batch)
         calls: dict[str, int] = {}
         mixed: set[str] = set()
 
@@ -135,36 +140,36 @@ def flow(
                 path = "/".join(context.module.path)
                 call = calls[path] = calls.get(path, -1) + 1
                 for name in (name for name, (at, number) in where.items() if at == path and (number or 0) == call):
-                    features = _features(name, mixes[name], taught, mask, result)
+                    features = _features(name, mixes[name], teacher, mask, result)
                     maps = variables.params[FLOW][name]["maps"]
                     result = _mixed(result, features, maps, jnp.exp(log_shares[name]), rate)
                     mixed.add(name)
             return result
 
         with nn.intercept_methods(mixing):
-            found, state = plain.apply(
-                Variables(variables.params[STUDENT], variables.state), batch, key=key, train=train
-            )
+            student = Variables(variables.params[STUDENT], variables.state)
+            plain_outputs, state = plain.apply(student, batch, key=key, train=train)
         if missing := [name for name in mixes if name not in mixed]:
-            raise ValueError(f"flow: {missing} name no submodule that this pass of the module calls; see taps.")
-        return _with_dependence(found, log_shares, rate), state
+            raise ValueError(f"flow: the submodules of the mixes {missing} were not called in this forward pass.")
+        return _with_dependence(plain_outputs, log_shares, rate), state
 
     return Model(init, apply)
 
 
 def student_alone(variables: Variables) -> Variables:
-    """The plain student's variables, of those of a `flow`: for ``jaxkd.adapters.linen`` of the same module.
+    """Extracts the plain student's variables from those of a `flow`.
 
-    Where the schedule is 0 it computes the same.
+    ``jaxkd.adapters.linen`` of the same module, with the same arguments, takes them. It computes the same outputs as
+    the flow where the schedule is 0.
 
     Args:
-      variables: a trained `flow`'s, such as ``state.student``.
+      variables: variables of a trained `flow`, such as ``state.student``.
 
     Returns:
-      `Variables` without what was learned for the mixing.
+      `Variables` without the mixing parameters.
 
     Raises:
-      ValueError: they are not those of a flow.
+      ValueError: the variables are not those of a flow.
 
     >>> student_alone(Variables({"student": {"w": 1}, "flow": {}}, {"mean": 0}))
     Variables(params={'w': 1}, state={'mean': 0})
@@ -205,18 +210,18 @@ def _check(module: Any, mixes: Mapping[str, Mix], schedule: Any) -> None:
         raise ValueError(f"flow, schedule: expected a number from 0 to 1 or a schedule of the step, got {schedule}.")
 
 
-def _taught(batch: Batch) -> Outputs:
+def _teacher_outputs(batch: Batch) -> Outputs:
     if "teacher" not in batch:
         raise ValueError(
-            "flow: expected the teacher's outputs in batch['teacher'], got a batch without. Make the distillation with "
+            "flow: expected the teacher's outputs in batch['teacher'], got a batch without. Build the distillation by "
             "jaxkd.schemes.knowledge_flow; without a teacher, run the plain module with student_alone(variables)."
         )
-    found: Outputs = batch["teacher"]
-    return found
+    outputs: Outputs = batch["teacher"]
+    return outputs
 
 
 def _recording(layers: dict[str, Any]) -> Any:
-    """Intercepts nothing, and notes the shapes of every submodule's outputs."""
+    """Builds an interceptor that records the shapes of every submodule's outputs."""
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = next_fun(*args, **kwargs)
@@ -229,15 +234,8 @@ def _recording(layers: dict[str, Any]) -> Any:
 
 
 def _layer(name: str, path: str, call: int | None, layers: Mapping[str, Any]) -> Any:
-    """The shape of what is mixed into."""
-    described = {at: " and ".join(map(checks.shape, calls)) for at, calls in layers.items()}
-    checks.known(path, described, f"flow, mix {name!r}, submodule")
-    calls = layers[path]
-    if call is None and len(calls) > 1:
-        raise ValueError(f"flow, mix {name!r}: {path!r} is called {len(calls)} times; name the call, as in '{path}#0'.")
-    if (call or 0) >= len(calls):
-        raise ValueError(f"flow, mix {name!r}: {path!r} is called {len(calls)} times, there is no call {call}.")
-    layer = calls[call or 0]
+    """Returns the checked shape of the layer that a mix replaces."""
+    layer = pick_call(f"flow, mix {name!r}", path, call, layers)
     if not hasattr(layer, "shape") or not jnp.issubdtype(layer.dtype, jnp.floating) or len(layer.shape) < 2:
         raise ValueError(
             f"flow, mix {name!r}: expected {path!r} to return one array [batch, ..., features], got "
@@ -246,24 +244,28 @@ def _layer(name: str, path: str, call: int | None, layers: Mapping[str, Any]) ->
     return layer
 
 
-def _fits(name: str, layer: tuple[int, ...], feature: str, given: Any) -> None:
-    """Maps and vectors fit each other; whatever else has positions has the same."""
+def _check_feature(name: str, layer: tuple[int, ...], feature: str, teacher: Outputs) -> None:
+    """Raises unless a feature exists and fits the layer's positions.
+
+    Feature maps and vectors are pooled to each other's positions; features of other ranks need the layer's positions.
+    """
+    checks.known(feature, checks.shapes(teacher), f"flow, mix {name!r}, teacher output")
+    given = teacher[feature]
     shape = given.shape
     pooled = len(layer) in (2, 4) and len(shape) in (2, 4)
     same = len(shape) == len(layer) and shape[1:-1] == layer[1:-1]
     if not jnp.issubdtype(given.dtype, jnp.floating) or shape[:1] != layer[:1] or not (pooled or same):
         raise ValueError(
-            f"flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} but for the "
-            f"last dimension, or maps and vectors; got {checks.shape(given)} for the teacher's {feature!r}."
+            f"flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} except for "
+            f"the last dimension, or maps and vectors; got {checks.shape(given)} for the teacher's {feature!r}."
         )
 
 
-def _features(name: str, mix: Mix, taught: Outputs, mask: Array | None, layer: Array) -> Iterator[Array]:
-    """The teachers' features at the layer's size; zeros where an example does not count, whatever it holds."""
+def _features(name: str, mix: Mix, teacher: Outputs, mask: Array | None, layer: Array) -> Iterator[Array]:
+    """Yields teacher features at the layer's size, zero for masked examples."""
     for feature in mix.teachers:
-        checks.known(feature, _shapes(taught), f"flow, mix {name!r}, teacher output")
-        x = jnp.asarray(taught[feature])
-        _fits(name, layer.shape, feature, x)
+        _check_feature(name, layer.shape, feature, teacher)
+        x = jnp.asarray(teacher[feature])
         if mask is not None:
             x = jnp.where(jnp.expand_dims(mask, tuple(range(1, x.ndim))), x, 0)
         yield _resized(x.astype(jnp.promote_types(x.dtype, layer.dtype)), layer.shape)
@@ -281,26 +283,26 @@ def _resized(x: Array, layer: tuple[int, ...]) -> Array:
 
 
 def _windows(size: int, target: int, dtype: Any) -> Array:
-    """``[target, size]``: row i averages over the window from ⌊iH/h⌋ to ⌈(i+1)H/h⌉."""
+    """Returns ``[target, size]``, whose row i averages from ⌊iH/h⌋ to ⌈(i+1)H/h⌉."""
     at = np.arange(target)[:, None]
     inside = (np.arange(size) >= at * size // target) & (np.arange(size) < -(-(at + 1) * size // target))
     return jnp.asarray(inside / inside.sum(axis=1, keepdims=True), dtype)
 
 
 def _mixed(layer: Array, features: Iterator[Array], maps: Sequence[Array], shares: Array, rate: Array) -> Array:
-    """h'; where λ is 0, h itself, and neither values nor gradients of anything else."""
-    on = rate > 0
+    """Computes h'; where λ is 0, it returns h and stops all other gradients."""
+    on = rate > 0  # features are zeroed before the product: NaN features would reach gradients through `where`
     result = (1 - rate * (1 - shares[0])).astype(layer.dtype) * layer
     for k, (feature, kernel) in enumerate(zip(features, maps, strict=True)):
         dtype = jnp.promote_types(feature.dtype, kernel.dtype)
-        taken = jnp.where(on, feature, 0).astype(dtype) @ kernel.astype(dtype)
-        result = result + ((rate * shares[k + 1]).astype(dtype) * taken).astype(layer.dtype)
+        mapped = jnp.where(on, feature, 0).astype(dtype) @ kernel.astype(dtype)
+        result = result + ((rate * shares[k + 1]).astype(dtype) * mapped).astype(layer.dtype)
     return jnp.where(on, result, layer)
 
 
 def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Array) -> Outputs:
     size = next(iter(outputs.values())).shape[0]
-    # −expm1 keeps what is left of a weight that is nearly 1.
+    # −expm1(log s₀) computes 1 − s₀ without cancellation for s₀ near 1.
     each = {f"dependence/{name}": -rate * jnp.expm1(log_share[0]) for name, log_share in log_shares.items()}
     loss = -sum(log_share[0] for log_share in log_shares.values())
     more = {
@@ -308,10 +310,4 @@ def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Ar
         **each,
         "dependence_loss": jnp.where(rate > 0, loss, 0),
     }
-    if twice := sorted(outputs.keys() & more.keys()):
-        raise ValueError(f"flow: {', '.join(map(repr, twice))} is an output of the model already; rename it.")
-    return {**outputs, **{name: jnp.broadcast_to(value, (size,)) for name, value in more.items()}}
-
-
-def _shapes(outputs: Outputs) -> dict[str, str]:
-    return {name: checks.shape(value) for name, value in outputs.items()}
+    return add_outputs("flow", outputs, {name: jnp.broadcast_to(value, (size,)) for name, value in more.items()})

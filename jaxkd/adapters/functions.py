@@ -1,4 +1,4 @@
-"""A plain pair of functions as a model: one's own code, Haiku's transform, Equinox partitions."""
+"""Adapter of plain functions: own code, Haiku's transform, Equinox partitions."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ def plain(
     *,
     inputs: Inputs = "image",
 ) -> Model:
-    """A pair ``init(key, *inputs) -> params`` and ``apply(params, *inputs) -> logits or {name: array}``.
+    """Wraps a pair of functions ``(init, apply)`` as a `Model`.
 
-    ``apply`` may also take ``train`` (or another of the usual names) and ``key``, by name; it gets them then. A model
-    with state that changes is a `jaxkd.Model` written out: its two functions are the whole contract.
+    ``init(key, *inputs)`` returns the parameters, and ``apply(params, *inputs)`` returns logits or ``{name: array}``.
+    If ``apply`` has a parameter ``key``, or ``train`` under one of its usual names, it is passed by name. For a model
+    with state, write a `jaxkd.Model` directly: its two functions are the whole contract.
 
     Args:
-      init: makes the parameters, any pytree.
+      init: function that makes the parameters, any pytree.
       apply: the forward pass. Tapped features are further entries of the mapping it returns.
-      inputs: which entries of the batch the functions are called with.
+      inputs: entries of the batch that the functions are called with.
 
     Returns:
       A `Model` without state.
 
     Raises:
-      ValueError: when it is called: an input is not in the batch, or the output is neither array nor mapping.
+      ValueError: ``init`` and ``apply`` raise it if an input is not in the batch, or if the output is neither an array
+        nor a mapping.
 
     >>> import jax, jax.numpy as jnp
     >>> model = plain(lambda key, x: jnp.ones((x.shape[-1], 2)), lambda w, x: x @ w, inputs="x")

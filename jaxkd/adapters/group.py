@@ -1,4 +1,4 @@
-"""Several models as one: peers that learn from each other, a teacher that learns beside its student."""
+"""Groups of models that train in one step: peers, or a teacher with its student."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
+from jaxkd.adapters.conventions import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["copies", "group", "member", "replace_member"]
@@ -17,10 +18,11 @@ _COPIES = "copies"
 
 
 def group(models: Mapping[str, Model], *, main: str | None = None) -> Model:
-    """Models of any architectures as one, trained in one step: each has its own parameters, and all see one batch.
+    """Combines models of any architectures into one that runs all of them.
 
-    The outputs of a member are there under its name, ``"a/logits"``, ``"a/stage2"``; `jaxkd.objectives.between` reads
-    an objective between two of them. What the group itself says, ``"logits"``, is what ``main`` says.
+    Each member has its own parameters, and all members see the same batch. The outputs of a member have its name as
+    prefix: ``"a/logits"``, ``"a/stage2"``; `jaxkd.objectives.between` applies an objective to two members. The group's
+    own ``"logits"`` are those of ``main``.
 
     Args:
       models: the members by name.
@@ -28,12 +30,12 @@ def group(models: Mapping[str, Model], *, main: str | None = None) -> Model:
         of a group; None for the mean of all members' logits, their ensemble.
 
     Returns:
-      A `Model` with ``Variables({name: params}, {name: state})``. Member i is initialised by ``fold_in(key, i)``.
-      `member` takes one out.
+      A `Model` with ``Variables({name: params}, {name: state})``. Member i is initialized with ``fold_in(key, i)``.
+      `member` extracts one.
 
     Raises:
-      ValueError: there are no members, a name is empty or holds a slash, or there is no ``main``; and when it is
-        applied without one: a member has no logits, or of another shape than the others.
+      ValueError: there are no members, a name is empty or holds a slash, or ``main`` is not a member. Without ``main``,
+        ``apply`` raises it if a member has no logits, or if the members' logits differ in shape.
 
     >>> from jaxkd import adapters
     >>> wide, narrow = (
@@ -47,9 +49,7 @@ def group(models: Mapping[str, Model], *, main: str | None = None) -> Model:
     (['logits', 'narrow/logits', 'wide/logits'], (3, 2))
     """
     models = dict(models)
-    if not models or (wrong := [name for name in models if not name or "/" in name or name == _COPIES]):
-        expected = f"names that are not empty, hold no slash and are not {_COPIES!r}" if models else "at least one"
-        raise ValueError(f"group: expected {expected}, got {wrong if models else 'none'}.")
+    check_names("group", models, _COPIES)
     if main is not None:
         checks.known(main, list(models), "group, main")
 
@@ -58,32 +58,32 @@ def group(models: Mapping[str, Model], *, main: str | None = None) -> Model:
         return Variables({name: v.params for name, v in made.items()}, {name: v.state for name, v in made.items()})
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        found: dict[str, Outputs] = {}
+        outputs: dict[str, Outputs] = {}
         state = {}
         for i, (name, model) in enumerate(models.items()):
             own = None if key is None else jax.random.fold_in(key, i)
-            found[name], state[name] = model.apply(member(variables, name), batch, key=own, train=train)
-        return _named(found, main), state
+            outputs[name], state[name] = model.apply(member(variables, name), batch, key=own, train=train)
+        return _named(outputs, main), state
 
     return Model(init, apply)
 
 
 def copies(model: Model, count: int) -> Model:
-    """A group of equal architectures, run as one program: `jax.vmap` over their parameters.
+    """Combines copies of one architecture, run by `jax.vmap` over their parameters.
 
-    What `group` says holds, with the members ``"0"``, ``"1"``, ... On an accelerator, small members together then cost
-    little more than one. On a CPU a mapped convolution is slow: there a `group` of the same model, by several names,
-    computes the same and is faster.
+    It is a `group` with the members ``"0"``, ``"1"``, ... On an accelerator, small members together cost little more
+    than one. On a CPU a mapped convolution is slow: there a `group` of the same model under several names computes the
+    same and is faster.
 
     Args:
       model: the architecture.
-      count: how many.
+      count: the number of members.
 
     Returns:
-      A `Model` whose arrays have a leading axis of members. Member i is initialised by ``fold_in(key, i)``.
+      A `Model` whose arrays have a leading axis of members. Member i is initialized with ``fold_in(key, i)``.
 
     Raises:
-      ValueError: the count is not positive; and when it is applied: the model has no logits.
+      ValueError: the count is not positive; ``apply`` raises it if the model has no logits.
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: jax.random.normal(key, (3, 2)), lambda w, x: x @ w, inputs="x")
@@ -109,21 +109,23 @@ def copies(model: Model, count: int) -> Model:
             return dict(outputs), state
 
         stacked, state = jax.vmap(one)(variables.params[_COPIES], variables.state[_COPIES], each(key))
-        found = {str(i): {name: x[i] for name, x in stacked.items()} for i in range(count)}
-        return _named(found, None), {_COPIES: state}
+        outputs = {str(i): {name: x[i] for name, x in stacked.items()} for i in range(count)}
+        return _named(outputs, None), {_COPIES: state}
 
     return Model(init, apply)
 
 
 def member(variables: Variables, name: str) -> Variables:
-    """One model's variables out of those of several: of a `group`, of `copies`, of a model with exits or a relay.
+    """Returns one model's variables from those of several.
+
+    The several are those of a `group`, of `copies`, of a model with exits or of a relay.
 
     Args:
-      variables: those of several, such as ``state.student``.
-      name: of the one; the members of `copies` are ``"0"``, ``"1"``, ...
+      variables: variables of several models, such as ``state.student``.
+      name: the model's name; the members of `copies` are ``"0"``, ``"1"``, ...
 
     Returns:
-      `Variables` for the member's own model, which stands alone.
+      `Variables` for the member's own model.
 
     Raises:
       ValueError: there is no such member.
@@ -145,12 +147,12 @@ def member(variables: Variables, name: str) -> Variables:
 
 
 def replace_member(variables: Variables, name: str, new: Variables) -> Variables:
-    """The variables of several models with another one under a name: the inverse of `member`.
+    """Returns the variables of several models with one replaced; inverts `member`.
 
     Args:
-      variables: those of several.
-      name: of the one.
-      new: its variables.
+      variables: variables of several models.
+      name: name of the model to replace.
+      new: its new variables.
 
     Raises:
       ValueError: there is no such member.
@@ -167,18 +169,18 @@ def replace_member(variables: Variables, name: str, new: Variables) -> Variables
     return Variables({**variables.params, name: new.params}, {**variables.state, name: new.state})
 
 
-def _named(found: Mapping[str, Outputs], main: str | None) -> Outputs:
-    """All members' outputs by name, and the group's own."""
-    outputs = {f"{name}/{output}": x for name, own in found.items() for output, x in own.items()}
+def _named(members: Mapping[str, Outputs], main: str | None) -> Outputs:
+    """Prefixes the members' outputs with their names, and adds the group's own."""
+    outputs = {f"{name}/{output}": x for name, own in members.items() for output, x in own.items()}
     if main is not None:
-        return {**outputs, **found[main]}
-    for name, own in found.items():
-        checks.known("logits", {k: checks.shape(x) for k, x in own.items()}, f"group, output of {name!r}")
-    logits = {name: own["logits"] for name, own in found.items()}
+        return {**outputs, **members[main]}
+    for name, own in members.items():
+        checks.known("logits", checks.shapes(own), f"group, output of {name!r}")
+    logits = {name: own["logits"] for name, own in members.items()}
     first, *others = logits.values()
     if any(other.shape != first.shape for other in others):
         raise ValueError(
-            f"group: expected logits of one shape, to be averaged, got {checks.describe(logits)}. Name the member "
+            f"group: expected logits of one shape, to average them, got {checks.describe(logits)}. Name the member "
             "whose logits are the group's: group(..., main=)."
         )
     if others:

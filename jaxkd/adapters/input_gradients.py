@@ -1,7 +1,7 @@
-"""Models with the gradient of their logits with respect to their input as one more output, for Jacobian matching.
+"""Gradients of a model's logits by its input as outputs, for Jacobian matching.
 
-The gradient is taken in the same forward pass as the logits and costs one backward pass through the model. A loss on
-it, such as `jaxkd.losses.jacobian_matching`, is then differentiated through that backward pass like any other.
+The gradient comes from the same forward pass as the logits and costs one backward pass through the model. A loss on
+it, such as `jaxkd.losses.jacobian_matching`, is differentiated through that backward pass (second order).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
-from jaxkd.adapters.conventions import POSITION
+from jaxkd.adapters.conventions import POSITION, add_outputs
 from jaxkd.normalization import mapped_axis, positions
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -28,26 +28,27 @@ def with_input_gradient(
     output: str = "logits",
     name: str = "input_gradient",
 ) -> Model:
-    """Adds ``∇ₓ z_c``, the gradient of one logit of each example with respect to its input.
+    """Adds ``∇ₓ z_c``, the gradient of one logit per example by the input.
 
-    Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, section 4: of all classes only the
-    teacher's choice is matched. In training mode a BatchNorm ties the examples of a batch together; the gradient is
-    then that of the sum over the examples that count, on all devices, as automatic differentiation has it everywhere.
+    Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, section 4: of all classes only the one
+    that the teacher predicts is matched. In training mode a BatchNorm couples the examples of a batch; the gradient is
+    then that of the sum over the unmasked examples on all devices.
 
     Args:
-      model: from an adapter.
-      classes: where the classes c are found: None for the model's own first choice (a teacher), ``"teacher/logits"``
-        for the teacher's (its student), ``"batch/label"`` for integer labels.
+      model: model from an adapter.
+      classes: path of the classes c: None for the class that the model itself predicts (a teacher),
+        ``"teacher/logits"`` for the class that the teacher predicts (its student), ``"batch/label"`` for integer
+        labels.
       input: the floating-point entry of the batch to differentiate by.
       output: the output to differentiate, ``[batch, classes]``.
-      name: of the new output, which has the shape of the input.
+      name: name of the new output, which has the shape of the input.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: when it is applied: the input is not floating point, there is no such entry or output, or the model
-        has an output of that name.
+      ValueError: ``apply`` raises it if the input is not floating point, if there is no such entry or output, or if the
+        model already has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -63,9 +64,9 @@ def with_input_gradient(
         else:
             root, _, key = classes.partition("/")
             checks.known(root, ("teacher", "batch"), f"with_input_gradient(classes={classes!r}), root")
-            found = batch.get("teacher", {}) if root == "teacher" else batch
-            checks.known(key, list(found), f"with_input_gradient(classes={classes!r}), {root} entry")
-            chosen = found[key]
+            entries = batch.get("teacher", {}) if root == "teacher" else batch
+            checks.known(key, list(entries), f"with_input_gradient(classes={classes!r}), {root} entry")
+            chosen = entries[key]
             chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
         return jax.nn.one_hot(chosen, logits.shape[-1], dtype=logits.dtype)
 
@@ -80,25 +81,25 @@ def with_projected_input_gradient(
     output: str = "logits",
     name: str = "input_gradient",
 ) -> Model:
-    """Adds ``∇ₓ ⟨v, z⟩`` for random directions v ~ N(0, I) in the space of the logits.
+    """Adds ``∇ₓ ⟨v, z⟩`` for random directions v ~ N(0, I) in the logit space.
 
-    The random projection of the Jacobian: in expectation over v, matching it is matching all rows, at the cost of one
-    backward pass. v is drawn from the seed, the step and the example's place in the batch, so a student and a teacher
+    This is a random projection of the Jacobian: in expectation over v, matching it matches all rows, at the cost of one
+    backward pass. v depends on the seed, the step and the example's position in the batch, so a student and a teacher
     wrapped with the same seed have the same directions in each step, on any number of devices.
 
     Args:
-      model: from an adapter.
-      seed: of the directions.
+      model: model from an adapter.
+      seed: seed of the directions.
       input: the floating-point entry of the batch to differentiate by.
       output: the output to differentiate, ``[batch, classes]``.
-      name: of the new output, which has the shape of the input.
+      name: name of the new output, which has the shape of the input.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: when it is applied: the input is not floating point, there is no such entry or output, or the model
-        has an output of that name.
+      ValueError: ``apply`` raises it if the input is not floating point, if there is no such entry or output, or if the
+        model already has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -114,7 +115,7 @@ def with_projected_input_gradient(
         if places is None:
             places = positions(checks.example_mask(batch), logits.shape[0], mapped_axis())
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
-        # In one dtype, so that networks of different ones have the same.
+        # Drawn in float32 for every dtype: a bfloat16 teacher and a float32 student need the same directions.
         directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)
         return directions.astype(logits.dtype)
 
@@ -136,17 +137,13 @@ def _with_gradient(
         def forward(x: Array) -> tuple[Array, Any]:
             outputs, state = model.apply(variables, {**batch, input: x}, key=key, train=train)
             checks.known(output, list(outputs), "with_input_gradient, model output")
-            if name in outputs:
-                raise ValueError(
-                    f"with_input_gradient: {name!r} is an output of the model already; give another name=."
-                )
             return outputs[output], (outputs, state)
 
         logits, pullback, (outputs, state) = jax.vjp(forward, x, has_aux=True)
         direction, mask = jax.lax.stop_gradient(cotangent(logits, batch)), checks.example_mask(batch)
-        if mask is not None:  # padding must not reach the others through a BatchNorm of this sum
+        if mask is not None:  # a BatchNorm would couple the gradients of padding and of the other examples
             direction = jnp.where(jnp.expand_dims(mask, tuple(range(1, direction.ndim))), direction, 0)
         (gradient,) = pullback(direction)
-        return {**outputs, name: gradient}, state
+        return add_outputs("with_input_gradient", outputs, {name: gradient}), state
 
     return Model(model.init, apply)

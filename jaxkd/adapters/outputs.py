@@ -1,8 +1,8 @@
-"""A model with outputs that are computed from its others: features of features, logits of some of the classes.
+"""Outputs computed from a model's other outputs, such as logits of some classes.
 
-Teachers that know different classes of one task are compared with a student class by class. `select_classes` gives the
-student the logits of the classes that each of them knows, so that a term compares two arrays of one shape.
-`place_classes` gives such a teacher logits of all classes, so that `jaxkd.teachers.ensemble` can average several.
+Teachers of different classes of one task are compared with a student class by class. `select_classes` gives the student
+the logits of each teacher's classes, so that a term compares two arrays of one shape. `place_classes` gives such a
+teacher logits of all classes, so that `jaxkd.teachers.ensemble` can average several.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import checks
+from jaxkd.adapters.conventions import add_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["place_classes", "select_classes", "with_outputs"]
 
 
 def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
-    """The same model with more outputs, each a function of those it has.
+    """Adds outputs to a model, each a function of its other outputs.
 
     Args:
-      model: from an adapter.
-      **computed: functions of the model's own outputs, by the name of the new one.
+      model: model from an adapter.
+      **computed: functions of the model's outputs, by the name of the new output.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: there are none; and when it is applied: the model has an output of that name.
+      ValueError: there are no functions; ``apply`` raises it if the model already has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -39,30 +40,34 @@ def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
     """
     if not computed:
         raise ValueError("with_outputs: expected at least one output, name=lambda outputs: ..., got none.")
-    return _extended(
-        model, lambda outputs: {name: function(outputs) for name, function in computed.items()}, "with_outputs"
-    )
+
+    def extended(outputs: Outputs) -> Outputs:
+        new = {name: function(outputs) for name, function in computed.items()}
+        return add_outputs("with_outputs", outputs, new)
+
+    return _mapped(model, extended)
 
 
 def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output: str = "logits") -> Model:
-    """The same model with the logits of some classes as outputs of their own.
+    """Adds the logits of subsets of the classes as outputs.
 
-    A softmax of them is the model's distribution given that the class is one of these, so that
-    ``term(losses.soft_target_kl, "student/of_a", "teacher/a/logits")`` compares what both say of the classes that the
-    teacher a knows. It leaves open how likely the others are: labels or other teachers have to say so. Vongkulbhisal,
-    Vinayavekhin & Visentini-Scarzanella, "Unifying Heterogeneous Classifiers with Distillation", CVPR 2019.
+    The softmax of a subset's logits is the model's distribution given that the class is in the subset, so that
+    ``term(losses.soft_target_kl, "student/of_a", "teacher/a/logits")`` compares student and teacher a on the classes of
+    teacher a. The term does not determine the total probability of the subset: labels or other teachers have to.
+    Vongkulbhisal, Vinayavekhin & Visentini-Scarzanella, "Unifying Heterogeneous Classifiers with Distillation", CVPR
+    2019.
 
     Args:
-      model: from an adapter.
-      classes: by the name of the new output: the classes, in the order in which the teacher has them.
-      output: the logits ``[..., classes]`` that they are taken of.
+      model: model from an adapter.
+      classes: the classes of each new output by its name, in the teacher's order.
+      output: the logits ``[..., classes]`` to select from.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: a list of classes is empty or names one twice; and when it is applied: a class is not among the
-        model's, there is no such output, or the model has an output of that name.
+      ValueError: a list of classes is empty or names one twice. ``apply`` raises it if the model lacks a class or the
+        output, or already has an output of that name.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.eye(3), lambda w, x: x @ w, inputs="x")
@@ -74,8 +79,8 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
     if not chosen:
         raise ValueError("select_classes: expected at least one list of classes by name, got none.")
 
-    def selected(outputs: Outputs) -> dict[str, Array]:
-        checks.known(output, _shapes(outputs), "select_classes, model output")
+    def selected(outputs: Outputs) -> Outputs:
+        checks.known(output, checks.shapes(outputs), "select_classes, model output")
         logits = jnp.asarray(outputs[output])
         for name, these in chosen.items():
             if these.max() >= logits.shape[-1]:
@@ -83,35 +88,36 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
                     f"select_classes, {name!r}: expected classes below the {logits.shape[-1]} of {output!r}, got "
                     f"{these.max()}."
                 )
-        return {name: logits[..., these] for name, these in chosen.items()}
+        return add_outputs("select_classes", outputs, {name: logits[..., these] for name, these in chosen.items()})
 
-    return _extended(model, selected, "select_classes")
+    return _mapped(model, selected)
 
 
 def place_classes(
     model: Model, classes: Sequence[int], total: int, *, output: str = "logits", name: str = "known"
 ) -> Model:
-    """The same model with logits of all classes: −∞, a probability of 0, for those that it does not know.
+    """Expands logits of some classes to all, with −∞ for the other classes.
 
-    For teachers of some classes each, as members of one ensemble: ``teachers.ensemble({"a": frozen(place_classes(model,
-    [0, 1], 5), variables), ...}, average=teachers.average_probabilities(T))``. Averaged probabilities are then those of
-    all classes, and a member's weight is the share of its classes. (The average of logits would be −∞ nearly
-    everywhere.) What the model says of its own classes stays there as ``name``, for terms with `select_classes`. To
-    `jaxkd.training.metrics.per_teacher` an example of an unknown class is a mistake, with an infinite ``nll``.
+    For an ensemble of teachers that know different classes: ``teachers.ensemble({"a": frozen(place_classes(model, [0,
+    1], 5), variables), ...}, average=teachers.average_probabilities(T))``. The averaged probabilities then cover all
+    classes, and a member's weight is the total probability of its classes. (The average of logits would be −∞ for
+    nearly all classes.) The output ``name`` keeps the logits of the model's own classes, for terms with
+    `select_classes`. For `jaxkd.training.metrics.per_teacher` an example of an unknown class is an error, with an
+    infinite ``nll``.
 
     Args:
-      model: from an adapter.
-      classes: which class each of its logits is of.
+      model: model from an adapter.
+      classes: the class of each of the model's logits.
       total: the number of all classes.
-      output: the logits ``[..., classes]``, which get the new shape ``[..., total]``.
-      name: of the output that keeps them as they are.
+      output: the logits ``[..., classes]``, which are replaced by ``[..., total]``.
+      name: name of the output that keeps the model's own logits.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: a class is named twice or is not below the total; and when it is applied: the model has another number
-        of classes, no such output, or an output of that name.
+      ValueError: a class is named twice or is not below the total. ``apply`` raises it if the model has another number
+        of classes, has no such output, or already has an output called ``name``.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -125,44 +131,32 @@ def place_classes(
     if these.max() >= total:
         raise ValueError(f"place_classes, classes: expected classes below the total of {total}, got {these.max()}.")
 
-    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        outputs, state = model.apply(variables, batch, key=key, train=train)
-        checks.known(output, _shapes(outputs), "place_classes, model output")
-        if name in outputs:
-            raise ValueError(f"place_classes: {name!r} is an output of the model already; give another name=.")
+    def expanded(outputs: Outputs) -> Outputs:
+        checks.known(output, checks.shapes(outputs), "place_classes, model output")
         logits = jnp.asarray(outputs[output])
         if logits.shape[-1] != len(these):
             raise ValueError(
-                f"place_classes: expected logits of {len(these)} classes at {output!r}, as classes= says, got "
+                f"place_classes: expected logits of {len(these)} classes at {output!r}, one for each of classes=, got "
                 f"{checks.shape(logits)}."
             )
         whole = jnp.full((*logits.shape[:-1], total), -jnp.inf, logits.dtype).at[..., these].set(logits)
-        return {**outputs, output: whole, name: logits}, state
+        return {**add_outputs("place_classes", outputs, {name: logits}), output: whole}
 
-    return Model(model.init, apply)
+    return _mapped(model, expanded)
 
 
-def _extended(model: Model, computed: Callable[[Outputs], Mapping[str, Array]], what: str) -> Model:
+def _mapped(model: Model, function: Callable[[Outputs], Outputs]) -> Model:
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         outputs, state = model.apply(variables, batch, key=key, train=train)
-        more = computed(outputs)
-        if twice := sorted(outputs.keys() & more.keys()):
-            raise ValueError(
-                f"{what}: {', '.join(map(repr, twice))} is an output of the model already; give it another name."
-            )
-        return {**outputs, **more}, state
+        return function(outputs), state
 
     return Model(model.init, apply)
 
 
 def _classes(what: str, classes: Sequence[int]) -> np.ndarray:
-    """Checked, as the indices that they are."""
-    found = np.asarray(classes)
-    valid = found.ndim == 1 and found.size and np.issubdtype(found.dtype, np.integer) and (found >= 0).all()
-    if not valid or len(np.unique(found)) != found.size:
-        raise ValueError(f"{what}: expected different class numbers, at least one, got {found.tolist()}.")
-    return found
-
-
-def _shapes(outputs: Outputs) -> dict[str, str]:
-    return {name: checks.shape(value) for name, value in outputs.items()}
+    """Returns checked class numbers as an array of indices."""
+    indices = np.asarray(classes)
+    valid = indices.ndim == 1 and indices.size and np.issubdtype(indices.dtype, np.integer) and (indices >= 0).all()
+    if not valid or len(np.unique(indices)) != indices.size:
+        raise ValueError(f"{what}: expected different class numbers, at least one, got {indices.tolist()}.")
+    return indices

@@ -1,4 +1,4 @@
-"""Mixed precision: a model that computes in bfloat16 and is trained in float32."""
+"""Mixed precision: computation in bfloat16, training in float32."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["precision"]
 
 
 def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
-    """The same model, computing in another floating-point type than that of its parameters.
+    """Makes a model compute in another floating-point dtype than its parameters'.
 
-    Micikevicius et al., "Mixed Precision Training", ICLR 2018: the parameters stay as they are, float32 as a rule, and
-    so do their gradients and the optimizer's state; the forward and backward pass work on a copy of them in
-    ``compute``. The floating-point entries of the batch are cast as well. The state is not: BatchNorm takes and
-    averages its statistics in float32, and what comes back has the type it had. Outputs are as computed; the losses of
-    this library upcast them. A layer with a dtype of its own computes in that, on parameters that were rounded to
+    Micikevicius et al., "Mixed Precision Training", ICLR 2018: parameters, gradients and optimizer state keep their
+    dtype, usually float32; the forward and backward pass use a copy of the parameters in ``compute``. The
+    floating-point entries of the batch are cast as well. The model's state is not: BatchNorm computes and averages its
+    statistics in float32, and the new state has the dtypes of the old one. Outputs stay in ``compute``; the losses of
+    this library upcast them. A layer with a dtype of its own computes in that dtype, on parameters that were rounded to
     ``compute``.
 
-    A teacher beside it has a precision of its own: ``frozen(precision(model), variables)``, with weights that
-    may have been cast before, where their memory counts. For float16 the loss would have to be scaled: use bfloat16.
+    Student and teacher may differ in precision: ``frozen(precision(model), variables)``, with weights that may be cast
+    before to save memory. For float16 the loss would have to be scaled: use bfloat16.
 
     Args:
-      model: from an adapter.
-      compute: the floating-point type.
+      model: model from an adapter.
+      compute: floating-point dtype of the computation.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: the type is not of floating point.
+      ValueError: the dtype is not floating point.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w, inputs="x")
@@ -48,16 +48,16 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
     compute = jnp.dtype(compute)
 
     def cast(tree: PyTree) -> PyTree:
-        def of(x: Any) -> Any:
+        def leaf(x: Any) -> Any:
             return x.astype(compute) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) else x
 
-        return jax.tree.map(of, tree)
+        return jax.tree.map(leaf, tree)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         token = computing_in.set(compute)
         try:
-            given = Variables(cast(variables.params), variables.state)
-            outputs, state = model.apply(given, cast(dict(batch)), key=key, train=train)
+            narrow = Variables(cast(variables.params), variables.state)
+            outputs, state = model.apply(narrow, cast(dict(batch)), key=key, train=train)
         finally:
             computing_in.reset(token)
         return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), state, variables.state)

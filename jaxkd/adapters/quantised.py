@@ -1,10 +1,11 @@
-"""Quantised models: weights of a few bits in the forward pass, trained by what the student is trained by.
+"""Quantized models: weights of few bits in the forward pass, trained as usual.
 
-Polino, Pascanu & Alistarh, "Model compression via distillation and quantization", ICLR 2018, has two ways there, and
-both are a function `Model → Model`: `quantised` keeps full-precision weights and lets gradients through to them;
-`learned_points` keeps the weights and learns what they are rounded to. `jaxkd.weights.save_quantised` packs the result.
+Polino, Pascanu & Alistarh, "Model compression via distillation and quantization", ICLR 2018, propose two methods, and
+both are a function `Model → Model`: `quantised` keeps full-precision weights and passes gradients straight through to
+them; `learned_points` keeps the weights and learns the values that they are rounded to.
+`jaxkd.weights.save_quantised` packs the result.
 
-How a tensor is cut, scaled and rounded is in `jaxkd.adapters.buckets`, with β and α as they are called there.
+`jaxkd.adapters.buckets` defines how a tensor is cut into buckets, scaled and rounded, and what β and α are.
 """
 
 from __future__ import annotations
@@ -15,41 +16,46 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from jaxkd import adapters, checks
+from jaxkd.adapters.buckets import check, decode, encode, encode_to, scaled, shaped
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["initial_points", "learned_points", "quantise", "quantise_to", "quantised"]
 
 Include = str | Callable[[str, Any], bool] | None
-"""Which tensors: a regular expression found in the path, such as ``"Conv_|Dense_1"``; a function of path and array; or
-None for all with two or more axes that are not called ``bias`` or ``scale``. Only floating point is ever quantised."""
+"""Selects tensors: a regular expression to find in the path, such as ``"Conv_|Dense_1"``; a predicate of path and
+array; or None for all of two or more axes that are not called ``bias`` or ``scale``. Only floating point is ever
+quantized."""
 
 
 def quantised(
     model: Model, *, bits: int = 4, bucket: int | None = 256, include: Include = None, seed: int | None = None
 ) -> Model:
-    """The same model with quantised weights, and gradients that go straight through to the full-precision ones.
+    """Quantizes a model's weights, with straight-through gradients.
 
     ``Q(w) = β + (α/s)·round((w − β)·s/α)`` with ``s = 2^bits − 1``, bucket by bucket, and ``∂Q/∂w := 1``. Polino,
-    Pascanu & Alistarh, ICLR 2018, section 3 (quantized distillation): the forward and the backward pass are at the
-    quantised weights, the gradient updates the full-precision ones, which are what `TrainState` holds. So the
-    optimizer, its weight decay and a moving average know nothing of it, and `jaxkd.weights.save_quantised` takes them
-    as they are. The authors' code has a second backward pass, through β and α as well; this is the straight one.
+    Pascanu & Alistarh, ICLR 2018, section 3 (quantized distillation): the forward and the backward pass use the
+    quantized weights, and the gradient updates the full-precision ones, which `TrainState` holds. The optimizer, its
+    weight decay and moving averages therefore need no change, and `jaxkd.weights.save_quantised` accepts the
+    full-precision weights. The authors' code adds a backward pass through β and α; this function has the
+    straight-through gradient alone.
 
     Args:
-      model: from an adapter.
-      bits: of a weight, 1 to 8.
-      bucket: the number of weights that share β and α; None for one bucket a tensor. The paper's is 256.
-      include: which tensors; see `Include`.
-      seed: rounds at random in training, up with the probability that makes the mean right (section 2), from this
-        seed and the step, so all devices round alike; None, and all evaluation, rounds to the nearest.
+      model: model from an adapter.
+      bits: bits per weight, 1 to 8.
+      bucket: the number of weights that share β and α, 256 in the paper; None for one bucket per tensor.
+      include: selects the tensors to quantize; see `Include`.
+      seed: rounds at random in training, up with the probability that makes the rounding unbiased (section 2), from
+        this seed and the step, so that all devices round alike. With None, and in evaluation, weights round to the
+        nearest value.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: bits or bucket are out of range; and when it is initialised or applied: no tensor is included.
+      ValueError: bits or bucket are out of range; ``init`` and ``apply`` raise it if ``include`` selects no tensor.
 
     >>> linear = adapters.plain(lambda key, x: jnp.linspace(0.0, 1.5, 6).reshape(2, 3), lambda w, x: x @ w, inputs="x")
     >>> model, batch = quantised(linear, bits=1), {"x": jnp.eye(2)}
@@ -82,20 +88,20 @@ def quantised(
 def quantise(
     params: PyTree, *, bits: int = 4, bucket: int | None = 256, include: Include = None, key: Array | None = None
 ) -> PyTree:
-    """What the weights are in the forward pass of `quantised`, bit for bit; its gradient goes straight through.
+    """Quantizes parameters as `quantised` does, bit for bit and straight through.
 
     Args:
       params: any pytree of arrays.
-      bits: of a weight, 1 to 8.
-      bucket: the number of weights that share their scaling; None for one bucket a tensor.
-      include: which tensors; see `Include`.
-      key: rounds at random; None to the nearest, and ties to even.
+      bits: bits per weight, 1 to 8.
+      bucket: the number of weights that share their scaling; None for one bucket per tensor.
+      include: selects the tensors to quantize; see `Include`.
+      key: key for random rounding; None rounds to the nearest value, ties to even.
 
     Returns:
-      The pytree, with its dtypes; in each bucket there are ``2^bits`` values at most.
+      The pytree, with its dtypes; a bucket has at most ``2^bits`` distinct values.
 
     Raises:
-      ValueError: bits or bucket are out of range, or no tensor is included.
+      ValueError: bits or bucket are out of range, or ``include`` selects no tensor.
 
     >>> quantise(jnp.array([[0.0, 0.2, 0.9], [1.0, 7.0, 7.0]]), bits=1, bucket=4)
     Array([[0., 0., 1.],
@@ -104,42 +110,43 @@ def quantise(
     check("quantise", bits, bucket)
     chosen = chosen_tensors("quantise", params, include)
 
-    def of(name: str, weight: Array) -> Array:
+    def quantized(name: str, weight: Array) -> Array:
         own = None if key is None else jax.random.fold_in(key, chosen.index(name))
         codes, offset, step = encode(jax.lax.stop_gradient(weight), bits, bucket, own)
         return _through(weight, decode(codes, offset, step, weight))
 
-    return _mapped(params, of, chosen)
+    return _map_chosen(quantized, params, chosen)
 
 
 def learned_points(
     model: Model, variables: Any, *, bits: int = 4, bucket: int | None = 256, include: Include = None
 ) -> Model:
-    """A trained model whose weights stay, and whose ``2^bits`` quantisation points of each tensor are what is learned.
+    """Quantizes a trained model to learned values, and keeps its weights.
 
-    ``Q(w) = β + α·p_k`` with k the point nearest to ``(w − β)/α``. Polino, Pascanu & Alistarh, ICLR 2018, section 4
-    (differentiable quantization): the gradient of a point is the sum of α times the gradient over the weights that it
-    stands for, and each step assigns the weights anew. The points begin as the quantiles of the scaled weights. They
-    may change places; the authors' code then searches a list that is no longer in order. What is not included, biases
-    and the like, stays as well; BatchNorm statistics move as in the model.
+    ``Q(w) = β + α·p_k`` with k the point nearest to ``(w − β)/α``, and ``2^bits`` points per tensor. Polino, Pascanu &
+    Alistarh, ICLR 2018, section 4 (differentiable quantization): the gradient of a point is the sum, over the weights
+    assigned to it, of α times the gradient of the weight; each step assigns the weights again. The points start as the
+    quantiles of the scaled weights. They may change their order (the authors' code then searches a list that is no
+    longer sorted). Tensors that are not included, such as biases, stay fixed as well; BatchNorm statistics move as in
+    the model.
 
-    The weights are kept as integers of the same bits: what averages floating-point state, over devices or in time,
-    leaves integers as they are, and so they are the same after any number of steps.
+    The state holds the weights as integers of the same bits. Averages of state, over devices or in time, change
+    floating-point leaves and leave integers unchanged, so the weights stay exact after any number of steps.
 
     Args:
-      model: from an adapter.
-      variables: its trained weights, in any form that `jaxkd.adapters.variables` takes.
-      bits: 2^bits points, 1 to 8 bits.
-      bucket: the number of weights that share their scaling; None for one bucket a tensor.
-      include: which tensors; see `Include`.
+      model: model from an adapter.
+      variables: its trained weights, in any form that `jaxkd.adapters.variables` accepts.
+      bits: bits per weight, 1 to 8, for ``2^bits`` points per tensor.
+      bucket: the number of weights that share their scaling; None for one bucket per tensor.
+      include: selects the tensors to quantize; see `Include`.
 
     Returns:
-      A `Model` with ``Variables(points, {"weights": ..., "model": ...})``, the points ``[2^bits]`` by the path of their
-      tensor. `quantise_to` makes weights for the model itself of them.
+      A `Model` with ``Variables(points, {"weights": ..., "model": ...})``, with the points ``[2^bits]`` under the path
+      of their tensor. `quantise_to` computes the original model's weights from them.
 
     Raises:
-      TypeError: the weights are of no known form.
-      ValueError: bits or bucket are out of range, or no tensor is included.
+      TypeError: the weights have no known form.
+      ValueError: bits or bucket are out of range, or ``include`` selects no tensor.
 
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((1, 4)), lambda w, x: x @ w, inputs="x")
     >>> weights = jnp.array([[0.0, 1.0, 3.0, 4.0]])
@@ -150,14 +157,15 @@ def learned_points(
     (Array([0., 1.], dtype=float32), Array([ 4., 20.], dtype=float32))
     """
     check("learned_points", bits, bucket)
-    given = adapters.variables(variables)
-    chosen_tensors("learned_points", given.params, include)
-    types = jax.tree.map(lambda x: jnp.asarray(x).dtype, given.params)
+    trained = adapters.variables(variables)
+    chosen_tensors("learned_points", trained.params, include)
+    types = jax.tree.map(lambda x: jnp.asarray(x).dtype, trained.params)
 
     def init(key: Array, batch: Batch) -> Variables:
         del key, batch
-        points = initial_points(given.params, bits=bits, bucket=bucket, include=include)
-        kept = {"weights": jax.tree.map(_bits, given.params), "model": given.state}
+        points = initial_points(trained.params, bits=bits, bucket=bucket, include=include)
+        kept = {"weights": jax.tree.map(_bits, trained.params), "model": trained.state}
+        # Copies: a donated training state must not delete the caller's weights.
         return Variables(points, jax.tree.map(lambda x: jnp.array(x, copy=True), kept))
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
@@ -171,55 +179,59 @@ def learned_points(
 
 
 def quantise_to(params: PyTree, points: PyTree, *, bucket: int | None = 256) -> PyTree:
-    """What the weights are in the forward pass of `learned_points`, bit for bit; differentiable in the points alone.
+    """Quantizes parameters to points as `learned_points` does, bit for bit.
+
+    It is differentiable with respect to the points alone.
 
     Args:
       params: the trained weights, any pytree of arrays.
       points: nested dicts with the points ``[number]`` of a tensor under its path, as from `initial_points`.
-      bucket: as given to `learned_points`.
+      bucket: as for `learned_points`.
 
     Returns:
-      The pytree, with its dtypes. A weight in the middle of two points has the larger one.
+      The pytree, with its dtypes. A weight midway between two points gets the larger one.
 
     Raises:
-      ValueError: there is no tensor for some points, or they are not a vector of 2 to 256.
+      ValueError: points have a path without a tensor, or are not a vector of 2 to 256.
 
     >>> quantise_to({"w": jnp.array([[0.0, 3.0, 6.0, 10.0]])}, {"w": jnp.array([0.9, 0.25])})["w"]
     Array([[2.5, 2.5, 9. , 9. ]], dtype=float32)
     """
     check("quantise_to", 8, bucket)
-    available = {name: checks.shape(leaf) for name, leaf in by_path(params).items()}
-    of_tensor = by_path(points)
-    for name, p in of_tensor.items():
-        checks.known(name, available, "quantise_to, tensor")
+    points_of = by_path(points)
+    for name, p in points_of.items():
+        checks.known(name, checks.shapes(by_path(params)), "quantise_to, tensor")
         if jnp.ndim(p) != 1 or not 2 <= p.shape[0] <= 256:
             raise ValueError(f"quantise_to, points of {name!r}: expected [2 to 256], got {checks.shape(p)}.")
 
-    def of(name: str, weight: Array) -> Array:
-        p = jnp.sort(jnp.asarray(of_tensor[name], jnp.float32))
+    def quantized(name: str, weight: Array) -> Array:
+        p = jnp.sort(jnp.asarray(points_of[name], jnp.float32))
         codes, offset, width = jax.lax.stop_gradient(encode_to(weight, p, bucket))
+        # The gradient is that of the plain expression, and the value that of `decode`, the same in every program.
         smooth = shaped(offset + width * p[codes], weight)
         return _through(smooth, jax.lax.stop_gradient(decode(p[codes], offset, width, weight)))
 
-    return _mapped(params, of, list(of_tensor))
+    return _map_chosen(quantized, params, list(points_of))
 
 
 def initial_points(
     params: PyTree, *, bits: int = 4, bucket: int | None = 256, include: Include = None
 ) -> dict[str, Any] | Array:
-    """The quantiles of each tensor's scaled weights, from the minimum to the maximum: where `learned_points` begins.
+    """Returns initial points: quantiles of each tensor's scaled weights.
+
+    The first and the last are the minimum and the maximum.
 
     Args:
       params: any pytree of arrays.
-      bits: 2^bits points, 1 to 8 bits.
-      bucket: the number of weights that share their scaling; None for one bucket a tensor.
-      include: which tensors; see `Include`.
+      bits: bits per weight, 1 to 8, for ``2^bits`` points per tensor.
+      bucket: the number of weights that share their scaling; None for one bucket per tensor.
+      include: selects the tensors to quantize; see `Include`.
 
     Returns:
-      float32 ``[2^bits]`` by the path of the tensor, in nested dicts.
+      float32 ``[2^bits]`` under the path of each tensor, in nested dicts.
 
     Raises:
-      ValueError: bits or bucket are out of range, or no tensor is included.
+      ValueError: bits or bucket are out of range, or ``include`` selects no tensor.
 
     >>> initial_points({"w": jnp.array([[1.0, 2.0, 2.0, 5.0]]), "b": jnp.zeros(2)}, bits=1)
     {'w': Array([0., 1.], dtype=float32)}
@@ -227,16 +239,20 @@ def initial_points(
     check("initial_points", bits, bucket)
     chosen, named = chosen_tensors("initial_points", params, include), by_path(params)
 
-    def of(weight: Array) -> Array:
+    def quantiles(weight: Array) -> Array:
         u = scaled(weight, bucket)[0].reshape(-1)[: weight.size]
         return jnp.quantile(u, jnp.linspace(0, 1, 2**bits, dtype=jnp.float32))
 
-    return _nested({name: of(jnp.asarray(named[name])) for name in chosen})
+    points = {name: quantiles(jnp.asarray(named[name])) for name in chosen}
+    return points[""] if "" in points else traverse_util.unflatten_dict(points, sep="/")  # "": a tree of one array
 
 
 @jax.custom_jvp
 def _through(differentiated: Array, value: Array) -> Array:
-    """One array's value with another's derivative: ``x + stop_gradient(value − x)`` without what that rounds away."""
+    """Returns ``value`` with the derivative of ``differentiated``.
+
+    ``x + stop_gradient(value − x)`` has the same derivative, but its sum does not round to ``value`` exactly.
+    """
     del differentiated
     return value
 
@@ -261,7 +277,7 @@ def _from_bits(bits: Array, dtype: Any) -> Array:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by the path to each.
+    """Returns the leaves of a tree by their paths.
 
     >>> by_path({"Dense_0": {"kernel": 1}, "list": [2]})
     {'Dense_0/kernel': 1, 'list/0': 2}
@@ -270,29 +286,16 @@ def by_path(tree: PyTree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _nested(named: dict[str, Any]) -> Any:
-    if "" in named:  # the tree is one array
-        return named[""]
-    nested: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = leaf
-    return nested
-
-
-def _mapped(tree: PyTree, of: Callable[[str, Array], Array], chosen: list[str]) -> PyTree:
-    leaves = [of(name, jnp.asarray(x)) if name in chosen else x for name, x in by_path(tree).items()]
+def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: list[str]) -> PyTree:
+    leaves = [function(name, jnp.asarray(x)) if name in chosen else x for name, x in by_path(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
 def chosen_tensors(what: str, params: PyTree, include: Include) -> list[str]:
-    """The paths of the tensors that are quantised.
+    """Returns the paths of the tensors that ``include`` selects.
 
     Raises:
-      ValueError: there are none.
+      ValueError: it selects none.
 
     >>> chosen_tensors("quantise", {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, None)
     ['kernel']
@@ -310,6 +313,6 @@ def chosen_tensors(what: str, params: PyTree, include: Include) -> list[str]:
         return chosen
     rule = "that has two or more axes" if include is None else f"that include={include!r} is true of"
     raise ValueError(
-        f"{what}: expected a floating-point tensor {rule}, got none. Say by include= which are quantised; there are: "
+        f"{what}: expected a floating-point tensor {rule}, got none. Select tensors with include=, from: "
         f"{checks.describe(named) or 'none'}."
     )

@@ -1,4 +1,4 @@
-"""Rematerialisation: a model whose activations are computed again in the backward pass instead of being kept."""
+"""Rematerialization: activations are recomputed in the backward pass, not stored."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ __all__ = ["remat"]
 
 
 def remat(model: Model, policy: Callable[..., Any] | None = None) -> Model:
-    """The same model, of whose training pass only what a policy saves is kept; the rest is computed again.
+    """Rematerializes a model's activations in training, except those a policy saves.
 
-    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, by `jax.checkpoint` around the whole model. What
-    is kept while the objective is computed shrinks: with no policy to the parameters and the batch, with
-    ``jax.checkpoint_policies.dots_saveable`` to the results of matrix products. The numbers are the same. Where this
-    model's own backward pass is what fills the memory, no policy does not help: that pass then begins by computing all
-    activations again. There a deep model had better rematerialise its blocks one by one, with ``nn.remat`` or
-    ``nnx.remat`` inside of it, which adapters leave as they are; or see `jaxkd.adapters.accumulate`. XLA for the CPU
-    merges the second computation into the first, unless it is in a loop, and saves nothing.
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, by `jax.checkpoint` around the whole model.
+    Without a policy, only the parameters and the batch stay in memory while the objective is computed; with
+    ``jax.checkpoint_policies.dots_saveable``, the results of matrix products as well. The numbers do not change.
+
+    The peak within the model's own backward pass does not shrink, whatever the policy: that pass first recomputes all
+    activations. If it fills the memory, rematerialize a deep model block by block with ``nn.remat`` or ``nnx.remat``,
+    which adapters support, or use `jaxkd.adapters.accumulate`. XLA for CPU merges the recomputation into the first
+    computation and saves nothing, unless it is in a loop.
 
     Args:
-      model: from an adapter.
-      policy: which values are kept, from `jax.checkpoint_policies`; none by default.
+      model: model from an adapter.
+      policy: selects the values to save, from `jax.checkpoint_policies`; none by default.
 
     Returns:
       A `Model` with the same variables.

@@ -1,4 +1,4 @@
-"""One model on several inputs of one example: two distortions, a partner of the same class, another modality."""
+"""Models on other entries of the batch: views of an example, other modalities."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from collections.abc import Mapping
 import jax
 
 from jaxkd import checks
+from jaxkd.adapters.conventions import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["reading", "views"]
 
 
 def reading(model: Model, **entries: str) -> Model:
-    """A model that reads other entries of the batch: ``reading(model, image="spectrum")``.
+    """Makes a model read other entries of the batch.
 
-    Cross-modal distillation (Gupta, Hoffman & Malik, 2016) is a teacher and a student that read different entries.
+    ``reading(model, image="spectrum")`` reads ``batch["spectrum"]`` in place of ``batch["image"]``. Cross-modal
+    distillation (Gupta, Hoffman & Malik, 2016) is a teacher and a student that read different entries.
 
     Args:
-      model: from an adapter.
-      **entries: for an entry that the model reads, the one that takes its place.
+      model: model from an adapter.
+      **entries: for an entry that the model reads, the entry to read instead.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: when it is used: the batch has no such entry.
+      ValueError: ``init`` and ``apply`` raise it if the batch has no such entry.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import adapters
@@ -46,24 +48,24 @@ def reading(model: Model, **entries: str) -> Model:
 
 
 def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
-    """A model that is run on its batch and, with the same parameters, on other views of the same examples.
+    """Runs a model on its batch and, with the same parameters, on further views.
 
-    The outputs of the batch as it is keep their names; those of a view are under the view's: with
-    ``views(model, {"pair": {"image": "pair"}})`` the model is run on ``batch["image"]``, for ``logits``, and on
-    ``batch["pair"]`` in its place, for ``pair/logits``. Each view is a forward pass of its own, so that BatchNorm
-    normalises each by itself; its running statistics move by all of them, in their order. In inference mode, a view
-    whose entries the batch does not have is that of the batch as it is, so that plain batches can be evaluated.
+    The outputs of the original batch keep their names, and those of a view have its name as prefix: with ``views(model,
+    {"pair": {"image": "pair"}})`` the model runs on ``batch["image"]``, for ``logits``, and with ``batch["pair"]`` in
+    its place, for ``pair/logits``. Each view is a separate forward pass, so BatchNorm normalizes each view separately,
+    and its running statistics are updated by one view after the other. In inference mode, a view whose entries the
+    batch lacks gets the outputs of the original batch, so that batches without views can be evaluated.
 
     Args:
-      model: from an adapter.
-      others: for each further view, by name, the entries of the batch that take the place of others.
+      model: model from an adapter.
+      others: for each further view by name, a mapping from entries that the model reads to the entries to read instead.
 
     Returns:
       A `Model` with the same variables.
 
     Raises:
-      ValueError: there are no views, or a name is empty or holds a slash; and when it is applied in training: the
-        batch has no such entry.
+      ValueError: there are no views, or a name is empty or holds a slash. In training, ``apply`` raises it if the batch
+        has no such entry.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import adapters
@@ -74,27 +76,25 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
     >>> {name: float(x[0, 0]) for name, x in outputs.items()}
     {'logits': 2.0, 'pair/logits': 6.0}
     """
-    if not others or (wrong := [name for name in others if not name or "/" in name]):
-        expected = "names that are not empty and hold no slash" if others else "at least one further view"
-        raise ValueError(f"views: expected {expected}, got {wrong if others else 'none'}.")
+    check_names("views", others)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         plain, state = model.apply(variables, batch, key=key, train=train)
         outputs = dict(plain)
         for i, (name, entries) in enumerate(others.items(), 1):
-            found = plain
+            view_outputs = plain
             if train or all(entry in batch for entry in entries.values()):
                 own = None if key is None else jax.random.fold_in(key, i)
-                seen = Variables(variables.params, state)
-                found, state = model.apply(seen, _with(batch, entries), key=own, train=train)
-            outputs |= {f"{name}/{output}": x for output, x in found.items()}
+                current = Variables(variables.params, state)
+                view_outputs, state = model.apply(current, _with(batch, entries), key=own, train=train)
+            outputs |= {f"{name}/{output}": x for output, x in view_outputs.items()}
         return outputs, state
 
     return Model(model.init, apply)
 
 
 def _with(batch: Batch, entries: Mapping[str, str]) -> Batch:
-    shapes = {name: checks.shape(x) for name, x in batch.items() if name not in ("teacher", "step")}
+    shapes = checks.shapes({name: x for name, x in batch.items() if name not in ("teacher", "step")})
     for entry in entries.values():
         checks.known(entry, shapes, "view, batch entry")
     return {**batch, **{name: batch[entry] for name, entry in entries.items()}}

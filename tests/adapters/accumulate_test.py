@@ -1,4 +1,4 @@
-"""Gradient accumulation that is the large batch: for every loss, wherever it runs, in the memory of a part."""
+"""Accumulation: losses and gradients of the whole batch, placement, memory, composition, errors."""
 
 import functools
 import re
@@ -46,11 +46,11 @@ def steps(step, state, batches):
     return state, found
 
 
-# --- the same as the large batch ------------------------------------------------------------------------------------
+# --- equality with the whole batch ----------------------------------------------------------------------------------
 
 
 @functools.cache
-def large_batch(size):
+def whole_batch(size):
     kd = distiller(tiny.student)
     start = kd.init(KEY, ragged(size))
     batches = [ragged(size, seed) for seed in range(2)]
@@ -58,17 +58,17 @@ def large_batch(size):
 
 
 @pytest.mark.parametrize(("size", "parts"), [(16, 16), (13, 4)])
-def test_it_is_the_large_batch(size, parts):
-    """Values, gradients and state of a KL, of relations of pairs and triples, and of a contrast with a bank."""
-    start, batches, (expected, metrics) = large_batch(size)
+def test_equals_the_whole_batch(size, parts):
+    """Covers a KL divergence, relations of pairs and triples, and a contrastive objective with a memory bank."""
+    start, batches, (expected, metrics) = whole_batch(size)
     state, found = steps(jax.jit(distiller(adapters.accumulate(tiny.student, parts)).step), start, batches)
     for one, other in zip(found, metrics, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_averaging_the_gradients_of_micro_batches_is_not():
-    """What the tolerance above can see."""
+def test_averaged_micro_batch_gradients_differ_visibly():
+    """The tolerance of the test above would reveal gradients that are averaged over micro-batches."""
     kd = distiller(tiny.student, combine(**RELATIONS))
     batch = tiny.batch(16)
     state = kd.init(KEY, batch)
@@ -80,8 +80,8 @@ def test_averaging_the_gradients_of_micro_batches_is_not():
 
 
 @pytest.mark.parametrize("place", ["pmap", "shard", "teacher"])
-def test_wherever_it_runs(place):
-    start, batches, (expected, metrics) = large_batch(16)
+def test_equals_the_whole_batch_under_each_placement(place):
+    start, batches, (expected, metrics) = whole_batch(16)
     student = adapters.accumulate(tiny.student, 2)
     kd, devices = distiller(student), jax.devices()[:4]
     if place == "teacher":
@@ -100,8 +100,8 @@ def test_wherever_it_runs(place):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("size", [6, 7, 2])
-def test_nested_and_single_entries_reach_every_part(size, train):
-    """The step is a scalar, the teacher's outputs a dict; an example keeps its own."""
+def test_nested_and_scalar_entries_reach_every_part(size, train):
+    """The step is a scalar and the teacher's outputs are a dict whose rows stay with their examples."""
 
     def apply(variables, batch, *, key, train):
         own = batch["teacher"]["logits"] + batch["index"].astype(jnp.float32)[:, None] + batch["step"]
@@ -120,7 +120,7 @@ def test_nested_and_single_entries_reach_every_part(size, train):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("model", [adapters.linen(models.Net()), adapters.nnx(models.NnxNet)], ids=["linen", "nnx"])
-def test_batch_norm_sees_a_part_and_the_statistics_are_averaged(model, count):
+def test_batch_norm_normalizes_each_part_and_averages_the_statistics(model, count):
     image = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
     variables = model.init(KEY, {"image": image})
@@ -136,7 +136,7 @@ def test_batch_norm_sees_a_part_and_the_statistics_are_averaged(model, count):
     chex.assert_trees_all_close(state, mean, rtol=1e-5, atol=1e-6)
 
 
-def test_counters_stay_whole_and_keys_stay_keys():
+def test_counters_stay_integers_and_keys_stay_keys():
     def apply(variables, batch, *, key, train):
         state = {"calls": variables.state["calls"] + 1, "key": variables.state["key"]}
         return {"logits": batch["x"]}, state
@@ -149,7 +149,7 @@ def test_counters_stay_whole_and_keys_stay_keys():
     assert jax.random.key_data(after["key"]).tolist() == [0, 3]
 
 
-def test_each_part_draws_its_own_dropout_and_inference_none():
+def test_dropout_differs_between_parts_and_is_off_in_inference():
     model = adapters.accumulate(adapters.linen(models.Dropped()), 2)
     batch = {"image": jnp.ones((4, 64))}
     variables = model.init(KEY, batch)
@@ -162,7 +162,7 @@ def test_each_part_draws_its_own_dropout_and_inference_none():
     np.testing.assert_array_equal(model.apply(variables, batch, key=None, train=False)[0]["logits"], 1)
 
 
-def test_inference_is_the_same_numbers():
+def test_inference_equals_that_of_the_model():
     model = adapters.linen(models.Net())
     batch = {"image": np.random.default_rng(0).normal(size=(7, 2, 2, 2)).astype(np.float32)}
     variables = model.init(KEY, batch)
@@ -172,7 +172,7 @@ def test_inference_is_the_same_numbers():
     chex.assert_trees_all_equal(state, variables.state)
 
 
-# --- what it costs --------------------------------------------------------------------------------------------------
+# --- memory and operations--------------------------------------------------------------------------------------------
 
 WIDTH, ROWS, LAYERS = 64, 512, 8
 
@@ -201,7 +201,7 @@ def gradient(model, objective):
     return jax.grad(loss), (model.init(KEY, {"x": jnp.ones((ROWS, WIDTH))}).params, jnp.ones((ROWS, WIDTH)))
 
 
-def test_memory_is_that_of_a_part():
+def test_peak_memory_is_that_of_one_part():
     def temporary(model):
         function, arguments = gradient(model, lambda logits, x: jnp.mean(logits**2))
         return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
@@ -212,7 +212,7 @@ def test_memory_is_that_of_a_part():
 
 
 def test_the_objective_is_computed_once_and_on_the_whole_batch():
-    """Outside of the loops over parts there is exactly the objective; inside, the model with a part's rows."""
+    """The loops over parts hold the model with a part's rows; outside of them is exactly the objective."""
     own = products(jax.make_jaxpr(jax.grad(relation))(jnp.ones((ROWS, 8)), jnp.ones((ROWS, WIDTH))), loops=False)
     function, arguments = gradient(adapters.accumulate(wide(), 4), relation)
     jaxpr = jax.make_jaxpr(function)(*arguments)
@@ -222,12 +222,12 @@ def test_the_objective_is_computed_once_and_on_the_whole_batch():
     for product in own:
         inside.remove(product)
     rows = ROWS // 4
-    # Forward and again, and the gradients of each layer by its weights and (but for the first) by its input.
+    # Forward, recomputation, and the gradients of each layer by its weights and (except the first) by its input.
     assert len([1 for *_, shape in inside if shape == (rows, WIDTH)]) == LAYERS + LAYERS + LAYERS - 1
     assert len([1 for *_, shape in inside if shape == (WIDTH, WIDTH)]) == LAYERS
 
 
-def test_a_batch_that_is_split_over_devices_stays_where_it_is():
+def test_a_sharded_batch_needs_no_communication():
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     model = adapters.accumulate(wide(), 4)
@@ -235,14 +235,14 @@ def test_a_batch_that_is_split_over_devices_stays_where_it_is():
     params = model.init(KEY, {"x": jnp.ones((ROWS, WIDTH))}).params
     program = jax.jit(forward, in_shardings=(whole, rows), out_shardings=rows).lower(params, jnp.ones((ROWS, WIDTH)))
     text = program.compile().as_text()
-    assert f"f32[{ROWS // 16},{WIDTH}]" in text  # what a device computes at a time
+    assert f"f32[{ROWS // 16},{WIDTH}]" in text  # the rows of one part on one device
     assert not re.search(r"all-gather|all-to-all|collective-permute|all-reduce", text)
 
 
 # --- with other wrappers --------------------------------------------------------------------------------------------
 
 
-def test_it_composes_with_precision_and_rematerialisation():
+def test_composes_with_precision_and_remat():
     model = adapters.linen(models.Net(), taps={"stem": "stem"})
     inner = adapters.precision(adapters.remat(model))
     batch = {"image": np.random.default_rng(0).normal(size=(8, 2, 2, 2)).astype(np.float32)}
@@ -267,8 +267,8 @@ def test_it_composes_with_precision_and_rematerialisation():
 
 
 @pytest.mark.parametrize("order", ["inside", "outside"])
-def test_input_gradients_have_the_directions_of_the_whole_batch(order):
-    """Padded and masked: an example's direction is that of its place in the whole batch, in whatever part it is."""
+def test_projected_input_gradients_use_the_directions_of_the_whole_batch(order):
+    """An example's direction depends on its position in the whole batch, not on its part, its mask or padding."""
     wrap, split = adapters.with_projected_input_gradient, functools.partial(adapters.accumulate, parts=3)
     model = split(wrap(tiny.student)) if order == "inside" else wrap(split(tiny.student))
     batch = ragged(8)
@@ -286,15 +286,15 @@ def test_input_gradients_have_the_directions_of_the_whole_batch(order):
     chex.assert_trees_all_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
 
 
-# --- what cannot be -------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_part_is_the_model():
+def test_one_part_returns_the_model_itself():
     assert adapters.accumulate(tiny.student, 1) is tiny.student
 
 
 @pytest.mark.parametrize("parts", [0, -2])
-def test_the_number_of_parts_is_positive(parts):
+def test_a_non_positive_number_of_parts_is_refused(parts):
     with pytest.raises(ValueError, match=f"parts: expected a positive number of micro-batches, got {parts}"):
         adapters.accumulate(tiny.student, parts)
 
@@ -302,13 +302,13 @@ def test_the_number_of_parts_is_positive(parts):
 @pytest.mark.parametrize(
     "batch", [{"image": np.ones((4, 2)), "other": np.ones((3, 2))}, {"image": np.float32(1)}, {}], ids=str
 )
-def test_a_batch_without_one_size_is_refused(batch):
+def test_a_batch_without_one_leading_dimension_is_refused(batch):
     with pytest.raises(ValueError, match=r"expected arrays \[batch, \.\.\.\] with one leading dimension, and scalars"):
         adapters.accumulate(tiny.student, 2).apply(Variables({}), batch, key=None, train=True)
 
 
 @pytest.mark.parametrize("value", [lambda x: x.mean(), lambda x: x.T], ids=["scalar", "transposed"])
-def test_an_output_that_is_not_by_example_is_refused(value):
+def test_an_output_without_a_row_per_example_is_refused(value):
     model = adapters.plain(lambda key, x: (), lambda w, x: {"logits": x, "odd": value(x)})
     with pytest.raises(ValueError, match=r"a row for each of a part's 3 examples; got float32\[.*'odd'"):
         adapters.accumulate(model, 2).apply(Variables(()), {"image": np.ones((6, 2), np.float32)}, key=None, train=True)

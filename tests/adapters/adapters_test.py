@@ -1,4 +1,4 @@
-"""Flax linen, Flax nnx and plain functions as one contract: inputs, outputs, modes, keys and state."""
+"""The `Model` contract of the linen, nnx and plain adapters: inputs, outputs, modes, keys and state."""
 
 import chex
 import flax.linen as nn
@@ -24,7 +24,7 @@ def apply(model, batch=BATCH, key=None, train=False):
 
 
 @both(models.Dropped(), models.NnxDropped)
-def test_dropout_is_a_function_of_the_key_and_off_in_inference(model):
+def test_dropout_depends_on_the_key_and_is_off_in_inference(model):
     first, again = (apply(model, key=jax.random.key(1), train=True)["logits"] for _ in range(2))
     other = apply(model, key=jax.random.key(2), train=True)["logits"]
     np.testing.assert_array_equal(first, again)
@@ -35,7 +35,7 @@ def test_dropout_is_a_function_of_the_key_and_off_in_inference(model):
 
 
 @both(models.Dropped(), models.NnxDropped)
-def test_dropout_takes_keys_of_either_kind(model):
+def test_dropout_accepts_typed_and_raw_keys(model):
     assert set(np.unique(apply(model, key=jax.random.PRNGKey(1), train=True)["logits"])) == {0, 2}
 
 
@@ -49,12 +49,12 @@ class Sum(nn.Module):
     [("image", "other"), ["image", "other"], lambda batch: (batch["image"], batch["other"])],
     ids=["tuple", "list", "function"],
 )
-def test_inputs(inputs):
+def test_inputs_are_names_or_a_function_of_the_batch(inputs):
     np.testing.assert_array_equal(apply(adapters.linen(Sum(), inputs=inputs))["logits"], 3)
 
 
 @pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx, adapters.plain], ids=["linen", "nnx", "plain"])
-def test_a_missing_input_lists_the_batch(adapt):
+def test_a_missing_input_is_an_error_that_lists_the_batch(adapt):
     arguments = {
         adapters.linen: (models.Twice(),),
         adapters.nnx: (models.NnxTwice,),
@@ -81,13 +81,13 @@ class Returns(nn.Module):
         pytest.param("tuple", lambda out: out[1], {"logits": 2}, id="tuple-as-array"),
     ],
 )
-def test_outputs(kind, outputs, expected):
+def test_outputs_are_named(kind, outputs, expected):
     found = apply(adapters.linen(Returns(kind), outputs=outputs))
     assert {name: float(x[0, 0]) for name, x in found.items()} == expected
 
 
 @pytest.mark.parametrize("kind", ["tuple", "none"])
-def test_outputs_without_a_name_are_refused(kind):
+def test_unnamed_outputs_are_refused(kind):
     with pytest.raises(ValueError, match=r"expected an array .* or a mapping.*outputs=lambda"):
         apply(adapters.linen(Returns(kind)))
 
@@ -103,20 +103,20 @@ def test_outputs_without_a_name_are_refused(kind):
         pytest.param(lambda w, x, key: x + (key is not None), 2, 1, id="key"),
     ],
 )
-def test_a_plain_pair_is_given_what_it_takes(function, train, infer):
+def test_plain_functions_get_the_flags_and_keys_that_they_accept(function, train, infer):
     model = adapters.plain(lambda key, x: {"w": jnp.ones(x.shape[-1])}, function)
     assert float(apply(model, key=KEY, train=True)["logits"][0, 0]) == train
     assert float(apply(model)["logits"][0, 0]) == infer
 
 
-def test_a_plain_pair_has_any_pytree_of_parameters():
+def test_plain_parameters_may_be_any_pytree():
     model = adapters.plain(lambda key, x: [jnp.ones((8, 2)), ()], lambda w, x: {"logits": x @ w[0], "f": x})
     variables = model.init(KEY, BATCH)
     assert jax.tree.structure(variables.params) == jax.tree.structure([0, ()])
     assert apply(model).keys() == {"logits", "f"}
 
 
-def test_variables_of_every_form():
+def test_variables_accepts_every_known_form():
     collections = {"params": {"w": 1}, "batch_stats": {"m": 2}, "intermediates": {"x": 3}}
     assert adapters.variables(collections) == Variables({"w": 1}, {"batch_stats": {"m": 2}})
     given = Variables({"w": 1})
@@ -128,7 +128,7 @@ def test_variables_of_every_form():
 
 
 @pytest.mark.parametrize("source", [{"w": 1}, 3, None, [1]], ids=str)
-def test_variables_of_anything_else_are_refused(source):
+def test_variables_refuses_other_forms(source):
     with pytest.raises(TypeError, match=r"expected Variables\(params, state\), linen's .* or an nnx module"):
         adapters.variables(source)
 
@@ -136,7 +136,7 @@ def test_variables_of_anything_else_are_refused(source):
 IMAGES = {"image": np.random.default_rng(0).normal(size=(4, 2, 2, 2)).astype(np.float32)}
 
 
-def test_an_nnx_instance_gives_its_weights_and_a_constructor_those_of_the_key():
+def test_nnx_init_returns_an_instances_weights_or_constructs_them_from_the_key():
     instance = models.NnxNet(nnx.Rngs(5))
     for key in (0, 1):
         made = adapters.nnx(instance).init(jax.random.key(key), IMAGES)
@@ -160,7 +160,7 @@ def test_an_nnx_instance_is_never_changed(taps):
     chex.assert_trees_all_equal(adapters.variables(instance), before)
     assert nnx.graphdef(instance) == graph
     assert type(instance.blocks[0].norm) is nnx.BatchNorm
-    instance(jnp.asarray(IMAGES["image"]))  # holds no tracer
+    instance(jnp.asarray(IMAGES["image"]))  # fails if a tracer leaked into the instance
 
 
 class Sows(nn.Module):
@@ -170,7 +170,7 @@ class Sows(nn.Module):
         return x
 
 
-def test_the_state_keeps_its_structure_where_a_model_sows():
+def test_the_state_keeps_its_structure_when_a_model_sows():
     model = adapters.linen(Sows())
     variables = model.init(KEY, BATCH)
     _, state = model.apply(variables, BATCH, key=KEY, train=True)

@@ -1,4 +1,4 @@
-"""BatchNorm under an adapter: Flax's own where a batch is whole, and padding is no part of it where it is not."""
+"""BatchNorm under an adapter: masked equals dropped, and Flax computes unmasked batches itself."""
 
 import functools
 
@@ -36,7 +36,7 @@ def variables_of(name):
 
 @functools.cache
 def compiled(name):
-    """Logits and new state in training, and gradients of a function of the logits that count."""
+    """Returns training-mode logits, new state and gradients of a function of the unmasked logits."""
 
     @jax.jit
     def run(variables, batch):
@@ -58,7 +58,7 @@ def garbage(value):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_masking_is_dropping(name):
+def test_masked_examples_equal_dropped_examples(name):
     logits, state, gradients = compiled(name)(garbage(1e3))
     expected_logits, expected_state, expected_gradients = compiled(name)(DROPPED)
     np.testing.assert_allclose(logits[KEEP], expected_logits, rtol=1e-4, atol=1e-5)
@@ -67,7 +67,7 @@ def test_masking_is_dropping(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_updates_the_statistics_and_inference_does_not(name):
+def test_training_updates_the_statistics_and_inference_keeps_them(name):
     variables = variables_of(name)
     _, after = MODELS[name].apply(variables, BATCH, key=KEY, train=False)
     chex.assert_trees_all_equal(after, variables.state)
@@ -79,7 +79,7 @@ def test_training_updates_the_statistics_and_inference_does_not(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_mask_of_nothing_leaves_the_statistics_and_is_finite(name):
+def test_a_fully_masked_batch_keeps_the_statistics_and_is_finite(name):
     logits, state, gradients = compiled(name)({**BATCH, "mask": np.zeros(6, bool)})
     chex.assert_trees_all_equal(state, variables_of(name).state)
     chex.assert_tree_all_finite((logits, gradients))
@@ -93,7 +93,7 @@ def test_inference_ignores_the_mask():
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_whole_batch_is_left_to_linen(fast):
+def test_an_unmasked_batch_equals_linen_bit_for_bit(fast):
     module = models.Net(fast)
     model = adapters.linen(module)
     variables = model.init(KEY, BATCH)
@@ -103,13 +103,13 @@ def test_a_whole_batch_is_left_to_linen(fast):
     found, state = model.apply(variables, BATCH, key=KEY, train=True)
     np.testing.assert_array_equal(found["logits"], expected)
     chex.assert_trees_all_equal(state, dict(changed))
-    # ... and a mask of everything gives the same, to rounding
+    # A mask without False takes the other code path, equal to rounding.
     found, state = model.apply(variables, {**BATCH, "mask": np.ones(6, bool)}, key=KEY, train=True)
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(state, dict(changed), rtol=1e-5, atol=1e-6)
 
 
-def test_a_whole_batch_is_left_to_nnx():
+def test_an_unmasked_batch_equals_nnx_bit_for_bit():
     module = models.NnxNet(nnx.Rngs(0))
     model = adapters.nnx(module)
     variables = model.init(KEY, BATCH)
@@ -120,7 +120,7 @@ def test_a_whole_batch_is_left_to_nnx():
 
 
 class Odd(nn.Module):
-    """BatchNorm called in ways of its own."""
+    """BatchNorm called by keyword, with a mask of its own, or on a reshaped input."""
 
     how: str
 
@@ -135,7 +135,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["by_name", "own_mask"])
-def test_how_batch_norm_is_called_makes_no_difference(how):
+def test_keyword_calls_and_own_masks_are_supported(how):
     model = adapters.linen(Odd(how))
     variables = model.init(KEY, BATCH)
     expected, expected_state = model.apply(variables, BATCH, key=KEY, train=True)
@@ -144,13 +144,13 @@ def test_how_batch_norm_is_called_makes_no_difference(how):
     chex.assert_trees_all_close(state, expected_state, rtol=1e-5, atol=1e-6)
 
 
-def test_examples_moved_off_the_first_axis_are_refused_under_a_mask():
+def test_a_reshaped_input_is_refused_under_a_mask():
     model = adapters.linen(Odd("reshaped"))
     with pytest.raises(ValueError, match="the batch has 6 examples but its input is"):
         model.apply(model.init(KEY, BATCH), {**BATCH, "mask": KEEP}, key=KEY, train=True)
 
 
-def test_a_frozen_batch_norm_stays_frozen():
+def test_a_batch_norm_in_inference_mode_keeps_its_statistics():
     class Frozen(nn.Module):
         @nn.compact
         def __call__(self, x, train):

@@ -1,4 +1,4 @@
-"""The distance from a BatchNorm's running statistics: the formula, whose examples count, and what is left as it was."""
+"""Distance from BatchNorm statistics: formula, gradient, masks, devices, and unchanged other outputs."""
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ MODELS = {
 
 
 class Two(nn.Module):
-    """Two norms, of a map and of a vector, the first with running statistics that are not those of its birth."""
+    """Two BatchNorms, on a feature map and on a vector."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -41,7 +41,7 @@ VARIABLES = Variables(PARAMS, STATE)
 
 
 def reference(image):
-    """The definition, in float64."""
+    """The formula in float64 NumPy."""
     x = np.asarray(image, np.float64)
     params, stats = (jax.tree.map(lambda v: np.asarray(v, np.float64), t) for t in (PARAMS, STATE["batch_stats"]))
 
@@ -60,19 +60,19 @@ def distance(batch, model=TWO, variables=VARIABLES):
 
 
 def slope(batch, model=TWO, variables=VARIABLES):
-    """The distance and its gradient by the image, in one program."""
+    """Returns the distance and its gradient by the image."""
     rest = {k: x for k, x in batch.items() if k != "image"}
     run = jax.value_and_grad(lambda x, v, rest: distance({**rest, "image": x}, model, v)[0])
     return jax.jit(run)(jnp.asarray(batch["image"]), variables, rest)
 
 
-def test_the_formula():
+def test_equals_the_formula():
     found = distance({"image": IMAGE})
     assert found.shape == (8,)
     np.testing.assert_allclose(found, np.full(8, reference(IMAGE)), rtol=2e-6)
 
 
-def test_the_gradient_is_that_of_the_formula():
+def test_gradient_equals_finite_differences_of_the_formula():
     _, found = slope({"image": IMAGE})
     for place in [(0, 0, 0, 0), (3, 1, 0, 1), (7, 1, 1, 0)]:
         step = np.zeros(IMAGE.shape)
@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_both_libraries_and_only_one_more_output(name):
+def test_adds_one_output_and_changes_no_other(name):
     model, plain = MODELS[name]
     variables = model.init(KEY, {"image": IMAGE})
     tiny.assert_equal(variables, plain.init(KEY, {"image": IMAGE}))
@@ -95,18 +95,18 @@ def test_both_libraries_and_only_one_more_output(name):
     tiny.assert_equal(*trained)
 
 
-def test_nnx_is_linen():
-    """A norm by itself: the same number from both."""
+def test_nnx_equals_linen():
+    """A single BatchNorm has the same distance in both libraries."""
     linen = with_batch_statistics(adapters.linen(nn.BatchNorm()))
     norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
     own = with_batch_statistics(adapters.nnx(watched(norm)))
     found = distance({"image": IMAGE}, own, adapters.variables(norm))
     np.testing.assert_allclose(found, distance({"image": IMAGE}, linen, linen.init(KEY, {"image": IMAGE})), rtol=1e-6)
-    assert type(norm) is nnx.BatchNorm  # what was given is as it was
+    assert type(norm) is nnx.BatchNorm  # the given module is unchanged
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_masked_is_dropped(name):
+def test_masked_examples_equal_dropped_examples(name):
     model = MODELS[name][0]
     variables = model.init(KEY, {"image": IMAGE})
     mask = np.arange(8) % 3 != 1
@@ -118,13 +118,13 @@ def test_masked_is_dropped(name):
     assert not own[~mask].any()
 
 
-def test_nothing_that_counts_is_no_distance():
+def test_a_fully_masked_batch_has_distance_zero():
     found, own = slope({"image": IMAGE, "mask": np.zeros(8, bool)})
     assert float(found) == 0
     assert not own.any()
 
 
-def test_where_the_statistics_agree_there_is_no_slope():
+def test_gradient_is_zero_where_the_statistics_agree():
     image = jnp.array([-1.0, 1.0]).reshape(2, 1)
     model = with_batch_statistics(adapters.linen(nn.BatchNorm()))
     variables = model.init(KEY, {"image": image})
@@ -135,15 +135,15 @@ def test_where_the_statistics_agree_there_is_no_slope():
 
 @pytest.mark.parametrize("size", [1, 8])
 @pytest.mark.parametrize("scale", [1e-20, 1e4])
-def test_extremes_stay_finite(size, scale):
+def test_extreme_inputs_stay_finite(size, scale):
     found, own = slope({"image": scale * IMAGE[:size]})
     assert np.isfinite(found)
     assert np.isfinite(own).all()
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_batch_is_that_of_all_devices(masked):
-    """Whatever the number of replicas that normalise in training."""
+def test_statistics_cover_all_devices(masked):
+    """The number of training replicas has no influence."""
     batch = {"image": IMAGE, **({"mask": np.arange(8) < 5} if masked else {})}
     expected, whole = slope(batch)
     devices = jax.devices()[:4]
@@ -158,7 +158,7 @@ def test_the_batch_is_that_of_all_devices(masked):
     split = {k: x.reshape(4, 2, *x.shape[1:]) for k, x in batch.items()}
     values, slopes = jax.pmap(local, axis_name=jaxkd.DATA_AXIS, devices=devices)(split)
     np.testing.assert_allclose(values[:, 0], np.full(4, expected), rtol=1e-5)
-    # Each device differentiates the sum of four equal numbers.
+    # Each device's gradient is four times its share, since all four devices report the same distance.
     np.testing.assert_allclose(slopes.reshape(IMAGE.shape), 4 * whole, rtol=2e-4, atol=1e-6)
 
     mesh = Mesh(np.array(devices), ("data",))
@@ -171,13 +171,13 @@ def test_the_batch_is_that_of_all_devices(masked):
     np.testing.assert_allclose(jax.jit(sharded)(placed), np.full(8, expected), rtol=1e-5)
 
 
-def test_mistakes():
+def test_mistakes_raise_errors_that_teach():
     batch = {"image": IMAGE}
     flat = adapters.linen(nn.Dense(2))
-    with pytest.raises(ValueError, match=r"expected a model with BatchNorms.*watched"):
+    with pytest.raises(ValueError, match=r"expected a model with BatchNorms.*dafl"):
         distance(batch, with_batch_statistics(flat), flat.init(KEY, batch))
     unwatched = adapters.nnx(models.NnxNet)
-    with pytest.raises(ValueError, match=r"nnx module is made to be seen"):
+    with pytest.raises(ValueError, match=r"Wrap an nnx module as in adapters\.nnx\(adapters\.watched\(module\)\)"):
         distance(batch, with_batch_statistics(unwatched), unwatched.init(KEY, batch))
     twice = with_batch_statistics(TWO)
     with pytest.raises(ValueError, match="'batch_statistics' is an output of the model already"):

@@ -1,4 +1,4 @@
-"""Classifiers at taps: the model stays what it is, and learns through them."""
+"""Early exits: the model is unchanged, trains through its exits, and a head keeps its own state."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.schemes.peers_toy import head, normed
 KEY, BATCH = jax.random.key(0), tiny.batch(6)
 
 
-def test_the_model_is_as_it_is_alone():
+def test_exits_leave_the_model_unchanged():
     model = with_exits(normed, {"one": Exit("vector", head(pool=False)), "two": Exit("vector", head(pool=False))})
     variables, alone = model.init(KEY, BATCH), normed.init(KEY, BATCH)
     tiny.assert_equal(member(variables, "model"), alone)
@@ -28,7 +28,7 @@ def test_the_model_is_as_it_is_alone():
     assert (variables.params["one"] != variables.params["two"]).all()
 
 
-def test_gradients_reach_the_model_through_its_exits():
+def test_gradients_reach_the_model_through_an_exit():
     model = with_exits(tiny.student, {"early": Exit("map", head())})
     variables = model.init(KEY, BATCH)
 
@@ -40,8 +40,8 @@ def test_gradients_reach_the_model_through_its_exits():
     assert (slope["model"]["second"] == 0).all()
 
 
-def test_an_exit_has_state_and_inputs_of_its_own():
-    """A head of another library, with BatchNorm, that draws nothing and reads a map as its image."""
+def test_a_head_has_its_own_state_and_inputs():
+    """The head has a BatchNorm and reads a feature map as its image."""
     from jaxkd.adapters.views import reading
 
     model = with_exits(tiny.student, {"early": Exit("map", reading(normed, image="feature"))})
@@ -56,7 +56,7 @@ def test_an_exit_has_state_and_inputs_of_its_own():
     np.testing.assert_allclose(outputs["early/logits"], expected["logits"], rtol=1e-5, atol=1e-6)
 
 
-def test_mistakes():
+def test_mistakes_raise_errors_that_teach():
     with pytest.raises(ValueError, match="at least one, got none"):
         with_exits(tiny.student, {})
     for name in ("", "a/b", "model"):

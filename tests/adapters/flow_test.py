@@ -1,4 +1,4 @@
-"""A student with teachers' layers in it: the formula, the sizes, the end of it, and what is said of mistakes."""
+"""Knowledge flow: formula, sizes, exact removal of the teachers, masks, composition and errors."""
 
 import flax.linen as nn
 import jax
@@ -35,7 +35,7 @@ KEY = jax.random.key(3)
 def made(rate=0.6, mixes=MIXES, **options):
     model = flow(NET, mixes, rate, **options)
     variables = model.init(KEY, GIVEN)
-    rng = np.random.default_rng(1)  # weights of their own, that the numbers depend on
+    rng = np.random.default_rng(1)  # perturbed, so that results depend on every weight
     learned = jax.tree.map(lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), x.dtype), variables.params["flow"])
     return model, variables._replace(params={**variables.params, "flow": learned})
 
@@ -45,7 +45,7 @@ def run(model, variables, batch=GIVEN, *, train=False):
 
 
 def mixed(layer, features, own, rate):
-    """The formula, in float64."""
+    """The formula in float64 NumPy."""
     shares = np.exp(own["weights"].astype(np.float64))
     shares /= shares.sum()
     result = (1 - rate * (1 - shares[0])) * layer
@@ -59,8 +59,8 @@ def sized(feature, height=4, width=4):
     return adaptive_average_pool(feature if feature.ndim == 4 else feature[:, None, None], height, width)
 
 
-def test_the_formula():
-    """Of a map, with features larger, smaller, of its size and of one position; and of a vector."""
+def test_equals_the_formula():
+    """Mixes larger, smaller, equal-sized and vector features into a feature map, and two into a vector."""
     rate = 0.6
     model, variables = made(rate, taps={"conv": "stem/conv", "norm": "stem/norm"})
     params = jax.tree.map(np.asarray, variables.params)
@@ -72,7 +72,7 @@ def test_the_formula():
         params["flow"]["stem"],
         rate,
     )
-    np.testing.assert_allclose(found["conv"], layer, rtol=1e-4, atol=1e-5)  # a tap has what the layer put out
+    np.testing.assert_allclose(found["conv"], layer, rtol=1e-4, atol=1e-5)  # a tap has the mixed output
     np.testing.assert_allclose(found["norm"], layer / np.sqrt(1 + 1e-5), rtol=1e-4, atol=1e-5)
     hidden = np.maximum(found["norm"], 0).mean(axis=(1, 2), dtype=np.float64)
     features = [TAUGHT["vector"].astype(np.float64), sized(TAUGHT["same"], 1, 1)[:, 0, 0]]
@@ -86,7 +86,7 @@ def test_the_formula():
     np.testing.assert_allclose(found["dependence_loss"], -sum(np.log(s[0]) for s in shares.values()), rtol=1e-5)
 
 
-def test_weights_at_the_beginning():
+def test_initial_weights_and_maps():
     params = flow(NET, MIXES, 1.0).init(KEY, GIVEN).params["flow"]
     np.testing.assert_allclose(jax.nn.softmax(params["stem"]["weights"]), np.full(5, 0.2), rtol=1e-6)
     np.testing.assert_allclose(jax.nn.softmax(params["head"]["weights"]), [0.7, 0.15, 0.15], rtol=1e-5)
@@ -94,8 +94,8 @@ def test_weights_at_the_beginning():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_at_0_it_is_the_plain_student(train):
-    """Bit for bit, whatever the teachers say: outputs, taps, statistics and gradients."""
+def test_a_schedule_of_zero_equals_the_plain_student(train):
+    """Outputs, taps, statistics and gradients are equal bit for bit, even if teacher features are NaN."""
     taps = {"conv": "stem/conv"}
     plain, (model, variables) = adapters.linen(NET, taps=taps), made(lambda step: 0.0 * step, taps=taps)
     tiny.assert_equal(variables.params["student"], plain.init(KEY, BATCH).params)
@@ -119,7 +119,7 @@ def test_at_0_it_is_the_plain_student(train):
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(gradient["flow"]))
 
 
-def test_everything_is_learned_before():
+def test_gradients_reach_all_parameters_and_follow_the_dependence_loss():
     model, variables = made(0.5)
     gradient = jax.grad(lambda p: jnp.sum(run(model, Variables(p, variables.state))[0]["logits"] ** 2))(
         variables.params
@@ -133,13 +133,13 @@ def test_everything_is_learned_before():
         )
 
 
-def test_the_schedule_counts_the_steps():
+def test_the_schedule_is_a_function_of_the_step():
     model, variables = made(optax.linear_schedule(1.0, 0.0, 4))
     found = [run(model, variables, {**GIVEN, "step": jnp.int32(i)})[0]["dependence"][0] for i in (0, 1, 4, 9)]
     np.testing.assert_allclose(np.array(found) / found[0], [1, 0.75, 0, 0], rtol=1e-6)
 
 
-def test_a_masked_example_does_not_count():
+def test_masked_examples_equal_dropped_examples():
     model, variables = made(0.5)
     keep = np.arange(6) % 3 > 0
     holed = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, np.nan), TAUGHT)
@@ -156,7 +156,7 @@ def test_a_masked_example_does_not_count():
 
 
 @pytest.mark.parametrize("weight", [-1e4, 1e4])
-def test_extreme_weights_and_features(weight):
+def test_extreme_weights_and_features_stay_finite(weight):
     model, variables = made(1.0)
     learned = jax.tree.map(lambda x: x, variables.params["flow"])
     for own in learned.values():
@@ -173,8 +173,8 @@ def test_extreme_weights_and_features(weight):
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
-def test_tokens_and_calls():
-    """What has positions and is no map; and one call of several."""
+def test_token_features_and_one_of_several_calls():
+    """Token features need equal positions; ``#1`` selects the second call."""
     x = {"image": TAUGHT["same"][:, 0], "teacher": {"f": RNG.normal(size=(6, 4, 5)).astype(np.float32)}}
     model = flow(models.Twice(), {"second": Mix("shared#1", ["f"])}, 1.0, taps={"a": "shared#0", "b": "shared#1"})
     variables = model.init(KEY, x)
@@ -187,7 +187,7 @@ def test_tokens_and_calls():
     np.testing.assert_allclose(found["b"], 0.5 * plain["b"] + 0.5 * x["teacher"]["f"] @ kernel, rtol=1e-5, atol=1e-6)
 
 
-def test_a_layer_in_half_precision_stays_in_it():
+def test_a_bfloat16_layer_keeps_its_dtype():
     class Half(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -198,8 +198,8 @@ def test_a_layer_in_half_precision_stays_in_it():
     assert model.apply(model.init(KEY, x), x, key=None, train=False)[0]["logits"].dtype == jnp.bfloat16
 
 
-def test_other_adapters_around_it():
-    """Micro-batches, recomputation and another precision see the teachers' features like the batch."""
+def test_composes_with_other_wrappers():
+    """Accumulation, remat and precision treat teacher features like entries of the batch."""
     model, variables = made(0.5, {"head": MIXES["head"]})
     expected = run(model, variables)[0]
     tiny.assert_close(
@@ -210,7 +210,7 @@ def test_other_adapters_around_it():
     np.testing.assert_allclose(half.astype(np.float32), expected["logits"], rtol=0.1, atol=0.1)
 
 
-def test_mistakes_of_the_call():
+def test_invalid_arguments_raise_errors_that_teach():
     one = {"a": Mix("head", ["vector"])}
     with pytest.raises(TypeError, match=r"expected a Flax linen module.*got Linear"):
         flow(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), one, 1.0)
@@ -227,7 +227,7 @@ def test_mistakes_of_the_call():
             flow(NET, mixes, schedule)
 
 
-def test_mistakes_of_the_names():
+def test_unknown_names_raise_errors_that_teach():
     for mixes, batch, message in (
         (
             {"a": Mix("stem/nrm", ["same"])},
@@ -262,5 +262,5 @@ def test_mistakes_of_the_names():
         model.apply(variables, BATCH, key=None, train=False)
     with pytest.raises(ValueError, match=r"student_alone: expected the variables of a flow.*got \['head', 'stem'\]"):
         student_alone(student_alone(variables))
-    with pytest.raises(ValueError, match="'dependence' is an output of the model already; rename it"):
+    with pytest.raises(ValueError, match="flow: 'dependence' is an output of the model already"):
         run(*made(taps={"dependence": "head"}))

@@ -1,4 +1,4 @@
-"""Several models as one: the same numbers as each alone, by name or stacked, and each to be had again."""
+"""Groups of models: members equal single models, copies equal a group, members can be replaced."""
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,14 @@ MODELS = {"a": tiny.student, "b": tiny.teacher_model, "c": normed}
 
 
 def noisy():
-    """A model that draws, with the key it is given."""
+    """A model that adds noise drawn from its key in training."""
     return adapters.plain(
         lambda key, x: jnp.ones(()),
         lambda w, x, key, train: w * x.mean((1, 2)) + (jax.random.normal(key, ()) if train else 0.0),
     )
 
 
-def test_each_is_as_it_is_alone():
+def test_each_member_equals_the_model_alone():
     both = group(MODELS)
     variables = both.init(KEY, BATCH)
     outputs, state = both.apply(variables, BATCH, key=KEY, train=True)
@@ -38,19 +38,19 @@ def test_each_is_as_it_is_alone():
     np.testing.assert_allclose(outputs["logits"], mean, rtol=1e-6)
 
 
-def test_the_main_member_speaks_for_the_group():
+def test_the_main_members_outputs_are_the_groups():
     both = group(MODELS, main="b")
     outputs, _ = both.apply(both.init(KEY, BATCH), BATCH, key=None, train=False)
     for name in ("logits", "map", "vector"):
         np.testing.assert_array_equal(outputs[name], outputs[f"b/{name}"])
     other = adapters.plain(lambda key, x: jnp.ones(()), lambda w, x: w * x.reshape(x.shape[0], -1))
-    wider = group({**MODELS, "d": other}, main="a")  # nothing is averaged, so that logits may differ
+    wider = group({**MODELS, "d": other}, main="a")  # without an average, logits may differ in shape
     assert wider.apply(wider.init(KEY, BATCH), BATCH, key=None, train=False)[0]["d/logits"].shape == (6, 32)
 
 
 @pytest.mark.parametrize("model", [tiny.student, normed, noisy()], ids=["plain", "batch_norm", "draws"])
 @pytest.mark.parametrize("train", [True, False])
-def test_copies_are_a_group(model, train):
+def test_copies_equal_a_group(model, train):
     stacked, named = copies(model, 3), group({str(i): model for i in range(3)})
     variables, others = stacked.init(KEY, BATCH), named.init(KEY, BATCH)
     for i in range(3):
@@ -65,7 +65,7 @@ def test_copies_are_a_group(model, train):
         tiny.assert_close(own, new[str(i)], atol=1e-5)
 
 
-def test_gradients_of_copies_are_those_of_a_group():
+def test_gradients_of_copies_equal_those_of_a_group():
     stacked, named = copies(normed, 2), group({"0": normed, "1": normed})
 
     def loss(params, model, state):
@@ -82,7 +82,7 @@ def test_gradients_of_copies_are_those_of_a_group():
 
 
 @pytest.mark.parametrize("make", [lambda: group({"0": normed, "1": normed}), lambda: copies(normed, 2)])
-def test_a_member_is_taken_out_and_put_back(make):
+def test_replace_member_inverts_member(make):
     variables = make().init(KEY, BATCH)
     new = normed.init(jax.random.key(9), BATCH)
     changed = replace_member(variables, "1", new)
@@ -91,7 +91,7 @@ def test_a_member_is_taken_out_and_put_back(make):
     tiny.assert_equal(replace_member(changed, "1", member(variables, "1")), variables)
 
 
-def test_groups_of_groups():
+def test_groups_nest():
     nested = group({"peers": copies(tiny.student, 2), "leader": tiny.teacher_model}, main="leader")
     variables = nested.init(KEY, BATCH)
     outputs, _ = nested.apply(variables, BATCH, key=None, train=False)
@@ -101,7 +101,7 @@ def test_groups_of_groups():
     np.testing.assert_allclose(outputs["peers/1/logits"], alone["logits"], rtol=1e-5, atol=1e-6)
 
 
-def test_mistakes():
+def test_mistakes_raise_errors_that_teach():
     with pytest.raises(ValueError, match="at least one, got none"):
         group({})
     with pytest.raises(ValueError, match=r"hold no slash and are not .copies., got \['a/b'\]"):

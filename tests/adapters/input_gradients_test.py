@@ -1,4 +1,4 @@
-"""Input gradients as outputs: finite differences, whose class, whose direction, and a loss on them that trains."""
+"""Input gradients: finite differences, choice of class, random directions, training, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,8 @@ def model(request):
     return MODELS[request.param]
 
 
-def test_it_is_the_slope_of_the_chosen_logit(model):
-    """By differences along a random direction of every example, in float64."""
+def test_equals_finite_differences_of_the_chosen_logit(model):
+    """Central differences along a random direction of each example, in float64."""
     with jax.enable_x64(True):
         batch = {**INPUT, "image": INPUT["image"].astype(np.float64)}
         variables = jax.tree.map(
@@ -55,8 +55,8 @@ def test_it_is_the_slope_of_the_chosen_logit(model):
             np.testing.assert_allclose(along, slope[np.arange(BATCH), chosen], rtol=1e-6, atol=1e-9)
 
 
-def test_each_entry_of_one_image():
-    """All coordinates of one small image, by the helper of the references."""
+def test_equals_finite_differences_in_every_coordinate():
+    """All coordinates of one small image, in float64."""
     with jax.enable_x64(True):
         image = INPUT["image"][:1].astype(np.float64)
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.student.init(jax.random.key(1), INPUT))
@@ -69,7 +69,7 @@ def test_each_entry_of_one_image():
 
 @pytest.mark.parametrize("extend", [with_input_gradient, with_projected_input_gradient])
 @pytest.mark.parametrize("train", [False, True])
-def test_nothing_else_changes(model, extend, train):
+def test_adds_one_output_and_changes_no_other(model, extend, train):
     extended = extend(model)
     assert extended.init is model.init
     want, want_state = run(model, train=train)
@@ -79,8 +79,8 @@ def test_nothing_else_changes(model, extend, train):
     tiny.assert_close(state, want_state)
 
 
-def test_the_teachers_choice():
-    """Of its logits the largest; integers are classes themselves."""
+def test_classes_are_the_teachers_prediction_or_integer_labels():
+    """Floating-point entries give their largest class; integers are classes."""
     teacher = np.random.default_rng(3).normal(size=(BATCH, tiny.CLASSES)).astype(np.float32)
     chosen = teacher.argmax(axis=1)
     found = [
@@ -116,13 +116,13 @@ def directions(batch, *, seed=0, dtype=np.float32):
     return np.asarray(run(with_projected_input_gradient(DIRECTIONS, seed=seed), given)[0]["input_gradient"], np.float32)
 
 
-def test_student_and_teacher_have_the_same_directions_in_each_step():
+def test_student_and_teacher_share_directions_in_each_step():
     found = directions({"step": 3})
     np.testing.assert_array_equal(found, directions({"step": jnp.int32(3), "teacher": {"logits": np.ones(1)}}))
     assert (found != directions({"step": 4})).all()
     assert (found != directions({"step": 3}, seed=1)).all()
     assert len({tuple(row) for row in found}) == BATCH
-    # ... also where one of the two computes in another precision
+    # The directions are the same in another dtype.
     np.testing.assert_array_equal(found.astype(jnp.bfloat16), directions({"step": 3}, dtype=jnp.bfloat16))
 
 
@@ -133,7 +133,7 @@ def test_directions_are_standard_normal():
     np.testing.assert_allclose(found.T @ found / len(found), np.eye(8), atol=0.15)
 
 
-def test_directions_do_not_know_the_padding_or_the_number_of_devices():
+def test_directions_are_independent_of_padding_and_devices():
     mask = KEEP
     want = directions({"mask": mask})
     alone = run(with_projected_input_gradient(DIRECTIONS), {"image": np.zeros((mask.sum(), 5), np.float32)})[0]
@@ -152,7 +152,7 @@ def test_directions_do_not_know_the_padding_or_the_number_of_devices():
     np.testing.assert_array_equal(np.asarray(jax.jit(sharded)(given))[mask], want[mask])
 
 
-def test_the_projection_is_the_jacobian_times_the_direction():
+def test_the_projection_is_the_direction_times_the_jacobian():
     image, variables = INPUT["image"], tiny.student.init(jax.random.key(1), INPUT)
     logits = lambda x: tiny.student.apply(variables, {"image": x[None]}, key=None, train=False)[0]["logits"][0]  # noqa: E731
     jacobians = jax.jit(jax.vmap(jax.jacobian(logits)))(image)
@@ -163,7 +163,7 @@ def test_the_projection_is_the_jacobian_times_the_direction():
     np.testing.assert_allclose(found["input_gradient"], want, rtol=1e-5, atol=1e-6)
 
 
-# --- a loss on them --------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 JACOBIAN = term(losses.jacobian_matching, "student/input_gradient", "teacher/input_gradient", weight=2.0)
 WITH_BATCH_NORM = adapters.linen(models.Net(fast=False))
@@ -184,8 +184,8 @@ def distiller(form):
 
 
 @pytest.mark.parametrize("form", ["class", "projected"])
-def test_a_whole_step_is_the_same_everywhere(form):
-    """Second derivatives through a BatchNorm of the whole batch, with padding, on one device and on several."""
+def test_a_step_is_equal_under_masks_and_each_placement(form):
+    """Covers second derivatives through a BatchNorm of the whole batch, on one device and on four."""
     kd = distiller(form)
     batch = {**INPUT, "mask": KEEP}
     kept = {name: x[KEEP] for name, x in INPUT.items()}
@@ -212,7 +212,7 @@ def test_a_whole_step_is_the_same_everywhere(form):
 
 
 @pytest.mark.parametrize("form", ["class", "projected"])
-def test_it_trains(form):
+def test_jacobian_matching_trains(form):
     kd = distiller(form)
     step = jax.jit(kd.step)
     state, values = kd.init(jax.random.key(0), INPUT), []
@@ -222,8 +222,8 @@ def test_it_trains(form):
     assert np.mean(values[-5:]) < 0.6 * np.mean(values[:5])
 
 
-def test_no_gradient_flows_to_the_direction():
-    """The student cannot make its gradient fit by choosing another class, or its teacher's."""
+def test_no_gradient_reaches_the_choice_of_class():
+    """The choice of class is a constant: its cotangent to the teacher's logits is zero."""
     extended = with_input_gradient(tiny.student, classes="teacher/logits")
     variables = tiny.student.init(jax.random.key(1), INPUT)
 
@@ -250,14 +250,14 @@ def test_no_gradient_flows_to_the_direction():
         pytest.param({"classes": "batch/labels"}, {}, "did you mean 'label'", id="entry"),
     ],
 )
-def test_what_does_not_fit(options, batch, message):
+def test_mistakes_raise_errors_that_teach(options, batch, message):
     extended = with_input_gradient(tiny.student, **options)
     with pytest.raises(ValueError, match=message):
         extended.apply(tiny.student.init(jax.random.key(1), INPUT), {**INPUT, **batch}, key=None, train=False)
 
 
-def test_an_output_is_not_hidden():
-    """A second gradient has a name of its own."""
+def test_an_existing_output_is_not_overwritten():
+    """A second gradient needs another name."""
     twice = with_projected_input_gradient(with_input_gradient(tiny.student), name="projected")
     assert {"input_gradient", "projected"} <= run(twice)[0].keys()
     with pytest.raises(ValueError, match="'input_gradient' is an output of the model already"):

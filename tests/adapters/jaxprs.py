@@ -1,10 +1,10 @@
-"""What a traced program computes: its operations, those inside of loops and of other functions too."""
+"""Operations of a traced program, including those inside of loops and of called functions."""
 
 import jax
 
 
 def operations(jaxpr, *, loops=True):
-    """All equations of a jaxpr, depth first; without ``loops`` not those of the bodies of loops."""
+    """Yields all equations of a jaxpr, depth first; ``loops=False`` skips the bodies of loops."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     for equation in jaxpr.eqns:
         yield equation
@@ -16,7 +16,7 @@ def operations(jaxpr, *, loops=True):
 
 
 def products(jaxpr, **options):
-    """The operands' dtypes and the result's shape of each matrix product and convolution, sorted."""
+    """Returns operand dtypes and result shape of each matrix product and convolution, sorted."""
     found = (e for e in operations(jaxpr, **options) if e.primitive.name in ("dot_general", "conv_general_dilated"))
     return sorted((*(str(v.aval.dtype) for v in e.invars[:2]), e.outvars[0].aval.shape) for e in found)
 

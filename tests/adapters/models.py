@@ -18,7 +18,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """``stem/...``, ``head``; the flag of its BatchNorm comes by the constructor."""
+    """A block ``stem`` and a layer ``head``; the BatchNorm gets its flag by the constructor."""
 
     fast: bool = True
 
@@ -29,7 +29,7 @@ class Net(nn.Module):
 
 
 class ByCall(nn.Module):
-    """The same layers, with the flag by the call."""
+    """The same layers; the BatchNorm gets its flag by the call."""
 
     fast: bool = True
 

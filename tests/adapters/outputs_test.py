@@ -1,4 +1,4 @@
-"""Outputs from outputs: nothing else of the model changes, classes go where they belong, mistakes are told."""
+"""Computed outputs: unchanged other outputs, selected and placed classes, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def run(model, train=False):
     ],
     ids=["with", "select", "place"],
 )
-def test_nothing_else_changes(extend, new, train):
+def test_adds_outputs_and_changes_no_other(extend, new, train):
     (want, want_state), (found, state) = run(LINEN, train), run(extend(LINEN), train)
     assert extend(LINEN).init is LINEN.init
     assert found.keys() == {*want, *new}
@@ -38,22 +38,22 @@ def test_nothing_else_changes(extend, new, train):
     np.testing.assert_array_equal(found["stem"], want["stem"])
 
 
-def test_functions_see_all_outputs():
-    """Several at once, with names that hold slashes too."""
+def test_functions_get_all_outputs():
+    """Several functions at once; names may hold slashes."""
     computed = {"pooled": lambda out: out["map"].mean(axis=(1, 2)), "of/norm": lambda out: jnp.abs(out["vector"])}
     found, _ = run(with_outputs(tiny.student, **computed))
     np.testing.assert_allclose(found["pooled"], found["vector"], rtol=1e-6)
     np.testing.assert_array_equal(found["of/norm"], np.abs(found["vector"]))
 
 
-def test_selected_logits_are_the_conditional_distribution():
+def test_selected_logits_give_the_conditional_distribution():
     found, _ = run(select_classes(tiny.student, {"some": [2, 0]}))
     np.testing.assert_array_equal(found["some"], found["logits"][:, [2, 0]])
     whole = jax.nn.softmax(found["logits"])[:, [2, 0]]
     np.testing.assert_allclose(jax.nn.softmax(found["some"]), whole / whole.sum(axis=1, keepdims=True), rtol=1e-5)
 
 
-def test_a_gradient_reaches_the_selected_logits_only():
+def test_gradients_reach_the_selected_logits_alone():
     model = select_classes(tiny.student, {"some": [2, 0]})
     variables = model.init(KEY, BATCH)
 
@@ -65,7 +65,7 @@ def test_a_gradient_reaches_the_selected_logits_only():
     assert (gradient[:, [0, 2]] != 0).all() and (gradient[:, 1] == 0).all()
 
 
-def test_placed_logits_are_the_distribution_over_all_classes():
+def test_placed_logits_give_the_distribution_over_all_classes():
     model = place_classes(tiny.student, [4, 0, 2], 6)
     found, _ = run(model)
     probabilities = np.asarray(jax.nn.softmax(found["logits"]))
@@ -93,7 +93,7 @@ def test_an_ensemble_of_placed_classes_is_a_mixture():
     np.testing.assert_allclose(jax.nn.softmax(out["logits"] / 4), expected, rtol=1e-5)
 
 
-def test_mistakes():
+def test_mistakes_raise_errors_that_teach():
     for make, message in (
         (lambda: with_outputs(LINEN), "with_outputs: expected at least one output"),
         (lambda: select_classes(LINEN, {}), "select_classes: expected at least one list of classes"),

@@ -1,4 +1,4 @@
-"""Mixed precision: what computes in bfloat16, and what stays float32."""
+"""Mixed precision: bfloat16 computation with float32 parameters, gradients and state."""
 
 import chex
 import flax.linen as nn
@@ -24,7 +24,7 @@ VARIABLES = {name: model.init(KEY, BATCHES["whole"]) for name, model in MODELS.i
 
 
 def trained(model, variables, batch):
-    """Gradients, outputs and the new state."""
+    """Returns gradients, outputs and the new state."""
 
     def loss(params):
         outputs, state = model.apply(variables._replace(params=params), batch, key=None, train=True)
@@ -37,12 +37,12 @@ def trained(model, variables, batch):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MODELS)
-def test_all_products_are_of_bfloat16_and_all_that_is_kept_of_float32(name, batch, count):
+def test_products_are_bfloat16_and_gradients_and_state_float32(name, batch, count):
     model, variables, batch = adapters.precision(MODELS[name]), VARIABLES[name], BATCHES[batch]
     with replicas(count):
         jaxpr, shapes = jax.make_jaxpr(lambda v: trained(model, v, batch), return_shape=True)(variables)
     gradients, (outputs, state) = shapes
-    # A convolution and a dense layer: forward, and backward by weights and (but for the first) by inputs.
+    # A convolution and a dense layer: forward, backward by weights and (except the first) backward by inputs.
     assert [kinds[:2] for kinds in products(jaxpr)] == [("bfloat16", "bfloat16")] * 5
     assert {x.dtype for x in jax.tree.leaves((gradients, state))} == {jnp.dtype("float32")}
     assert outputs["logits"].dtype == jnp.bfloat16
@@ -61,7 +61,7 @@ def test_inference_computes_in_bfloat16_too(name):
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_numbers_are_near_those_of_float32(name, batch):
+def test_results_are_close_to_float32(name, batch):
     found, expected = (
         jax.jit(lambda v, m=model: trained(m, v, BATCHES[batch]))(VARIABLES[name])
         for model in (adapters.precision(MODELS[name]), MODELS[name])
@@ -89,7 +89,7 @@ def slow_linen():
     ids=["linen", "nnx"],
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_running_statistics_move_by_less_than_bfloat16_can_tell(model, count):
+def test_running_statistics_keep_changes_below_bfloat16_resolution(model, count):
     model = adapters.precision(model)
     variables = model.init(KEY, {"image": IMAGE})
     with replicas(count):
@@ -102,7 +102,7 @@ def test_running_statistics_move_by_less_than_bfloat16_can_tell(model, count):
     assert (found["var"] != 1).all()
 
 
-def test_what_is_cast():
+def test_only_floating_point_parameters_and_inputs_are_cast():
     seen = {}
 
     def apply(variables, batch, *, key, train):
@@ -134,7 +134,7 @@ def test_what_is_cast():
     assert after["mean"].dtype == jnp.float32
 
 
-def test_a_layer_s_own_dtype_is_kept():
+def test_a_layers_own_dtype_is_kept():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -147,7 +147,7 @@ def test_a_layer_s_own_dtype_is_kept():
     assert [kinds[:2] for kinds in products(jaxpr)] == [("bfloat16", "bfloat16"), ("float32", "float32")]
 
 
-def test_a_bfloat16_teacher_beside_a_float32_student_and_the_other_way_round():
+def test_student_and_teacher_may_differ_in_precision():
     objective = combine(kd=term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0))
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tiny.teacher_variables())
     teachers = {
@@ -181,6 +181,6 @@ def test_a_bfloat16_teacher_beside_a_float32_student_and_the_other_way_round():
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, bool], ids=str)
-def test_a_type_is_of_floating_point(dtype):
+def test_other_dtypes_are_refused(dtype):
     with pytest.raises(ValueError, match="precision, compute: expected a floating-point type"):
         adapters.precision(tiny.student, dtype)

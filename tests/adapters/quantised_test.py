@@ -1,4 +1,4 @@
-"""Quantised weights: the values, bit for bit in any program; gradients straight through; points that learn."""
+"""Quantization: exact values in any program, straight-through gradients, learned points, errors."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def buckets(w, bucket):
 
 
 def reference(w, bits, bucket):
-    """The paper's section 2 in float64: levels, and how far a value is from the border between two of them."""
+    """Section 2 of the paper in float64: values, and the distance of each weight from a rounding boundary."""
     values, margins, s = [], [], 2**bits - 1
     for x in buckets(w, bucket):
         low, width = x.min(), x.max() - x.min()
@@ -36,7 +36,7 @@ def reference(w, bits, bucket):
 
 
 @pytest.mark.parametrize("bits, bucket", [*itertools.product([1, 2, 4, 8], [256, 7]), (3, None), (5, 1000)])
-def test_values_are_those_of_the_formula(bits, bucket):
+def test_values_equal_the_formula(bits, bucket):
     w = weights(3, 3, 5, 13, scale=0.1)
     expected, margin = reference(w, bits, bucket)
     found = np.asarray(quantise(w, bits=bits, bucket=bucket))
@@ -49,16 +49,16 @@ def test_values_are_those_of_the_formula(bits, bucket):
         assert np.abs(q - x).max() <= 0.5001 * (x.max() - x.min()) / (2**bits - 1)
 
 
-def test_a_value_by_hand():
-    """Two buckets, [−1, 2] and a ragged [0, 4]; steps of 1 and of 4/3."""
+def test_values_computed_by_hand():
+    """Two buckets, [−1, 2] and a shorter [0, 4], with steps of 1 and 4/3."""
     w = jnp.array([[-1.0, -0.6, 1.4, 2.0], [0.0, 3.0, 4.0, 1.9]])[:, :4].reshape(1, 8)[:, :7]
     found = quantise(w, bits=2, bucket=4)
     np.testing.assert_allclose(found, [[-1, -1, 1, 2, 0, 8 / 3, 4]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_any_program_has_the_same_bits(bits):
-    """A compiler that fuses the product and the sum would round once and not twice."""
+def test_all_programs_agree_bit_for_bit(bits):
+    """A compiler that fused the product and the sum would round once instead of twice."""
     w = weights(64, 48, seed=1)
     points = initial_points({"w": w}, bits=bits, bucket=100)
     alone = quantise(w, bits=bits), quantise_to({"w": w}, points, bucket=100)["w"]
@@ -70,14 +70,14 @@ def test_any_program_has_the_same_bits(bits):
     tiny.assert_equal(jax.tree.map(lambda x: x[0], within), alone)
 
 
-def test_buckets_are_of_the_order_of_the_weights():
+def test_buckets_follow_row_major_order():
     w = weights(6, 4)
     for i, row in enumerate(np.asarray(quantise(w, bits=2, bucket=4))):
         np.testing.assert_array_equal(row, quantise(w[i : i + 1], bits=2, bucket=4)[0])
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_degenerate_buckets(bits):
+def test_degenerate_buckets_stay_finite(bits):
     constant = jnp.full((3, 5), 0.3)
     np.testing.assert_array_equal(quantise(constant, bits=bits, bucket=4), constant)
     np.testing.assert_array_equal(quantise(jnp.zeros((3, 5)), bits=bits), 0)
@@ -87,20 +87,20 @@ def test_degenerate_buckets(bits):
         p = quantise_to({"w": w}, initial_points({"w": w}, bits=bits))["w"]
         assert jnp.isfinite(p).all()
     assert quantise(jnp.ones((1, 1)), bits=bits).tolist() == [[1.0]]
-    # A single outlier spoils its own bucket alone.
+    # An outlier affects its own bucket alone.
     w = weights(1, 8)
-    spoilt = np.concatenate([w, np.float32([[1e6] + [0] * 7])])
-    np.testing.assert_array_equal(quantise(spoilt, bits=bits, bucket=8)[0], quantise(w, bits=bits, bucket=8)[0])
+    with_outlier = np.concatenate([w, np.float32([[1e6] + [0] * 7])])
+    np.testing.assert_array_equal(quantise(with_outlier, bits=bits, bucket=8)[0], quantise(w, bits=bits, bucket=8)[0])
 
 
-def test_bfloat16_is_the_float32_answer_rounded():
+def test_bfloat16_equals_the_rounded_float32_result():
     w = jnp.asarray(weights(8, 8), jnp.bfloat16)
     q = quantise(w, bits=3, bucket=16)
     assert q.dtype == jnp.bfloat16
     np.testing.assert_array_equal(q, quantise(w.astype(jnp.float32), bits=3, bucket=16).astype(jnp.bfloat16))
 
 
-def test_what_is_quantised():
+def test_include_selects_tensors():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
@@ -115,7 +115,7 @@ def test_what_is_quantised():
         return {name for name, leaf in tiny_paths(same).items() if not leaf}
 
     assert changed(None) == {"Conv_0/kernel", "Dense_0/kernel"}
-    assert changed("^Dense") == {"Dense_0/kernel"}  # of two values, the bias has both: they are its range
+    assert changed("^Dense") == {"Dense_0/kernel"}  # a bias of two values is its own range, so unchanged
     assert changed("bias|scale") == {"Conv_0/bias", "BatchNorm_0/bias", "BatchNorm_0/scale"}
     assert changed(lambda path, x: x.ndim == 4) == {"Conv_0/kernel"}
     integers = {"kernel": jnp.ones((2, 2)), "table": jnp.arange(4).reshape(2, 2)}
@@ -127,7 +127,7 @@ def tiny_paths(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def test_the_gradient_is_that_at_the_quantised_weights():
+def test_the_gradient_is_taken_at_the_quantized_weights():
     model, batch = quantised(tiny.student, bits=2, bucket=8), tiny.batch(4)
     variables = model.init(KEY, batch)
     tiny.assert_equal(variables, tiny.student.init(KEY, batch))
@@ -146,7 +146,7 @@ def test_the_gradient_is_that_at_the_quantised_weights():
     tiny.assert_equal(tangent, inner)
 
 
-def test_eight_bits_are_nearly_the_model():
+def test_eight_bits_are_close_to_the_model():
     batch = tiny.batch(4)
     variables = tiny.student.init(KEY, batch)
     plain, found = (
@@ -157,7 +157,7 @@ def test_eight_bits_are_nearly_the_model():
     assert (found != plain).any()
 
 
-def test_rounding_at_random_is_right_in_the_mean():
+def test_random_rounding_is_unbiased():
     w = weights(4, 8)
     draws = jax.vmap(lambda k: quantise(w, bits=2, bucket=16, key=k))(jax.random.split(KEY, 4000))
     width = np.repeat([x.max() - x.min() for x in buckets(w, 16)], 16).reshape(w.shape)
@@ -168,7 +168,7 @@ def test_rounding_at_random_is_right_in_the_mean():
     assert (two["a"] != two["b"]).any()
 
 
-def test_random_rounding_is_of_the_step_and_of_training():
+def test_random_rounding_depends_on_the_step_and_is_off_in_evaluation():
     model, nearest = (quantised(tiny.student, bits=2, seed=seed) for seed in (3, None))
     batch = tiny.batch(4)
     variables = model.init(KEY, batch)
@@ -184,7 +184,7 @@ def test_random_rounding_is_of_the_step_and_of_training():
 # --- learned points ---------------------------------------------------------------------------------------------------
 
 
-def test_points_begin_as_quantiles():
+def test_initial_points_are_quantiles():
     w = weights(5, 7)
     found = initial_points({"a": [w]}, bits=3, bucket=16)["a"]["0"]
     u = np.concatenate([(x - x.min()) / (x.max() - x.min()) for x in buckets(w, 16)])
@@ -192,8 +192,8 @@ def test_points_begin_as_quantiles():
 
 
 @pytest.mark.parametrize("number", [2, 4, 11])
-def test_each_weight_has_its_nearest_point(number):
-    """Whatever their order is, in float64; and the gradient of a point is that of its weights, by their scales."""
+def test_each_weight_is_assigned_its_nearest_point(number):
+    """Points in any order; the gradient of a point sums those of its weights times their scales, in float64."""
     w, g = weights(9, 7, seed=3), weights(9, 7, seed=4)
     points = np.random.default_rng(5).permutation(np.linspace(-0.1, 1.05, number)).astype(np.float32)
     values, gradient = [], np.zeros(number)
@@ -212,13 +212,13 @@ def test_each_weight_has_its_nearest_point(number):
     np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_points_on_the_levels_are_uniform_quantisation():
+def test_equidistant_points_equal_uniform_quantization():
     w = weights(16, 16)
     found = quantise_to({"w": w}, {"w": jnp.linspace(0, 1, 16)}, bucket=64)["w"]
     np.testing.assert_allclose(found, quantise(w, bits=4, bucket=64), rtol=1e-5, atol=1e-6)
 
 
-def test_a_model_of_points():
+def test_learned_points_are_a_model():
     batch, base = tiny.batch(4), tiny.student.init(KEY, tiny.batch(4))
     model = learned_points(tiny.student, base, bits=2, bucket=8, include="second")
     variables = model.init(jax.random.key(9), batch)
@@ -228,12 +228,12 @@ def test_a_model_of_points():
     dense = quantise_to(base.params, variables.params, bucket=8)
     tiny.assert_equal(dense["first"], base.params["first"])
     tiny.assert_equal(outputs, tiny.student.apply(Variables(dense), batch, key=None, train=True)[0])
-    # With as many points as there are values, a bucket has them all.
+    # With one point for each distinct value, nothing is rounded.
     few = jnp.array([[0.0, 0.25, 1.0, 0.25]])
     np.testing.assert_array_equal(quantise_to({"w": few}, {"w": jnp.unique(few)})["w"], few)
 
 
-def test_a_model_of_points_keeps_what_its_model_keeps():
+def test_learned_points_keep_the_models_state_and_dtypes():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
@@ -254,12 +254,12 @@ def test_a_model_of_points_keeps_what_its_model_keeps():
     assert (state["model"]["batch_stats"]["BatchNorm_0"]["mean"] != 0).any()
 
 
-def test_mistakes():
+def test_mistakes_raise_errors_that_teach():
     w = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     for bits in (0, 9, 32, 4.0, True):
         with pytest.raises(ValueError, match=r"bits: expected a whole number from 1 to 8, got"):
             quantised(tiny.student, bits=bits)
-    with pytest.raises(ValueError, match="leave the model as it is"):
+    with pytest.raises(ValueError, match="32 bits need no wrapper"):
         quantise(w, bits=32)
     with pytest.raises(ValueError, match=r"bucket: expected at least 2 weights, or None.*got 1"):
         learned_points(tiny.student, Variables(w), bucket=1)

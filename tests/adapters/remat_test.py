@@ -1,4 +1,4 @@
-"""Rematerialisation: the same numbers from less that is kept, by the adapter and by a model's own."""
+"""Rematerialization: unchanged results, less memory, by the wrapper and by Flax's own remat."""
 
 import functools
 
@@ -31,7 +31,7 @@ POLICIES = {
 
 
 def trained(model, variables, batch=BATCH, *, key=KEY):
-    """Gradients, outputs and state of a training pass."""
+    """Returns gradients, outputs and state of a training pass."""
 
     @jax.jit
     def run(variables):
@@ -47,7 +47,7 @@ def trained(model, variables, batch=BATCH, *, key=KEY):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_numbers_the_state_and_the_taps_are_the_same(name, policy):
+def test_gradients_state_and_taps_are_unchanged(name, policy):
     model = MODELS[name]
     variables = model.init(KEY, BATCH)
     found = trained(adapters.remat(model, POLICIES[policy]), variables)
@@ -58,14 +58,14 @@ def test_the_numbers_the_state_and_the_taps_are_the_same(name, policy):
     assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state, variables.state)), strict=True))
 
 
-def test_dropout_is_drawn_once():
+def test_recomputation_uses_the_same_dropout_mask():
     model = adapters.linen(models.Dropped())
     batch = {"image": jnp.ones((8, 16)), "mask": np.ones(8, bool)}
     draw = lambda model: model.apply(model.init(KEY, batch), batch, key=KEY, train=True)[0]["logits"]  # noqa: E731
     np.testing.assert_array_equal(draw(adapters.remat(model)), draw(model))
 
 
-def test_inference_is_left_alone():
+def test_inference_is_not_rematerialized():
     model = MODELS["linen"]
     variables = model.init(KEY, BATCH)
     for train in (True, False):
@@ -94,23 +94,23 @@ def logits(model):
     return lambda params: model.apply(jaxkd.Variables(params), DEEP, key=None, train=True)[0]["logits"]
 
 
-def test_what_is_kept_between_the_passes():
+def test_residuals_between_the_passes():
     def kept(model):
         params = model.init(KEY, DEEP).params
-        # A pullback is a pytree of what it needs of the forward pass.
+        # The leaves of a pullback are the residuals of the forward pass.
         return sum(x.nbytes for x in jax.tree.leaves(jax.vjp(logits(model), params)[1]))
 
     model = deep(layer)
     activation = ROWS * WIDTH * 4
     params = LAYERS * WIDTH**2 * 4
-    own = params + activation + 1024  # parameters, the batch and numbers
+    own = params + activation + 1024  # parameters, the batch and scalars
     assert kept(model) > own + 3 * LAYERS * activation
     assert kept(adapters.remat(model)) <= own
     products = kept(adapters.remat(model, jax.checkpoint_policies.dots_saveable))
     assert LAYERS * activation <= products <= own + LAYERS * activation
 
 
-def test_blocks_that_a_model_rematerialises_itself_take_less_memory():
+def test_rematerialized_blocks_take_less_memory():
     def temporary(model):
         params = model.init(KEY, DEEP).params
         gradient = jax.jit(jax.grad(lambda params: jnp.sum(logits(model)(params) ** 2)))
@@ -119,8 +119,8 @@ def test_blocks_that_a_model_rematerialises_itself_take_less_memory():
     assert temporary(deep(jax.checkpoint(layer, prevent_cse=False))) < 0.4 * temporary(deep(layer))
 
 
-class Rematerialised(nn.Module):
-    """`models.Net` with a block that is rematerialised."""
+class Rematerialized(nn.Module):
+    """`models.Net` with a rematerialized block."""
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -128,7 +128,7 @@ class Rematerialised(nn.Module):
         return nn.Dense(2, name="head")(x.mean(axis=(1, 2)))
 
 
-class NnxRematerialised(models.NnxNet):
+class NnxRematerialized(models.NnxNet):
     def __call__(self, x):
         for block in self.blocks:
             x = nnx.remat(lambda block, x: block(x))(block, x)
@@ -138,11 +138,11 @@ class NnxRematerialised(models.NnxNet):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("linen", adapters.linen(Rematerialised())), ("nnx", adapters.nnx(NnxRematerialised))],
+    [("linen", adapters.linen(Rematerialized())), ("nnx", adapters.nnx(NnxRematerialized))],
     ids=["linen", "nnx"],
 )
-def test_flax_s_own_rematerialisation_is_left_as_it_is(name, own, count):
-    """... and its BatchNorms are still those of the adapters."""
+def test_flax_remat_inside_a_model_is_supported(name, own, count):
+    """The BatchNorms inside are still computed by replica and mask."""
     plain = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx(models.NnxNet)}[name]
     variables = plain.init(KEY, BATCH)
     with replicas(count):
@@ -150,7 +150,7 @@ def test_flax_s_own_rematerialisation_is_left_as_it_is(name, own, count):
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_is_differentiated_with_input_gradients():
+def test_composes_with_input_gradients():
     batch = {"image": BATCH["image"], "mask": np.ones(8, bool)}
     wrapped = functools.partial(adapters.with_input_gradient, classes="batch/label")
     batch["label"] = np.zeros(8, int)

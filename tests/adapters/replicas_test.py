@@ -1,4 +1,4 @@
-"""Replicas of BatchNorm: each part of the global batch by itself, in numbers that do not depend on the devices."""
+"""BatchNorm replicas: separate normalization of batch parts, independent of the number of devices."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ RAGGED[-3:] = False
 MASKS = {
     "everything": np.ones(BATCH, bool),
     "ragged": RAGGED,
-    "half": np.arange(BATCH) >= BATCH // 2,  # nothing counts in one replica of 2, in two of 4, in four of 8
+    "half": np.arange(BATCH) >= BATCH // 2,  # fully masks one replica of 2, two of 4, four of 8
 }
 
 
@@ -48,7 +48,7 @@ class NnxNet(nnx.Module):
 
 
 def with_layers(variables, batch, *, key, train):
-    """The same net, with the BatchNorm that objectives have."""
+    """The same network with the BatchNorm of `jaxkd.objectives.layers`."""
     params, mask, axis = variables.params, batch.get("mask"), normalization.mapped_axis()
     x = layers.dense(params["first"], batch["image"])
     x, norm = layers.batch_norm(params["norm"], variables.state["norm"], x, mask=mask, axis_name=axis, train=train)
@@ -71,7 +71,7 @@ def value(logits, mask):
 
 
 def run(name, counts, variables, batch):
-    """Logits, running statistics and gradients, for each number of replicas, by its name."""
+    """Returns logits, running statistics and gradients by the number of replicas."""
     axis = normalization.mapped_axis()
 
     def one(params):
@@ -84,7 +84,7 @@ def run(name, counts, variables, batch):
     for count in counts:
         with replicas(count):
             gradients, (logits, state) = jax.grad(one, has_aux=True)(params)
-        if axis is not None:  # as a step does
+        if axis is not None:  # the reduction that a step makes
             gradients, state = jax.lax.psum(gradients, axis), jax.lax.pmean(state, axis)
         found[str(count)] = {"logits": logits, "state": state, "gradients": gradients}
     return found
@@ -92,7 +92,7 @@ def run(name, counts, variables, batch):
 
 @jax.jit
 def alone(params, image):
-    """Flax's own, of a batch by itself: the gradients of its value, its logits and its running statistics."""
+    """Gradients, logits and running statistics of one batch, by Flax without jaxkd."""
 
     def total(params):
         given = {"params": params, "batch_stats": {"norm": NORM}}
@@ -104,7 +104,7 @@ def alone(params, image):
 
 @functools.cache
 def by_hand(count, mask):
-    """Flax's BatchNorm on the examples that count of each contiguous part, one part after the other."""
+    """Reference: Flax's BatchNorm on the unmasked examples of each contiguous part."""
     keep = MASKS[mask]
     parts = [rows[keep[rows]] for rows in np.split(np.arange(BATCH), count)]
     parts = [alone(PARAMS, IMAGE[rows]) if len(rows) else (None, (None, NORM)) for rows in parts]
@@ -174,7 +174,7 @@ PLACES = {
         *(("layers", place) for place in ("jit", "pmap_4")),
     ],
 )
-def test_the_same_numbers_wherever_it_runs(name, place):
+def test_equals_the_reference_under_each_placement(name, place):
     program = PLACES[place](functools.partial(run, name, COUNTS))
     for mask, keep in MASKS.items():
         found = program(Variables(PARAMS, STATES[name]), {"image": IMAGE, "mask": keep})
@@ -187,7 +187,7 @@ def test_the_same_numbers_wherever_it_runs(name, place):
             chex.assert_tree_all_finite(logits)
 
 
-def test_the_tolerances_tell_replicas_apart():
+def test_numbers_of_replicas_differ_by_more_than_the_tolerance():
     largest = lambda x, y: float(np.abs(x - y).max())  # noqa: E731
     for mask in ("everything", "ragged"):
         for one, other in ((1, 2), (2, 4), (4, 8)):
@@ -200,15 +200,15 @@ def test_the_tolerances_tell_replicas_apart():
     ("name", "place", "default"),
     [("linen", "jit", 1), ("nnx", "jit", 1), *((name, "pmap_4", 4) for name in MODELS), ("linen", "sharded_8", 1)],
 )
-def test_the_default_is_one_per_device_of_the_mapped_axis(name, place, default):
-    """Without a mask too, where each device's share is left to Flax."""
+def test_the_default_is_one_replica_per_device_of_the_mapped_axis(name, place, default):
+    """Without a mask, Flax computes each device's share."""
     found = PLACES[place](functools.partial(run, name, (None, 2)))(Variables(PARAMS, STATES[name]), {"image": IMAGE})
     chex.assert_trees_all_close(found["None"], by_hand(default, "everything"), rtol=1e-4, atol=1e-4)
     chex.assert_trees_all_close(found["2"], by_hand(2, "everything"), rtol=1e-4, atol=1e-4)
 
 
-def test_a_device_s_whole_share_is_left_to_flax(monkeypatch):
-    """... so that the default costs nothing; replicas that are no devices do not."""
+def test_flax_computes_the_unmasked_share_of_a_device(monkeypatch):
+    """The default therefore adds no cost; other numbers of replicas need `normalization.statistics`."""
     taken_over = []
     monkeypatch.setattr(normalization, "statistics", lambda *args, **kwargs: taken_over.append(args) or 1 / 0)
     for name in ("linen", "nnx"):
@@ -224,7 +224,7 @@ def test_a_device_s_whole_share_is_left_to_flax(monkeypatch):
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("count", [8, 1])
-def test_replicas_that_are_devices_need_no_communication(name, count):
+def test_one_replica_per_device_needs_no_communication(name, count):
     def forward(variables, batch):
         with replicas(count):
             return MODELS[name].apply(variables, batch, key=None, train=True)[0]["logits"]
@@ -235,7 +235,7 @@ def test_replicas_that_are_devices_need_no_communication(name, count):
     assert bool(re.search(r"all-reduce|all-gather|all-to-all|collective-permute", program)) == (count == 1)
 
 
-def test_the_number_lasts_as_long_as_its_block():
+def test_the_context_manager_restores_the_number():
     def count():
         return normalization.share_of(None, None).groups
 
@@ -250,7 +250,7 @@ def test_the_number_lasts_as_long_as_its_block():
     assert count() == 1
 
 
-def test_inference_knows_of_no_replicas():
+def test_inference_ignores_replicas():
     batch = {"image": IMAGE[:5], "mask": np.ones(5, bool)}
     variables = Variables(PARAMS, STATES["linen"])
     expected = MODELS["linen"].apply(variables, batch, key=None, train=False)
@@ -259,18 +259,18 @@ def test_inference_knows_of_no_replicas():
     chex.assert_trees_all_equal(found, expected)
 
 
-# --- layers with ways of their own ----------------------------------------------------------------------------------
+# --- synchronized and derived layers -------------------------------------------------------------------------------
 
 
-class Synchronised(nn.Module):
-    """Asks for the statistics of the whole batch, by an axis name of another framework's making."""
+class Synchronized(nn.Module):
+    """Requests the statistics of the whole batch, by an axis name that is not `jaxkd.DATA_AXIS`."""
 
     @nn.compact
     def __call__(self, x, train):
         return nn.BatchNorm(use_running_average=not train, axis_name="devices", name="norm")(x)
 
 
-class NnxSynchronised(nnx.Module):
+class NnxSynchronized(nnx.Module):
     def __init__(self, rngs):
         self.norm = nnx.BatchNorm(3, axis_name="devices", rngs=rngs)
 
@@ -278,8 +278,8 @@ class NnxSynchronised(nnx.Module):
         return self.norm(x)
 
 
-@pytest.mark.parametrize("model", [adapters.linen(Synchronised()), adapters.nnx(NnxSynchronised)], ids=["linen", "nnx"])
-def test_a_layer_that_names_an_axis_is_synchronised_everywhere(model):
+@pytest.mark.parametrize("model", [adapters.linen(Synchronized()), adapters.nnx(NnxSynchronized)], ids=["linen", "nnx"])
+def test_a_layer_with_an_axis_name_gets_whole_batch_statistics(model):
     batch = {"image": IMAGE}
     variables = model.init(jax.random.key(0), batch)
     expected = (IMAGE - IMAGE.mean(axis=0)) / np.sqrt(IMAGE.var(axis=0) + 1e-5)
@@ -295,7 +295,7 @@ def test_a_layer_that_names_an_axis_is_synchronised_everywhere(model):
 
 
 class Doubled(nn.BatchNorm):
-    """A kind of BatchNorm that a model brings along."""
+    """A subclass of BatchNorm in user code."""
 
     @nn.compact
     def __call__(self, x, use_running_average=None, *, mask=None):
@@ -309,7 +309,7 @@ class NnxDoubled(nnx.BatchNorm):
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("keep", [None, np.ones(BATCH, bool)], ids=["whole", "masked"])
-def test_a_batch_norm_of_another_class_keeps_what_it_adds(keep, count):
+def test_a_subclass_of_batch_norm_keeps_its_behavior(keep, count):
     batch = {"image": IMAGE} if keep is None else {"image": IMAGE, "mask": keep}
     parts = IMAGE.reshape(count, -1, 3)
     expected = (2 * (parts - parts.mean(1, keepdims=True)) / np.sqrt(parts.var(1, keepdims=True) + 1e-5)).reshape(-1, 3)
@@ -322,7 +322,7 @@ def test_a_batch_norm_of_another_class_keeps_what_it_adds(keep, count):
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32], ids=str)
 @pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float32], ids=str)
-def test_the_output_has_flax_s_dtype_and_scale_and_bias_are_flax_s(given, dtype):
+def test_dtype_scale_and_bias_are_those_of_flax(given, dtype):
     batch = {"image": jnp.asarray(IMAGE, given)}
     made = {
         "linen": adapters.linen(nn.BatchNorm(dtype=dtype, use_bias=False)),
@@ -343,7 +343,7 @@ def test_the_output_has_flax_s_dtype_and_scale_and_bias_are_flax_s(given, dtype)
         np.testing.assert_allclose(logits, by_hand.reshape(BATCH, 3), rtol=tolerance, atol=tolerance)
 
 
-def test_maps_and_several_feature_axes():
+def test_feature_maps_and_several_feature_axes():
     x = RNG.normal(size=(8, 2, 3, 4)).astype(np.float32)
     model = adapters.linen(nn.BatchNorm(axis=(1, 3)))
     variables = model.init(jax.random.key(0), {"image": x})
@@ -353,7 +353,7 @@ def test_maps_and_several_feature_axes():
     np.testing.assert_allclose(found["logits"], np.concatenate(parts), rtol=1e-4, atol=1e-5)
 
 
-# --- what cannot be -------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def train_step(count, image, place=jax.jit):
@@ -365,24 +365,24 @@ def train_step(count, image, place=jax.jit):
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_a_number_is_positive(count):
+def test_a_non_positive_number_is_refused(count):
     with pytest.raises(ValueError, match=rf"replicas: expected a positive number, .*got {count}"), replicas(count):
         pass
 
 
 @pytest.mark.parametrize("count", [3, 6])
-def test_replicas_and_devices_are_multiples(count):
+def test_replicas_and_devices_must_be_multiples(count):
     with pytest.raises(ValueError, match=rf"{count} replicas do not fit 4 devices: expected a multiple or a"):
         train_step(count, IMAGE.reshape(4, 4, 3), lambda f: jax.pmap(f, axis_name=AXIS))
 
 
-def test_a_batch_divides_into_its_replicas():
+def test_a_batch_must_divide_into_its_replicas():
     with pytest.raises(ValueError, match=r"15 examples do not divide into 2 replicas.*parallel\.pad\(batch, 2\)"):
         train_step(2, IMAGE[:15])
 
 
-def test_a_reshaped_batch_is_refused_where_it_is_divided():
-    """What was folded into the first axis may have any order, and a replica be any rows."""
+def test_a_reshaped_batch_is_refused_with_replicas():
+    """After a reshape, it is unknown which rows belong to which replica."""
 
     class Folded(nn.Module):
         @nn.compact

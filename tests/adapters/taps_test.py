@@ -1,4 +1,4 @@
-"""Taps name any submodule's output of an unedited model, and say what there is where they do not."""
+"""Taps: submodule outputs by path, numbered calls, sown values, and errors that list the paths."""
 
 import re
 
@@ -23,7 +23,7 @@ def run(model, batch=BATCH):
     return model.apply(model.init(KEY, batch), batch, key=None, train=False)[0]
 
 
-def test_several_depths_and_shapes_of_a_linen_module():
+def test_linen_taps_at_several_depths():
     taps = {"stem": "stem", "convolved": "stem/conv", "normed": "stem.norm", "sown": "stem/before", "out": "head"}
     model = adapters.linen(LINEN, taps=taps)
     variables = model.init(KEY, BATCH)
@@ -37,7 +37,7 @@ def test_several_depths_and_shapes_of_a_linen_module():
     np.testing.assert_array_equal(found["out"], found["logits"])
 
 
-def test_several_depths_and_shapes_of_an_nnx_module():
+def test_nnx_taps_at_several_depths():
     model = adapters.nnx(models.NnxNet, taps={"block": "blocks/0", "normed": "blocks.0.norm", "out": "head"})
     found = run(model)
     assert {name: x.shape for name, x in found.items()} == {
@@ -50,7 +50,7 @@ def test_several_depths_and_shapes_of_an_nnx_module():
 
 
 @pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx], ids=["linen", "nnx"])
-def test_taps_change_nothing_else(adapt):
+def test_taps_change_no_other_output(adapt):
     module, tap = (LINEN, "stem/norm") if adapt is adapters.linen else (models.NnxNet, "blocks/0/norm")
     plain, tapped = adapt(module), adapt(module, taps={"f": tap})
     variables = plain.init(KEY, BATCH)
@@ -62,7 +62,7 @@ def test_taps_change_nothing_else(adapt):
         jax.tree.map(np.testing.assert_array_equal, state, expected_state)
 
 
-def test_a_tap_is_differentiated():
+def test_gradients_reach_parameters_through_a_tap():
     model = adapters.linen(models.Twice(), taps={"first": "shared#0"})
     variables = model.init(KEY, FLAT)
     gradient = jax.grad(
@@ -72,7 +72,7 @@ def test_a_tap_is_differentiated():
 
 
 @pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx], ids=["linen", "nnx"])
-def test_calls_are_numbered(adapt):
+def test_a_number_selects_one_of_several_calls(adapt):
     module = models.Twice() if adapt is adapters.linen else models.NnxTwice
     found = run(adapt(module, taps={"a": "shared#0", "b": "shared#1"}), FLAT)
     np.testing.assert_array_equal(found["b"], found["logits"])
@@ -102,19 +102,19 @@ def test_calls_are_numbered(adapt):
         ),
     ],
 )
-def test_a_missing_tap_lists_what_exists(adapt, module, near, listed):
+def test_a_missing_tap_is_an_error_that_lists_all_paths(adapt, module, near, listed):
     with pytest.raises(ValueError, match=r"tap 'f', submodule .*did you mean '.*norm'") as error:
         run(adapt(module, taps={"f": near}))
     for name in listed:
         assert name in str(error.value)
 
 
-def test_a_tap_cannot_have_the_name_of_an_output():
-    with pytest.raises(ValueError, match="'logits' is an output of the model already; rename the tap"):
+def test_a_tap_with_the_name_of_an_output_is_refused():
+    with pytest.raises(ValueError, match="taps: 'logits' is an output of the model already"):
         run(adapters.linen(LINEN, taps={"logits": "head"}))
 
 
-def test_a_tap_is_one_array():
+def test_a_tap_of_several_arrays_is_refused():
     class Pair(nn.Module):
         def __call__(self, x):
             return x, x
@@ -132,17 +132,17 @@ def test_a_tap_is_one_array():
     ("path", "normal"),
     {"a/b": ("a/b", None), "a.b": ("a/b", None), "a.b#0": ("a/b", 0), "a/b#12": ("a/b", 12)}.items(),
 )
-def test_paths(path, normal):
+def test_paths_are_normalized(path, normal):
     assert normalize(path) == normal
 
 
 @pytest.mark.parametrize("path", ["a#b", "a#-1"])
-def test_a_call_is_a_number(path):
+def test_a_call_that_is_not_a_number_is_refused(path):
     with pytest.raises(ValueError, match=re.escape("expected the number of a call after '#', as in 'a#0'")):
         normalize(path)
 
 
-def test_an_nnx_intermediate_that_is_sown():
+def test_sown_nnx_intermediates_can_be_tapped():
     class Sowing(nnx.Module):
         def __init__(self, rngs):
             self.layer = nnx.Linear(3, 2, rngs=rngs)

@@ -1,4 +1,4 @@
-"""A model on other entries of the batch, and on several views of the same examples."""
+"""Views: models on other entries of the batch and on several views of each example."""
 
 import jax
 import numpy as np
@@ -16,19 +16,19 @@ def with_image(entry):
     return {**BATCH, "image": BATCH[entry]}
 
 
-def test_reading_is_the_model_on_the_other_entry():
+def test_reading_equals_the_model_on_the_other_entry():
     other = reading(tiny.student, image="other")
     variables = tiny.student.init(KEY, with_image("other"))
     tiny.assert_equal(other.init(KEY, BATCH), variables)
     found, _ = other.apply(variables, BATCH, key=None, train=False)
     tiny.assert_equal(dict(found), dict(tiny.student.apply(variables, with_image("other"), key=None, train=False)[0]))
-    # What is read is no longer needed.
+    # The replaced entry may be missing from the batch.
     alone, _ = other.apply(variables, {"other": BATCH["other"]}, key=None, train=False)
     tiny.assert_equal(dict(alone), dict(found))
 
 
-def test_views_are_forward_passes_one_after_another():
-    """Each with BatchNorm of its own, whose running statistics go on from view to view."""
+def test_views_are_successive_forward_passes():
+    """BatchNorm normalizes each view separately and updates its running statistics with each."""
     both = views(normed, {"second": {"image": "other"}, "last": {"image": "third"}})
     variables = both.init(KEY, BATCH)
     tiny.assert_equal(variables, normed.init(KEY, BATCH))
@@ -43,7 +43,7 @@ def test_views_are_forward_passes_one_after_another():
     assert not np.allclose(jax.tree.leaves(state)[0], jax.tree.leaves(variables.state)[0])
 
 
-def test_a_plain_batch_can_be_evaluated():
+def test_a_batch_without_views_can_be_evaluated():
     both = views(tiny.student, {"second": {"image": "other"}})
     variables = both.init(KEY, BATCH)
     outputs, _ = both.apply(variables, tiny.batch(6), key=None, train=False)
@@ -54,8 +54,8 @@ def test_a_plain_batch_can_be_evaluated():
         both.apply(variables, tiny.batch(6), key=KEY, train=True)
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match="at least one further view"):
+def test_mistakes_raise_errors_that_teach():
+    with pytest.raises(ValueError, match="views: expected at least one, got none"):
         views(tiny.student, {})
     with pytest.raises(ValueError, match=r"hold no slash, got \['a/b'\]"):
         views(tiny.student, {"a/b": {"image": "other"}})
