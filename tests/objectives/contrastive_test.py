@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import LossVars
-from jaxkd.objectives import contrastive, crd
+from jaxkd.objectives import crd, crd_bank
 from tests import references, tiny
 from tests.losses.memory_test import largest
 from tests.objective_runs import KEY, context, double, initialised, run
@@ -36,7 +36,7 @@ def drawn(given, key=KEY, objective_state=None):
     """The negatives of each example, as the objective draws them."""
     places = jnp.asarray(given["batch"]["index"])
     state = objective_state or initialised(CRD, given).state
-    return np.asarray(contrastive._negatives(key, context(given), places, state["classes"], NEGATIVES))
+    return np.asarray(crd_bank._negatives(key, context(given), places, state["classes"], NEGATIVES))
 
 
 def formula(params, bank, log_z, given, negatives, *, temperature=0.07, momentum=0.5, weight=0.8):
@@ -134,7 +134,7 @@ def test_negatives_are_of_other_classes_and_equally_likely():
     given = arrays(index=np.arange(BATCH))
     state, many = initialised(CRD, given).state, 20_000
     found = np.asarray(
-        contrastive._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
+        crd_bank._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
     )
     assert found.shape == (BATCH, many)
     for place, row in zip(given["batch"]["index"], found, strict=True):
