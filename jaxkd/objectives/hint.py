@@ -95,7 +95,7 @@ def _plan(source: tuple[int, ...], target: tuple[int, ...]) -> _Plan:
     sizes = list(zip(source[1:3], target[1:3], strict=True))
     if any(s < t for s, t in sizes) and any(s > t for s, t in sizes):
         raise ValueError(
-            "hint: expected maps whose sizes differ in one direction, got a student's map that is larger on one axis and "
+            "hint: expected maps that differ in size in one direction, got a student's map larger on one axis and "
             f"smaller on the other: {list(source)} for the student, {list(target)} for the teacher. Tap another layer."
         )
     axes = []
