@@ -1,4 +1,4 @@
-"""Value, gradients, new state and metrics of an objective, on one device and on several: what tests of them compare."""
+"""Runs an objective on one device or several: value, gradients, new state and metrics, for comparison."""
 
 import functools
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ PLACES = [("pmap", 1), ("pmap", 2), ("shard_map", 8), ("shard_map, unchecked", 4
 
 
 class Found(NamedTuple):
-    """What `run` finds; the metrics are divided."""
+    """Results of `run`, with divided metrics."""
 
     value: Any
-    params: Any  # the gradient for the objective's parameters
-    student: Any  # ... and for the student's outputs
+    params: Any  # gradient of the objective's parameters
+    student: Any  # gradient of the student's outputs
     state: Any
     metrics: Any
 
@@ -29,12 +29,12 @@ def context(arrays, axis_name=None):
     return Context(arrays["student"], arrays["teacher"], arrays["batch"], jnp.int32(3), axis_name)
 
 
-def initialised(objective, arrays, seed=0):
+def initialize(objective, arrays, seed=0):
     return objective.init(jax.random.key(seed), jax.eval_shape(lambda: context(arrays)))
 
 
 def run(objective, variables, arrays, key=KEY) -> Found:
-    """Compiled once for each objective, structure and shape; traced anew within another precision."""
+    """Runs an objective, compiled once per objective, structure and shape, and again under another precision."""
     return _compiled(objective, key is None)(variables, arrays, KEY if key is None else key)
 
 
@@ -49,10 +49,10 @@ def _one(objective, variables, arrays, key):
 
 
 def on_devices(objective, way, count, key=KEY, *, split_state=lambda path: False):
-    """The same, as a train step does it on so many devices: ``(variables, arrays) -> Found``.
+    """Returns `run` as a train step on several devices does it, ``(variables, arrays) -> Found``.
 
-    Each differentiates its share, then gradients and state are averaged. ``jit`` is one program for the whole batch,
-    which the compiler partitions; what `split_state` picks of the state, by its path, is split by rows too.
+    Each device differentiates its share, then gradients and state are averaged. ``jit`` is one program for the global
+    batch, which the compiler partitions; state whose path `split_state` accepts is sharded by rows.
     """
     devices = jax.devices()[:count]
     mesh = Mesh(np.array(devices), (AXIS,))
@@ -64,7 +64,7 @@ def on_devices(objective, way, count, key=KEY, *, split_state=lambda path: False
             params = jax.lax.pcast(params, AXIS, to="varying")
         found = _run(objective, LossVars(params, variables.state), arrays, key, AXIS)
         shared = jax.tree.map(_average, (found.value, found.params, found.state))
-        # A share's gradient for the features counts once for each device that the mean is over.
+        # The value is a mean over devices, so each share's gradient of its features is `count` times too large.
         own = jax.tree.map(lambda g: g / count, found.student)
         return (*shared, _divided(jax.lax.psum(found.metrics, AXIS))), own
 
@@ -123,7 +123,7 @@ def _divided(metrics):
 
 
 def double(tree):
-    """Within ``jax.enable_x64(True)``, floating-point arrays in float64."""
+    """Casts floating-point arrays to float64, within ``jax.enable_x64(True)``."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
@@ -131,8 +131,8 @@ def rows(tree, keep):
     return jax.tree.map(lambda x: x[np.asarray(keep)], tree)
 
 
-def spoilt(tree, keep, garbage):
-    """The arrays with garbage in the rows that do not count."""
+def spoiled(tree, keep, garbage):
+    """Fills the masked rows of all floating-point arrays with garbage."""
 
     def spoil(x):
         if not np.issubdtype(x.dtype, np.floating):

@@ -1,4 +1,4 @@
-"""An objective between two parts of one model: two peers of a group, an exit and the last layer, two views."""
+"""An objective between two parts of one model: peers, exits or views."""
 
 from __future__ import annotations
 
@@ -12,59 +12,60 @@ __all__ = ["between"]
 
 
 def between(objective: Objective, *, student: str = "", teacher: str | None = None) -> Objective:
-    """An objective whose student, and whose teacher, are parts of the model that is trained.
+    """Applies an objective to parts of the trained model as student and as teacher.
 
-    In ``between(objective, student="a", teacher="b")`` the paths ``student/logits`` and ``teacher/logits`` are those of
-    the members a and b of `jaxkd.adapters.group`, of an exit of `jaxkd.adapters.with_exits`, or of a view of
-    `jaxkd.adapters.views`. No gradient reaches what takes the teacher's place.
+    In ``between(objective, student="a", teacher="b")`` the paths ``student/logits`` and ``teacher/logits`` refer to the
+    outputs of the parts a and b: members of `jaxkd.adapters.group`, exits of `jaxkd.adapters.with_exits`, or views of
+    `jaxkd.adapters.views`. No gradient reaches the part that serves as the teacher.
 
     Args:
-      objective: any.
-      student: whose outputs are the student's; ``""`` for the model's own.
-      teacher: whose outputs are the teacher's, ``""`` for the model's own; None leaves the teacher as it is.
+      objective: the objective to apply.
+      student: name of the part that serves as the student; ``""`` for the model's own outputs.
+      teacher: name of the part that serves as the teacher, ``""`` for the model's own outputs; None keeps the
+        distillation's teacher.
 
     Returns:
-      An `Objective` that owns what the given one owns.
+      An `Objective` with the parameters, the state and the metrics of the given one.
 
     Raises:
-      ValueError: when it is used: the model has no outputs of that name; those that it has are listed.
+      ValueError: at initialization or application: the model has no part of that name; the message lists its parts.
 
     >>> import jax.numpy as jnp
     >>> import jaxkd
-    >>> kl = jaxkd.term(jaxkd.losses.logit_mse, "student/logits", "teacher/logits")
+    >>> mse = jaxkd.term(jaxkd.losses.logit_mse, "student/logits", "teacher/logits")
     >>> outputs = {"a/logits": jnp.zeros((1, 2)), "b/logits": jnp.ones((1, 2))}
-    >>> between(kl, student="a", teacher="b").apply({}, {}, Context(outputs, {}, {}, 0), None).value
+    >>> between(mse, student="a", teacher="b").apply({}, {}, Context(outputs, {}, {}, 0), None).value
     Array(1., dtype=float32)
     """
 
-    def seen(context: Context) -> Context:
+    def select(context: Context) -> Context:
         if teacher is not None:
-            context = context._replace(teacher=_held(_part(context.student, teacher)))
+            context = context._replace(teacher=_stop_gradient(_part(context.student, teacher)))
         return context._replace(student=_part(context.student, student))
 
     def init(key: Array, context: Context) -> LossVars:
-        return objective.init(key, seen(context))
+        return objective.init(key, select(context))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
-        return objective.apply(params, state, seen(context), key)
+        return objective.apply(params, state, select(context), key)
 
     return Objective(init, apply)
 
 
 def _part(outputs: Outputs, name: str) -> Outputs:
-    """The outputs under a name, without it."""
+    """Returns the outputs under ``name/``, by the rest of their path."""
     if not name:
         return outputs
-    found = {path[len(name) + 1 :]: x for path, x in outputs.items() if path.startswith(f"{name}/")}
-    if not found:
+    part = {path[len(name) + 1 :]: x for path, x in outputs.items() if path.startswith(f"{name}/")}
+    if not part:
         names = sorted({path.rpartition("/")[0] for path in outputs} - {""})
         raise ValueError(
             f"between: expected outputs of {name!r}, and the model has {', '.join(map(repr, names)) or 'no parts'}. "
             "Parts come from adapters.group, adapters.copies, adapters.with_exits and adapters.views."
         )
-    return found
+    return part
 
 
-def _held(outputs: Outputs) -> Outputs:
-    """Without gradients; a shape, which an objective is initialised by, has none."""
+def _stop_gradient(outputs: Outputs) -> Outputs:
+    """Stops gradients; the shapes that an objective is initialized with pass."""
     return {name: x if isinstance(x, jax.ShapeDtypeStruct) else jax.lax.stop_gradient(x) for name, x in outputs.items()}

@@ -1,4 +1,4 @@
-"""Objectives from losses: `term` binds a loss to where its inputs are found, `combine` adds terms up."""
+"""Objectives from losses: `term` binds a loss to its inputs, `combine` sums."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from jaxkd import checks
 from jaxkd.types import Array, Context, LossOut, LossVars, Mean, Objective
 
 Schedule = Callable[[Any], Any]
+Path = str | tuple["Path", ...]
+"""Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
+
 _ROOTS = ("student", "teacher", "batch")
 
 
-Path = str | tuple["Path", ...]
-"""Where an argument is found: ``"student/logits"``, or a tuple of such where a loss takes several features at once."""
-
-
 def lookup(context: Context, path: Path) -> Any:
-    """The value at a path such as ``"student/logits"``, ``"teacher/stage2"`` or ``"batch/label"``.
+    """Returns the value at a path such as ``"student/logits"`` or ``"batch/label"``.
 
     Args:
-      context: what an objective may read.
-      path: the root, a slash, and the name; the name may itself hold slashes. A tuple or list of paths gives a tuple.
+      context: outputs and batch of the step.
+      path: root, slash and name; the name may itself contain slashes. A tuple or list of paths gives a tuple of values.
 
     Raises:
-      ValueError: it is no path, or there is no such root or name; the message lists what there is.
+      ValueError: the path is not a string, or its root or name does not exist; the message lists the available ones.
 
     >>> lookup(Context({"logits": 1}, {}, {"label": 2}, 0), "batch/label")
     2
@@ -51,11 +50,13 @@ def lookup(context: Context, path: Path) -> Any:
 
 
 def replace(context: Context, values: Mapping[str, Any]) -> Context:
-    """The context with other values at some paths, for an objective that maps features before it compares them.
+    """Returns the context with the values at some paths replaced.
+
+    An objective that maps features before it compares them passes the mapped ones to its loss this way.
 
     Args:
-      context: what an objective may read.
-      values: a value for each path; a path need not have been there before.
+      context: outputs and batch of the step.
+      values: the new value of each path; a path may be new.
 
     >>> replace(Context({"f": 1, "g": 2}, {}, {}, 0), {"student/f": 3, "student/h": 4}).student
     {'f': 3, 'g': 2, 'h': 4}
@@ -68,9 +69,23 @@ def replace(context: Context, values: Mapping[str, Any]) -> Context:
 
 
 def counted(context: Context, x: Array) -> Array:
-    """An array ``[batch, ...]`` with zeros at the examples that do not count, so that nothing of them can leak."""
+    """Sets masked examples of an array ``[batch, ...]`` to zero.
+
+    Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
+    """
+    mask = mask_of_shape(context, x.shape)
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
+    """Returns the batch's mask broadcast to ``[batch, ...]``, or None without one."""
     mask = checks.example_mask(context.batch)
-    return x if mask is None else jnp.where(jnp.expand_dims(mask, tuple(range(1, x.ndim))), x, 0)
+    return None if mask is None else jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(1, len(shape)))), shape)
+
+
+def at_step(value: Any, step: Any) -> Any:
+    """Evaluates a schedule at a step; anything that is not callable is constant."""
+    return value(step) if callable(value) else value
 
 
 def term(
@@ -80,25 +95,25 @@ def term(
     where: str | None = None,
     **hyperparameters: Any,
 ) -> Objective:
-    """One weighted loss, bound to the outputs it compares.
+    """Builds an objective from a loss: its weighted mean over the batch.
 
     Args:
-      loss: any function of arrays that returns one value per example ``[batch]`` (or ``[batch, tokens]``).
-      *paths: where its positional arguments are found, such as ``"student/logits", "teacher/logits"``. A loss of
-        several layers takes tuples, such as ``losses.solution_flow`` of ``("student/a", "student/b"), ("teacher/a",
+      loss: function of arrays that returns one value per example ``[batch]``, or per token ``[batch, tokens]``.
+      *paths: paths of its positional arguments, such as ``"student/logits", "teacher/logits"``. A loss of several
+        layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
         "teacher/b")``.
       weight: a number, or an optax schedule of the step.
-      where: the path of a boolean mask of the result's shape, for losses over tokens. The batch's own ``mask``
-        always applies as well.
-      **hyperparameters: passed to the loss by name. A callable is a schedule of the step, as for the weight; bind a
-        hyperparameter that really is a function with `functools.partial`.
+      where: path of a boolean mask in the shape of the result, for losses over tokens. The batch's own ``mask`` always
+        applies as well.
+      **hyperparameters: keyword arguments of the loss. A callable is a schedule of the step, as for the weight; bind a
+        hyperparameter that is itself a function with `functools.partial`.
 
     Returns:
       An `Objective` without parameters or state. Its metrics are the unweighted mean and the weight.
 
     Raises:
-      ValueError: when it is initialised or applied: a path does not exist (what does is listed), or the loss does
-        not return values per example.
+      ValueError: at initialization or application: a path does not exist (the message lists the available ones), or
+        the loss does not return one value per example.
 
     >>> from jaxkd import losses
     >>> kd = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
@@ -110,15 +125,16 @@ def term(
 
     def values(context: Context) -> tuple[Array, Array | None]:
         arguments = [lookup(context, path) for path in paths]
-        options = {k: v(context.step) if callable(v) else v for k, v in hyperparameters.items()}
+        options = {k: at_step(v, context.step) for k, v in hyperparameters.items()}
         if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
             options["axis_name"] = context.axis_name
-        # Only the loss knows the shape of its result; asking for it costs a trace and no computation.
+        # The mask is checked against the result's shape before the loss runs, since the loss takes it as `where`. An
+        # abstract evaluation costs one more trace and no computation.
         result = jax.eval_shape(lambda *a: loss(*a, **options), *arguments)
         if not getattr(result, "shape", ()):
             raise ValueError(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
-                "mean: the term takes it, so that masks, devices and micro-batches are counted rightly."
+                "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
         mask = _mask(context, where, result.shape, _name(loss))
         if mask is not None and "where" in accepted:
@@ -132,21 +148,21 @@ def term(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         del params, key
-        found, mask = values(context)
-        return weighted(found, mask, weight, context, state)
+        per_example, mask = values(context)
+        return weighted(per_example, mask, weight, context, state)
 
     return Objective(init, apply)
 
 
 def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str) -> Array | None:
-    """What counts of a result of this shape: by the mask at the path, and by the batch's own."""
+    """Combines the mask at ``where`` with the batch's mask, broadcast to ``shape``."""
     mask = None
     if where is not None:
         mask = lookup(context, where)
         if mask.dtype != bool or mask.shape != shape:
             raise ValueError(
-                f"{loss}: expected bool{list(shape)} at where={where!r}, True for what counts, in the shape of the "
-                f"loss; got {checks.shape(mask)}."
+                f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
+                f"to average; got {checks.shape(mask)}."
             )
     examples = checks.example_mask(context.batch)
     if examples is None:
@@ -155,15 +171,15 @@ def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str
         raise ValueError(
             f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
         )
-    rows = jnp.expand_dims(examples, tuple(range(1, len(shape))))
-    return jnp.broadcast_to(rows, shape) if mask is None else mask & rows
+    rows = mask_of_shape(context, shape)
+    return rows if mask is None else mask & rows
 
 
 def mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
-    """The mean of what counts, and the same as a metric that is not divided yet.
+    """Mean of the unmasked values, and the same as a metric (sum, count).
 
-    On a mapped axis the first result is this device's share: the shares' mean over the axis is the global mean, also
-    where the devices hold different numbers of examples. With nothing that counts it is 0.
+    On a mapped axis the first result is this device's share: the mean of the shares over the axis is the global mean,
+    also where devices hold different numbers of unmasked values. If all values are masked, the mean is 0.
 
     >>> mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
     Array(2., dtype=float32)
@@ -187,36 +203,44 @@ def weighted(
     state: Any,
     **extra: Array,
 ) -> LossOut:
-    """What an objective returns for one value per example: its weighted mean, and its unweighted metrics.
+    """Returns an objective's output: the weighted mean and the unweighted metrics.
 
     Args:
-      values: of the loss ``[batch]``, or over tokens.
-      where: True for what counts, of the same shape, or None for all.
-      weight: a number, or a schedule of the step.
-      context: what the objective has read.
+      values: loss of each example ``[batch]``, or of each token.
+      where: mask of the same shape, True for the values to average; None for all.
+      weight: a number, or an optax schedule of the step.
+      context: outputs and batch of the step.
       state: the objective's new state.
-      **extra: further values to report by name, of the same shape.
+      **extra: further metrics by name, in the same shape.
 
     >>> out = weighted(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
     >>> out.value, out.metrics[""].sum, out.metrics["sizes"].sum
     (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
     """
-    scale = weight(context.step) if callable(weight) else weight
+    scale = at_step(weight, context.step)
     average, metric = mean(values, where, context.axis_name)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
     return LossOut(scale * average, state, metrics)
 
 
+def add_loss(out: LossOut, values: Array, where: Array | None, context: Context) -> LossOut:
+    """Adds the mean of the loss by which an objective's own parameters learn.
+
+    It has the weight 1 and no part in the metrics; the caller routes gradients with `jax.lax.stop_gradient`.
+    """
+    return out._replace(value=out.value + mean(values, where, context.axis_name)[0])
+
+
 def combine(**objectives: Objective) -> Objective:
-    """The sum of named objectives, itself an objective, so that it nests.
+    """Sums named objectives; the sum is itself an objective, so combinations nest.
 
     Parameters, state and metrics are keyed by the names: the metric of ``combine(a=combine(b=term(...)))`` is
     ``"a/b"``, its weight ``"a/b/weight"``.
 
     Raises:
-      ValueError: there is nothing to combine.
-      TypeError: something is not an objective.
+      ValueError: no objective is given.
+      TypeError: an argument is not an objective.
 
     >>> from jaxkd import losses
     >>> objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5))
@@ -261,7 +285,7 @@ def combine(**objectives: Objective) -> Objective:
 
 
 def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls, and notes on any error in which term it arose."""
+    """Calls a function; adds the objective's name as a note to any error."""
     try:
         return function(*arguments)
     except Exception as error:
@@ -270,15 +294,18 @@ def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    """The names a function takes; one that takes any name forwards them, so it takes the contract's too."""
+    """Returns a function's parameter names; ``**kwargs`` adds the loss contract's.
+
+    A function with ``**kwargs`` is taken to be a wrapper that passes ``where`` and ``axis_name`` on.
+    """
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # builtins and some C callables have none to read
+    except (TypeError, ValueError):  # builtins and some C callables have no signature
         return frozenset()
     forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return frozenset(parameters) | (frozenset({"where", "axis_name"}) if forwards else frozenset())
 
 
 def _name(function: Any) -> str:
-    inner = getattr(function, "func", function)  # of a functools.partial
+    inner = getattr(function, "func", function)  # unwraps a functools.partial
     return str(getattr(inner, "__name__", type(inner).__name__))

@@ -1,4 +1,4 @@
-"""Random numbers that belong to examples: the same for any number of devices, and whatever padding there is."""
+"""Random numbers of examples, independent of padding and of the number of devices."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from jaxkd.types import Array, Context
 
 
 def example_keys(key: Array, context: Context, size: int) -> Array:
-    """A key for each example, from one that is the same on all devices.
+    """Derives a key for each of ``size`` examples from a key shared by all devices.
 
     >>> keys = example_keys(jax.random.key(0), Context({}, {}, {}, 0), 3)
     >>> jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).shape
     (3, 2)
     """
+    # Folding in the position among the unmasked examples of all devices makes the keys of a sharded or padded batch
+    # those of the whole, unpadded one.
     places = positions(checks.example_mask(context.batch), size, context.axis_name)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(places)

@@ -1,20 +1,16 @@
-"""A relation between examples, of learned embeddings of the student's and the teacher's feature."""
+"""A relation between examples, on learned embeddings of both features."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxkd.objectives.compose import Schedule, counted, lookup, replace, term
-from jaxkd.objectives.layers import dense, dense_init
+from jaxkd.objectives._embeddings import SIDES, embed, init_embeddings
+from jaxkd.objectives.compose import Schedule, replace, term
 from jaxkd.objectives.mapped import mapped
 from jaxkd.types import Array, Context, LossVars, Objective
-
-_SIDES = ("student", "teacher")
 
 
 def embedded(
@@ -27,29 +23,33 @@ def embedded(
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
 ) -> Objective:
-    """A loss between linear embeddings of both features, ``loss(W_s vec(F_s) + b_s, W_t vec(F_t) + b_t)``, all learned.
+    """Applies a loss to learned linear embeddings of both features.
 
-    With ``losses.consecutive_correlation`` it is Peng et al., "Correlation Congruence for Knowledge Distillation",
-    ICCV 2019, as the common benchmark of Tian et al. 2020 runs it: 128 features on both sides, not normalised, weight
-    0.02. Both embeddings learn, so that a loss which is small for small embeddings can be satisfied by shrinking them:
-    combine it with the task's own loss, and normalise where the loss does not.
+    Also known as: CC (correlation congruence), with ``losses.consecutive_correlation``.
+
+    ``loss(W_s vec(F_s) + b_s, W_t vec(F_t) + b_t)``. With ``losses.consecutive_correlation`` it is Peng et al.,
+    "Correlation Congruence for Knowledge Distillation", ICCV 2019, as the common benchmark of Tian et al. 2020 runs it:
+    128 features on both sides, not normalized, weight 0.02. Both embeddings are learned, so a loss that is small for
+    small embeddings can be minimized by shrinking them: combine it with the task's loss, and normalize the embeddings
+    unless the loss does.
 
     Args:
-      loss: of two embeddings ``[batch, features]``, one value per example: any of `jaxkd.losses.relations`, or
-        `jaxkd.losses.hint_mse`, which embeddings of one size also fit.
+      loss: function of two embeddings ``[batch, features]`` with one value per example: any of
+        `jaxkd.losses.relations`, or `jaxkd.losses.hint_mse`, since the embeddings have one size.
       student: path of the student's feature ``[batch, ...]``, which is flattened.
-      teacher: path of the teacher's, of any shape.
-      features: the size of both embeddings.
+      teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
+      features: size of both embeddings.
       normalize: divides each embedding by its L2 norm; an embedding of zero stays zero.
       weight: a number, or an optax schedule of the step.
-      **hyperparameters: of the loss, as for `jaxkd.term`.
+      **hyperparameters: keyword arguments of the loss, as for `jaxkd.term`.
 
     Returns:
-      An `Objective` that owns ``{"student": {"kernel", "bias"}, "teacher": {"kernel", "bias"}}``.
+      An `Objective` with the parameters ``{"student": {"kernel", "bias"}, "teacher": {"kernel", "bias"}}``.
 
     Raises:
-      ValueError: when it is initialised: a path does not exist, or the loss does not return values per example.
+      ValueError: at initialization: a path does not exist, or the loss does not return one value per example.
 
+    >>> import jax.numpy as jnp
     >>> from jaxkd import losses
     >>> objective = embedded(losses.distance_relation, "student/f", "teacher/f", features=8)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -58,27 +58,15 @@ def embedded(
     >>> params["student"]["kernel"].shape, params["teacher"]["kernel"].shape
     ((48, 8), (5, 8))
     """
-    paths = {"student": student, "teacher": teacher}
-    embeddings = {side: f"{side}/embedding" for side in _SIDES}
-    compare = term(loss, *embeddings.values(), weight=weight, **hyperparameters)
+    paths = (student, teacher)
+    compare = term(loss, *(f"{side}/embedding" for side in SIDES), weight=weight, **hyperparameters)
 
     def init(key: Array, context: Context) -> LossVars:
-        sizes = (math.prod(lookup(context, paths[side]).shape[1:]) for side in _SIDES)
-        keys = jax.random.split(key)
-        return LossVars({side: dense_init(k, n, features) for side, k, n in zip(_SIDES, keys, sizes, strict=True)})
+        return LossVars(init_embeddings(jax.random.split(key), context, paths, features))
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        values = {}
-        for side in _SIDES:
-            feature = counted(context, lookup(context, paths[side]))
-            embedding = dense(params[side], feature.reshape(feature.shape[0], math.prod(feature.shape[1:])))
-            values[embeddings[side]] = _unit(embedding) if normalize else embedding
-        return replace(context, values), state
+        embeddings = embed(params, context, paths, normalize=normalize)
+        return replace(context, {f"{side}/embedding": x for side, x in embeddings.items()}), state
 
     return mapped(init, change, compare)
-
-
-def _unit(x: Array) -> Array:
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.where(square > 0, square, 1))

@@ -1,4 +1,4 @@
-"""Factor transfer: a paraphraser that compresses the teacher's feature, and a translator that learns to follow."""
+"""Factor transfer: a paraphraser of the teacher, a translator of the student."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd.objectives._checks import positive
 from jaxkd.objectives.compose import Schedule, counted, lookup, replace, term
 from jaxkd.objectives.layers import conv, conv_init, maps
 from jaxkd.objectives.mapped import mapped
@@ -18,25 +19,27 @@ _SLOPE = 0.1
 
 
 def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Schedule = 1.0) -> Objective:
-    """The paraphraser of factor transfer, by itself: ``mean (D(E(F_t)) − F_t)²``.
+    """Reconstruction loss of an autoencoder of the teacher's feature.
 
-    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section
-    3. An autoencoder of the teacher's feature, trained before the student and without labels. The
-    encoder E is three 3×3 convolutions (C → C → rC → rC channels), the decoder D its mirror image (transposed
-    convolutions of stride 1 are convolutions), each followed by a leaky ReLU of slope 0.1 and, as in the authors' code,
-    without BatchNorm. `factor_transfer` takes over what it learned.
+    Also known as: FT (factor transfer), its first stage.
+
+    ``mean (D(E(F_t)) − F_t)²``. Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor
+    Transfer", NeurIPS 2018, section 3. The autoencoder is trained before the student and without labels. The encoder E
+    is three 3×3 convolutions (C → C → rC → rC channels), the decoder D its mirror image (transposed convolutions of
+    stride 1 are convolutions), each followed by a leaky ReLU of slope 0.1 and, as in the authors' code, without
+    BatchNorm. `factor_transfer` takes the trained parameters.
 
     Args:
       teacher: path of the teacher's map ``[batch, height, width, channels]``, such as ``"teacher/stage3"``.
-      rate: channels of the factor for each channel of the teacher's map, > 0; the paper's k.
+      rate: r > 0, channels of the factor for each channel of the teacher's map; the paper's k.
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` that owns ``{"encoder": {"first", "second", "third"}, "decoder": {...}}``. The student takes no
-      part in it, and gets no gradient.
+      An `Objective` with the parameters ``{"encoder": {"first", "second", "third"}, "decoder": {...}}``. It does not
+      read the student, which receives no gradient.
 
     Raises:
-      ValueError: the rate is not positive; or, when it is initialised: the path does not exist or is no map's.
+      ValueError: the rate is not positive; or, at initialization: the path does not exist or does not hold a map.
 
     >>> objective = paraphraser("teacher/f")
     >>> context = Context({}, {"f": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.float32)}, {}, 0)
@@ -44,7 +47,7 @@ def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Sche
     >>> params["encoder"]["third"]["kernel"].shape, params["decoder"]["third"]["kernel"].shape
     ((3, 3, 4, 4), (3, 3, 8, 8))
     """
-    _positive(rate)
+    positive("paraphraser", rate=rate)
     loss = term(losses.hint_mse, "student/reconstruction", "teacher/target", weight=weight)
 
     def init(key: Array, context: Context) -> LossVars:
@@ -69,32 +72,36 @@ def factor_transfer(
     rate: float = 0.5,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
-    """Factor transfer: ``mean |n(F(E(F_t))) − n(F(T(F_s)))|`` of the attention maps F of the two factors.
+    """Distance between attention maps of the student's and the teacher's factors.
 
-    Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3
-    with p = 1, in the form of popular code (`jaxkd.losses.factor_transfer` says which). The translator T is three 3×3
-    convolutions (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is
-    learned with the student. The paraphraser's encoder E is frozen: it lives in the objective's *state*, where no
-    gradient and no weight decay of the optimizer reaches it.
+    Also known as: FT (factor transfer).
 
-    A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second is given what that learned,
-    ``factor_transfer("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. A state that
-    exists holds it at ``state.loss.state[...]["paraphraser"]``.
+    ``mean |n(A(E(F_t))) − n(A(T(F_s)))|`` with the attention maps A of the two factors. Kim, Park & Kwak, "Paraphrasing
+    Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3 with p = 1, in the form of
+    popular code (see `jaxkd.losses.factor_transfer`). The translator T is three 3×3 convolutions
+    (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with
+    the student. The paraphraser's encoder E is frozen: it is part of the objective's *state*, which neither gradients
+    nor the optimizer's weight decay reach.
+
+    A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
+    ``factor_transfer("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. A train state holds
+    the frozen paraphraser at ``state.loss.state[...]["paraphraser"]``.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
-      teacher: path of the teacher's map, of which channels and size may differ.
+      teacher: path of the teacher's map; channels and size may differ.
       trained: parameters of a trained `paraphraser` of the same feature and rate. Without them the paraphraser is a
-        random projection, which is not the method.
-      rate: channels of the factor for each channel of the teacher's map, > 0.
+        random projection, which is not the published method.
+      rate: r > 0, channels of the factor for each channel of the teacher's map.
       weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
 
     Returns:
-      An `Objective` that owns ``{"translator": {"first", "second", "third"}}`` and remembers ``{"paraphraser": ...}``.
+      An `Objective` with the parameters ``{"translator": {"first", "second", "third"}}`` and the state
+      ``{"paraphraser": ...}``.
 
     Raises:
-      ValueError: the rate is not positive; or, when it is initialised: a path does not exist or is no map's, or what
-        was trained does not fit the teacher's feature.
+      ValueError: the rate is not positive; or, at initialization: a path does not exist or does not hold a map, or the
+        trained parameters do not fit the teacher's feature.
 
     >>> objective = factor_transfer("student/f", "teacher/f")
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -103,7 +110,7 @@ def factor_transfer(
     >>> params["translator"]["third"]["kernel"].shape
     (3, 3, 4, 4)
     """
-    _positive(rate)
+    positive("factor_transfer", rate=rate)
     loss = term(losses.factor_transfer, student, teacher, weight=weight)
 
     def init(key: Array, context: Context) -> LossVars:
@@ -120,7 +127,7 @@ def factor_transfer(
                     f"factor_transfer: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
                     f"{wanted}, got {given}."
                 )
-            frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, as the state is donated
+            frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, since the state is donated
         translator = _stack(key, (channels, channels, factors, factors))
         return LossVars({"translator": translator}, {"paraphraser": frozen})
 
@@ -131,11 +138,6 @@ def factor_transfer(
         return replace(context, {student: _layers(params["translator"], feature), teacher: factor}), state
 
     return mapped(init, change, loss)
-
-
-def _positive(rate: float) -> None:
-    if rate <= 0:
-        raise ValueError(f"rate: expected a positive number of factor channels per channel, got {rate}.")
 
 
 def _factors(channels: int, rate: float) -> int:

@@ -1,12 +1,13 @@
-"""The few layers that objectives learn, as pairs of functions: dense, convolution, BatchNorm.
+"""Layers of objectives, as pairs of functions: dense, convolution, BatchNorm.
 
 Maps are ``[batch, height, width, channels]``. A layer's parameters are a dict of float32 arrays; it computes in float32
-or better, whatever the features are. Where the papers say "1×1 convolution", it is `dense`, which is the same and also
-does for vectors and tokens.
+or better for any dtype of the features. A paper's "1×1 convolution" is `dense`, which computes the same and also
+applies to vectors and tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,11 @@ from jaxkd.losses.features.activations import _match_size
 from jaxkd.normalization import by_replica, running, share_of, statistics
 from jaxkd.types import Array, Context, LossVars
 
-MOMENTUM, EPSILON = 0.9, 1e-5  # of BatchNorm, as PyTorch's defaults have it (which calls this momentum 0.1)
+MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
 
 
 def dense_init(key: Array, features: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
-    """Parameters of a linear map of the last axis.
+    """Initializes a linear map of the last axis.
 
     >>> jax.tree.map(jnp.shape, dense_init(jax.random.key(0), 3, 5))
     {'bias': (5,), 'kernel': (3, 5)}
@@ -31,7 +32,7 @@ def dense_init(key: Array, features: int, outputs: int, *, bias: bool = True) ->
 
 
 def dense(params: dict[str, Array], x: Array) -> Array:
-    """A linear map of the last axis of ``[..., features]``: of a map, a 1×1 convolution.
+    """Maps the last axis of ``[..., features]`` linearly; on maps, a 1×1 convolution.
 
     >>> dense({"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)}, jnp.ones((4, 2)))[0]
     Array([3.], dtype=float32)
@@ -41,7 +42,7 @@ def dense(params: dict[str, Array], x: Array) -> Array:
 
 
 def conv_init(key: Array, size: int, channels: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
-    """Parameters of a convolution with a square kernel.
+    """Initializes a convolution with a square kernel.
 
     >>> jax.tree.map(jnp.shape, conv_init(jax.random.key(0), 3, 2, 5, bias=False))
     {'kernel': (3, 3, 2, 5)}
@@ -50,7 +51,7 @@ def conv_init(key: Array, size: int, channels: int, outputs: int, *, bias: bool 
 
 
 def conv(params: dict[str, Array], x: Array) -> Array:
-    """A convolution of a map, of stride 1, padded with zeros to the same size.
+    """Convolves a map with stride 1 and zero padding to the same size.
 
     >>> conv({"kernel": jnp.ones((3, 3, 1, 1))}, jnp.ones((1, 3, 3, 1)))[0, 1, :, 0]
     Array([6., 9., 6.], dtype=float32)
@@ -61,12 +62,12 @@ def conv(params: dict[str, Array], x: Array) -> Array:
 
 
 def batch_norm_init(features: int) -> LossVars:
-    """Parameters and running statistics of a BatchNorm over the last axis.
+    """Initializes the parameters and running statistics of a BatchNorm.
 
     >>> batch_norm_init(1).state
     {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}
     """
-    # Four arrays, not two: a train state is donated, and a buffer can be donated only once.
+    # Four arrays rather than two used twice: a train state is donated, and a buffer can be donated only once.
     return LossVars(
         {"scale": jnp.ones(features, jnp.float32), "bias": jnp.zeros(features, jnp.float32)},
         {"mean": jnp.zeros(features, jnp.float32), "var": jnp.ones(features, jnp.float32)},
@@ -82,26 +83,27 @@ def batch_norm(
     axis_name: str | None,
     train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-    """BatchNorm over the last axis, with the statistics of the examples that count.
+    """Applies BatchNorm over the last axis, with the statistics of unmasked examples.
 
-    Each of the `jaxkd.normalization.replicas` normalises by itself: by default each device's share of the batch.
+    Each of the `jaxkd.normalization.replicas`, by default each device's share of the batch, has its own statistics.
 
     Args:
       params: ``scale`` and ``bias``, from `batch_norm_init`.
       state: the running ``mean`` and ``var``.
-      x: ``[batch, ..., features]``. What it holds where the mask is False must be finite.
-      mask: True for the examples that count ``[batch]``, or None for all.
+      x: feature ``[batch, ..., features]``, finite also in masked examples.
+      mask: example mask ``[batch]``, or None for all examples.
       axis_name: the mapped axis that splits the batch, or None.
-      train: normalises by the batch's statistics and updates the running ones; otherwise by the running ones, which
-        stay. They move by a tenth, and the variance is the biased one, as Flax has it (PyTorch's is not).
+      train: normalizes by the batch's statistics and updates the running ones; otherwise the running statistics
+        normalize, and are returned unchanged. An update moves them by a tenth, with the biased variance, as in Flax
+        (PyTorch's is unbiased).
 
     Returns:
-      The normalised features, and the new state.
+      The normalized features and the new state.
 
-    >>> made = batch_norm_init(1)
+    >>> variables = batch_norm_init(1)
     >>> x = jnp.array([[1.0], [3.0], [100.0]])
     >>> mask = jnp.array([True, True, False])
-    >>> y, state = batch_norm(*made, x, mask=mask, axis_name=None, train=True)
+    >>> y, state = batch_norm(*variables, x, mask=mask, axis_name=None, train=True)
     >>> y[:2, 0].round(3), state["mean"]
     (Array([-1.,  1.], dtype=float32), Array([0.2], dtype=float32))
     """
@@ -111,21 +113,21 @@ def batch_norm(
         share = share_of(mask, axis_name, None if mask is None else mask.shape[0])
         mean, var, count = statistics(x, -1, share, fast=False)
         moved = (running(state[name], new, MOMENTUM, count) for name, new in (("mean", mean), ("var", var)))
-        # A state keeps its type, and no gradient goes through it.
+        # The state keeps its dtype, as a scan over steps requires, and no gradient flows through it.
         state = {
             name: jax.lax.stop_gradient(new).astype(state[name].dtype)
             for name, new in zip(("mean", "var"), moved, strict=True)
         }
 
-    def normalise(x: Array, mean: Array, var: Array) -> Array:
+    def normalize(x: Array, mean: Array, var: Array) -> Array:
         scale = jax.lax.rsqrt(var + EPSILON) * params["scale"]
         return (x - _row(mean, x.ndim)) * _row(scale, x.ndim) + _row(params["bias"], x.ndim)
 
-    return by_replica(normalise, x, mean, var), state
+    return by_replica(normalize, x, mean, var), state
 
 
 def connector_init(key: Array, features: int, outputs: int) -> LossVars:
-    """Parameters and state of a `connector`.
+    """Initializes the parameters and state of a `connector`.
 
     >>> jax.tree.map(jnp.shape, connector_init(jax.random.key(0), 3, 5).params)
     {'kernel': (3, 5), 'norm': {'bias': (5,), 'scale': (5,)}}
@@ -135,22 +137,25 @@ def connector_init(key: Array, features: int, outputs: int) -> LossVars:
 
 
 def connector(params: Any, state: Any, x: Array, context: Context, *, train: bool) -> tuple[Array, Any]:
-    """A 1×1 convolution without a bias and a BatchNorm: the connector of several feature losses."""
+    """Applies a 1×1 convolution without a bias, then BatchNorm."""
     mask = checks.example_mask(context.batch)
     x = dense({"kernel": params["kernel"]}, x)
     return batch_norm(params["norm"], state, x, mask=mask, axis_name=context.axis_name, train=train)
 
 
 def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Two maps at one size, in float32 or better: on each axis, the larger is adaptive-average-pooled to the smaller.
+    """Brings two maps to one size, in float32 or better.
+
+    On each axis the larger map is adaptive-average-pooled to the size of the smaller.
 
     Args:
-      name: whose features they are, as the message's first word.
-      student: ``[batch, ..., features]``; a map ``[batch, height, width, channels]`` may differ in size.
-      teacher: likewise; the features may differ in number.
+      name: name of the objective, the first word of an error message.
+      student: feature ``[batch, ..., features]``; a map ``[batch, height, width, channels]`` may differ in size.
+      teacher: feature of the same rank; the number of features may differ.
 
     Raises:
-      ValueError: ranks or batches differ, the positions of what are no maps, or a dtype is not floating point.
+      ValueError: the ranks, the batch sizes or the positions of token features differ, or a dtype is not floating
+        point.
 
     >>> [x.shape for x in match_size("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
     [(2, 4, 4, 3), (2, 4, 4, 5)]
@@ -170,10 +175,10 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
 
 
 def maps(name: str, features: Sequence[Any]) -> None:
-    """Raises unless all are maps, or the shapes of such.
+    """Raises unless all features, or their shapes, are maps.
 
     Raises:
-      ValueError: one is not ``[batch, height, width, channels]``.
+      ValueError: a feature is not ``[batch, height, width, channels]``.
 
     >>> maps("review", [jax.ShapeDtypeStruct((2, 8), "float32")])
     Traceback (most recent call last):
@@ -182,6 +187,38 @@ def maps(name: str, features: Sequence[Any]) -> None:
     for feature in features:
         if len(feature.shape) != 4:
             raise ValueError(f"{name}: expected a map [batch, height, width, channels], got {checks.shape(feature)}.")
+
+
+def flatten(x: Array) -> Array:
+    """Flattens ``[batch, ...]`` to ``[batch, features]``.
+
+    >>> flatten(jnp.ones((0, 2, 3))).shape
+    (0, 6)
+    """
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # a size of -1 is ambiguous for an empty batch
+
+
+def position_mean(x: Array) -> Array:
+    """Averages a feature ``[batch, ..., features]`` over its positions.
+
+    >>> position_mean(jnp.ones((4, 2, 2, 3))).shape, position_mean(jnp.ones((4, 3))).shape
+    ((4, 3), (4, 3))
+    """
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]).mean(axis=1)
+
+
+def unit(x: Array) -> Array:
+    """Divides rows by their L2 norm; a row with a norm below 1e-12 becomes zero.
+
+    Such a row has no direction; its gradient is zero, where that of the quotient would be NaN or infinite.
+
+    >>> unit(jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    present = square > 1e-24
+    return jnp.where(present, x * jax.lax.rsqrt(jnp.where(present, square, 1)), 0)
 
 
 def _init(key: Array, shape: tuple[int, ...], bias: bool) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""An ensemble of teachers with learned weights: by how well the combination answers, not by what suits the student."""
+"""Soft targets of several teachers, with ensemble weights learned from the labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks, losses
-from jaxkd.objectives.compose import Schedule, lookup, mean, weighted
+from jaxkd.objectives.compose import Schedule, add_loss, at_step, lookup, mask_of_shape, weighted
 from jaxkd.types import Array, Context, LossOut, LossVars, Mean, Objective
 
 __all__ = ["learned_ensemble"]
@@ -23,30 +23,32 @@ def learned_ensemble(
     temperature: float | Array | Schedule = 4.0,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
-    """Soft targets of a weighted ensemble, ``T² KL(Σ_k w_k p_k ‖ p_s)`` with learned weights ``w = softmax(a)``.
+    """KL divergence from an ensemble of teachers with learned weights.
 
-    ``p = softmax(z / T)``, and a learns from the labels: it descends the combination's own cross-entropy
-    ``−log Σ_k w_k softmax(z_k)[y]``, at the temperature 1, and nothing of the student's loss. The weights can therefore
-    not be chosen for being easy to match. You, Xu, Xu & Tao, "Learning from Multiple Teacher Networks", KDD 2017,
-    average the softened probabilities with equal weights, where a begins; the weights by the likelihood of a mixture of
-    experts are this library's choice. The likelihood is concave in w: what is best nearby is the best there is.
+    ``T² KL(Σ_k w_k p_k ‖ p_s)`` with ``p = softmax(z / T)`` and learned weights ``w = softmax(a)``. The parameters a
+    minimize the ensemble's own cross-entropy with the labels, ``−log Σ_k w_k softmax(z_k)[y]`` at the temperature 1,
+    and receive no gradient of the student's loss, so teachers cannot be preferred for being easy to match. You, Xu, Xu
+    & Tao, "Learning from Multiple Teacher Networks", KDD 2017, average the softened probabilities with equal weights,
+    which are the initial ones here; learning the weights by the likelihood of a mixture of experts is this library's
+    choice. The likelihood is concave in w, so every local optimum is global.
 
-    The weight is that of the student's loss. What teaches a has a value of 0 and is not scaled: a schedule that begins
-    at 0 lets the ensemble learn before the student does. One teacher gives ``losses.soft_target_kl`` itself.
+    `weight` scales the student's loss only. The loss of a adds 0 to the value and is not scaled: under a weight
+    schedule that starts at 0, the ensemble learns before the student. A single teacher gives
+    ``losses.soft_target_kl``.
 
     Args:
       student: path of the student's logits ``[..., classes]``.
-      teachers: paths of the teachers' logits, which are of one shape.
-      labels: path of the integer classes ``[...]``.
+      teachers: paths of the teachers' logits, all in one shape.
+      labels: path of integer classes ``[...]``.
       temperature: T, a number or a schedule of the step.
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` that owns ``weights`` ``[teachers]``, the logarithms a. Its metrics include the combination's
+      An `Objective` with the parameter ``weights`` ``[teachers]``, the logits a. Its metrics include the ensemble's
       cross-entropy ``nll`` and each teacher's weight, ``share/a`` for ``"teacher/a/logits"``.
 
     Raises:
-      ValueError: there are no teachers, or one is named twice; and when it is initialised or applied: a path does not
+      ValueError: there are no teachers, or one is given twice; and at initialization or application: a path does not
         exist, shapes differ, or the labels are not integers.
 
     >>> objective = learned_ensemble()
@@ -67,59 +69,57 @@ def learned_ensemble(
     def init(key: Array, context: Context) -> LossVars:
         del key
         params = {"weights": jnp.zeros(len(teachers), jnp.float32)}
-        alone = context._replace(axis_name=None)
-        jax.eval_shape(lambda p, c: apply(p, {}, c, None).value, params, alone)
+        # An abstract evaluation raises the errors of the first step; no axis is mapped at initialization.
+        jax.eval_shape(lambda p, c: apply(p, {}, c, None).value, params, context._replace(axis_name=None))
         return LossVars(params)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         del key
-        scale = temperature(context.step) if callable(temperature) else temperature
-        logits = _same([jnp.asarray(lookup(context, path)) for path in teachers], teachers)
-        mask = checks.example_mask(context.batch)
-        if mask is not None:
-            rows = tuple(range(1, logits[0].ndim - 1))
-            mask = jnp.broadcast_to(jnp.expand_dims(mask, rows), logits[0].shape[:-1])
+        scale = at_step(temperature, context.step)
+        logits = _common_dtype([jnp.asarray(lookup(context, path)) for path in teachers], teachers)
+        mask = mask_of_shape(context, logits[0].shape[:-1])
         log_weights = jax.nn.log_softmax(params["weights"])
-        target = jax.lax.stop_gradient(_combined(logits, log_weights, scale))
+        target = jax.lax.stop_gradient(_average(logits, log_weights, scale))
         values = losses.soft_target_kl(lookup(context, student), target, temperature=scale, where=mask)
-        nll = _surprise(logits, log_weights, lookup(context, labels), mask)
+        nll = _mixture_nll(logits, log_weights, lookup(context, labels), mask)
         out = weighted(values, mask, weight, context, state, nll=nll)
-        learned = mean(nll, mask, context.axis_name)[0]
+        nll = nll - jax.lax.stop_gradient(nll)  # the gradient of the loss without its value
         shares = jax.lax.stop_gradient(jnp.exp(log_weights))
         named = {f"share/{_name(path)}": Mean(shares[k], jnp.ones_like(shares[k])) for k, path in enumerate(teachers)}
-        return out._replace(
-            value=out.value + (learned - jax.lax.stop_gradient(learned)), metrics={**out.metrics, **named}
-        )
+        return add_loss(out._replace(metrics={**out.metrics, **named}), nll, mask, context)
 
     return Objective(init, apply)
 
 
-def _same(logits: list[Array], teachers: tuple[str, ...]) -> list[Array]:
-    """In one dtype, float32 or better."""
+def _common_dtype(logits: list[Array], teachers: tuple[str, ...]) -> list[Array]:
+    """Casts logits of one shape to one dtype, float32 or better."""
     if any(z.shape != logits[0].shape for z in logits):
-        found = checks.describe(dict(zip(teachers, logits, strict=True)))
+        got = checks.describe(dict(zip(teachers, logits, strict=True)))
         raise ValueError(
-            f"learned_ensemble: expected logits of one shape, got {found}. Teachers of other classes have terms of "
-            "their own, or logits of all classes by jaxkd.adapters.place_classes."
+            f"learned_ensemble: expected logits of one shape, got {got}. Give teachers of other classes terms of their "
+            "own, or expand their logits to all classes with jaxkd.adapters.place_classes."
         )
     dtype = jnp.result_type(jnp.float32, *logits)
     return [z.astype(dtype) for z in logits]
 
 
-def _combined(logits: list[Array], log_weights: Array, temperature: Any) -> Array:
-    """``T log Σ_k w_k softmax(z_k / T)``: logits of the averaged probabilities at the temperature T."""
+def _average(logits: list[Array], log_weights: Array, temperature: Any) -> Array:
+    """Logits of the averaged probabilities, ``T log Σ_k w_k softmax(z_k / T)``."""
     if len(logits) == 1:
         return logits[0]
-    weighed = [jax.nn.log_softmax(z / temperature) + log_weights[k] for k, z in enumerate(logits)]
-    return temperature * jax.nn.logsumexp(jnp.stack(weighed), axis=0)
+    scaled = [jax.nn.log_softmax(z / temperature) + log_weights[k] for k, z in enumerate(logits)]
+    return temperature * jax.nn.logsumexp(jnp.stack(scaled), axis=0)
 
 
-def _surprise(logits: list[Array], log_weights: Array, labels: Array, mask: Array | None) -> Array:
-    """``−log Σ_k w_k p_k(y)`` ``[...]``; an example whose class no teacher has says nothing of the weights."""
-    of_label = jnp.stack([-losses.cross_entropy(jax.lax.stop_gradient(z), labels, where=mask) for z in logits])
-    possible = jnp.any(~jnp.isneginf(of_label), axis=0)
-    row = jnp.expand_dims(log_weights, tuple(range(1, of_label.ndim)))
-    return jnp.where(possible, -jax.nn.logsumexp(jnp.where(possible[None], of_label, 0) + row, axis=0), 0)
+def _mixture_nll(logits: list[Array], log_weights: Array, labels: Array, mask: Array | None) -> Array:
+    """Cross-entropy of the mixture ``−log Σ_k w_k p_k(y)`` ``[...]``.
+
+    An example whose class all teachers exclude contributes neither value nor gradient.
+    """
+    log_p = jnp.stack([-losses.cross_entropy(jax.lax.stop_gradient(z), labels, where=mask) for z in logits])
+    possible = jnp.any(~jnp.isneginf(log_p), axis=0)
+    row = jnp.expand_dims(log_weights, tuple(range(1, log_p.ndim)))
+    return jnp.where(possible, -jax.nn.logsumexp(jnp.where(possible[None], log_p, 0) + row, axis=0), 0)
 
 
 def _name(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Losses on features that learned layers have mapped: the form that most objectives with parameters have."""
+"""Objectives that compare features behind learned layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxkd.objectives.compose import counted, lookup, replace
+from jaxkd.objectives.layers import connector, connector_init
 from jaxkd.types import Array, Context, LossOut, LossVars, Objective
 
 
@@ -15,20 +17,20 @@ def mapped(
     change: Callable[[Any, Any, Context, Array | None], tuple[Context, Any]],
     loss: Objective,
 ) -> Objective:
-    """An objective without parameters, on a context that learned layers have changed.
+    """Applies an objective without parameters behind learned layers.
 
     Args:
-      init: ``(key, context of shapes) -> LossVars``, the parameters and the state of the layers.
-      change: ``(params, state, context, key) -> (context, new state)``; the new context holds what the layers made of
-        the features (see `jaxkd.objectives.replace`). The key is None in evaluation.
-      loss: what compares them, such as a `jaxkd.term`.
+      init: ``(key, context of shapes) -> LossVars``, parameters and state of the layers.
+      change: ``(params, state, context, key) -> (context, new state)``; the new context holds the mapped features (see
+        `jaxkd.objectives.replace`). The key is None in evaluation.
+      loss: objective that compares the mapped features, such as a `jaxkd.term`.
 
     Returns:
-      An `Objective` with the loss's value and metrics. Features that do not fit are found when it is initialised.
+      An `Objective` with the loss's value and metrics. Features that do not fit are an error at initialization.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
-    >>> from jaxkd.objectives.compose import lookup, replace, term
+    >>> from jaxkd.objectives.compose import term
     >>> scaled = mapped(
     ...     lambda key, context: LossVars({"scale": jnp.ones(())}),
     ...     lambda p, s, c, key: (replace(c, {"student/f": p["scale"] * lookup(c, "student/f")}), s),
@@ -39,14 +41,36 @@ def mapped(
     Array(4., dtype=float32)
     """
 
-    def made(key: Array, context: Context) -> LossVars:
+    def init_and_check(key: Array, context: Context) -> LossVars:
         params, state = init(key, context)
-        alone = context._replace(axis_name=None)
-        jax.eval_shape(lambda p, s, c: apply(p, s, c, None).value, params, state, alone)
+        # An abstract evaluation raises the errors of the first step; no axis is mapped at initialization.
+        local = context._replace(axis_name=None)
+        jax.eval_shape(lambda p, s, c: apply(p, s, c, None).value, params, state, local)
         return LossVars(params, state)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         context, state = change(params, state, context, key)
         return loss.apply({}, {}, context, key)._replace(state=state)
 
-    return Objective(made, apply)
+    return Objective(init_and_check, apply)
+
+
+def connected(loss: Objective, student: str, teacher: str, **entries: Array) -> Objective:
+    """Applies an objective to the student's feature behind a learned connector.
+
+    Args:
+      loss: objective that compares the connector's output, at the student's path, with the teacher's feature.
+      student: path of the student's feature ``[batch, ..., features]``.
+      teacher: path of the teacher's feature, whose channels the connector produces.
+      **entries: arrays that the loss reads under ``"batch/NAME"``.
+    """
+
+    def init(key: Array, context: Context) -> LossVars:
+        return connector_init(key, *(lookup(context, path).shape[-1] for path in (student, teacher)))
+
+    def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
+        feature = counted(context, lookup(context, student))
+        feature, state = connector(params, state, feature, context, train=key is not None)
+        return replace(context, {student: feature} | {f"batch/{name}": x for name, x in entries.items()}), state
+
+    return mapped(init, change, loss)

@@ -1,4 +1,4 @@
-"""Objectives on parts that the student does not have by itself: an ensemble of its members, targets made of them."""
+"""Objectives on outputs derived from the student's, such as an ensemble."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def with_parts(
     make: Callable[[Any, Any, Context, Array | None], tuple[Mapping[str, Array], Any]],
     objective: Objective,
 ) -> Objective:
-    """An objective on a context whose student has further outputs, made of those that it has.
+    """Applies an objective to the student's outputs extended by derived ones.
 
-    With ``{"ensemble/logits": ...}`` made of the members of a group, ``between(..., student="a", teacher="ensemble")``
-    has the ensemble teach a member.
+    With ``{"ensemble/logits": ...}`` derived from the members of a group, ``between(..., student="a",
+    teacher="ensemble")`` distills the ensemble into a member.
 
     Args:
-      init: ``(key, context of shapes) -> LossVars``, what the making learns and remembers.
-      make: ``(params, state, context, key) -> (outputs, new state)``; the key is None in evaluation. Gradients go
-        through what it makes.
-      objective: what is minimised. It may own parameters and state as well.
+      init: ``(key, context of shapes) -> LossVars``, parameters and state of `make`.
+      make: ``(params, state, context, key) -> (outputs, new state)``, the derived outputs by name; the key is None in
+        evaluation. Gradients flow through the derived outputs.
+      objective: objective on the extended outputs; it may have parameters and state of its own.
 
     Returns:
-      An `Objective` that owns ``{"parts": ..., "objective": ...}``, as far as there is something to own.
+      An `Objective` with parameters and state ``{"parts": ..., "objective": ...}``, each only where it is not empty.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
@@ -45,27 +45,23 @@ def with_parts(
     Array(9., dtype=float32)
     """
 
-    def extended(context: Context, parts: Mapping[str, Array]) -> Context:
+    def extend(context: Context, parts: Mapping[str, Array]) -> Context:
         return context._replace(student={**context.student, **parts})
 
-    def start(key: Array, context: Context) -> LossVars:
+    def init_both(key: Array, context: Context) -> LossVars:
         first, second = jax.random.split(key)
         own = init(first, context)
-        alone = context._replace(axis_name=None)
-        shapes = jax.eval_shape(lambda p, s, c: dict(make(p, s, c, None)[0]), own.params, own.state, alone)
-        of_loss = objective.init(second, extended(context, shapes))
-        return LossVars(
-            *(
-                {name: x for name, x in ((_PARTS, mine), (_OBJECTIVE, theirs)) if jax.tree.leaves(x)}
-                for mine, theirs in zip(own, of_loss, strict=True)
-            )
-        )
+        local = context._replace(axis_name=None)  # no axis is mapped at initialization
+        shapes = jax.eval_shape(lambda p, s, c: dict(make(p, s, c, None)[0]), own.params, own.state, local)
+        inner = objective.init(second, extend(context, shapes))
+        both = ({_PARTS: outer, _OBJECTIVE: nested} for outer, nested in zip(own, inner, strict=True))
+        return LossVars(*({name: x for name, x in trees.items() if jax.tree.leaves(x)} for trees in both))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         first, second = (None, None) if key is None else jax.random.split(key)
-        parts, made = make(params.get(_PARTS, {}), state.get(_PARTS, {}), context, first)
-        out = objective.apply(params.get(_OBJECTIVE, {}), state.get(_OBJECTIVE, {}), extended(context, parts), second)
-        new = {_PARTS: made, _OBJECTIVE: out.state}
-        return out._replace(state={name: new[name] for name in state})
+        parts, new = make(params.get(_PARTS, {}), state.get(_PARTS, {}), context, first)
+        out = objective.apply(params.get(_OBJECTIVE, {}), state.get(_OBJECTIVE, {}), extend(context, parts), second)
+        states = {_PARTS: new, _OBJECTIVE: out.state}
+        return out._replace(state={name: states[name] for name in state})
 
-    return Objective(start, apply)
+    return Objective(init_both, apply)

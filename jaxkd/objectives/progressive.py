@@ -1,4 +1,4 @@
-"""Progressive self-knowledge distillation (PS-KD): targets mixed with what the student said of the example before."""
+"""Progressive self-distillation: labels mixed with past predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks, losses
-from jaxkd.objectives.compose import Schedule, counted, lookup, weighted
+from jaxkd.objectives._rows import gather, row_index, write_index
+from jaxkd.objectives.compose import Schedule, at_step, counted, lookup, weighted
 from jaxkd.types import Array, Context, LossOut, LossVars, Mean, Objective
 
 __all__ = ["past_predictions", "remembered"]
@@ -27,39 +28,42 @@ def past_predictions(
     weight: float | Array | Schedule = 1.0,
     dtype: Any = jnp.float32,
 ) -> Objective:
-    """Cross-entropy with ``(1 − α_t) onehot(y) + α_t p_past``, p_past what the student predicted at its last visit.
+    """Cross-entropy with labels mixed with the student's last predictions.
 
-    ``α_t = α_T t / T``. Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
-    section 3, with the published α_T of 0.8. An example that was not seen yet has its label alone. As in the authors'
-    code, the predictions are those of training: of the augmented image, in training mode, before the update. There, α
-    changes from epoch to epoch, t being the number of the epoch from 1; as a schedule of the step that is ``lambda
-    step: 0.8 * (step // steps_per_epoch + 1) / epochs``. Beside it, nothing else trains: it takes the place of the
-    cross-entropy.
+    Also known as: PS-KD (progressive self-knowledge distillation).
 
-    The predictions are state, a table ``[examples, classes]``, and so part of every checkpoint. It is kept as the bits
-    of its numbers, which stay what they are where devices average what they hold; `remembered` reads it.
-    ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
+    The target is ``(1 − α_t) onehot(y) + α_t p_past`` with ``α_t = α_T t / T``, where p_past is the student's
+    prediction at its last visit of the example. Kim et al., "Self-Knowledge Distillation with Progressive Refinement of
+    Targets", ICCV 2021, section 3, with the published α_T of 0.8. The target of an example at its first visit is the
+    label. As in the authors' code, the predictions are those of training: of the augmented image, in training mode,
+    before the update. Their α changes every epoch, with t the number of the epoch from 1; as a schedule of the step
+    that is ``lambda step: 0.8 * (step // steps_per_epoch + 1) / epochs``. This objective replaces the cross-entropy
+    term.
+
+    The predictions are state, a table ``[examples, classes]``, and so part of every checkpoint. Their bits are stored
+    as integers, since devices average floating-point state and a mean of equal numbers may round; `remembered` reads
+    the table. ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
 
     Args:
-      examples: N, that of the training set; ``batch["index"]`` counts in it. An index outside of it gives NaN, as a
-        label outside of the classes does.
-      alpha: the weight of the past, from 0, which is `jaxkd.losses.cross_entropy`, to 1: a schedule of the step, or a
-        number.
-      steps: T, where ``alpha`` is a number: over so many steps it grows linearly from 0. None keeps it constant.
+      examples: N, size of the training set that ``batch["index"]`` refers to. An index out of range yields NaN, as an
+        invalid class label does.
+      alpha: weight of the past predictions, from 0, which is `jaxkd.losses.cross_entropy`, to 1: a number, or a
+        schedule of the step.
+      steps: T, the number of steps over which a number `alpha` grows linearly from 0. None keeps it constant.
       student: path of the logits ``[batch, classes]``.
       labels: path of integer classes ``[batch]``.
       index: path of the examples' positions in the training set, integers ``[batch]``.
       weight: a number, or an optax schedule of the step.
-      dtype: in which to remember probabilities: float32, or bfloat16 for half of the memory.
+      dtype: dtype of the stored probabilities: float32, or bfloat16 for half of the memory.
 
     Returns:
-      An `Objective` that remembers the predictions. Its metrics are the loss, its weight and ``alpha``. An evaluation
-      (without a key) is the cross-entropy with the labels, since examples of another set have no past, and changes
-      nothing.
+      An `Objective` with the predictions as state. Its metrics are the loss, its weight and ``alpha``. An evaluation
+      (without a key) is the cross-entropy with the labels, since examples of another set have no past predictions, and
+      leaves the state unchanged.
 
     Raises:
-      ValueError: a number or the dtype is none of those; and when it is initialised or applied: a path does not exist,
-        or what is there is not ``[batch, classes]`` or integers ``[batch]``.
+      ValueError: a number or the dtype is not supported; and at initialization or application: a path does not exist,
+        or its value is not ``[batch, classes]`` or integers ``[batch]``.
 
     >>> objective = past_predictions(5, alpha=0.5)
     >>> batch = {"label": jnp.array([0]), "index": jnp.array([3])}
@@ -77,7 +81,9 @@ def past_predictions(
     if steps is not None and steps < 1:
         raise ValueError(f"past_predictions, steps: expected a positive number, or None, got {steps}.")
     if callable(alpha) and steps is not None:
-        raise ValueError("past_predictions, steps: expected None beside a schedule of alpha, which counts by itself.")
+        raise ValueError(
+            "past_predictions, steps: expected None beside a schedule of alpha, which already depends on the step."
+        )
     if not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
         raise ValueError(f"past_predictions, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
     stored = jnp.dtype(dtype)
@@ -85,11 +91,9 @@ def past_predictions(
         raise ValueError(f"past_predictions, dtype: expected float32 or bfloat16, got {stored}.")
 
     def alpha_at(step: Any) -> Any:
-        if callable(alpha):
-            return alpha(step)
-        return alpha if steps is None else alpha * jnp.minimum(step / steps, 1)
+        return at_step(alpha, step) if steps is None else alpha * jnp.minimum(step / steps, 1)
 
-    def read(context: Context, train: bool) -> tuple[Array, Array, Array | None]:
+    def inputs(context: Context, train: bool) -> tuple[Array, Array, Array | None]:
         logits, label = lookup(context, student), lookup(context, labels)
         if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(
@@ -105,12 +109,12 @@ def past_predictions(
 
     def init(key: Array, context: Context) -> LossVars:
         del key
-        classes = read(context, train=True)[0].shape[1]
+        classes = inputs(context, train=True)[0].shape[1]
         return LossVars({}, {"past": jnp.zeros((examples, classes), _BITS[stored])})
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
         del params
-        logits, label, place = read(context, train=key is not None)
+        logits, label, place = inputs(context, train=key is not None)
         mask = checks.example_mask(context.batch)
         step_alpha = jnp.asarray(alpha_at(context.step), jnp.float32)
         if place is None:
@@ -118,37 +122,36 @@ def past_predictions(
         logits = counted(context, jnp.asarray(logits))
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         where = jnp.ones(label.shape, bool) if mask is None else mask
-        # A negative index would count from the end; one that does not count may be anything.
-        place = jnp.where(where, jnp.where(place < 0, examples, place), 0).astype(jnp.int32)
+        place = row_index(place, where, examples)
         classes = logits.shape[1]
-        known = (label >= 0) & (label < classes) & (place < examples)
+        valid = (label >= 0) & (label < classes) & (place < examples)
         hard = jax.nn.one_hot(label, classes, dtype=logits.dtype)
         past = _floats(state["past"].at[place].get(mode="fill", fill_value=0), stored).astype(logits.dtype)
+        # A row of zeros, which no softmax yields, marks an example that was not visited yet.
         past = jnp.where(jnp.sum(past, axis=1, keepdims=True) > 0, past, hard)
         mixing = step_alpha.astype(logits.dtype)
         values = losses.soft_cross_entropy(logits, (1 - mixing) * hard + mixing * past, where=mask)
-        values = jnp.where(known | ~where, values, jnp.nan)
-        new = write(state["past"], jax.nn.softmax(jax.lax.stop_gradient(logits)), place, where, context)
+        # Label and index values are unknown at trace time, so an invalid one yields NaN instead of an error.
+        values = jnp.where(valid | ~where, values, jnp.nan)
+        new = update(state["past"], jax.nn.softmax(jax.lax.stop_gradient(logits)), place, where, context)
         return _reported(values, mask, weight, context, {**state, "past": new}, step_alpha)
 
-    def write(table: Array, rows: Array, place: Array, where: Array, context: Context) -> Array:
-        rows, place, where = (_gather(x, context.axis_name) for x in (_bits(rows, stored), place, where))
-        # Of an example that is twice in a batch, the last one in the batch's order is kept, on any hardware.
-        later = jnp.arange(len(place))[:, None] < jnp.arange(len(place))[None, :]
-        again = jnp.any(later & where[None, :] & (place[:, None] == place[None, :]), axis=1)
-        return table.at[jnp.where(where & ~again, place, examples)].set(rows, mode="drop")
+    def update(table: Array, rows: Array, place: Array, where: Array, context: Context) -> Array:
+        rows, place, where = (gather(x, context.axis_name) for x in (_bits(rows, stored), place, where))
+        return table.at[write_index(place, where, examples)].set(rows, mode="drop")
 
     return Objective(init, apply)
 
 
 def remembered(state: Any) -> Array:
-    """The predictions in the state of `past_predictions`, ``[examples, classes]``; zeros for what was not seen yet.
+    """Returns the stored predictions of `past_predictions` ``[examples, classes]``.
 
     Args:
-      state: of the objective, such as ``train_state.loss.state["ps_kd"]`` under its name in `jaxkd.combine`.
+      state: the objective's state, such as ``train_state.loss.state["ps_kd"]`` for the name ``ps_kd`` in
+        `jaxkd.combine`.
 
     Returns:
-      Probabilities of the dtype that they are kept in.
+      Probabilities in the dtype in which they are stored; zeros for examples that were not visited yet.
 
     >>> remembered({"past": jnp.zeros((4, 3), jnp.int16)}).dtype.name
     'bfloat16'
@@ -168,13 +171,3 @@ def _bits(x: Array, stored: Any) -> Array:
 
 def _floats(bits: Array, stored: Any) -> Array:
     return jax.lax.bitcast_convert_type(bits, stored)
-
-
-def _gather(x: Array, axis_name: str | None) -> Array:
-    """All devices' rows, as a sum, which makes it known to a checked `jax.shard_map` that all have the same."""
-    if axis_name is None:
-        return x
-    size = x.shape[0]
-    whole = jnp.zeros((jax.lax.axis_size(axis_name) * size, *x.shape[1:]), jnp.int32)
-    at = (jax.lax.axis_index(axis_name) * size,) + (0,) * (x.ndim - 1)
-    return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x.astype(jnp.int32), at), axis_name).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Knowledge review: the student's stages, fused from deep to shallow, against the teacher's."""
+"""Knowledge review: the student's stages, fused from deep to shallow."""
 
 from __future__ import annotations
 
@@ -32,34 +32,36 @@ def review(
     features: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
-    """Knowledge review: hierarchical context losses between fused stages of the student and the teacher's.
+    """Hierarchical context losses between fused student and teacher stages.
+
+    Also known as: ReviewKD (knowledge review).
 
     Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3, with its attention-based fusion and
     hierarchical context loss. From the deepest stage to the shallowest:
 
-    - the student's feature goes through a 1×1 convolution and a BatchNorm to the common width, x;
-    - what the deeper stage passed on, y, is enlarged to its size (nearest neighbour); a 1×1 convolution of both and a
+    - a 1×1 convolution and a BatchNorm map the student's feature to the common width, x;
+    - the fused feature of the deeper stage, y, is resized to x (nearest neighbor); a 1×1 convolution of both and a
       sigmoid give two attention maps, and ``x ← a₁·x + a₂·y``. The deepest stage has no y;
-    - x is brought to the teacher's size (nearest), and passed on;
-    - a 3×3 convolution and a BatchNorm make of it the teacher's channels, which the loss compares.
+    - x is resized to the teacher's size (nearest neighbor), and is the next stage's y;
+    - a 3×3 convolution and a BatchNorm map x to the teacher's channels, for the comparison.
 
-    As in the authors' code convolutions before a BatchNorm have no bias and the width is that of the student's deepest
-    stage, at most 512; there the weight also rises linearly for the first 20 epochs, which is a schedule of the step.
+    As in the authors' code, convolutions before a BatchNorm have no bias and the width is that of the student's deepest
+    stage, at most 512; their weight also rises linearly over the first 20 epochs, which is a schedule of the step here.
     In evaluation BatchNorm uses running statistics.
 
     Args:
       students: paths of the student's features from shallow to deep, maps ``[batch, height, width, channels]`` or
-        vectors ``[batch, channels]``, which are maps of one position.
-      teachers: paths of the teacher's, one for each.
-      features: the common width of the fused features.
-      weight: of the sum over the stages: a number, or an optax schedule of the step.
+        vectors ``[batch, channels]``, which are treated as maps of one position.
+      teachers: paths of the teacher's features, one for each of the student's.
+      features: common width of the fused features.
+      weight: weight of the sum over the stages, a number or an optax schedule of the step.
 
     Returns:
-      An `Objective` that owns, for each stage ``"stage0"``, ..., ``{"project", "attention", "output"}``, and remembers
-      the running statistics of ``project`` and ``output``.
+      An `Objective` with the parameters ``{"project", "attention", "output"}`` for each stage ``"stage0"``, ..., and
+      the running statistics of ``project`` and ``output`` as its state.
 
     Raises:
-      ValueError: there are no stages or not as many students as teachers; or, when it is initialised: a path does not
+      ValueError: there are no stages, or not as many students as teachers; or, at initialization: a path does not
         exist, or a feature is neither a map nor a vector.
 
     >>> objective = review(("student/a", "student/b"), ("teacher/a", "teacher/b"))
@@ -72,11 +74,11 @@ def review(
     students, teachers = tuple(students), tuple(teachers)
     if not students or len(students) != len(teachers):
         raise ValueError(
-            f"review: expected as many paths of students as of teachers, from shallow to deep, got {len(students)} and "
-            f"{len(teachers)}."
+            "review: expected as many paths of students as of teachers, at least one, from shallow to deep, got "
+            f"{len(students)} and {len(teachers)}."
         )
     stages = range(len(students))
-    # Names of its own, so that a feature may be given twice.
+    # New paths rather than the given ones, since a feature may be given twice.
     fused, targets = (tuple(f"{root}/review{i}" for i in stages) for root in ("student", "teacher"))
     loss = term(_contexts, fused, targets, weight=weight)
 
@@ -100,18 +102,18 @@ def review(
         new: dict[str, Any] = {}
         deeper, mask, train = None, checks.example_mask(context.batch), key is not None
         for i in reversed(stages):
-            own, old = params[f"stage{i}"], state[f"stage{i}"]
+            layers, old = params[f"stage{i}"], state[f"stage{i}"]
             x, target = (_map(counted(context, lookup(context, paths[i]))) for paths in (students, teachers))
-            x, project = connector(own["project"], old["project"], x, context, train=train)
+            x, project = connector(layers["project"], old["project"], x, context, train=train)
             if deeper is not None:
                 deeper = _nearest(deeper, x.shape[1:3])
-                attention = jax.nn.sigmoid(dense(own["attention"], jnp.concatenate([x, deeper], axis=-1)))
+                attention = jax.nn.sigmoid(dense(layers["attention"], jnp.concatenate([x, deeper], axis=-1)))
                 x = x * attention[..., :1] + deeper * attention[..., 1:]
             deeper = x = _nearest(x, target.shape[1:3])
             y, output = batch_norm(
-                own["output"]["norm"],
+                layers["output"]["norm"],
                 old["output"],
-                conv(own["output"], x),
+                conv(layers["output"], x),
                 mask=mask,
                 axis_name=context.axis_name,
                 train=train,
@@ -135,11 +137,11 @@ def _map(feature: Array) -> Array:
 
 
 def _nearest(x: Array, size: Sequence[int]) -> Array:
-    """A map at another size: position i takes what was at ⌊i·n/m⌋, as PyTorch's nearest neighbour does."""
-    for axis, wanted in zip((1, 2), size, strict=True):
-        found = x.shape[axis]
-        if wanted % found == 0:
-            x = x if wanted == found else jnp.repeat(x, wanted // found, axis=axis)
+    """Resizes a map by nearest neighbor: position i reads ⌊i·old/new⌋, as in PyTorch."""
+    for axis, new in zip((1, 2), size, strict=True):
+        old = x.shape[axis]
+        if new % old == 0:  # a repeat is a broadcast, cheaper than a gather
+            x = x if new == old else jnp.repeat(x, new // old, axis=axis)
         else:
-            x = jnp.take(x, jnp.array([i * found // wanted for i in range(wanted)]), axis=axis)
+            x = jnp.take(x, jnp.array([i * old // new for i in range(new)]), axis=axis)
     return x

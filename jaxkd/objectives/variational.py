@@ -1,4 +1,4 @@
-"""Variational information distillation: the teacher's feature as a Gaussian around what the student predicts."""
+"""Variational information distillation, with a learned mean and variances."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ def variational(
     features: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
-    """Variational information distillation: ``½ [(μ(F_s) − F_t)²/σ² + log σ²]``, averaged over the feature.
+    """Gaussian negative log-likelihood of the teacher's feature given the student's.
 
-    Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, section 2: the negative
-    log-likelihood (without its constant) of the teacher's feature under a Gaussian. Its mean μ is three 1×1
-    convolutions without a bias, with ReLUs between; its variance is one number for each channel, ``σ² = softplus(a) +
-    1e-5``, a learned, σ² = 5 at the start. The paper sums over the feature; popular code, and this, takes the mean.
-    The variances are trained here, as in the paper; in popular code they are left out of the optimizer.
+    Also known as: VID (variational information distillation).
+
+    ``½ [(μ(F_s) − F_t)²/σ² + log σ²]``, averaged over the feature. Ahn et al., "Variational Information Distillation
+    for Knowledge Transfer", CVPR 2019, section 2, without the likelihood's constant. The mean μ is three 1×1
+    convolutions without a bias, with ReLUs between them; the variance of each channel, ``σ² = softplus(a) + 1e-5``
+    with a learned, starts at 5. The paper sums over the feature; popular code, and this objective, average. The
+    variances are trained here, as in the paper; popular code leaves them out of the optimizer.
 
     Args:
       student: path of the student's feature ``[batch, ..., features]``, such as ``"student/stage2"``.
-      teacher: path of the teacher's; its channels may differ, and the size of a map, of which the larger is pooled.
-      features: the width of the two hidden layers; the teacher's channels unless given.
+      teacher: path of the teacher's feature; its channels may differ, and a map's size: the larger map is pooled.
+      features: width of the two hidden layers; the teacher's channels by default.
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` that owns ``{"mean": {"first", "second", "third"}, "raw_variance"}``.
+      An `Objective` with the parameters ``{"mean": {"first", "second", "third"}, "raw_variance"}``.
 
     Raises:
-      ValueError: when it is initialised: a path does not exist, or the features do not fit.
+      ValueError: at initialization: a path does not exist, or the features do not fit.
 
     >>> objective = variational("student/f", "teacher/f")
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -60,7 +62,7 @@ def variational(
         widths = (channels, hidden, hidden, targets)
         keys = jax.random.split(key, len(_LAYERS))
         mean = {name: dense_init(keys[i], widths[i], widths[i + 1], bias=False) for i, name in enumerate(_LAYERS)}
-        raw = math.log(math.expm1(_START - _FLOOR))
+        raw = math.log(math.expm1(_START - _FLOOR))  # the inverse of softplus
         return LossVars({"mean": mean, "raw_variance": jnp.full(targets, raw, jnp.float32)})
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:

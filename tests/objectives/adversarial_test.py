@@ -1,4 +1,4 @@
-"""Adversarial objectives: which gradient goes where, the games' values, the gradient penalty, and that they play."""
+"""Adversarial objectives: gradient routing, values, gradient penalty, masks, devices and training."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import pytest
 from jaxkd import Context, losses
 from jaxkd.objectives import adversarial, convolutional, mlp, wasserstein
 from tests import objective_runs, references, tiny
-from tests.objective_runs import KEY, double, initialised, run
+from tests.objective_runs import KEY, double, initialize, run
 
 BATCH, CLASSES = 16, 3
 VECTORS, MAPS = ("student/logits", "teacher/logits"), ("student/map", "teacher/map")
@@ -47,8 +47,8 @@ def arrays(size=BATCH, seed=0, mask=None):
 
 
 def params_of(objective, given, seed=0):
-    """Initialised, and moved, so that no bias is zero."""
-    variables = initialised(objective, given, seed)
+    """Initial variables with random offsets, so that no bias is zero."""
+    variables = initialize(objective, given, seed)
     rng = np.random.default_rng(seed)
     return variables._replace(
         params=jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), variables.params)
@@ -59,7 +59,7 @@ def params_of(objective, given, seed=0):
 
 
 def games(name, given):
-    """The discriminator's loss and the student's, as two functions of ``(discriminator, student)``."""
+    """Returns the discriminator's and the student's loss as functions of ``(discriminator, student)``."""
     feature = "map" if "maps" in name else "logits"
     network = {"of maps": convolutional(4, 5), "wasserstein of maps": convolutional(4)}.get(name, mlp(6))
     teacher, label = given["teacher"][feature], given["batch"]["label"]
@@ -97,8 +97,8 @@ def games(name, given):
     return (critic, fooling) if "wasserstein" in name else (discriminator, passing)
 
 
-def test_each_game_has_its_own_gradient(name):
-    """One backward pass gives what two do: the discriminator's gradient of its loss, the student's of the other."""
+def test_discriminator_and_student_gradients_are_separate(name):
+    """One backward pass equals two: the discriminator's loss for its parameters, the student's for the student."""
     objective, given = OBJECTIVES[name], arrays()
     variables = params_of(objective, given)
     params, student = variables.params["discriminator"], given["student"]
@@ -108,7 +108,7 @@ def test_each_game_has_its_own_gradient(name):
     found = run(objective, variables, given)
     tiny.assert_close(found.params["discriminator"], want_params, rtol=1e-4, atol=1e-6)
     tiny.assert_close(found.student, jax.tree.map(lambda g: 0.3 * g, want_student), rtol=1e-4, atol=1e-6)
-    if "wasserstein" in name:  # a critic's last bias is the same for both, and means nothing
+    if "wasserstein" in name:  # the critic's last bias cancels in the difference of scores
         found.params["discriminator"][-1].pop("bias")
     assert all((g != 0).any() for g in jax.tree.leaves(found.params))
     values = jax.jit(own)(params, student), jax.jit(other)(params, student)
@@ -117,7 +117,7 @@ def test_each_game_has_its_own_gradient(name):
     np.testing.assert_allclose(found.metrics[""], values[1], rtol=1e-5)
 
 
-def test_the_weight_is_the_students_alone():
+def test_weight_scales_only_the_student_loss():
     given = arrays()
     for make in adversarial, wasserstein:
         found = []
@@ -136,8 +136,8 @@ def numpy_mlp(params, x):
     return x
 
 
-def test_the_values_are_the_formula():
-    """Of the plain and the conditional game, by a network written in NumPy."""
+def test_value_equals_numpy_reference():
+    """The plain and the conditional loss, with a network written in NumPy."""
     given = arrays()
     label = given["batch"]["label"]
     for name in "plain", "conditional":
@@ -156,8 +156,8 @@ def test_the_values_are_the_formula():
         np.testing.assert_allclose(found.metrics["accuracy"], accuracy, rtol=1e-6)
 
 
-def test_the_gradient_penalty_by_finite_differences():
-    """The critic's slope by differences of a network in NumPy; then the penalty's own slope, a second derivative."""
+def test_gradient_penalty_equals_finite_differences():
+    """Finite differences of a NumPy critic give the penalty, and once more its gradient, a second derivative."""
     given = arrays(5)
     objective = wasserstein(*VECTORS, discriminator=mlp(6), penalty=7.0, weight=0.0)
     with jax.enable_x64(True):
@@ -170,7 +170,7 @@ def test_the_gradient_penalty_by_finite_differences():
             penalty = 7.0 * (np.linalg.norm(slope, axis=1) - 1) ** 2
             return (critic(s) - critic(t) + penalty).mean()
 
-        found = run(objective, variables, given, None)  # ... where x̂ is the middle
+        found = run(objective, variables, given, None)  # without a key, x̂ is the midpoint
         params = jax.tree.map(np.asarray, variables.params["discriminator"])
         np.testing.assert_allclose(found.value, value(params), rtol=1e-8)
         for i, layer in enumerate(params):
@@ -183,11 +183,11 @@ def test_the_gradient_penalty_by_finite_differences():
                 np.testing.assert_allclose(found.params["discriminator"][i][part], want, rtol=1e-4, atol=1e-5)
 
 
-def test_a_flat_critic_has_finite_gradients():
+def test_critic_with_zero_slope_has_finite_gradients():
     given = arrays()
     for name in "wasserstein", "wasserstein of maps":
         objective = OBJECTIVES[name]
-        variables = initialised(objective, given)
+        variables = initialize(objective, given)
         for still in variables.params, jax.tree.map(jnp.zeros_like, variables.params):
             same = {**given, "student": given["teacher"]}
             found = run(objective, variables._replace(params=still), same)
@@ -195,7 +195,7 @@ def test_a_flat_critic_has_finite_gradients():
         np.testing.assert_allclose(found.metrics["discriminator"], 5.0 if "maps" in name else 10.0)
 
 
-def test_each_example_and_step_has_a_point_of_its_own():
+def test_interpolation_points_differ_between_steps():
     given = arrays()
     objective = OBJECTIVES["wasserstein"]
     variables = params_of(objective, given)
@@ -204,8 +204,8 @@ def test_each_example_and_step_has_a_point_of_its_own():
     tiny.assert_equal(run(objective, variables, given, None), run(objective, variables, given, None))
 
 
-def test_the_condition_is_no_move_in_the_game():
-    """A student's output as the condition has no gradient by it."""
+def test_condition_receives_no_gradient():
+    """A student output that serves as the condition is not trained to fool the critic."""
     objective = wasserstein(*VECTORS, condition="student/extra", discriminator=mlp(6))
     given = arrays()
     given["student"]["extra"] = np.ones((BATCH, 2), np.float32)
@@ -217,7 +217,7 @@ def test_the_condition_is_no_move_in_the_game():
 # --- masks and devices -----------------------------------------------------------------------------------------------
 
 
-def test_masking_is_dropping(name):
+def test_masking_equals_dropping(name):
     given = arrays(mask=KEEP)
     objective = OBJECTIVES[name]
     variables = params_of(objective, given)
@@ -225,7 +225,7 @@ def test_masking_is_dropping(name):
     del kept["batch"]["mask"]
     want = run(objective, variables, kept)
     for garbage in np.nan, np.inf, 1e30:
-        other = {root: objective_runs.spoilt(tree, KEEP, garbage) for root, tree in given.items()}
+        other = {root: objective_runs.spoiled(tree, KEEP, garbage) for root, tree in given.items()}
         other["batch"]["label"] = np.where(KEEP, given["batch"]["label"], 99)
         found = run(objective, variables, other)
         tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-4, atol=1e-5)
@@ -235,7 +235,7 @@ def test_masking_is_dropping(name):
 
 @pytest.mark.parametrize(("way", "count"), [("pmap", 8), ("shard_map", 4), ("shard_map, unchecked", 2)], ids=str)
 @pytest.mark.parametrize("of", ["conditional", "wasserstein of maps"])
-def test_the_number_of_devices_makes_no_difference(of, way, count):
+def test_result_is_independent_of_device_count(of, way, count):
     objective = OBJECTIVES[of]
     variables = params_of(objective, arrays())
     placed = objective_runs.on_devices(objective, way, count)
@@ -244,7 +244,7 @@ def test_the_number_of_devices_makes_no_difference(of, way, count):
         tiny.assert_close(placed(variables, given), run(objective, variables, given), rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_is_the_upcast_input(name):
+def test_bfloat16_equals_upcast_input(name):
     given, objective = arrays(), OBJECTIVES[name]
     low = {
         **given,
@@ -261,7 +261,7 @@ def test_bfloat16_is_the_upcast_input(name):
 
 
 def play(objective, *, steps, student_rate, rate=0.01, seed=0):
-    """A student that can only shift its outputs, beside a teacher 3 away; the metrics and the shift after each step."""
+    """Trains a student that only shifts its outputs towards a teacher at distance 3; metrics and shift per step."""
     start = {"shift": jnp.zeros(2), "loss": objective.init(jax.random.key(seed), _toy(jnp.zeros(2), 0)).params}
     optimizer = optax.multi_transform(
         {"student": optax.sgd(student_rate), "loss": optax.adam(rate)}, {"shift": "student", "loss": "loss"}
@@ -288,18 +288,18 @@ def _toy(shift, i):
     return Context({"logits": student + shift[None]}, {"logits": teacher + jnp.array([[3.0, 0.0]])}, {}, i)
 
 
-def test_a_discriminator_learns_to_separate():
+def test_discriminator_learns_to_separate():
     metrics, shift = play(adversarial(*VECTORS, discriminator=mlp(16)), steps=200, student_rate=0.0)
     assert (shift == 0).all()
     assert metrics["accuracy"][-20:].mean() > 0.85
     assert metrics["discriminator"][-20:].mean() < 0.5 * metrics["discriminator"][0]
-    assert metrics[""][-20:].mean() > metrics[""][0]  # so that the student has more to lose
+    assert metrics[""][-20:].mean() > metrics[""][0]  # a better discriminator raises the student's loss
 
 
 @pytest.mark.parametrize("make", [adversarial, wasserstein])
-def test_a_student_learns_to_pass(make):
+def test_student_learns_to_fool_the_discriminator(make):
     metrics, shift = play(make(*VECTORS, discriminator=mlp(16)), steps=800, student_rate=0.02)
-    # On average: against a critic the student circles about the teacher.
+    # The average over steps, since against a critic the student circles around the teacher.
     away = np.linalg.norm(np.asarray(shift)[-400:].mean(axis=0) - [3.0, 0.0])
     assert away < 0.8
     if make is adversarial:
@@ -309,16 +309,16 @@ def test_a_student_learns_to_pass(make):
 # --- networks and errors ---------------------------------------------------------------------------------------------
 
 
-def test_the_default_networks():
+def test_default_discriminator_follows_input_rank():
     given = arrays(2)
-    flat, maps = (initialised(adversarial(*paths), given).params["discriminator"] for paths in (VECTORS, MAPS))
+    flat, maps = (initialize(adversarial(*paths), given).params["discriminator"] for paths in (VECTORS, MAPS))
     assert [layer["kernel"].shape for layer in flat] == [(3, 128), (128, 128), (128, 1)]
     assert [layer["kernel"].shape for layer in maps] == [(4, 4, 2, 64), (4, 4, 64, 128), (128, 1)]
     conditional = adversarial(*VECTORS, labels="batch/label", discriminator=mlp())
-    assert initialised(conditional, given).params["discriminator"][0]["kernel"].shape == (3, 4)
+    assert initialize(conditional, given).params["discriminator"][0]["kernel"].shape == (3, 4)
 
 
-def test_what_does_not_fit():
+def test_mismatched_inputs_raise():
     given = arrays(4)
     given["teacher"]["logits"] = given["teacher"]["logits"][:, :2]
     given["batch"]["label"] = given["batch"]["label"].astype(np.float32)
@@ -326,13 +326,13 @@ def test_what_does_not_fit():
         with pytest.raises(
             ValueError, match=r"teacher/logits: expected the shape of student/logits, \[4, 3\], got \[4, 2"
         ):
-            initialised(make(*VECTORS), given)
+            initialize(make(*VECTORS), given)
     with pytest.raises(ValueError, match=r"batch/label: expected integer classes \[batch\], got float32\[4\]"):
-        initialised(adversarial(*MAPS, labels="batch/label"), given)
+        initialize(adversarial(*MAPS, labels="batch/label"), given)
     with pytest.raises(ValueError, match=r"wasserstein, batch/image: expected \[4, 6, 6, 'channels'\], .* got \[4, 3"):
         short = {**given, "batch": {"image": np.ones((4, 3, 3, 1), np.float32)}}
-        initialised(wasserstein(*MAPS, condition="batch/image"), short)
+        initialize(wasserstein(*MAPS, condition="batch/image"), short)
     with pytest.raises(ValueError, match=r"convolutional: expected maps .* got \[4, 3\]"):
-        initialised(adversarial(*VECTORS, discriminator=convolutional(4)), arrays(4))
+        initialize(adversarial(*VECTORS, discriminator=convolutional(4)), arrays(4))
     with pytest.raises(ValueError, match="student entry 'logit'"):
-        initialised(adversarial("student/logit", "teacher/logits"), arrays(4))
+        initialize(adversarial("student/logit", "teacher/logits"), arrays(4))

@@ -1,4 +1,4 @@
-"""Graphs of multi-head attention: the formula in NumPy, whose gradient goes where, masks, devices, that it learns."""
+"""Attention graphs (MHGD): values, gradient routing, masks, devices, degenerate features and training."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import jaxkd
 from jaxkd.objectives.attention_graph import attention_graph
 from tests import objective_runs, tiny
-from tests.objective_runs import PLACES, context, double, initialised, run
+from tests.objective_runs import PLACES, context, double, initialize, run
 
 BATCH, HEADS, FEATURES, WEIGHT = 16, 2, 3, 0.7
 PATHS = (("student/front", "student/back"), ("teacher/front", "teacher/back"))
@@ -19,7 +19,7 @@ OPTIONS: dict[str, Any] = {"heads": HEADS, "features": FEATURES, "weight": WEIGH
 GRAPH = attention_graph(*PATHS, **OPTIONS)
 KEEP = np.arange(BATCH) % 5 > 1
 
-SHAPES = {  # the student's front and back, the teacher's
+SHAPES = {  # student front and back, teacher front and back
     "channels differ": ((3, 3, 4), (2, 2, 5), (4, 4, 3), (2, 2, 6)),
     "channels agree": ((3, 3, 3), (2, 2, 4), (4, 4, 3), (2, 2, 4)),
     "one differs": ((3, 3, 3), (2, 2, 5), (4, 4, 3), (2, 2, 4)),
@@ -52,7 +52,7 @@ def unit(x):
 
 
 def vectors(feature):
-    """First right-singular vectors, the largest entry positive, of mean square 1."""
+    """First right-singular vectors with a positive largest entry and mean square 1."""
     feature = np.asarray(feature, np.float64)
     right = np.linalg.svd(feature.reshape(len(feature), -1, feature.shape[-1]))[2][:, 0]
     peak = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
@@ -65,7 +65,7 @@ def softmax(x):
 
 
 def formula(params, given):
-    """The divergence and L_A, one of each for every example."""
+    """Returns the divergence and L_A of every example."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     taught = [vectors(given["teacher"][end]) for end in ("front", "back")]
     learning = []
@@ -94,9 +94,9 @@ def formula(params, given):
     return divergence, 1 - (unit(estimate) * unit(taught[1])).sum(axis=1)
 
 
-def test_the_value_is_the_formula(shapes):
+def test_value_equals_numpy_reference(shapes):
     given = arrays(shapes)
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     divergence, missed = formula(variables.params, given)
     found = run(GRAPH, variables, given)
     assert divergence.mean() > 1e-3
@@ -106,7 +106,7 @@ def test_the_value_is_the_formula(shapes):
     np.testing.assert_allclose(found.metrics["weight"], WEIGHT)
 
 
-def test_what_is_owned(shapes):
+def test_parameter_shapes(shapes):
     given = arrays(shapes)
     a, b, c, d = (shape[-1] for shape in shapes)
     width = HEADS * FEATURES
@@ -118,24 +118,24 @@ def test_what_is_owned(shapes):
         },
     }
     maps = {end: {"kernel": (s, t)} for end, s, t in (("front", a, c), ("back", b, d)) if s != t}
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     assert jax.tree.map(jnp.shape, variables.params) == (owned | {"student": maps} if maps else owned)
     assert variables.state == {}
     assert all((g != 0).any() for g in jax.tree.leaves(run(GRAPH, variables, given)[1:3]))
 
 
 def along(value, tree, towards, step=1e-5):
-    """The slope of a function of a tree in a direction."""
+    """Directional derivative of a function of a tree, by central differences."""
     moved = lambda h: value(jax.tree.map(lambda x, d: x + h * d, tree, towards))  # noqa: E731
     return (moved(step) - moved(-step)) / (2 * step)
 
 
 @pytest.mark.parametrize("kind", ["channels differ", "channels agree"])
-def test_gradients_are_those_of_the_formula(kind):
-    """Of the student's features and its maps by the divergence, of the attention network by L_A, each alone."""
+def test_gradients_equal_finite_differences(kind):
+    """The divergence gives the gradient of the student's features and maps, L_A that of the attention network."""
     with jax.enable_x64(True):
         given = double(arrays(SHAPES[kind], 6))
-        variables = double(initialised(GRAPH, given))
+        variables = double(initialize(GRAPH, given))
         found, params = run(GRAPH, variables, given), jax.tree.map(np.asarray, variables.params)
         rng = np.random.default_rng(1)
         own = {name: tree for name, tree in params.items() if name != "student"}
@@ -153,12 +153,12 @@ def test_gradients_are_those_of_the_formula(kind):
             np.testing.assert_allclose(inner, along(value, at, towards), rtol=1e-5, atol=1e-8)
 
 
-def test_each_loss_has_its_own_gradient():
+def test_weight_scales_only_the_student_gradient():
     given = arrays()
     found = {}
     for weight in 0.0, 1.0, 3.0:
         objective = attention_graph(*PATHS, **{**OPTIONS, "weight": weight})
-        found[weight] = run(objective, initialised(objective, given), given)
+        found[weight] = run(objective, initialize(objective, given), given)
     for name in "attention", "estimator":
         tiny.assert_close(found[3.0].params[name], found[0.0].params[name], rtol=1e-5)
     of_student = lambda weight: (found[weight].params["student"], found[weight].student)  # noqa: E731
@@ -166,10 +166,10 @@ def test_each_loss_has_its_own_gradient():
     tiny.assert_close(of_student(3.0), jax.tree.map(lambda g: 3 * g, of_student(1.0)), rtol=1e-4, atol=1e-6)
 
 
-def test_a_student_like_its_teacher_has_nothing_to_learn():
+def test_student_equal_to_teacher_has_zero_loss_and_gradient():
     given = arrays(SHAPES["channels agree"])
     given["student"] = dict(given["teacher"])
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     for sign in 1, -1:
         given["student"] = {"front": sign * given["teacher"]["front"], "back": 2 * given["teacher"]["back"]}
         found = run(GRAPH, variables, given)
@@ -177,9 +177,9 @@ def test_a_student_like_its_teacher_has_nothing_to_learn():
         assert all(np.abs(g).max() < 1e-4 for g in jax.tree.leaves(found.student))
 
 
-def test_the_sign_of_a_feature_is_that_of_its_singular_vector():
+def test_value_is_invariant_to_feature_sign():
     given = arrays()
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     flipped = {**given, "student": {**given["student"], "back": -given["student"]["back"]}}
     np.testing.assert_allclose(run(GRAPH, variables, flipped).value, run(GRAPH, variables, given).value, rtol=1e-4)
 
@@ -188,27 +188,27 @@ def test_the_sign_of_a_feature_is_that_of_its_singular_vector():
 
 
 @pytest.mark.parametrize("kind", ["channels differ", "channels agree"])
-def test_masking_is_dropping(kind):
+def test_masking_equals_dropping(kind):
     given = arrays(SHAPES[kind], mask=KEEP)
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     want = run(GRAPH, variables, kept(given, KEEP))
     for garbage in np.nan, np.inf, 1e30:
-        found = run(GRAPH, variables, {root: objective_runs.spoilt(x, KEEP, garbage) for root, x in given.items()})
+        found = run(GRAPH, variables, {root: objective_runs.spoiled(x, KEEP, garbage) for root, x in given.items()})
         tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-3, atol=1e-5)
         tiny.assert_close(objective_runs.rows(found.student, KEEP), want.student, rtol=1e-3, atol=1e-5)
         assert all((g[~KEEP] == 0).all() for g in jax.tree.leaves(found.student))
 
 
-def test_nothing_that_counts_is_nothing_learned():
+def test_fully_masked_batch_has_zero_gradients():
     given = arrays(mask=np.zeros(BATCH, bool))
-    found = run(GRAPH, initialised(GRAPH, given), given)
+    found = run(GRAPH, initialize(GRAPH, given), given)
     assert found.value == 0
     assert all((g == 0).all() for g in jax.tree.leaves((found.params, found.student)))
 
 
 @pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
-def test_the_number_of_devices_makes_no_difference(way, count):
-    variables = initialised(GRAPH, arrays())
+def test_result_is_independent_of_device_count(way, count):
+    variables = initialize(GRAPH, arrays())
     placed = objective_runs.on_devices(GRAPH, way, count)
     for mask in np.ones(BATCH, bool), KEEP, np.arange(BATCH) >= BATCH // 2, np.zeros(BATCH, bool):
         given = arrays(mask=mask)
@@ -216,11 +216,11 @@ def test_the_number_of_devices_makes_no_difference(way, count):
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_features_without_a_direction_are_finite(size):
+def test_degenerate_features_are_finite(size):
     """Zeros, constants, repeated singular values, duplicated examples, and a batch of one."""
     for kind in "channels differ", "channels agree":
         given = arrays(SHAPES[kind], size)
-        variables = initialised(GRAPH, given)
+        variables = initialize(GRAPH, given)
         features = {root: given[root] for root in ("student", "teacher")}
         for change in (
             lambda x: x,
@@ -234,14 +234,14 @@ def test_features_without_a_direction_are_finite(size):
             assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
-def test_bfloat16_is_the_upcast_input():
+def test_bfloat16_equals_upcast_input():
     given = arrays()
     low = {
         **given,
         **{s: jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), given[s]) for s in ("student", "teacher")},
     }
     high = {**low, **{s: jax.tree.map(lambda x: x.astype(jnp.float32), low[s]) for s in ("student", "teacher")}}
-    variables = initialised(GRAPH, given)
+    variables = initialize(GRAPH, given)
     found, want = run(GRAPH, variables, low), run(GRAPH, variables, high)
     assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves(found.student))
     tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-5)
@@ -250,7 +250,7 @@ def test_bfloat16_is_the_upcast_input():
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_the_network_learns_and_the_student_follows():
+def test_attention_network_and_student_learn():
     paths = (("student/map", "student/vector"), ("teacher/map", "teacher/vector"))
     schedule = lambda step: jnp.where(step < 50, 0.0, 20.0)  # noqa: E731
     objective = jaxkd.combine(mhgd=attention_graph(*paths, heads=4, features=8, weight=schedule))
@@ -266,16 +266,16 @@ def test_the_network_learns_and_the_student_follows():
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit():
+def test_invalid_arguments_and_features_raise():
     for options in {"heads": 0}, {"features": 0}:
-        with pytest.raises(ValueError, match="expected at least one head and one feature"):
+        with pytest.raises(ValueError, match=r"attention_graph, .*: expected a positive number"):
             attention_graph(*PATHS, **options)
     given = arrays()
     given["student"]["front"] = np.ones((BATCH, 3, 4), np.float32)
     with pytest.raises(ValueError, match=r"attention_graph, student/front: expected .* map .* got float32\[16, 3, 4\]"):
-        initialised(GRAPH, given)
+        initialize(GRAPH, given)
     given["student"]["front"] = np.ones((BATCH, 3, 3, 4), np.int32)
     with pytest.raises(ValueError, match="floating-point"):
         GRAPH.init(jax.random.key(0), context(given))
     with pytest.raises(ValueError, match="teacher entry 'middle'"):
-        initialised(attention_graph(PATHS[0], ("teacher/front", "teacher/middle")), given | arrays())
+        initialize(attention_graph(PATHS[0], ("teacher/front", "teacher/middle")), given | arrays())

@@ -1,4 +1,4 @@
-"""OKDDip's objective against NumPy in double precision, and its gradients with targets that learn and that do not."""
+"""OKDDip: values and gradients against NumPy in float64, with and without gradients through the targets."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def context(student=STUDENT, **batch):
 
 
 def reference(params, student, held=None):
-    """The published sum; ``held`` are what targets are made of, if others than those there are."""
+    """The published loss; targets are computed from ``held``, by default from ``student``."""
     held = student if held is None else held
     h = np.stack([held[f"{name}/f"].mean(axis=(1, 2)) for name in PEERS], axis=1)
     alpha = softmax((h @ params["query"]["kernel"]) @ (h @ params["key"]["kernel"]).transpose(0, 2, 1), axis=-1)
@@ -44,7 +44,7 @@ def reference(params, student, held=None):
 
 
 @pytest.mark.parametrize("hold", [False, True])
-def test_value_and_gradients(hold):
+def test_value_and_gradients_equal_numpy_reference(hold):
     with jax.enable_x64(True):
         value, (by_params, by_student) = gradients(objective(hold), double(VARIABLES), context(double(STUDENT)))
     params = VARIABLES.params["parts"]
@@ -54,7 +54,7 @@ def test_value_and_gradients(hold):
         slope = numeric(lambda x, name=name: reference(params, {**STUDENT, name: x}, held), STUDENT[name])
         np.testing.assert_allclose(by_student[name], slope, atol=1e-7)
         assert (np.abs(slope).max() > 1e-4) == (not hold or name.endswith("logits"))
-    for name in ("query", "key"):  # they learn either way
+    for name in ("query", "key"):  # these learn with `hold` as well
         slope = numeric(
             lambda x, name=name: reference({**params, name: {"kernel": x}}, STUDENT), params[name]["kernel"]
         )
@@ -62,7 +62,7 @@ def test_value_and_gradients(hold):
         assert np.abs(slope).max() > 1e-3
 
 
-def test_held_targets_keep_the_leader_from_moving_the_peers():
+def test_held_targets_receive_no_gradient_from_leader():
     silent = objective(hold=True)
 
     def taught(student):
@@ -74,7 +74,7 @@ def test_held_targets_keep_the_leader_from_moving_the_peers():
     assert not any((x != 0).any() for name, x in slope.items() if name != "d/logits")
 
 
-def test_one_peer_has_itself_for_a_target():
+def test_single_peer_is_its_own_target():
     alone = attentive(["a"], "d", "f", own=CE, temperature=T)
     made = alone.init(jax.random.key(0), context())
     out = alone.apply(made.params, made.state, context(), None)
@@ -82,21 +82,21 @@ def test_one_peer_has_itself_for_a_target():
     assert float(out.metrics["taught/d"].sum) > 0.1
 
 
-def test_masked_is_dropped():
+def test_masking_equals_dropping():
     keep = np.array([True, False, True, True, False])
     dropped = {name: x[keep].astype(np.float32) for name, x in STUDENT.items()}
     expected = objective().apply(VARIABLES.params, {}, context(dropped, label=LABELS[keep]), None)
     for garbage in (np.nan, 1e30):
-        spoilt = {name: x.astype(np.float32) for name, x in STUDENT.items()}
-        for x in spoilt.values():
+        spoiled = {name: x.astype(np.float32) for name, x in STUDENT.items()}
+        for x in spoiled.values():
             x[~keep] = garbage
-        value, slopes = gradients(objective(), VARIABLES, context(spoilt, mask=keep))
+        value, slopes = gradients(objective(), VARIABLES, context(spoiled, mask=keep))
         np.testing.assert_allclose(value, expected.value, rtol=1e-5)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
         assert all((x[~keep] == 0).all() for x in slopes[1].values())
 
 
-def test_extremes_stay_finite():
+def test_extreme_inputs_are_finite():
     extreme = {name: np.float32(1e4) * np.sign(x).astype(np.float32) for name, x in STUDENT.items()}
     other = np.arange(4) == (LABELS[:, None] + 1) % 4
     excluded = {n: np.where(other, -np.inf, x) if n.endswith("logits") else x for n, x in STUDENT.items()}
@@ -106,7 +106,7 @@ def test_extremes_stay_finite():
     assert float(gradients(objective(), VARIABLES, context(extreme, mask=np.zeros(5, bool)))[0]) == 0
 
 
-def test_mistakes():
+def test_invalid_arguments_and_outputs_raise():
     with pytest.raises(ValueError, match="got none"):
         attentive([], "d", "f", own=CE)
     with pytest.raises(ValueError, match="each name once"):

@@ -1,4 +1,4 @@
-"""An objective between parts of the student is that objective on these parts, and what teaches is not taught."""
+"""An objective between parts of the student: selection of the parts, and no gradient to the teacher part."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ KL = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=lamb
         ("a", None, ("a/logits", None)),
     ],
 )
-def test_which_parts_are_compared(student, teacher, expected):
+def test_named_parts_are_compared(student, teacher, expected):
     s, t = STUDENT[expected[0]], TEACHER["logits"] if expected[1] is None else STUDENT[expected[1]]
     plain = CONTEXT._replace(student={"logits": s}, teacher={"logits": t})
     found = between(KL, student=student, teacher=teacher).apply({}, {}, CONTEXT, None)
@@ -43,14 +43,14 @@ def test_which_parts_are_compared(student, teacher, expected):
     assert found.metrics.keys() == wanted.metrics.keys()
 
 
-def test_no_gradient_reaches_the_teaching_part():
+def test_teacher_part_receives_no_gradient():
     objective = between(KL, student="a", teacher="a/b")
     slope = jax.grad(lambda s: objective.apply({}, {}, CONTEXT._replace(student=s), None).value)(STUDENT)
     assert (slope["a/logits"][:4] != 0).any()
     assert not any((x != 0).any() for name, x in slope.items() if name != "a/logits")
 
 
-def test_parameters_are_those_of_the_objective():
+def test_parameters_fit_the_parts():
     hint = objectives.hint("student/f", "teacher/f")
     made = between(hint, student="a", teacher="b").init(jax.random.key(0), CONTEXT)
     assert made.params["kernel"].shape == (4, 2)
@@ -58,7 +58,7 @@ def test_parameters_are_those_of_the_objective():
     assert between(hint, student="b", teacher="a").init(jax.random.key(0), shapes).params["kernel"].shape == (2, 4)
 
 
-def test_mistakes():
+def test_unknown_part_raises():
     with pytest.raises(ValueError, match="between: expected outputs of 'c', and the model has 'a', 'a/b', 'b'"):
         between(KL, student="c").init(jax.random.key(0), CONTEXT)
     with pytest.raises(ValueError, match=r"no parts.*adapters.group"):

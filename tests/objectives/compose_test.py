@@ -1,4 +1,4 @@
-"""`term` and `combine`: paths, masks, schedules, names, and errors that say what to do."""
+"""`term` and `combine`: paths, values, schedules, masks, names and error messages."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ def run(objective, on=None, **batch):
 # --- paths ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_may_hold_slashes():
+def test_lookup_accepts_slashes_in_names():
     np.testing.assert_array_equal(lookup(context(), "student/f/g"), LOGITS)
 
 
@@ -51,7 +51,7 @@ def test_a_name_may_hold_slashes():
         pytest.param("student", ["there is no such name", "'logits'"], id="no-name"),
     ],
 )
-def test_an_unknown_path_lists_what_there_is(path, listed):
+def test_unknown_path_lists_available_entries(path, listed):
     with pytest.raises(ValueError, match=re.escape(repr(path))) as error:
         run(combine(kd=term(losses.logit_mse, path, "teacher/logits")))
     for part in listed:
@@ -59,7 +59,7 @@ def test_an_unknown_path_lists_what_there_is(path, listed):
     assert error.value.__notes__ == ["in the objective 'kd'"]
 
 
-def test_an_error_names_every_level():
+def test_error_names_every_level_of_nesting():
     objective = combine(outer=combine(inner=term(losses.logit_mse, *KD)))
     short = context()._replace(teacher={"logits": TARGETS[:, :2]})
     for fails in (
@@ -68,21 +68,21 @@ def test_an_error_names_every_level():
     ):
         with pytest.raises(ValueError, match="expected") as error:
             fails()
-        notes = [note for note in error.value.__notes__ if "objective" in note]  # JAX adds one of its own
+        notes = [note for note in error.value.__notes__ if "objective" in note]  # JAX adds a note, too
         assert notes == ["in the objective 'inner'", "in the objective 'outer'"]
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_scalar_is_refused_with_advice():
+def test_scalar_loss_raises():
     objective = term(lambda s, t: jnp.mean((s - t) ** 2), *KD)
     for fails in (lambda: run(objective), lambda: run(objective, mask=KEEP)):
         with pytest.raises(ValueError, match=r"one value per example \[batch\], got float32\[\]. Leave out the mean"):
             fails()
 
 
-def test_the_value_is_the_weighted_mean_and_the_metric_is_not_weighted():
+def test_value_is_weighted_mean_and_metric_is_unweighted():
     out = run(term(losses.logit_mse, *KD, weight=0.25))
     values = losses.logit_mse(LOGITS, TARGETS)
     np.testing.assert_allclose(out.value, 0.25 * values.mean(), rtol=1e-6)
@@ -91,13 +91,13 @@ def test_the_value_is_the_weighted_mean_and_the_metric_is_not_weighted():
 
 
 @pytest.mark.parametrize("weight", [0, 0.0, 3, np.float64(0.5), jnp.float32(0.5)], ids=repr)
-def test_a_weight_is_any_number(weight):
+def test_weight_accepts_any_number(weight):
     out = run(term(losses.logit_mse, *KD, weight=weight))
     np.testing.assert_allclose(out.value, float(weight) * losses.logit_mse(LOGITS, TARGETS).mean(), rtol=1e-6)
     assert out.value.dtype == jnp.float32
 
 
-def test_weights_and_hyperparameters_are_schedules_of_the_step():
+def test_schedules_of_weight_and_hyperparameters_follow_the_step():
     objective = term(
         losses.soft_target_kl, *KD, weight=optax.linear_schedule(8.0, 0.0, 4), temperature=lambda step: 1.0 + step
     )
@@ -116,7 +116,7 @@ def test_weights_and_hyperparameters_are_schedules_of_the_step():
     assert len(traces) == 1
 
 
-def test_a_hyperparameter_that_is_a_function_is_bound_beforehand():
+def test_partial_binds_a_hyperparameter_that_is_a_function():
     loss = functools.partial(lambda s, t, distance: distance(s, t), distance=lambda s, t: jnp.abs(s - t).sum(-1))
     np.testing.assert_allclose(run(term(loss, *KD)).value, np.abs(LOGITS - TARGETS).sum(-1).mean(), rtol=1e-6)
 
@@ -131,14 +131,14 @@ OWN = {
 
 
 @pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
-def test_the_batchs_mask_always_applies(loss):
+def test_batch_mask_applies_to_every_loss(loss):
     out = run(term(loss, *KD), mask=KEEP)
     expected = losses.logit_mse(LOGITS[KEEP], TARGETS[KEEP])
     np.testing.assert_allclose(out.value, expected.mean(), rtol=1e-6)
     np.testing.assert_allclose(out.metrics[""], (expected.sum(), 3), rtol=1e-6)
 
 
-def test_a_relation_that_passes_its_options_on_is_told_the_mask():
+def test_mask_reaches_a_relation_through_kwargs():
     wrapped = lambda *arrays, **options: losses.distance_relation(*arrays, **options)  # noqa: E731
     found, expected = (run(term(loss, *KD), mask=KEEP).value for loss in (wrapped, losses.distance_relation))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -146,7 +146,7 @@ def test_a_relation_that_passes_its_options_on_is_told_the_mask():
 
 @pytest.mark.parametrize("examples", [None, np.array([True, False]), np.array([False, False])], ids=repr)
 @pytest.mark.parametrize("loss", OWN.values(), ids=OWN)
-def test_losses_over_tokens(loss, examples):
+def test_token_loss_combines_token_and_batch_masks(loss, examples):
     batch = {"valid": TOKEN_KEEP} | ({} if examples is None else {"mask": examples})
     out = run(term(loss, *KD, where="batch/valid"), tokens(**batch))
     keep = TOKEN_KEEP if examples is None else TOKEN_KEEP & examples[:, None]
@@ -155,24 +155,24 @@ def test_losses_over_tokens(loss, examples):
     np.testing.assert_allclose(out.metrics[""], (values.sum(), keep.sum()), rtol=1e-6)
 
 
-def test_losses_over_tokens_with_the_batchs_mask_alone():
+def test_token_loss_uses_batch_mask():
     out = run(term(losses.logit_mse, *KD), tokens(mask=np.array([False, True])))
     np.testing.assert_allclose(out.value, losses.logit_mse(TOKENS[1], TOKEN_TARGETS[1]).mean(), rtol=1e-6)
 
 
-def test_a_mask_of_another_shape_is_refused():
+def test_mask_of_another_shape_raises():
     loss = lambda s, t: losses.logit_mse(s, t)  # noqa: E731
     with pytest.raises(ValueError, match=r"expected bool\[2, 5\] at where='batch/valid'.*got bool\[2\]"):
         run(term(loss, *KD, where="batch/valid"), tokens(valid=np.array([True, False])))
 
 
 @pytest.mark.parametrize("mask", [np.ones(4, np.float32), np.ones((4, 1), bool)], ids=["float", "two-axes"])
-def test_a_mask_is_one_boolean_for_each_example(mask):
+def test_batch_mask_of_another_dtype_or_shape_raises(mask):
     with pytest.raises(ValueError, match=r"batch\['mask'\]: expected bool\[batch\].*where='batch/NAME'"):
         run(term(losses.logit_mse, *KD), mask=mask)
 
 
-def test_garbage_in_masked_examples_does_not_reach_the_gradient():
+def test_garbage_in_masked_examples_reaches_no_gradient():
     def value(logits):
         return run(term(losses.soft_target_kl, *KD), context(mask=KEEP)._replace(student={"logits": logits})).value
 
@@ -187,7 +187,7 @@ def test_garbage_in_masked_examples_does_not_reach_the_gradient():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("where", [None, np.ones(1001, bool)], ids=["whole", "masked"])
-def test_low_precision_values_are_added_in_float32(dtype, where):
+def test_mean_accumulates_low_precision_in_float32(dtype, where):
     average, metric = mean(jnp.full(1001, 100, dtype), where)
     assert (float(average), float(metric.sum), float(metric.count)) == (100.0, 100_100.0, 1001.0)
 
@@ -195,18 +195,18 @@ def test_low_precision_values_are_added_in_float32(dtype, where):
 # --- combine --------------------------------------------------------------------------------------------------------
 
 
-def test_a_sum_of_nothing_is_refused():
+def test_combine_of_nothing_raises():
     with pytest.raises(ValueError, match="at least one named objective"):
         combine()
 
 
-def test_a_bare_loss_is_refused_with_advice():
+def test_combine_of_a_bare_loss_raises():
     with pytest.raises(TypeError, match=r"combine\(kd=...\).*got function.*jaxkd.term\(soft_target_kl, "):
         combine(kd=losses.soft_target_kl)
 
 
 def counting(start):
-    """An objective that remembers, and that says which key it was given."""
+    """An objective with a counter as state, whose metric is drawn from its key."""
 
     def init(key, context):
         return LossVars({"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)})
@@ -218,7 +218,7 @@ def counting(start):
     return Objective(init, apply)
 
 
-def test_parameters_state_metrics_and_keys_are_each_objectives_own():
+def test_combine_separates_parameters_state_metrics_and_keys():
     objective = combine(a=counting(1), ce=term(losses.cross_entropy, "student/logits", "batch/label"), b=counting(5))
     made = objective.init(jax.random.key(0), jax.eval_shape(context))
     assert made.params == {"a": {"scale": 1}, "b": {"scale": 5}}
@@ -235,8 +235,8 @@ def test_parameters_state_metrics_and_keys_are_each_objectives_own():
 # --- several layers at once -----------------------------------------------------------------------------------------
 
 
-def test_a_tuple_of_paths_is_a_tuple_of_features():
-    """Losses of several layers, FSP and KDSVD, need no objective of their own."""
+def test_tuple_of_paths_gives_tuple_of_features():
+    """Losses of several layers, such as FSP and KD-SVD, need no objective of their own."""
     rng = np.random.default_rng(0)
     layers = {name: jnp.asarray(rng.normal(size=(4, 3, 3, 5)), jnp.float32) for name in "abc"}
     others = {name: jnp.asarray(rng.normal(size=(4, 3, 3, 5)), jnp.float32) for name in "abc"}

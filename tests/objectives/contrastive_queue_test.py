@@ -1,11 +1,11 @@
-"""Contrastive distillation with a queue and within the batch: what is queued, and the formulas in NumPy."""
+"""Contrastive distillation with a queue and within the batch: state of the queue, and values."""
 
 import numpy as np
 import pytest
 
 from jaxkd.objectives import crd_in_batch, crd_queue
 from tests import objective_runs, references
-from tests.objective_runs import initialised, run
+from tests.objective_runs import initialize, run
 from tests.objectives.contrastive_toy import FEATURES, KEEP, PATHS, after, arrays, embeddings
 
 # --- the queue -------------------------------------------------------------------------------------------------------
@@ -13,10 +13,10 @@ from tests.objectives.contrastive_toy import FEATURES, KEEP, PATHS, after, array
 
 def queued(batches, size=6):
     objective = crd_queue(*PATHS, size=size, features=FEATURES)
-    return objective, after(objective, initialised(objective, batches[0]), *batches)
+    return objective, after(objective, initialize(objective, batches[0]), *batches)
 
 
-def test_the_queue_is_first_in_first_out_and_wraps():
+def test_queue_is_first_in_first_out_and_wraps():
     batches = [
         arrays(4, seed, mask=mask) for seed, mask in enumerate((None, np.array([True, False, True, True]), None))
     ]
@@ -34,12 +34,12 @@ def test_the_queue_is_first_in_first_out_and_wraps():
     np.testing.assert_array_equal(variables.state["label"], [entry[2] for entry in ring])
 
 
-def test_the_queues_loss_is_the_formula():
-    """While it is filling, and full; with the classes and without."""
+def test_queue_loss_equals_numpy_reference():
+    """While the queue fills and once it is full, with classes and without."""
     batches = [arrays(4, seed) for seed in range(4)]
     for labels in "batch/label", None:
         objective = crd_queue(*PATHS, size=6, features=FEATURES, labels=labels)
-        variables = initialised(objective, batches[0])
+        variables = initialize(objective, batches[0])
         entries = []
         for given in batches:
             found = run(objective, variables, given)
@@ -55,7 +55,7 @@ def test_the_queues_loss_is_the_formula():
             variables = variables._replace(state=found.state)
 
 
-def test_the_queues_count_never_overflows():
+def test_queue_count_never_overflows():
     given = arrays(4)
     objective, variables = queued([given])
     places = []
@@ -64,25 +64,25 @@ def test_the_queues_count_never_overflows():
         places.append(int(variables.state["written"]))
     assert max(places) < 12
     assert [place % 6 for place in places] == [(4 * (i + 2)) % 6 for i in range(30)]
-    assert min(places[1:]) >= 6  # it stays full
+    assert min(places[1:]) >= 6  # the queue stays full
 
 
-def test_a_queue_smaller_than_the_batch_is_refused():
+def test_queue_smaller_than_batch_raises():
     objective, given = crd_queue(*PATHS, size=6, features=FEATURES), arrays(8)
     with pytest.raises(ValueError, match="crd_queue, size: expected at least the batch of 8, got 6"):
-        initialised(objective, given)
+        initialize(objective, given)
     with pytest.raises(ValueError, match="crd_queue, size: expected at least the global batch of 8, got 6"):
-        objective_runs.on_devices(objective, "pmap", 2)(initialised(objective, arrays(4)), given)
+        objective_runs.on_devices(objective, "pmap", 2)(initialize(objective, arrays(4)), given)
 
 
 # --- within the batch ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labels", ["batch/label", None])
-def test_within_the_batch_it_is_info_nce_of_the_embeddings(labels):
+def test_in_batch_loss_is_info_nce_of_the_embeddings(labels):
     given = arrays(mask=KEEP)
     objective = crd_in_batch(*PATHS, features=FEATURES, temperature=0.2, weight=3.0, labels=labels)
-    variables = initialised(objective, given)
+    variables = initialize(objective, given)
     v, tags = embeddings(variables.params, given), None if labels is None else given["batch"]["label"][KEEP]
     s, t = v["student"][KEEP], v["teacher"][KEEP]
     want = references.info_nce(s, t, tags, temperature=0.2) + references.info_nce(t, s, tags, temperature=0.2)

@@ -1,4 +1,4 @@
-"""What holds for all contrastive objectives: evaluation, masks, devices, extremes; and a bank split over devices."""
+"""Properties of all contrastive objectives: masks, extremes, dtypes, devices, evaluation and a sharded bank."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from jaxkd import LossVars
 from tests import objective_runs, tiny
-from tests.objective_runs import KEY, PLACES, context, initialised, run
+from tests.objective_runs import KEY, PLACES, context, initialize, run
 from tests.objectives.contrastive_toy import (
     BATCH,
     CRD,
@@ -32,17 +32,17 @@ def objective(request):
 
 @pytest.fixture(scope="module")
 def variables(objective):
-    """After a first batch, so that there is a normaliser and a queue."""
+    """Variables after a first batch, with a normalizer and a queue."""
     first = arrays(seed=3)
-    return after(objective, initialised(objective, first), first)
+    return after(objective, initialize(objective, first), first)
 
 
-def test_masking_is_dropping(objective, variables):
+def test_masking_equals_dropping(objective, variables):
     given = arrays(mask=KEEP)
-    for start in variables, initialised(objective, given):
+    for start in variables, initialize(objective, given):
         want = run(objective, start, kept(given, KEEP))
         for garbage in np.nan, np.inf, 1e30:
-            other = {root: objective_runs.spoilt(tree, KEEP, garbage) for root, tree in given.items()}
+            other = {root: objective_runs.spoiled(tree, KEEP, garbage) for root, tree in given.items()}
             other["batch"]["index"] = np.where(KEEP, given["batch"]["index"], -7)
             other["batch"]["label"] = np.where(KEEP, given["batch"]["label"], 99)
             found = run(objective, start, other)
@@ -52,9 +52,9 @@ def test_masking_is_dropping(objective, variables):
             assert (found.student["f"][~KEEP] == 0).all()
 
 
-def test_nothing_that_counts_changes_nothing(objective, variables):
+def test_fully_masked_batch_changes_nothing(objective, variables):
     given = arrays(mask=np.zeros(BATCH, bool))
-    for start in variables, initialised(objective, given):
+    for start in variables, initialize(objective, given):
         found = run(objective, start, given)
         assert found.value == 0
         assert all((g == 0).all() for g in jax.tree.leaves((found.params, found.student)))
@@ -69,7 +69,7 @@ def test_zero_and_tiny_features_are_finite(objective, variables):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(found)), size
 
 
-def test_bfloat16_is_the_upcast_input(objective, variables):
+def test_bfloat16_equals_upcast_input(objective, variables):
     given = arrays()
     low = {**given, **{side: {"f": jnp.asarray(given[side]["f"], jnp.bfloat16)} for side in ("student", "teacher")}}
     high = {**low, **{side: {"f": low[side]["f"].astype(jnp.float32)} for side in ("student", "teacher")}}
@@ -79,21 +79,21 @@ def test_bfloat16_is_the_upcast_input(objective, variables):
 
 
 @pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
-def test_the_number_of_devices_makes_no_difference(objective, variables, way, count):
+def test_result_is_independent_of_device_count(objective, variables, way, count):
     placed = objective_runs.on_devices(objective, way, count)
-    fresh = initialised(objective, arrays())  # ... so that the normaliser is that of this batch
+    fresh = initialize(objective, arrays())  # the normalizer is computed from this batch
     for start, masks in (variables, MASKS.values()), (fresh, [KEEP]):
         for mask in masks:
             given = arrays(mask=mask)
-            given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # twice, on two devices
+            given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # duplicates on two devices
             tiny.assert_close(placed(start, given), run(objective, start, given), rtol=1e-4, atol=1e-5)
 
 
-def test_a_bank_split_over_the_devices_by_rows():
-    """Two steps, so that the second reads what the first has written to other devices' rows."""
+def test_sharded_bank_equals_replicated_bank():
+    """The second of two steps reads rows that the first has written on other devices."""
     picked = lambda path: any(getattr(part, "key", None) == "bank" for part in path)  # noqa: E731
     placed = objective_runs.on_devices(CRD, "jit", 8, split_state=picked)
-    start = found = want = initialised(CRD, arrays())
+    start = found = want = initialize(CRD, arrays())
     for seed in range(2):
         given = arrays(seed=seed, mask=KEEP)
         found, want = (
@@ -108,9 +108,9 @@ def test_a_bank_split_over_the_devices_by_rows():
 
 
 @pytest.mark.parametrize("objective", [CRD, QUEUE], ids=["bank", "queue"])
-def test_evaluation_is_deterministic_and_changes_nothing(objective):
+def test_evaluation_is_deterministic_and_keeps_state(objective):
     first, given = arrays(), arrays(seed=1)
-    fresh = initialised(objective, first)
+    fresh = initialize(objective, first)
     for variables in fresh, after(objective, fresh, first):
         found = run(objective, variables, given, None)
         tiny.assert_equal(found.state, variables.state)
@@ -118,10 +118,10 @@ def test_evaluation_is_deterministic_and_changes_nothing(objective):
         assert np.isfinite(found.value)
 
 
-def test_what_is_written_has_no_gradient_and_the_teachers_feature_has_one():
+def test_written_state_has_no_gradient_and_both_embeddings_learn():
     given = arrays()
     for objective in CRD, QUEUE:
-        variables = after(objective, initialised(objective, given), given)
+        variables = after(objective, initialize(objective, given), given)
 
         def remembered(params, objective=objective, variables=variables):
             state = objective.apply(params, variables.state, context(given), KEY).state

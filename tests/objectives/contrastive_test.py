@@ -1,4 +1,4 @@
-"""Contrastive distillation with a bank: the formula in NumPy, what is drawn, what is remembered, memory, errors."""
+"""Contrastive distillation with a bank: values, gradients, negatives, state, memory, errors and training."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import pytest
 
 import jaxkd
 from jaxkd import LossVars
-from jaxkd.objectives import contrastive, crd
+from jaxkd.objectives import crd, crd_bank
 from tests import references, tiny
 from tests.losses.memory_test import largest
-from tests.objective_runs import KEY, context, double, initialised, run
+from tests.objective_runs import KEY, context, double, initialize, run
 from tests.objectives.contrastive_toy import (
     BATCH,
     CLASSES,
@@ -33,14 +33,14 @@ from tests.objectives.contrastive_toy import (
 
 
 def drawn(given, key=KEY, objective_state=None):
-    """The negatives of each example, as the objective draws them."""
+    """Returns the negatives that the objective draws for each example."""
     places = jnp.asarray(given["batch"]["index"])
-    state = objective_state or initialised(CRD, given).state
-    return np.asarray(contrastive._negatives(key, context(given), places, state["classes"], NEGATIVES))
+    state = objective_state or initialize(CRD, given).state
+    return np.asarray(crd_bank._negatives(key, context(given), places, state["classes"], NEGATIVES))
 
 
 def formula(params, bank, log_z, given, negatives, *, temperature=0.07, momentum=0.5, weight=0.8):
-    """The value, the bank and log Z after the batch, example by example."""
+    """Returns the value, and bank and log Z after the batch, computed example by example."""
     v, index = embeddings(params, given), given["batch"]["index"]
     bank = {side: np.float64(rows) for side, rows in bank.items()}
     total = np.zeros(len(index))
@@ -63,10 +63,10 @@ def formula(params, bank, log_z, given, negatives, *, temperature=0.07, momentum
     return weight * total.mean(), bank, new_log_z
 
 
-def test_the_whole_objective_is_the_formula():
-    """Two batches: the second has the first's Z and the bank that it left; and gradients by finite differences."""
+def test_value_and_state_equal_numpy_reference():
+    """The second of two batches uses the first one's Z and the updated bank."""
     first, second = arrays(index=[3, 1, 4, 15, 9, 2]), arrays(seed=1, index=[15, 20, 3, 5, 4, 4])
-    variables = initialised(CRD, first)
+    variables = initialize(CRD, first)
     bank, log_z = variables.state["bank"], None
     for given in first, second:
         negatives = drawn(given)
@@ -81,11 +81,11 @@ def test_the_whole_objective_is_the_formula():
         variables = variables._replace(state=found.state)
 
 
-def test_gradients_are_those_of_the_formula():
-    """Of parameters and features, with Z already known: that of the first batch has no gradient."""
+def test_gradients_equal_finite_differences():
+    """Gradients of parameters and features, with a known Z."""
     first, given = arrays(), arrays(6, seed=1)
     with jax.enable_x64(True):
-        variables = double(after(CRD, initialised(CRD, first), first))
+        variables = double(after(CRD, initialize(CRD, first), first))
         given = double(given)
         found = run(CRD, variables, given)
         bank, log_z, negatives = variables.state["bank"], variables.state["log_normalizer"], drawn(given)
@@ -108,18 +108,18 @@ def test_gradients_are_those_of_the_formula():
         np.testing.assert_allclose(found.student["f"], want, rtol=1e-6, atol=1e-8)
 
 
-def test_the_first_batchs_normaliser_has_no_gradient():
+def test_first_normalizer_has_no_gradient():
     given = arrays()
-    fresh = initialised(CRD, given)
+    fresh = initialize(CRD, given)
     known = LossVars(fresh.params, {**fresh.state, "log_normalizer": run(CRD, fresh, given).state["log_normalizer"]})
     tiny.assert_close(run(CRD, fresh, given)[:3], run(CRD, known, given)[:3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
-def test_no_temperature_overflows(temperature):
+def test_extreme_temperatures_are_finite(temperature):
     objective = crd(*PATHS, CLASSES, negatives=NEGATIVES, features=FEATURES, temperature=temperature)
     given = arrays()
-    variables = initialised(objective, given)
+    variables = initialize(objective, given)
     found = run(objective, variables, given)
     assert all((np.isfinite(x) & (x != 0)).any() for x in jax.tree.leaves((found.value, found.params, found.student)))
     options = {"temperature": temperature, "weight": 1.0}
@@ -130,11 +130,11 @@ def test_no_temperature_overflows(temperature):
 # --- what is drawn ---------------------------------------------------------------------------------------------------
 
 
-def test_negatives_are_of_other_classes_and_equally_likely():
+def test_negatives_are_uniform_over_other_classes():
     given = arrays(index=np.arange(BATCH))
-    state, many = initialised(CRD, given).state, 20_000
+    state, many = initialize(CRD, given).state, 20_000
     found = np.asarray(
-        contrastive._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
+        crd_bank._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
     )
     assert found.shape == (BATCH, many)
     for place, row in zip(given["batch"]["index"], found, strict=True):
@@ -144,15 +144,15 @@ def test_negatives_are_of_other_classes_and_equally_likely():
         expected = many / others.sum()
         chi_square, freedom = ((counts[others] - expected) ** 2 / expected).sum(), others.sum() - 1
         assert abs(chi_square - freedom) < 4 * np.sqrt(2 * freedom)
-    # ... and each example has draws of its own, each step as well.
+    # Draws differ between examples and between steps.
     assert len({tuple(row) for row in found[:, :20]}) == BATCH
     assert (drawn(given, jax.random.key(6)) != drawn(given)).any()
 
 
-def test_the_value_depends_on_the_rows_of_other_classes_alone():
-    """By the gradient for the bank, which only this test takes: the example's own row, and rows of other classes."""
+def test_value_depends_on_own_row_and_rows_of_other_classes():
+    """The gradient of the bank is nonzero at the example's own row and at rows of other classes only."""
     given = arrays(6, index=[0, 3, 6, 9, 12, 15])
-    variables = initialised(CRD, given)
+    variables = initialize(CRD, given)
 
     @jax.jit
     def gradients(mask):
@@ -171,18 +171,18 @@ def test_the_value_depends_on_the_rows_of_other_classes_alone():
             assert (CLASSES[list(negatives)] != CLASSES[place]).all()
 
 
-def test_an_index_outside_of_the_data_shows():
+def test_index_out_of_range_yields_nan():
     for index in -1, DATA, 10_000:
         given = arrays(4, index=[0, 1, index, 3])
-        assert np.isnan(run(CRD, initialised(CRD, given), given).value)
+        assert np.isnan(run(CRD, initialize(CRD, given), given).value)
         spared = {**given, "batch": {**given["batch"], "mask": np.array([True, True, False, True])}}
-        assert np.isfinite(run(CRD, initialised(CRD, given), spared).value)
+        assert np.isfinite(run(CRD, initialize(CRD, given), spared).value)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.uint32])
-def test_any_integer_is_an_index(dtype):
+def test_index_accepts_any_integer_dtype(dtype):
     given = arrays(4)
-    variables = initialised(CRD, given)
+    variables = initialize(CRD, given)
     other = {**given, "batch": {**given["batch"], "index": given["batch"]["index"].astype(dtype)}}
     tiny.assert_equal(run(CRD, variables, other).state, run(CRD, variables, given).state)
 
@@ -190,19 +190,19 @@ def test_any_integer_is_an_index(dtype):
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 
-def test_the_bank_begins_as_uniform_numbers_of_the_right_size():
-    bank = initialised(crd(*PATHS, np.arange(4000) % 7, features=50), arrays()).state["bank"]
+def test_bank_starts_uniform_with_unit_expected_norm():
+    bank = initialize(crd(*PATHS, np.arange(4000) % 7, features=50), arrays()).state["bank"]
     for rows in bank.values():
         assert rows.shape == (4000, 50)
-        limit = np.sqrt(3 / 50)  # so that the expected square of a row's norm is 1
+        limit = np.sqrt(3 / 50)  # the expected square norm of a row is 1
         assert np.abs(rows).max() <= limit
         np.testing.assert_allclose((rows**2).sum(axis=1).mean(), 1, rtol=0.01)
     assert (bank["student"] != bank["teacher"]).any()
 
 
-def test_only_the_batchs_rows_are_written_with_unit_norm():
+def test_update_writes_unit_rows_of_the_batch_only():
     given = arrays()
-    variables = initialised(CRD, given)
+    variables = initialize(CRD, given)
     state = run(CRD, variables, given).state
     touched = np.isin(np.arange(DATA), given["batch"]["index"])
     for side in "student", "teacher":
@@ -212,13 +212,13 @@ def test_only_the_batchs_rows_are_written_with_unit_norm():
         assert (new[touched] != old[touched]).any(axis=1).all()
 
 
-def test_the_last_of_an_example_that_comes_twice_is_written():
-    """Also where a later one is masked. (That the number of devices makes no difference is tested below.)"""
+def test_last_duplicate_of_an_example_is_written():
+    """A later duplicate that is masked writes nothing."""
     index = np.array([3, 5, 3, 7, 5, 3, 11, 7])
     mask = np.array([True, True, True, True, True, False, True, True])
     last = [2, 4, 6, 7]
     given = arrays(8, mask=mask, index=index)
-    variables = initialised(CRD, given)
+    variables = initialize(CRD, given)
     want = run(CRD, variables, kept(given, last)).state["bank"]
     tiny.assert_close(run(CRD, variables, given).state["bank"], want, rtol=1e-6)
 
@@ -226,8 +226,8 @@ def test_the_last_of_an_example_that_comes_twice_is_written():
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_array_of_every_negatives_features():
-    """At the published size, where it would take half a gibibyte: only compiled."""
+def test_memory_holds_no_array_of_drawn_rows():
+    """At the published size, where the array would take 0.5 GiB; the step is compiled but not run."""
     data, size, negatives, features = 50_000, 64, 16_384, 128
     objective = crd(*PATHS, np.arange(data) % 100, negatives=negatives, features=features)
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
@@ -261,33 +261,33 @@ def test_no_array_of_every_negatives_features():
         pytest.param(CLASSES, {"negatives": 0}, "crd, negatives: expected a positive number", id="negatives"),
     ],
 )
-def test_labels_and_numbers_that_do_not_fit(labels, options, message):
+def test_invalid_labels_and_numbers_raise(labels, options, message):
     with pytest.raises(ValueError, match=message):
         crd(*PATHS, labels, **options)
 
 
-def test_inputs_that_do_not_fit():
+def test_invalid_inputs_raise():
     given = arrays(4)
     without = {**given, "batch": {}}
     with pytest.raises(ValueError, match="'index'"):
-        initialised(CRD, without)
+        initialize(CRD, without)
     wrong = {**given, "batch": {"index": np.zeros((4, 1), np.int32), "label": np.zeros(4, np.float32)}}
     with pytest.raises(ValueError, match=r"crd, batch/index: expected integers \[batch\], got int32\[4, 1\]"):
-        initialised(CRD, wrong)
+        initialize(CRD, wrong)
     for objective in QUEUE, IN_BATCH:
         with pytest.raises(ValueError, match=r"batch/label: expected integer classes \[batch\], got float32\[4\]"):
-            initialised(objective, wrong)
+            initialize(objective, wrong)
     integers = {**given, "student": {"f": np.zeros((4, 3), np.int32)}}
     for objective in CRD, QUEUE, IN_BATCH:
         with pytest.raises(ValueError, match=r"student/f: expected a floating-point feature \[batch, ...\], got int32"):
-            initialised(objective, integers)
+            initialize(objective, integers)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_a_distillation_with_it_trains():
-    """The student's vector comes to tell what the teacher's tells; the bank is a pure function of the steps."""
+def test_distillation_with_crd_trains():
+    """The loss decreases over the steps of a distillation."""
     labels = np.arange(64) % tiny.CLASSES
     objective = jaxkd.combine(crd=crd("student/vector", "teacher/vector", labels, negatives=16, features=4))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.adam(0.02))

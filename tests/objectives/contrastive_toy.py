@@ -1,4 +1,4 @@
-"""Examples of several classes, and the three contrastive objectives on them."""
+"""Toy data of several classes, and the three contrastive objectives on it."""
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def kept(given, keep):
 
 
 def after(objective, variables, *batches):
-    """The variables once these batches have been seen."""
+    """Returns the variables after a step on each batch."""
     for given in batches:
         variables = variables._replace(state=run(objective, variables, given).state)
     return variables

@@ -1,4 +1,4 @@
-"""Learned embeddings of both features: what is compared, and that both sides learn."""
+"""Losses on learned embeddings: values, normalization, hyperparameters and errors."""
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ PATHS = ("student/f", "teacher/f")
 
 
 def embeddings(params):
-    """The student's and the teacher's."""
+    """Returns the student's and the teacher's embedding."""
     flat = {side: np.float64(getattr(GIVEN, side)["f"]).reshape(6, -1) for side in ("student", "teacher")}
     return [plain.dense(plain.f64(params[side]), x) for side, x in flat.items()]
 
 
-def test_correlation_congruence_of_the_common_benchmark():
+def test_correlation_congruence_equals_common_benchmark():
     objective = embedded(losses.consecutive_correlation, *PATHS, weight=0.02)
     params = plain.made(objective, GIVEN).params
     assert jax.tree.map(np.shape, params["student"]) == {"kernel": (12, 128), "bias": (128,)}
@@ -28,7 +28,7 @@ def test_correlation_congruence_of_the_common_benchmark():
     np.testing.assert_allclose(objective.apply(params, {}, GIVEN, None).value, 0.02 * want, rtol=1e-5)
 
 
-def test_embeddings_can_be_normalised():
+def test_normalized_embeddings_equal_numpy_reference():
     objective = embedded(losses.hint_mse, *PATHS, features=4, normalize=True)
     params = plain.made(objective, GIVEN).params
     first, second = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in embeddings(params))
@@ -36,7 +36,7 @@ def test_embeddings_can_be_normalised():
     np.testing.assert_allclose(objective.apply(params, {}, GIVEN, None).value, want, rtol=1e-5)
 
 
-def test_an_embedding_of_zero_is_finite():
+def test_zero_embedding_is_finite():
     objective = embedded(losses.hint_mse, *PATHS, features=4, normalize=True)
     params = jax.tree.map(np.zeros_like, plain.made(objective, GIVEN).params)
     value, gradients = jax.value_and_grad(lambda p: objective.apply(p, {}, GIVEN, None).value)(params)
@@ -44,13 +44,13 @@ def test_an_embedding_of_zero_is_finite():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-def test_hyperparameters_and_schedules_reach_the_loss():
+def test_loss_receives_hyperparameters_and_schedules():
     objective = embedded(losses.soft_target_kl, *PATHS, features=4, temperature=lambda step: 2.0 + step)
     params = plain.made(objective, GIVEN).params
     want = losses.soft_target_kl(*map(np.float32, embeddings(params)), temperature=2.0).mean()
     np.testing.assert_allclose(objective.apply(params, {}, GIVEN, None).value, want, rtol=1e-4)
 
 
-def test_an_unknown_feature_is_named():
+def test_unknown_feature_raises():
     with pytest.raises(ValueError, match="teacher entry 'g'"):
         embedded(losses.hint_mse, "student/f", "teacher/g").init(jax.random.key(0), GIVEN)

@@ -1,4 +1,4 @@
-"""Factor transfer: both objectives' values, and what the second takes over of the first."""
+"""Factor transfer: values of both objectives, and the trained paraphraser in the second stage."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def layers(params, x):
     return x
 
 
-def test_the_paraphrasers_value():
+def test_paraphraser_value_equals_numpy_reference():
     objective = paraphraser("teacher/f", rate=0.5, weight=2.0)
     params = plain.made(objective, GIVEN).params
     shapes = {side: [params[side][name]["kernel"].shape[2:] for name in LAYERS] for side in params}
@@ -32,7 +32,7 @@ def test_the_paraphrasers_value():
     np.testing.assert_allclose(objective.apply(params, {}, GIVEN, None).value, 2 * want, rtol=1e-5)
 
 
-def test_factor_transfers_value():
+def test_factor_transfer_value_equals_numpy_reference():
     objective = factor_transfer("student/f", "teacher/f", weight=2.0)
     params, state = plain.made(objective, GIVEN)
     assert [params["translator"][name]["kernel"].shape[2:] for name in LAYERS] == [(3, 3), (3, 3), (3, 3)]
@@ -52,7 +52,7 @@ def distiller(objective, optimizer):
     return jaxkd.distill(tiny.student, tiny.teacher(), combine(ce=ce, factor=objective), optimizer=optimizer)
 
 
-def test_one_stage_learns_the_paraphraser_and_the_next_keeps_it():
+def test_second_stage_keeps_the_trained_paraphraser():
     first = distiller(paraphraser("teacher/map"), optax.adam(0.02))
     state, step, values = first.init(jax.random.key(0), tiny.batch(8)), jax.jit(first.step), []
     for _ in range(20):
@@ -61,7 +61,7 @@ def test_one_stage_learns_the_paraphraser_and_the_next_keeps_it():
     assert values[-1] < 0.8 * values[0]
 
     learned = state.loss.params["factor"]
-    # Weight decay, which would shrink what is among the parameters, even without a gradient.
+    # Weight decay would shrink the paraphraser if it were a parameter, even without a gradient.
     objective = factor_transfer("student/map", "teacher/map", trained=learned)
     second = distiller(objective, optax.adamw(0.1, weight_decay=1.0))
     before = second.init(jax.random.key(1), tiny.batch(8))
@@ -76,7 +76,7 @@ def test_one_stage_learns_the_paraphraser_and_the_next_keeps_it():
     tiny.assert_equal(after.loss.state["factor"]["paraphraser"], learned)
 
 
-def test_what_was_trained_has_to_fit():
+def test_trained_parameters_of_another_rate_raise():
     learned = paraphraser("teacher/f", rate=0.3).init(jax.random.key(0), GIVEN).params
     objective = factor_transfer("student/f", "teacher/f", trained=learned)
     with pytest.raises(ValueError, match=r"factor_transfer: expected trained= as the parameters of paraphraser\("):
@@ -85,13 +85,13 @@ def test_what_was_trained_has_to_fit():
 
 
 @pytest.mark.parametrize("make", [lambda: paraphraser("teacher/f"), lambda: factor_transfer("student/f", "teacher/f")])
-def test_it_wants_maps(make):
+def test_features_other_than_maps_raise(make):
     vectors = plain.context({"f": (3, 4)}, {"f": (3, 5)})
     with pytest.raises(ValueError, match=r"expected a map \[batch, height, width, channels\], got float32\[3"):
         make().init(jax.random.key(0), vectors)
 
 
-def test_a_rate_is_positive():
+def test_nonpositive_rate_raises():
     for make in (lambda: paraphraser("teacher/f", rate=0), lambda: factor_transfer("student/f", "teacher/f", rate=-1)):
         with pytest.raises(ValueError, match="rate: expected a positive"):
             make()

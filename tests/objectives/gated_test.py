@@ -1,4 +1,4 @@
-"""ONE's objective against NumPy in double precision, its gradients, masks, and what stays out of the gate."""
+"""ONE: values and gradients against NumPy in float64, gradient routing, masks and extremes."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ VARIABLES = started()
 
 
 def reference(params, student, held=None, labels=LABELS):
-    """Equation 8; ``held`` are the ensemble's logits where they teach, if others than those there are."""
+    """Equation 8; ``held`` are the teaching logits, by default those of the ensemble."""
     energy = student["f"].mean(axis=(1, 2)) @ params["kernel"]
     energy = (energy - energy.mean(0)) / np.sqrt(energy.var(0) + 1e-5) * params["norm"]["scale"] + params["norm"][
         "bias"
@@ -54,7 +54,7 @@ def reference(params, student, held=None, labels=LABELS):
     return total.mean(), ensemble
 
 
-def test_value_and_gradients():
+def test_value_and_gradients_equal_numpy_reference():
     with jax.enable_x64(True):
         value, (by_params, by_student) = gradients(OBJECTIVE, double(VARIABLES), context(double(STUDENT)))
     expected, ensemble = reference(VARIABLES.params["parts"], STUDENT)
@@ -68,7 +68,7 @@ def test_value_and_gradients():
     assert np.abs(slope).max() > 1e-3
 
 
-def test_the_gate_learns_by_the_ensemble_s_own_loss_alone():
+def test_gate_receives_no_gradient_from_distillation():
     only_taught = gated(
         MEMBERS, "student/f", own=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0), taught=KL
     )
@@ -78,17 +78,17 @@ def test_the_gate_learns_by_the_ensemble_s_own_loss_alone():
     assert (by_student["b/logits"] != 0).any()
 
 
-def test_masked_is_dropped():
+def test_masking_equals_dropping():
     keep = np.array([True, False, True, True, False, True])
     dropped = {name: x[keep].astype(np.float32) for name, x in STUDENT.items()}
     expected = OBJECTIVE.apply(
         VARIABLES.params, VARIABLES.state, context(dropped, label=LABELS[keep]), jax.random.key(0)
     )
     for garbage in (np.nan, np.inf, 1e30):
-        spoilt = {name: x.astype(np.float32) for name, x in STUDENT.items()}
-        for x in spoilt.values():
+        spoiled = {name: x.astype(np.float32) for name, x in STUDENT.items()}
+        for x in spoiled.values():
             x[~keep] = garbage
-        masked = context(spoilt, mask=keep)
+        masked = context(spoiled, mask=keep)
         found = OBJECTIVE.apply(VARIABLES.params, VARIABLES.state, masked, jax.random.key(0))
         np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found.state, expected.state)
@@ -98,7 +98,7 @@ def test_masked_is_dropped():
 
 
 @pytest.mark.parametrize("scale", [1e4, 0.0])
-def test_extremes_stay_finite(scale):
+def test_extreme_inputs_are_finite(scale):
     student = {name: np.float32(scale) * np.sign(x).astype(np.float32) for name, x in STUDENT.items()}
     found = gradients(OBJECTIVE, VARIABLES, context(student))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
@@ -112,21 +112,21 @@ def test_extremes_stay_finite(scale):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
-def test_a_vector_and_an_objective_that_learns():
-    """The gate reads vectors as well; what is taught may own parameters, for each branch anew."""
+def test_gate_accepts_vectors_and_objectives_with_parameters():
+    """The gate reads vectors as well, and `taught` may have parameters, separate for each branch."""
     student = {**{name: x.astype(np.float32) for name, x in STUDENT.items()}, "f": np.ones((6, 3), np.float32)}
     learned = gated(MEMBERS, "student/f", own=CE, taught=objectives.curriculum_temperature())
     made = learned.init(jax.random.key(0), context(student))
     assert sorted(made.params["objective"]["taught"]) == ["b", "c", "model"]
     out = learned.apply(made.params, made.state, context(student), None)
     assert out.state.keys() == made.state.keys()
-    jax.tree.map(np.testing.assert_array_equal, out.state, made.state)  # an evaluation changes nothing
+    jax.tree.map(np.testing.assert_array_equal, out.state, made.state)  # an evaluation keeps the state
 
 
-def test_mistakes():
+def test_invalid_members_and_features_raise():
     with pytest.raises(ValueError, match="got none"):
         gated({}, "student/f", own=CE, taught=KL)
-    with pytest.raises(ValueError, match="one that is named 'ensemble'"):
+    with pytest.raises(ValueError, match="one named 'ensemble'"):
         gated({"ensemble": ""}, "student/f", own=CE, taught=KL)
     other = {**STUDENT, "b/logits": np.ones((6, 5))}
     with pytest.raises(ValueError, match=r"logits of one shape.*\[6, 5\]"):

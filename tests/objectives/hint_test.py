@@ -1,4 +1,4 @@
-"""The regressor between two features: which one their shapes ask for, what it computes, and that it is learned."""
+"""Hint regression: choice of the regressor, values, masks, errors and training."""
 
 import jax
 import jax.numpy as jnp
@@ -35,18 +35,18 @@ PLANS = {
 
 
 @pytest.mark.parametrize(("student", "teacher", "kernel"), PLANS.values(), ids=PLANS)
-def test_the_regressor_that_the_shapes_ask_for(student, teacher, kernel):
+def test_regressor_follows_from_the_shapes(student, teacher, kernel):
     given = context(student, teacher)
     made = HINT.init(jax.random.key(2), jax.eval_shape(lambda: given))
     assert jax.tree.map(jnp.shape, made.params) == {"kernel": kernel, "bias": kernel[-1:]}
     value, gradients = jax.value_and_grad(lambda p: HINT.apply(p, {}, given, None).value)(made.params)
     assert value > 0
     assert (gradients["bias"] != 0).all()
-    # Every tap of the kernel is of use, except beside a map of one pixel, which padding surrounds.
+    # Every kernel entry has a gradient, except next to a map of one position, which padding surrounds.
     assert 1 in (*student[1:-1], *teacher[1:-1]) or (jnp.abs(gradients["kernel"]).max(axis=-1) > 0).all()
 
 
-def test_the_linear_map_and_the_convolution_of_one_pixel():
+def test_linear_regressors_equal_matrix_product():
     for student, teacher in ((2, 4), (2, 3)), ((2, 5, 4), (2, 5, 3)), ((2, 3, 3, 4), (2, 3, 3, 3)):
         given = context(student, teacher)
         params = HINT.init(jax.random.key(2), jax.eval_shape(lambda given=given: given)).params
@@ -59,12 +59,12 @@ def test_the_linear_map_and_the_convolution_of_one_pixel():
         np.testing.assert_allclose(out.metrics[""].sum / 2, out.value / 2, rtol=1e-6)
 
 
-def test_the_transposed_form_is_the_transpose():
+def test_transposed_convolution_is_the_transpose():
     small, large = (1, 2, 3, 1), (1, 4, 6, 1)
     kernel = jax.random.normal(jax.random.key(3), (3, 3, 1, 1))
 
     def matrix(source, target, kernel):
-        """The regressor as a matrix, read out by ∂/∂t mean (r − t)² = −2 r / size at t = 0."""
+        """The regressor as a matrix, from ∂/∂t mean (r − t)² = −2 r / size at t = 0."""
         params = {"kernel": kernel, "bias": jnp.zeros(1)}
 
         def row(feature):
@@ -87,19 +87,19 @@ def test_the_transposed_form_is_the_transpose():
         pytest.param((2, 4, 4, 3), (3, 4, 4, 5), "expected", id="batches-of-maps"),
     ],
 )
-def test_what_no_regressor_fits(student, teacher, message):
+def test_shapes_without_a_regressor_raise(student, teacher, message):
     with pytest.raises(ValueError, match=message):
         HINT.init(jax.random.key(0), jax.eval_shape(lambda: context(student, teacher)))
 
 
-def test_equal_shapes_need_none():
+def test_equal_shapes_have_no_parameters():
     given = context((2, 4, 4, 3), (2, 4, 4, 3))
     assert HINT.init(jax.random.key(0), jax.eval_shape(lambda: given)) == ({}, {})
     expected = 2 * losses.hint_mse(given.student["f"], given.teacher["f"]).mean()
     np.testing.assert_allclose(HINT.apply({}, {}, given, None).value, expected, rtol=1e-6)
 
 
-def test_an_unknown_feature_is_named_when_it_is_initialised():
+def test_unknown_feature_raises_at_initialization():
     with pytest.raises(ValueError, match=r"path 'student/g', student entry 'g'.*'f' float32"):
         objectives.hint("student/g", "teacher/f").init(jax.random.key(0), context((2, 4), (2, 3)))
 
@@ -125,7 +125,7 @@ def test_garbage_in_masked_examples_reaches_no_gradient(shapes):
     assert (got[1][1][~keep] == 0).all()
 
 
-def test_the_regressor_learns_under_an_optimizer_of_its_own():
+def test_regressor_has_its_own_optimizer():
     objective = combine(
         ce=term(losses.cross_entropy, "student/logits", "batch/label"),
         hint=objectives.hint("student/map", "teacher/map"),

@@ -1,4 +1,4 @@
-"""The layers against NumPy and Flax, and what they say about features that do not fit."""
+"""Layers against NumPy and Flax, and errors for mismatched features."""
 
 import flax.linen as nn
 import jax
@@ -15,14 +15,14 @@ MAP = RNG.normal(size=(3, 4, 5, 2)).astype(np.float32)
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution(size, bias):
+def test_conv_equals_numpy_reference(size, bias):
     params = layers.conv_init(jax.random.key(0), size, 2, 3, bias=bias)
     assert ("bias" in params) == bias
     params = jax.tree.map(lambda x: x + 0.5, params)
     np.testing.assert_allclose(layers.conv(params, MAP), plain.conv(plain.f64(params), MAP), rtol=1e-5, atol=1e-5)
 
 
-def test_a_dense_layer_is_a_convolution_of_one_position():
+def test_dense_equals_pointwise_conv():
     params = jax.tree.map(lambda x: x + 0.5, layers.dense_init(jax.random.key(0), 2, 3))
     mapped = layers.dense(params, MAP)
     np.testing.assert_allclose(mapped, plain.dense(plain.f64(params), MAP), rtol=1e-5)
@@ -40,7 +40,7 @@ def test_layers_compute_in_float32():
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_batch_norm_is_that_of_flax(train):
+def test_batch_norm_equals_flax(train):
     module = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_running_average=not train)
     params, state = layers.batch_norm_init(2)
     params, state = jax.tree.map(lambda x: x + jnp.array([0.5, 0.25]), (params, state))
@@ -50,7 +50,7 @@ def test_batch_norm_is_that_of_flax(train):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new, dict(changed["batch_stats"]))
 
 
-def test_batch_norm_of_what_counts():
+def test_batch_norm_masking_equals_dropping():
     params, state = layers.batch_norm_init(2)
     keep = np.array([True, False, True])
     found, new = layers.batch_norm(params, state, MAP, mask=keep, axis_name=None, train=True)
@@ -63,12 +63,12 @@ def test_batch_norm_of_what_counts():
     ("student", "teacher"),
     [((2, 4), (2, 4, 4, 4)), ((2, 4), (3, 4)), ((2, 5, 4), (2, 6, 4)), ((2, 4, 4, 3), (3, 4, 4, 3)), ((2,), (2,))],
 )
-def test_features_that_do_not_fit(student, teacher):
+def test_match_size_of_mismatched_features_raises(student, teacher):
     with pytest.raises(ValueError, match=r"vid: expected two features that differ in channels.* for the teacher"):
         layers.match_size("vid", jnp.ones(student), jnp.ones(teacher))
 
 
-def test_the_larger_map_is_pooled_on_each_axis():
+def test_match_size_pools_the_larger_map_on_each_axis():
     first, second = layers.match_size("f", jnp.asarray(MAP), jnp.ones((3, 2, 10, 7)))
     assert (first.shape, second.shape) == ((3, 2, 5, 2), (3, 2, 5, 7))
     np.testing.assert_allclose(first, plain.pool(MAP, 2, 5), rtol=1e-5, atol=1e-6)

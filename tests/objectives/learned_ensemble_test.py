@@ -1,4 +1,4 @@
-"""Learned weights of teachers: the formula, who teaches whom, devices, and one teacher as plain soft targets."""
+"""Learned ensemble weights: values, gradient routing, masks, devices, and a single teacher."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jaxkd
 from jaxkd import losses
 from jaxkd.objectives.learned_ensemble import learned_ensemble
 from tests import objective_runs, references, tiny
-from tests.objective_runs import initialised, run
+from tests.objective_runs import initialize, run
 
 BATCH, CLASSES = 8, 4
 PATHS = ("teacher/a/logits", "teacher/b/logits", "teacher/c/logits")
@@ -28,7 +28,7 @@ def arrays(shape=(BATCH, CLASSES), mask=None):
 
 
 def learned(given, weights=(0.4, -0.3, 0.9)):
-    variables = initialised(OBJECTIVE, given)
+    variables = initialize(OBJECTIVE, given)
     np.testing.assert_array_equal(variables.params["weights"], np.zeros(3))
     return variables._replace(params={"weights": jnp.asarray(weights, jnp.float32)})
 
@@ -38,7 +38,7 @@ def softmax(z):
 
 
 def formula(weights, given):
-    """T² KL and the combination's surprise, in float64."""
+    """T² KL, and the ensemble's cross-entropy and probabilities, in float64."""
     w = softmax(np.asarray(weights, np.float64))
     z = np.stack([given["teacher"][path.removeprefix("teacher/")] for path in PATHS])
     target, log_s = np.einsum("k,k...->...", w, softmax(z / T)), references.log_softmax(given["student"]["logits"] / T)
@@ -48,7 +48,7 @@ def formula(weights, given):
 
 
 @pytest.mark.parametrize("shape", [(BATCH, CLASSES), (3, 2, CLASSES)], ids=["classes", "tokens"])
-def test_the_formula(shape):
+def test_value_and_gradients_equal_numpy_reference(shape):
     given = arrays(shape)
     variables = learned(given)
     weights = np.asarray(variables.params["weights"], np.float64)
@@ -59,35 +59,35 @@ def test_the_formula(shape):
     np.testing.assert_allclose(found.metrics["nll"], nll.mean(), rtol=1e-5)
     for name, share in zip("abc", softmax(weights), strict=True):
         np.testing.assert_allclose(found.metrics[f"share/{name}"], share, rtol=1e-6)
-    # The weights descend the surprise, whatever the student and its weight; the student the divergence.
+    # The weights receive the gradient of the cross-entropy, independent of the student; the student that of the KL.
     slope = references.finite_difference(lambda a: formula(a, given)[1].mean(), weights)
     np.testing.assert_allclose(found.params["weights"], slope, rtol=1e-4, atol=1e-6)
     expected = WEIGHT * T * (softmax(given["student"]["logits"] / T) - target) / kl.size
     np.testing.assert_allclose(found.student["logits"], expected, rtol=1e-4, atol=1e-7)
 
 
-def test_one_teacher_is_soft_targets():
+def test_single_teacher_equals_soft_target_kl():
     given = arrays()
     alone = learned_ensemble(teachers=PATHS[:1], temperature=T, weight=WEIGHT)
     term = jaxkd.term(losses.soft_target_kl, "student/logits", PATHS[0], weight=WEIGHT, temperature=T)
-    found = run(alone, initialised(alone, given), given)
-    expected = run(term, initialised(term, given), given)
+    found = run(alone, initialize(alone, given), given)
+    expected = run(term, initialize(term, given), given)
     assert found.value == expected.value and found.metrics[""] == expected.metrics[""]
     np.testing.assert_array_equal(found.student["logits"], expected.student["logits"])
     np.testing.assert_array_equal(found.params["weights"], [0])
     assert found.metrics["share/a"] == 1
 
 
-def test_equal_weights_are_the_averaged_ensemble():
+def test_equal_weights_equal_averaged_ensemble():
     given = arrays()
     z = np.stack([given["teacher"][path.removeprefix("teacher/")] for path in PATHS])
     average = jaxkd.teachers.average_probabilities(T)(z, np.full(3, 1 / 3, np.float32))
-    found = run(OBJECTIVE, initialised(OBJECTIVE, given), given)
+    found = run(OBJECTIVE, initialize(OBJECTIVE, given), given)
     expected = losses.soft_target_kl(given["student"]["logits"], average, temperature=T).mean()
     np.testing.assert_allclose(found.metrics[""], expected, rtol=1e-5)
 
 
-def test_masking_is_dropping():
+def test_masking_equals_dropping():
     given = arrays(mask=KEEP)
     holed = jax.tree.map(lambda x: np.where(KEEP[:, None], x, np.nan), {k: given[k] for k in ("student", "teacher")})
     dropped = jax.tree.map(lambda x: x[KEEP], arrays())
@@ -100,11 +100,11 @@ def test_masking_is_dropping():
     tiny.assert_close(found.metrics, expected.metrics)
 
 
-def test_extremes_stay_finite():
+def test_extreme_inputs_are_finite():
     given = arrays()
     huge = {**given, "teacher": {k: 1e4 * x for k, x in given["teacher"].items()}, "student": given["student"]}
     none = {**arrays(mask=np.zeros(BATCH, bool))}
-    # A class that all teachers exclude, and one that only one excludes.
+    # One class is excluded by all teachers, another by a single teacher.
     out = {name: x.copy() for name, x in given["teacher"].items()}
     for x in out.values():
         x[:, given["batch"]["label"][0]] = -np.inf
@@ -119,15 +119,15 @@ def test_extremes_stay_finite():
 
 
 @pytest.mark.parametrize(("way", "count"), objective_runs.PLACES)
-def test_devices(way, count):
+def test_result_is_independent_of_device_count(way, count):
     given = arrays(mask=KEEP)
     expected = run(OBJECTIVE, learned(given), given)
     found = objective_runs.on_devices(OBJECTIVE, way, count)(learned(given), given)
     tiny.assert_close(found._replace(metrics=dict(found.metrics)), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_better_teacher_gets_the_weight():
-    """Through a distillation, though the student's own loss counts for nothing."""
+def test_better_teacher_gains_weight():
+    """The weights learn in a distillation even if the weight of the student's loss is 0."""
     models = {"good": 4.0, "bad": 0.0}
 
     def member(scale):
@@ -152,14 +152,14 @@ def test_the_better_teacher_gets_the_weight():
     tiny.assert_equal(state.student, start)
 
 
-def test_a_schedule_of_the_temperature():
+def test_temperature_accepts_a_schedule():
     given = arrays()
     scheduled = learned_ensemble(teachers=PATHS, temperature=lambda step: T + 0.0 * step, weight=WEIGHT)
     found, expected = (run(o, learned(given), given).value for o in (scheduled, OBJECTIVE))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_mistakes():
+def test_invalid_teachers_and_inputs_raise():
     for teachers in ((), (PATHS[0], PATHS[0])):
         with pytest.raises(ValueError, match="expected the paths of different teachers' logits, got"):
             learned_ensemble(teachers=teachers)
@@ -174,4 +174,4 @@ def test_mistakes():
         ({"teacher": {"a/logits": given["teacher"]["a/logits"]}}, r"'teacher/b/logits', teacher entry"),
     ):
         with pytest.raises(ValueError, match=message):
-            initialised(OBJECTIVE, {**given, **change})
+            initialize(OBJECTIVE, {**given, **change})

@@ -1,4 +1,4 @@
-"""What holds for every objective with learned layers: one table, and masks, devices, gradients, types, evaluation."""
+"""Properties of every objective with learned layers: masks, devices, gradients, dtypes and evaluation."""
 
 import functools
 import warnings
@@ -70,7 +70,7 @@ def context(arrays, mask=None, axis_name=None):
 
 
 def made(case, seed=1):
-    """Initialised, and moved away from where it starts, so that nothing is zero or one by chance."""
+    """Initial variables with random offsets, since initial zeros and ones would hide errors."""
     shapes = jax.eval_shape(lambda a: context(a)._replace(axis_name=None), features(2))
     variables = case.objective.init(jax.random.key(seed), shapes)
     leaves, structure = jax.tree.flatten(variables)
@@ -80,7 +80,7 @@ def made(case, seed=1):
 
 
 def run(case, variables, arrays, mask=None, key=KEY, axis_name=None):
-    """Value, gradients for parameters and features, and the new state."""
+    """Returns value, gradients of parameters and features, and new state."""
 
     def value(params, arrays):
         out = case.objective.apply(params, variables.state, context(arrays, mask, axis_name), key)
@@ -92,7 +92,7 @@ def run(case, variables, arrays, mask=None, key=KEY, axis_name=None):
 
 @functools.cache
 def compiled(name):
-    """`run`, compiled once for each shape: tests that can share batches of five."""
+    """`run`, compiled once per shape; tests share batches of five where they can."""
     return jax.jit(lambda variables, arrays, mask=None: run(CASES[name], variables, arrays, mask))
 
 
@@ -100,7 +100,7 @@ def rows(tree, keep):
     return jax.tree.map(lambda x: x[np.asarray(keep)], tree)
 
 
-def test_it_owns_float32_arrays_and_no_gradient_is_missing(case):
+def test_parameters_are_float32_and_all_receive_gradients(case):
     variables = made(case)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
     value, (gradients, _), state = compiled(case.name)(variables, features(5))
@@ -110,8 +110,8 @@ def test_it_owns_float32_arrays_and_no_gradient_is_missing(case):
     assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, variables.state)
 
 
-def test_what_it_owns_can_be_donated(case):
-    """No buffer stands in it twice, and none belongs to somebody else."""
+def test_variables_can_be_donated(case):
+    """Donation requires that no buffer occurs twice, and that none is shared with the objective."""
     shapes = jax.eval_shape(lambda a: context(a)._replace(axis_name=None), features(2))
     variables = case.objective.init(jax.random.key(0), shapes)
     with warnings.catch_warnings():
@@ -122,20 +122,20 @@ def test_what_it_owns_can_be_donated(case):
     assert not any(x.is_deleted() for x in jax.tree.leaves(again))
 
 
-def test_masking_is_dropping_whatever_is_masked(case):
+def test_masking_equals_dropping(case):
     keep = np.array([True, False, True, True, False, True, True])
     variables, arrays = made(case), features(7)
     want, (params, dropped), new = compiled(case.name)(variables, rows(arrays, keep))
     for garbage in np.nan, np.inf, 1e30:
-        spoilt = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, garbage), arrays)  # noqa: B023
-        value, (of_params, of_features), state = compiled(case.name)(variables, spoilt, keep)
+        spoiled = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, garbage), arrays)  # noqa: B023
+        value, (of_params, of_features), state = compiled(case.name)(variables, spoiled, keep)
         np.testing.assert_allclose(value, want, rtol=1e-5)
         tiny.assert_close((of_params, state), (params, new), rtol=1e-4, atol=1e-5)
         tiny.assert_close(rows(of_features, keep), dropped, rtol=1e-4, atol=1e-5)
         assert all((g == 0).all() for g in jax.tree.leaves(rows(of_features, ~keep)))
 
 
-def test_nothing_that_counts_is_nothing_learned(case):
+def test_fully_masked_batch_has_zero_gradients(case):
     variables = made(case)
     value, gradients, state = compiled(case.name)(variables, features(7), np.zeros(7, bool))
     assert value == 0
@@ -143,14 +143,14 @@ def test_nothing_that_counts_is_nothing_learned(case):
     tiny.assert_equal(state, variables.state)
 
 
-def test_a_batch_of_one_and_features_of_zero_are_finite(case):
+def test_batch_of_one_and_zero_features_are_finite(case):
     variables, arrays = made(case), features(1)
     for given in arrays, jax.tree.map(np.zeros_like, arrays):
         found = compiled(case.name)(variables, given)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
-def test_bfloat16_is_the_upcast_input(case):
+def test_bfloat16_equals_upcast_input(case):
     variables = made(case)
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), features(5))
     value, (of_params, of_features), state = compiled(case.name)(variables, arrays)
@@ -160,7 +160,7 @@ def test_bfloat16_is_the_upcast_input(case):
     assert all(g.dtype == jnp.bfloat16 for g in jax.tree.leaves(of_features))
 
 
-def test_evaluation_is_deterministic_and_remembers_nothing(case):
+def test_evaluation_is_deterministic_and_keeps_state(case):
     variables, arrays = made(case), features(5)
     evaluate = jax.jit(lambda v, a: case.objective.apply(*v, context(a), None))
     out = evaluate(variables, arrays)
@@ -171,8 +171,8 @@ def test_evaluation_is_deterministic_and_remembers_nothing(case):
     assert (len(values) > 1) == (case.name in RANDOM)
 
 
-def test_gradients_are_finite_differences(case):
-    """Of the parameters and of the student's features along random directions, in training, in float64."""
+def test_gradients_equal_finite_differences(case):
+    """Along random directions of parameters and student features, in training and float64."""
     with jax.enable_x64(True):
         double = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
         variables, arrays = double(made(case)), double(features(5, seed=100))
@@ -196,15 +196,15 @@ def test_gradients_are_finite_differences(case):
 MASKS = {
     "all": np.ones(BATCH, bool),
     "uneven": np.arange(BATCH) % 5 > 1,
-    "half": np.arange(BATCH) >= BATCH // 2,  # the first devices have nothing that counts
+    "half": np.arange(BATCH) >= BATCH // 2,  # all examples of the first devices are masked
 }
 PLACES = [("pmap", 8), ("shard_map", 2), ("shard_map, unchecked", 4), ("vmap", 8)]
-# One of each kind: nothing shared but the mean, batch statistics, a relation, random numbers.
+# One of each kind of dependence between devices: the mean, batch statistics, a relation, random numbers.
 SHARED = ("variational", "overhaul", "review", "correlation", "masked_generation")
 
 
 def on_devices(case, way, count):
-    """As a train step does it: each device differentiates its share, then gradients and state are averaged."""
+    """Like a train step: each device differentiates its share, then gradients and state are averaged."""
 
     def local(variables, arrays, mask):
         params = variables.params
@@ -212,7 +212,7 @@ def on_devices(case, way, count):
             params = jax.lax.pcast(params, AXIS, to="varying")
         out = run(case, LossVars(params, variables.state), arrays, mask, axis_name=AXIS)
         value, (of_params, of_features), state = out
-        # A share's gradient for the features counts once for each device that the mean is over.
+        # The value is a mean over devices, so each share's gradient of its features is `count` times too large.
         of_features = jax.tree.map(lambda g: g / count, of_features)
         return jax.lax.pmean((value, of_params, state), AXIS), of_features
 
@@ -236,12 +236,12 @@ def on_devices(case, way, count):
 
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
-def test_the_number_of_devices_makes_no_difference(name, way, count):
+def test_result_is_independent_of_device_count(name, way, count):
     case, arrays = CASES[name], features(BATCH)
     variables, placed = made(case), on_devices(case, way, count)
     for mask in MASKS.values():
         value, (of_params, of_features), state = compiled(name)(variables, arrays, mask)
-        with replicas(1):  # a connector's BatchNorm would by default be each device's own
+        with replicas(1):  # by default, a connector's BatchNorm has statistics per device
             shared, own = placed(variables, arrays, mask)
         tiny.assert_close(shared, (value, of_params, state), rtol=1e-4, atol=1e-5)
         tiny.assert_close(own, of_features, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Masked generation: values, which parts are hidden, and when."""
+"""Masked generation: values, choice of the masked parts, and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def generate(params, x):
     return plain.conv(params["second"], plain.relu(plain.conv(params["first"], x)))
 
 
-def test_evaluation_generates_from_all_of_it():
+def test_evaluation_masks_nothing():
     objective = masked_generation(*PATHS, weight=0.1)
     params = plain.made(objective, GIVEN).params
     own, (x, t) = plain.f64(params), (np.float64(side["f"]) for side in (GIVEN.student, GIVEN.teacher))
@@ -25,7 +25,7 @@ def test_evaluation_generates_from_all_of_it():
 
 
 def hidden(ratio, key, batch=8):
-    """Which positions of each example a training step hides, read off what a generator that copies makes of them."""
+    """Returns the positions that a training step masks, found with a generator that copies its input."""
     given = plain.context({"f": (batch, 6, 6, 1)}, {"f": (batch, 6, 6, 1)})
     given = given._replace(student={"f": jnp.ones((batch, 6, 6, 1))}, teacher={"f": jnp.zeros((batch, 6, 6, 1))})
     objective = masked_generation(*PATHS, mask_ratio=ratio)
@@ -37,18 +37,18 @@ def hidden(ratio, key, batch=8):
     return np.asarray(jax.grad(value)(given.teacher["f"]) == 0)[..., 0]
 
 
-def test_positions_are_hidden_at_random_for_each_example():
+def test_positions_are_masked_at_random_per_example():
     first = hidden(0.4, jax.random.key(0), batch=64)
     assert abs(first.mean() - 0.4) < 4 * np.sqrt(0.24 / first.size)
     assert len({row.tobytes() for row in first}) == 64
     assert (first != hidden(0.4, jax.random.key(1), batch=64)).any()
-    # ... and an example's draw does not depend on how many others there are
+    # An example's draw does not depend on the batch size.
     np.testing.assert_array_equal(first[:8], hidden(0.4, jax.random.key(0)))
     assert not hidden(0.0, jax.random.key(0)).any()
     assert not hidden(0.4, None).any()
 
 
-def test_maps_of_two_sizes_are_compared_at_the_smaller():
+def test_maps_of_two_sizes_are_compared_at_the_smaller_size():
     objective = masked_generation(*PATHS)
     large = plain.context({"f": (3, 8, 4, 2)}, {"f": (3, 4, 4, 5)})
     params = plain.made(objective, large).params
@@ -64,7 +64,7 @@ def softmax(x, axes):
 
 
 @pytest.mark.parametrize(("threshold", "temperature"), [(1.0, 0.5), (1.02, 2.0)])
-def test_what_the_teacher_attends_to_is_hidden(threshold, temperature):
+def test_teacher_attention_selects_the_masks(threshold, temperature):
     objective = dual_masked_generation(*PATHS, threshold=threshold, temperature=temperature, weight=0.1)
     params = plain.made(objective, GIVEN).params
     own, (x, t) = plain.f64(params), (np.float64(side["f"]) for side in (GIVEN.student, GIVEN.teacher))
@@ -82,18 +82,18 @@ def test_what_the_teacher_attends_to_is_hidden(threshold, temperature):
         np.testing.assert_allclose(objective.apply(params, {}, GIVEN, key).value, 0.1 * want, rtol=1e-5)
 
 
-def test_both_branches_start_with_equal_weight():
+def test_branches_start_with_equal_weight():
     params = dual_masked_generation(*PATHS).init(jax.random.key(0), GIVEN).params
     np.testing.assert_array_equal(params["balance"], [0, 0])
     assert params.keys() == {"align", "spatial", "channel", "balance"}
 
 
-def test_what_does_not_fit():
+def test_invalid_arguments_and_features_raise():
     for ratio in 1.0, -0.1:
         with pytest.raises(ValueError, match="mask_ratio: expected a share"):
             masked_generation(*PATHS, mask_ratio=ratio)
     for options in {"threshold": 0}, {"temperature": -1.0}:
-        with pytest.raises(ValueError, match="positive threshold and temperature"):
+        with pytest.raises(ValueError, match=r"dual_masked_generation, .*: expected a positive number"):
             dual_masked_generation(*PATHS, **options)
     for make in masked_generation, dual_masked_generation:
         with pytest.raises(ValueError, match=rf"{make.__name__}: expected a map"):

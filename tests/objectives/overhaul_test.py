@@ -1,4 +1,4 @@
-"""Overhaul and activation boundaries: values behind their connector, and its BatchNorm."""
+"""Overhaul and activation boundaries: values behind the connector, running statistics, margins."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def boundary(s, t):
 
 
 @pytest.mark.parametrize(("objective", "formula"), [(OFD, partial), (AB, boundary)], ids=["overhaul", "boundary"])
-def test_its_value_in_training_and_in_evaluation(objective, formula):
+def test_value_equals_numpy_reference_in_training_and_evaluation(objective, formula):
     params, state = plain.made(objective, GIVEN)
     x, t = (np.float64(side["f"]) for side in (GIVEN.student, GIVEN.teacher))
     own = plain.f64(params)
@@ -49,7 +49,7 @@ def test_its_value_in_training_and_in_evaluation(objective, formula):
     tiny.assert_equal(evaluated.state, out.state)
 
 
-def test_the_margin_comes_from_the_teachers_batch_norm():
+def test_margin_comes_from_teacher_batch_norm():
     bias, scale = jnp.array([0.3, -0.2, 0.0, 1.0, 9.0]), jnp.array([1.0, -0.5, 2.0, 0.1, 1.0])
     margin = losses.overhaul_margin(bias, scale)
     params, state = plain.made(OFD, GIVEN)
@@ -59,7 +59,7 @@ def test_the_margin_comes_from_the_teachers_batch_norm():
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
-def test_errors_come_when_it_is_initialised():
+def test_mismatched_features_and_margins_raise_at_initialization():
     sizes = plain.context({"f": (6, 4, 4, 4)}, {"f": (6, 2, 2, 5)})
     for objective in OFD, AB:
         with pytest.raises(ValueError, match="teacher: expected"):

@@ -1,4 +1,4 @@
-"""Outputs made of others: seen by the objective, with what they learn and remember beside what it does."""
+"""Objectives on derived outputs: values, and the parameters and state of both."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def scaled(objective):
     return with_parts(lambda key, context: first, make, objective)
 
 
-def test_what_both_own():
+def test_variables_hold_parts_and_objective():
     objective = scaled(objectives.hint("student/made/f", "teacher/f"))
     made = objective.init(jax.random.key(0), CONTEXT)
     assert jax.tree.map(jnp.shape, made.params["objective"]) == {"bias": (4,), "kernel": (2, 4)}
@@ -36,7 +36,7 @@ def test_what_both_own():
     assert float(slope["parts"]["scale"]) != 0
 
 
-def test_what_the_objective_remembers():
+def test_state_of_the_inner_objective_is_updated():
     crd = objectives.crd_in_batch("student/made/f", "teacher/f", labels=None, features=3)
     objective = scaled(
         objectives.combine(
@@ -50,7 +50,7 @@ def test_what_the_objective_remembers():
     assert sorted(out.terms) == ["crd", "queue"]
 
 
-def test_nothing_to_own():
+def test_variables_are_empty_without_parameters():
     doubled = with_parts(
         lambda key, context: LossVars(),
         lambda p, s, context, key: ({"twice": 2 * lookup(context, "student/f")}, s),

@@ -1,4 +1,4 @@
-"""Layers in NumPy, float64, written out: what the objectives' values are checked against."""
+"""Reference layers in NumPy and float64, for the values of objectives."""
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +38,20 @@ def connector(params, x):
 
 
 def pool(x, height, width):
-    """Averages over windows of equal size."""
+    """Averages windows of equal size."""
     batch, h, w, channels = x.shape
     return x.reshape(batch, height, h // height, width, w // width, channels).mean((2, 4))
 
 
 def context(student, teacher, **batch):
-    """Random features of these shapes, ``{"name": shape}`` for either network."""
+    """A context with random features of the shapes ``{"name": shape}`` of either network."""
     rng = np.random.default_rng(3)
     draw = lambda shapes: {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}  # noqa: E731
     return Context(draw(student), draw(teacher), batch, jnp.int32(0))
 
 
 def made(objective, given, seed=1):
-    """What the objective owns, moved away from where it starts: zeros would hide mistakes."""
+    """The objective's variables with random offsets, since initial zeros would hide errors."""
     variables = objective.init(jax.random.key(seed), jax.eval_shape(lambda: given))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + 0.2 * np.abs(rng.normal(size=x.shape)).astype(np.float32), variables)

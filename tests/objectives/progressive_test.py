@@ -1,4 +1,4 @@
-"""PS-KD: targets of the last visit, by hand and against float64; what is remembered, where, and after a resume."""
+"""PS-KD: values, stored predictions, masks, devices, evaluation and exact resume."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxkd import LossVars, data, losses, term
 from jaxkd.objectives.progressive import past_predictions, remembered
 from jaxkd.training import fit
 from tests import objective_runs, tiny
-from tests.objective_runs import KEY, PLACES, context, initialised, run
+from tests.objective_runs import KEY, PLACES, context, initialize, run
 from tests.schemes import self_runs
 
 DATA, BATCH, CLASSES = 24, 16, 3
@@ -42,7 +42,7 @@ def softmax(z):
 
 
 def reference(given, past, alpha):
-    """The mean over the batch, and its slope for the logits."""
+    """Returns the mean over the batch and its gradient for the logits."""
     logits, label, index = given["student"]["logits"], given["batch"]["label"], given["batch"]["index"]
     hard = np.eye(CLASSES)[label]
     target = hard.copy()
@@ -55,19 +55,19 @@ def reference(given, past, alpha):
 
 @pytest.fixture(scope="module")
 def variables():
-    """After a first batch, that of seed 3."""
+    """Variables after a first batch, of seed 3."""
     first = arrays(seed=3)
-    made = initialised(PSKD, first)
+    made = initialize(PSKD, first)
     return made._replace(state=run(PSKD, made, first).state)
 
 
-def test_by_hand():
-    """The same batch twice: labels alone, then half of what was said the first time."""
+def test_two_visits_equal_hand_computation():
+    """The same batch twice: the labels, then their average with the first predictions."""
     objective = past_predictions(4, alpha=0.5)
     given = arrays(index=[2, 0])
     given["student"]["logits"] = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], np.float32))
     given["batch"]["label"] = np.array([1, 0], np.int32)
-    start = initialised(objective, given)
+    start = initialize(objective, given)
     first = run(objective, start, given)
     np.testing.assert_allclose(first.value, -(np.log(0.25) + np.log(0.8)) / 2, rtol=1e-6)
     expected = [[0.8, 0.1, 0.1], [0, 0, 0], [0.5, 0.25, 0.25], [0, 0, 0]]
@@ -78,7 +78,7 @@ def test_by_hand():
     np.testing.assert_allclose(second.value, (one + two) / 2, rtol=1e-6)
 
 
-def test_against_float64(variables):
+def test_value_and_gradients_equal_numpy_reference(variables):
     first, given = arrays(seed=3), arrays(seed=4)
     past = dict(zip(first["batch"]["index"].tolist(), softmax(first["student"]["logits"]), strict=True))
     assert 0 < len(set(given["batch"]["index"].tolist()) - past.keys()) < BATCH
@@ -92,21 +92,21 @@ def test_against_float64(variables):
         np.testing.assert_allclose(now[row], past.get(row, np.zeros(CLASSES)), rtol=1e-5, atol=1e-7)
 
 
-def test_no_past_is_cross_entropy(variables):
+def test_alpha_zero_and_first_visit_equal_cross_entropy(variables):
     plain = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.8)
     given = arrays(seed=5)
     want = run(plain, LossVars(), given)
     for objective, start in (
         (past_predictions(DATA, alpha=0.0, weight=0.8), variables),
-        (PSKD, initialised(PSKD, given)),
+        (PSKD, initialize(PSKD, given)),
     ):
         found = run(objective, start, given)
         np.testing.assert_allclose(found.value, want.value, rtol=1e-6)
         np.testing.assert_allclose(found.student["logits"], want.student["logits"], rtol=1e-5, atol=1e-7)
 
 
-def test_all_past_is_a_teacher_of_the_last_visit(variables):
-    """α = 1: the slope is that of soft targets at temperature 1."""
+def test_alpha_one_equals_soft_targets_of_last_visit(variables):
+    """With α = 1 the gradient is that of soft targets at temperature 1."""
     first = arrays(seed=3)
     given = {**first, "student": arrays(seed=6)["student"], "teacher": first["student"]}
     soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=1.0)
@@ -114,26 +114,26 @@ def test_all_past_is_a_teacher_of_the_last_visit(variables):
     np.testing.assert_allclose(found.student["logits"], want.student["logits"], rtol=1e-4, atol=1e-6)
 
 
-def test_alpha_grows():
+def test_alpha_follows_its_schedule():
     given = arrays()
     published = lambda step: 0.8 * (step // 2 + 1) / 4  # noqa: E731
     rows = [
-        (past_predictions(DATA, steps=10), 0.8 * 3 / 10),  # the context's step is 3
+        (past_predictions(DATA, steps=10), 0.8 * 3 / 10),  # the context is at step 3
         (past_predictions(DATA, alpha=0.5, steps=2), 0.5),
         (past_predictions(DATA, alpha=0.5), 0.5),
         (past_predictions(DATA, alpha=published), 0.4),
     ]
     for objective, expected in rows:
-        start = initialised(objective, given)
+        start = initialize(objective, given)
         assert run(objective, start, given).metrics["alpha"] == pytest.approx(expected)
 
 
-def test_masking_is_dropping(variables):
+def test_masking_equals_dropping(variables):
     given = arrays(mask=KEEP)
-    for start in variables, initialised(PSKD, given):
+    for start in variables, initialize(PSKD, given):
         want = run(PSKD, start, kept(given, KEEP))
         for garbage in np.nan, np.inf, 1e30:
-            other = {root: objective_runs.spoilt(tree, KEEP, garbage) for root, tree in given.items()}
+            other = {root: objective_runs.spoiled(tree, KEEP, garbage) for root, tree in given.items()}
             other["batch"]["index"] = np.where(KEEP, given["batch"]["index"], -7)
             other["batch"]["label"] = np.where(KEEP, given["batch"]["label"], 99)
             found = run(PSKD, start, other)
@@ -142,49 +142,49 @@ def test_masking_is_dropping(variables):
             assert (found.student["logits"][~KEEP] == 0).all()
 
 
-def test_nothing_that_counts_changes_nothing(variables):
+def test_fully_masked_batch_changes_nothing(variables):
     found = run(PSKD, variables, arrays(mask=np.zeros(BATCH, bool)))
     assert found.value == 0
     assert (found.student["logits"] == 0).all()
     tiny.assert_equal(found.state, variables.state)
 
 
-def test_twice_in_a_batch_the_last_one_is_kept():
+def test_last_duplicate_of_an_example_is_written():
     given = arrays(index=[5, 2, 5, 2, 7], mask=np.array([True, True, True, False, True]))
-    found = remembered(run(PSKD, initialised(PSKD, given), given).state)
+    found = remembered(run(PSKD, initialize(PSKD, given), given).state)
     expected = softmax(given["student"]["logits"])
     for place, row in (5, 2), (2, 1), (7, 4):
         np.testing.assert_allclose(found[place], expected[row], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("way", "count", "dtype"), [*((*p, jnp.float32) for p in PLACES), ("pmap", 2, jnp.bfloat16)])
-def test_the_number_of_devices_makes_no_difference(way, count, dtype):
+def test_result_is_independent_of_device_count(way, count, dtype):
     objective = past_predictions(DATA, alpha=0.6, dtype=dtype)
     first, given = arrays(seed=3), arrays(mask=KEEP)
-    given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # twice, on two devices
+    given["batch"]["index"][[3, 9, 13]] = given["batch"]["index"][[14, 2, 12]]  # duplicates on two devices
     placed = objective_runs.on_devices(objective, way, count)
-    start = initialised(objective, first)
+    start = initialize(objective, first)
     found = placed(LossVars({}, placed(start, first).state), given)
     want = run(objective, LossVars({}, run(objective, start, first).state), given)
     tiny.assert_close(found._replace(state={}), want._replace(state={}), rtol=1e-4, atol=1e-5)
-    # The same device computes an example's row as any other, and what is remembered is never averaged.
+    # Stored predictions are bits, which devices do not average, so only the forward passes may round differently.
     tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
     np.testing.assert_allclose(
         np.float32(remembered(found.state)), np.float32(remembered(want.state)), rtol=tolerance, atol=1e-7
     )
 
 
-def test_devices_that_average_leave_what_is_remembered():
-    """The mean of three equal numbers is not always that number; in bfloat16 it is off by half a percent."""
+def test_averaging_devices_keep_stored_predictions_exact():
+    """The mean of three equal numbers may round to another, in bfloat16 by half a percent."""
     objective = past_predictions(DATA, alpha=0.6, dtype=jnp.bfloat16)
     given = arrays(18)
-    state = run(objective, initialised(objective, given), given).state
+    state = run(objective, initialize(objective, given), given).state
     later = arrays(18, seed=1, mask=np.zeros(18, bool))
     after = objective_runs.on_devices(objective, "pmap", 3)(LossVars({}, state), later).state
     tiny.assert_equal(after, state)
 
 
-def test_a_table_split_over_the_devices_by_rows(variables):
+def test_sharded_table_equals_replicated_table(variables):
     placed = objective_runs.on_devices(PSKD, "jit", 8, split_state=lambda path: True)
     given = arrays(seed=4, mask=KEEP)
     found = placed(variables, given)
@@ -193,17 +193,17 @@ def test_a_table_split_over_the_devices_by_rows(variables):
     assert shapes == [(DATA // 8, CLASSES)] * 8
 
 
-def test_bfloat16_takes_half_of_the_memory():
+def test_bfloat16_table_takes_half_of_the_memory():
     objective, given = past_predictions(DATA, dtype=jnp.bfloat16), arrays()
-    start = initialised(objective, given)
-    assert start.state["past"].nbytes * 2 == initialised(PSKD, given).state["past"].nbytes
+    start = initialize(objective, given)
+    assert start.state["past"].nbytes * 2 == initialize(PSKD, given).state["past"].nbytes
     found = remembered(run(objective, start, given).state)
     assert found.dtype == jnp.bfloat16
     expected = softmax(given["student"]["logits"])
     np.testing.assert_allclose(np.float32(found[given["batch"]["index"]]), expected, rtol=2**-8)
 
 
-def test_an_evaluation_is_of_the_labels_and_needs_no_index(variables):
+def test_evaluation_is_cross_entropy_and_needs_no_index(variables):
     given = arrays(seed=5, mask=KEEP)
     want = run(term(losses.cross_entropy, "student/logits", "batch/label", weight=0.8), LossVars(), given)
     for index in given["batch"]["index"], np.full(BATCH, 10**6, np.int32), None:
@@ -214,7 +214,7 @@ def test_an_evaluation_is_of_the_labels_and_needs_no_index(variables):
         tiny.assert_equal(found.state, variables.state)
 
 
-def test_what_is_written_has_no_gradient(variables):
+def test_written_predictions_have_no_gradient(variables):
     given = arrays(seed=4)
 
     def said(logits):
@@ -224,7 +224,7 @@ def test_what_is_written_has_no_gradient(variables):
     assert (jax.jit(jax.grad(said))(given["student"]["logits"]) == 0).all()
 
 
-def test_extremes(variables):
+def test_extreme_logits_are_finite(variables):
     for size in 0.0, 1e4, 1e30:
         given = arrays(index=[3, 4], seed=2)
         given["student"]["logits"] = (size * np.array([[1, -1, 0], [-1, 1, 0]])).astype(np.float32)
@@ -234,7 +234,7 @@ def test_extremes(variables):
 
 
 @pytest.mark.parametrize(("entry", "value"), [("index", DATA), ("index", -1), ("label", CLASSES), ("label", -1)])
-def test_what_is_out_of_range_is_heard(variables, entry, value):
+def test_value_out_of_range_yields_nan(variables, entry, value):
     given = arrays()
     given["batch"][entry][2] = value
     assert np.isnan(run(PSKD, variables, given).value)
@@ -245,7 +245,7 @@ def distiller(**options):
     return jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1, momentum=0.9))
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+def test_resumed_run_equals_uninterrupted_run(tmp_path):
     images = np.random.default_rng(0).normal(size=(21, 4, 4, 2)).astype(np.float32)
     train = data.Resident(data.from_arrays(images, np.arange(21) % 3), batch_size=8)  # the last batch is padded
     key, kd = jax.random.key(3), distiller(dtype=jnp.bfloat16)
@@ -253,12 +253,12 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     fit(kd, train, steps=5, key=key, directory=tmp_path / "parts", progress=False)
     parts = fit(kd, train, steps=8, key=key, directory=tmp_path / "parts", progress=False)
     tiny.assert_equal(parts.state, whole.state)
-    assert (remembered(whole.state.loss.state["ps_kd"]).sum(axis=1) > 0.9).all()  # all were seen
+    assert (remembered(whole.state.loss.state["ps_kd"]).sum(axis=1) > 0.9).all()  # all examples were visited
     other = fit(distiller(alpha=0.0), train, steps=8, key=key, progress=False)
     assert (other.state.student.params["first"] != whole.state.student.params["first"]).any()
 
 
-def test_any_placement_of_the_distiller():
+def test_result_is_independent_of_placement():
     batches = [
         {**tiny.batch(6, i), "index": np.random.default_rng(i).permutation(9)[:6].astype(np.int32)} for i in range(3)
     ]
@@ -274,7 +274,7 @@ def test_any_placement_of_the_distiller():
         )
 
 
-def test_one_program_and_a_constant_structure():
+def test_step_compiles_once_with_constant_structure():
     kd, traces = distiller(), []
 
     @jax.jit
@@ -290,7 +290,7 @@ def test_one_program_and_a_constant_structure():
     assert len(traces) == 1
 
 
-def test_mistakes():
+def test_invalid_arguments_and_inputs_raise():
     with pytest.raises(ValueError, match="examples: expected the size of the training set, got 0"):
         past_predictions(0)
     with pytest.raises(ValueError, match=r"alpha: expected a number from 0 to 1.*got 1.2"):
@@ -304,10 +304,10 @@ def test_mistakes():
     given = arrays()
     without = {**given, "batch": {"label": given["batch"]["label"]}}
     with pytest.raises(ValueError, match="'batch/index'"):
-        initialised(PSKD, without)
+        initialize(PSKD, without)
     soft = {**given, "batch": {**given["batch"], "label": np.ones((BATCH, CLASSES), np.float32)}}
     with pytest.raises(ValueError, match=r"batch/label: expected integers \[16\], got float32\[16, 3\]"):
-        initialised(PSKD, soft)
+        initialize(PSKD, soft)
     tokens = {**given, "student": {"logits": np.ones((BATCH, 2, CLASSES), np.float32)}}
     with pytest.raises(ValueError, match=r"expected logits \[batch, classes\], got float32\[16, 2, 3\]"):
-        initialised(PSKD, tokens)
+        initialize(PSKD, tokens)

@@ -1,4 +1,4 @@
-"""Knowledge review: its value from deep to shallow, sizes, and what it says about stages that do not fit."""
+"""Knowledge review: value, default width, resizing and errors."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def nearest(x, height, width):
 
 
 def context_loss(s, t):
-    """Of maps with fewer than five rows or with six: the levels whose windows are equal here are pooled by hand."""
+    """Hierarchical context loss of maps with at most four rows or with six, pooled by hand."""
     total, weight, halves = ((s - t) ** 2).mean((1, 2, 3)), 1.0, 1.0
     for level in (4, 2, 1):
         if level >= s.shape[1]:
@@ -40,7 +40,7 @@ def context_loss(s, t):
     return total / weight
 
 
-def test_its_value():
+def test_value_equals_numpy_reference():
     params, state = plain.made(OBJECTIVE, GIVEN)
     own, total, deeper = plain.f64(params), 0.0, None
     for i, name in reversed(list(enumerate(NAMES))):
@@ -60,20 +60,20 @@ def test_its_value():
     assert jax.tree.map(np.shape, out.state) == jax.tree.map(np.shape, state)
 
 
-def test_the_deepest_stage_has_nothing_to_attend_to():
+def test_deepest_stage_has_no_attention():
     params = OBJECTIVE.init(KEY, jax.eval_shape(lambda: GIVEN)).params
     assert ["attention" in params[f"stage{i}"] for i in range(3)] == [True, True, False]
     assert {params[f"stage{i}"]["project"]["kernel"].shape[-1] for i in range(3)} == {3}
 
 
-def test_the_width_is_the_deepest_students_and_at_most_512():
+def test_default_width_is_deepest_students_and_at_most_512():
     for channels, width in (7, 7), (600, 512):
         given = jax.eval_shape(lambda c=channels: plain.context({"a": (2, c)}, {"a": (2, 3)}))
         params = review(["student/a"], ["teacher/a"]).init(KEY, given).params
         assert params["stage0"]["project"]["kernel"].shape == (channels, width)
 
 
-def test_one_stage_is_a_hierarchical_context_loss():
+def test_single_stage_equals_hierarchical_context():
     objective = review(["student/b"], ["teacher/b"])
     params, state = plain.made(objective, GIVEN)
     layer = plain.f64(params)["stage0"]
@@ -84,12 +84,12 @@ def test_one_stage_is_a_hierarchical_context_loss():
 
 
 @pytest.mark.parametrize("size", [(3, 4), (6, 8), (2, 3), (7, 1), (4, 9)])
-def test_the_nearest_neighbour(size):
+def test_nearest_neighbor_equals_numpy_reference(size):
     x = np.arange(24.0).reshape(1, 3, 4, 2)
     np.testing.assert_array_equal(_nearest(x, size), nearest(x, *size))
 
 
-def test_what_does_not_fit():
+def test_invalid_stages_raise():
     with pytest.raises(ValueError, match=r"review: expected as many paths of students as of teachers.* got 1 and 0"):
         review(["student/a"], [])
     with pytest.raises(ValueError, match="got 0 and 0"):

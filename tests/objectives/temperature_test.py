@@ -1,4 +1,4 @@
-"""Learned temperatures: who climbs and who descends, by how much, and the curriculum."""
+"""Learned temperatures: gradient reversal, curriculum, masks, devices and extremes."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from jaxkd import losses
 from jaxkd.objectives import cosine_curriculum, curriculum_temperature, instance_temperature
 from tests import objective_runs, tiny
-from tests.objective_runs import context, initialised, run
+from tests.objective_runs import context, initialize, run
 
 BATCH, CLASSES = 8, 4
 KEEP = np.arange(BATCH) % 3 > 0
@@ -32,7 +32,7 @@ def arrays(seed=0, mask=None, shape=(BATCH, CLASSES)):
 
 
 def temperature(name, params, student, teacher):
-    """The formula."""
+    """The published temperature, with the range of `OPTIONS`."""
     if name == "global":
         raw = params["raw"]
     else:
@@ -44,7 +44,7 @@ def temperature(name, params, student, teacher):
 
 
 def plain(name, given):
-    """The loss without any reversal: a function of the temperature's parameters and of the student's logits."""
+    """The loss without gradient reversal, as a function of the temperature's parameters and the student's logits."""
     teacher = given["teacher"]["logits"]
 
     def loss(params, logits):
@@ -54,9 +54,9 @@ def plain(name, given):
     return loss
 
 
-def test_the_temperature_climbs_what_the_student_descends(name):
+def test_temperature_gradient_is_reversed_and_scaled(name):
     objective, given = OBJECTIVES[name], arrays()
-    variables = initialised(objective, given)
+    variables = initialize(objective, given)
     loss, logits = plain(name, given), given["student"]["logits"]
     value, (of_params, of_logits) = jax.jit(jax.value_and_grad(loss, (0, 1)))(variables.params, logits)
     found = run(objective, variables, given)
@@ -64,7 +64,7 @@ def test_the_temperature_climbs_what_the_student_descends(name):
     tiny.assert_close(found.params, jax.tree.map(lambda g: -LAMBDA * g, of_params), rtol=1e-4, atol=1e-6)
     assert all((g != 0).any() for g in jax.tree.leaves(found.params))
     tiny.assert_close(found.student["logits"], of_logits, rtol=1e-4, atol=1e-6)
-    # ... the student's is that of the loss at that temperature, as if it were a number
+    # The student's gradient is that of the loss at a constant temperature.
     at = temperature(name, variables.params, logits, given["teacher"]["logits"])
     alone = jax.grad(lambda z: WEIGHT * losses.soft_target_kl(z, given["teacher"]["logits"], temperature=at).mean())
     np.testing.assert_allclose(found.student["logits"], alone(logits), rtol=1e-4, atol=1e-6)
@@ -72,15 +72,15 @@ def test_the_temperature_climbs_what_the_student_descends(name):
     np.testing.assert_allclose(found.metrics[""], value / WEIGHT, rtol=1e-5)
 
 
-def test_the_global_temperature_begins_as_the_authors():
+def test_initial_global_temperature_is_the_authors():
     given = arrays()
-    found = run(curriculum_temperature(), initialised(curriculum_temperature(), given), given)
+    found = run(curriculum_temperature(), initialize(curriculum_temperature(), given), given)
     np.testing.assert_allclose(found.metrics["temperature"], 1 + 20 / (1 + math.exp(-1)), rtol=1e-6)
 
 
-def test_an_instance_temperature_is_each_examples_own():
+def test_instance_temperature_differs_between_examples():
     objective, given = OBJECTIVES["instance"], arrays()
-    variables = initialised(objective, given)
+    variables = initialize(objective, given)
     each = [
         run(objective, variables, jax.tree.map(lambda x, i=i: x[i : i + 1], given)).metrics["temperature"]
         for i in range(BATCH)
@@ -89,11 +89,11 @@ def test_an_instance_temperature_is_each_examples_own():
     np.testing.assert_allclose(np.mean(each), run(objective, variables, given).metrics["temperature"], rtol=1e-5)
 
 
-def test_the_difficulty_may_be_a_schedule():
+def test_difficulty_accepts_a_schedule():
     given = arrays()
     constant = curriculum_temperature(difficulty=0.5)
-    variables = initialised(constant, given)
-    scheduled = curriculum_temperature(difficulty=lambda step: step / 6)  # context() is at step 3
+    variables = initialize(constant, given)
+    scheduled = curriculum_temperature(difficulty=lambda step: step / 6)  # the context is at step 3
     tiny.assert_close(run(scheduled, variables, given), run(constant, variables, given), rtol=1e-6)
     still = run(curriculum_temperature(difficulty=cosine_curriculum(10**9)), variables, given)
     np.testing.assert_allclose(still.params["raw"], 0, atol=1e-12)
@@ -103,13 +103,13 @@ def test_the_difficulty_may_be_a_schedule():
     ("step", "value"),
     [(0, 0.2), (2, 0.2 + 0.4 * (1 - math.cos(math.pi / 5))), (5, 0.6), (10, 1.0), (11, 1.0), (10**6, 1)],
 )
-def test_the_curriculum(step, value):
+def test_curriculum_equals_formula(step, value):
     schedule = cosine_curriculum(10, low=0.2, high=1.0)
     np.testing.assert_allclose(schedule(step), value, rtol=1e-5)
     np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(step)), value, rtol=1e-5)
 
 
-def test_the_curriculum_never_falls():
+def test_curriculum_is_monotonic_and_ends_at_high():
     values = jax.vmap(cosine_curriculum(50))(jnp.arange(80))
     assert (np.diff(values) >= 0).all()
     assert values[0] == 0
@@ -118,38 +118,38 @@ def test_the_curriculum_never_falls():
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_a_curriculum_has_steps(steps):
+def test_curriculum_without_steps_raises(steps):
     with pytest.raises(ValueError, match="cosine_curriculum, steps: expected a positive number"):
         cosine_curriculum(steps)
 
 
-def test_masking_is_dropping(name):
+def test_masking_equals_dropping(name):
     objective, given = OBJECTIVES[name], arrays(mask=KEEP)
-    variables = initialised(objective, given)
+    variables = initialize(objective, given)
     dropped = {root: objective_runs.rows(given[root], KEEP) for root in ("student", "teacher")}
     want = run(objective, variables, {**dropped, "batch": {}})
     for garbage in np.nan, np.inf, 1e30:
-        found = run(objective, variables, {root: objective_runs.spoilt(x, KEEP, garbage) for root, x in given.items()})
+        found = run(objective, variables, {root: objective_runs.spoiled(x, KEEP, garbage) for root, x in given.items()})
         tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.student["logits"][KEEP], want.student["logits"], rtol=1e-4, atol=1e-6)
         assert (found.student["logits"][~KEEP] == 0).all()
 
 
 @pytest.mark.parametrize(("way", "count"), [("pmap", 4), ("shard_map", 8)], ids=str)
-def test_the_number_of_devices_makes_no_difference(name, way, count):
+def test_result_is_independent_of_device_count(name, way, count):
     objective = OBJECTIVES[name]
-    variables = initialised(objective, arrays())
+    variables = initialize(objective, arrays())
     placed = objective_runs.on_devices(objective, way, count)
     for mask in KEEP, np.arange(BATCH) >= BATCH // 2:
         given = arrays(mask=mask)
         tiny.assert_close(placed(variables, given), run(objective, variables, given), rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_have_temperatures_too(name):
+def test_token_logits_equal_flattened_logits(name):
     objective, given = OBJECTIVES[name], arrays(shape=(BATCH, 3, CLASSES), mask=KEEP)
-    found = run(objective, initialised(objective, given), given)
+    found = run(objective, initialize(objective, given), given)
     flat = {root: {"logits": given[root]["logits"][KEEP].reshape(-1, CLASSES)} for root in ("student", "teacher")}
-    want = run(objective, initialised(objective, given), {**flat, "batch": {}})
+    want = run(objective, initialize(objective, given), {**flat, "batch": {}})
     tiny.assert_close(found._replace(student={}), want._replace(student={}), rtol=1e-4, atol=1e-6)
 
 
@@ -159,11 +159,11 @@ def test_extreme_logits_are_finite(name):
         given = arrays()
         for side in "student", "teacher":
             given[side]["logits"][:, 0] = teacher
-        found = run(objective, initialised(objective, given), given)
+        found = run(objective, initialize(objective, given), given)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
-def test_what_does_not_fit():
+def test_mismatched_logits_raise():
     given = arrays()
     given["teacher"]["logits"] = given["teacher"]["logits"][:, :3]
     for make in curriculum_temperature, instance_temperature:

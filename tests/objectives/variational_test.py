@@ -1,4 +1,4 @@
-"""Variational information distillation: its value, and that its variances are learned."""
+"""Variational information distillation: values, pooling, learned variances and errors."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def variance(params):
 @pytest.mark.parametrize(
     ("student", "teacher"), [((3, 4), (3, 5)), ((3, 6, 4), (3, 6, 5)), ((3, 8, 4, 4), (3, 4, 4, 5))], ids=str
 )
-def test_its_value(student, teacher):
+def test_value_equals_numpy_reference(student, teacher):
     given = plain.context({"f": student}, {"f": teacher})
     params = plain.made(OBJECTIVE, given).params
     x, t = (np.float64(side["f"]) for side in (given.student, given.teacher))
@@ -37,7 +37,7 @@ def test_its_value(student, teacher):
     np.testing.assert_allclose(out.metrics[""].sum / 3, want, rtol=1e-5)
 
 
-def test_a_smaller_student_pools_the_teacher():
+def test_smaller_student_map_pools_the_teacher():
     given = plain.context({"f": (2, 2, 2, 4)}, {"f": (2, 4, 4, 5)})
     params = plain.made(OBJECTIVE, given).params
     pooled = given._replace(teacher={"f": plain.pool(given.teacher["f"], 2, 2)})
@@ -45,7 +45,7 @@ def test_a_smaller_student_pools_the_teacher():
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
-def test_the_variance_starts_at_5_and_is_learned():
+def test_variance_starts_at_5_and_is_learned():
     objective = combine(vid=variational("student/map", "teacher/map"))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.5))
     state = kd.init(jax.random.key(0), tiny.batch(8))
@@ -56,20 +56,20 @@ def test_the_variance_starts_at_5_and_is_learned():
     assert later["vid"].sum < metrics["vid"].sum
 
 
-def test_the_width_can_be_chosen():
+def test_features_sets_the_hidden_width():
     given = jax.eval_shape(lambda: plain.context({"f": (2, 4)}, {"f": (2, 5)}))
     mean = variational("student/f", "teacher/f", features=7).init(jax.random.key(0), given).params["mean"]
     assert [mean[name]["kernel"].shape for name in ("first", "second", "third")] == [(4, 7), (7, 7), (7, 5)]
 
 
-def test_features_that_do_not_fit():
+def test_mismatched_features_raise():
     with pytest.raises(ValueError, match="variational: expected two features"):
         OBJECTIVE.init(jax.random.key(0), plain.context({"f": (2, 4)}, {"f": (2, 3, 5)}))
     with pytest.raises(ValueError, match="student entry 'g'"):
         variational("student/g", "teacher/f").init(jax.random.key(0), plain.context({"f": (2, 4)}, {"f": (2, 5)}))
 
 
-def test_the_teacher_is_not_to_be_an_integer():
+def test_integer_teacher_feature_raises():
     given = plain.context({"f": (2, 4)}, {})._replace(teacher={"f": jnp.ones((2, 5), int)})
     with pytest.raises(ValueError, match="float"):
         OBJECTIVE.init(jax.random.key(0), given)
