@@ -73,13 +73,14 @@ def cases() -> list[Case]:
 
     activations, flow, relations = "features.activations", "features.flow", "relations.similarities"
     return [
-        *group("logits", "cross_entropy", (logits[0], labels)),
-        *group("logits", "soft_target_kl reverse_kl generalized_jsd dist logit_mse", logits),
+        *group("labels", "cross_entropy", (logits[0], labels)),
+        *group("kl", "soft_target_kl reverse_kl generalized_jsd", logits),
+        *group("logits", "dist logit_mse", logits),
         *group("logits", "decoupled_kd", (*logits, labels)),
-        *group("targets", "soft_cross_entropy", (logits[0], probabilities)),
-        *group("targets", "label_smoothing virtual_teacher_kl", (logits[0], labels)),
-        *group("divergences", "skew_kl skew_reverse_kl", logits),
-        *group("divergences", "top_k_kl", (logits[0], top, indices)),
+        *group("labels", "soft_cross_entropy", (logits[0], probabilities)),
+        *group("labels", "label_smoothing virtual_teacher_kl", (logits[0], labels)),
+        *group("kl", "skew_kl skew_reverse_kl", logits),
+        *group("kl", "top_k_kl", (logits[0], top, indices)),
         *group(activations, "hint_mse", maps, plain=plain.mean_square),
         *group(activations, "activation_boundary hierarchical_context", maps),
         *group(activations, "overhaul", (*maps, -positive)),

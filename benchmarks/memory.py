@@ -20,7 +20,7 @@ import tyro
 from rich.table import Table
 
 from benchmarks.common import costs, ratio, report, seconds_in_turn
-from jaxkd.losses import chunked, logits
+from jaxkd.losses import chunked, kl
 
 MIB = 2**20
 #: temporary MiB of a relation with its gradient, and what the dense loss takes over the chunked one at least
@@ -28,8 +28,8 @@ LIMITS = {1024: 300}
 LEAST_SAVING = 6.0
 
 CHUNKED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "soft_target_kl": (logits.soft_target_kl, chunked.linear_soft_target_kl),
-    "generalized_jsd": (logits.generalized_jsd, chunked.linear_generalized_jsd),
+    "soft_target_kl": (kl.soft_target_kl, chunked.linear_soft_target_kl),
+    "generalized_jsd": (kl.generalized_jsd, chunked.linear_generalized_jsd),
 }
 
 RELATIONS = {
