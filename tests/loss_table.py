@@ -1,13 +1,17 @@
-"""One row per loss: what `tests/losses` holds each of them to.
+"""The table of losses: one row per loss, which `tests/losses` holds to the properties that all losses share.
 
-A new loss needs a row in the file of `tests/loss_rows` that goes with its own, and a reference of its name in
-`tests/references`; `table_test.py` fails without them. The row says what inputs look like, where a golden value or one
-derived by hand comes from, and which changes of the input the loss does not see. Everything else is the same for every
-loss and is tested for every row.
+A new loss needs a row in the file of `tests/loss_rows` with the name of its own file, and a reference of its name in
+`tests/references`; `table_test.py` fails without them. The row says how inputs are made, which golden values and values
+derived by hand there are, and which changes of the input leave the loss unchanged. Every other property is the same for
+all losses and is tested for every row.
 """
 
 import importlib
 import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 
 from tests.loss_row import Row
 
@@ -15,7 +19,7 @@ FILES = sorted(path.stem for path in (pathlib.Path(__file__).parent / "loss_rows
 
 ROWS: tuple[Row, ...] = tuple(row for file in FILES for row in importlib.import_module(f"tests.loss_rows.{file}").ROWS)
 
-#: public functions of `jaxkd.losses` that are no losses, and the file that tests each
+#: public functions of `jaxkd.losses` that are not losses, and the file that tests each
 HELPERS = {
     "best_logits": "tests/losses/ensembles_test.py",
     "channel_importance": "tests/losses/features_test.py",
@@ -28,3 +32,14 @@ HELPERS = {
 BY_NAME = {row.name: row for row in ROWS}
 PER_EXAMPLE = tuple(row for row in ROWS if row.per_example)
 RELATIONAL = tuple(row for row in ROWS if row.relational)
+
+
+def each(rows: Iterable[Row] = ROWS) -> Any:
+    """Decorates a test that runs once per row.
+
+    All tests of a row are one group for ``pytest --dist loadgroup``: they run in one worker and share the programs
+    that `tests.loss_runs` compiles.
+    """
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, id=row.name, marks=pytest.mark.xdist_group(row.name)) for row in rows]
+    )

@@ -1,19 +1,18 @@
 """Losses: pure functions of arrays.
 
 ===============================  ==============================================================================
-`jaxkd.losses.logits`            `cross_entropy`, `soft_target_kl`, `reverse_kl`, `generalized_jsd`, `logit_mse`,
-                                 `decoupled_kd`, `dist`, `standardize_logits`
-`jaxkd.losses.targets`           `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
-`jaxkd.losses.discrepancy`       `mean_discrepancy`
-`jaxkd.losses.divergences`       `skew_kl`, `skew_reverse_kl`, `top_k_kl`
-`jaxkd.losses.ensembles`         `best_logits`, `combined_logits`, `min_logits`: one teacher of several students
+`jaxkd.losses.kl`                `soft_target_kl`, `reverse_kl`, `generalized_jsd`, `skew_kl`, `skew_reverse_kl`,
+                                 `top_k_kl`
+`jaxkd.losses.logits`            `logit_mse`, `decoupled_kd`, `dist`, `standardize_logits`
+`jaxkd.losses.labels`            `cross_entropy`, `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
+`jaxkd.losses.ensembles`         `best_logits`, `combined_logits`, `min_logits`: one teacher from several networks
 `jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
                                  `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
                                  `gaussian_nll`, `channel_kl`, `channel_weighted_mse` and `channel_importance`,
                                  `solution_flow`, `singular_vectors`
 `jaxkd.losses.relations`         `distance_relation`, `angle_relation`, `similarity_preserving`,
                                  `correlation_congruence`, `consecutive_correlation`, `probabilistic_transfer`,
-                                 `darkrank_soft`, `darkrank_hard`, `voted_dissimilarity`
+                                 `darkrank_soft`, `darkrank_hard`, `voted_dissimilarity`, `mean_discrepancy`
 `jaxkd.losses.contrastive`       `contrastive_nce`, `info_nce`
 `jaxkd.losses.transformers`      `attention_kl`, `attention_mse`, `value_relation_kl`, `hidden_cosine`, `hidden_mse`
 `jaxkd.losses.sequence`          `ctc`, `ctc_n_best`, `n_best_nll`, `frame_kl`
@@ -24,18 +23,18 @@
                                  `region_affinity`; pose: `heatmap_mse`, `joint_structure`
 ===============================  ==============================================================================
 
-The contract, the same for all: student first, teacher second, everything else by keyword; one value per example, so
-``fn(...).mean()`` is the published loss; float32 or better inside; ``where`` is True for what counts and masking an
-example is the same as dropping it; ``axis_name`` relates the examples of all devices; gradients are finite; a mismatch
-is a `ValueError` while tracing, never a broadcast.
+Every loss keeps one contract: student first, teacher second, everything else by keyword; one value per example, so that
+``fn(...).mean()`` is the published loss; float32 or better inside; ``where`` is a mask, True for the entries to
+include, and masking an example gives the same result as dropping it; ``axis_name`` relates the examples of all devices;
+gradients are finite; a mismatch is a `ValueError` while tracing, never a broadcast.
 
-Each file stands alone, so that it can be lifted into another project. That is why each carries its own dozen lines of
-checks.
+The folder needs only jax (`ctc` also optax) and imports nothing of jaxkd outside of itself, by relative paths: copy it
+into another project, under any name, to vendor it.
 """
 
-from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
-from jaxkd.losses.contrastive import contrastive_nce, info_nce
-from jaxkd.losses.dense import (
+from .chunked import linear_generalized_jsd, linear_soft_target_kl
+from .contrastive import contrastive_nce, info_nce
+from .dense import (
     bounded_regression,
     class_weighted_cross_entropy,
     feature_imitation,
@@ -47,10 +46,8 @@ from jaxkd.losses.dense import (
     region_affinity,
     region_moments,
 )
-from jaxkd.losses.discrepancy import mean_discrepancy
-from jaxkd.losses.divergences import skew_kl, skew_reverse_kl, top_k_kl
-from jaxkd.losses.ensembles import best_logits, combined_logits, min_logits
-from jaxkd.losses.features import (
+from .ensembles import best_logits, combined_logits, min_logits
+from .features import (
     activation_boundary,
     attention_transfer,
     channel_importance,
@@ -66,31 +63,24 @@ from jaxkd.losses.features import (
     singular_vectors,
     solution_flow,
 )
-from jaxkd.losses.gradients import jacobian_matching, reverse_gradient
-from jaxkd.losses.logits import (
-    cross_entropy,
-    decoupled_kd,
-    dist,
-    generalized_jsd,
-    logit_mse,
-    reverse_kl,
-    soft_target_kl,
-    standardize_logits,
-)
-from jaxkd.losses.relations import (
+from .gradients import jacobian_matching, reverse_gradient
+from .kl import generalized_jsd, reverse_kl, skew_kl, skew_reverse_kl, soft_target_kl, top_k_kl
+from .labels import cross_entropy, label_smoothing, soft_cross_entropy, virtual_teacher_kl
+from .logits import decoupled_kd, dist, logit_mse, standardize_logits
+from .relations import (
     angle_relation,
     consecutive_correlation,
     correlation_congruence,
     darkrank_hard,
     darkrank_soft,
     distance_relation,
+    mean_discrepancy,
     probabilistic_transfer,
     similarity_preserving,
     voted_dissimilarity,
 )
-from jaxkd.losses.sequence import ctc, ctc_n_best, frame_kl, n_best_nll
-from jaxkd.losses.targets import label_smoothing, soft_cross_entropy, virtual_teacher_kl
-from jaxkd.losses.transformers import attention_kl, attention_mse, hidden_cosine, hidden_mse, value_relation_kl
+from .sequence import ctc, ctc_n_best, frame_kl, n_best_nll
+from .transformers import attention_kl, attention_mse, hidden_cosine, hidden_mse, value_relation_kl
 
 __all__ = [
     "activation_boundary",

@@ -1,11 +1,15 @@
-"""Distillation of language models from hidden states: the ``[tokens, vocabulary]`` logits never exist as a whole.
+"""Losses of language models from hidden states, without the ``[tokens, vocabulary]`` logits.
 
 A language model's last layer multiplies with a vocabulary so large that its logits take more memory than the rest of
-the step. These losses take that layer's inputs and kernel instead and go through the tokens in chunks. A chunk gives
-its values and, in the same pass, its gradients: its logits are computed once and then forgotten. Values and gradients
-are those of the same loss of the logits ``hidden @ kernel + bias``.
+the step. These losses take the inputs and the kernel of that layer instead. Values and gradients are those of the same
+loss of the logits ``hidden @ kernel + bias``.
 
-This file needs only jax and can be lifted out of the package as it stands.
+How the kernel works: `_run` scans over chunks of tokens. A step computes the logits of one chunk for both networks,
+their divergence and its derivatives (`_divergence`), and at once multiplies the derivatives with the hidden states and
+kernels, so that the logits are computed once and then dropped. A `custom_vjp` therefore has the gradients after the
+*forward* pass; it saves its inputs and these gradients, which are as large as the inputs, and the backward pass only
+scales them by the cotangent (`_scale`). Sums over the vocabulary subtract the maximum first, products are summed in
+float32 whatever the inputs' dtype, and excluded (``-inf``) words are selected away before they are multiplied.
 """
 
 from __future__ import annotations
@@ -16,13 +20,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from . import _checks
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 __all__ = ["linear_generalized_jsd", "linear_soft_target_kl"]
 
-_ELEMENTS = 1 << 23  # logits of one network in a chunk, 32 MiB in float32: enough for large products
-_TOKENS = 256  # in a chunk at least: each chunk reads and writes the kernel's whole gradient
+
+_ELEMENTS = 1 << 23  # logits of one network in a chunk, 32 MiB in float32: enough for efficient products
+_TOKENS = 256  # least number of tokens in a chunk: each chunk reads and writes the kernel's whole gradient
 
 
 def linear_soft_target_kl(
@@ -39,44 +46,51 @@ def linear_soft_target_kl(
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
 ) -> Float[Array, " tokens"]:
-    """Soft targets from hidden states: ``T² KL(p_t ‖ p_s)`` with ``p = softmax((hidden @ kernel + bias) / T)``.
+    """KL divergence of two language models' softened probabilities, times T².
 
-    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2: `soft_target_kl` of the
-    two networks' logits, without holding them. The gradients are computed along with the values, for a cotangent of 1,
-    and scaled in the backward pass. That is exact for a mean or a weighted mean, over all tokens or over those of
-    ``where``; with any other cotangent (one weight per token, say) the kernels' gradients are computed a second time.
-    Only what is differentiated is computed: nothing for the teacher behind a `jax.lax.stop_gradient`. First derivatives
-    in reverse mode only.
+    Also known as: chunked (fused linear) KD loss, soft targets.
+
+    ``T² KL(p_t ‖ p_s)`` with ``p = softmax((hidden @ kernel + bias) / T)``: `soft_target_kl` of the two networks'
+    logits, without holding them. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section
+    2.
+
+    **Derivatives.** The gradients are computed together with the values, for a cotangent of 1, and scaled in the
+    backward pass. That is exact for a mean or a weighted mean, over all tokens or over those of ``where``; with any
+    other cotangent (one weight per token, say) the kernels' gradients are computed a second time. Only what is
+    differentiated is computed: nothing for a teacher behind `jax.lax.stop_gradient`. First derivatives in reverse mode
+    only.
 
     **Devices.** With ``vocabulary_axis``, kernels and biases hold this device's slice of the vocabulary, and hidden
-    states and the result are the same on all devices of that axis. Differentiate inside of the mapped function: every
-    device then gets the gradient of the hidden states, and of its slices, of the one loss that all of them hold (not of
-    the sum of their copies). Under `jax.shard_map` with ``check_vma=True`` this is also right from outside. Without
-    it, arrays that `jax.jit` places with a `NamedSharding` may be split along the tokens, the vocabulary or both.
+    states and the result are the same on all devices of that axis. Differentiate inside the mapped function: every
+    device then gets the gradients of the hidden states and of its slices for the one loss that all of them hold (not
+    for the sum of their copies). Under `jax.shard_map` with ``check_vma=True`` differentiating outside is right too.
+    Without the axis, arrays that `jax.jit` places with a `NamedSharding` may be split along the tokens, the vocabulary
+    or both.
 
     Args:
       student_hidden: inputs of the last layer ``[tokens, hidden]``; flatten batch and sequence first.
-      student_kernel: its kernel ``[hidden, vocabulary]``; of an embedding table ``[vocabulary, hidden]``, the
-        transpose.
-      teacher_hidden: the teacher's ``[tokens, hidden_t]``.
-      teacher_kernel: the teacher's ``[hidden_t, vocabulary]``, with the same words in the same order.
-      student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word; excluded by both, it adds nothing.
-      teacher_bias: the teacher's ``[vocabulary]``.
-      temperature: T > 0, a scalar or one for each token ``[tokens]``. It takes no gradient.
-      soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)`` (Gemma 2, 2024), those of an excluded word too; a
-        pair is for student and teacher, either of which may be None.
-      where: True for the tokens that count ``[tokens]``; the others give 0 and no gradient, whatever they hold.
+      student_kernel: its kernel ``[hidden, vocabulary]``; transpose an embedding table ``[vocabulary, hidden]``.
+      teacher_hidden: the teacher's hidden states ``[tokens, hidden_t]``.
+      teacher_kernel: the teacher's kernel ``[hidden_t, vocabulary]``, with the same words in the same order.
+      student_bias: added to the student's logits ``[vocabulary]``. ``-inf`` excludes a word; a word that both exclude
+        adds nothing.
+      teacher_bias: added to the teacher's logits ``[vocabulary]``.
+      temperature: T > 0, a scalar or one for each token ``[tokens]``. It has no gradient.
+      soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)`` (Gemma 2, 2024), also those of an excluded word; a pair
+        is for student and teacher, either of which may be None.
+      where: mask, True for the tokens to include ``[tokens]``.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
-      chunk: the most tokens at once. By default such that one network's logits take 32 MiB, but at least 256: memory
-        is about four times a chunk's logits and the kernels' gradients. An accelerator may like more.
+      chunk: largest number of tokens at once. By default one network's logits take 32 MiB, or 256 tokens if these take
+        more. Memory is about four times a chunk's logits plus the kernels' gradients. Accelerators may be faster with
+        more.
 
     Returns:
       One value per token ``[tokens]``, in nats times T², float32 or better also of half-precision inputs, whose
-      products are summed in float32. It is infinite, truly, where the student excludes a word that the teacher does
-      not; gradients stay finite there.
+      products are summed in float32. It is infinite where the student excludes a word that the teacher does not;
+      gradients stay finite there.
 
     Raises:
-      ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
+      ValueError: shapes do not fit, a dtype is not floating point, or a hyperparameter is out of its range.
       NotImplementedError: a second derivative, or one with respect to the temperature.
 
     >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]])
@@ -85,7 +99,9 @@ def linear_soft_target_kl(
     """
     student = _head("student", student_hidden, student_kernel, student_bias)
     teacher = _head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
-    return _chunked(None, student, teacher, temperature, soft_cap, where, vocabulary_axis, chunk)
+    return _chunked(
+        None, student, teacher, temperature, soft_cap=soft_cap, where=where, axis=vocabulary_axis, chunk=chunk
+    )
 
 
 def linear_generalized_jsd(
@@ -103,31 +119,35 @@ def linear_generalized_jsd(
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
 ) -> Float[Array, " tokens"]:
-    """Generalised JSD from hidden states: ``β KL(p_t ‖ m) + (1−β) KL(p_s ‖ m)`` with ``m = β p_t + (1−β) p_s``.
+    """Generalized Jensen–Shannon divergence of two language models.
 
-    Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024 (GKD), section 2: `generalized_jsd` of the
-    two networks' logits, without holding them. As there, without T². By convention β = 0 is ``KL(p_t ‖ p_s)`` and
-    β = 1 is ``KL(p_s ‖ p_t)``. Derivatives, devices and memory are as for `linear_soft_target_kl`.
+    Also known as: GKD (generalized knowledge distillation), chunked (fused linear) JSD.
+
+    ``β KL(p_t ‖ m) + (1−β) KL(p_s ‖ m)`` with ``m = β p_t + (1−β) p_s`` and ``p = softmax((hidden @ kernel + bias) /
+    T)``: `generalized_jsd` of the two networks' logits, without holding them. Agarwal et al., "On-Policy Distillation
+    of Language Models", ICLR 2024, section 2; as there, without T². By convention β = 0 is ``KL(p_t ‖ p_s)`` and β = 1
+    is ``KL(p_s ‖ p_t)``. Derivatives, devices and memory are as for `linear_soft_target_kl`.
 
     Args:
-      student_hidden: ``[tokens, hidden]``; all but ``beta`` is as for `linear_soft_target_kl`.
-      student_kernel: ``[hidden, vocabulary]``.
-      teacher_hidden: ``[tokens, hidden_t]``.
-      teacher_kernel: ``[hidden_t, vocabulary]``.
+      student_hidden: inputs of the student's last layer ``[tokens, hidden]``; all arguments but ``beta`` are those of
+        `linear_soft_target_kl`.
+      student_kernel: its kernel ``[hidden, vocabulary]``.
+      teacher_hidden: the teacher's hidden states ``[tokens, hidden_t]``.
+      teacher_kernel: the teacher's kernel ``[hidden_t, vocabulary]``.
       beta: the teacher's share of the mixture, a number from 0 to 1.
-      student_bias: ``[vocabulary]``.
-      teacher_bias: ``[vocabulary]``.
+      student_bias: added to the student's logits ``[vocabulary]``.
+      teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token ``[tokens]``.
-      soft_cap: c > 0, or a pair.
-      where: True for the tokens that count ``[tokens]``.
+      soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      where: mask, True for the tokens to include ``[tokens]``.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
-      chunk: the most tokens at once.
+      chunk: largest number of tokens at once.
 
     Returns:
       One value per token ``[tokens]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite.
 
     Raises:
-      ValueError: shapes do not fit, dtypes are not floating, or a hyperparameter is out of its range.
+      ValueError: shapes do not fit, a dtype is not floating point, or a hyperparameter is out of its range.
       NotImplementedError: as for `linear_soft_target_kl`.
 
     >>> student, teacher = jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]])
@@ -136,13 +156,14 @@ def linear_generalized_jsd(
     """
     student = _head("student", student_hidden, student_kernel, student_bias)
     teacher = _head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta: expected a number from 0 to 1, got {beta}.")
-    return _chunked(float(beta), student, teacher, temperature, soft_cap, where, vocabulary_axis, chunk)
+    _checks.fraction("beta", beta)
+    return _chunked(
+        float(beta), student, teacher, temperature, soft_cap=soft_cap, where=where, axis=vocabulary_axis, chunk=chunk
+    )
 
 
 class _Head(NamedTuple):
-    """A network's last layer with what goes into it; also the gradients of these, and which of them are wanted."""
+    """A last layer and its inputs. Also their gradients, or which of them are requested (True) or absent (None)."""
 
     hidden: Any
     kernel: Any
@@ -153,7 +174,7 @@ _NOTHING = _Head(None, None, None)
 
 
 class _Static(NamedTuple):
-    """What a program is compiled for; ``beta`` is None for the KL of soft targets, which has a T²."""
+    """Static arguments of the kernel; ``beta`` is None for the KL of soft targets, which has the factor T²."""
 
     beta: float | None
     caps: tuple[Any, ...]
@@ -166,11 +187,13 @@ def _chunked(
     student: _Head,
     teacher: _Head,
     temperature: Any,
+    *,
     soft_cap: Any,
     where: Any,
     axis: Any,
     chunk: Any,
 ) -> Array:
+    """Checks the arguments, chooses the size of the chunks and calls the kernel."""
     (tokens, _), (_, vocabulary) = student.hidden.shape, student.kernel.shape
     if teacher.hidden.shape[0] != tokens:
         raise ValueError(f"teacher_hidden: expected the student's {tokens} tokens, got {list(teacher.hidden.shape)}.")
@@ -179,23 +202,22 @@ def _chunked(
             f"teacher_kernel: expected the student's vocabulary of {vocabulary}, got {list(teacher.kernel.shape)}. "
             "Nothing is padded or cut: select the words both know, in one order, from both kernels and biases."
         )
-    where = jnp.ones(tokens, bool) if where is None else jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != (tokens,):
-        raise ValueError(f"where: expected bool[{tokens}], True for what counts, got {where.dtype}{list(where.shape)}.")
+    where = _checks.mask_or_ones(where, (tokens,))
     pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
     caps = tuple(None if cap is None else float(cap) for cap in pair)
     if len(caps) != 2 or not all(cap is None or cap > 0 for cap in caps):
         raise ValueError(f"soft_cap: expected a positive number, or a pair for student and teacher, got {soft_cap}.")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected at least one token at once, got {chunk}.")
-    # Chunks of one size need the least padding; by default one that up to eight devices can share.
+    # Chunks of equal size need the least padding; by default a multiple of 8, so that eight devices can share one.
     most = chunk or max(_TOKENS, _ELEMENTS // max(vocabulary, 1))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
     size = size if chunk or count == 1 else -(-size // 8) * 8
     dtype = jnp.result_type(*jax.tree.leaves((student, teacher)), jnp.float32)
-    temperature = _temperature(temperature, tokens, dtype)
-    # Under shard_map all have to vary over what one of them does. Autodiff then sums the gradient of a replicated one.
+    temperature = _checks.temperature(temperature, dtype, (tokens,))
+    # Under shard_map, custom_vjp needs arguments that vary over the same axes. Where a replicated argument is cast to
+    # varying, autodiff sums its gradient over the devices.
     leaves = jax.tree.leaves((student, teacher, temperature, where))
     axes: frozenset[str] = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
 
@@ -204,29 +226,36 @@ def _chunked(
         return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
-    rows = (vary(x, axes - {axis}) for x in (temperature, where))  # the result is the same for all words
+    rows = (vary(x, axes - {axis}) for x in (temperature, where))  # the result does not vary over the vocabulary
     return _tokens(_Static(beta, caps, axis, size), *heads, *rows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tokens(static: _Static, student: _Head, teacher: _Head, temperature: Array, where: Array) -> Array:
-    return _run(static, (_NOTHING, _NOTHING), student, teacher, temperature, where, where)[0]
+    """Returns the value of each token ``[tokens]``."""
+    return _run(static, (_NOTHING, _NOTHING), (student, teacher, temperature, where), where)[0]
 
 
 def _forward(static: _Static, *primals: Any) -> tuple[Array, Any]:
-    def each(part: str) -> Any:
+    """Computes the values and, in the same pass, the gradients for a cotangent of 1.
+
+    ``symbolic_zeros`` tells which arguments are differentiated; the gradients of the others are not computed.
+    """
+
+    def select(part: str) -> Any:
         return jax.tree.map(lambda x: getattr(x, part), primals, is_leaf=lambda x: hasattr(x, "perturbed"))
 
-    arrays, (*wanted, temperature, _) = each("value"), each("perturbed")
+    arrays, (*wanted, temperature, _) = select("value"), select("perturbed")
     if temperature:
         raise NotImplementedError(
             "temperature: its gradient is not computed; apply jax.lax.stop_gradient to it, or use the loss of logits."
         )
-    value, gradients = _once(functools.partial(_run, static, tuple(wanted)), *arrays, arrays[-1])
+    value, gradients = _once(functools.partial(_run, static, tuple(wanted)), arrays, arrays[-1])
     return value, (arrays, gradients)
 
 
 def _backward(static: _Static, residuals: Any, cotangent: Any) -> tuple[Any, ...]:
+    """Scales the gradients that `_forward` has computed."""
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return _NOTHING, _NOTHING, None, None
     return *_once(functools.partial(_scale, static), *residuals, cotangent), None, None
@@ -237,32 +266,41 @@ _tokens.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _once(function: Any, *arrays: Any) -> Any:
+    """Calls the function; a derivative of the call, the second one of the loss, is an error that says so."""
     return function(*arrays)
 
 
 @_once.defjvp
 def _twice(function: Any, primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError("a second derivative of a chunked loss: use the loss of logits, which has it.")
+    raise NotImplementedError(
+        "a second derivative of a chunked loss is not implemented: use the loss of logits, which has it."
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent: Array) -> tuple[_Head, ...]:
-    """Gradients for any cotangent from those for a cotangent of 1."""
+    """Returns gradients for any cotangent, from those for a cotangent of 1.
+
+    If all included tokens have one cotangent (a mean), the kernels' gradients are multiplied by it. If not, they cannot
+    be recovered from sums over tokens and are computed again, with the cotangent as weights. Gradients of hidden states
+    are one row per token and are multiplied by its cotangent in either case.
+    """
     where = arrays[-1]
     cotangent = jnp.where(where, cotangent, 0)
     factor = jnp.max(cotangent, where=where, initial=-jnp.inf)
     same = jnp.all((cotangent == factor) | ~where)
     factor = jnp.where(factor > -jnp.inf, factor, 0)
-    # Where types do not tell that the hidden states are the same on all devices, nothing else sums their gradients.
+    # Without varying-axes types (check_vma=False), autodiff does not know that the hidden states are replicated over
+    # the vocabulary axis and does not sum their gradients, so it is done here.
     untyped = static.axis not in (None, *jax.typeof(arrays[0].kernel).manual_axis_type.varying)
-    if untyped:  # a branch that communicates has to be taken by all
+    if untyped:  # a branch with collectives must be taken by all devices
         same = jax.lax.pmin(same.astype(jnp.int32), static.axis) > 0
 
     def scaled(sums: tuple[_Head, ...]) -> tuple[_Head, ...]:
         return jax.tree.map(lambda x: x * factor, sums)
 
     def again(sums: tuple[_Head, ...]) -> tuple[_Head, ...]:
-        return _run(static, jax.tree.map(lambda x: True, sums), *arrays, cotangent)[1]
+        return _run(static, jax.tree.map(lambda x: True, sums), arrays, cotangent)[1]
 
     sums = tuple(x._replace(hidden=None) for x in gradients)
     if jax.tree.leaves(sums):
@@ -274,15 +312,18 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(
-    static: _Static, wanted: Any, student: _Head, teacher: _Head, temperature: Array, where: Array, weight: Array
-) -> tuple[Array, tuple[_Head, ...]]:
-    """The value of each token, and the gradients of their sum weighted by ``weight``, as far as they are wanted."""
+def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -> tuple[Array, tuple[_Head, ...]]:
+    """Returns the value of each token, and the requested gradients of their sum weighted by ``weight``.
+
+    A scan over the chunks: its carry holds the sums of the kernels' and biases' gradients, its outputs are the values
+    and the rows of the hidden states' gradients. The logits of a chunk live within one step only.
+    """
+    student, teacher, temperature, where = arrays
     heads, tokens, size = (student, teacher), where.shape[0], static.size
     count, dtype = max(1, -(-tokens // size)), temperature.dtype
 
     def split(x: Array) -> Array:
-        """Chunks of tokens far apart, so that devices that share the tokens also share each chunk."""
+        """Returns chunks of tokens that are far apart: devices that share the tokens then share each chunk too."""
         padded = jnp.pad(x, [(0, size * count - tokens)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(size, count, *x.shape[1:])
 
@@ -290,12 +331,14 @@ def _run(
         return x.swapaxes(0, 1).reshape(size * count, *x.shape[2:])[:tokens]
 
     chunks = jax.tree.map(split, (student.hidden, teacher.hidden, temperature, where, weight.astype(dtype)))
-    wide = [head.kernel.astype(dtype) for head in heads]  # for the gradients, once: they are rounded only at the end
+    wide = [
+        head.kernel.astype(dtype) for head in heads
+    ]  # gradients are rounded to the kernels' dtype only once, at the end
 
     def step(totals: tuple[_Head, ...], index: Array) -> tuple[tuple[_Head, ...], tuple[Array, list[Array | None]]]:
-        *hidden, scale, counts, weights = (jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in chunks)
-        hidden = [jnp.where(counts[:, None], x, 0) for x in hidden]
-        scale = jnp.where(counts, scale, 1)[:, None]
+        *hidden, scale, included, weights = (jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in chunks)
+        hidden = [jnp.where(included[:, None], x, 0) for x in hidden]
+        scale = jnp.where(included, scale, 1)[:, None]
         logits, slopes = [], []
         for x, head, cap in zip(hidden, heads, static.caps, strict=True):
             z = jax.lax.dot_general(x, head.kernel, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
@@ -307,6 +350,7 @@ def _run(
                 z, slope = cap * tanh, slope * (1 - tanh**2)
             logits.append(z / scale)
             slopes.append(slope)
+        # Chain rule: from logits over T through the cap, then through the product, whose inputs are still at hand.
         values, derivatives = _divergence(static, scale, *logits)
         rows, sums = [], []
         for x, d, slope, matrix, total, want in zip(hidden, derivatives, slopes, wide, totals, wanted, strict=True):
@@ -315,7 +359,7 @@ def _run(
             d_bias = total.bias + jnp.sum(d, axis=0) if want.bias else None
             rows.append(d @ matrix.T if want.hidden else None)
             sums.append(_Head(None, d_kernel, d_bias))
-        return tuple(sums), (jnp.where(counts, values, 0), rows)
+        return tuple(sums), (jnp.where(included, values, 0), rows)
 
     start = jax.tree.map(lambda x, want: jnp.zeros_like(x, dtype) if want else None, heads, wanted)
     totals, (values, rows) = jax.lax.scan(step, tuple(x._replace(hidden=None) for x in start), jnp.arange(count))
@@ -324,7 +368,12 @@ def _run(
 
 
 def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -> tuple[Array, tuple[Array, Array]]:
-    """Values ``[chunk]`` and their derivatives by the logits over T ``[chunk, vocabulary]``, the student's first."""
+    """Returns values ``[chunk]`` and derivatives with respect to the logits over T, the student's and the teacher's.
+
+    Logits are shifted by their maximum, so that no exponential overflows and a mass is at least 1. Sums over the
+    vocabulary are taken over all devices that share it. Both logarithms of a ratio share one subtraction of logits, so
+    that a small divergence is not the difference of two large numbers.
+    """
 
     def shifted(x: Array) -> Array:
         top = jnp.max(x, axis=1, keepdims=True)
@@ -340,7 +389,7 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
     beta = static.beta
     if beta is None or beta in (0, 1):  # KL(p ‖ q)
         (p, exp_p), (q, exp_q) = ((s, exp_s), (t, exp_t)) if beta == 1 else ((t, exp_t), (s, exp_s))
-        difference = jnp.where(exp_p > 0, p - q, 0)  # else perhaps inf - inf, to be weighted by 0
+        difference = jnp.where(exp_p > 0, p - q, 0)  # where exp_p is 0, it may be inf - inf
         infinite = difference == jnp.inf
         finite = jnp.where(infinite, 0, difference)
         mass_p, mass_q, mean, finite_mean, excluded = totals(
@@ -350,13 +399,14 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
         factor, shift = scale**2 if beta is None else jnp.ones_like(scale), jnp.log(mass_q) - jnp.log(mass_p)
         share = exp_p * (factor / mass_p)
         d_q = exp_q * (factor / mass_q) - share
-        # The slope of p at a word that q excludes would be infinite; without it, the other words keep theirs.
+        # At a word that q excludes, p has an infinite derivative; it is set to 0, and the other words keep theirs.
         d_p = share * (jnp.where(infinite, 0, finite + shift) - (finite_mean + shift * (mass_p - excluded)) / mass_p)
         value = factor * (mean / mass_p + shift)
         return value[:, 0], (d_p, d_q) if beta == 1 else (d_q, d_p)
     mass_s, mass_t = (jnp.where(mass == 0, 1, mass) for mass in totals(exp_s, exp_t))
     p_s, p_t = exp_s / mass_s, exp_t / mass_t
-    # log(m / p) of the larger probability, then of the other; of a word that both exclude it is NaN, weighted by 0.
+    # log(m / p) with p the larger of the two probabilities, in a form that cannot overflow; that of the smaller follows
+    # by `apart`. It is NaN at a word that both networks exclude, which is selected away.
     ahead = (t - s) - (jnp.log(mass_t) - jnp.log(mass_s))
     apart = -jnp.abs(ahead)
     mixed = jnp.log1p(jnp.where(ahead > 0, 1 - beta, beta) * jnp.expm1(apart))
@@ -368,6 +418,7 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
 
 
 def _head(name: str, hidden: Any, kernel: Any, bias: Any) -> _Head:
+    """Returns a checked last layer with its inputs."""
     hidden, kernel, bias = (None if x is None else jnp.asarray(x) for x in (hidden, kernel, bias))
     if not jnp.issubdtype(hidden.dtype, jnp.floating) or hidden.ndim != 2:
         raise ValueError(
@@ -377,7 +428,7 @@ def _head(name: str, hidden: Any, kernel: Any, bias: Any) -> _Head:
     if not jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.ndim != 2 or kernel.shape[0] != hidden.shape[1]:
         raise ValueError(
             f"{name}_kernel: expected a floating-point kernel [hidden = {hidden.shape[1]}, vocabulary], got "
-            f"{kernel.dtype}{list(kernel.shape)}; an embedding table [vocabulary, hidden] is to be transposed."
+            f"{kernel.dtype}{list(kernel.shape)}; transpose an embedding table [vocabulary, hidden]."
         )
     if bias is not None and (not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]):
         raise ValueError(
@@ -385,14 +436,3 @@ def _head(name: str, hidden: Any, kernel: Any, bias: Any) -> _Head:
             f"{bias.dtype}{list(bias.shape)}."
         )
     return _Head(hidden, kernel, bias)
-
-
-def _temperature(temperature: float | Array, tokens: int, dtype: Any) -> Array:
-    if not isinstance(temperature, jax.core.Tracer):
-        numbers = jax.tree.leaves(temperature.tolist() if hasattr(temperature, "tolist") else temperature)
-        if not all(number > 0 for number in numbers):  # NaN is not
-            raise ValueError(f"temperature: expected positive numbers, got {temperature}.")
-    value = jnp.asarray(temperature, dtype)
-    if value.shape not in ((), (tokens,)):
-        raise ValueError(f"temperature: expected a scalar or one for each token [{tokens}], got {list(value.shape)}.")
-    return jnp.broadcast_to(value, (tokens,))

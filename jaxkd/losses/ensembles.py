@@ -1,7 +1,7 @@
-"""One teacher made of several students: logits of all members, and the labels, to logits to learn from.
+"""Logits of several networks and the labels, combined into one teacher's logits.
 
-Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020 (KDCL), section 3. What the members
-say is put together differently for each example, with its label in hand. The file needs only jax and stands alone.
+Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020 (KDCL), section 3. The combination is
+chosen for each example with the help of its label.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["best_logits", "combined_logits", "min_logits"]
 
-_FAR = 1e30  # in the place of an infinite difference: a share of it still is far, and 0 times it is 0
+
+_FAR = 1e30  # stands in for an infinite difference: a fraction of it is still large, and 0 times it is 0
 
 
 def best_logits(
     logits: Float[Array, "members *batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch classes"]:
-    """The logits of the member with the smallest cross-entropy: ``z_k, k = argmin_i CE(z_i, y)``, for each example.
+    """Returns, for each example, the logits of the member with the least cross-entropy.
 
-    Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, KDCL-Naive. The first of several
-    that are equally good is taken.
+    Also known as: KDCL-Naive.
+
+    ``z_k`` with ``k = argmin_i CE(z_i, y)``; the first of several equally good members. Guo et al., "Online Knowledge
+    Distillation via Collaborative Learning", CVPR 2020.
 
     Args:
       logits: of all members ``[members, ..., classes]``.
@@ -48,25 +51,28 @@ def best_logits(
 def combined_logits(
     logits: Float[Array, "members *batch classes"], labels: Int[Array, "*batch"], *, sweeps: int = 4
 ) -> Float[Array, "*batch classes"]:
-    """The convex combination with the smallest cross-entropy: ``Σ_i α_i z_i, α = argmin CE(Σ_i α_i z_i, y)``.
+    """Returns the convex combination of logits with the least cross-entropy.
 
-    With ``α_i ≥ 0, Σ_i α_i = 1``, for each example. Guo et al., "Online Knowledge Distillation via Collaborative
-    Learning", CVPR 2020, KDCL-Linear. The problem is convex. Here it is solved by moving weight between two members at
-    a time, from the one whose weight raises the loss most to the one whose weight lowers it most, as far as that helps,
-    which a bisection finds. For two members one move is the solution; a sweep is one move fewer than there are members.
+    Also known as: KDCL-Linear.
+
+    ``Σ_i α_i z_i`` with ``α = argmin CE(Σ_i α_i z_i, y)``, ``α_i ≥ 0`` and ``Σ_i α_i = 1``, for each example. Guo et
+    al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020. The problem is convex. It is solved by
+    moves of weight between two members: from the one whose weight raises the loss most to the one whose weight lowers
+    it most, by the amount that a bisection finds. For two members one move is the solution; a sweep is one move fewer
+    than there are members.
 
     Args:
       logits: of all members ``[members, ..., classes]``.
       labels: integer class of each example ``[...]``.
-      sweeps: of moves; the fourth leaves little to gain.
+      sweeps: number of sweeps of moves; more than four change little.
 
     Returns:
-      Logits ``[..., classes]``, in float32 or better. No gradient should be taken through them; `jax.lax.stop_gradient`
-      makes them a target.
+      Logits ``[..., classes]``, in float32 or better. They are meant as a target: the weights have no gradient; apply
+      `jax.lax.stop_gradient` to the result.
 
     Raises:
-      ValueError: the logits are not floating point, there are no members, or the labels do not fit; or there are no
-        sweeps.
+      ValueError: the logits are not floating point, there are no members, or the labels do not fit; or ``sweeps`` is
+        not positive.
 
     >>> logits = jnp.array([[[0.0, 2.0, -2.0]], [[0.0, -2.0, 2.0]]])
     >>> combined_logits(logits, jnp.array([0])).round(3) + 0.0
@@ -83,10 +89,12 @@ def combined_logits(
 def min_logits(
     logits: Float[Array, "members *batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch classes"]:
-    """The smallest of the members' logits relative to the label's: ``min_i (z_i,c − z_i,y)``, for each class.
+    """Returns the least of the members' logits relative to the label's, by class.
 
-    Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, KDCL-MinLogit. The label has 0.
-    Its cross-entropy is at most that of the best member.
+    Also known as: KDCL-MinLogit.
+
+    ``min_i (z_i,c − z_i,y)`` for each class c, hence 0 for the label. Guo et al., "Online Knowledge Distillation via
+    Collaborative Learning", CVPR 2020. Its cross-entropy is at most that of the best member.
 
     Args:
       logits: of all members ``[members, ..., classes]``.
@@ -107,7 +115,7 @@ def min_logits(
 
 
 def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """The logits upcast, and ``z_c − z_y``, which is finite: 0 for the label itself, far where one is excluded."""
+    """Returns the logits upcast, and ``z_c − z_y``: 0 for the label, finite for an excluded class."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim < 2 or not logits.shape[0]:
         raise ValueError(
@@ -119,7 +127,7 @@ def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
             f"without members and classes), got {labels.dtype}{list(labels.shape)}."
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # A label that is no class counts for something else in the loss it is for; here it only must not go astray.
+    # The loss that the result is for treats an invalid label; here it only has to index some class.
     place = jnp.clip(labels.astype(jnp.int32), 0, logits.shape[-1] - 1)[..., None]
     own = jnp.take_along_axis(logits, jnp.broadcast_to(place, (logits.shape[0], *place.shape)), axis=-1)
     gaps = jnp.where(logits == -jnp.inf, -_FAR, jnp.clip(logits - own, -_FAR, _FAR))
@@ -128,9 +136,9 @@ def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def _weights(gaps: Array, moves: int) -> Array:
-    """The α ``[members, ...]`` that minimises ``log Σ_c exp(Σ_i α_i g_i,c)``."""
+    """Returns the α ``[members, ...]`` that minimizes ``log Σ_c exp(Σ_i α_i g_i,c)``."""
     members = gaps.shape[0]
-    names = jnp.arange(members).reshape(-1, *[1] * (gaps.ndim - 2))
+    index = jnp.arange(members).reshape(-1, *[1] * (gaps.ndim - 2))
     halvings = 30 if gaps.dtype == jnp.float32 else 60
 
     def slopes(weights: Array) -> Array:
@@ -141,12 +149,12 @@ def _weights(gaps: Array, moves: int) -> Array:
         slope = slopes(weights)
         to = jnp.argmin(slope, axis=0)[None]
         off = jnp.argmax(jnp.where(weights > 0, slope, -jnp.inf), axis=0)[None]
-        direction = (names == to).astype(gaps.dtype) - (names == off).astype(gaps.dtype)
+        direction = (index == to).astype(gaps.dtype) - (index == off).astype(gaps.dtype)
         most = jnp.take_along_axis(weights, off, axis=0)
 
         def moved(by: Array) -> Array:
-            # What is moved away entirely is 0, and not what rounding leaves.
-            return jnp.where((names == off) & (names != to) & (by >= most), 0, weights + by * direction)
+            # A weight that is moved entirely becomes exactly 0, without a rounding error.
+            return jnp.where((index == off) & (index != to) & (by >= most), 0, weights + by * direction)
 
         def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bounds
@@ -158,6 +166,6 @@ def _weights(gaps: Array, moves: int) -> Array:
         low, _ = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(most), most))
         return moved(jnp.where(whole, most, low))
 
-    # Begin with the best member, which is the solution more often than not.
+    # The best member is usually the solution.
     best = jnp.argmin(jax.nn.logsumexp(gaps, axis=-1), axis=0)[None]
-    return jax.lax.fori_loop(0, moves, move, (names == best).astype(gaps.dtype))
+    return jax.lax.fori_loop(0, moves, move, (index == best).astype(gaps.dtype))

@@ -1,7 +1,4 @@
-"""Gradient losses: what the student's input gradient should be, and a gradient that is turned around.
-
-This file needs only jax and can be lifted out of the package as it stands.
-"""
+"""Losses of input gradients, and gradient reversal."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+
+from . import _checks, _numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -23,20 +22,23 @@ def jacobian_matching(
     *,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Jacobian matching: ``‖n(J_s) − n(J_t)‖²`` with ``n(x) = x / ‖x‖₂`` over all that follows the batch.
+    """Squared distance between the directions of two input gradients.
 
-    Srinivas & Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018. The paper takes for J the gradient of
-    one logit with respect to the input, that of the class which the teacher finds most probable, since the Jacobian of
-    all of them is too large. The loss does not see the size of either gradient, and lies between 0 and 4.
+    Also known as: Jacobian matching.
+
+    ``‖n(J_s) − n(J_t)‖²`` with ``n(x) = x / ‖x‖₂`` over all axes but the batch. Srinivas & Fleuret, "Knowledge Transfer
+    with Jacobian Matching", ICML 2018. J is the gradient of one logit with respect to the input, that of the teacher's
+    most probable class, since the Jacobian of all logits is too large. The loss does not depend on the norm of either
+    gradient, and lies between 0 and 4.
 
     Args:
-      student: the gradient of a student's output with respect to its input ``[batch, ...]``.
-      teacher: the same of the teacher, of the same shape.
-      where: True for the examples that count ``[batch]``.
+      student: gradient of the student's output with respect to its input ``[batch, ...]``.
+      teacher: gradient of the teacher's output, of the same shape.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
-      One value per example ``[batch]``. A gradient of zeros (of a norm up to 1e-12) has no direction: n is 0 there,
-      and so is its own gradient.
+      One value per example ``[batch]``. A gradient of norm up to 1e-12 has no direction: n and its derivative are 0
+      there.
 
     Raises:
       ValueError: shapes differ, or an input is not floating-point ``[batch, ...]``.
@@ -44,42 +46,38 @@ def jacobian_matching(
     >>> jacobian_matching(jnp.array([[3.0, 4.0], [2.0, 0.0]]), jnp.array([[6.0, 8.0], [-1.0, 0.0]]))
     Array([0., 4.], dtype=float32)
     """
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}. Both are "
-            "gradients with respect to the same input."
-        )
-    if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != jnp.bool_ or where.shape != student.shape[:1]:
-            raise ValueError(
-                f"where: expected bool{list(student.shape[:1])}, True for what counts, got {where.dtype}"
-                f"{list(where.shape)}."
-            )
-    student, teacher = (x.reshape(x.shape[0], math.prod(x.shape[1:])) for x in (student, teacher))
-    if where is None:
-        return jnp.sum((_unit(student) - _unit(teacher)) ** 2, axis=-1)
-    student, teacher = (jnp.where(where[:, None], x, 0) for x in (student, teacher))
-    return jnp.where(where, jnp.sum((_unit(student) - _unit(teacher)) ** 2, axis=-1), 0)
+    student, teacher = (
+        _checks.floating(name, x, "input gradients [batch, ...]", least_rank=2)
+        for name, x in (("student", student), ("teacher", teacher))
+    )
+    _checks.same_shape(student, teacher, "both are gradients with respect to the same input")
+    where = _checks.mask(where, student.shape[:1])
+    student, teacher = (
+        _numerics.direction(x.reshape(x.shape[0], math.prod(x.shape[1:])))[0]
+        for x in _numerics.mask_inputs(where, student, teacher)
+    )
+    return _numerics.mask_values(jnp.sum((student - teacher) ** 2, axis=-1), where)
 
 
 def reverse_gradient(x: Float[Array, "*shape"], scale: float | Float[Array, ""] = 1.0) -> Float[Array, "*shape"]:
-    """Gradient reversal: ``x`` going forward, ``−scale ∂L/∂x`` going back.
+    """Returns ``x``, with ``−scale ∂L/∂x`` as its gradient.
 
-    Ganin & Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015. What stands before it ascends the
-    loss that all else descends: the temperature of CTKD (Li et al., "Curriculum Temperature for Knowledge
-    Distillation", AAAI 2023) is learned so. Forward mode sees the same, negated derivative.
+    Also known as: GRL (gradient reversal layer).
+
+    Ganin & Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015. Parameters before it ascend the
+    loss that all others descend: so is the temperature of CTKD learned (Li et al., "Curriculum Temperature for
+    Knowledge Distillation", AAAI 2023). Forward mode has the same, negated derivative.
 
     Args:
       x: any floating-point array.
-      scale: how strongly, a number or a traced scalar such as a curriculum of the step; it has no gradient.
+      scale: factor of the reversed gradient, a number or a traced scalar such as a schedule of the step; it has no
+        gradient.
 
     Returns:
-      ``x`` as it is, in its own dtype.
+      ``x`` unmodified, in its dtype.
 
     Raises:
-      ValueError: ``x`` is not floating point, or the scale no scalar.
+      ValueError: ``x`` is not floating point, or the scale is not a scalar.
 
     >>> jax.value_and_grad(lambda x: reverse_gradient(x, 0.5) ** 2)(3.0)
     (Array(9., dtype=float32, weak_type=True), Array(-3., dtype=float32, weak_type=True))
@@ -101,19 +99,3 @@ def _reverse(x: Array, scale: Array) -> Array:
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, scale), (d_x, _) = primals, tangents
     return x, (-scale * d_x.astype(scale.dtype)).astype(x.dtype)
-
-
-def _unit(x: Array) -> Array:
-    """``x / ‖x‖`` over the last axis, 0 where the norm is too small for a direction."""
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    none = square <= 1e-24
-    return jnp.where(none, 0, x / jnp.sqrt(jnp.where(none, 1, square)))
-
-
-def _upcast(name: str, gradient: Array) -> Array:
-    gradient = jnp.asarray(gradient)
-    if not jnp.issubdtype(gradient.dtype, jnp.floating) or gradient.ndim < 2:
-        raise ValueError(
-            f"{name}: expected floating-point input gradients [batch, ...], got {gradient.dtype}{list(gradient.shape)}."
-        )
-    return gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))

@@ -1,9 +1,8 @@
-"""Sequence losses: frames, alignments and whole hypotheses of a recogniser or a translator.
+"""Sequence losses: CTC, N-best hypotheses and frames of a recognizer or a translator.
 
-Logits are ``[batch, frames, classes]``. Paddings are said with masks that are True for what counts, as everywhere:
-``frame_where`` and ``label_where`` within an example, ``where`` for the examples (or frames) themselves.
-
-This file needs only jax and optax and can be lifted out of the package as it stands.
+Logits are ``[batch, frames, classes]``. Padding is given by masks, which are True for the entries to include:
+``frame_where`` and ``label_where`` within an example, ``where`` for the examples (or frames) themselves. Only `ctc` and
+`ctc_n_best` need optax, which they import when called.
 """
 
 from __future__ import annotations
@@ -12,14 +11,17 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from . import _checks, _numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["ctc", "ctc_n_best", "n_best_nll", "frame_kl"]
 
-_FAR = 1e30  # minus the logarithm of no probability: finite, so that sums of it are too
+
+_FAR = 1e30  # stands in for −log 0: finite, so that sums of it are too
+_FRAMES = "logits [batch, frames, classes]"
 
 
 def ctc(
@@ -31,30 +33,33 @@ def ctc(
     blank: int = 0,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Connectionist temporal classification: ``−log Σ_π Π_t softmax(z_t)[π_t]`` over the alignments of the labels.
+    """Negative log-likelihood of the labels over all alignments with the frames.
 
-    An alignment π has one class a frame; without repetitions, and then without blanks, it is the labels. Graves et
-    al., "Connectionist Temporal Classification", ICML 2006, by `optax.ctc_loss`. Called by itself,
-    that takes paddings (1 for what does *not* count), stands in for log 0 with −1e5, so that labels that do not fit
-    into the frames cost some 1e5 and unlikely ones are cut off there, and gives NaN for a class of ``-inf``.
-    PyTorch's ``reduction="mean"`` divides each value by its number of labels; this does not.
+    Also known as: CTC (connectionist temporal classification).
+
+    ``−log Σ_π Π_t softmax(z_t)[π_t]`` over the alignments π of the labels. An alignment has one class per frame and
+    equals the labels once repetitions, and then blanks, are removed. Graves et al., "Connectionist Temporal
+    Classification", ICML 2006, by `optax.ctc_loss`. Called by itself, that takes paddings (1 for what to *exclude*),
+    replaces log 0 by −1e5, so that labels that do not fit into the frames cost about 1e5 and unlikely ones are cut off
+    there, and gives NaN for a class of ``-inf``. PyTorch's ``reduction="mean"`` divides each value by its number of
+    labels; this does not.
 
     Args:
       logits: scores ``[batch, frames, classes]``; ``-inf`` marks a class that cannot occur.
       labels: integer classes ``[batch, labels]``, none of them the blank.
-      frame_where: True for the frames that count ``[batch, frames]``.
-      label_where: True for the labels that count ``[batch, labels]``; the others may hold anything.
-      blank: the class of the blank.
-      where: True for the examples that count ``[batch]``.
+      frame_where: mask, True for the frames to include ``[batch, frames]``.
+      label_where: mask, True for the labels to include ``[batch, labels]``; masked labels may have any value.
+      blank: class index of the blank.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
-      One value per example ``[batch]``, in nats. Labels without an alignment (too many for the frames, where a
-      repeated label needs a blank in between; an excluded class; the blank) give infinity with a gradient of 0, to be
-      found with `jnp.isinf` and left out with ``where``. A counted label that is no class gives NaN.
+      One value per example ``[batch]``, in nats. Labels without an alignment (too many for the frames, where a repeated
+      label needs a blank in between; an excluded class; the blank) give infinity with a gradient of 0: find them with
+      `jnp.isinf` and mask them by ``where``. An included label outside the classes yields NaN.
 
     Raises:
-      ValueError: the logits are not floating point, the labels not integers, the shapes do not fit, or the blank is
-        no class.
+      ValueError: the logits are not floating point, the labels not integers, the shapes do not fit, or the blank is not
+        a class.
 
     >>> logits = jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))  # "1" is 0.5 * 0.25 + 0.5 * 0.75 + 0.5 * 0.75
     >>> jnp.exp(-ctc(logits, jnp.array([[1]]))).round(4)
@@ -63,7 +68,7 @@ def ctc(
     logits, frame_where, where = _frames(logits, frame_where, blank, where)
     labels, label_where = _labels("labels", labels, label_where, (logits.shape[0],), where)
     value, impossible = _alignments(logits, labels, frame_where, label_where, blank)
-    return _drop(value + jnp.where(impossible, jnp.inf, 0), where)
+    return _numerics.mask_values(value + jnp.where(impossible, jnp.inf, 0), where)
 
 
 def ctc_n_best(
@@ -76,52 +81,53 @@ def ctc_n_best(
     blank: int = 0,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Sequence-level distillation for CTC: ``Σ_n softmax(log P_t)_n CTC(hypothesis n)`` over the teacher's N-best list.
+    """CTC loss of the teacher's N-best hypotheses, weighted by their posteriors.
 
-    Takashima, Sheng & Kawai, "Investigation of Sequence-Level Knowledge Distillation Methods for CTC Acoustic Models",
-    ICASSP 2019. The teacher's posteriors are normalised over the list. With one hypothesis this is `ctc` of what the
-    teacher decoded; its labels are those of the teacher, so no alignment of the two networks is needed, where
-    `frame_kl` would ask that their peaks coincide.
+    Also known as: sequence-level KD for CTC.
+
+    ``Σ_n softmax(log P_t)_n CTC(hypothesis n)``. Takashima, Sheng & Kawai, "Investigation of Sequence-Level Knowledge
+    Distillation Methods for CTC Acoustic Models", ICASSP 2019. The teacher's posteriors are normalized over the list.
+    With one hypothesis this is `ctc` of the teacher's decoding. Unlike `frame_kl` it does not require that the peaks of
+    the two networks coincide in time.
 
     Args:
       logits: the student's scores ``[batch, frames, classes]``.
       hypotheses: integer classes ``[batch, n_best, labels]``, none of them the blank.
       log_posteriors: the teacher's log-probability of each hypothesis ``[batch, n_best]``, up to a constant. ``-inf``
-        marks one that is absent, whose labels may be anything; if all are, the value is 0.
-      label_where: True for the labels that count ``[batch, n_best, labels]``.
-      frame_where: True for the frames that count ``[batch, frames]``.
-      blank: the class of the blank.
-      where: True for the examples that count ``[batch]``.
+        marks an absent hypothesis, whose labels may have any value; if all are absent, the value is 0.
+      label_where: mask, True for the labels to include ``[batch, n_best, labels]``.
+      frame_where: mask, True for the frames to include ``[batch, frames]``.
+      blank: class index of the blank.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
       One value per example ``[batch]``, in nats. It is infinite where a hypothesis of positive weight has no alignment
-      (see `ctc`), with the gradient of the other hypotheses; a label that is no class gives NaN.
+      (see `ctc`), with the gradient of the other hypotheses; a label outside the classes yields NaN.
 
     Raises:
       ValueError: logits or posteriors are not floating point, the hypotheses not integers, the shapes do not fit, or
-        the blank is no class.
+        the blank is not a class.
 
     >>> logits, hypotheses = jnp.zeros((1, 2, 3)), jnp.array([[[1], [2]]])
     >>> ctc_n_best(logits, hypotheses, jnp.log(jnp.array([[0.75, 0.25]]))).round(4)  # each log 3, of 9 alignments
     Array([1.0986], dtype=float32)
     """
     logits, frame_where, where = _frames(logits, frame_where, blank, where)
-    posteriors = _floating("log_posteriors", log_posteriors, "[batch, n_best]")
+    posteriors = _checks.floating("log_posteriors", log_posteriors, "[batch, n_best]")
     if posteriors.ndim != 2 or posteriors.shape[0] != logits.shape[0]:
         raise ValueError(
             f"log_posteriors: expected [batch, n_best] with the logits' batch of {logits.shape[0]}, got "
             f"{list(posteriors.shape)}."
         )
-    if where is not None:
-        posteriors = jnp.where(where[:, None], posteriors, 0)
+    (posteriors,) = _numerics.mask_inputs(where, posteriors)
     weights, present = _posterior(posteriors)
     counts = present if where is None else present & where[:, None]
     labels, label_where = _labels("hypotheses", hypotheses, label_where, posteriors.shape, counts)
-    # The logits are the same for every hypothesis: mapped over the list, their softmax is computed once.
+    # Mapping over the list computes the softmax of the logits, which all hypotheses share, once.
     over_list = jax.vmap(_alignments, in_axes=(None, 1, None, 1, None), out_axes=1)
     values, impossible = over_list(logits, labels, frame_where, label_where, blank)
     infinite = jnp.where(jnp.any(impossible & (weights > 0), axis=1), jnp.inf, 0)
-    return _drop(jnp.sum(weights * values, axis=1) + infinite, where)
+    return _numerics.mask_values(jnp.sum(weights * values, axis=1) + infinite, where)
 
 
 def n_best_nll(
@@ -130,21 +136,24 @@ def n_best_nll(
     *,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Sequence-level distillation: ``−Σ_n softmax(log P_t)_n log P_s(hypothesis n)`` over the teacher's N-best list.
+    """Negative log-likelihood of the teacher's N-best sequences, by their posteriors.
 
-    Kim & Rush, "Sequence-Level Knowledge Distillation", EMNLP 2016, section 3.2, whose sum over all sequences is
-    taken over the list. With one hypothesis, the teacher's beam search result, it is the paper's approximation by
-    the mode: the usual training on decoded sequences.
+    Also known as: Seq-KD (sequence-level knowledge distillation).
+
+    ``−Σ_n softmax(log P_t)_n log P_s(hypothesis n)`` over the teacher's N-best list. Kim & Rush, "Sequence-Level
+    Knowledge Distillation", EMNLP 2016, section 3.2, with the sum over all sequences restricted to the list. With one
+    hypothesis, the teacher's beam search result, it is the paper's approximation by the mode: training on decoded
+    sequences.
 
     Args:
-      log_probs: the student's log-probability of each of the teacher's sequences ``[batch, n_best]``, for a
-        left-to-right student the sum of those of its tokens.
+      log_probs: the student's log-probability of each of the teacher's sequences ``[batch, n_best]``, for an
+        autoregressive student the sum over its tokens.
       log_posteriors: the teacher's ``[batch, n_best]``, up to a constant; ``-inf`` marks a sequence that is absent.
-      where: True for the examples that count ``[batch]``.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
       One value per example ``[batch]``, in nats; 0 where all sequences are absent, and infinite where the student
-      excludes (``-inf``) one that is not, with finite gradients.
+      excludes (``-inf``) one that is present, with finite gradients.
 
     Raises:
       ValueError: shapes differ, or a dtype is not floating point.
@@ -152,21 +161,17 @@ def n_best_nll(
     >>> n_best_nll(jnp.array([[-2.0, -6.0]]), jnp.log(jnp.array([[0.6, 0.2]])))
     Array([3.], dtype=float32)
     """
-    log_probs = _floating("log_probs", log_probs, "[batch, n_best]")
-    posteriors = _floating("log_posteriors", log_posteriors, "[batch, n_best]")
-    if log_probs.ndim != 2:
-        raise ValueError(f"log_probs: expected [batch, n_best], got {list(log_probs.shape)}.")
-    if posteriors.shape != log_probs.shape:
-        raise ValueError(
-            f"log_posteriors: expected the shape {list(log_probs.shape)} of log_probs, got {list(posteriors.shape)}."
-        )
-    where = _check_where("where", where, log_probs.shape[:1])
-    if where is not None:
-        log_probs, posteriors = (jnp.where(where[:, None], x, 0) for x in (log_probs, posteriors))
+    log_probs = _checks.floating("log_probs", log_probs, "[batch, n_best]", rank=2)
+    posteriors = _checks.floating("log_posteriors", log_posteriors, "[batch, n_best]")
+    _checks.same_shape(log_probs, posteriors, "both are of the same list", name="log_posteriors", other="log_probs")
+    where = _checks.mask(where, log_probs.shape[:1])
+    log_probs, posteriors = _numerics.mask_inputs(where, log_probs, posteriors)
     weights, _ = _posterior(posteriors)
     excluded = log_probs == -jnp.inf
-    infinite = jnp.where(jnp.any(excluded & (weights > 0), axis=1), jnp.inf, 0)
-    return _drop(infinite - jnp.sum(weights * jnp.where((weights > 0) & ~excluded, log_probs, 0), axis=1), where)
+    infinite = _numerics.infinite_where(weights, ~excluded)
+    return _numerics.mask_values(
+        infinite - jnp.sum(weights * jnp.where((weights > 0) & ~excluded, log_probs, 0), axis=1), where
+    )
 
 
 def frame_kl(
@@ -178,77 +183,61 @@ def frame_kl(
     blank_weight: float | Float[Array, ""] = 0.0,
     where: Bool[Array, "batch frames"] | None = None,
 ) -> Float[Array, "batch frames"]:
-    """Frame-level distillation with blank handling: ``w T² KL(p_t ‖ p_s)`` for each frame, ``p = softmax(z / T)``.
+    """KL divergence of each frame, with a weight for the teacher's blank frames.
 
-    ``w`` is ``blank_weight`` where the teacher's most probable class is the blank, and 1 elsewhere. A CTC network says
-    blank nearly everywhere, and a frame-level loss would teach little else; with a weight of 0 those frames are
-    eliminated (Huang et al., "Knowledge Distillation for Sequence Model", Interspeech 2018, and Takashima et al., "An
-    Investigation of a Knowledge Distillation Method for CTC Acoustic Models", ICASSP 2018, are about this). With a
-    weight of 1 it is the plain loss for frame-wise networks: the soft targets of Tang, Wang & Zhang, "Recurrent Neural
-    Network Training with Dark Knowledge Transfer", ICASSP 2016.
+    Also known as: frame-level KD.
+
+    ``w T² KL(p_t ‖ p_s)`` for each frame, ``p = softmax(z / T)``. ``w`` is ``blank_weight`` where the teacher's most
+    probable class is the blank, and 1 elsewhere. A CTC network predicts the blank in nearly all frames, which would
+    dominate a frame-level loss; a weight of 0 removes those frames (Huang et al., "Knowledge Distillation for Sequence
+    Model", Interspeech 2018; Takashima et al., "An Investigation of a Knowledge Distillation Method for CTC Acoustic
+    Models", ICASSP 2018). A weight of 1 is the plain loss of frame-wise networks: the soft targets of Tang, Wang &
+    Zhang, "Recurrent Neural Network Training with Dark Knowledge Transfer", ICASSP 2016.
 
     Args:
       student: logits ``[batch, frames, classes]``.
       teacher: logits of the same shape. A class that is ``-inf`` for both adds nothing.
       temperature: T > 0.
-      blank: the class of the blank.
-      blank_weight: the weight of the frames that the teacher calls blank, not negative; 0 takes them out.
-      where: True for the frames that count ``[batch, frames]``.
+      blank: class index of the blank.
+      blank_weight: weight of the frames whose most probable class is the blank, at least 0; 0 removes them.
+      where: mask, True for the frames to include ``[batch, frames]``.
 
     Returns:
-      One value per frame ``[batch, frames]``, in nats times T². Eliminated frames are 0 and stay in a plain mean.
-      Infinite where the student excludes a class that the teacher does not, with finite gradients.
+      One value per frame ``[batch, frames]``, in nats times T². Removed frames are 0 and are counted by a plain mean.
+      The value is infinite where the student excludes a class that the teacher does not, with finite gradients.
 
     Raises:
-      ValueError: shapes differ, dtypes are not floating, T is not positive, the weight is negative, or the blank is no
-        class.
+      ValueError: shapes differ, a dtype is not floating point, T is not positive, the weight is negative, or the blank
+        is not a class.
 
     >>> teacher = jnp.log(jnp.array([[[0.25, 0.75], [0.75, 0.25]]]))
     >>> frame_kl(jnp.zeros((1, 2, 2)), teacher, blank_weight=0.5).round(4)
     Array([[0.1308, 0.0654]], dtype=float32)
     """
-    student, teacher = _floating("student", student, _FRAMES), _floating("teacher", teacher, _FRAMES)
-    if student.ndim != 3:
-        raise ValueError(f"student: expected logits {_FRAMES}, got {list(student.shape)}.")
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}. Nothing is "
-            "broadcast; the two have to agree on the frames and the classes."
-        )
+    student = _checks.floating("student", student, _FRAMES, rank=3)
+    teacher = _checks.floating("teacher", teacher, _FRAMES)
+    _checks.same_shape(student, teacher, "both networks need the same frames and classes")
     _check_blank(blank, student.shape[-1])
-    if not isinstance(blank_weight, jax.core.Tracer) and not blank_weight >= 0:
-        raise ValueError(f"blank_weight: expected a number that is not negative, got {blank_weight}.")
-    where = _check_where("where", where, student.shape[:2])
-    if where is not None:
-        student, teacher = (jnp.where(where[..., None], x, 0) for x in (student, teacher))
-    scale = _temperature(temperature, student.dtype)
-    (log_student, known_s), (log_teacher, known_t) = _log_softmax(student / scale), _log_softmax(teacher / scale)
-    target = jnp.where(known_t, jnp.exp(log_teacher), 0)
-    # What is infinite is added as a constant: the product of the infinity and the target has no finite slope.
-    infinite = jnp.where(jnp.any((target > 0) & ~known_s, axis=-1), jnp.inf, 0)
-    values = scale**2 * jnp.sum(target * (log_teacher - log_student), axis=-1) + infinite
+    _checks.not_negative("blank_weight", blank_weight)
+    where = _checks.mask(where, student.shape[:2])
+    student, teacher = _numerics.mask_inputs(where, student, teacher)
+    scale = _checks.temperature(temperature, student.dtype)
+    values = scale**2 * _numerics.softmax_kl_finite(teacher / scale, student / scale)
     weight = jnp.where(jnp.argmax(teacher, axis=-1) == blank, jnp.asarray(blank_weight, values.dtype), 1)
-    return _drop(jnp.where(weight > 0, weight * values, 0), where)
-
-
-def _temperature(temperature: float | Array, dtype: jnp.dtype) -> Array:
-    value = jnp.asarray(temperature, dtype)
-    if value.shape != ():
-        raise ValueError(f"temperature: expected a scalar, got {value.dtype}{list(value.shape)}.")
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:  # NaN is not
-        raise ValueError(f"temperature: expected a positive number, got {temperature}.")
-    return value
+    return _numerics.mask_values(jnp.where(weight > 0, weight * values, 0), where)
 
 
 def _alignments(
     logits: Array, labels: Array, frame_where: Array, label_where: Array, blank: int
 ) -> tuple[Array, Array]:
-    """−log of the probability of the labels, and True where they have none, for which the value is 0."""
+    """Returns −log of the probability of the labels, and True where it is 0, for which the value is 0."""
+    import optax  # not at the top: no other loss needs it
+
     known = (labels >= 0) & (labels < logits.shape[-1])
     wrong = jnp.any(label_where & ~known, axis=-1)
     blanks = jnp.any(label_where & (labels == blank), axis=-1)
     labels = jnp.where(label_where & known, labels, blank)
-    # optax wants the labels that count first; the frames may have gaps.
+    # optax needs the included labels first; the frames may have gaps.
     first = jnp.argsort(~label_where, axis=-1, stable=True)
     labels, paddings = (jnp.take_along_axis(x, first, axis=-1) for x in (labels, ~label_where))
     excluded = logits == -jnp.inf
@@ -259,7 +248,7 @@ def _alignments(
         labels,
         paddings.astype(logits.dtype),
         blank_id=blank,
-        # The same either way, but made from the inputs: under shard_map, optax's scan has to start from what varies.
+        # A constant made from the inputs: under shard_map, the carry of optax's scan must vary over the same axes.
         log_epsilon=jnp.where(jnp.any(wrong | empty), -_FAR, -_FAR).astype(logits.dtype),
     ).astype(logits.dtype)
     impossible = (blanks | empty | (value > _FAR / 2)) & ~wrong
@@ -267,43 +256,30 @@ def _alignments(
 
 
 def _posterior(log_posteriors: Array) -> tuple[Array, Array]:
-    """Weights over the list ``[batch, n_best]``, all 0 where nothing is present; and what is."""
-    logs, present = _log_softmax(log_posteriors)
+    """Returns weights over the list ``[batch, n_best]``, 0 where it is empty, and the mask of present entries."""
+    logs, present = _numerics.log_softmax_finite(log_posteriors)
     return jnp.where(present, jnp.exp(logs), 0), present
-
-
-def _log_softmax(scores: Array) -> tuple[Array, Array]:
-    """Over what is not ``-inf``, and what that is; finite also at the rest, and where nothing is left."""
-    known = scores != -jnp.inf
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
-    shifted = jnp.where(known, scores - jnp.where(top == -jnp.inf, 0, top), 0)
-    total = jnp.sum(jnp.where(known, jnp.exp(shifted), 0), axis=-1, keepdims=True)
-    return shifted - jnp.log(jnp.where(total == 0, 1, total)), known
-
-
-_FRAMES = "[batch, frames, classes]"
 
 
 def _frames(
     logits: Array, frame_where: Array | None, blank: int, where: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """The logits, 0 in frames that do not count; which frames do, and which examples."""
-    logits = _floating("logits", logits, _FRAMES)
+    """Returns the logits, 0 in masked frames, and the masks of the frames and of the examples."""
+    logits = _checks.floating("logits", logits, _FRAMES)
     if logits.ndim != 3 or 0 in logits.shape[1:]:
-        raise ValueError(f"logits: expected {_FRAMES} with a frame and a class at least, got {list(logits.shape)}.")
+        raise ValueError(f"logits: expected {_FRAMES} with at least one frame and one class, got {list(logits.shape)}.")
     _check_blank(blank, logits.shape[-1])
-    where = _check_where("where", where, logits.shape[:1])
-    frame_where = _check_where("frame_where", frame_where, logits.shape[:2])
-    frame_where = jnp.ones(logits.shape[:2], bool) if frame_where is None else frame_where
+    where = _checks.mask(where, logits.shape[:1])
+    frame_where = _checks.mask_or_ones(frame_where, logits.shape[:2], "frame_where")
     if where is not None:
         frame_where = frame_where & where[:, None]
     return jnp.where(frame_where[..., None], logits, 0), frame_where, where
 
 
 def _labels(
-    name: str, labels: Array, label_where: Array | None, leading: tuple[int, ...], counts: Array | None
+    name: str, labels: Array, label_where: Array | None, leading: tuple[int, ...], present: Array | None
 ) -> tuple[Array, Array]:
-    """Integer labels ``[*leading, labels]``, and which of them count: none of a sequence that does not."""
+    """Returns integer labels ``[*leading, labels]`` and their mask, False for all labels of a masked sequence."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{name}: expected integer classes, got {labels.dtype}{list(labels.shape)}.")
@@ -312,35 +288,12 @@ def _labels(
             f"{name}: expected shape [{', '.join(map(str, leading))}, labels], the first of them the batch, got "
             f"{list(labels.shape)}."
         )
-    label_where = _check_where("label_where", label_where, labels.shape)
-    label_where = jnp.ones(labels.shape, bool) if label_where is None else label_where
-    if counts is not None:
-        label_where = label_where & counts[..., None]
+    label_where = _checks.mask_or_ones(label_where, labels.shape, "label_where")
+    if present is not None:
+        label_where = label_where & present[..., None]
     return labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), label_where
-
-
-def _floating(name: str, x: Array, form: str) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected floating-point {form}, got {x.dtype}{list(x.shape)}.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_blank(blank: int, classes: int) -> None:
     if not 0 <= blank < classes:
         raise ValueError(f"blank: expected one of the {classes} classes, counted from 0, got {blank}.")
-
-
-def _check_where(name: str, where: Array | None, shape: tuple[int, ...]) -> Array | None:
-    if where is None:
-        return None
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != shape:
-        raise ValueError(
-            f"{name}: expected bool{list(shape)}, True for what counts, got {where.dtype}{list(where.shape)}."
-        )
-    return where
-
-
-def _drop(values: Array, where: Array | None) -> Array:
-    return values if where is None else jnp.where(where, values, 0)

@@ -1,24 +1,26 @@
-"""Transformer losses: what a student's attention and hidden states should be, token by token.
+"""Transformer losses: attention distributions, relations between values, and hidden states.
 
-Attention is taken as the scores before the softmax, ``[batch, heads, queries, keys]`` with ``-inf`` where a query may
-not look at a key, so that everything stays in log-space; whoever has probabilities passes their logarithm. Features are
-``[batch, tokens, features]``. Every function returns one value per token, ``[batch, tokens]``. A token that does not
-count (``where``) is left out twice: its own value is 0, and it is nobody's key.
-
-This file needs only jax and can be lifted out of the package as it stands.
+Attention is given as the scores before the softmax, ``[batch, heads, queries, keys]``, with ``-inf`` where a query must
+not attend to a key, so that everything stays in log-space; the logarithm of probabilities is as good. Features are
+``[batch, tokens, features]``. Every function returns one value per token ``[batch, tokens]``. A masked token is
+excluded twice: its own value is 0, and it is no other token's key.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
+
+from . import _checks, _numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 __all__ = ["attention_kl", "attention_mse", "value_relation_kl", "hidden_cosine", "hidden_mse"]
+
+
+_ADVICE = "select the heads or layers to compare, or project the features"
 
 
 def attention_kl(
@@ -27,33 +29,35 @@ def attention_kl(
     *,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch queries"]:
-    """Attention distributions: ``mean over heads of KL(softmax(A_t) ‖ softmax(A_s))`` for each query.
+    """KL divergence between attention distributions, averaged over the heads.
 
-    Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
-    NeurIPS 2020, section 3.1, of the last layer. The paper averages over heads and queries; here the mean over the
-    tokens that count is left to the caller. A mean over the keys too (PyTorch's ``reduction="mean"``) is smaller by
-    their number.
+    Also known as: MiniLM (its attention transfer), attention-distribution transfer.
+
+    ``mean over heads of KL(softmax(A_t) ‖ softmax(A_s))`` for each query. Wang et al., "MiniLM: Deep Self-Attention
+    Distillation for Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, section 3.1, for the last
+    layer. The paper averages over heads and queries; here the mean over the tokens is left to the caller. A mean over
+    the keys too (PyTorch's ``reduction="mean"``) divides by their number.
 
     Args:
       student: attention scores before the softmax ``[batch, heads, queries, keys]``, already divided by √d; ``-inf``
-        where a query may not look at a key.
+        where a query must not attend to a key.
       teacher: scores of the same shape. MiniLM's student has the teacher's number of heads; `value_relation_kl` makes
         any number of heads comparable.
-      where: True for the tokens that count ``[batch, tokens]``, as queries and as keys. For self-attention only:
-        padding in cross-attention is ``-inf`` in the scores.
+      where: mask, True for the tokens to include ``[batch, tokens]``, as queries and as keys. For self-attention only;
+        for cross-attention, set the scores of padded keys to ``-inf``.
 
     Returns:
-      One value per query ``[batch, queries]``, in nats. A query without any key gives 0. The value is infinite, truly,
-      where the teacher allows a key that the student forbids; the gradients are finite there too.
+      One value per query ``[batch, queries]``, in nats. A query without any key gives 0. The value is infinite, where
+      the teacher allows a key that the student forbids; the gradients are finite.
 
     Raises:
-      ValueError: shapes differ, dtypes are not floating, or a mask is given and there are not as many queries as keys.
+      ValueError: shapes differ, a dtype is not floating point, or a mask is given for cross-attention (queries ≠ keys).
 
     >>> attention_kl(jnp.zeros((1, 1, 1, 2)), jnp.log(jnp.array([[[[0.75, 0.25]]]]))).round(4)
     Array([[0.1308]], dtype=float32)
     """
     student, teacher, where = _scores(student, teacher, where)
-    return _drop(jnp.mean(_kl(student, teacher), axis=1), where)
+    return _numerics.mask_values(jnp.mean(_numerics.softmax_kl_finite(teacher, student), axis=1), where)
 
 
 def attention_mse(
@@ -62,26 +66,29 @@ def attention_mse(
     *,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch queries"]:
-    """Attention scores: ``mean (A_s − A_t)²`` over the keys of each query, then over the heads.
+    """Mean squared difference of attention scores, over keys and heads.
 
-    Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020, equation 7.
-    The paper finds the scores before the softmax better than the probabilities; so does this take them. The authors'
-    code sets scores below −100, those of padded keys, to 0 on both sides and divides by all keys; here a key that
-    neither network sees is left out of the mean, so that padding does not make the loss smaller.
+    Also known as: TinyBERT (its attention transfer).
+
+    ``mean (A_s − A_t)²`` over the keys of each query, then over the heads. Jiao et al., "TinyBERT: Distilling BERT for
+    Natural Language Understanding", Findings of EMNLP 2020, equation 7, on the scores before the softmax, which the
+    paper finds better than the probabilities. The authors' code sets scores below −100, those of padded keys, to 0 on
+    both sides and divides by all keys; here a key that both networks exclude is excluded from the mean, so that padding
+    does not shrink the loss.
 
     Args:
-      student: attention scores before the softmax ``[batch, heads, queries, keys]``; ``-inf`` where a query may not
-        look at a key.
+      student: attention scores before the softmax ``[batch, heads, queries, keys]``; ``-inf`` where a query must not
+        attend to a key.
       teacher: scores of the same shape.
-      where: True for the tokens that count ``[batch, tokens]``, as queries and as keys; for self-attention only.
+      where: mask, True for the tokens to include ``[batch, tokens]``, as queries and as keys; for self-attention only.
 
     Returns:
-      One value per query ``[batch, queries]``. A key that is ``-inf`` for both is left out of the mean of that query
+      One value per query ``[batch, queries]``. A key that is ``-inf`` for both is excluded from the mean of that query
       and head; a head without any key adds 0. A key that is ``-inf`` for one network alone gives infinity, with finite
       gradients.
 
     Raises:
-      ValueError: shapes differ, dtypes are not floating, or a mask is given and there are not as many queries as keys.
+      ValueError: shapes differ, a dtype is not floating point, or a mask is given for cross-attention (queries ≠ keys).
 
     >>> attention_mse(jnp.array([[[[1.0, 2.0, -jnp.inf]]]]), jnp.array([[[[0.0, 0.0, -jnp.inf]]]]))
     Array([[2.5]], dtype=float32)
@@ -89,10 +96,10 @@ def attention_mse(
     student, teacher, where = _scores(student, teacher, where)
     seen_s, seen_t = student != -jnp.inf, teacher != -jnp.inf
     difference = jnp.where(seen_s & seen_t, student - teacher, 0)
-    count = jnp.maximum(jnp.sum(seen_s | seen_t, axis=-1), 1).astype(difference.dtype)
-    # The infinity of a key that one network forbids is a constant: its slope would be infinite too.
+    count = _numerics.count(seen_s | seen_t, axis=-1, dtype=difference.dtype)
+    # A key that one network forbids adds an infinite constant, since its derivative would be infinite too.
     infinite = jnp.where(jnp.any(seen_s != seen_t, axis=-1), jnp.inf, 0)
-    return _drop(jnp.mean(jnp.sum(difference**2, axis=-1) / count + infinite, axis=1), where)
+    return _numerics.mask_values(jnp.mean(jnp.sum(difference**2, axis=-1) / count + infinite, axis=1), where)
 
 
 def value_relation_kl(
@@ -102,22 +109,25 @@ def value_relation_kl(
     heads: int | None = None,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
-    """Value relations: ``mean over heads of KL(softmax(V_t V_tᵀ/√d_t) ‖ softmax(V_s V_sᵀ/√d_s))`` for each token.
+    """KL divergence between the tokens' relations by scaled dot products.
 
-    Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
-    NeurIPS 2020, section 3.2. With queries or keys in place of the values, and relation heads in place of attention
-    heads, it is each of the three relations of MiniLMv2 (Findings of ACL 2021, section 3.1). A relation is ``[tokens,
-    tokens]`` for each head, so the feature sizes, and with ``heads`` also the numbers of attention heads, may differ.
+    Also known as: MiniLM (its value-relation transfer), MiniLMv2 (self-attention relations).
+
+    ``mean over heads of KL(softmax(V_t V_tᵀ/√d_t) ‖ softmax(V_s V_sᵀ/√d_s))`` for each token. Wang et al., "MiniLM:
+    Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers", NeurIPS 2020, section
+    3.2. With queries or keys in place of the values, and relation heads in place of attention heads, it is each of the
+    three relations of MiniLMv2 (Findings of ACL 2021, section 3.1). A relation is ``[tokens, tokens]`` for each head,
+    so the feature sizes, and with ``heads`` also the numbers of attention heads, may differ.
 
     Args:
       student: values, queries or keys, as ``[batch, tokens, heads, features]`` (flax, `jax.nn.dot_product_attention`)
         or, with ``heads``, as ``[batch, tokens, features]``, whose features are split into consecutive parts.
-      teacher: the same of the teacher; its feature size d may differ.
-      heads: the number of relation heads that ``[batch, tokens, features]`` is split into.
-      where: True for the tokens that count ``[batch, tokens]``; the others are in no relation.
+      teacher: the teacher's values, queries or keys; its feature size d may differ.
+      heads: number of relation heads that ``[batch, tokens, features]`` is split into.
+      where: mask, True for the tokens to include ``[batch, tokens]``; masked tokens are in no relation.
 
     Returns:
-      One value per token ``[batch, tokens]``, in nats. Vectors of zeros relate evenly to all tokens.
+      One value per token ``[batch, tokens]``, in nats. A vector of zeros has the uniform distribution over all tokens.
 
     Raises:
       ValueError: batch, tokens or heads differ, the heads do not divide the features, or a dtype is not floating.
@@ -130,15 +140,18 @@ def value_relation_kl(
     if student.shape[:3] != teacher.shape[:3]:
         raise ValueError(
             f"teacher: expected the student's [batch, tokens, heads] {list(student.shape[:3])} with features of any "
-            f"size, got {list(teacher.shape[:3])} of {list(teacher.shape)}. heads= splits the features of both alike."
+            f"size, got {list(teacher.shape[:3])} of {list(teacher.shape)}. heads= splits both."
         )
-    (student, teacher), where = _keep(where, student.shape[:2], student, teacher)
+    where = _checks.mask(where, student.shape[:2])
+    student, teacher = _numerics.mask_inputs(where, student, teacher)
 
     def relation(x: Array) -> Array:
-        product = jnp.einsum("bqhd,bkhd->bhqk", x, x, precision=jax.lax.Precision.HIGHEST)
+        product = _numerics.einsum("bqhd,bkhd->bhqk", x, x)
         return _forbid(product / max(x.shape[-1], 1) ** 0.5, where)
 
-    return _drop(jnp.mean(_kl(relation(student), relation(teacher)), axis=1), where)
+    return _numerics.mask_values(
+        jnp.mean(_numerics.softmax_kl_finite(relation(teacher), relation(student)), axis=1), where
+    )
 
 
 def hidden_cosine(
@@ -147,22 +160,25 @@ def hidden_cosine(
     *,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
-    """Direction of the hidden states: ``1 − cos(h_s, h_t)`` for each token.
+    """Cosine distance of hidden states.
 
-    Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter", 2019, section 2. As
-    in the authors' code, only the tokens that are no padding belong in the mean. Liger's fused cosine loss ignores the
-    mask and averages over the padding too.
+    Also known as: DistilBERT (its cosine loss), cosine-embedding loss.
 
-    Computed as ``½ ‖n(h_s) − n(h_t)‖²``, the same number without the rounding that is left of 1 − 1.
+    ``1 − cos(h_s, h_t)`` for each token. Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster,
+    cheaper and lighter", 2019, section 2. As in the authors' code, only the tokens that are not padding belong in the
+    mean. Liger's fused cosine loss sums over all tokens, padding included, and divides by the number of those that are
+    not padding.
+
+    It is computed as ``½ ‖n(h_s) − n(h_t)‖²``, the same number without the rounding error of 1 − 1.
 
     Args:
       student: hidden states ``[batch, tokens, features]``.
       teacher: hidden states of the same shape.
-      where: True for the tokens that count ``[batch, tokens]``.
+      where: mask, True for the tokens to include ``[batch, tokens]``.
 
     Returns:
-      One value per token ``[batch, tokens]``, from 0 to 2. A vector of zeros (of a norm up to 1e-12) has no direction:
-      its cosine is 0, its value 1, and its gradient 0.
+      One value per token ``[batch, tokens]``, from 0 to 2. A vector of norm up to 1e-12 has no direction: its cosine is
+      0, its value 1, and its gradient 0.
 
     Raises:
       ValueError: shapes differ, or a dtype is not floating point.
@@ -171,9 +187,9 @@ def hidden_cosine(
     Array([[0., 2.]], dtype=float32)
     """
     student, teacher, where = _hidden(student, teacher, where)
-    (unit_s, none_s), (unit_t, none_t) = _unit(student), _unit(teacher)
-    half = jnp.sum((unit_s - unit_t) ** 2, axis=-1) + none_s.astype(student.dtype) + none_t.astype(teacher.dtype)
-    return _drop(half / 2, where)
+    (unit_s, none_s), (unit_t, none_t) = _numerics.direction(student), _numerics.direction(teacher)
+    square = jnp.sum((unit_s - unit_t) ** 2, axis=-1) + jnp.squeeze(none_s.astype(student.dtype) + none_t, axis=-1)
+    return _numerics.mask_values(square / 2, where)
 
 
 def hidden_mse(
@@ -182,17 +198,19 @@ def hidden_mse(
     *,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
-    """Hidden states: ``mean (h_s − h_t)²`` over the features of each token.
+    """Mean squared difference of hidden states, over the features.
 
-    Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020, equations 8
-    and 9, of hidden states and of embeddings; a student of another size learns a projection first. Without one it is
-    the feature map transfer of Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
-    ACL 2020.
+    Also known as: TinyBERT (its hidden and embedding transfer), MobileBERT (its feature-map transfer).
+
+    ``mean (h_s − h_t)²`` over the features of each token. Jiao et al., "TinyBERT: Distilling BERT for Natural Language
+    Understanding", Findings of EMNLP 2020, equations 8 and 9, on hidden states and on embeddings; a student of another
+    size learns a projection first. Without a projection it is the feature map transfer of Sun et al., "MobileBERT: a
+    Compact Task-Agnostic BERT for Resource-Limited Devices", ACL 2020.
 
     Args:
       student: hidden states or embeddings ``[batch, tokens, features]``.
       teacher: those of the teacher, of the same shape.
-      where: True for the tokens that count ``[batch, tokens]``.
+      where: mask, True for the tokens to include ``[batch, tokens]``.
 
     Returns:
       One value per token ``[batch, tokens]``.
@@ -204,71 +222,43 @@ def hidden_mse(
     Array([[6.5]], dtype=float32)
     """
     student, teacher, where = _hidden(student, teacher, where)
-    return _drop(jnp.mean((student - teacher) ** 2, axis=-1), where)
-
-
-def _kl(student: Array, teacher: Array) -> Array:
-    """KL of the distributions over the last axis; infinite where it is, but for that of finite slope in both."""
-    (log_student, seen_s), (log_teacher, seen_t) = _log_softmax(student), _log_softmax(teacher)
-    target = jnp.where(seen_t, jnp.exp(log_teacher), 0)
-    # Keys that one of them forbids have finite logarithms here. What is infinite is added as a constant: a product of
-    # the infinity and the target would have no finite slope for the teacher.
-    infinite = jnp.where(jnp.any((target > 0) & ~seen_s, axis=-1), jnp.inf, 0)
-    return jnp.sum(target * (log_teacher - log_student), axis=-1) + infinite
-
-
-def _log_softmax(scores: Array) -> tuple[Array, Array]:
-    """Over what is not ``-inf``, and what that is; finite also at the rest, and where nothing is left."""
-    known = scores != -jnp.inf
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
-    shifted = jnp.where(known, scores - jnp.where(top == -jnp.inf, 0, top), 0)
-    total = jnp.sum(jnp.where(known, jnp.exp(shifted), 0), axis=-1, keepdims=True)
-    return shifted - jnp.log(jnp.where(total == 0, 1, total)), known
-
-
-def _unit(x: Array) -> tuple[Array, Array]:
-    """``x / ‖x‖`` over the last axis, and True where the norm is too small for a direction, which is 0 there."""
-    square = jnp.sum(x**2, axis=-1, keepdims=True)
-    none = square <= 1e-24
-    return jnp.where(none, 0, x / jnp.sqrt(jnp.where(none, 1, square))), none[..., 0]
+    return _numerics.mask_values(jnp.mean((student - teacher) ** 2, axis=-1), where)
 
 
 def _scores(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    if student.ndim != 4:
-        raise ValueError(
-            f"student: expected attention scores [batch, heads, queries, keys], got {list(student.shape)}."
-        )
-    _same_shape(student, teacher)
+    """Returns attention scores, ``-inf`` at the pairs that the mask excludes, and the mask."""
+    student = _checks.floating("student", student, "attention scores [batch, heads, queries, keys]", rank=4)
+    teacher = _checks.floating("teacher", teacher, "attention scores [batch, heads, queries, keys]")
+    _checks.same_shape(student, teacher, _ADVICE)
     batch, _, queries, keys = student.shape
     if where is not None and queries != keys:
         raise ValueError(
-            f"where: expected self-attention, as many queries as keys, got scores {list(student.shape)}. A token is "
-            "dropped as a query and as a key; in cross-attention, set the scores of forbidden keys to -inf instead."
+            f"where: expected self-attention, as many queries as keys, got scores {list(student.shape)}. The mask "
+            "excludes a token as a query and as a key; in cross-attention, set the scores of padded keys to -inf."
         )
-    where = _check_where(where, (batch, queries))
+    where = _checks.mask(where, (batch, queries))
     return _forbid(student, where), _forbid(teacher, where), where
 
 
 def _forbid(scores: Array, where: Array | None) -> Array:
-    """-inf at the pairs of which one token does not count."""
+    """Returns scores that are ``-inf`` at the pairs of which one token is masked."""
     if where is None:
         return scores
     return jnp.where(where[:, None, :, None] & where[:, None, None, :], scores, -jnp.inf)
 
 
 def _hidden(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
-    student, teacher = _upcast("student", student), _upcast("teacher", teacher)
-    if student.ndim != 3:
-        raise ValueError(f"student: expected hidden states [batch, tokens, features], got {list(student.shape)}.")
-    _same_shape(student, teacher)
-    (student, teacher), where = _keep(where, student.shape[:2], student, teacher)
-    return student, teacher, where
+    """Returns hidden states, 0 for masked tokens, and the mask."""
+    student = _checks.floating("student", student, "hidden states [batch, tokens, features]", rank=3)
+    teacher = _checks.floating("teacher", teacher, "hidden states [batch, tokens, features]")
+    _checks.same_shape(student, teacher, _ADVICE)
+    where = _checks.mask(where, student.shape[:2])
+    return *_numerics.mask_inputs(where, student, teacher), where
 
 
 def _split(name: str, values: Array, heads: int | None) -> Array:
-    """``[batch, tokens, heads, features]`` of either form."""
-    values = _upcast(name, values)
+    """Returns ``[batch, tokens, heads, features]`` from either shape of values."""
+    values = _checks.floating(name, values, "values [batch, tokens, features]")
     if values.ndim == 4 and heads in (None, values.shape[2]):
         return values
     if values.ndim == 3 and heads is not None and heads > 0 and values.shape[2] % heads == 0:
@@ -278,44 +268,6 @@ def _split(name: str, values: Array, heads: int | None) -> Array:
             f"heads: expected a number that divides the features of {name} {list(values.shape)}, got {heads}."
         )
     raise ValueError(
-        f"{name}: expected values [batch, tokens, features], or [batch, tokens, heads, features] with no other heads= "
-        f"than theirs, got {list(values.shape)} and heads={heads}."
+        f"{name}: expected values [batch, tokens, features], or [batch, tokens, heads, features] and heads= "
+        f"unset or equal to its heads, got {list(values.shape)} and heads={heads}."
     )
-
-
-def _upcast(name: str, x: Array) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected floating-point [batch, ...], got {x.dtype}{list(x.shape)}.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _same_shape(student: Array, teacher: Array) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}. Nothing is "
-            "broadcast; select the heads or layers to compare, or project the features."
-        )
-
-
-def _check_where(where: Array | None, shape: tuple[int, ...]) -> Array | None:
-    if where is None:
-        return None
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != shape:
-        raise ValueError(
-            f"where: expected bool{list(shape)}, True for what counts, got {where.dtype}{list(where.shape)}."
-        )
-    return where
-
-
-def _keep(where: Array | None, shape: tuple[int, ...], *arrays: Array) -> tuple[tuple[Array, ...], Array | None]:
-    """Zeros the tokens that do not count before anything nonlinear can see them."""
-    where = _check_where(where, shape)
-    if where is None:
-        return arrays, None
-    return tuple(jnp.where(jnp.expand_dims(where, tuple(range(2, x.ndim))), x, 0) for x in arrays), where
-
-
-def _drop(values: Array, where: Array | None) -> Array:
-    return values if where is None else jnp.where(where, values, 0)

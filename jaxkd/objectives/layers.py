@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import checks
-from jaxkd.losses.features.activations import _match_size
+from jaxkd.losses._numerics import match_size as _match_size
 from jaxkd.normalization import by_replica, running, share_of, statistics
 from jaxkd.types import Array, Context, LossVars
 

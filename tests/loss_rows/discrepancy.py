@@ -1,4 +1,4 @@
-"""Rows of `jaxkd.losses.discrepancy`."""
+"""Rows of `jaxkd.losses.relations.discrepancy`."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def move_both(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 ROWS = (
     Row(
         "mean_discrepancy",
-        "discrepancy",
+        "relations.discrepancy",
         shapes=(((6, 13),) * 2, ((7, 2, 2, 3),) * 2, ((5, 1),) * 2, ((2, 4),) * 2),
         invariances={
             "order of each batch": permute_each,

@@ -8,21 +8,13 @@ import numpy as np
 from tests.loss_changes import (
     Arrays,
     permutation,
-    permute_labelled,
     permute_last,
     permuted_result,
     shift_both,
     shift_each,
 )
-from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labelled, logit_extremes, without
-
-# KL([3/4, 1/4] ‖ [1/2, 1/2]), what most values derived by hand are made of
-KL = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
-
-# What only the student excludes costs infinitely much, and what only the teacher excludes does in the reverse KL.
-EXTREMES = logit_extremes() | {
-    "-inf classes in the student": tuple(logit_extremes()["-inf classes in the teacher"][::-1])
-}
+from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labelled, logit_extremes
+from tests.loss_rows.kl import EXTREMES, KL
 
 
 def standardized_kd(module: ModuleType) -> Callable:
@@ -46,124 +38,6 @@ def with_labels(extremes: dict[str, Arrays]) -> dict[str, Arrays]:
 
 
 ROWS = (
-    Row(
-        "cross_entropy",
-        "logits",
-        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
-        make=labelled,
-        leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "renamed classes": permute_labelled},
-        extremes={
-            name: (student, np.arange(5) % 4 + 1)
-            for name, (student, _) in logit_extremes().items()
-            if "one class" not in name and "-inf" not in name
-        }
-        | {
-            "-inf classes": (without(0, 5), np.arange(5) % 4 + 1),
-            "one class left": (logit_extremes()["one class left"][0], np.full(5, 2)),
-        },
-        hand=(
-            # softmax([0, log 3]) = [1/4, 3/4]
-            Hand((np.array([[0.0, np.log(3)]]), np.array([1])), [np.log(4 / 3)], [[0.25, -0.25]]),
-            Hand((np.array([[0.0, np.log(3)]]), np.array([0])), [np.log(4)], [[-0.75, 0.75]]),
-        ),
-        identical_is_zero=False,
-        mismatches=tuple(
-            ("labels", shapes)
-            for shapes in [
-                ((4, 10), (1,)),
-                ((4, 10), (3,)),
-                ((4, 10), ()),
-                ((4, 10), (4, 1)),
-                ((4, 10), (4, 10)),
-                ((1, 10), (4,)),
-                ((2, 3, 10), (3,)),
-                ((2, 3, 10), (2,)),
-                ((2, 3, 10), (2, 1)),
-            ]
-        ),
-        ranks=(("logits", ((), ())),),
-        drawn=(((4, 5), (4,)), ((2, 3, 4), (2, 3))),
-    ),
-    Row(
-        "soft_target_kl",
-        "logits",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
-        hyper=({}, {"temperature": 1.0}, {"temperature": 0.5}),
-        rounding=2e-5,  # of the teacher's gradient: p (log p_t/p_s - KL), the two of a hundred each at T = 0.5
-        leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "permuted classes": permute_last},
-        extremes=EXTREMES,
-        golden={"kd_T1": lambda m: m.soft_target_kl, "kd_T4": lambda m: m.soft_target_kl},
-        hand=(
-            # p_t = [3/4, 1/4], p_s = [1/2, 1/2]; the gradient is T (p_s - p_t)
-            Hand(
-                ([[0.0, 0.0]], [[np.log(3), 0.0]]),
-                [0.75 * np.log(1.5) + 0.25 * np.log(0.5)],
-                [[-0.25, 0.25]],
-                {"temperature": 1.0},
-            ),
-            Hand(
-                ([[0.0, 0.0]], [[2 * np.log(3), 0.0]]),
-                [4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5))],
-                [[-0.5, 0.5]],
-                {"temperature": 2.0},
-            ),
-        ),
-        mismatches=SAME_LOGITS,
-        ranks=(("student", ((), ())),),
-        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
-    ),
-    Row(
-        "reverse_kl",
-        "logits",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
-        hyper=({}, {"temperature": 4.0}),
-        leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "permuted classes": permute_last},
-        extremes=EXTREMES,
-        hand=(
-            # p_s = [3/4, 1/4], p_t = [1/2, 1/2]; the gradient is p_s (log p_s/p_t - KL)
-            Hand(([[np.log(3), 0.0]], [[0.0, 0.0]]), [KL], [[3 / 16 * np.log(3), -3 / 16 * np.log(3)]]),
-            Hand(
-                ([[2 * np.log(3), 0.0]], [[0.0, 0.0]]),
-                [4 * KL],
-                [[3 / 8 * np.log(3), -3 / 8 * np.log(3)]],
-                {"temperature": 2.0},
-            ),
-        ),
-        mismatches=SAME_LOGITS,
-        ranks=(("student", ((), ())),),
-        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
-    ),
-    Row(
-        "generalized_jsd",
-        "logits",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
-        hyper=({}, {"beta": 0.0}, {"beta": 1.0}, {"beta": 0.1}, {"beta": 0.9, "temperature": 2.0}),
-        leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "permuted classes": permute_last},
-        extremes=EXTREMES,
-        golden={f"jsd_beta{beta}": lambda m: m.generalized_jsd for beta in ("0.0", "0.1", "0.5", "1.0")},
-        hand=(
-            # p_t = [3/4, 1/4], p_s = [1/2, 1/2], m = [5/8, 3/8]
-            Hand(
-                ([[0.0, 0.0]], [[np.log(3), 0.0]]),
-                [(0.75 * np.log(6 / 5) + 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 5) + 0.5 * np.log(4 / 3)) / 2],
-            ),
-            Hand(([[0.0, 0.0]], [[np.log(3), 0.0]]), [KL], [[-0.25, 0.25]], {"beta": 0.0}),
-            # nothing in common: the entropy of (β, 1 - β), and the student cannot tell
-            Hand(
-                ([[2e3, 0.0]], [[0.0, 2e3]]),
-                [-0.1 * np.log(0.1) - 0.9 * np.log(0.9)],
-                [[0.0, 0.0]],
-                {"beta": 0.1},
-            ),
-        ),
-        mismatches=SAME_LOGITS,
-        ranks=(("student", ((), ())),),
-        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
-    ),
     Row(
         "decoupled_kd",
         "logits",

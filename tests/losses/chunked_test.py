@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.losses import chunked
 from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
-from jaxkd.losses.logits import generalized_jsd, soft_target_kl
+from jaxkd.losses.kl import generalized_jsd, soft_target_kl
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16
@@ -567,7 +567,7 @@ def test_what_to_do_about_shapes():
     arrays = inputs()
     with pytest.raises(ValueError, match="select the words both know"):
         linear("kl")(arrays | {"teacher_kernel": jnp.ones((3, 15)), "teacher_bias": jnp.ones(15)})
-    with pytest.raises(ValueError, match="is to be transposed"):
+    with pytest.raises(ValueError, match="transpose an embedding table"):
         linear("kl")(arrays | {"student_kernel": jnp.ones((16, 5))})
     with pytest.raises(ValueError, match="flatten batch and sequence"):
         linear("kl")(arrays | {"student_hidden": jnp.ones((3, 4, 5))})

@@ -1,7 +1,7 @@
-"""A relation does not depend on the number of devices: values and gradients, whatever each of them may count.
+"""A relation does not depend on the number of devices, in values and gradients, whatever the devices' masks.
 
-The convention for gradients: every device differentiates its own sum, and what its anchors owe to the examples of the
-others comes back through the gather. So the slices of a gradient are those of the sum over all devices.
+Every device differentiates its own sum, and the gather returns the gradients of its anchors to the examples of other
+devices. The slices of a gradient are therefore those of the sum over all devices.
 """
 
 import jax
@@ -13,14 +13,14 @@ from jax.sharding import Mesh, PartitionSpec
 from tests import references
 from tests.loss_row import discrete
 from tests.loss_runs import run
-from tests.loss_table import RELATIONAL
+from tests.loss_table import RELATIONAL, each
 
 AXIS, BATCH = "devices", 16
 
 MASKS = {
     "all": np.ones(BATCH, bool),
     "uneven": np.arange(BATCH) % 5 > 1,
-    "first half": np.arange(BATCH) < BATCH // 2,  # half of the devices have nothing that counts
+    "first half": np.arange(BATCH) < BATCH // 2,  # half of the devices have an empty mask
     "three": np.isin(np.arange(BATCH), (1, 6, 11)),  # fewer pairs than devices
     "one": np.arange(BATCH) == 11,
     "none": np.zeros(BATCH, bool),
@@ -28,7 +28,7 @@ MASKS = {
 
 
 def placed(local, way, devices):
-    """`local` on every device's slice of the batch; takes and returns whole batches."""
+    """Returns a function of whole batches that runs `local` on every device's slice."""
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     if way.startswith("shard_map"):
         spec = PartitionSpec(AXIS)
@@ -72,19 +72,20 @@ def nan_where_masked(arrays, where):
 
 
 PLACES = [
-    ("pmap", 1),
-    ("pmap", 2),
-    ("pmap", 8),
-    ("shard_map", 4),
-    ("shard_map", 8),
-    ("shard_map, unchecked", 8),
+    pytest.param("pmap", 1, marks=pytest.mark.slow),
+    pytest.param("pmap", 2, marks=pytest.mark.slow),
+    pytest.param("pmap", 8, marks=pytest.mark.slow),
+    pytest.param("shard_map", 4, marks=pytest.mark.slow),
+    pytest.param("shard_map", 8, marks=pytest.mark.slow),
+    pytest.param("shard_map, unchecked", 8, marks=pytest.mark.slow),
+    ("shard_map", 2),
     ("vmap", 4),
 ]
 
 
 @pytest.mark.parametrize("way, devices", PLACES)
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
-def test_any_number_of_devices_is_one_device(row, way, devices):
+@each(RELATIONAL)
+def test_several_devices_are_one_device(row, way, devices):
     assert len(jax.devices()) >= 8, "tests run with eight simulated devices"
     arrays = inputs(row)
     cotangent = np.random.default_rng(0).normal(size=BATCH)
@@ -101,10 +102,10 @@ def test_any_number_of_devices_is_one_device(row, way, devices):
                 np.testing.assert_allclose(gradient, one_device, rtol=1e-8, atol=1e-13, err_msg=name)
 
 
-@pytest.mark.parametrize("way", ["pmap", "shard_map"])
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+@pytest.mark.parametrize("way", [pytest.param("pmap", marks=pytest.mark.slow), "shard_map"])
+@each(RELATIONAL)
 def test_without_a_mask_in_float32(row, way):
-    """As a train step calls it."""
+    """As in a training step without padding."""
     arrays = tuple(array if discrete(array) else array.astype(np.float32) for array in inputs(row))
     ones = np.ones(BATCH, np.float32)
     results = placed(value_and_gradients(row, masked=False), way, 4)(ones > 0, ones, *arrays)
@@ -114,9 +115,10 @@ def test_without_a_mask_in_float32(row, way):
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
-def test_a_data_parallel_step_has_the_gradient_of_the_whole_batch(row):
-    """What users write: local sums over the global count, gradients of replicated parameters summed over devices."""
+@pytest.mark.slow
+@each(RELATIONAL)
+def test_data_parallel_step_has_the_gradient_of_the_whole_batch(row):
+    """Local sums over the global count, with gradients of replicated parameters summed over the devices."""
     student, *rest = inputs(row)
     where = MASKS["uneven"]
     kernel = np.random.default_rng(0).normal(size=(5, 5))
@@ -139,9 +141,9 @@ def test_a_data_parallel_step_has_the_gradient_of_the_whole_batch(row):
         np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
-def test_local_batches_would_give_another_loss(row):
-    """The inputs above tell the two apart: what a device computes of its own examples is not its share."""
+@each(RELATIONAL)
+def test_local_batches_give_another_loss(row):
+    """The inputs of these tests distinguish the loss of the batch from the mean of the devices' own losses."""
     arrays = inputs(row)
     alone = np.concatenate([row.reference(*(array[i : i + 4] for array in arrays)) for i in range(0, BATCH, 4)])
     assert np.abs(alone.mean() / row.reference(*arrays).mean() - 1) > 0.01

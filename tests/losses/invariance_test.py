@@ -1,38 +1,37 @@
-"""What a loss must not see: constants, permutations, rotations, the order of the examples, a perfect student."""
+"""Invariances: constants, permutations, rotations, the order of the examples, a student equal to its teacher."""
+
+import itertools
 
 import numpy as np
-import pytest
 
 from tests.loss_runs import run
-from tests.loss_table import ROWS
+from tests.loss_table import ROWS, each
 
-INVARIANCES = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in row.invariances]
-MAPPED = [pytest.param(row, name, id=f"{row}-{name}") for row in ROWS for name in row.mapped]
 COMPARING = [row for row in ROWS if row.identical_is_zero]
 
 
-@pytest.mark.parametrize("row, name", INVARIANCES)
-def test_invariance(row, name):
+@each([row for row in ROWS if row.invariances])
+def test_invariance(row):
     arrays = row.inputs()
     value = run(row, arrays)[0]
-    assert np.abs(value).max() > 1e-4, "a loss of zero sees nothing"
-    for seed in range(3):
+    assert np.abs(value).max() > 1e-4, "a loss of zero is invariant to everything"
+    for name, seed in itertools.product(row.invariances, range(3)):
         changed = row.invariances[name](np.random.default_rng(seed), arrays)
-        assert any((before != after).any() for before, after in zip(arrays, changed, strict=True))
-        np.testing.assert_allclose(run(row, changed)[0], value, rtol=1e-8, atol=1e-12)
+        assert any((before != after).any() for before, after in zip(arrays, changed, strict=True)), name
+        np.testing.assert_allclose(run(row, changed)[0], value, rtol=1e-8, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("row, name", MAPPED)
-def test_equivariance(row, name):
+@each([row for row in ROWS if row.mapped])
+def test_equivariance(row):
     arrays = row.inputs()
     value = run(row, arrays)[0]
-    for seed in range(3):
+    for name, seed in itertools.product(row.mapped, range(3)):
         changed, change_result = row.mapped[name](np.random.default_rng(seed), arrays)
-        np.testing.assert_allclose(run(row, changed)[0], change_result(value), rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(run(row, changed)[0], change_result(value), rtol=1e-8, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.ordered], ids=str)
-def test_the_order_of_the_examples(row):
+@each([row for row in ROWS if not row.ordered])
+def test_permuting_the_examples_permutes_the_result(row):
     arrays = row.inputs()
     value, gradients = run(row, arrays)
     assert np.ptp(value) > 1e-6, "equal results would hide an order"
@@ -45,9 +44,9 @@ def test_the_order_of_the_examples(row):
             np.testing.assert_allclose(gradient, moved, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.relational], ids=str)
-def test_an_example_is_alone(row):
-    """What is no relation depends on its own example only, in value and in gradient."""
+@each([row for row in ROWS if not row.relational])
+def test_an_example_depends_on_itself_alone(row):
+    """Without a relation over the batch, in value and in gradient."""
     arrays = row.inputs()
     value, gradients = run(row, arrays)
     shared = {position: 0.0 for position in row.floating(arrays) if position in row.shared}
@@ -64,8 +63,8 @@ def test_an_example_is_alone(row):
             np.testing.assert_allclose(shared[position], expected, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize("row", COMPARING, ids=str)
-def test_a_perfect_student_has_no_loss_and_no_gradient(row):
+@each(COMPARING)
+def test_equal_student_has_no_loss_and_no_gradient(row):
     for hyper in row.hyper:
         for scale in (1e-2, 1.0, 30.0):
             arrays = row.perfect(row.inputs(scale=scale))
@@ -75,17 +74,17 @@ def test_a_perfect_student_has_no_loss_and_no_gradient(row):
                 np.testing.assert_allclose(gradient, 0, atol=1e-5 * max(1, 1 / scale))
 
 
-@pytest.mark.parametrize("row", COMPARING, ids=str)
-def test_a_comparison_is_never_negative(row):
-    """Beyond rounding, which a difference of logarithms has where student and teacher are nearly the same."""
+@each(COMPARING)
+def test_comparison_is_never_negative(row):
+    """Up to the rounding error of a difference of logarithms of a nearly equal student."""
     for dtype, rounding in ((np.float64, 1e-14), (np.float32, row.rounding)):
         for scale in (1e-3, 1.0, 1e3):
             for seed in range(5):
                 assert run(row, row.inputs(seed=seed, scale=scale), dtype=dtype)[0].min() >= -rounding
 
 
-@pytest.mark.parametrize("row", COMPARING, ids=str)
-def test_a_gradient_step_brings_the_student_nearer(row):
+@each(COMPARING)
+def test_gradient_step_lowers_the_loss(row):
     """The sign of the gradient, end to end."""
     student, *rest = row.inputs()
     value, (gradient, *_) = run(row, (student, *rest))

@@ -1,20 +1,19 @@
-"""No relation forms an array of every pair's features or of every triple, forwards or backwards."""
+"""No relation has an array of the features of all pairs, or of all triples, forward or backward."""
 
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from tests.loss_row import discrete
-from tests.loss_table import RELATIONAL
+from tests.loss_table import RELATIONAL, each
 
 BATCH, FEATURES = 256, 64
 
 
 def largest(function, *shapes):
-    """The most elements that any operation returns, inside scans, branches and inner jits too, and that operation."""
+    """Returns the most elements that any operation returns, also in scans, branches and inner jits; and its name."""
 
     def walk(jaxpr):
         for equation in jaxpr.eqns:
@@ -43,28 +42,28 @@ def gradients(function):
     return jax.value_and_grad(total, argnums=(1, 2))
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_memory(row):
     count, operation = largest(gradients(row.function), *shapes(row))
     assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_memory_without_a_mask_and_within_jit(row):
     count, operation = largest(jax.jit(jax.grad(lambda *arrays: row.function(*arrays).sum())), *shapes(row)[1:])
     assert BATCH * FEATURES <= count < BATCH * BATCH * FEATURES, f"{operation} returns {count} elements"
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_memory_is_quadratic_in_the_batch(row):
-    """Four times the batch may take sixteen times the memory; whole triples would take sixty-four times."""
+    """Four times the batch may take 16 times the memory; an array of all triples would take 64 times."""
     small, large = (largest(gradients(row.function), *shapes(row, batch))[0] for batch in (BATCH, 4 * BATCH))
     assert large <= 17 * small
 
 
-@pytest.mark.parametrize("row", RELATIONAL, ids=str)
+@each(RELATIONAL)
 def test_memory_on_several_devices(row):
-    """A local anchor meets the gathered batch: [local, global] pairs, no more than on one device."""
+    """Local anchors relate to the gathered batch: [local, global] pairs, no more than on one device."""
     devices = 4
     local = [jax.ShapeDtypeStruct((devices, BATCH // devices, *shape.shape[1:]), shape.dtype) for shape in shapes(row)]
     loss = gradients(functools.partial(row.function, axis_name="devices"))
@@ -73,7 +72,7 @@ def test_memory_on_several_devices(row):
 
 
 def every_pair(student, teacher, *rest, where):
-    """What the losses must not be: a [batch, batch, features] array, hidden in a jit, a scan and a branch."""
+    """A loss with a [batch, batch, features] array inside a jit, a scan and a branch: what must be found."""
 
     def step(carry, _):
         squares = jax.lax.cond(

@@ -1,16 +1,15 @@
-"""Properties over inputs that nobody thought of: Hypothesis likes zeros, duplicates, and masks of nothing."""
+"""Properties on inputs that Hypothesis draws: zeros, duplicates and empty masks among them."""
 
 import hypothesis
 import hypothesis.extra.numpy
 import jax
 import ml_dtypes
 import numpy as np
-import pytest
 from hypothesis import strategies
 
 from tests.loss_row import discrete
 from tests.loss_runs import cast, run
-from tests.loss_table import PER_EXAMPLE, ROWS
+from tests.loss_table import PER_EXAMPLE, ROWS, each
 
 BOUNDED = hypothesis.settings(
     max_examples=15, deadline=None, derandomize=True, database=None,
@@ -19,13 +18,13 @@ BOUNDED = hypothesis.settings(
 
 
 def drawn_shapes(row):
-    """Few, so that each loss compiles a few times. In the second, a student may agree with its teacher."""
+    """Returns few shapes, to compile each loss a few times; in the second, student and teacher have one shape."""
     return row.drawn or row.shapes[:2]
 
 
 @strategies.composite
 def arguments(draw, row, dtype, sizes=slice(1, 2)):
-    """Arrays of multiples of 1/8 up to ±1000, whose products are exact in float64: what is equal stays equal."""
+    """Draws multiples of 1/8 up to ±1000, whose products are exact in float64, so that ties stay ties."""
     arrays = row.inputs(draw(strategies.sampled_from(drawn_shapes(row)[sizes])))
     limit = draw(strategies.sampled_from([8, 64, 8000]))
     drawn = []
@@ -46,8 +45,8 @@ def expected(row, arrays, where):
     return row.reference(*arrays) if where is None else row.keep(where, arrays)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_the_value_is_that_of_the_formula_and_gradients_are_finite(row):
+@each()
+def test_drawn_inputs_have_the_formulas_value_and_finite_gradients(row):
     @BOUNDED
     @hypothesis.given(arguments(row, np.float64, sizes=slice(0, 2)))
     def check(drawn):
@@ -61,11 +60,14 @@ def test_the_value_is_that_of_the_formula_and_gradients_are_finite(row):
     check()
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32], ids=["bfloat16", "float32"])
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_lower_precision(row, dtype):
-    """What is drawn is rounded first: half precision is exact input to a float32 computation."""
+@each()
+def test_lower_precision(row):
+    """Drawn inputs are rounded to the dtype first: half precision is exact input to a float32 computation."""
+    check_lower_precision(row, ml_dtypes.bfloat16)
+    check_lower_precision(row, np.float32)
 
+
+def check_lower_precision(row, dtype):
     @BOUNDED
     @hypothesis.given(arguments(row, dtype))
     def check(drawn):
@@ -81,8 +83,8 @@ def test_lower_precision(row, dtype):
     check()
 
 
-@pytest.mark.parametrize("row", PER_EXAMPLE, ids=str)
-def test_garbage_never_leaks(row):
+@each(PER_EXAMPLE)
+def test_masked_garbage_never_leaks(row):
     garbage = strategies.sampled_from([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-40])
 
     @BOUNDED
@@ -99,8 +101,8 @@ def test_garbage_never_leaks(row):
     check()
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.identical_is_zero], ids=str)
-def test_a_perfect_student_and_the_sign(row):
+@each([row for row in ROWS if row.identical_is_zero])
+def test_equal_student_has_loss_zero_and_no_loss_is_negative(row):
     @BOUNDED
     @hypothesis.given(arguments(row, np.float32))
     def check(drawn):
@@ -115,8 +117,8 @@ def test_a_perfect_student_and_the_sign(row):
     check()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_drawn_shapes_are_shapes_of_the_loss(row):
+@each()
+def test_drawn_shapes_are_valid(row):
     for shapes in drawn_shapes(row):
         arrays = row.inputs(shapes)
         assert jax.eval_shape(row.function, *cast(arrays, np.float32)).shape == row.result_shape(arrays)

@@ -1,34 +1,33 @@
-"""A loss is a pure function of arrays: jit, vmap, scan and forward mode see no difference."""
+"""A loss is a pure function of arrays: jit, vmap, scan and forward mode give the same result."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from tests.loss_runs import cast, run
-from tests.loss_table import ROWS
+from tests.loss_table import ROWS, each
 
 
 def options(row, arrays):
-    """A mask, where there is one: the harder path."""
+    """Returns a mask as an option, if the loss takes one."""
     shape = row.result_shape(arrays)
     return {"where": np.arange(np.prod(shape)).reshape(shape) % 3 > 0} if row.per_example else {}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_jit_is_eager(row):
-    """And NumPy's arrays are as good as any."""
+@each()
+def test_eager_is_jit(row):
+    """Called with NumPy arrays."""
     arrays = [np.asarray(array) for array in cast(row.inputs(), np.float32)]
     where = options(row, arrays)
     value, _ = run(row, arrays, dtype=np.float32, **where)
     np.testing.assert_allclose(row.function(*arrays, **where), value, rtol=1e-5, atol=row.rounding)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@each()
 def test_vmap_is_a_loop(row):
-    """The seeds of an experiment run as one program: values and gradients of each, with one mask for all."""
+    """Values and gradients of several seeds in one program, with one mask for all."""
     arrays = row.inputs()
     where = options(row, arrays)
     seeds = [cast(row.inputs(seed=seed), np.float32) for seed in range(3)]
@@ -47,9 +46,9 @@ def test_vmap_is_a_loop(row):
             np.testing.assert_allclose(gradient[seed], one, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.per_example], ids=str)
+@each([row for row in ROWS if row.per_example])
 def test_vmap_over_the_student_alone(row):
-    """Many students of one teacher, each with a mask of its own."""
+    """Many students of one teacher, each with its own mask."""
     student, *rest = cast(row.inputs(), np.float32)
     students = jnp.stack([student, student[::-1]])
     shape = row.result_shape((student, *rest))
@@ -62,7 +61,7 @@ def test_vmap_over_the_student_alone(row):
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.forward_mode], ids=str)
+@each([row for row in ROWS if row.forward_mode])
 def test_forward_mode_is_reverse_mode(row):
     arrays = row.inputs()
     positions = row.floating(arrays)
@@ -80,9 +79,9 @@ def test_forward_mode_is_reverse_mode(row):
     np.testing.assert_allclose((cotangent * slope).sum(), expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_scan_and_rematerialisation(row):
-    """As in a step within a scan over an epoch, under `jax.checkpoint`."""
+@each()
+def test_scan_and_rematerialization(row):
+    """A training step in a scan, under `jax.checkpoint`."""
     single = cast(row.inputs(), np.float32)
     loss = jax.checkpoint(lambda first, *rest: row.function(first, *rest).sum())
 

@@ -1,56 +1,60 @@
-"""Every loss has the value, the gradient, the shape and the dtype that its formula says."""
+"""Every loss has the value, the gradient, the shape and the dtype of its formula."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxkd import losses
 from tests.loss_row import discrete, golden, golden_file
 from tests.loss_runs import cast, reference_gradients, run
-from tests.loss_table import ROWS
-
-CASES = [
-    pytest.param(row, shapes, hyper, id=f"{row}-{'-'.join(map(str, shapes))}-{hyper}")
-    for row in ROWS
-    for hyper in row.hyper
-    for shapes in (row.shapes if hyper is row.hyper[0] else row.shapes[:1])
-]
-HYPER = [pytest.param(row, hyper, id=f"{row}-{hyper}") for row in ROWS for hyper in row.hyper]
+from tests.loss_table import ROWS, each
 
 
-@pytest.mark.parametrize("row, shapes, hyper", CASES)
-def test_values_and_gradients_in_float64(row, shapes, hyper):
+@each()
+def test_values_and_gradients_in_float64(row):
+    for hyper in row.hyper:
+        for shapes in row.shapes if hyper is row.hyper[0] else row.shapes[:1]:
+            check_float64(row, shapes, hyper)
+
+
+def check_float64(row, shapes, hyper):
     for seed, scale in enumerate((1e-2, 1.0, 30.0)):
         arrays = row.inputs(shapes, seed, scale)
         cotangent = np.random.default_rng(100 + seed).normal(size=row.result_shape(arrays))
         value, gradients = run(row, arrays, cotangent=cotangent, hyper=hyper)
         assert value.shape == row.result_shape(arrays)
         assert value.dtype == np.float64
-        np.testing.assert_allclose(value, row.reference(*arrays, **hyper), rtol=1e-9, atol=1e-13)
+        case = f"{shapes}, {dict(hyper)}, scale {scale}"
+        np.testing.assert_allclose(value, row.reference(*arrays, **hyper), rtol=1e-9, atol=1e-13, err_msg=case)
         if scale == 1.0:
             assert len(gradients) == len(row.floating(arrays))
             for gradient, expected in zip(gradients, reference_gradients(row, arrays, cotangent, hyper), strict=True):
-                np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+                np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8, err_msg=case)
 
 
-@pytest.mark.parametrize("row, hyper", HYPER)
-def test_values_and_gradients_in_float32(row, hyper):
-    for seed, scale in enumerate((1e-2, 1.0, 30.0)):
+@each()
+def test_values_and_gradients_in_float32(row):
+    for hyper, (seed, scale) in itertools.product(row.hyper, enumerate((1e-2, 1.0, 30.0))):
+        case = f"{dict(hyper)}, scale {scale}"
         arrays = tuple(np.asarray(array) for array in cast(row.inputs(None, seed, scale), np.float32))
         cotangent = np.random.default_rng(100 + seed).normal(size=row.result_shape(arrays))
         value, gradients = run(row, arrays, cotangent=cotangent, hyper=hyper, dtype=np.float32, optimized=True)
         exact, exact_gradients = run(row, arrays, cotangent=cotangent, hyper=hyper)
-        np.testing.assert_allclose(value, exact, rtol=1e-4, atol=row.rounding)
+        np.testing.assert_allclose(value, exact, rtol=1e-4, atol=row.rounding, err_msg=case)
         for gradient, expected in zip(gradients, exact_gradients, strict=True):
-            np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max() + row.rounding)
+            rounding = 1e-4 * np.abs(expected).max() + row.rounding
+            np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=rounding, err_msg=case)
 
 
-GOLDEN = [pytest.param(row, case, id=f"{row}-{case}") for row in ROWS for case in row.golden]
+@each([row for row in ROWS if row.golden])
+def test_golden_values_and_gradients(row):
+    for case in row.golden:
+        check_golden(row, case)
 
 
-@pytest.mark.parametrize("row, case", GOLDEN)
-def test_golden_values_and_gradients(row, case):
+def check_golden(row, case):
     hyper = {name: value.item() for name, value in golden(case, "arg").items()}
     expected = golden(case, "grad")
     positions = [list(golden(case, "in")).index(name) for name in expected]
@@ -58,24 +62,23 @@ def test_golden_values_and_gradients(row, case):
         arrays = cast(golden(case, "in").values(), np.float64)
         value_and_gradient = jax.value_and_grad(lambda *a: row.golden[case](losses)(*a, **hyper).mean(), positions)
         value, gradients = jax.jit(value_and_gradient)(*arrays)
-    np.testing.assert_allclose(value, golden_file()[f"{case}/value"], rtol=1e-9)
+    np.testing.assert_allclose(value, golden_file()[f"{case}/value"], rtol=1e-9, err_msg=case)
     for gradient, right in zip(gradients, expected.values(), strict=True):
-        np.testing.assert_allclose(gradient, right, rtol=1e-9, atol=1e-9 * np.abs(right).max())
+        np.testing.assert_allclose(gradient, right, rtol=1e-9, atol=1e-9 * np.abs(right).max(), err_msg=case)
 
 
-HAND = [pytest.param(row, hand, id=f"{row}-{index}") for row in ROWS for index, hand in enumerate(row.hand)]
+@each([row for row in ROWS if row.hand])
+def test_values_derived_by_hand(row):
+    for index, hand in enumerate(row.hand):
+        case = f"hand value {index}"
+        value, gradients = run(row, hand.arguments, hyper=hand.hyper)
+        np.testing.assert_allclose(value, hand.value, rtol=1e-9, atol=1e-12, err_msg=case)
+        if hand.gradient is not None:
+            np.testing.assert_allclose(gradients[0], hand.gradient, rtol=1e-9, atol=1e-12, err_msg=case)
 
 
-@pytest.mark.parametrize("row, hand", HAND)
-def test_values_derived_by_hand(row, hand):
-    value, gradients = run(row, hand.arguments, hyper=hand.hyper)
-    np.testing.assert_allclose(value, hand.value, rtol=1e-9, atol=1e-12)
-    if hand.gradient is not None:
-        np.testing.assert_allclose(gradients[0], hand.gradient, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_half_precision_has_the_float32_result_of_the_upcast_input(row):
+@each()
+def test_half_precision_is_float32_of_the_upcast_input(row):
     half = [np.asarray(array) for array in cast(row.inputs(), jnp.bfloat16)]
     upcast = [array if discrete(array) else array.astype(np.float32) for array in half]
     value, gradients = run(row, half, dtype=jnp.bfloat16)
@@ -88,7 +91,7 @@ def test_half_precision_has_the_float32_result_of_the_upcast_input(row):
         np.testing.assert_allclose(gradient.astype(np.float32), expected, rtol=2**-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+@each()
 def test_result_dtypes(row):
     with jax.enable_x64(True):
         for dtype, expected in (
@@ -101,9 +104,9 @@ def test_result_dtypes(row):
             assert (result.shape, result.dtype) == (row.result_shape(row.inputs()), expected)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.identical_is_zero], ids=str)
-def test_a_half_student_and_a_single_teacher(row):
-    """Mixed precision: what each holds is exact, and the result is that of the wider one."""
+@each([row for row in ROWS if row.identical_is_zero])
+def test_half_precision_student_and_float32_teacher(row):
+    """Both inputs are exact, and the result has the wider dtype."""
     student, *rest = cast(row.inputs(), jnp.float32)
     half = student.astype(jnp.bfloat16)
     result = jax.jit(row.function)(half, *rest)

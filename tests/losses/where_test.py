@@ -1,38 +1,36 @@
-"""Masking is dropping: values and gradients, whatever stands in the examples that do not count."""
+"""Masking an example is dropping it, for values and gradients, whatever the masked example holds."""
+
+import itertools
 
 import numpy as np
-import pytest
 
 from tests.loss_runs import reference_slope, run
-from tests.loss_table import PER_EXAMPLE
+from tests.loss_table import PER_EXAMPLE, each
 
 GARBAGE = (np.nan, np.inf, -np.inf, 1e300)
 LABEL_GARBAGE = (-1, 10**6, -(2**31), 2**31 - 1)
 
 
 def masks(shape):
-    """Some, every second, one, all but the first, all."""
+    """Masks that are True for some, every second, one, all but the first, and all."""
     size = np.prod(shape, dtype=int)
     ordinal = np.arange(size).reshape(shape)
     rng = np.random.default_rng(0)
     return [rng.permutation(ordinal) % 3 > 0, ordinal % 2 == 1, ordinal == size - 1, ordinal > 0, ordinal >= 0]
 
 
-CASES = [
-    pytest.param(row, shapes, id=f"{row}-{'-'.join(map(str, shapes))}")
-    for row in PER_EXAMPLE
-    for shapes in row.shapes[:2]
-]
+@each(PER_EXAMPLE)
+def test_masking_is_dropping(row):
+    for shapes in row.shapes[:2]:
+        check_masking(row, row.inputs(shapes, seed=4))
 
 
-@pytest.mark.parametrize("row, shapes", CASES)
-def test_masking_is_dropping(row, shapes):
-    arrays = row.inputs(shapes, seed=4)
+def check_masking(row, arrays):
     for index, where in enumerate(masks(row.result_shape(arrays))):
         rng = np.random.default_rng(100 + index)
         cotangent = rng.normal(size=where.shape)
         expected = row.keep(where, arrays)
-        # Of the student alone and of the teacher alone, that neither hides behind the other.
+        # One direction per argument: an error in one gradient cannot cancel one in another.
         directions = [
             [rng.normal(size=a.shape) if i == j else None for j, a in enumerate(arrays)] for i in row.floating(arrays)
         ]
@@ -50,8 +48,8 @@ def test_masking_is_dropping(row, shapes):
                 np.testing.assert_allclose((gradient * along[position]).sum(), slope, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("row", PER_EXAMPLE, ids=str)
-def test_garbage_in_one_network_alone(row):
+@each(PER_EXAMPLE)
+def test_garbage_in_one_argument(row):
     arrays = row.inputs()
     where = masks(row.result_shape(arrays))[0]
     expected, expected_gradients = run(row, arrays, where=where)
@@ -65,20 +63,19 @@ def test_garbage_in_one_network_alone(row):
                 np.testing.assert_array_equal(gradient, clean)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("row", PER_EXAMPLE, ids=str)
-def test_nothing_counts(row, dtype):
+@each(PER_EXAMPLE)
+def test_empty_mask(row):
     arrays = row.inputs()
     where = np.zeros(row.result_shape(arrays), bool)
-    for garbage in (0.5, *GARBAGE[:3]):
+    for dtype, garbage in itertools.product((np.float64, np.float32), (0.5, *GARBAGE[:3])):
         value, gradients = run(row, row.spoiled(arrays, where, garbage, -1), where=where, dtype=dtype)
         np.testing.assert_array_equal(value, np.zeros(where.shape))
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
-@pytest.mark.parametrize("row", PER_EXAMPLE, ids=str)
-def test_where_all_is_no_where(row):
+@each(PER_EXAMPLE)
+def test_full_mask_is_no_mask(row):
     """A mask of ones must not change the scale."""
     arrays = row.inputs()
     value, gradients = run(row, arrays)
@@ -88,10 +85,10 @@ def test_where_all_is_no_where(row):
         np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-13)
 
 
-# Where the order counts, an example has one partner, which need not be the one that is masked.
-@pytest.mark.parametrize("row", [row for row in PER_EXAMPLE if row.relational and not row.ordered], ids=str)
-def test_a_masked_example_is_no_partner(row):
-    """The share of an example changes when a partner is masked: zeroing the result would not do."""
+# In a loss that depends on the order, an example has one partner, which need not be the masked one.
+@each([row for row in PER_EXAMPLE if row.relational and not row.ordered])
+def test_masked_example_is_in_no_relation(row):
+    """An example's share changes when another is masked: zeroing the result alone would be wrong."""
     arrays = row.inputs()
     where = np.arange(len(arrays[0])) != 2
     masked = run(row, arrays, where=where)[0][where]

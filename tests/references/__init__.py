@@ -1,8 +1,8 @@
-"""The losses again: plain NumPy in float64, written from the formulas of the papers, slow and obvious.
+"""References of the losses: plain float64 NumPy, written from the formulas of the papers, slow and obvious.
 
-Nothing here is shared with the library, so that one mistake cannot hide in both. A reference has the name and the
-signature of the loss in ``jaxkd.losses``, without ``where`` and ``axis_name``: `keep` drops the examples that do not
-count, which is what masking has to mean. A file here is named after the file of the library that it mirrors.
+A reference shares no code with the library, so that one mistake cannot be in both. It has the name and the signature
+of the loss in ``jaxkd.losses``, without ``where`` and ``axis_name``: `keep` drops the masked examples, which is the
+meaning of a mask. A file here has the name of the library's file that it mirrors.
 """
 
 from tests.references.activations import (
@@ -33,20 +33,19 @@ from tests.references.detection import (
 )
 from tests.references.discrepancy import mean_discrepancy
 from tests.references.distances import angle_relation, cosines, distance_relation, huber, normalized_distances
-from tests.references.divergences import skew_kl, skew_reverse_kl, top_k_kl
 from tests.references.flow import singular_vectors, solution_flow
 from tests.references.gradients import jacobian_matching, reverse_gradient
-from tests.references.logits import (
-    cross_entropy,
-    decoupled_kd,
-    dist,
+from tests.references.kl import (
     generalized_jsd,
-    logit_mse,
     reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
     soft_target_kl,
     soft_target_kl_gradient,
-    standardize_logits,
+    top_k_kl,
 )
+from tests.references.labels import cross_entropy, label_smoothing, soft_cross_entropy, virtual_teacher_kl
+from tests.references.logits import decoupled_kd, dist, logit_mse, standardize_logits
 from tests.references.pose import heatmap_mse, joint_structure
 from tests.references.ranks import darkrank_hard, darkrank_soft
 from tests.references.regions import region_affinity, region_moments
@@ -58,7 +57,6 @@ from tests.references.similarities import (
     probabilistic_transfer,
     similarity_preserving,
 )
-from tests.references.targets import label_smoothing, soft_cross_entropy, virtual_teacher_kl
 from tests.references.transformers import (
     attention_kl,
     attention_mse,

@@ -1,4 +1,4 @@
-"""References of `jaxkd.losses.discrepancy`."""
+"""References of `jaxkd.losses.relations.discrepancy`."""
 
 import numpy as np
 

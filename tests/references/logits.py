@@ -5,58 +5,6 @@ import numpy as np
 from tests.references.base import kl, log_softmax, log_sum_exp
 
 
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log p[label]."""
-    log_p, labels = log_softmax(logits), np.asarray(labels)
-    result = np.zeros(labels.shape)
-    for index in np.ndindex(labels.shape):
-        inside = 0 <= labels[index] < log_p.shape[-1]
-        result[index] = -log_p[index][labels[index]] if inside else np.nan
-    return result
-
-
-def soft_target_kl(student: np.ndarray, teacher: np.ndarray, *, temperature: float = 4.0) -> np.ndarray:
-    """T² Σ p_t (log p_t - log p_s), p = softmax(z/T), and 0 log 0 = 0 (Hinton et al. 2015)."""
-    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-    log_s, log_t = log_softmax(student / temperature), log_softmax(teacher / temperature)
-    result = np.zeros(log_s.shape[:-1])
-    for index in np.ndindex(log_s.shape):
-        p = np.exp(log_t[index])
-        if p > 0:
-            result[index[:-1]] += temperature**2 * p * (log_t[index] - log_s[index])
-    return result
-
-
-def soft_target_kl_gradient(student: np.ndarray, teacher: np.ndarray, *, temperature: float = 4.0) -> np.ndarray:
-    """d/dz_s of `soft_target_kl`: T (p_s - p_t), for logits where a difference quotient has no digits left."""
-    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-    return temperature * (np.exp(log_softmax(student / temperature)) - np.exp(log_softmax(teacher / temperature)))
-
-
-def reverse_kl(student: np.ndarray, teacher: np.ndarray, *, temperature: float = 1.0) -> np.ndarray:
-    """T² KL(p_s‖p_t), p = softmax(z/T) (MiniLLM, Gu et al. 2024)."""
-    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-    return temperature**2 * kl(log_softmax(student / temperature), log_softmax(teacher / temperature))
-
-
-def generalized_jsd(
-    student: np.ndarray, teacher: np.ndarray, *, beta: float = 0.5, temperature: float = 1.0
-) -> np.ndarray:
-    """β KL(p_t‖m) + (1-β) KL(p_s‖m), m = β p_t + (1-β) p_s, p = softmax(z/T) (GKD, Agarwal et al. 2024).
-
-    Divided by β, respectively 1-β, it tends to KL(p_t‖p_s) at β = 0 and to KL(p_s‖p_t) at β = 1, which are what these
-    two stand for.
-    """
-    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
-    log_s, log_t = log_softmax(student / temperature), log_softmax(teacher / temperature)
-    if beta == 0:
-        return kl(log_t, log_s)
-    if beta == 1:
-        return kl(log_s, log_t)
-    log_m = np.logaddexp(np.log(beta) + log_t, np.log(1 - beta) + log_s)
-    return beta * kl(log_t, log_m) + (1 - beta) * kl(log_s, log_m)
-
-
 def logit_mse(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """½ Σ (z_s - z_t)²; a class at -inf in both is no class of either (Ba & Caruana 2014)."""
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)

@@ -1,4 +1,4 @@
-"""Dense losses: detection, segmentation and pose, where one image has many predictions.
+"""Dense losses: detection, segmentation and pose, with many predictions per image.
 
 ====================================  ====================================================================
 `jaxkd.losses.dense.detection`        `class_weighted_cross_entropy`, `bounded_regression`,
@@ -9,15 +9,15 @@
 ====================================  ====================================================================
 """
 
-from jaxkd.losses.dense.detection import (
+from .detection import (
     bounded_regression,
     class_weighted_cross_entropy,
     feature_imitation,
     imitation_mask,
 )
-from jaxkd.losses.dense.pose import heatmap_mse, joint_structure
-from jaxkd.losses.dense.regions import region_affinity, region_moments
-from jaxkd.losses.dense.segmentation import pair_affinity, pixel_kl
+from .pose import heatmap_mse, joint_structure
+from .regions import region_affinity, region_moments
+from .segmentation import pair_affinity, pixel_kl
 
 __all__ = [
     "class_weighted_cross_entropy",

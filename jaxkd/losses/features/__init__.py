@@ -1,4 +1,4 @@
-"""Feature losses: what an intermediate activation of the student should be.
+"""Feature losses: comparisons of intermediate activations.
 
 =====================================  ================================================================================
 `jaxkd.losses.features.activations`    `hint_mse`, `activation_boundary`, `overhaul`, `overhaul_margin`,
@@ -11,7 +11,7 @@
 Feature maps are ``[batch, height, width, channels]``.
 """
 
-from jaxkd.losses.features.activations import (
+from .activations import (
     activation_boundary,
     channel_importance,
     channel_weighted_mse,
@@ -21,8 +21,8 @@ from jaxkd.losses.features.activations import (
     overhaul,
     overhaul_margin,
 )
-from jaxkd.losses.features.attention import attention_transfer, channel_kl, factor_transfer, neuron_selectivity
-from jaxkd.losses.features.flow import singular_vectors, solution_flow
+from .attention import attention_transfer, channel_kl, factor_transfer, neuron_selectivity
+from .flow import singular_vectors, solution_flow
 
 __all__ = [
     "activation_boundary",

@@ -1,8 +1,8 @@
 """Flow losses: how a network's features change from one layer to the next.
 
-A layer's feature map is ``[batch, height, width, channels]``, and a loss takes several layers of each network. Every
-function returns one value per example. The student's channels are the teacher's, layer by layer, while spatial sizes
-may differ between the networks. This file needs only jax and can be lifted out of the package as it stands.
+The feature map of a layer is ``[batch, height, width, channels]``, and a loss takes several layers of each network.
+Every function returns one value per example. Student and teacher need the same channels layer by layer; spatial sizes
+may differ.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from .. import _checks, _numerics
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
 __all__ = ["solution_flow", "singular_vectors"]
+
+
+_MAPS = "maps [batch, height, width, channels]"
 
 
 def solution_flow(
@@ -25,23 +30,26 @@ def solution_flow(
     *,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """Flow of the solution procedure: ``mean (G_s − G_t)²`` with ``G = mean_hw F_l ⊗ F_{l+1}``.
+    """Mean squared difference of the Gram matrices between two layers.
 
-    Yim et al., "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning",
-    CVPR 2017, equations 1 and 2. G is the ``[channels_l, channels_{l+1}]`` matrix of inner products between the
-    channels of two layers. Within a pair the larger map is adaptive-average-pooled to the smaller, where the paper
-    has max pooling. The paper sums over the entries of G; the mean is that of the common benchmarks.
+    Also known as: FSP (flow of the solution procedure).
+
+    ``mean (G_s − G_t)²`` with ``G = mean_hw F_l ⊗ F_{l+1}``. Yim et al., "A Gift from Knowledge Distillation: Fast
+    Optimization, Network Minimization and Transfer Learning", CVPR 2017, equations 1 and 2. G is the ``[channels_l,
+    channels_{l+1}]`` matrix of inner products between the channels of two layers. Within a pair the larger map is
+    adaptive-average-pooled to the smaller, where the paper has max pooling. The paper sums over the entries of G; the
+    mean is that of the common benchmarks.
 
     Args:
       student_pair: the maps of two layers, ``[batch, height, width, channels]`` each.
-      teacher_pair: the same of the teacher, with the student's batch and, layer by layer, its channels.
-      where: True for the examples that count ``[batch]``.
+      teacher_pair: maps of the same layers of the teacher, with the student's batch and, layer by layer, its channels.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
       One value per example ``[batch]``.
 
     Raises:
-      ValueError: a pair is not one of floating-point feature maps, or batch or channels differ.
+      ValueError: a pair is not two floating-point feature maps, or batch or channels differ.
 
     >>> ones, zeros = jnp.ones((1, 4, 4, 3)), jnp.zeros((1, 2, 2, 5))
     >>> solution_flow((ones, 2 * jnp.ones((1, 2, 2, 5))), (ones, zeros))
@@ -50,9 +58,10 @@ def solution_flow(
     if len(student_pair) != 2:
         raise ValueError(f"student_pair: expected the maps of two layers, got {len(student_pair)}.")
     students, teachers = _layers("student_pair", student_pair, "teacher_pair", teacher_pair)
-    maps, where = _keep(where, *students, *teachers)
+    where = _checks.mask(where, students[0].shape[:1])
+    maps = _numerics.mask_inputs(where, *students, *teachers)
     difference = _flow(maps[0], maps[1]) - _flow(maps[2], maps[3])
-    return _drop(jnp.mean(difference**2, axis=(1, 2)), where)
+    return _numerics.mask_values(jnp.mean(difference**2, axis=(1, 2)), where)
 
 
 def singular_vectors(
@@ -62,34 +71,37 @@ def singular_vectors(
     rank: int = 1,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
-    """SVD features: ``Σ_i Σ_{c,c',r} (R_s − R_t)²``, ``R[c, c', r] = exp(−(D_i[c, r] − D_{i−1}[c', r])²/8)``.
+    """Squared difference of Gaussian relations between layers' singular vectors.
 
-    i runs over consecutive layers. ``D_i = V · σ/‖σ‖``: the right-singular vectors V ``[channels, rank]`` of the map
-    as a matrix ``[height · width, channels]`` for its `rank` largest singular values σ.
+    Also known as: KD-SVD (knowledge distillation with singular value decomposition).
 
-    Lee, Kim & Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
-    section 3. Singular vectors have no sign. Here the teacher's have a positive entry of largest magnitude, and a
-    student's has a positive inner product with the teacher's of its rank, as in the paper. Code that follows the
-    authors' instead searches a few more of the student's vectors for the nearest, gives them the teacher's singular
-    values, and leaves the teacher's sign to the decomposition, between layers too.
+    ``Σ_i Σ_{c,c',r} (R_s − R_t)²``, ``R[c, c', r] = exp(−(D_i[c, r] − D_{i−1}[c', r])²/8)``, i over consecutive layers.
+    ``D_i = V · σ/‖σ‖``: the right-singular vectors V ``[channels, rank]`` of the map as a matrix ``[height · width,
+    channels]`` for its `rank` largest singular values σ.
 
-    The derivative is this file's own. That of an eigenvector divides by the gaps between eigenvalues; here 1/gap is
-    damped to gap/(gap² + ε), with eigenvalues that sum to 1 and ε the dtype's, 1e-7 or 2e-16: the same to ε/gap² where
-    singular values differ, and finite where they do not. A singular value of 0, to rounding, has D = 0 and no gradient,
+    Lee, Kim & Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018, section 3.
+    Singular vectors have no sign. Here the teacher's have a positive entry of largest magnitude, and the student's have
+    a positive inner product with the teacher's of their rank, as in the paper. Code that follows the authors' instead
+    searches a few more of the student's vectors for the nearest, gives them the teacher's singular values, and leaves
+    the teacher's sign to the decomposition, between layers too.
+
+    The derivative of an eigenvector divides by the gaps between eigenvalues. This implementation damps 1/gap to
+    gap/(gap² + ε), with eigenvalues that sum to 1 and ε the dtype's, 1e-7 or 2e-16: equal up to ε/gap² where singular
+    values differ, and finite where they do not. A singular value that is 0 up to rounding has D = 0 and no gradient,
     and so does an all-zero map. The cost is one eigendecomposition per map, of a square matrix with the smaller of
     positions and channels.
 
     Args:
       student_maps: the maps of two or more layers, in order, ``[batch, height, width, channels]`` each.
-      teacher_maps: the same of the teacher, with the student's batch and, layer by layer, its channels.
-      rank: the number of singular vectors, at most the positions and the channels of every map.
-      where: True for the examples that count ``[batch]``.
+      teacher_maps: maps of the same layers of the teacher, with the student's batch and, layer by layer, its channels.
+      rank: number of singular vectors, at most the positions and the channels of every map.
+      where: mask, True for the examples to include ``[batch]``.
 
     Returns:
       One value per example ``[batch]``. It does not change with the scale or the sign of a map.
 
     Raises:
-      ValueError: fewer than two layers, inputs that are no floating-point feature maps, a batch or channels that
+      ValueError: fewer than two layers, inputs that are not floating-point feature maps, a batch or channels that
         differ, or a rank that a map does not have.
 
     >>> first, second = jnp.array([3.0, 4.0]).reshape(1, 1, 1, 2), jnp.array([1.0, 0.0]).reshape(1, 1, 1, 2)
@@ -104,7 +116,8 @@ def singular_vectors(
             raise ValueError(
                 f"rank: expected 1 to the smaller of positions and channels of {list(x.shape)}, got {rank}."
             )
-    maps, where = _keep(where, *students, *teachers)
+    where = _checks.mask(where, students[0].shape[:1])
+    maps = _numerics.mask_inputs(where, *students, *teachers)
     features = [_directions(x, rank) for x in maps]
     values = jnp.zeros(maps[0].shape[0], jnp.result_type(*maps))
     before = None
@@ -115,38 +128,37 @@ def singular_vectors(
             difference = _relation(student, before[0]) - _relation(teacher, before[1])
             values += jnp.sum(difference**2, axis=(1, 2, 3))
         before = student, teacher
-    return _drop(values, where)
+    return _numerics.mask_values(values, where)
 
 
 def _flow(first: Array, second: Array) -> Array:
-    """Mean over the positions of the products of two maps' channels, ``[batch, channels, channels]``."""
-    first, second = _match_size(first, second)
-    total = jnp.einsum("bhwc,bhwd->bcd", first, second, precision=jax.lax.Precision.HIGHEST)
-    return total / (first.shape[1] * first.shape[2])
+    """Returns the mean over the positions of the products of two maps' channels, ``[batch, channels, channels]``."""
+    first, second = _numerics.match_size(first, second)
+    return _numerics.einsum("bhwc,bhwd->bcd", first, second) / (first.shape[1] * first.shape[2])
 
 
 def _relation(after: Array, before: Array) -> Array:
-    """``[batch, channels, rank]`` of two layers to ``[batch, channels, channels, rank]``."""
+    """Returns the Gaussian relation ``[batch, channels, channels, rank]`` of two layers' singular vectors."""
     return jnp.exp(-((after[:, :, None] - before[:, None]) ** 2) / 8)
 
 
 def _directions(features: Array, rank: int) -> Array:
-    """A map's right-singular vectors times its normalised singular values, ``[batch, channels, rank]``."""
+    """Returns a map's right-singular vectors times its normalized singular values, ``[batch, channels, rank]``."""
     batch, height, width, channels = features.shape
     matrix = features.reshape(batch, height * width, channels)
-    # Any scale cancels. With this one the eigenvalues below sum to 1, and squares neither overflow nor vanish.
+    # A scale cancels. With this one the eigenvalues below sum to 1, and squares neither overflow nor underflow.
     largest = jnp.max(jnp.abs(matrix), axis=(1, 2), keepdims=True)
     alive = largest > jnp.finfo(matrix.dtype).tiny
     matrix = jnp.where(alive, matrix, 0) / jax.lax.stop_gradient(jnp.where(alive, largest, 1))
     energy = jnp.sum(matrix**2, axis=(1, 2), keepdims=True)
     matrix = matrix / jax.lax.stop_gradient(jnp.sqrt(jnp.where(alive, energy, 1)))
     if channels <= height * width:
-        vectors = _eigh(_product("bpc,bpd->bcd", matrix, matrix))[1][:, :, :rank]
-        images = _product("bpc,bcr->bpr", matrix, vectors)
+        vectors = _eigh(_numerics.einsum("bpc,bpd->bcd", matrix, matrix))[1][:, :, :rank]
+        images = _numerics.einsum("bpc,bcr->bpr", matrix, vectors)
     else:
-        left = _eigh(_product("bpc,bqc->bpq", matrix, matrix))[1][:, :, :rank]
-        images = _product("bpc,bpr->bcr", matrix, left)
-    # The norms of these images, more exact than the eigenvalues' roots, are the singular values.
+        left = _eigh(_numerics.einsum("bpc,bqc->bpq", matrix, matrix))[1][:, :, :rank]
+        images = _numerics.einsum("bpc,bpr->bcr", matrix, left)
+    # The singular values are the norms of these images, which are more accurate than the eigenvalues' roots.
     squares = jnp.sum(images**2, axis=1, keepdims=True)
     rounding = max(height * width, channels) * jnp.finfo(matrix.dtype).eps
     present = squares > rounding**2
@@ -160,34 +172,31 @@ def _directions(features: Array, rank: int) -> Array:
     return jnp.where(peak < 0, -values, values)
 
 
-def _product(axes: str, a: Array, b: Array) -> Array:
-    return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST)
-
-
 @jax.custom_jvp
 def _eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues in descending order and eigenvectors, as columns, of symmetric matrices ``[batch, n, n]``."""
+    """Returns eigenvalues in descending order and eigenvectors, as columns, of symmetric matrices ``[batch, n, n]``."""
     values, vectors = jnp.linalg.eigh(matrix)
     return values[:, ::-1], vectors[:, :, ::-1]
 
 
 @_eigh.defjvp
 def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Perturbation theory, with 1/gap damped to gap/(gap² + ε): equal eigenvalues would divide by 0."""
     values, vectors = _eigh(*primals)
-    rotated = _product("bij,bik->bjk", vectors, _product("bij,bjk->bik", tangents[0], vectors))
+    rotated = _numerics.einsum("bij,bik->bjk", vectors, _numerics.einsum("bij,bjk->bik", tangents[0], vectors))
     gaps = values[:, None, :] - values[:, :, None]
     turn = gaps / (gaps**2 + jnp.finfo(gaps.dtype).eps) * rotated
-    return (values, vectors), (jnp.diagonal(rotated, axis1=1, axis2=2), _product("bij,bjk->bik", vectors, turn))
+    return (values, vectors), (jnp.diagonal(rotated, axis1=1, axis2=2), _numerics.einsum("bij,bjk->bik", vectors, turn))
 
 
 def _layers(
     student_name: str, student_maps: Sequence[Array], teacher_name: str, teacher_maps: Sequence[Array]
 ) -> tuple[list[Array], list[Array]]:
-    """Maps of one batch, and of the same channels layer by layer, in float32 or better."""
+    """Returns maps of one batch, and of the same channels layer by layer, in float32 or better."""
     if len(student_maps) != len(teacher_maps):
         raise ValueError(f"{teacher_name}: expected the student's {len(student_maps)} layers, got {len(teacher_maps)}.")
-    students = [_upcast(student_name, x) for x in student_maps]
-    teachers = [_upcast(teacher_name, x) for x in teacher_maps]
+    students = [_checks.floating(student_name, x, _MAPS, rank=4) for x in student_maps]
+    teachers = [_checks.floating(teacher_name, x, _MAPS, rank=4) for x in teacher_maps]
     for name, maps in ((student_name, students), (teacher_name, teachers)):
         for index, (x, student) in enumerate(zip(maps, students, strict=True)):
             if (x.shape[0], x.shape[3]) != (students[0].shape[0], student.shape[3]):
@@ -196,51 +205,3 @@ def _layers(
                     f"student's, in layer {index}, got {list(x.shape)}."
                 )
     return students, teachers
-
-
-def _match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Pools, on each axis, the larger map to the smaller."""
-    for axis in (1, 2):
-        size = min(student.shape[axis], teacher.shape[axis])
-        student, teacher = _adaptive_mean(student, axis, size), _adaptive_mean(teacher, axis, size)
-    return student, teacher
-
-
-def _adaptive_mean(x: Array, axis: int, size: int) -> Array:
-    """Means over windows ⌊iN/n⌋ to ⌈(i+1)N/n⌉ along one axis, as PyTorch's adaptive average pooling has them."""
-    full = x.shape[axis]
-    if full == size:
-        return x
-    if full % size == 0:
-        return jnp.mean(x.reshape(*x.shape[:axis], size, full // size, *x.shape[axis + 1 :]), axis=axis + 1)
-    bounds = [(i * full // size, -(-(i + 1) * full // size)) for i in range(size)]
-    windows = [[(start <= j < stop) / (stop - start) for j in range(full)] for start, stop in bounds]
-    pooled = jnp.tensordot(jnp.array(windows, x.dtype), x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
-    return jnp.moveaxis(pooled, 0, axis)
-
-
-def _upcast(name: str, feature: Array) -> Array:
-    feature = jnp.asarray(feature)
-    if not jnp.issubdtype(feature.dtype, jnp.floating) or feature.ndim != 4:
-        raise ValueError(
-            f"{name}: expected floating-point maps [batch, height, width, channels], got "
-            f"{feature.dtype}{list(feature.shape)}."
-        )
-    return feature.astype(jnp.promote_types(feature.dtype, jnp.float32))
-
-
-def _keep(where: Array | None, *features: Array) -> tuple[tuple[Array, ...], Array | None]:
-    """Zeros the examples that do not count before anything nonlinear can see them."""
-    if where is None:
-        return features, None
-    where = jnp.asarray(where)
-    shape = features[0].shape[:1]
-    if where.dtype != jnp.bool_ or where.shape != shape:
-        raise ValueError(
-            f"where: expected bool{list(shape)}, True for what counts, got {where.dtype}{list(where.shape)}."
-        )
-    return tuple(jnp.where(jnp.expand_dims(where, tuple(range(1, x.ndim))), x, 0) for x in features), where
-
-
-def _drop(values: Array, where: Array | None) -> Array:
-    return values if where is None else jnp.where(where, values, 0)

@@ -1,36 +1,38 @@
-"""Relation losses: how the examples of a batch lie to one another.
+"""Relations of distances and angles between the examples of a batch.
 
-A relation compares the geometry of a batch, so student and teacher embeddings may differ in size. Every function
-returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name`` the other
-devices' examples take part, so that each local anchor relates to the global batch and the result does not depend on
-how many devices share it.
+A relation compares the geometry of a batch, so that student and teacher embeddings may differ in size. Every function
+returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name``, each local anchor
+relates to the examples of all devices, so that the result does not depend on the number of devices.
 
-Both relations are functions of the ``[batch, batch]`` matrix of squared distances alone: triples follow from the law
-of cosines. That matrix is computed from differences, block by block, and differentiated with matrix products. Its
-entries are as accurate as their own size, which the shorter ``‖a‖² + ‖b‖² − 2⟨a, b⟩`` is not: in float32 it turns
-duplicates into positive distances. No ``[batch, batch, features]`` or ``[batch, batch, batch]`` array exists.
+Both relations are functions of the ``[batch, batch]`` matrix of squared distances alone (`_pairs.squared_distances`):
+the cosine of the angle at j between i and k follows from the law of cosines, ``(d_ij² + d_kj² − d_ik²) / (2 d_ij
+d_kj)``.
 
-This file needs only jax and optax and can be lifted out of the package as it stands.
+The kernel of the angles (`_shares`) sums B³ Huber terms without a ``[batch, batch, batch]`` array. It scans over tiles
+of at most 128 × 128 pairs of ends (i, k), and within a tile over groups of 16 vertices j, so that the cosines of a step
+fit into a processor's cache. The ends are interchangeable: only tiles on and above the diagonal are computed, and those
+above count twice. The `custom_vjp` saves the matrices of squared distances, its inputs, and nothing else; the backward
+pass computes the cosines of each tile again and adds their derivatives to the gradients of the distances. Memory is of
+the order of B².
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from .. import _numerics
+from . import _pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jaxtyping import Array, Bool, Float
 
 __all__ = ["angle_relation", "distance_relation"]
 
-_BLOCK = 1 << 20  # elements of the largest temporary: 4 MiB in float32
-_TILE, _GROUP = 128, 16  # ends (squared) and vertices whose cosines are computed at once, within a processor's cache
+
+_TILE, _GROUP = 128, 16  # ends (squared) and vertices whose cosines are computed at once
 
 
 def distance_relation(
@@ -40,21 +42,23 @@ def distance_relation(
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
-    """Distance relation (RKD-D): Huber loss between pairwise distances, each over its own positive mean.
+    """Huber loss between normalized pairwise distances.
 
-    ``ψ_ij = ‖x_i − x_j‖ / μ`` with ``μ`` the mean of the batch's positive distances; an anchor's share is
-    ``mean_j huber(ψ_ij(s) − ψ_ij(t))`` with δ = 1. Park et al., "Relational Knowledge Distillation", CVPR 2019,
-    equations 4 to 6. As in the authors' code, the mean runs over all B² pairs, the diagonal included, and a distance
-    of 0 between duplicates is not positive and so not part of ``μ``. The published weight is 25.
+    Also known as: RKD-D (relational knowledge distillation, distance-wise).
+
+    ``ψ_ij = ‖x_i − x_j‖ / μ`` with ``μ`` the mean of the batch's positive distances; an anchor's share is ``mean_j
+    huber(ψ_ij(s) − ψ_ij(t))`` with δ = 1. Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 4 to
+    6. As in the authors' code, the mean runs over all B² pairs, including the diagonal, and a distance of 0 between
+    duplicates is not positive and hence not in ``μ``. The published weight is 25.
 
     Args:
       student: embeddings ``[batch, ...]``; what follows the batch is flattened.
       teacher: embeddings of the same batch, of any feature size.
-      where: True for the examples that count ``[batch]``; the others are no one's neighbour either.
+      where: mask, True for the examples to include ``[batch]``; masked examples are neighbors of no example.
       axis_name: a mapped axis over which the batch is split.
 
     Returns:
-      Each anchor's share ``[batch]``. A batch of one, and one of duplicates, gives 0.
+      Each anchor's share ``[batch]``. A batch of one example, or of duplicates, gives 0.
 
     Raises:
       ValueError: the batches differ, or an input is not floating-point ``[batch, ...]``.
@@ -63,19 +67,19 @@ def distance_relation(
     >>> distance_relation(line, square).mean().round(4)
     Array(0.011, dtype=float32)
     """
-    student, teacher, where = _inputs(student, teacher, where)
-    every = _gather(where, axis_name)
+    student, teacher, where = _pairs.inputs(student, teacher, where)
+    every = _numerics.gather(where, axis_name)
     pair = where[:, None] & every[None, :]
 
     def normalized(x: Array) -> Array:
-        distance = _root(jnp.where(pair, _squared_distances(x, _gather(x, axis_name)), 0))
+        distance = _numerics.sqrt(jnp.where(pair, _pairs.squared_distances(x, _numerics.gather(x, axis_name)), 0))
         total, count = jnp.sum(distance), jnp.sum(distance > 0, dtype=distance.dtype)
         if axis_name is not None:
             total, count = jax.lax.psum((total, count), axis_name)
         return distance / jnp.where(total > 0, total / jnp.maximum(count, 1), 1)
 
-    loss = optax.huber_loss(normalized(student), normalized(teacher), delta=1.0)
-    return jnp.sum(loss, axis=1) / jnp.maximum(jnp.sum(every), 1)
+    loss = _numerics.huber(normalized(student) - normalized(teacher))
+    return jnp.sum(loss, axis=1) / _numerics.count(every)
 
 
 def angle_relation(
@@ -85,24 +89,23 @@ def angle_relation(
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
-    """Angle relation (RKD-A): Huber loss between the cosines of the angles that triples of examples form.
+    """Huber loss between the cosines of the angles of triples of examples.
 
-    ``ψ_ijk = ⟨e_ij, e_kj⟩`` with ``e_ij = n(x_i − x_j)``; the share of an anchor j, the vertex, is
-    ``mean_ik huber(ψ_ijk(s) − ψ_ijk(t))`` with δ = 1. Park et al., "Relational Knowledge Distillation", CVPR 2019,
-    equations 7 and 8. As in the authors' code, the mean runs over all B³ triples, and a triple in which an end
-    coincides with the vertex has cosine 0. The published weight is 50.
+    Also known as: RKD-A (relational knowledge distillation, angle-wise).
 
-    Computed as ``(d_ij² + d_kj² − d_ik²) / (2 d_ij d_kj)`` for a block of triples at a time, and computed again in
-    the backward pass, so that memory is of the order of B².
+    ``ψ_ijk = ⟨e_ij, e_kj⟩`` with ``e_ij = n(x_i − x_j)``; the share of an anchor j, the vertex, is ``mean_ik
+    huber(ψ_ijk(s) − ψ_ijk(t))`` with δ = 1. Park et al., "Relational Knowledge Distillation", CVPR 2019, equations 7
+    and 8. As in the authors' code, the mean runs over all B³ triples, and a triple in which an end coincides with the
+    vertex has cosine 0. The published weight is 50. Memory is of the order of B², as the module describes.
 
     Args:
       student: embeddings ``[batch, ...]``; what follows the batch is flattened.
       teacher: embeddings of the same batch, of any feature size.
-      where: True for the examples that count ``[batch]``; the others are part of no triple.
+      where: mask, True for the examples to include ``[batch]``; masked examples are in no triple.
       axis_name: a mapped axis over which the batch is split.
 
     Returns:
-      Each vertex's share ``[batch]``. A batch of one or two, and one of duplicates, gives 0.
+      Each vertex's share ``[batch]``. A batch of one or two examples, or of duplicates, gives 0.
 
     Raises:
       ValueError: the batches differ, or an input is not floating-point ``[batch, ...]``.
@@ -111,28 +114,27 @@ def angle_relation(
     >>> angle_relation(line, square).mean().round(4)
     Array(0.0434, dtype=float32)
     """
-    student, teacher, where = _inputs(student, teacher, where)
-    every = _gather(where, axis_name)
+    student, teacher, where = _pairs.inputs(student, teacher, where)
+    every = _numerics.gather(where, axis_name)
 
     def squares(x: Array) -> tuple[Array, Array]:
         """Squared distances from the local vertices to all examples, and between all examples."""
-        local = _squared_distances(x, _gather(x, axis_name))
-        return local, local if axis_name is None else _gather(local, axis_name)
+        local = _pairs.squared_distances(x, _numerics.gather(x, axis_name))
+        return local, local if axis_name is None else _numerics.gather(local, axis_name)
 
     (from_s, among_s), (from_t, among_t) = squares(student), squares(teacher)
 
-    # A point that does not count is put at distance 0 from every vertex: its cosines are 0 on both sides.
+    # A masked example is put at distance 0 from every vertex: its cosines are 0 in both networks.
     pair = where[:, None] & every[None, :]
     shares = _shares(jnp.where(pair, from_s, 0), among_s, jnp.where(pair, from_t, 0), among_t)
-    return shares / jnp.maximum(jnp.sum(every), 1).astype(shares.dtype) ** 2
+    return shares / _numerics.count(every, dtype=shares.dtype) ** 2
 
 
 @jax.custom_vjp
 def _shares(from_s: Array, among_s: Array, from_t: Array, among_t: Array) -> Array:
-    """For each vertex ``[v]``, the sum over the ends i, k of the Huber loss between the cosines.
+    """Returns, for each vertex ``[v]``, the sum over the ends i, k of the Huber loss between the cosines.
 
-    Of squared distances ``[v, n]`` from the vertices to the ends and ``[n, n]`` among the ends. The ends are
-    interchangeable, so that a tile of them above the diagonal does for the one below it too.
+    The inputs are squared distances ``[v, n]`` from the vertices to the ends and ``[n, n]`` among the ends.
     """
     if from_s.size == 0:
         return jnp.sum(from_s, axis=1)
@@ -144,11 +146,11 @@ def _shares(from_s: Array, among_s: Array, from_t: Array, among_t: Array) -> Arr
         def group(legs: tuple[Array, ...]) -> Array:
             i_s, k_s, i_t, k_t = legs
             (cos_s, *_), (cos_t, *_) = _cosines(i_s, k_s, ends_s), _cosines(i_t, k_t, ends_t)
-            return jnp.sum(optax.huber_loss(cos_s, cos_t, delta=1.0), axis=(1, 2))
+            return jnp.sum(_numerics.huber(cos_s - cos_t), axis=(1, 2))
 
         return total + jnp.where(corner[0] == corner[1], 1, 2) * jax.lax.map(group, (*legs_s, *legs_t)), None
 
-    # Zeros made from the inputs, not fresh ones: under shard_map they vary over the same axes as what is added.
+    # Zeros made from the inputs: under shard_map, the carry of a scan must vary over the same axes as the result.
     total, _ = jax.lax.scan(add, student[0][:, :, 0] * 0, _corners(student[1]))
     return total.reshape(-1)[: len(from_s)]
 
@@ -158,7 +160,7 @@ def _shares_fwd(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 
 
 def _shares_bwd(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...]:
-    """By hand: the cosines are computed again, a tile at a time, and none is kept."""
+    """Computes the cosines again, one tile at a time."""
     from_s, among_s, from_t, among_t = inputs
     if from_s.size == 0:
         return tuple(x * 0 for x in inputs)
@@ -173,7 +175,7 @@ def _shares_bwd(inputs: tuple[Array, ...], cotangent: Array) -> tuple[Array, ...
         def group(d_ends: tuple[Array, Array], row: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
             i_s, k_s, i_t, k_t, weight = row
             of_s, of_t = _cosines(i_s, k_s, ends_s), _cosines(i_t, k_t, ends_t)
-            slope = weight[:, None, None] * jnp.clip(of_s[0] - of_t[0], -1, 1)
+            slope = weight[:, None, None] * jnp.clip(of_s[0] - of_t[0], -1, 1)  # the derivative of the Huber loss
             (d_ends_s, *d_legs_s), (d_ends_t, *d_legs_t) = _gradient(slope, *of_s), _gradient(-slope, *of_t)
             return (d_ends[0] + d_ends_s, d_ends[1] + d_ends_t), (*d_legs_s, *d_legs_t)
 
@@ -194,17 +196,16 @@ _shares.defvjp(_shares_fwd, _shares_bwd)
 
 
 def _cosines(rows: Array, columns: Array, among: Array) -> tuple[Array, Array, Array]:
-    """Squared distances ``[v, i]``, ``[v, k]`` to vertices, ``[i, k]`` between ends: cosines, and 1 / distances."""
+    """Returns cosines ``[v, i, k]`` and 1 / distances, from squared distances ``[v, i]``, ``[v, k]`` and ``[i, k]``."""
     inverse_i, inverse_k = (jnp.where(to > 0, jax.lax.rsqrt(jnp.where(to > 0, to, 1)), 0) for to in (rows, columns))
     doubled = rows[:, :, None] + columns[:, None, :] - among[None]
     return 0.5 * doubled * inverse_i[:, :, None] * inverse_k[:, None, :], inverse_i, inverse_k
 
 
 def _gradient(slope: Array, cosines: Array, inverse_i: Array, inverse_k: Array) -> tuple[Array, Array, Array]:
-    """Twice that of `_cosines`, with respect to the squared distances: between the ends, and to the vertices."""
-    precision = jax.lax.Precision.HIGHEST
-    legs_i = inverse_i * jnp.einsum("vik,vk->vi", slope, inverse_k, precision=precision)
-    legs_k = inverse_k * jnp.einsum("vik,vi->vk", slope, inverse_i, precision=precision)
+    """Returns twice the gradients of `_cosines` with respect to ``[i, k]``, ``[v, i]`` and ``[v, k]``."""
+    legs_i = inverse_i * _numerics.einsum("vik,vk->vi", slope, inverse_k)
+    legs_k = inverse_k * _numerics.einsum("vik,vi->vk", slope, inverse_i)
     turned = slope * cosines
     return (
         -jnp.sum(slope * inverse_i[:, :, None] * inverse_k[:, None, :], axis=0),
@@ -214,11 +215,12 @@ def _gradient(slope: Array, cosines: Array, inverse_i: Array, inverse_k: Array) 
 
 
 def _tile_size(ends: int) -> int:
+    """Returns the side of a tile: equal tiles of at most `_TILE` ends need the least padding."""
     return -(-ends // -(-ends // _TILE))
 
 
 def _padded(to: Array, among: Array) -> tuple[Array, Array]:
-    """Whole groups of vertices ``[groups, members, ends]`` and whole tiles; an end at distance 0 has cosine 0."""
+    """Returns whole groups of vertices ``[groups, members, ends]`` and whole tiles; padding has cosine 0."""
     vertices, ends = to.shape
     members, more = min(vertices, _GROUP), -ends % _tile_size(ends)
     to = jnp.pad(to, ((0, -vertices % members), (0, more)))
@@ -226,13 +228,13 @@ def _padded(to: Array, among: Array) -> tuple[Array, Array]:
 
 
 def _corners(among: Array) -> Array:
-    """Of the tiles on and above the diagonal ``[tiles, 2]``."""
+    """Returns the corners of the tiles on and above the diagonal ``[tiles, 2]``."""
     starts = range(0, len(among), _tile_size(len(among)))
     return jnp.array([(row, column) for row in starts for column in starts if row <= column])
 
 
 def _tile(network: tuple[Array, Array], corner: Array) -> tuple[Array, Array, Array]:
-    """The distances between its ends, and those of the ends in its rows and in its columns to all vertices."""
+    """Returns a tile's squared distances: among its ends, and from all vertices to those of its rows and columns."""
     to, among = network
     size = _tile_size(len(among))
     rows, columns = (jax.lax.dynamic_slice_in_dim(to, start, size, axis=2) for start in corner)
@@ -240,84 +242,9 @@ def _tile(network: tuple[Array, Array], corner: Array) -> tuple[Array, Array, Ar
 
 
 def _put(total: tuple[Array, Array], ends: Array, legs: tuple[Array, ...], corner: Array) -> tuple[Array, Array]:
+    """Adds a tile's gradients to those of all distances."""
     to, among = total
     for start, leg in zip(corner, legs, strict=True):
         here = jax.lax.dynamic_slice_in_dim(to, start, leg.shape[2], axis=2)
         to = jax.lax.dynamic_update_slice_in_dim(to, here + leg, start, axis=2)
     return to, jax.lax.dynamic_update_slice(among, ends, corner)
-
-
-def _squared_distances(rows: Array, columns: Array) -> Array:
-    """``‖rows_i − columns_j‖²`` ``[rows, columns]``, exactly 0 for duplicates.
-
-    A compiler may compute one example twice, once as a row and once, gathered from the other devices, as a column, and
-    round differently. Its distance to itself is then tiny rather than 0, and the slope of the root there enormous.
-    What the coordinates' own precision cannot tell apart is therefore the same point.
-    """
-    squares = _differences_squared(rows, columns)
-    sizes = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(columns**2, axis=1)[None, :]
-    resolution = (4 * jnp.finfo(squares.dtype).eps) ** 2 * jax.lax.stop_gradient(sizes)
-    return jnp.where(squares > resolution, squares, 0)
-
-
-@jax.custom_jvp
-def _differences_squared(rows: Array, columns: Array) -> Array:
-    def block(row: Array) -> Array:
-        return jnp.sum((row[:, None, :] - columns[None, :, :]) ** 2, axis=-1)
-
-    return _in_blocks(block, rows, size=columns.size)
-
-
-@_differences_squared.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``2 ⟨r − c, dr − dc⟩`` as four matrix products: no pair's difference is kept for the backward pass."""
-    (rows, columns), (d_rows, d_columns) = primals, tangents
-    squares = _differences_squared(rows, columns)
-    # Distances do not see a shift; around the centre, the products below are small and so are their roundings.
-    centre = jnp.mean(columns, axis=0, keepdims=True)
-    rows, columns = rows - centre, columns - centre
-
-    def inner(x: Array, y: Array) -> Array:
-        return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-
-    own = jnp.sum(rows * d_rows, axis=1)[:, None] + jnp.sum(columns * d_columns, axis=1)[None, :]
-    return squares, 2 * (own - inner(d_rows, columns) - inner(rows, d_columns))
-
-
-def _in_blocks(function: Callable[..., Array], rows: object, *, size: int) -> Array:
-    """Maps ``function`` over blocks of at most half the leading rows, each row of which takes ``size`` elements."""
-    count = jax.tree.leaves(rows)[0].shape[0]
-    return jax.lax.map(
-        lambda row: function(jax.tree.map(lambda x: x[None], row))[0],
-        rows,
-        batch_size=max(1, min(count // 2, _BLOCK // max(size, 1))),
-    )
-
-
-def _root(x: Array) -> Array:
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
-
-
-def _gather(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
-
-
-def _inputs(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array]:
-    student, teacher = jnp.asarray(student), jnp.asarray(teacher)
-    for name, x in (("student", student), ("teacher", teacher)):
-        if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
-            raise ValueError(f"{name}: expected floating-point embeddings [batch, ...], got {x.dtype}{list(x.shape)}.")
-    batch = student.shape[0]
-    if teacher.shape[0] != batch:
-        raise ValueError(f"teacher: expected the student's batch of {batch}, got {teacher.shape[0]}.")
-    where = jnp.ones(batch, bool) if where is None else jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != (batch,):
-        raise ValueError(f"where: expected bool[{batch}], True for what counts, got {where.dtype}{list(where.shape)}.")
-    student, teacher = (
-        jnp.where(where[:, None], x.reshape(batch, math.prod(x.shape[1:])), 0).astype(
-            jnp.promote_types(x.dtype, jnp.float32)
-        )
-        for x in (student, teacher)
-    )
-    return student, teacher, where

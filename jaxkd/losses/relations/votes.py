@@ -1,14 +1,13 @@
-"""A relation that several teachers vote on: which of two examples is the nearer one to a third.
+"""A relation that several teachers vote on: which of two examples is nearer to a third.
 
-The teachers' features may all differ in size, and from the student's, since only the order of their distances counts.
-The function returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name`` the
-other devices' examples are part of the triplets too, so that the result does not depend on how many devices share the
-batch.
+The features of the teachers may differ in size from each other's and from the student's, since only the order of their
+distances is used. The function returns each anchor's share, and the mean over the anchors is the published value. With
+``axis_name`` the examples of all devices are in the triplets, so that the result does not depend on the number of
+devices.
 
-Distances are ``[batch, batch]``, computed from differences and block by block. Votes and hinges of the triplets exist
-for a block of them only; what is kept for the backward pass is how often each distance occurs in a triplet that pays.
-
-This file needs only jax and can be lifted out of the package as it stands.
+Distances are ``[batch, batch]``. Votes and hinges of the triplets exist for one block of them at a time. The loss is
+piecewise linear in the distances, so that the forward pass already has its derivative: the number of triplets with a
+positive hinge in which each distance occurs, which is all that is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from .. import _checks, _numerics
+from . import _pairs
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from jaxtyping import Array, Bool, Float
 
 __all__ = ["voted_dissimilarity"]
-
-_BLOCK = 1 << 20  # elements of the largest temporary: 4 MiB in float32
 
 
 def voted_dissimilarity(
@@ -38,28 +38,31 @@ def voted_dissimilarity(
     where: Bool[Array, " batch"] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, " batch"]:
-    """Voted relative dissimilarity: ``max(0, ‖s_i − s_j‖² − ‖s_i − s_k‖² + δ)`` where the teachers have j nearer to i.
+    """Hinge loss on triplets whose order the teachers decide by vote.
 
-    Each teacher m says which of two examples is the less dissimilar one to an anchor, ``sign(‖t_i − t_k‖² −
-    ‖t_i − t_j‖²)`` in its own feature. The vote of the triplet (i, j, k) is the sum of that over the teachers, by their
-    weights, and the student is to have the order of the majority by a margin δ. You, Xu, Xu & Tao, "Learning from
-    Multiple Teacher Networks", KDD 2017. Of the batch, every triplet of distinct examples counts on which
-    the vote is not tied; the value is the mean over these. A teacher with equal distances does not vote.
+    Also known as: multi-teacher relative dissimilarity, triplet-order voting.
 
-    The margin is in units of the student's squared distances: it goes with features of about unit length, and the
-    default of 1 is that of this library. Only the order of the teachers matters, so they have no gradient.
+    ``max(0, ‖s_i − s_j‖² − ‖s_i − s_k‖² + δ)`` where the teachers have j nearer to i than k. Each teacher m has a vote
+    on which of two examples is less dissimilar to an anchor, ``sign(‖t_i − t_k‖² − ‖t_i − t_j‖²)`` in its own feature.
+    The vote of the triplet (i, j, k) is the weighted sum over the teachers, and the student has to have the order of
+    the majority by a margin δ. You, Xu, Xu & Tao, "Learning from Multiple Teacher Networks", KDD 2017. The value is the
+    mean over all triplets of distinct examples of the batch on which the vote is not tied. A teacher with equal
+    distances abstains.
+
+    The margin is in units of the student's squared distances: it fits features of about unit length, and the default of
+    1 is this library's. Only the teachers' order is used, so they have no gradient.
 
     Args:
       student: features ``[batch, ...]``; what follows the batch is flattened.
-      teachers: those of the same batch of each teacher, of any feature sizes; one array is one teacher.
-      margin: δ.
-      weights: of the teachers' votes, one for each and not negative; equal ones by default.
-      where: True for the examples that count ``[batch]``; the others are in no triplet.
+      teachers: features of the same batch by each teacher, of any feature sizes; one array is one teacher.
+      margin: δ, at least 0.
+      weights: weight of each teacher's vote, not negative; equal by default.
+      where: mask, True for the examples to include ``[batch]``; masked examples are in no triplet.
       axis_name: a mapped axis over which the batch is split, in the order of its devices.
 
     Returns:
-      Each anchor's share ``[batch]``: the sum over its triplets, times the number of anchors by that of all triplets.
-      With fewer than three examples, and where all votes are tied, it is 0.
+      Each anchor's share ``[batch]``: the sum over its triplets, times the number of anchors divided by that of all
+      triplets. It is 0 with fewer than three examples, and where all votes are tied.
 
     Raises:
       ValueError: there are no teachers, the batches differ, an input is not floating-point ``[batch, ...]``, the
@@ -70,20 +73,17 @@ def voted_dissimilarity(
     >>> voted_dissimilarity(student, teachers)
     Array([13.5,  0. ,  6. ], dtype=float32)
     """
-    if not isinstance(margin, jax.core.Tracer) and not margin >= 0:  # NaN is not
-        raise ValueError(f"margin: expected a number that is not negative, got {margin}.")
+    _checks.not_negative("margin", margin)
     student, teachers, where = _inputs(student, teachers, where)
     votes = _weights(weights, len(teachers)).astype(student.dtype)
-    every = _gather(where, axis_name)
-    batch, size = len(where), len(every)
-    own = jnp.arange(batch) + (0 if axis_name is None else jax.lax.axis_index(axis_name) * batch)
-    other = where[:, None] & every[None, :] & (own[:, None] != jnp.arange(size)[None, :])
+    every = _numerics.gather(where, axis_name)
+    other = _pairs.different(where, every, axis_name)
 
     def to_all(x: Array) -> Array:
-        return _squared_distances(x, _gather(x, axis_name))
+        return _pairs.squared_distances(x, _numerics.gather(x, axis_name))
 
-    froms = tuple(to_all(jax.lax.stop_gradient(x)) for x in teachers)
-    total, count = _triplets(to_all(student), jnp.asarray(margin, student.dtype), froms, votes, other)
+    from_teachers = tuple(to_all(jax.lax.stop_gradient(x)) for x in teachers)
+    total, count = _triplets(to_all(student), jnp.asarray(margin, student.dtype), from_teachers, votes, other)
     every_triplet, anchors = jnp.sum(count), jnp.sum(every, dtype=total.dtype)
     if axis_name is not None:
         every_triplet = jax.lax.psum(every_triplet, axis_name)
@@ -94,132 +94,83 @@ def voted_dissimilarity(
 def _triplets(
     from_s: Array, margin: Array, from_t: tuple[Array, ...], votes: Array, other: Array
 ) -> tuple[Array, Array]:
-    """Of each anchor ``[v]``: the sum over its triplets, and their number; from squared distances ``[v, n]``."""
+    """Returns each anchor's sum over triplets, and their number, ``[v]`` from squared distances ``[v, n]``."""
     total, count, _, _ = _sums(from_s, margin, from_t, votes, other)
     return total, count
 
 
 @_triplets.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The sum is piecewise linear in distances and margin: its slopes are numbers of triplets that pay."""
-    total, count, slope, paying = _sums(*primals)
-    change = jnp.sum(slope * tangents[0], axis=1) + paying * tangents[1]
+    """The sum is piecewise linear in distances and margin: its slopes are numbers of triplets with a positive hinge."""
+    total, count, slope, active = _sums(*primals)
+    change = jnp.sum(slope * tangents[0], axis=1) + active * tangents[1]
     return (total, count), (change, jnp.zeros_like(count))
 
 
 def _sums(
     from_s: Array, margin: Array, from_t: tuple[Array, ...], votes: Array, other: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Sums ``[v]``, numbers of triplets ``[v]``, slopes ``[v, n]``, numbers of the triplets that pay ``[v]``."""
+    """Returns sums ``[v]``, numbers of triplets ``[v]``, slopes ``[v, n]``, numbers of active triplets ``[v]``."""
     size, dtype = from_s.shape[1], from_s.dtype
     if from_s.size == 0:
         nothing = jnp.sum(from_s, axis=1)
         return nothing, nothing, from_s, nothing
-    rows = max(1, min(size // 2, _BLOCK // size))
+    rows = max(1, min(size // 2, _pairs.BLOCK // size))
     resolution = 16 * jnp.finfo(dtype).eps
 
-    def of_anchor(anchor: tuple[Array, tuple[Array, ...], Array]) -> tuple[Array, ...]:
+    def for_anchor(anchor: tuple[Array, tuple[Array, ...], Array]) -> tuple[Array, ...]:
         own, taught, counted = anchor
 
-        def of_end(j: Array) -> tuple[Array, ...]:
-            """All triplets of which j is one end: those in which it is to be the nearer one are summed."""
+        def for_end(j: Array) -> tuple[Array, ...]:
+            """Triplets with the end j: the sum of those in which j is the nearer end, and the slope of all."""
             vote: Any = 0
             for weight, to in zip(votes, taught, strict=True):
-                # What differs in its last bits only may be the same distance, computed on another device.
+                # Distances that differ in their last bits may be equal ones, computed on different devices.
                 gap = to - to[j]
                 vote = vote + weight * jnp.where(jnp.abs(gap) > resolution * (to + to[j]), jnp.sign(gap), 0)
             vote = jnp.where(counted & counted[j], vote, 0)
-            tie = resolution * jnp.sum(votes)  # as of 0.1 + 0.2 against 0.3
+            tie = resolution * jnp.sum(votes)  # such as 0.1 + 0.2 against 0.3
             nearer, farther = vote > tie, vote < -tie
             hinge = own[j] - own + margin
-            pays = nearer & (hinge > 0)
-            slope = jnp.sum(pays, dtype=dtype) - jnp.sum(farther & (own - own[j] + margin > 0), dtype=dtype)
-            total = jnp.sum(jnp.where(pays, hinge, 0))
-            return total, jnp.sum(nearer, dtype=dtype), slope, jnp.sum(pays, dtype=dtype)
+            active = nearer & (hinge > 0)
+            slope = jnp.sum(active, dtype=dtype) - jnp.sum(farther & (own - own[j] + margin > 0), dtype=dtype)
+            total = jnp.sum(jnp.where(active, hinge, 0))
+            return total, jnp.sum(nearer, dtype=dtype), slope, jnp.sum(active, dtype=dtype)
 
-        total, count, slope, paying = jax.lax.map(of_end, jnp.arange(size), batch_size=rows)
-        return jnp.sum(total), jnp.sum(count), slope, jnp.sum(paying)
+        total, count, slope, active = jax.lax.map(for_end, jnp.arange(size), batch_size=rows)
+        return jnp.sum(total), jnp.sum(count), slope, jnp.sum(active)
 
-    # A quarter of the anchors by half of the ends: never more than an eighth of a device's triplets at once.
-    anchors = max(1, min(len(from_s) // 4, _BLOCK // (rows * size)))
-    total, count, slope, paying = jax.lax.map(of_anchor, (from_s, from_t, other), batch_size=anchors)
-    return total, count, slope, paying
-
-
-def _squared_distances(rows: Array, columns: Array) -> Array:
-    """``‖rows_i − columns_j‖²`` ``[rows, columns]``, 0 for what the coordinates' precision cannot tell apart."""
-    squares = _differences_squared(rows, columns)
-    sizes = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(columns**2, axis=1)[None, :]
-    resolution = (4 * jnp.finfo(squares.dtype).eps) ** 2 * jax.lax.stop_gradient(sizes)
-    return jnp.where(squares > resolution, squares, 0)
-
-
-@jax.custom_jvp
-def _differences_squared(rows: Array, columns: Array) -> Array:
-    def block(row: Array) -> Array:
-        return jnp.sum((row[:, None, :] - columns[None, :, :]) ** 2, axis=-1)
-
-    return _in_blocks(block, rows, size=columns.size)
-
-
-@_differences_squared.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``2 ⟨r − c, dr − dc⟩`` as four matrix products: no pair's difference is kept for the backward pass."""
-    (rows, columns), (d_rows, d_columns) = primals, tangents
-    squares = _differences_squared(rows, columns)
-    # Distances do not see a shift; around the centre, the products below are small and so are their roundings.
-    centre = jnp.mean(columns, axis=0, keepdims=True)
-    rows, columns = rows - centre, columns - centre
-
-    def inner(x: Array, y: Array) -> Array:
-        return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-
-    own = jnp.sum(rows * d_rows, axis=1)[:, None] + jnp.sum(columns * d_columns, axis=1)[None, :]
-    return squares, 2 * (own - inner(d_rows, columns) - inner(rows, d_columns))
-
-
-def _in_blocks(function: Callable[..., Array], rows: Array, *, size: int) -> Array:
-    """Maps ``function`` over blocks of at most half the leading rows, each row of which takes ``size`` elements."""
-    return jax.lax.map(
-        lambda row: function(row[None])[0], rows, batch_size=max(1, min(len(rows) // 2, _BLOCK // max(size, 1)))
-    )
-
-
-def _gather(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+    # At most a quarter of the anchors by half of the ends: an eighth of a device's triplets exists at once.
+    anchors = max(1, min(len(from_s) // 4, _pairs.BLOCK // (rows * size)))
+    total, count, slope, active = jax.lax.map(for_anchor, (from_s, from_t, other), batch_size=anchors)
+    return total, count, slope, active
 
 
 def _weights(weights: Any, teachers: int) -> Array:
+    """Returns one weight per teacher."""
     if weights is None:
         return jnp.ones(teachers)
-    found = jnp.asarray(weights)
-    got = f"shape {list(found.shape)}"
-    fits = found.shape == (teachers,)
+    given = jnp.asarray(weights)
+    got = f"shape {list(given.shape)}"
+    fits = given.shape == (teachers,)
     if fits and not any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(weights)):
-        values = [float(value) for value in jax.device_get(weights)]  # nothing of it is traced
+        values = [float(value) for value in jax.device_get(weights)]  # no entry is traced
         fits, got = all(math.isfinite(value) and value >= 0 for value in values), str(values)
     if not fits:
         raise ValueError(f"weights: expected a number that is not negative for each of {teachers} teachers, got {got}.")
-    return found
+    return given
 
 
 def _inputs(student: Any, teachers: Any, where: Any) -> tuple[Array, tuple[Array, ...], Array]:
+    """Returns features ``[batch, features]`` of one dtype, 0 for masked examples, and the mask."""
     teachers = tuple(teachers) if isinstance(teachers, tuple | list) else (teachers,)
     if not teachers:
         raise ValueError("teachers: expected the features of at least one teacher, got none.")
-    named = {"student": jnp.asarray(student)} | {f"teachers[{i}]": jnp.asarray(x) for i, x in enumerate(teachers)}
-    for name, x in named.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 2:
-            raise ValueError(f"{name}: expected floating-point features [batch, ...], got {x.dtype}{list(x.shape)}.")
-    batch = named["student"].shape[0]
-    for name, x in named.items():
-        if x.shape[0] != batch:
-            raise ValueError(f"{name}: expected the student's batch of {batch}, got {x.dtype}{list(x.shape)}.")
-    where = jnp.ones(batch, bool) if where is None else jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != (batch,):
-        raise ValueError(f"where: expected bool[{batch}], True for what counts, got {where.dtype}{list(where.shape)}.")
-    dtype = jnp.result_type(jnp.float32, *named.values())
-    student, *others = (
-        jnp.where(where[:, None], x.reshape(batch, math.prod(x.shape[1:])), 0).astype(dtype) for x in named.values()
-    )
+    named = {"student": student} | {f"teachers[{i}]": x for i, x in enumerate(teachers)}
+    features = [_checks.floating(name, x, "features [batch, ...]", least_rank=2) for name, x in named.items()]
+    for name, x in zip(named, features, strict=True):
+        _checks.same_batch(features[0], x, name)
+    where = _checks.mask_or_ones(where, features[0].shape[:1])
+    dtype = jnp.result_type(*features)
+    student, *others = (_pairs.flat(x).astype(dtype) for x in _numerics.mask_inputs(where, *features))
     return student, tuple(others), where

@@ -8,7 +8,7 @@ import optax
 
 from jaxkd import losses, teachers
 from jaxkd.adapters.views import views
-from jaxkd.losses.discrepancy import mean_discrepancy
+from jaxkd.losses.relations import mean_discrepancy
 from jaxkd.objectives.between import between
 from jaxkd.objectives.compose import Schedule, combine, term
 from jaxkd.training import metrics as metrics_lib

@@ -1,11 +1,11 @@
-"""What is particular to the losses without a teacher: what each is a special case of, and what labels may be."""
+"""Losses without a teacher network: special cases of one another, and valid and invalid labels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.losses import targets
+from jaxkd import losses
 from tests import references
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
@@ -18,6 +18,50 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float6
 
 def one_hot(labels, classes):
     return np.eye(classes)[labels]
+
+
+# --- cross_entropy ----------------------------------------------------------------------------------------------------
+
+
+@DTYPES
+def test_cross_entropy_of_an_invalid_label_is_nan(dtype):
+    arrays = np.zeros((5, 4)), np.array([0, 3, 4, -1, 2**31 - 1])
+    value, (gradient,) = run(CROSS_ENTROPY, arrays, dtype=dtype)
+    np.testing.assert_allclose(value, [np.log(4), np.log(4), np.nan, np.nan, np.nan], rtol=1e-6)
+    np.testing.assert_allclose(gradient[:2], [[-0.75, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, -0.75]], rtol=1e-6)
+    where = np.array([True, True, False, False, False])
+    value, (gradient,) = run(CROSS_ENTROPY, arrays, where=where, dtype=dtype)
+    np.testing.assert_allclose(value, [np.log(4), np.log(4), 0, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(gradient[2:], 0)
+
+
+@pytest.mark.parametrize(
+    "dtype, labels",
+    [(jnp.int8, [0, 5, 100, 127]), (jnp.uint8, [0, 5, 200, 255]), (jnp.uint32, [0, 5, 500, 999])],
+    ids=["int8", "uint8", "uint32"],
+)
+def test_cross_entropy_takes_every_integer_type(dtype, labels):
+    """Also where the number of classes is none: labels of 8 bits of 1000 classes."""
+    scores = np.random.default_rng(0).normal(size=(4, 1000))
+    value = losses.cross_entropy(jnp.asarray(scores, jnp.float32), jnp.array(labels, dtype))
+    np.testing.assert_allclose(value, references.cross_entropy(scores, np.array(labels)), rtol=1e-5)
+
+
+@DTYPES
+def test_cross_entropy_of_a_masked_class(dtype):
+    """An impossible label costs infinitely much, a masked class that is not the label nothing."""
+    scores = np.array([[0.0, 0.0, -INF]] * 2)
+    value, (gradient,) = run(CROSS_ENTROPY, (scores, np.array([1, 2])), dtype=dtype)
+    np.testing.assert_allclose(value, [np.log(2), INF], rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], [0.5, -0.5, 0.0], rtol=1e-6)
+
+
+@DTYPES
+def test_confident_logits_lose_no_digits(dtype):
+    """-log p near p = 1 and far from it: the softmax is never formed."""
+    scores = np.array([[100.0, 0.0], [1e4, -1e4], [0.0, 30.0]])
+    value, _ = run(CROSS_ENTROPY, (scores, np.array([1, 1, 0])), dtype=dtype)
+    np.testing.assert_allclose(value, [100.0, 2e4, 30.0], rtol=1e-6)
 
 
 # --- soft_cross_entropy -----------------------------------------------------------------------------------------------
@@ -69,9 +113,9 @@ def test_the_targets_of_mixed_labels():
 
 def test_labels_are_no_targets():
     with pytest.raises(ValueError, match=r"targets.*float.*int32\[4\]"):
-        targets.soft_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
+        losses.soft_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
     with pytest.raises(ValueError, match=r"targets.*\[4, 3\].*\[3\].*cross_entropy"):
-        targets.soft_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(3))
+        losses.soft_cross_entropy(jnp.zeros((4, 3)), jnp.zeros(3))
 
 
 # --- label_smoothing --------------------------------------------------------------------------------------------------
@@ -124,7 +168,7 @@ def test_the_smallest_smoothed_loss_is_an_entropy():
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, np.nan])
 def test_a_smoothing_that_is_none(smoothing):
     with pytest.raises(ValueError, match=rf"smoothing.*0 to 1.*{smoothing}"):
-        targets.label_smoothing(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), smoothing=smoothing)
+        losses.label_smoothing(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), smoothing=smoothing)
 
 
 # --- virtual_teacher_kl -----------------------------------------------------------------------------------------------
@@ -180,13 +224,13 @@ def test_few_classes():
 @pytest.mark.parametrize("correct", [0, -0.5, 1.01, np.nan])
 def test_a_probability_of_the_label_that_is_none(correct):
     with pytest.raises(ValueError, match=rf"correct.*above 0.*{correct}"):
-        targets.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), correct=correct)
+        losses.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), correct=correct)
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, np.nan])
 def test_a_temperature_that_is_not_positive(temperature):
     with pytest.raises(ValueError, match=rf"temperature.*positive.*{temperature}"):
-        targets.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), temperature=temperature)
+        losses.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), temperature=temperature)
 
 
 def test_every_example_may_have_its_temperature():
@@ -197,7 +241,7 @@ def test_every_example_may_have_its_temperature():
         for i, temperature in enumerate(temperatures)
     ]
     with jax.enable_x64(True):
-        value = targets.virtual_teacher_kl(jnp.asarray(scores), jnp.asarray(labels), temperature=temperatures)
+        value = losses.virtual_teacher_kl(jnp.asarray(scores), jnp.asarray(labels), temperature=temperatures)
     np.testing.assert_allclose(value, expected, rtol=1e-9)
 
 

@@ -1,117 +1,19 @@
-"""What is particular to skewed divergences and to a teacher of which k classes are known: limits, bounds, tails."""
+"""The KL divergence to a teacher of which k classes are known: bounds, tails and padding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.losses import divergences
+from jaxkd import losses
 from tests import references
-from tests.loss_rows.divergences import top
+from tests.loss_rows.kl import top
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
 
 INF = np.inf
-SKEW, SKEW_REVERSE, TOP_K = (BY_NAME[name] for name in ("skew_kl", "skew_reverse_kl", "top_k_kl"))
-KL, REVERSE, JSD = (BY_NAME[name] for name in ("soft_target_kl", "reverse_kl", "generalized_jsd"))
+KL, TOP_K = BY_NAME["soft_target_kl"], BY_NAME["top_k_kl"]
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
-BOTH = pytest.mark.parametrize("row, whole", [(SKEW, KL), (SKEW_REVERSE, REVERSE)], ids=str)
-
-
-# --- skew_kl, skew_reverse_kl -----------------------------------------------------------------------------------------
-
-
-@DTYPES
-@BOTH
-def test_no_skew_is_the_divergence(row, whole, dtype):
-    arrays = row.inputs()
-    value, gradients = run(row, arrays, hyper={"alpha": 0.0, "temperature": 2.0}, dtype=dtype)
-    expected, expected_gradients = run(whole, arrays, hyper={"temperature": 2.0}, dtype=dtype)
-    rounding = 16 * np.finfo(dtype).eps
-    np.testing.assert_allclose(value, expected, rtol=rounding)
-    for gradient, one in zip(gradients, expected_gradients, strict=True):
-        np.testing.assert_allclose(gradient, one, rtol=rounding, atol=rounding)
-
-
-@BOTH
-def test_the_limits_of_the_skew(row, whole):
-    """Values and gradients: a little skew changes little, and a mixture of one network alone has nothing to tell."""
-    arrays = row.inputs()
-    expected, expected_gradients = run(whole, arrays, hyper={"temperature": 1.0})
-    last = INF
-    for alpha in (1e-2, 1e-4, 1e-6):
-        value, gradients = run(row, arrays, hyper={"alpha": alpha})
-        errors = [np.abs(value - expected).max()]
-        errors += [np.abs(g - e).max() for g, e in zip(gradients, expected_gradients, strict=True)]
-        assert max(errors) < last / 10
-        assert (value < expected).all()
-        last = max(errors)
-    assert last < 1e-4
-    value, gradients = run(row, arrays, hyper={"alpha": 1.0})
-    assert all((array == 0).all() for array in (value, *gradients))
-
-
-def test_the_reverse_is_the_skew_kl_with_student_and_teacher_exchanged():
-    arrays = SKEW.inputs()
-    value, (of_student, of_teacher) = run(SKEW_REVERSE, arrays, hyper={"alpha": 0.3})
-    expected, (of_second, of_first) = run(SKEW, arrays[::-1], hyper={"alpha": 0.3})
-    np.testing.assert_array_equal(value, expected)
-    np.testing.assert_array_equal(of_student, of_first)
-    np.testing.assert_array_equal(of_teacher, of_second)
-
-
-def test_the_jsd_is_made_of_skewed_divergences():
-    arrays = SKEW.inputs()
-    for beta in (0.1, 0.5, 0.9):
-        skewed, _ = run(SKEW, arrays, hyper={"alpha": beta})
-        reverse, _ = run(SKEW_REVERSE, arrays, hyper={"alpha": 1 - beta})
-        expected, _ = run(JSD, arrays, hyper={"beta": beta})
-        np.testing.assert_allclose(beta * skewed + (1 - beta) * reverse, expected, rtol=1e-9, atol=1e-15)
-
-
-@DTYPES
-@BOTH
-def test_a_skewed_divergence_is_bounded(row, whole, dtype):
-    """By -log α, where the divergence is infinite: what either network excludes, and what underflows."""
-    excluding, including = np.array([[0.0, -INF], [0.0, -1e4]]), np.array([[-1e4, 0.0], [0.0, 0.0]])
-    arrays = (excluding, including) if row is SKEW else (including, excluding)
-    assert run(whole, arrays, dtype=dtype)[0][0] == INF
-    for alpha in (1e-6, 0.1, 0.5):
-        for ordered in (arrays, arrays[::-1]):
-            value, gradients = run(row, ordered, hyper={"alpha": alpha}, dtype=dtype)
-            assert (value <= -np.log(alpha) * (1 + 1e-6)).all()
-            assert all(np.isfinite(gradient).all() for gradient in gradients)
-        np.testing.assert_allclose(
-            run(row, arrays, hyper={"alpha": alpha}, dtype=dtype)[0][0], -np.log(alpha), rtol=1e-6
-        )
-
-
-def test_mixed_probabilities_would_be_rounded_away():
-    """e⁻¹²⁰ is 0 in float32, and so is the mixture of two of them, the logarithm of which the code of others takes."""
-    student, teacher = np.array([[-120.0, 0.0, 1.0]]), np.array([[-121.0, 1.0, 0.0]])
-    naive = jnp.log(0.1 * jax.nn.softmax(jnp.asarray(teacher, jnp.float32)))
-    assert np.isinf(naive).any(), "the mistake shows"
-    for row in (SKEW, SKEW_REVERSE):
-        value, gradients = run(row, (student, teacher), dtype=np.float32)
-        np.testing.assert_allclose(value, row.reference(student, teacher), rtol=1e-5)
-        assert all(np.isfinite(gradient).all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, np.nan])
-@BOTH
-def test_a_share_that_is_none(row, whole, alpha):
-    with pytest.raises(ValueError, match=rf"alpha.*0 to 1.*{alpha}"):
-        row.function(jnp.zeros((2, 3)), jnp.zeros((2, 3)), alpha=alpha)
-
-
-@pytest.mark.parametrize("temperature", [0, -1.0, np.nan])
-@BOTH
-def test_a_temperature_that_is_not_positive(row, whole, temperature):
-    with pytest.raises(ValueError, match=rf"temperature.*positive.*{temperature}"):
-        row.function(jnp.zeros((2, 3)), jnp.zeros((2, 3)), temperature=temperature)
-
-
-# --- top_k_kl ---------------------------------------------------------------------------------------------------------
 
 
 @DTYPES
@@ -141,9 +43,9 @@ def test_the_top_classes_of_jax_are_those_of_the_cache():
     """As users make it: `jax.lax.top_k` of the teacher's log-probabilities, kept in half precision."""
     student, teacher = (jnp.asarray(array, jnp.float32) for array in KL.inputs())
     log_probs, indices = jax.lax.top_k(jax.nn.log_softmax(teacher), 4)
-    value = divergences.top_k_kl(student, log_probs, indices)
+    value = losses.top_k_kl(student, log_probs, indices)
     np.testing.assert_allclose(value, TOP_K.reference(student, log_probs, indices), rtol=1e-5)
-    halved = divergences.top_k_kl(student, log_probs.astype(jnp.bfloat16), indices.astype(jnp.int16))
+    halved = losses.top_k_kl(student, log_probs.astype(jnp.bfloat16), indices.astype(jnp.int16))
     assert halved.dtype == jnp.float32
     np.testing.assert_allclose(halved, value, rtol=0.1, atol=0.02)
 
@@ -237,13 +139,13 @@ def test_an_index_outside_the_classes_is_nan_and_nothing_else_is(dtype):
 def test_every_integer_type_is_an_index(dtype, indices):
     student = np.random.default_rng(0).normal(size=(1, 1000))
     log_probs, four = np.log([[0.4, 0.3, 0.1, 0.1]]), np.array([indices])
-    value = divergences.top_k_kl(*(jnp.asarray(a, jnp.float32) for a in (student, log_probs)), jnp.asarray(four, dtype))
+    value = losses.top_k_kl(*(jnp.asarray(a, jnp.float32) for a in (student, log_probs)), jnp.asarray(four, dtype))
     np.testing.assert_allclose(value, TOP_K.reference(student, log_probs, four), rtol=1e-5)
 
 
 def test_indices_that_are_no_integers():
     with pytest.raises(ValueError, match=r"indices.*integer.*float32\[4, 2\]"):
-        divergences.top_k_kl(jnp.zeros((4, 3)), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
+        losses.top_k_kl(jnp.zeros((4, 3)), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
 
 
 def test_no_one_hot_of_the_vocabulary_exists():
@@ -254,6 +156,6 @@ def test_no_one_hot_of_the_vocabulary_exists():
         jax.ShapeDtypeStruct((tokens, k), jnp.float32),
         jax.ShapeDtypeStruct((tokens, k), jnp.int32),
     )
-    program = jax.make_jaxpr(jax.grad(lambda *arrays: divergences.top_k_kl(*arrays).sum(), argnums=(0, 1)))(*shapes)
+    program = jax.make_jaxpr(jax.grad(lambda *arrays: losses.top_k_kl(*arrays).sum(), argnums=(0, 1)))(*shapes)
     sizes = [np.prod(v.aval.shape, dtype=int) for e in program.jaxpr.eqns for v in e.outvars]
     assert max(sizes) < 2 * tokens * vocabulary

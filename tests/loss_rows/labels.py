@@ -1,4 +1,4 @@
-"""Rows of `jaxkd.losses.targets`."""
+"""Rows of `jaxkd.losses.labels`."""
 
 import numpy as np
 
@@ -52,8 +52,47 @@ LABELS = tuple(
 
 ROWS = (
     Row(
+        "cross_entropy",
+        "labels",
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        make=labelled,
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        extremes={
+            name: (student, np.arange(5) % 4 + 1)
+            for name, (student, _) in logit_extremes().items()
+            if "one class" not in name and "-inf" not in name
+        }
+        | {
+            "-inf classes": (without(0, 5), np.arange(5) % 4 + 1),
+            "one class left": (logit_extremes()["one class left"][0], np.full(5, 2)),
+        },
+        hand=(
+            # softmax([0, log 3]) = [1/4, 3/4]
+            Hand((np.array([[0.0, np.log(3)]]), np.array([1])), [np.log(4 / 3)], [[0.25, -0.25]]),
+            Hand((np.array([[0.0, np.log(3)]]), np.array([0])), [np.log(4)], [[-0.75, 0.75]]),
+        ),
+        identical_is_zero=False,
+        mismatches=tuple(
+            ("labels", shapes)
+            for shapes in [
+                ((4, 10), (1,)),
+                ((4, 10), (3,)),
+                ((4, 10), ()),
+                ((4, 10), (4, 1)),
+                ((4, 10), (4, 10)),
+                ((1, 10), (4,)),
+                ((2, 3, 10), (3,)),
+                ((2, 3, 10), (2,)),
+                ((2, 3, 10), (2, 1)),
+            ]
+        ),
+        ranks=(("logits", ((), ())),),
+        drawn=(((4, 5), (4,)), ((2, 3, 4), (2, 3))),
+    ),
+    Row(
         "soft_cross_entropy",
-        "targets",
+        "labels",
         shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
         make=with_probabilities,
         leading=lambda rank: rank - 1,
@@ -72,7 +111,7 @@ ROWS = (
     ),
     Row(
         "label_smoothing",
-        "targets",
+        "labels",
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
         make=labelled,
         hyper=({}, {"smoothing": 0.0}, {"smoothing": 1.0}),
@@ -94,7 +133,7 @@ ROWS = (
     ),
     Row(
         "virtual_teacher_kl",
-        "targets",
+        "labels",
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
         make=labelled,
         hyper=({}, {"correct": 0.9, "temperature": 1.0}, {"correct": 1.0, "temperature": 4.0}),

@@ -1,4 +1,4 @@
-"""Rows of `jaxkd.losses.divergences`."""
+"""Rows of `jaxkd.losses.kl`."""
 
 import numpy as np
 
@@ -6,6 +6,10 @@ from tests.loss_changes import Arrays, permutation, permute_last, shift_each
 from tests.loss_row import SAME_LOGITS, Hand, Row, logit_extremes
 from tests.references import log_softmax
 
+# KL([3/4, 1/4] ‖ [1/2, 1/2]), which most values derived by hand contain
+KL = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+
+# A class that only the student excludes makes the KL infinite, one that only the teacher excludes the reverse KL.
 EXTREMES = logit_extremes() | {
     "-inf classes in the student": tuple(logit_extremes()["-inf classes in the teacher"][::-1])
 }
@@ -54,8 +58,87 @@ def reorder(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 ROWS = (
     Row(
+        "soft_target_kl",
+        "kl",
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        hyper=({}, {"temperature": 1.0}, {"temperature": 0.5}),
+        rounding=2e-5,  # of the teacher's gradient: p (log p_t/p_s - KL), the two of a hundred each at T = 0.5
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "permuted classes": permute_last},
+        extremes=EXTREMES,
+        golden={"kd_T1": lambda m: m.soft_target_kl, "kd_T4": lambda m: m.soft_target_kl},
+        hand=(
+            # p_t = [3/4, 1/4], p_s = [1/2, 1/2]; the gradient is T (p_s - p_t)
+            Hand(
+                ([[0.0, 0.0]], [[np.log(3), 0.0]]),
+                [0.75 * np.log(1.5) + 0.25 * np.log(0.5)],
+                [[-0.25, 0.25]],
+                {"temperature": 1.0},
+            ),
+            Hand(
+                ([[0.0, 0.0]], [[2 * np.log(3), 0.0]]),
+                [4 * (0.75 * np.log(1.5) + 0.25 * np.log(0.5))],
+                [[-0.5, 0.5]],
+                {"temperature": 2.0},
+            ),
+        ),
+        mismatches=SAME_LOGITS,
+        ranks=(("student", ((), ())),),
+        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
+    ),
+    Row(
+        "reverse_kl",
+        "kl",
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        hyper=({}, {"temperature": 4.0}),
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "permuted classes": permute_last},
+        extremes=EXTREMES,
+        hand=(
+            # p_s = [3/4, 1/4], p_t = [1/2, 1/2]; the gradient is p_s (log p_s/p_t - KL)
+            Hand(([[np.log(3), 0.0]], [[0.0, 0.0]]), [KL], [[3 / 16 * np.log(3), -3 / 16 * np.log(3)]]),
+            Hand(
+                ([[2 * np.log(3), 0.0]], [[0.0, 0.0]]),
+                [4 * KL],
+                [[3 / 8 * np.log(3), -3 / 8 * np.log(3)]],
+                {"temperature": 2.0},
+            ),
+        ),
+        mismatches=SAME_LOGITS,
+        ranks=(("student", ((), ())),),
+        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
+    ),
+    Row(
+        "generalized_jsd",
+        "kl",
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        hyper=({}, {"beta": 0.0}, {"beta": 1.0}, {"beta": 0.1}, {"beta": 0.9, "temperature": 2.0}),
+        leading=lambda rank: rank - 1,
+        invariances={"shift": shift_each, "permuted classes": permute_last},
+        extremes=EXTREMES,
+        golden={f"jsd_beta{beta}": lambda m: m.generalized_jsd for beta in ("0.0", "0.1", "0.5", "1.0")},
+        hand=(
+            # p_t = [3/4, 1/4], p_s = [1/2, 1/2], m = [5/8, 3/8]
+            Hand(
+                ([[0.0, 0.0]], [[np.log(3), 0.0]]),
+                [(0.75 * np.log(6 / 5) + 0.25 * np.log(2 / 3) + 0.5 * np.log(4 / 5) + 0.5 * np.log(4 / 3)) / 2],
+            ),
+            Hand(([[0.0, 0.0]], [[np.log(3), 0.0]]), [KL], [[-0.25, 0.25]], {"beta": 0.0}),
+            # nothing in common: the entropy of (β, 1 - β), and the student cannot tell
+            Hand(
+                ([[2e3, 0.0]], [[0.0, 2e3]]),
+                [-0.1 * np.log(0.1) - 0.9 * np.log(0.9)],
+                [[0.0, 0.0]],
+                {"beta": 0.1},
+            ),
+        ),
+        mismatches=SAME_LOGITS,
+        ranks=(("student", ((), ())),),
+        drawn=(((4, 5),) * 2, ((2, 3, 4),) * 2),
+    ),
+    Row(
         "skew_kl",
-        "divergences",
+        "kl",
         shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
         leading=lambda rank: rank - 1,
@@ -78,7 +161,7 @@ ROWS = (
     ),
     Row(
         "skew_reverse_kl",
-        "divergences",
+        "kl",
         shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
         leading=lambda rank: rank - 1,
@@ -100,7 +183,7 @@ ROWS = (
     ),
     Row(
         "top_k_kl",
-        "divergences",
+        "kl",
         shapes=(
             ((6, 10), (6, 4), (6, 4)),
             ((2, 3, 7), (2, 3, 2), (2, 3, 2)),

@@ -1,0 +1,234 @@
+"""Numerics that the losses share: softmax and KL with excluded classes, masks, norms, pooling, mapped axes.
+
+Every function is finite, with finite derivatives, at the inputs where the textbook formula is not: ``-inf`` logits,
+vectors of zeros, duplicates, rows without any entry. Such an input is replaced *before* the operation that has no
+derivative there (`jnp.where` on its argument), since a `jnp.where` on the result alone multiplies the infinite
+derivative by 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _checks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def mask_inputs(where: Array | None, *arrays: Array) -> tuple[Array, ...]:
+    """Returns the arrays with zeros where the mask of their leading axes is False.
+
+    Inputs are replaced before anything nonlinear: a masked example may hold NaN, and 0 · NaN is NaN.
+    """
+    if where is None:
+        return arrays
+    return tuple(jnp.where(jnp.expand_dims(where, tuple(range(where.ndim, x.ndim))), x, 0) for x in arrays)
+
+
+def mask_values(values: Array, where: Array | None) -> Array:
+    """Returns the values, and 0 where the mask is False."""
+    return values if where is None else jnp.where(where, values, 0)
+
+
+def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = None) -> Array:
+    """Returns the number of included entries, at least 1: a divisor that is right for an empty mask too."""
+    total = jnp.maximum(jnp.sum(where, axis=axis), 1)
+    return total if dtype is None else total.astype(dtype)
+
+
+# --- softmax and KL ---------------------------------------------------------------------------------------------------
+
+
+def log_softmax_finite(scores: Array) -> tuple[Array, Array]:
+    """Log-softmax over the finite entries of the last axis, and their mask.
+
+    Entries of ``-inf`` get an arbitrary finite value, and so does a row that has no others.
+    """
+    finite = scores != -jnp.inf
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
+    shifted = jnp.where(finite, scores - jnp.where(top == -jnp.inf, 0, top), 0)
+    total = jnp.sum(jnp.where(finite, jnp.exp(shifted), 0), axis=-1, keepdims=True)
+    return shifted - jnp.log(jnp.where(total == 0, 1, total)), finite
+
+
+def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
+    """Checks, masks and divides logits by T; returns both, T for each example ``[...]``, and the mask."""
+    student, teacher = _checks.logits("student", student), _checks.logits("teacher", teacher)
+    _checks.same_shape(student, teacher, "reshape one of them, or select the classes that both networks have")
+    where = _checks.mask(where, student.shape[:-1])
+    student, teacher = mask_inputs(where, student, teacher)
+    scale = _checks.temperature(temperature, student.dtype, student.shape[:-1])
+
+    def soften(x: Array) -> Array:
+        if not isinstance(temperature, jax.core.Tracer):
+            return x / scale[..., None]
+        # -inf / T has no derivative with respect to a learned T.
+        fixed = jax.lax.stop_gradient(scale)[..., None]
+        return jnp.where(x == -jnp.inf, x / fixed, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
+
+    return soften(student), soften(teacher), scale, where
+
+
+def log_mixture(log_p: Array, log_q: Array, share: float | Array) -> Array:
+    """Returns ``log(α p + (1−α) q)`` with α the share of p."""
+    if not isinstance(share, jax.core.Tracer) and share in (0, 1):
+        return log_p if share else log_q
+    # logaddexp has no derivative at a class that both exclude.
+    possible = (log_p > -jnp.inf) | (log_q > -jnp.inf)
+    parts = (jnp.where(possible, x, 0) for x in (log_p + jnp.log(share), log_q + jnp.log1p(-share)))
+    return jnp.where(possible, jnp.logaddexp(*parts), -jnp.inf)
+
+
+def _excess(gap: Array) -> Array:
+    """Returns ``g + e⁻ᵍ − 1`` for |g| < 1 from its series: exact where the terms cancel, cheaper than an `expm1`."""
+    last = 11 if gap.dtype == jnp.float32 else 18
+    rest = jnp.zeros_like(gap)
+    for k in range(last, 1, -1):
+        rest = rest * gap + (-1) ** k / math.factorial(k)
+    return rest * gap * gap
+
+
+def _divergence(log_p: Array, log_q: Array, p: Array, q: Array) -> Array:
+    """Returns ``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0.
+
+    Since ``Σ (q − p) = 0``, it is computed as ``Σ p (g + e⁻ᵍ − 1)`` with ``g = log p − log q``, whose terms are not
+    negative: the rounding errors of the two logarithms, which would hide a small KL, cancel class by class.
+    """
+    gap = jnp.where(p > 0, log_p - log_q, 0)  # where p is 0, it may be inf - inf
+    near = (p > 0) & (jnp.abs(gap) < 1)
+    return jnp.sum(jnp.where(near, p * _excess(jnp.where(near, gap, 0)), p * gap + (q - p)), axis=-1)
+
+
+def _slope(p: Array, gap: Array) -> Array:
+    """Returns the derivative ``p (log p − log q)`` with respect to log p, and 0 where the KL is infinite."""
+    return p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
+
+
+@jax.custom_jvp
+def kl(log_p: Array, log_q: Array) -> Array:
+    """``KL(p ‖ q)`` over the last axis, of distributions given by their logarithms."""
+    return _divergence(log_p, log_q, jnp.exp(log_p), jnp.exp(log_q))
+
+
+@kl.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The rule keeps one array for the backward pass, where autodiff would keep every term of the series."""
+    p, q = jnp.exp(primals[0]), jnp.exp(primals[1])
+    slope = _slope(p, primals[0] - primals[1])
+    return kl(*primals), jnp.sum(slope * tangents[0] + (q - p) * tangents[1], axis=-1)
+
+
+@jax.custom_jvp
+def softmax_kl(x: Array, y: Array) -> Array:
+    """``KL(softmax(x) ‖ softmax(y))`` over the last axis: fewer exponentials than `kl` of two log-softmaxes."""
+    return _divergence(jax.nn.log_softmax(x), jax.nn.log_softmax(y), jax.nn.softmax(x), jax.nn.softmax(y))
+
+
+@softmax_kl.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The derivative of `kl` composed with that of the softmax, which needs no array but p, q and their logarithms."""
+    p, q = map(jax.nn.softmax, primals)
+    slope = _slope(p, jax.nn.log_softmax(primals[0]) - jax.nn.log_softmax(primals[1]))
+    slope = slope - p * jnp.sum(slope, axis=-1, keepdims=True)
+    return softmax_kl(*primals), jnp.sum(slope * tangents[0] + (q - p) * tangents[1], axis=-1)
+
+
+def softmax_kl_finite(x: Array, y: Array) -> Array:
+    """`softmax_kl` for scores whose rows may exclude (``-inf``) every entry: such a row gives 0."""
+    (log_p, finite_p), (log_q, finite_q) = log_softmax_finite(x), log_softmax_finite(y)
+    p = jnp.where(finite_p, jnp.exp(log_p), 0)
+    return jnp.sum(p * (log_p - log_q), axis=-1) + infinite_where(p, finite_q)
+
+
+def infinite_where(weights: Array, finite: Array) -> Array:
+    """Returns infinity for a row with a positive weight at an excluded entry, and 0 otherwise.
+
+    The infinity is added as a constant: the product of a weight and an infinite logarithm has no finite derivative.
+    """
+    return jnp.where(jnp.any((weights > 0) & ~finite, axis=-1), jnp.inf, 0)
+
+
+# --- norms and products -----------------------------------------------------------------------------------------------
+
+
+def sqrt(x: Array) -> Array:
+    """Returns the square root, with derivative 0 at 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+
+
+def norm(x: Array, axis: int | tuple[int, ...] = -1) -> Array:
+    """Returns the L2 norm over ``axis``, which is kept, with derivative 0 at a vector of zeros."""
+    return sqrt(jnp.sum(x**2, axis=axis, keepdims=True))
+
+
+def unit(x: Array, axis: int | tuple[int, ...] = -1) -> Array:
+    """Returns ``x / max(‖x‖, 1e-12)``; a vector of zeros stays one, with derivative 0."""
+    size = norm(x, axis)
+    return jnp.where(size > 0, x / jnp.maximum(size, 1e-12), 0)
+
+
+def direction(x: Array, axis: int | tuple[int, ...] = -1, least: float | Array = 1e-12) -> tuple[Array, Array]:
+    """Returns ``x / ‖x‖``, and True where the norm is at most ``least``: such a vector has no direction, and gives 0.
+
+    For cosines, where a vector of rounding errors must not count as a direction; `unit` shrinks it instead.
+    """
+    square = jnp.sum(x**2, axis=axis, keepdims=True)
+    none = square <= least**2
+    return jnp.where(none, 0, x / jnp.sqrt(jnp.where(none, 1, square))), none
+
+
+def einsum(axes: str, *arrays: Array) -> Array:
+    """`jnp.einsum` in full precision: an accelerator's default would round float32 products to 8 or 11 bits."""
+    return jnp.einsum(axes, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def huber(error: Array) -> Array:
+    """Huber loss with δ = 1."""
+    size = jnp.abs(error)
+    quadratic = jnp.minimum(size, 1)
+    return 0.5 * quadratic**2 + (size - quadratic)
+
+
+# --- maps of different sizes ------------------------------------------------------------------------------------------
+
+
+def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Pools, on height and on width, the larger of two maps to the size of the smaller."""
+    for axis in (1, 2):
+        size = min(student.shape[axis], teacher.shape[axis])
+        student, teacher = adaptive_mean(student, axis, size), adaptive_mean(teacher, axis, size)
+    return student, teacher
+
+
+def adaptive_mean(x: Array, axis: int, size: int) -> Array:
+    """Means over the windows ⌊iN/n⌋ to ⌈(i+1)N/n⌉ of one axis, as in PyTorch's adaptive average pooling."""
+    full = x.shape[axis]
+    if full == size:
+        return x
+    if full % size == 0:
+        return jnp.mean(x.reshape(*x.shape[:axis], size, full // size, *x.shape[axis + 1 :]), axis=axis + 1)
+    bounds = [(i * full // size, -(-(i + 1) * full // size)) for i in range(size)]
+    windows = [[(start <= j < stop) / (stop - start) for j in range(full)] for start, stop in bounds]
+    pooled = jnp.tensordot(jnp.array(windows, x.dtype), x, axes=(1, axis), precision=jax.lax.Precision.HIGHEST)
+    return jnp.moveaxis(pooled, 0, axis)
+
+
+# --- mapped axes ------------------------------------------------------------------------------------------------------
+
+
+def gather(x: Array, axis_name: str | None) -> Array:
+    """Returns the rows of all devices of a mapped axis, in the order of the devices."""
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)
+
+
+def local_rows(size: int, axis_name: str | None) -> Array:
+    """Returns the indices of this device's ``size`` rows among the rows that `gather` returns."""
+    return jnp.arange(size) + (0 if axis_name is None else jax.lax.axis_index(axis_name) * size)

@@ -1,0 +1,314 @@
+"""KL divergences between the student's and the teacher's softmax, and mixtures of the two.
+
+Every loss takes logits and returns one value per example (or token). Probabilities are handled by their logarithms and
+never clipped, so that confident networks and excluded (``-inf``) classes keep exact values and finite gradients.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from . import _checks, _numerics
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl", "top_k_kl"]
+
+
+def soft_target_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    temperature: float | Float[Array, "*#batch"] = 4.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL divergence ``KL(p_t ‖ p_s)`` of softened probabilities, times T².
+
+    Also known as: KD (knowledge distillation), soft targets, response distillation.
+
+    ``T² KL(p_t ‖ p_s)`` with ``p = softmax(z / T)``, summed over the classes. Hinton, Vinyals & Dean, "Distilling the
+    Knowledge in a Neural Network", 2015, section 2. The factor T² keeps the size of the gradient as T changes. The
+    paper's cross-entropy is larger by the entropy of the teacher, which has no gradient for the student. PyTorch code
+    with ``reduction="mean"`` also divides by the number of classes; this is ``reduction="batchmean"``.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      temperature: T > 0, a scalar or one for each example ``[...]``; usually 4 on CIFAR-100.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T². It is infinite where only the student has ``-inf``.
+
+    Raises:
+      ValueError: shapes differ (nothing is broadcast), a dtype is not floating point, or T is not positive.
+
+    >>> soft_target_kl(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]]), temperature=2.0).round(4)
+    Array([1.6313], dtype=float32)
+    """
+    student, teacher, scale, where = _numerics.softened(student, teacher, temperature, where)
+    return _numerics.mask_values(scale**2 * _numerics.softmax_kl(teacher, student), where)
+
+
+def reverse_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Reverse KL divergence ``KL(p_s ‖ p_t)`` of softened probabilities, times T².
+
+    Also known as: RKL, mode-seeking KL, MiniLLM.
+
+    ``T² KL(p_s ‖ p_t)`` with ``p = softmax(z / T)``. Gu et al., "MiniLLM", ICLR 2024, equation 1, for one token; the
+    authors sample it from the student's sequences.
+
+    Args:
+      student: logits ``[..., classes]``. A class that is ``-inf`` adds nothing.
+      teacher: logits ``[..., classes]``.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T². It is infinite where only the teacher has ``-inf``.
+
+    Raises:
+      ValueError: shapes differ, a dtype is not floating point, or T is not positive.
+
+    >>> reverse_kl(jnp.array([[0.0, 3.0]]), jnp.array([[1.0, 0.0]]), temperature=2.0).round(4)
+    Array([1.6313], dtype=float32)
+    """
+    student, teacher, scale, where = _numerics.softened(student, teacher, temperature, where)
+    return _numerics.mask_values(scale**2 * _numerics.softmax_kl(student, teacher), where)
+
+
+def generalized_jsd(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    beta: float | Float[Array, ""] = 0.5,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Generalized Jensen–Shannon divergence between student and teacher.
+
+    Also known as: JSD(β), GKD (generalized knowledge distillation).
+
+    ``β KL(p_t ‖ m) + (1−β) KL(p_s ‖ m)`` with ``m = β p_t + (1−β) p_s`` and ``p = softmax(z / T)``. Agarwal et al.,
+    "On-Policy Distillation of Language Models", ICLR 2024, equation 1; as there, without T². By convention β = 0 is
+    ``KL(p_t ‖ p_s)`` and β = 1 is ``KL(p_s ‖ p_t)``: the limits of JSD/β and of JSD/(1−β), since JSD itself vanishes at
+    both ends. Some code exchanges β and 1−β.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      beta: the teacher's share of the mixture, a number from 0 to 1.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats. For 0 < β < 1 it is at most the entropy of (β, 1−β), hence finite.
+
+    Raises:
+      ValueError: shapes differ, a dtype is not floating point, β is outside [0, 1], or T is not positive.
+
+    >>> generalized_jsd(jnp.array([[40.0, 0.0]]), jnp.array([[0.0, 40.0]]))  # log 2, where KL(p_t ‖ p_s) is 40
+    Array([0.6931], dtype=float32)
+    """
+    _checks.fraction("beta", beta)
+    traced = isinstance(beta, jax.core.Tracer)
+    student, teacher, _, where = _numerics.softened(student, teacher, temperature, where)
+    log_student, log_teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
+    if not traced and beta in (0, 1):
+        return _numerics.mask_values(
+            _numerics.kl(*((log_student, log_teacher) if beta else (log_teacher, log_student))), where
+        )
+    share = beta
+    if traced:  # a value outside [0, 1] is unknown at trace time and yields NaN; the two limits are selected below
+        share = jnp.where((beta == 0) | (beta == 1), 0.5, jnp.where((beta > 0) & (beta < 1), beta, jnp.nan))
+    log_mixture = _numerics.log_mixture(log_teacher, log_student, share)
+    values = share * _numerics.kl(log_teacher, log_mixture) + (1 - share) * _numerics.kl(log_student, log_mixture)
+    if traced:
+        values = jnp.where(beta == 0, _numerics.kl(log_teacher, log_student), values)
+        values = jnp.where(beta == 1, _numerics.kl(log_student, log_teacher), values)
+    return _numerics.mask_values(values, where)
+
+
+def skew_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    alpha: float | Float[Array, ""] = 0.1,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL divergence of the teacher against a mixture of teacher and student.
+
+    Also known as: SKL, DistiLLM.
+
+    ``T² KL(p_t ‖ α p_t + (1−α) p_s)`` with ``p = softmax(z / T)``. Ko et al., "DistiLLM: Towards Streamlined
+    Distillation for Large Language Models", ICML 2024, section 3.1, where T = 1. With α = 0 it is `soft_target_kl`. The
+    authors' code takes the logarithm of the mixed probabilities, which is ``-inf`` where both underflow; this mixes
+    logarithms.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      alpha: the teacher's share of the mixture, a number from 0 to 1.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T², at most ``-log α`` times T²: finite even where the student
+      excludes a class that the teacher does not.
+
+    Raises:
+      ValueError: shapes differ, a dtype is not floating point, α is outside [0, 1], or T is not positive.
+
+    >>> skew_kl(jnp.array([[0.0, 100.0]]), jnp.array([[100.0, 0.0]]), alpha=0.1).round(4)  # log 10, in place of 100
+    Array([2.3026], dtype=float32)
+    """
+    return _skewed(student, teacher, alpha, temperature, where)
+
+
+def skew_reverse_kl(
+    student: Float[Array, "*batch classes"],
+    teacher: Float[Array, "*batch classes"],
+    *,
+    alpha: float | Float[Array, ""] = 0.1,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL divergence of the student against a mixture of student and teacher.
+
+    Also known as: SRKL, DistiLLM.
+
+    ``T² KL(p_s ‖ (1−α) p_t + α p_s)`` with ``p = softmax(z / T)``. Ko et al., "DistiLLM: Towards Streamlined
+    Distillation for Large Language Models", ICML 2024, section 3.1. With α = 0 it is `reverse_kl`. It is `skew_kl` with
+    student and teacher exchanged, so that α is the student's share of the mixture.
+
+    Args:
+      student: logits ``[..., classes]``.
+      teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
+      alpha: the student's share of the mixture, a number from 0 to 1.
+      temperature: T > 0, a scalar or one for each example ``[...]``.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats times T², at most ``-log α`` times T².
+
+    Raises:
+      ValueError: shapes differ, a dtype is not floating point, α is outside [0, 1], or T is not positive.
+
+    >>> skew_reverse_kl(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]]), alpha=0.1).round(4)
+    Array([0.7233], dtype=float32)
+    """
+    return _skewed(student, teacher, alpha, temperature, where, reverse=True)
+
+
+def top_k_kl(
+    student: Float[Array, "*batch classes"],
+    log_probs: Float[Array, "*batch k"],
+    indices: Int[Array, "*batch k"],
+    *,
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """KL divergence to a teacher of which k classes and their tail are known.
+
+    Also known as: top-k distillation, sparse logits with a tail bucket.
+
+    ``Σ_k p_t log(p_t / p_s) + r_t log(r_t / r_s)`` with r the probability of all other classes, the tail, as one
+    bucket. Merging classes never raises a KL, so this is a lower bound of ``KL(p_t ‖ p_s)``: it rises with k, is never
+    negative, is 0 when the student agrees on the k classes, and is the whole KL when k is the number of classes. A sum
+    over the k classes alone is no bound: it can be negative, and clamped to 0 it has no gradient. Renormalized to the k
+    classes, it leaves the student free to put its probability on all the others.
+
+    Args:
+      student: logits ``[..., classes]``.
+      log_probs: the teacher's log-probabilities, normalized over all classes, of its k known classes ``[..., k]``.
+        ``-inf`` is probability 0 and adds nothing. If rounding makes them sum to 1 or more, there is no tail.
+      indices: the classes of these ``[..., k]``, all different. To keep fewer for some examples, pad with a
+        log-probability of ``-inf`` and the index -1.
+      where: mask, True for the examples to include ``[...]``.
+
+    Returns:
+      One value per example ``[...]``, in nats. An included index outside ``[0, classes)``, padding apart, gives NaN. It
+      is infinite where the student excludes (``-inf``) a class that the teacher does not; the gradient is finite.
+
+    Raises:
+      ValueError: the leading shapes differ, k is 0 or more than the classes, a dtype is not floating point, or indices
+        not integers.
+
+    >>> teacher, student = jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.1]])), jnp.log(jnp.array([[0.2, 0.2, 0.3, 0.3]]))
+    >>> log_probs, indices = jax.lax.top_k(teacher, 2)
+    >>> top_k_kl(student, log_probs, indices).round(4)  # the tail has 0.2 of the teacher and 0.6 of the student
+    Array([0.3601], dtype=float32)
+    """
+    student = _checks.logits("student", student)
+    log_probs = _checks.floating("log_probs", log_probs, "log-probabilities [..., k]", least_rank=1)
+    indices, classes = jnp.asarray(indices), student.shape[-1]
+    if log_probs.shape[:-1] != student.shape[:-1] or not 0 < log_probs.shape[-1] <= classes:
+        raise ValueError(
+            f"log_probs: expected {[*student.shape[:-1], 'k']} with k from 1 to the {classes} classes of the student "
+            f"{list(student.shape)}, got {list(log_probs.shape)}."
+        )
+    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape != log_probs.shape:
+        raise ValueError(
+            f"indices: expected an integer class for each of log_probs {list(log_probs.shape)}, got "
+            f"{indices.dtype}{list(indices.shape)}."
+        )
+    where = _checks.mask(where, student.shape[:-1])
+    student, log_probs = _numerics.mask_inputs(where, student, log_probs)
+    indices = indices.astype(jnp.promote_types(indices.dtype, jnp.int32))
+    known = (indices >= 0) & (indices < classes)
+    log_student = jax.nn.log_softmax(student)
+
+    own = jnp.take_along_axis(log_student, jnp.where(known, indices, 0), axis=-1)
+    valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1)
+    # Padding is scattered to one place more than there are classes, which is then cut off.
+    kept = jnp.zeros((*student.shape[:-1], classes + 1), bool)
+    kept = jnp.put_along_axis(kept, jnp.where(known, indices, classes), True, axis=-1, inplace=False)[..., :classes]
+    tail = _log_sum(jnp.where(kept, -jnp.inf, log_student))
+    log_student = jnp.concatenate([jnp.where(known, own, -jnp.inf), tail[..., None]], axis=-1)
+    log_sum = _log_sum(log_probs)
+    log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, tail)[..., None]], axis=-1)
+    excess = jnp.maximum(jnp.expm1(log_sum), 0)  # kl assumes that both sum to 1
+    return _numerics.mask_values(jnp.where(valid, _numerics.kl(log_teacher, log_student) + excess, jnp.nan), where)
+
+
+def _skewed(
+    student: Array,
+    teacher: Array,
+    alpha: float | Array,
+    temperature: float | Array,
+    where: Array | None,
+    *,
+    reverse: bool = False,
+) -> Array:
+    """Skew KL of the teacher, or of the student if ``reverse``."""
+    student, teacher, scale, where = _numerics.softened(student, teacher, temperature, where)
+    _checks.fraction("alpha", alpha)
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    log_p, log_q = (log_q, log_p) if reverse else (log_p, log_q)
+    divergence = _numerics.kl(log_p, _numerics.log_mixture(log_p, log_q, alpha))
+    return _numerics.mask_values(scale**2 * divergence, where)
+
+
+def _log_sum(log_p: Array) -> Array:
+    """Returns ``log Σ p`` over the last axis; a row of zeros gives ``-inf``, without a gradient."""
+    some = jnp.any(log_p > -jnp.inf, axis=-1)
+    return jnp.where(some, jax.nn.logsumexp(jnp.where(some[..., None], log_p, 0), axis=-1), -jnp.inf)
+
+
+def _log_rest(log_sum: Array, log_tail: Array) -> Array:
+    """Returns the logarithm of the teacher's tail, given the log-sum of its classes and the student's log-tail."""
+    rest = -jnp.expm1(jnp.minimum(log_sum, 0))
+    # Where the student has no tail, a teacher's tail that is a rounding error would make the loss infinite.
+    resolution = jnp.where(log_tail > -jnp.inf, 0, 16 * jnp.finfo(rest.dtype).eps)
+    some = rest > resolution
+    return jnp.where(some, jnp.log(jnp.where(some, rest, 1)), -jnp.inf)
