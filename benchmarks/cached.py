@@ -27,7 +27,7 @@ from rich.table import Table
 import jaxkd
 from benchmarks.common import costs, make_chunk, random_images, ratio, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
-from jaxkd.training import preprocess
+from jaxkd.distillers import preprocess
 
 VIEWS, EPOCHS = 4, 240
 ALONE, COLUMN, CACHED, LIVE = "alone", "column", "cached", "live"

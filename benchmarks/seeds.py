@@ -1,4 +1,4 @@
-"""Speed of training several seeds as one program, `jaxkd.training.sweep`, over training in turn.
+"""Speed of training several seeds as one program, `jaxkd.distillers.sweep`, over training in turn.
 
 Run ``python -m benchmarks.seeds``. A student learns from cached logits, on a resident set with augmentation. Several
 seeds are one step that is mapped over all of them, or one compiled step that takes each seed's state in turn. The two
@@ -31,7 +31,7 @@ from rich.table import Table
 import jaxkd
 from benchmarks.common import costs, quartiles, random_images, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
-from jaxkd.training import preprocess, sweep
+from jaxkd.distillers import preprocess, sweep
 
 IN_TURN, VMAPPED = "in turn", "vmapped"
 

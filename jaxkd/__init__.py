@@ -16,15 +16,16 @@
 
 from importlib import metadata as _metadata
 
-from jaxkd import adapters, cache, checks, losses, objectives, parallel, schemes, teachers, training, types, weights
+from jaxkd import adapters, cache, losses, objectives, parallel, schemes, teachers, training, types, weights
+from jaxkd._core import checks
 from jaxkd.objectives import combine, term
-from jaxkd.training.distill import distill
+from jaxkd.distillers import distill
 from jaxkd.types import (
     DATA_AXIS,
     Context,
     Distiller,
-    LossOut,
-    LossVars,
+    ObjectiveOut,
+    ObjectiveVars,
     Mean,
     Model,
     Objective,
@@ -42,8 +43,8 @@ __all__ = [
     "DATA_AXIS",
     "Context",
     "Distiller",
-    "LossOut",
-    "LossVars",
+    "ObjectiveOut",
+    "ObjectiveVars",
     "Mean",
     "Model",
     "Objective",

@@ -87,17 +87,17 @@ class Mean(NamedTuple):
 
 
 Metrics = Mapping[str, Mean]
-"""Named means; `jaxkd.training.metrics.compute` divides them."""
+"""Named means; `jaxkd.metrics.compute` divides them."""
 
 
-class LossVars(NamedTuple):
+class ObjectiveVars(NamedTuple):
     """Variables of an objective: learned ``params`` and ``state`` kept between steps."""
 
     params: PyTree = {}
     state: PyTree = {}
 
 
-class LossOut(NamedTuple):
+class ObjectiveOut(NamedTuple):
     """Result of an objective: weighted scalar, new state and unweighted metrics.
 
     On a mapped axis, ``value`` is this device's share, and the mean of the shares over the axis is the loss of
@@ -120,12 +120,12 @@ class Objective(NamedTuple):
     """Objective that may own parameters and state, as an ``(init, apply)`` pair.
 
     Attributes:
-      init: ``(key, context) -> LossVars``, where the context holds `jax.ShapeDtypeStruct` leaves.
-      apply: ``(params, state, context, key) -> LossOut``.
+      init: ``(key, context) -> ObjectiveVars``, where the context holds `jax.ShapeDtypeStruct` leaves.
+      apply: ``(params, state, context, key) -> ObjectiveOut``.
     """
 
-    init: Callable[..., LossVars]
-    apply: Callable[..., LossOut]
+    init: Callable[..., ObjectiveVars]
+    apply: Callable[..., ObjectiveOut]
 
 
 class TrainState(NamedTuple):
@@ -134,7 +134,7 @@ class TrainState(NamedTuple):
     Attributes:
       student: the student's `Variables`.
       teacher: the teacher's state (for `teachers.frozen`, its `Variables`).
-      loss: the objective's `LossVars`.
+      loss: the objective's `ObjectiveVars`.
       opt_state: ``{"student": ..., "objective": ...}``, one optimizer state per label; a wrapper around a distiller
         stores its own state under further keys.
       step: the number of updates made, int32.
@@ -143,7 +143,7 @@ class TrainState(NamedTuple):
 
     student: Variables
     teacher: PyTree
-    loss: LossVars
+    loss: ObjectiveVars
     opt_state: PyTree
     step: Any
     key: Any

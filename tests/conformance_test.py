@@ -13,18 +13,19 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.normalization import replicas
-from jaxkd.objectives.adversarial import Discriminator, adversarial, mlp, wasserstein
-from jaxkd.objectives.attention_graph import attention_graph
-from jaxkd.objectives.boundary import activation_boundary
-from jaxkd.objectives.contrastive import crd, crd_in_batch, crd_queue
-from jaxkd.objectives.embedded import embedded
-from jaxkd.objectives.factor import factor_transfer, paraphraser
-from jaxkd.objectives.masked import dual_masked_generation, masked_generation
-from jaxkd.objectives.overhaul import overhaul
-from jaxkd.objectives.review import review
-from jaxkd.objectives.temperature import curriculum_temperature, instance_temperature
-from jaxkd.objectives.variational import variational
+from jaxkd._core.batch_norm import replicas
+from jaxkd.objectives.discriminators import Discriminator, mlp
+from jaxkd.objectives import adversarial, wasserstein
+from jaxkd.objectives import attention_graph
+from jaxkd.objectives import boundary_connector
+from jaxkd.objectives import crd, crd_in_batch, crd_queue
+from jaxkd.objectives import on_embeddings
+from jaxkd.objectives import factor_translator, paraphraser
+from jaxkd.objectives import dual_masked_generation, masked_generation
+from jaxkd.objectives import overhaul_connector
+from jaxkd.objectives import review
+from jaxkd.objectives import curriculum_temperature, instance_temperature
+from jaxkd.objectives import variational
 from tests import tiny
 
 DEVICES = 4
@@ -77,13 +78,13 @@ ROWS = {
         {"ce": 0.5, "factor": 2.0},
         learns=True,
     ),
-    "factor_transfer": Row(combine(ft=factor_transfer(*MAPS, weight=5.0)), {"ft": 5.0}, learns=True),
+    "factor_transfer": Row(combine(ft=factor_translator(*MAPS, weight=5.0)), {"ft": 5.0}, learns=True),
     "overhaul": Row(
-        combine(ofd=overhaul(*VECTORS, jnp.linspace(-1, 0, 5), weight=0.1)),
+        combine(ofd=overhaul_connector(*VECTORS, jnp.linspace(-1, 0, 5), weight=0.1)),
         {"ofd": 0.1},
         learns=True,
     ),
-    "activation_boundary": Row(combine(ab=activation_boundary(*VECTORS, weight=0.1)), {"ab": 0.1}, learns=True),
+    "activation_boundary": Row(combine(ab=boundary_connector(*VECTORS, weight=0.1)), {"ab": 0.1}, learns=True),
     "review": Row(
         combine(
             review=review(("student/map", "student/vector"), ("teacher/map", "teacher/vector"), features=3, weight=0.5)
@@ -92,7 +93,7 @@ ROWS = {
         learns=True,
     ),
     "embedded": Row(
-        combine(cc=embedded(losses.consecutive_correlation, *VECTORS, features=3, weight=0.1)),
+        combine(cc=on_embeddings(losses.consecutive_correlation, *VECTORS, features=3, weight=0.1)),
         {"cc": 0.1},
         learns=True,
     ),
@@ -370,9 +371,9 @@ def test_scan_equals_a_loop(kd, step, state):
     looped, sums = state, {}
     for batch in batches:
         looped, reported = step(looped, batch)
-        sums = jaxkd.training.metrics.merge(sums, reported)
+        sums = jaxkd.metrics.merge(sums, reported)
     tiny.assert_close(scanned, looped)
-    totals = tiny.numbers(jaxkd.training.metrics.total(metrics))
+    totals = tiny.numbers(jaxkd.metrics.total(metrics))
     assert totals == pytest.approx(tiny.numbers(sums), rel=1e-5)
 
 
@@ -415,7 +416,7 @@ def test_metrics_of_masked_and_split_batches_merge(kd, state):
     whole = tiny.numbers(jax.jit(kd.evaluate)(state, kept(0)))
     assert tiny.numbers(jax.jit(kd.evaluate)(state, masked(0))) == pytest.approx(whole, rel=1e-4)
     parts = [{name: x[part] for name, x in kept(0).items()} for part in (slice(0, 4), slice(4, 6))]
-    merged = jaxkd.training.metrics.merge(*(jax.jit(kd.evaluate)(state, part) for part in parts))
+    merged = jaxkd.metrics.merge(*(jax.jit(kd.evaluate)(state, part) for part in parts))
     assert tiny.numbers(merged) == pytest.approx(whole, rel=1e-4)
     placed = jaxkd.parallel.pmap(kd, jax.devices()[:DEVICES])
     assert tiny.numbers(placed.evaluate(state, masked(0))) == pytest.approx(whole, rel=1e-4)

@@ -13,7 +13,7 @@ from tests.loss_changes import Arrays
 from tests.loss_row import Row, discrete
 from tests.loss_table import BY_NAME
 
-# The tests compile quickly (conftest.py). Where rounding is what a test is about, it asks for XLA's optimisations: a
+# The tests compile quickly (conftest.py). Where rounding is what a test is about, it asks for XLA's optimizations: a
 # fused Gram matrix rounds as it does for a user.
 _AS_USERS_COMPILE = {
     "xla_backend_optimization_level": 3,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd import Context, LossVars, Mean
+from jaxkd import Context, ObjectiveVars, Mean
 
 AXIS = "data"
 KEY = jax.random.key(5)
@@ -62,7 +62,7 @@ def on_devices(objective, way, count, key=KEY, *, split_state=lambda path: False
         params = variables.params
         if way == "shard_map":
             params = jax.lax.pcast(params, AXIS, to="varying")
-        found = _run(objective, LossVars(params, variables.state), arrays, key, AXIS)
+        found = _run(objective, ObjectiveVars(params, variables.state), arrays, key, AXIS)
         shared = jax.tree.map(_average, (found.value, found.params, found.state))
         # The value is a mean over devices, so each share's gradient of its features is `count` times too large.
         own = jax.tree.map(lambda g: g / count, found.student)

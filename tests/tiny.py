@@ -61,7 +61,7 @@ def teacher() -> jaxkd.Teacher:
 
 
 def numbers(metrics) -> dict[str, float]:
-    return jaxkd.training.metrics.compute(metrics)
+    return jaxkd.metrics.compute(metrics)
 
 
 def assert_close(actual, expected, *, rtol=2e-5, atol=2e-6):

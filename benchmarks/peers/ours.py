@@ -12,7 +12,8 @@ import jaxkd
 from benchmarks.peers import setting
 from benchmarks.peers.setting import CLASSES, KD_WEIGHT, STUDENT, TEACHER, TEMPERATURE, Setting, Side
 from jaxkd import losses, models
-from jaxkd.training import metrics
+from jaxkd.metrics import _classification
+from jaxkd import metrics
 
 
 def _distiller(of: Setting) -> tuple[jaxkd.Distiller, Any]:

@@ -4,7 +4,7 @@
 `config`         the command line, the presets, and `Protocol`: all that decides a number
 `recipe`         the published optimizer, schedule, augmentation and weights
 `methods`        every row of the tables: its objective, its stages, and what it reads of the two networks
-`objectives`     what each method minimises, with the published weights
+`objectives`     what each method minimizes, with the published weights
 `points`         the points of the two networks that a method compares
 `inputs`         the data on the device
 `teachers`       a teacher is trained once, measured once, and its outputs are kept where a method allows it

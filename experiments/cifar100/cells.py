@@ -19,7 +19,7 @@ import jaxkd
 from experiments.cifar100 import inputs, measures, methods, objectives, points, recipe, teachers, training, versions
 from experiments.cifar100.config import Protocol
 from jaxkd import data, losses, models, weights
-from jaxkd.training.logs import write_atomically
+from jaxkd._core.files import write_atomically
 from jaxkd.types import Variables
 
 
@@ -186,7 +186,7 @@ class Work(NamedTuple):
 
     Attributes:
       trained: the teacher.
-      kd: the method as a distiller, for normalised images.
+      kd: the method as a distiller, for normalized images.
       student: the network.
       loader: the input.
       splits: inputs to evaluate on.
@@ -311,7 +311,7 @@ def source(
     return jaxkd.teachers.frozen(model, trained.variables), loader
 
 
-def views(seed: Any, protocol: Protocol) -> data.transforms.Transform:
+def views(seed: Any, protocol: Protocol) -> data.Transform:
     """The transform of training images: of all seeds where the teacher's outputs are cached, else of a seed's own.
 
     Args:

@@ -20,7 +20,7 @@ from experiments.cifar100.config import Config
 from experiments.command import remember_programs, status
 from jaxkd import models
 from jaxkd.training import Preempted
-from jaxkd.training.logs import write_atomically
+from jaxkd._core.files import write_atomically
 
 WORKER = "JAXKD_CIFAR100_WORKER"  # set in the processes that `--workers` starts: they leave the report to the first
 

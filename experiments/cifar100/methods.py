@@ -1,7 +1,7 @@
 """Every row of the published tables: its objective, its stages, and what it reads of the two networks.
 
 A duration of the literature is one of 240 epochs; here it is a share of the run, so that a shorter one is the same
-recipe, compressed: 30 epochs of initialisation are an eighth of the epochs that follow, and come before them; a warm-up
+recipe, compressed: 30 epochs of initialization are an eighth of the epochs that follow, and come before them; a warm-up
 of 20 epochs is a twelfth.
 """
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jaxkd
 from experiments.cifar100 import objectives, points, recipe
 from experiments.cifar100.objectives import Setting
-from jaxkd.schemes.phases import Stage
+from jaxkd.schemes import Stage
 from jaxkd.types import Objective
 
 INITIAL = 30 / 240
@@ -68,7 +68,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def initial_steps(method: Method, steps: int) -> int:
-    """How long the initialisation of a method is, beside a training of so many steps."""
+    """How long the initialization of a method is, beside a training of so many steps."""
     return 0 if method.initial is None else max(round(steps * INITIAL), 1)
 
 
@@ -82,7 +82,7 @@ def build(method: Method, setting: Setting, student: jaxkd.Model, teacher: jaxkd
       teacher: likewise.
 
     Returns:
-      A `Distiller` for normalised images with ``label`` and ``row``. An initialisation comes on top of the steps.
+      A `Distiller` for normalized images with ``label`` and ``row``. An initialization comes on top of the steps.
     """
     optimizer = recipe.optimizer(setting.student, setting.steps)
     objective = method.objective(setting)

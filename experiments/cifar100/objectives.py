@@ -1,4 +1,4 @@
-"""What each method minimises, with the weights of the literature's common protocol."""
+"""What each method minimizes, with the weights of the literature's common protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Setting(NamedTuple):
     Attributes:
       teacher: name of the network.
       student: name of the network.
-      steps: of the training itself, without an initialisation.
+      steps: of the training itself, without an initialization.
       labels: of the training images, in the order of ``batch["row"]``.
       margins: OFD's margin of the teacher's channels at each of its pre-activation points.
     """
@@ -107,7 +107,7 @@ def cc(setting: Setting) -> Objective:
     """Consecutive correlations of learned embeddings."""
     return jaxkd.combine(
         ce=_ce(),
-        cc=objectives.embedded(losses.consecutive_correlation, "student/pooled", "teacher/pooled", weight=0.02),
+        cc=objectives.on_embeddings(losses.consecutive_correlation, "student/pooled", "teacher/pooled", weight=0.02),
     )
 
 
@@ -143,7 +143,7 @@ def ab_initial(setting: Setting) -> Objective:
     stages = points.paired(setting.teacher, setting.student)
     terms = {
         stage: _of_one_size(
-            objectives.activation_boundary(*maps, margin=1.0, weight=3e-3 * 2.0 ** (i + 1 - len(stages))), *maps
+            objectives.boundary_connector(*maps, margin=1.0, weight=3e-3 * 2.0 ** (i + 1 - len(stages))), *maps
         )
         for i, stage in enumerate(stages)
         for maps in [(f"student/{stage}_preact", f"teacher/{stage}_preact")]
@@ -158,9 +158,9 @@ def ft_initial(setting: Setting) -> Objective:
 
 
 def ft(setting: Setting) -> Objective:
-    """Factor transfer, with the paraphraser of the initialisation."""
+    """Factor transfer, with the paraphraser of the initialization."""
     (theirs,), (ours,) = points.last(setting.teacher, setting.student)
-    return jaxkd.combine(ce=_ce(), ft=objectives.factor_transfer(f"student/{ours}", f"teacher/{theirs}", weight=200.0))
+    return jaxkd.combine(ce=_ce(), ft=objectives.factor_translator(f"student/{ours}", f"teacher/{theirs}", weight=200.0))
 
 
 def fsp_initial(setting: Setting) -> Objective:
@@ -235,7 +235,7 @@ def ofd(setting: Setting) -> Objective:
     stages = points.paired(setting.teacher, setting.student)
     terms = {
         stage: _of_one_size(
-            objectives.overhaul(*maps, setting.margins(f"{stage}_preact"), weight=1e-3 * 2.0 ** (i + 1 - len(stages))),
+            objectives.overhaul_connector(*maps, setting.margins(f"{stage}_preact"), weight=1e-3 * 2.0 ** (i + 1 - len(stages))),
             *maps,
         )
         for i, stage in enumerate(stages)

@@ -205,7 +205,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _flops(function: Any, *arguments: Any) -> float:
-    """Before the compiler's optimisations, which change little in what convolutions and products cost."""
+    """Before the compiler's optimizations, which change little in what convolutions and products cost."""
     found: Any = jax.jit(function).lower(*arguments).cost_analysis()
     return float(found["flops"])
 

@@ -17,7 +17,7 @@ import optax
 
 import jaxkd
 from jaxkd import data, models
-from jaxkd.data.transforms import Transform
+from jaxkd.data._transforms import Transform
 
 CLASSES = 100
 DECAYS = (0.625, 0.75, 0.875)
@@ -27,7 +27,7 @@ normalize = functools.partial(data.normalize, mean=data.CIFAR100_MEAN, std=data.
 
 
 def model(name: str, taps: tuple[str, ...] = (), bf16: bool = False) -> jaxkd.Model:
-    """A network of the zoo with some of its points tapped, for normalised images."""
+    """A network of the zoo with some of its points tapped, for normalized images."""
     network = models.create(name, CLASSES, dtype=jnp.bfloat16 if bf16 else None)
     paths = models.taps(name)
     return jaxkd.adapters.linen(network, taps={tap: paths[tap] for tap in taps})

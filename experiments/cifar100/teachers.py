@@ -18,7 +18,7 @@ import jaxkd
 from experiments.cifar100 import inputs, measures, recipe, training, versions
 from experiments.cifar100.config import Protocol
 from jaxkd import data, teachers, weights
-from jaxkd.training.logs import write_atomically
+from jaxkd._core.files import write_atomically
 from jaxkd.types import Variables
 
 SEED = 0  # of every teacher: the literature's students of a pair have one teacher
@@ -133,7 +133,7 @@ def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: b
 
 
 @functools.cache
-def shared_augmentation() -> data.transforms.Transform:
+def shared_augmentation() -> data.Transform:
     """The views that all seeds see where the teacher's outputs are cached."""
     return recipe.augmentation(0)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import jaxkd
 from experiments.cifar100 import cells, teachers, training
 from experiments.cifar100.cells import Cell, Place
-from jaxkd.training import member, sweep
+from jaxkd.distillers import select_run, sweep
 from jaxkd.types import Batch
 
 
@@ -156,7 +156,7 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
     kept = []
     for i, cell in enumerate(each):
         if cell in pending:
-            variables, curve = member(result.state, i).student, training.curve(of_member(result.history, i))
+            variables, curve = select_run(result.state, i).student, training.curve(of_member(result.history, i))
             seconds = clock.seconds / len(seeds)
             kept.append((cell, cells.keep(cell, work.trained, variables, work.steps, seconds, curve, place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all of its seeds are kept

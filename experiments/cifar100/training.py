@@ -17,9 +17,10 @@ import jaxkd
 from experiments.cifar100 import inputs, recipe
 from experiments.cifar100.config import Protocol
 from jaxkd import data, losses, training
-from jaxkd.training import metrics
-from jaxkd.training.logs import write_atomically
+from jaxkd.metrics import _classification
+from jaxkd._core.files import write_atomically
 from jaxkd.types import Batch, Context, Distiller, Metrics, TrainState, Variables
+from jaxkd import distillers
 
 OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
 
@@ -63,9 +64,9 @@ def measured(kd: Distiller, model: jaxkd.Model) -> Distiller:
     return kd._replace(evaluate=evaluate)
 
 
-def placed(kd: Distiller, model: jaxkd.Model, transform: data.transforms.Transform) -> Distiller:
-    """A distiller for images as they are stored: augmented and normalised to train, normalised to evaluate."""
-    return training.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
+def placed(kd: Distiller, model: jaxkd.Model, transform: data.Transform) -> Distiller:
+    """A distiller for images as they are stored: augmented and normalized to train, normalized to evaluate."""
+    return distillers.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
 
 
 def run(
@@ -128,7 +129,7 @@ def outputs_of(model: jaxkd.Model, variables: Variables, dataset: data.Dataset, 
     """What a trained model says of every image of a set, in the set's order.
 
     Args:
-      model: for normalised images, with what is asked for tapped.
+      model: for normalized images, with what is asked for tapped.
       variables: its weights.
       dataset: the set; images are not augmented.
       names: of outputs.

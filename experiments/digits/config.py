@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from jaxkd.training import run_identity as identity
+from jaxkd.training import _run_identity as identity
 
 Method = Literal["student", "kd", "hint", "attention", "relations"]
 METHODS: tuple[Method, ...] = ("student", "kd", "hint", "attention", "relations")

@@ -1,4 +1,4 @@
-"""What each method minimises: cross-entropy where there is a label, and its own terms on every image."""
+"""What each method minimizes: cross-entropy where there is a label, and its own terms on every image."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.digits.config import Config
 from jaxkd import data
-from jaxkd.data.fingerprint import digest
+from jaxkd.data._fingerprint import digest
 from jaxkd.types import Batch
 
 MEAN, STD = (0.305,), (0.375,)  # of all pixels of the training split

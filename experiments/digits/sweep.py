@@ -17,7 +17,7 @@ import tyro
 from experiments.digits import training
 from experiments.digits.config import Config, Weights
 from experiments.statistics import interval
-from jaxkd.training.logs import write_atomically
+from jaxkd._core.files import write_atomically
 
 RATES = (1e-3, 3e-3, 1e-2)
 CANDIDATES: dict[str, list[dict[str, Any]]] = {

@@ -16,6 +16,7 @@ from experiments.digits.methods import objective, supervised
 from experiments.digits.models import LAYERS, Net
 from jaxkd import adapters, teachers, training
 from jaxkd.types import PyTree
+from jaxkd import distillers
 
 TAPS = dict(zip(("first", "second"), LAYERS, strict=True))
 OnEval = Callable[[int, Any, Any], None]
@@ -54,7 +55,7 @@ def over_seeds(build: Callable[[PyTree], jaxkd.Distiller], own: PyTree, seeds: l
 
 def normalized(kd: jaxkd.Distiller) -> jaxkd.Distiller:
     """A distiller for images as they are stored."""
-    return training.preprocess(kd, train=setting.normalize, evaluate=setting.normalize)
+    return distillers.preprocess(kd, train=setting.normalize, evaluate=setting.normalize)
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:

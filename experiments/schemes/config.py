@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from jaxkd.training import run_identity as identity
+from jaxkd.training import _run_identity as identity
 
 
 @dataclasses.dataclass(frozen=True)

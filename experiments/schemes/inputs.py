@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd.data.fingerprint import digest
+from jaxkd.data._fingerprint import digest
 from jaxkd.types import Batch
 
 

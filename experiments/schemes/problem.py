@@ -17,9 +17,9 @@ from experiments.digits import setting as digits_setting
 from experiments.schemes.config import Config
 from experiments.schemes.networks import TAPS, WIDTHS, Net
 from jaxkd import data, models
-from jaxkd.data.transforms import Transform
-from jaxkd.models.lstm import LSTM
-from jaxkd.models.lstm import taps as lstm_taps
+from jaxkd.data._transforms import Transform
+from jaxkd.models import LSTM
+from jaxkd.models import taps as lstm_taps
 
 SIZES = ("huge", "wide", "teacher", "large", "middle", "student")
 

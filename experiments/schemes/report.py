@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.statistics import Interval, interval
-from jaxkd.training import forgetting
+from jaxkd.metrics import _forgetting
 
 REFERENCES = ("alone", "offline")
 
@@ -162,7 +162,7 @@ def _bits(results: dict[str, Any]) -> str:
 
 {_table(columns, cells)}
 
-Files of the first seed, as `jaxkd.weights.save_quantised` writes them: with BatchNorm, biases and the header.
+Files of the first seed, as `jaxkd.weights.save_quantized` writes them: with BatchNorm, biases and the header.
 
 """
 

@@ -17,6 +17,8 @@ from experiments.schemes.problem import Problem
 from experiments.schemes.trials import Own, Trial, measured
 from jaxkd import data, training
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Variables
+from jaxkd import distillers
+from jaxkd import metrics
 
 OnEval = Callable[[int, Mapping[str, float], Any], Any]
 
@@ -84,7 +86,7 @@ def run(
                     name_of = key.removeprefix("validation/").removesuffix(f"[{i}]")
                     curve[name_of] = [round(row[key], 5) for row in rows]
             curves.append(curve)
-            variables.append(jax.device_get(trial.pick(training.member(result.state, i))))
+            variables.append(jax.device_get(trial.pick(distillers.select_run(result.state, i))))
     return {"accuracy": accuracies, "curve": curves, "variables": variables}
 
 
@@ -96,7 +98,7 @@ def _distiller(trial: Trial, own: list[Own], problem: Problem, seeds: list[int])
         mine = jax.tree.map(lambda x: x[seed], stacked)
         return measured(trial.make(mine), trial, problem.normalize)
 
-    kd = training.sweep(make, batch_axis=0, seed=np.arange(len(seeds)))
+    kd = distillers.sweep(make, batch_axis=0, seed=np.arange(len(seeds)))
     return kd, jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(jnp.asarray(seeds))
 
 
@@ -113,7 +115,7 @@ def accuracy_of(model: Model, variables: Variables, problem: Problem) -> float:
     def evaluate(state: Variables, batch: Batch) -> Metrics:
         given = problem.normalize(batch)
         outputs, _ = model.apply(state, given, key=None, train=False)
-        return training.metrics.classification(Context({"logits": outputs["logits"]}, {}, given, 0))
+        return metrics.classification(Context({"logits": outputs["logits"]}, {}, given, 0))
 
     never: Any = None  # nothing is trained
     kd = Distiller(never, never, evaluate)

@@ -15,8 +15,9 @@ from experiments.schemes import problem as problems
 from experiments.schemes import running
 from experiments.schemes.trials import Own, Setting, Trial, offline, supervised
 from jaxkd import adapters, data, weights
-from jaxkd.data.transforms import Transform
+from jaxkd.data._transforms import Transform
 from jaxkd.types import Model
+from jaxkd import wrappers
 
 
 class Network(NamedTuple):
@@ -24,7 +25,7 @@ class Network(NamedTuple):
 
     Attributes:
       model: the network, for a setting.
-      transforms: what it reads beside normalised images.
+      transforms: what it reads beside normalized images.
       classes: the part of the classes that it learns, ``(first, last)`` as shares of them.
     """
 
@@ -45,7 +46,7 @@ NETWORKS: dict[str, Network] = {
     "half_a": Network(lambda setting: setting.problem.network("half"), classes=(0.0, 0.5)),
     "half_b": Network(lambda setting: setting.problem.network("half"), classes=(0.5, 1.0)),
     "lstm": Network(lambda setting: setting.problem.lstm("teacher")),
-    "left": Network(lambda setting: adapters.reading(setting.problem.network("left"), image="left"), (LEFT,)),
+    "left": Network(lambda setting: wrappers.with_inputs(setting.problem.network("left"), image="left"), (LEFT,)),
 }
 """Every network that can be had trained on all labels, by name."""
 

@@ -11,8 +11,11 @@ import jaxkd
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
 from jaxkd import adapters, data, losses, teachers, training
-from jaxkd.data.transforms import Transform
+from jaxkd.data._transforms import Transform
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Objective, TrainState, Variables
+from jaxkd._core import axes
+from jaxkd import distillers
+from jaxkd import metrics
 
 Own = Mapping[str, Variables]
 """What a seed has before a scheme begins: the weights of its teachers, by name."""
@@ -34,7 +37,7 @@ class Trial(NamedTuple):
     Attributes:
       make: the distiller of a seed, for images as they are stored.
       steps: of it.
-      model: what is measured at the end, and exported; it reads normalised images.
+      model: what is measured at the end, and exported; it reads normalized images.
       pick: its variables, out of the final state.
       parts: what the training is made of, where that is not ``make`` for all steps.
       loader: makes the input of a seed from its images.
@@ -114,16 +117,16 @@ class Setting(NamedTuple):
         return teachers.frozen(self.problem.network(size, **options), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
-        """A distiller for images as they are stored: augmented and normalised to train, normalised to evaluate.
+        """A distiller for images as they are stored: augmented and normalized to train, normalized to evaluate.
 
         Args:
-          kd: for normalised images.
+          kd: for normalized images.
           *more: transforms that follow either.
-          train: instead of the usual augmentation and normalisation.
+          train: instead of the usual augmentation and normalization.
         """
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
-        return training.preprocess(kd, train=data.compose(train or usual, *more), evaluate=look)
+        return distillers.preprocess(kd, train=data.compose(train or usual, *more), evaluate=look)
 
 
 CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
@@ -186,7 +189,7 @@ def measured(kd: Distiller, trial: Trial, normalize: Transform) -> Distiller:
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         given = look(batch)
         outputs, _ = trial.model.apply(trial.pick(state), given, key=None, train=False)
-        context = Context({"logits": outputs["logits"]}, {}, given, state.step, adapters.mapped_axis())
-        return (trial.metrics or training.metrics.classification)(context)
+        context = Context({"logits": outputs["logits"]}, {}, given, state.step, axes.mapped_axis())
+        return (trial.metrics or metrics.classification)(context)
 
     return kd._replace(evaluate=evaluate)

@@ -7,18 +7,18 @@
 `variables`                       converts linen's dict, an nnx module or `Variables` to `Variables`
 `accumulate`                      runs a model on micro-batches, with the gradients of the whole batch
 `precision`                       computes in bfloat16, with parameters and gradients in float32
-`quantised`                       rounds weights to 1 to 8 bits, with straight-through gradients
-`learned_points`                  learns the values that a trained model's weights are rounded to; `quantise`,
-                                  `quantise_to` and `initial_points` are the functions of parameters
+`quantized`                       rounds weights to 1 to 8 bits, with straight-through gradients
+`learned_codebook`                  learns the values that a trained model's weights are rounded to; `quantize`,
+                                  `quantize_with` and `init_codebook` are the functions of parameters
 `remat`                           recomputes activations in the backward pass instead of storing them
-`group`, `copies`                 combine several models into one: any architectures, or one mapped over its copies
-`member`, `replace_member`        extract or replace one model's variables
+`joint`, `replicate`                 combine several models into one: any architectures, or one mapped over its copies
+`get_member`, `set_member`        extract or replace one model's variables
 `views`                           runs a model on further views of each example: a distortion, a partner
-`reading`                         makes a model read other entries of the batch: another modality
+`with_inputs`                         makes a model read other entries of the batch: another modality
 `with_outputs`                    adds outputs computed from a model's other outputs
-`select_classes`, `place_classes` select the logits of some classes; expand logits of some classes to all
-`flow`, `Mix`, `student_alone`    mix teachers' layers into a student's; extract the plain student
-`with_batch_statistics`           adds the distance of a batch from BatchNorm statistics; `watched` for nnx
+`select_classes`, `expand_classes` select the logits of some classes; expand logits of some classes to all
+`with_flow`, `FlowEdge`, `extract_student`    mix teachers' layers into a student's; extract the plain student
+`with_batch_stat_distance`           adds the distance of a batch from BatchNorm statistics; `track_batch_stats` for nnx
 `with_exits`                      adds classifiers at a model's taps, each an `Exit`: early exits, branches
 `with_input_gradient`             adds the gradient of a logit by the input
 `with_projected_input_gradient`   adds the gradient of a random projection of the logits by the input
@@ -30,22 +30,22 @@ from typing import Any
 
 from flax import nnx as _nnx
 
-from jaxkd.adapters import flax_linen, flax_nnx
-from jaxkd.adapters.accumulate import accumulate
-from jaxkd.adapters.batch_statistics import watched, with_batch_statistics
-from jaxkd.adapters.exits import Exit, with_exits
-from jaxkd.adapters.flax_linen import linen
-from jaxkd.adapters.flax_nnx import nnx_module as nnx
-from jaxkd.adapters.flow import Mix, flow, student_alone
-from jaxkd.adapters.functions import plain
-from jaxkd.adapters.group import copies, group, member, replace_member
-from jaxkd.adapters.input_gradients import with_input_gradient, with_projected_input_gradient
-from jaxkd.adapters.outputs import place_classes, select_classes, with_outputs
-from jaxkd.adapters.precision import precision
-from jaxkd.adapters.quantised import initial_points, learned_points, quantise, quantise_to, quantised
-from jaxkd.adapters.remat import remat
-from jaxkd.adapters.views import reading, views
-from jaxkd.normalization import mapped_axis
+from jaxkd.adapters import _flax_linen, _flax_nnx
+from jaxkd.wrappers import accumulate
+from jaxkd.wrappers import track_batch_stats, with_batch_stat_distance
+from jaxkd.wrappers import Exit, with_exits
+from jaxkd.adapters._flax_linen import linen
+from jaxkd.adapters._flax_nnx import nnx_module as nnx
+from jaxkd.wrappers import FlowEdge, with_flow, extract_student
+from jaxkd.adapters._functions import plain
+from jaxkd.wrappers import replicate, joint, get_member, set_member
+from jaxkd.wrappers import with_input_gradient, with_projected_input_gradient
+from jaxkd.wrappers import expand_classes, select_classes, with_outputs
+from jaxkd.wrappers import precision
+from jaxkd.wrappers import init_codebook, learned_codebook, quantize, quantize_with, quantized
+from jaxkd.wrappers import remat
+from jaxkd.wrappers import with_inputs, views
+from jaxkd._core.axes import mapped_axis
 from jaxkd.types import Variables
 
 __all__ = [
@@ -64,9 +64,9 @@ __all__ = [
     "place_classes",
     "plain",
     "precision",
-    "quantise",
-    "quantise_to",
-    "quantised",
+    "quantize",
+    "quantize_with",
+    "quantized",
     "reading",
     "remat",
     "replace_member",

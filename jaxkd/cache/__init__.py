@@ -17,9 +17,9 @@ each field of each output.
 """
 
 from jaxkd.cache import codecs
-from jaxkd.cache.loaders import attach
-from jaxkd.cache.manifest import StaleCacheError
-from jaxkd.cache.read import Cache, open_cache
-from jaxkd.cache.write import write_cache, write_shards
+from jaxkd.cache._loaders import attach
+from jaxkd.cache._manifest import StaleCacheError
+from jaxkd.cache._read import Cache, open_cache
+from jaxkd.cache._write import write_cache, write_shards
 
 __all__ = ["Cache", "StaleCacheError", "attach", "codecs", "open_cache", "write_cache", "write_shards"]

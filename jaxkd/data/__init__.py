@@ -32,34 +32,21 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
-from jaxkd.data.dataset import Dataset, from_arrays, num_examples
-from jaxkd.data.loading import DIGITS_SPLITS, digits, load
-from jaxkd.data.noise import Noise
-from jaxkd.data.order import permutation
-from jaxkd.data.pairs import SameClass, same_class
-from jaxkd.data.protocol import BatchIterator, Loader
-from jaxkd.data.resident import Resident
-from jaxkd.data.splits import split
-from jaxkd.data.stream import Stream
-from jaxkd.data.tasks import Tasks, class_groups, class_incremental, exemplars
-from jaxkd.data.tfds_source import Source, prepared, source
-from jaxkd.data.transforms import compose, example_keys
-from jaxkd.data.vision import (
-    CIFAR100_MEAN,
-    CIFAR100_STD,
-    by_scan,
-    columns,
-    halves,
-    nearest_next,
-    normalize,
-    random_crop_flip,
-    rows,
-    shift,
-    spectrum,
-    strokes,
-    two_views,
-    with_pair,
-)
+from jaxkd.data._dataset import Dataset, from_arrays, num_examples
+from jaxkd.data._loading import DIGITS_SPLITS, digits, load
+from jaxkd.data._noise import Noise
+from jaxkd.data._order import permutation
+from jaxkd.data._pairs import SameClass, same_class
+from jaxkd.data._protocol import BatchIterator, Loader
+from jaxkd.data._resident import Resident
+from jaxkd.data._splits import split
+from jaxkd.data._stream import Stream
+from jaxkd.data._tasks import Tasks, class_groups, class_incremental, exemplars
+from jaxkd.data._tfds_source import Source, prepared, source
+from jaxkd.data._transforms import compose, example_keys
+from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
+from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
+from jaxkd.data.vision._distortions import two_views, with_pair
 
 __all__ = [
     "CIFAR100_MEAN",

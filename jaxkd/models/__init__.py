@@ -12,12 +12,12 @@ Every model is called as ``model(x, train=False)`` with normalized NHWC images a
 depend on this package: any other model works as well.
 """
 
-from jaxkd.models.lstm import LSTM
-from jaxkd.models.mlp import MLP
-from jaxkd.models.registry import canonical, create, margin_norms, names, taps
-from jaxkd.models.vision.generator import Generator
-from jaxkd.models.vision.mobilenet_v2 import MobileNetV2
-from jaxkd.models.vision.resnet import (
+from jaxkd.models._lstm import LSTM
+from jaxkd.models._mlp import MLP
+from jaxkd.models._registry import canonical, create, margin_norms, names, taps
+from jaxkd.models.vision._generator import Generator
+from jaxkd.models.vision._mobilenet_v2 import MobileNetV2
+from jaxkd.models.vision._resnet import (
     ResNet,
     ResNet8,
     ResNet8x4,
@@ -29,11 +29,11 @@ from jaxkd.models.vision.resnet import (
     ResNet56,
     ResNet110,
 )
-from jaxkd.models.vision.resnet50 import BottleneckResNet, ResNet50
-from jaxkd.models.vision.shufflenet_v1 import ShuffleNetV1
-from jaxkd.models.vision.shufflenet_v2 import ShuffleNetV2
-from jaxkd.models.vision.vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
-from jaxkd.models.vision.wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
+from jaxkd.models.vision._resnet50 import BottleneckResNet, ResNet50
+from jaxkd.models.vision._shufflenet_v1 import ShuffleNetV1
+from jaxkd.models.vision._shufflenet_v2 import ShuffleNetV2
+from jaxkd.models.vision._vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision._wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
     "LSTM",

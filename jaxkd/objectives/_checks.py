@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd import checks
-from jaxkd.objectives.compose import lookup
+from jaxkd._core import checks
+from jaxkd.objectives._compose import lookup
 from jaxkd.types import Array, Context
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxkd import checks
-from jaxkd.objectives.compose import counted, lookup
+from jaxkd._core import checks
+from jaxkd.objectives._compose import mask_out, lookup
 from jaxkd.objectives.layers import dense, dense_init, flatten, unit
 from jaxkd.types import Array, Context
 
@@ -34,6 +34,6 @@ def embed(params: Any, context: Context, paths: tuple[str, str], *, normalize: b
     """Embeds the features at both paths as ``[batch, features]``, normalized or not."""
     embedded = {}
     for side, path in zip(SIDES, paths, strict=True):
-        embedding = dense(params[side], flatten(counted(context, jnp.asarray(lookup(context, path)))))
+        embedding = dense(params[side], flatten(mask_out(context, jnp.asarray(lookup(context, path)))))
         embedded[side] = unit(embedding) if normalize else embedding
     return embedded

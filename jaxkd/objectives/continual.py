@@ -7,12 +7,12 @@ student is distilled:
 =================  ========================================  ===============================================
 function           the label competes with                   the earlier student is distilled on
 =================  ========================================  ===============================================
-`task_heads`       the classes of the label's own task       each old task's classes, one softmax for each
-`two_heads`        the new classes, or all the old ones      all old classes, in one softmax
-`single_head`      all classes seen so far                   all old classes, in one softmax
+`per_task_softmax`       the classes of the label's own task       each old task's classes, one softmax for each
+`split_softmax`        the new classes, or all the old ones      all old classes, in one softmax
+`joint_softmax`      all classes seen so far                   all old classes, in one softmax
 =================  ========================================  ===============================================
 
-`task_heads` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common in
+`per_task_softmax` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common in
 class-incremental learning, where it is not known.
 """
 
@@ -25,10 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd import checks, losses
-from jaxkd.objectives._tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
-from jaxkd.objectives.compose import Schedule, lookup, weighted
-from jaxkd.types import Array, Context, LossOut, LossVars, Objective
+from jaxkd._core import checks
+from jaxkd import losses
+from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
+from jaxkd.types import Schedule
+from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd._core import batches
 
 __all__ = ["Heads", "held_to_old", "single_head", "task_heads", "taught_new", "told_by_labels", "two_heads"]
 
@@ -38,13 +41,13 @@ current task, the heads of the cross-entropy and those of the distillation, ``bo
 a class are ignored."""
 
 
-def task_heads(table: Array, task: Array) -> tuple[Array, Array]:
+def per_task_softmax(table: Array, task: Array) -> tuple[Array, Array]:
     """Returns one head for each task.
 
     Li & Hoiem, "Learning without Forgetting", 2017, which adds the losses of the old heads.
 
     >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
-    >>> label_heads, old_heads = task_heads(table, 1)
+    >>> label_heads, old_heads = per_task_softmax(table, 1)
     >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
     ([[1, 1, 0, 0], [0, 0, 1, 1]], [[1, 1, 0, 0], [0, 0, 0, 0]])
     """
@@ -52,37 +55,37 @@ def task_heads(table: Array, task: Array) -> tuple[Array, Array]:
     return table & (number <= task), table & (number < task)
 
 
-def single_head(table: Array, task: Array) -> tuple[Array, Array]:
+def joint_softmax(table: Array, task: Array) -> tuple[Array, Array]:
     """Returns one head of all classes seen so far, and one of the old classes.
 
     >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
-    >>> label_heads, old_heads = single_head(table, 1)
+    >>> label_heads, old_heads = joint_softmax(table, 1)
     >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
     ([[1, 1, 1, 1]], [[1, 1, 0, 0]])
     """
-    seen, old = task_heads(table, task)
+    seen, old = per_task_softmax(table, task)
     return jnp.any(seen, axis=0, keepdims=True), jnp.any(old, axis=0, keepdims=True)
 
 
-def two_heads(table: Array, task: Array) -> tuple[Array, Array]:
+def split_softmax(table: Array, task: Array) -> tuple[Array, Array]:
     """Returns one head of the new classes and one of all old classes.
 
     The new classes are learned without lowering the probabilities of the old ones.
 
     >>> table = jnp.array([[True, True, False, False], [False, False, True, True]])
-    >>> label_heads, old_heads = two_heads(table, 1)
+    >>> label_heads, old_heads = split_softmax(table, 1)
     >>> label_heads.astype(int).tolist(), old_heads.astype(int).tolist()
     ([[0, 0, 1, 1], [1, 1, 0, 0]], [[1, 1, 0, 0]])
     """
-    seen, old = single_head(table, task)
+    seen, old = joint_softmax(table, task)
     return jnp.concatenate([seen & ~old, old]), old
 
 
-def told_by_labels(
+def task_cross_entropy(
     tasks: Tasks,
     steps: TaskSteps,
     *,
-    heads: Heads = task_heads,
+    heads: Heads = per_task_softmax,
     student: str = "student/logits",
     labels: str = "batch/label",
     retained: bool = False,
@@ -111,14 +114,14 @@ def told_by_labels(
     Raises:
       ValueError: tasks or steps are invalid; from ``init``: there are fewer logits than classes.
 
-    >>> objective = told_by_labels([[0, 1], [2, 3]], steps=10)
+    >>> objective = task_cross_entropy([[0, 1], [2, 3]], steps=10)
     >>> context = Context({"logits": jnp.zeros((1, 4))}, {}, {"label": jnp.array([2])}, jnp.int32(11))
     >>> objective.apply({}, {}, context, None).value  # log 2: classes of the first task do not compete
     Array(0.6931472, dtype=float32)
     """
     tasks, starts = check_tasks("told_by_labels", tasks), task_starts("told_by_labels", steps, len(tasks))
 
-    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
         logits, label = lookup(context, student), lookup(context, labels)
         table, task = class_table(tasks, logits), _task(starts, context, key)
@@ -133,16 +136,16 @@ def told_by_labels(
         if key is None:  # an evaluation may contain classes of later tasks, but no label out of range
             mask &= begun | ~inside
         values = losses.cross_entropy(jnp.where(competing, logits, -jnp.inf), label, where=mask & begun)
-        return weighted(jnp.where(mask & ~begun, jnp.nan, values), mask, weight, context, state)
+        return reduce_values(jnp.where(mask & ~begun, jnp.nan, values), mask, weight, context, state)
 
     return Objective(_checked_init(apply), apply)
 
 
-def held_to_old(
+def old_class_kd(
     tasks: Tasks,
     steps: TaskSteps,
     *,
-    heads: Heads = task_heads,
+    heads: Heads = per_task_softmax,
     temperature: float | Array = 2.0,
     student: str = "student/logits",
     teacher: str = "teacher/logits",
@@ -169,7 +172,7 @@ def held_to_old(
     Raises:
       ValueError: tasks or steps are invalid; from ``init``: there are fewer logits than classes, or shapes differ.
 
-    >>> objective = held_to_old([[0, 1], [2, 3]], steps=10)
+    >>> objective = old_class_kd([[0, 1], [2, 3]], steps=10)
     >>> student, old = {"logits": jnp.zeros((1, 4))}, {"logits": jnp.array([[0.0, 2.0, 7.0, -7.0]])}
     >>> at = lambda step: objective.apply({}, {}, Context(student, old, {}, step), None).value
     >>> at(0), at(11).round(4)
@@ -177,18 +180,18 @@ def held_to_old(
     """
     tasks, starts = check_tasks("held_to_old", tasks), task_starts("held_to_old", steps, len(tasks))
 
-    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
         logits, old = lookup(context, student), lookup(context, teacher)
         _, old_heads = heads(class_table(tasks, logits), _task(starts, context, key))
         mask = _mask(context, logits[:, 0])
         values = kl_of_heads(logits, old, old_heads, temperature, mask)
-        return weighted(values, mask, weight, context, state)
+        return reduce_values(values, mask, weight, context, state)
 
     return Objective(_checked_init(apply), apply)
 
 
-def taught_new(
+def new_class_kd(
     tasks: Tasks,
     steps: TaskSteps,
     *,
@@ -216,22 +219,22 @@ def taught_new(
       An `Objective` without parameters; its value is the mean over the new task's examples.
 
     Raises:
-      ValueError: as for `held_to_old`.
+      ValueError: as for `old_class_kd`.
 
-    >>> objective = taught_new([[0, 1], [2, 3]], 10, temperature=1.0, teacher="teacher/expert/logits")
+    >>> objective = new_class_kd([[0, 1], [2, 3]], 10, temperature=1.0, teacher="teacher/expert/logits")
     >>> teacher, batch = {"expert/logits": jnp.array([[9.0, 0.0, 0.0, 0.0]])}, {"label": jnp.array([2])}
     >>> objective.apply({}, {}, Context({"logits": jnp.zeros((1, 4))}, teacher, batch, 11), None).value
     Array(0., dtype=float32)
     """
     tasks, starts = check_tasks("taught_new", tasks), task_starts("taught_new", steps, len(tasks))
 
-    def apply(params: Any, state: Any, context: Context, key: Array | None) -> LossOut:
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
         logits, expert, label = lookup(context, student), lookup(context, teacher), lookup(context, labels)
         table, task = class_table(tasks, logits), _task(starts, context, key)
         mask = _mask(context, label) & is_new(table, task, label) & (task > 0)
         values = kl_of_heads(logits, expert, table[task][None], temperature, mask)
-        return weighted(values, mask, weight, context, state)
+        return reduce_values(values, mask, weight, context, state)
 
     return Objective(_checked_init(apply), apply)
 
@@ -261,17 +264,17 @@ def _task(starts: np.ndarray, context: Context, key: Array | None) -> Array:
 
 
 def _mask(context: Context, like: Array) -> Array:
-    mask = checks.example_mask(context.batch)
+    mask = batches.example_mask(context.batch)
     return jnp.ones(like.shape, bool) if mask is None else mask
 
 
-def _checked_init(apply: Callable[..., LossOut]) -> Callable[..., LossVars]:
+def _checked_init(apply: Callable[..., ObjectiveOut]) -> Callable[..., ObjectiveVars]:
     """Returns an ``init`` without parameters that checks the context abstractly."""
 
-    def init(key: Array, context: Context) -> LossVars:
+    def init(key: Array, context: Context) -> ObjectiveVars:
         del key
         whole = context._replace(axis_name=None)
         jax.eval_shape(lambda c: apply({}, {}, c, None).value, whole)
-        return LossVars()
+        return ObjectiveVars()
 
     return init

@@ -52,7 +52,7 @@ def mlp(*widths: int) -> Discriminator:
     return Discriminator(init, apply)
 
 
-def convolutional(*widths: int) -> Discriminator:
+def conv(*widths: int) -> Discriminator:
     """Builds strided convolutions with leaky ReLUs, a spatial mean and a dense layer.
 
     The convolutions are 4×4 of stride 2, the leaky ReLUs have the slope 0.2.
@@ -60,7 +60,7 @@ def convolutional(*widths: int) -> Discriminator:
     Args:
       *widths: channels of the convolutions.
 
-    >>> network = convolutional(8, 16)
+    >>> network = conv(8, 16)
     >>> network.apply(network.init(jax.random.key(0), (2, 8, 8, 3), 1), jnp.ones((2, 8, 8, 3))).shape
     (2, 1)
     """

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd import checks
+from jaxkd._core import checks
 from jaxkd.losses._numerics import match_size as _match_size
-from jaxkd.normalization import by_replica, running, share_of, statistics
-from jaxkd.types import Array, Context, LossVars
+from jaxkd._core.batch_norm import by_replica, running, share_of, statistics
+from jaxkd.types import Array, Context, ObjectiveVars
+from jaxkd._core import batches
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
 
@@ -61,14 +62,14 @@ def conv(params: dict[str, Array], x: Array) -> Array:
     return _biased(mapped, params)
 
 
-def batch_norm_init(features: int) -> LossVars:
+def batch_norm_init(features: int) -> ObjectiveVars:
     """Initializes the parameters and running statistics of a BatchNorm.
 
     >>> batch_norm_init(1).state
     {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}
     """
     # Four arrays rather than two used twice: a train state is donated, and a buffer can be donated only once.
-    return LossVars(
+    return ObjectiveVars(
         {"scale": jnp.ones(features, jnp.float32), "bias": jnp.zeros(features, jnp.float32)},
         {"mean": jnp.zeros(features, jnp.float32), "var": jnp.ones(features, jnp.float32)},
     )
@@ -85,7 +86,7 @@ def batch_norm(
 ) -> tuple[Array, dict[str, Array]]:
     """Applies BatchNorm over the last axis, with the statistics of unmasked examples.
 
-    Each of the `jaxkd.normalization.replicas`, by default each device's share of the batch, has its own statistics.
+    Each of the `jaxkd._core.batch_norm.replicas`, by default each device's share of the batch, has its own statistics.
 
     Args:
       params: ``scale`` and ``bias``, from `batch_norm_init`.
@@ -126,19 +127,19 @@ def batch_norm(
     return by_replica(normalize, x, mean, var), state
 
 
-def connector_init(key: Array, features: int, outputs: int) -> LossVars:
+def connector_init(key: Array, features: int, outputs: int) -> ObjectiveVars:
     """Initializes the parameters and state of a `connector`.
 
     >>> jax.tree.map(jnp.shape, connector_init(jax.random.key(0), 3, 5).params)
     {'kernel': (3, 5), 'norm': {'bias': (5,), 'scale': (5,)}}
     """
     norm = batch_norm_init(outputs)
-    return LossVars({**dense_init(key, features, outputs, bias=False), "norm": norm.params}, norm.state)
+    return ObjectiveVars({**dense_init(key, features, outputs, bias=False), "norm": norm.params}, norm.state)
 
 
 def connector(params: Any, state: Any, x: Array, context: Context, *, train: bool) -> tuple[Array, Any]:
     """Applies a 1×1 convolution without a bias, then BatchNorm."""
-    mask = checks.example_mask(context.batch)
+    mask = batches.example_mask(context.batch)
     x = dense({"kernel": params["kernel"]}, x)
     return batch_norm(params["norm"], state, x, mask=mask, axis_name=context.axis_name, train=train)
 

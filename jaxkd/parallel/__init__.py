@@ -14,8 +14,8 @@ Each of the first three returns a `Placed`: a `jaxkd.Distiller` with compiled ``
 is itself callable as the step. The state given to a step is donated: use the one that it returns.
 """
 
-from jaxkd.parallel.batches import pad
-from jaxkd.parallel.placement import Placed, jit, pmap, shard
-from jaxkd.parallel.rules import fully_sharded
+from jaxkd.parallel._batches import pad
+from jaxkd.parallel._placement import Placed, jit, pmap, shard
+from jaxkd.parallel._rules import fully_sharded
 
 __all__ = ["Placed", "fully_sharded", "jit", "pad", "pmap", "shard"]

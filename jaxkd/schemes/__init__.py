@@ -4,8 +4,8 @@
 offline             `jaxkd.distill`: a trained, frozen teacher
 `peers`             networks that learn together: `online`, `mutual` (DML), `diverse_peers` (OKDDip), `branches`
                     (ONE), `collaborative` (KDCL)
-`self_distillation` a network that teaches itself: `byot` (BYOT), `class_wise` (CS-KD), `two_views` (DDGSD)
-`phases`            trainings one after another: `staged`, `relay`, `assistants` (TAKD), `born_again` (BAN)
+`self_distillation` a network that teaches itself: `byot` (BYOT), `class_wise` (CS-KD), `distorted_views` (DDGSD)
+`phases`            trainings one after another: `staged`, `sequential`, `assistants` (TAKD), `born_again` (BAN)
 `continual`         tasks one after another: `learning_without_forgetting` (LwF), `lifelong`, `retrospection`
 `synthesis`         images made from the teacher: `data_free` with `synthesis.dafl`, `synthesis.inversion` or
                     `synthesis.cmi`
@@ -16,12 +16,23 @@ The schemes are exported here. Their helpers, such as `phases.Leg` or `self_dist
 subpackage of their family.
 """
 
-from jaxkd.schemes.continual import learning_without_forgetting, lifelong, retrospection
-from jaxkd.schemes.peers import branches, collaborative, diverse_peers, mutual, online
-from jaxkd.schemes.phases import assistants, born_again, relay, staged
-from jaxkd.schemes.self_distillation import byot, class_wise, two_views
-from jaxkd.schemes.synthesis import data_free
-from jaxkd.schemes.transfer import few_sample, knowledge_flow
+from jaxkd.schemes.continual._lifelong import learning_without_forgetting, lifelong
+from jaxkd.schemes.continual._retrospection import retrospection
+from jaxkd.schemes.peers._branches import branches
+from jaxkd.schemes.peers._collaborative import collaborative
+from jaxkd.schemes.peers._diverse_peers import diverse_peers
+from jaxkd.schemes.peers._mutual import mutual
+from jaxkd.schemes.peers._online import online
+from jaxkd.schemes.phases._assistants import assistants
+from jaxkd.schemes.phases._born_again import born_again
+from jaxkd.schemes.phases._sequential import sequential
+from jaxkd.schemes.phases._staged import staged
+from jaxkd.schemes.self_distillation._be_your_own_teacher import byot
+from jaxkd.schemes.self_distillation._class_wise import class_wise
+from jaxkd.schemes.self_distillation._distorted_views import distorted_views
+from jaxkd.schemes.synthesis._data_free import data_free
+from jaxkd.schemes.transfer._few_sample import few_sample
+from jaxkd.schemes.transfer._knowledge_flow import knowledge_flow
 
 __all__ = [
     "assistants",

@@ -2,7 +2,7 @@
 
 ================================  ==========================================================================
 `frozen`                          a trained model that never changes
-`awaited`                         a model that another part of the run trains first, such as an earlier leg of
+`placeholder`                         a model that another part of the run trains first, such as an earlier leg of
                                   a relay
 `ema`                             the student's exponential moving average: the mean teacher
 `ensemble`                        several teachers as one, averaged by `average_logits` or by
@@ -12,12 +12,12 @@
 ================================  ==========================================================================
 """
 
-from jaxkd.teachers.awaited import awaited
-from jaxkd.teachers.cached import cached
-from jaxkd.teachers.ema import ema
-from jaxkd.teachers.ensemble import average_logits, average_probabilities, ensemble
-from jaxkd.teachers.frozen import frozen
-from jaxkd.teachers.none import none
+from jaxkd.teachers._placeholder import placeholder
+from jaxkd.teachers._cached import cached
+from jaxkd.teachers._ema import ema
+from jaxkd.teachers._ensemble import average_logits, average_probabilities, ensemble
+from jaxkd.teachers._frozen import frozen
+from jaxkd.teachers._none import none
 
 __all__ = [
     "average_logits",

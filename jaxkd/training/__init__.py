@@ -3,10 +3,10 @@
 ================================  ==========================================================================
 `distill`                         composes student, teacher, objective and optimizer into a `Distiller`
 `preprocess`                      augmentation and normalization as part of the step
-`averaged`, `average_of`          moving average of the student, with decays such as `rising_decay`
+`with_ema`, `ema_params`          moving average of the student, with decays such as `ema_warmup`
 `skip_nonfinite`                  skips and counts updates that are not finite
-`per_member`                      an optimizer that treats each of several models separately
-`sweep`, `member`                 several seeds or hyperparameters as one program
+`per_model`                      an optimizer that treats each of several models separately
+`sweep`, `select_run`                 several seeds or hyperparameters as one program
 `term_gradients`                  reports norms and cosines of the terms' gradients among the metrics
 `fit`, `evaluate`                 the loop: progress, evaluation, logs, checkpoints, exact resume
 `metrics`                         metrics as sums and counts: merge, compute
@@ -18,21 +18,21 @@
 ================================  ==========================================================================
 """
 
-from jaxkd.averaging import rising_decay
-from jaxkd.training import forgetting, metrics, similarity
-from jaxkd.training.averaged import average_of, averaged
-from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-from jaxkd.training.compiled_steps import evaluate
-from jaxkd.training.distill import distill
-from jaxkd.training.inputs import Input
-from jaxkd.training.logs import Logs, NonFiniteError
-from jaxkd.training.loop import FitResult, fit
-from jaxkd.training.per_member import per_member
-from jaxkd.training.preemption import Preempted
-from jaxkd.training.preprocess import preprocess
-from jaxkd.training.skipping import skip_nonfinite
-from jaxkd.training.sweep import member, sweep
-from jaxkd.training.term_gradients import term_gradients
+from jaxkd._core.moving_average import ema_warmup
+from jaxkd.metrics import _forgetting, _classification, _similarity
+from jaxkd.distillers import ema_params, with_ema
+from jaxkd.training._checkpoint import CheckpointError, Checkpoints
+from jaxkd.training._compiled_steps import evaluate
+from jaxkd.distillers import distill
+from jaxkd.training._inputs import Input
+from jaxkd.training._logs import Logs, NonFiniteError
+from jaxkd.training._loop import FitResult, fit
+from jaxkd.distillers import per_model
+from jaxkd.training._preemption import Preempted
+from jaxkd.distillers import preprocess
+from jaxkd.distillers import skip_nonfinite
+from jaxkd.distillers import select_run, sweep
+from jaxkd.distillers import term_gradients
 
 __all__ = [
     "CheckpointError",

@@ -5,8 +5,8 @@
 `save_orbax`, `load_orbax`                          a plain orbax directory; `load_orbax` reads any orbax checkpoint
 `load_safetensors_metadata`, `load_orbax_metadata`  metadata saved with the weights
 `save_program`                                      the compiled model with its weights, to serve with JAX alone
-`save_quantised`, `load_quantised`                  weights of 1 to 8 bits, packed
-`quantised_size`, `QuantisedSize`                   the size of such a file, by parts
+`save_quantized`, `load_quantized`                  weights of 1 to 8 bits, packed
+`quantized_size`, `QuantizedSize`                   the size of such a file, by parts
 `load_run`                                          the student of a training run's directory
 `fit_to`                                            arrays by name into a model, names and shapes checked
 `fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
@@ -25,20 +25,20 @@
 """
 
 from jaxkd.weights import layouts, names
-from jaxkd.weights.fitting import WeightsError, fit_to
-from jaxkd.weights.orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
-from jaxkd.weights.program import save_program
-from jaxkd.weights.quantised_file import QuantisedSize, load_quantised, quantised_size, save_quantised
-from jaxkd.weights.safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
-from jaxkd.weights.torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
-from jaxkd.weights.torch_models import split_attention, split_lstm, torch_cifar_resnet
-from jaxkd.weights.torch_state import NUM_BATCHES_TRACKED, fit_torch_to, load_torch
-from jaxkd.weights.torch_zoo import torch_cifar, torch_vgg, torch_wrn
-from jaxkd.weights.tree import cast, flatten, student_of
+from jaxkd.weights._fitting import WeightsError, fit_to
+from jaxkd.weights._orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
+from jaxkd.weights._program import save_program
+from jaxkd.weights._quantized_file import QuantizedSize, load_quantized, quantized_size, save_quantized
+from jaxkd.weights._safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
+from jaxkd.weights._torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
+from jaxkd.weights._torch_models import split_attention, split_lstm, torch_cifar_resnet
+from jaxkd.weights._torch_state import NUM_BATCHES_TRACKED, fit_torch_to, load_torch
+from jaxkd.weights._torch_zoo import torch_cifar, torch_vgg, torch_wrn
+from jaxkd.weights._tree import cast, flatten, student_of
 
 __all__ = [
     "NUM_BATCHES_TRACKED",
-    "QuantisedSize",
+    "QuantizedSize",
     "WeightsError",
     "cast",
     "fit_to",
@@ -47,16 +47,16 @@ __all__ = [
     "layouts",
     "load_orbax",
     "load_orbax_metadata",
-    "load_quantised",
+    "load_quantized",
     "load_run",
     "load_safetensors",
     "load_safetensors_metadata",
     "load_torch",
     "names",
-    "quantised_size",
+    "quantized_size",
     "save_orbax",
     "save_program",
-    "save_quantised",
+    "save_quantized",
     "save_safetensors",
     "split_attention",
     "split_lstm",

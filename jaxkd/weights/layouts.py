@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd import checks
+from jaxkd._core import checks
 
 Layout = Callable[[Any], Any]
 

@@ -13,9 +13,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxkd
-from jaxkd import Variables, adapters, normalization
-from jaxkd.normalization import replicas
+from jaxkd import Variables, adapters
+from jaxkd._core import batch_norm
+from jaxkd._core.batch_norm import replicas
 from jaxkd.objectives import layers
+from jaxkd._core import axes
 
 AXIS = jaxkd.DATA_AXIS
 BATCH, COUNTS = 16, (1, 2, 4, 8)
@@ -49,7 +51,7 @@ class NnxNet(nnx.Module):
 
 def with_layers(variables, batch, *, key, train):
     """The same network with the BatchNorm of `jaxkd.objectives.layers`."""
-    params, mask, axis = variables.params, batch.get("mask"), normalization.mapped_axis()
+    params, mask, axis = variables.params, batch.get("mask"), axes.mapped_axis()
     x = layers.dense(params["first"], batch["image"])
     x, norm = layers.batch_norm(params["norm"], variables.state["norm"], x, mask=mask, axis_name=axis, train=train)
     return {"logits": layers.dense(params["head"], jnp.tanh(x))}, {"norm": norm}
@@ -58,7 +60,7 @@ def with_layers(variables, batch, *, key, train):
 MADE = adapters.linen(Net()).init(jax.random.key(0), {"image": IMAGE})
 MODELS = {
     "linen": adapters.linen(Net()),
-    "nnx": adapters.nnx(NnxNet),
+    "nnx": adapters.nnx_module(NnxNet),
     "layers": jaxkd.Model(lambda key, batch: MADE, with_layers),
 }
 NORM = {"mean": jnp.full(4, 0.3), "var": jnp.full(4, 2.0)}
@@ -72,7 +74,7 @@ def value(logits, mask):
 
 def run(name, counts, variables, batch):
     """Returns logits, running statistics and gradients by the number of replicas."""
-    axis = normalization.mapped_axis()
+    axis = axes.mapped_axis()
 
     def one(params):
         outputs, state = MODELS[name].apply(Variables(params, variables.state), batch, key=None, train=True)
@@ -237,7 +239,7 @@ def test_one_replica_per_device_needs_no_communication(name, count):
 
 def test_the_context_manager_restores_the_number():
     def count():
-        return normalization.share_of(None, None).groups
+        return batch_norm.share_of(None, None).groups
 
     with replicas(4):
         with replicas(2):
@@ -278,7 +280,7 @@ class NnxSynchronized(nnx.Module):
         return self.norm(x)
 
 
-@pytest.mark.parametrize("model", [adapters.linen(Synchronized()), adapters.nnx(NnxSynchronized)], ids=["linen", "nnx"])
+@pytest.mark.parametrize("model", [adapters.linen(Synchronized()), adapters.nnx_module(NnxSynchronized)], ids=["linen", "nnx"])
 def test_a_layer_with_an_axis_name_gets_whole_batch_statistics(model):
     batch = {"image": IMAGE}
     variables = model.init(jax.random.key(0), batch)
@@ -313,7 +315,7 @@ def test_a_subclass_of_batch_norm_keeps_its_behavior(keep, count):
     batch = {"image": IMAGE} if keep is None else {"image": IMAGE, "mask": keep}
     parts = IMAGE.reshape(count, -1, 3)
     expected = (2 * (parts - parts.mean(1, keepdims=True)) / np.sqrt(parts.var(1, keepdims=True) + 1e-5)).reshape(-1, 3)
-    for model in (adapters.linen(Doubled()), adapters.nnx(lambda rngs: NnxDoubled(3, rngs=rngs))):
+    for model in (adapters.linen(Doubled()), adapters.nnx_module(lambda rngs: NnxDoubled(3, rngs=rngs))):
         variables = model.init(jax.random.key(0), batch)
         with replicas(count):
             found, _ = model.apply(variables, batch, key=None, train=True)
@@ -326,7 +328,7 @@ def test_dtype_scale_and_bias_are_those_of_flax(given, dtype):
     batch = {"image": jnp.asarray(IMAGE, given)}
     made = {
         "linen": adapters.linen(nn.BatchNorm(dtype=dtype, use_bias=False)),
-        "nnx": adapters.nnx(lambda rngs: nnx.BatchNorm(3, dtype=dtype, use_scale=False, rngs=rngs)),
+        "nnx": adapters.nnx_module(lambda rngs: nnx.BatchNorm(3, dtype=dtype, use_scale=False, rngs=rngs)),
     }
     for model in made.values():
         variables = model.init(jax.random.key(0), batch)

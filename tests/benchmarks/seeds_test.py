@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import seeds
 from jaxkd import data, models, training
+from jaxkd import distillers
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_both_sides_give_the_same_parameters(case, tmp_path):
             states = side.run(states, number)
         ends.append(states)
     for i in range(2):
-        vmapped, expected = training.member(ends[1], i), ends[0][i]
+        vmapped, expected = distillers.select_run(ends[1], i), ends[0][i]
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             vmapped.student.params,

@@ -13,7 +13,7 @@ import pytest
 
 import jaxkd
 from jaxkd import data
-from jaxkd.cache import StaleCacheError, probes
+from jaxkd.cache import StaleCacheError, _probes
 from tests.cache.toy import AUGMENT, FLOAT32, MODEL, SET, VARIABLES, VIEWS, files, write
 
 ROOT = pathlib.Path(__file__).parents[2]

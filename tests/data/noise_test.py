@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.data.noise import Noise
-from jaxkd.data.protocol import Loader
+from jaxkd.data import Noise
+from jaxkd.data import Loader
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.data.pairs import SameClass, same_class
+from jaxkd.data import SameClass, same_class
 
 LABELS = np.array([2, 0, 1, 0, 3, 1, 1, 0, 2, 0, 4, 0])  # one example of class 3, one of 4, two of 2
 ALONE = {4, 10}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd.data import Resident, from_arrays
-from jaxkd.data import tasks as lib
+from jaxkd.data import _tasks as lib
 from jaxkd.training import fit
 
 GROUPS = ((4, 1), (0, 5), (2, 3))

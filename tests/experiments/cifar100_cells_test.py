@@ -27,14 +27,16 @@ from experiments.cifar100 import (
 )
 from jaxkd import training as jaxkd_training
 from jaxkd import weights
-from jaxkd.training import metrics
+from jaxkd.metrics import _classification
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
 from tests.weights.torch_zoo_test import resnet_shapes
+from jaxkd import distillers
+from jaxkd import metrics
 
 PROTOCOL = config.Protocol(epochs=2, teacher_epochs=1, batch_size=8)
 CACHED = dataclasses.replace(PROTOCOL, cached=True)
-STEPS = 4  # 16 images, two batches in each of two epochs; an initialisation adds one
+STEPS = 4  # 16 images, two batches in each of two epochs; an initialization adds one
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +261,7 @@ def losses_of(method, wanted, place):
     student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
     setting = objectives.Setting(tiny.TEACHER, tiny.STUDENT, STEPS, train.arrays["label"], lambda tap: None)
     built = methods.build(method, setting, student, teacher)
-    kd = jaxkd_training.preprocess(built, train=cells.views(wanted.seed, protocol))
+    kd = distillers.preprocess(built, train=cells.views(wanted.seed, protocol))
     batches = iter(loader.batches())
     batch = next(batches)
     state, step, found = kd.init(jax.random.key(0), batch), jax.jit(kd.step), []

@@ -83,7 +83,7 @@ def learned(slope):
         rows = jnp.broadcast_to(params["w"] @ jnp.float32(slope), context.student["logits"].shape[:1])
         return jaxkd.term(lambda x: x, "batch/rows").apply({}, state, context._replace(batch={"rows": rows}), key)
 
-    return jaxkd.combine(own=jaxkd.Objective(lambda key, context: jaxkd.LossVars({"w": jnp.ones(2)}), apply))
+    return jaxkd.combine(own=jaxkd.Objective(lambda key, context: jaxkd.ObjectiveVars({"w": jnp.ones(2)}), apply))
 
 
 def trajectory(method, student, steps):
@@ -109,7 +109,7 @@ DECAYED = [*[1.0] * 15, *[0.1] * 3, *[0.01] * 3, *[0.001] * 3]  # of 24 steps
 
 
 @pytest.mark.parametrize(("student", "rate"), [("resnet8", 0.05), ("shufflenet_v1", 0.01)])
-def test_an_initialisation_comes_on_top_of_the_training_and_before_its_decays(student, rate):
+def test_an_initialization_comes_on_top_of_the_training_and_before_its_decays(student, rate):
     method = methods.Method(lambda _: linear(SLOPES[1]), points.nothing, lambda _: linear(SLOPES[0]))
     assert methods.initial_steps(method, 240) == 30 and methods.initial_steps(method, 24) == 3
     found, _ = trajectory(method, student, 24)
@@ -119,7 +119,7 @@ def test_an_initialisation_comes_on_top_of_the_training_and_before_its_decays(st
 
 
 @pytest.mark.parametrize(("student", "rate"), [("resnet8", 0.01), ("wrn_16_2", 0.01), ("vgg8", 0.05)])
-def test_an_initialisation_of_what_is_learned_leaves_the_student_alone(student, rate):
+def test_an_initialization_of_what_is_learned_leaves_the_student_alone(student, rate):
     method = methods.Method(
         lambda _: linear(SLOPES[1]), points.nothing, lambda _: learned(SLOPES[0]), train_student=False
     )
@@ -131,7 +131,7 @@ def test_an_initialisation_of_what_is_learned_leaves_the_student_alone(student, 
     np.testing.assert_array_equal(own[3:], [own[2]] * 24)
 
 
-def test_a_row_without_an_initialisation_has_no_more_steps():
+def test_a_row_without_an_initialization_has_no_more_steps():
     plain = methods.Method(lambda _: linear(SLOPES[1]), points.nothing)
     assert methods.initial_steps(plain, 240) == 0
     then = sgd([1.0, -2.0], [SLOPES[1]] * 24, [0.05 * decay for decay in DECAYED])
@@ -145,7 +145,7 @@ def test_the_order_of_the_rows_is_that_of_the_tables():
     assert recipe.LIGHT == ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 
 
-def test_images_are_augmented_and_normalised_as_published():
+def test_images_are_augmented_and_normalized_as_published():
     image = np.full((2, 32, 32, 3), 128, np.uint8)
     given = {"image": image, "index": np.arange(2), "epoch": np.zeros(2, np.int32)}
     inside = (128 / 255 - np.array([0.5071, 0.4867, 0.4408])) / np.array([0.2675, 0.2565, 0.2761])

@@ -21,9 +21,10 @@ from experiments.cifar100 import (
     teachers,
 )
 from jaxkd import Context
-from jaxkd.training import metrics
+from jaxkd.metrics import _classification
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
+from jaxkd import metrics
 
 METHODS = tuple(methods.METHODS)
 PAIRS = [pair.split(":") for pair in published.PAIRS]
@@ -203,7 +204,7 @@ def totals(step):
     }
     given = context(step)
     made = jax.jit(lambda: {name: row.init(jax.random.key(2), given) for name, row in rows.items()})()
-    made["crd of its own"] = jaxkd.LossVars(made["crd"].params["crd"], made["crd"].state["crd"])
+    made["crd of its own"] = jaxkd.ObjectiveVars(made["crd"].params["crd"], made["crd"].state["crd"])
 
     @jax.jit
     def evaluated(made, given):

@@ -12,7 +12,7 @@ import pytest
 import jaxkd
 from experiments.cifar100 import cells, config, inputs, main, recipe, report, teachers, together, training
 from jaxkd import data, weights
-from jaxkd.training import member, preprocess, sweep
+from jaxkd.distillers import select_run, preprocess, sweep
 from tests import tiny
 
 SEEDS = [0, 1]
@@ -156,7 +156,7 @@ def test_the_best_epoch_is_chosen_on_what_is_held_out():
 
 @pytest.mark.parametrize("cell", [FT, CRD], ids=lambda cell: cell.method)
 def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
-    """A live teacher; an initialisation that comes first, or a bank; and every seed's own order and views."""
+    """A live teacher; an initialization that comes first, or a bank; and every seed's own order and views."""
     seeds, steps = [3, 5], 2
     work = cells.prepared(cell._replace(seed=3), place)
     loader = together.PerSeed(work.loader, seeds)
@@ -165,7 +165,7 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
     own = cells.prepared(cell._replace(seed=5), place)
     alone = preprocess(own.kd, train=recipe.augmentation(5))
     expected = alone.init(jax.random.key(5), own.loader.gather(own.loader.arrays, 0))
-    tiny.assert_equal(member(state, 1).student, expected.student)
+    tiny.assert_equal(select_run(state, 1).student, expected.student)
     step, step_alone = jax.jit(kd.step), jax.jit(alone.step)
     for number in range(steps):
         state, found = step(state, loader.gather(loader.arrays, number))
@@ -174,8 +174,8 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
             assert found[name].count[1] == count, name
             np.testing.assert_allclose(found[name].sum[1], total, rtol=1e-3, err_msg=name)
     assert float(numbers["loss"].sum) != pytest.approx(float(found["loss"].sum[0]), rel=1e-2)
-    tiny.assert_close(member(state, 1).student, expected.student, rtol=1e-3, atol=1e-4)
-    tiny.assert_close(member(state, 1).loss, expected.loss, rtol=1e-3, atol=1e-4)
+    tiny.assert_close(select_run(state, 1).student, expected.student, rtol=1e-3, atol=1e-4)
+    tiny.assert_close(select_run(state, 1).loss, expected.loss, rtol=1e-3, atol=1e-4)
 
 
 def test_every_seed_has_its_own_order_and_views(place):

@@ -20,7 +20,7 @@ ARGUMENTS = ("--seeds", "2", "--images", "64", "--epochs", "10", "--teacher-epoc
 KINDS = (
     *("online", "dml_mixed", "okddip", "one", "kdcl_linear", "byot", "cs_kd", "ddgsd", "ps_kd", "tf_self", "voted"),
     *("knowledge_flow", "assistant", "to_lstm", "spectrum", "strokes", "dafl", "inversion", "cmi"),
-    *("quantised2", "few_sample", "lwf_kept", "retrospection", "ema_crd"),
+    *("quantized2", "few_sample", "lwf_kept", "retrospection", "ema_crd"),
 )
 
 

@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd.losses import chunked
-from jaxkd.losses.chunked import linear_generalized_jsd, linear_soft_target_kl
-from jaxkd.losses.kl import generalized_jsd, soft_target_kl
+from jaxkd.losses import linear_generalized_jsd, linear_soft_target_kl
+from jaxkd.losses import generalized_jsd, soft_target_kl
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16

@@ -11,6 +11,7 @@ from tests import references
 from tests.loss_row import normal
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
+from jaxkd import losses
 
 CLASSES, BOUNDED = BY_NAME["class_weighted_cross_entropy"], BY_NAME["bounded_regression"]
 IMITATION, PIXELS, PAIRS = BY_NAME["feature_imitation"], BY_NAME["pixel_kl"], BY_NAME["pair_affinity"]
@@ -27,7 +28,7 @@ def row_of_anchors(*anchors):
 
 
 def mask(anchors, *boxes, **options):
-    return np.asarray(dense.imitation_mask(anchors, jnp.array(boxes, jnp.float32)[None], **options))[0, 0].tolist()
+    return np.asarray(losses.imitation_mask(anchors, jnp.array(boxes, jnp.float32)[None], **options))[0, 0].tolist()
 
 
 def test_the_mask_by_hand():
@@ -72,7 +73,7 @@ def test_padded_boxes_may_hold_anything(garbage):
     anchors = row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2])
     boxes = jnp.array([[[0, 0, 2, 2], [garbage] * 4], [[garbage] * 4, [garbage] * 4], [[2, 0, 4, 2]] * 2])
     box_where = jnp.array([[True, False], [False, False], [True, True]])
-    result = jax.jit(dense.imitation_mask)(anchors, boxes, box_where=box_where)
+    result = jax.jit(losses.imitation_mask)(anchors, boxes, box_where=box_where)
     np.testing.assert_array_equal(result[:, 0], [[True, False], [False, False], [False, True]])
 
 
@@ -87,13 +88,13 @@ def test_masks_of_drawn_boxes(threshold):
     boxes = np.concatenate([corners.min(2), corners.max(2)], -1)
     box_where = rng.random((6, 5)) < 0.6
     arrays = jnp.asarray(anchors, jnp.float32), jnp.asarray(boxes, jnp.float32)
-    result = dense.imitation_mask(*arrays, threshold=threshold, box_where=jnp.asarray(box_where))
+    result = losses.imitation_mask(*arrays, threshold=threshold, box_where=jnp.asarray(box_where))
     assert (result.shape, result.dtype) == ((6, 4, 5), bool)
     expected = references.imitation_mask(anchors, boxes, threshold=threshold, box_where=box_where)
     np.testing.assert_array_equal(result, expected)
     assert 0 < expected.mean() < 1
-    assert not dense.imitation_mask(arrays[0], arrays[1][:, :0]).any()
-    assert dense.imitation_mask(arrays[0], arrays[1][:0]).shape == (0, 4, 5)
+    assert not losses.imitation_mask(arrays[0], arrays[1][:, :0]).any()
+    assert losses.imitation_mask(arrays[0], arrays[1][:0]).shape == (0, 4, 5)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -103,7 +104,7 @@ def test_each_device_masks_its_own_images(check_vma):
     mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("devices")
     mapped = jax.shard_map(
-        lambda boxes: dense.imitation_mask(anchors, boxes),
+        lambda boxes: losses.imitation_mask(anchors, boxes),
         mesh=mesh,
         in_specs=split,
         out_specs=split,
@@ -114,14 +115,14 @@ def test_each_device_masks_its_own_images(check_vma):
 
 def test_a_mask_has_no_gradient_and_maps_over_anything():
     anchors, boxes = row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2]), jnp.array([[[0.0, 0.0, 3.0, 2.0]]])
-    stacked = jax.vmap(lambda boxes: dense.imitation_mask(anchors, boxes))(
+    stacked = jax.vmap(lambda boxes: losses.imitation_mask(anchors, boxes))(
         jnp.stack([boxes, boxes + jnp.array([[[2.0, 0.0, 2.0, 0.0]]])])
     )
     np.testing.assert_array_equal(stacked[:, 0, 0], [[True, False], [False, True]])
 
     def loss(boxes):
         features = jnp.ones((1, 1, 2, 3))
-        return dense.feature_imitation(features, 0 * features, dense.imitation_mask(anchors, boxes)).sum()
+        return losses.feature_imitation(features, 0 * features, losses.imitation_mask(anchors, boxes)).sum()
 
     np.testing.assert_array_equal(jax.grad(loss)(boxes), 0)
 
@@ -137,15 +138,15 @@ def test_a_mask_has_no_gradient_and_maps_over_anything():
 )
 def test_boxes_of_another_shape(name, anchors, boxes):
     with pytest.raises(ValueError, match=rf"{name}: expected"):
-        dense.imitation_mask(jnp.ones(anchors), jnp.ones(boxes))
+        losses.imitation_mask(jnp.ones(anchors), jnp.ones(boxes))
 
 
 def test_a_box_mask_of_another_shape_and_boxes_of_integers():
     anchors, boxes = jnp.ones((3, 3, 2, 4)), jnp.ones((2, 5, 4))
     with pytest.raises(ValueError, match=r"box_where.*bool\[2, 5\].*bool\[5\]"):
-        dense.imitation_mask(anchors, boxes, box_where=jnp.ones(5, bool))
+        losses.imitation_mask(anchors, boxes, box_where=jnp.ones(5, bool))
     with pytest.raises(ValueError, match=r"boxes.*float.*int32"):
-        dense.imitation_mask(anchors, boxes.astype(jnp.int32))
+        losses.imitation_mask(anchors, boxes.astype(jnp.int32))
 
 
 def test_imitation_is_a_mean_over_the_positions_of_each_image():
@@ -189,7 +190,7 @@ def test_a_background_that_does_not_count_may_be_excluded():
 @pytest.mark.parametrize("background", [-1, 5])
 def test_a_background_that_is_no_class(background):
     with pytest.raises(ValueError, match=rf"background.*\[2, 5\].*{background}"):
-        dense.class_weighted_cross_entropy(jnp.zeros((2, 5)), jnp.zeros((2, 5)), background=background)
+        losses.class_weighted_cross_entropy(jnp.zeros((2, 5)), jnp.zeros((2, 5)), background=background)
 
 
 @pytest.mark.parametrize("margin", [-1.0, 0.0, 0.5, 3.0, 100.0])
@@ -235,7 +236,7 @@ def test_windows_become_one_node(pool):
 @pytest.mark.parametrize("pool", [0, -1, 3, 8])
 def test_windows_that_do_not_fit(pool):
     with pytest.raises(ValueError, match=rf"pool.*\[4, 6\].*{pool}"):
-        dense.pair_affinity(jnp.ones((1, 4, 6, 2)), jnp.ones((1, 8, 6, 3)), pool=pool)
+        losses.pair_affinity(jnp.ones((1, 4, 6, 2)), jnp.ones((1, 8, 6, 3)), pool=pool)
 
 
 def test_the_sizes_are_matched_before_the_windows():
@@ -246,7 +247,7 @@ def test_the_sizes_are_matched_before_the_windows():
 
 def test_affinities_form_no_array_of_every_pair_s_features():
     shapes = [jax.ShapeDtypeStruct((2, 8, 8, channels), jnp.float32) for channels in (32, 64)]
-    gradient = jax.grad(lambda *arrays: dense.pair_affinity(*arrays).sum(), argnums=(0, 1))
+    gradient = jax.grad(lambda *arrays: losses.pair_affinity(*arrays).sum(), argnums=(0, 1))
     equations = jax.make_jaxpr(gradient)(*shapes).jaxpr.eqns
     assert max(variable.aval.size for equation in equations for variable in equation.outvars) == 2 * 64 * 64
 
@@ -275,9 +276,9 @@ def test_regions_may_be_weights():
     np.testing.assert_allclose(run(MOMENTS, tuple(repeated))[0], expected, rtol=1e-9)
     with jax.enable_x64(True):
         for factor in (1.0, 0.5):
-            value = dense.region_moments(jnp.asarray(features), jnp.asarray(factor * twice))
+            value = losses.region_moments(jnp.asarray(features), jnp.asarray(factor * twice))
             np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-13)
-        gradient = jax.grad(lambda w: dense.region_moments(jnp.asarray(features), w).sum())(jnp.asarray(twice))
+        gradient = jax.grad(lambda w: losses.region_moments(jnp.asarray(features), w).sum())(jnp.asarray(twice))
     assert np.isfinite(gradient).all()
 
 
@@ -328,7 +329,7 @@ def test_memory_of_moments_does_not_grow_with_the_regions():
 
     def largest(regions):
         shapes = jax.ShapeDtypeStruct((2, 16, 16, 8), jnp.float32), jax.ShapeDtypeStruct((2, 16, 16, regions), bool)
-        gradient = jax.jit(jax.grad(lambda x, regions: dense.region_moments(x, regions).sum()))
+        gradient = jax.jit(jax.grad(lambda x, regions: losses.region_moments(x, regions).sum()))
         return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
     assert largest(64) < 2 * largest(4) + 64 * 2 * 16 * 16 * 4
@@ -337,9 +338,9 @@ def test_memory_of_moments_does_not_grow_with_the_regions():
 def test_regions_of_floats_have_no_affinity():
     maps = jnp.ones((1, 2, 2, 3))
     with pytest.raises(ValueError, match=r"regions.*bool.*float32"):
-        dense.region_affinity(maps, maps, jnp.ones((1, 2, 2, 2)))
+        losses.region_affinity(maps, maps, jnp.ones((1, 2, 2, 2)))
     with pytest.raises(ValueError, match=r"regions.*int32"):
-        dense.region_moments(maps, jnp.ones((1, 2, 2, 2), jnp.int32))
+        losses.region_moments(maps, jnp.ones((1, 2, 2, 2), jnp.int32))
 
 
 # --- pose -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from jaxkd.losses import features
 from tests import references
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
+from jaxkd import losses
 
 HINT, ATTENTION = BY_NAME["hint_mse"], BY_NAME["attention_transfer"]
 SPATIAL = tuple(
@@ -85,8 +86,8 @@ def test_powers(p):
 def test_activations_in_float16_do_not_overflow():
     """300² is no float16, and no bf16 sum: squares are float32."""
     student, teacher = (jnp.full((1, 2, 2, 3), value, jnp.float16) for value in (300.0, 100.0))
-    np.testing.assert_allclose(features.hint_mse(student, teacher), 4e4)
-    np.testing.assert_allclose(features.attention_transfer(student, teacher), 0, atol=1e-12)
+    np.testing.assert_allclose(losses.hint_mse(student, teacher), 4e4)
+    np.testing.assert_allclose(losses.attention_transfer(student, teacher), 0, atol=1e-12)
 
 
 def test_the_hint_s_gradient_does_not_depend_on_other_examples_or_on_the_batch():
@@ -98,7 +99,7 @@ def test_the_hint_s_gradient_does_not_depend_on_other_examples_or_on_the_batch()
 def test_pooling_compiles_to_no_loop():
     """A loop over windows in Python or in XLA would cost a step hundreds of operations."""
     shapes = (jax.ShapeDtypeStruct((2, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((2, 12, 12, 4), jnp.float32))
-    jaxpr = jax.make_jaxpr(features.hint_mse)(*shapes)
+    jaxpr = jax.make_jaxpr(losses.hint_mse)(*shapes)
     assert str(jaxpr).count("\n") < 100
     assert "while" not in str(jaxpr)
 
@@ -161,7 +162,7 @@ def test_a_student_beyond_the_boundary_is_left_alone():
 def test_a_negative_boundary():
     for margin in (-1.0, np.nan):
         with pytest.raises(ValueError, match=rf"margin: expected at least 0, got {margin}"):
-            features.activation_boundary(jnp.zeros((1, 2)), jnp.zeros((1, 2)), margin=margin)
+            losses.activation_boundary(jnp.zeros((1, 2)), jnp.zeros((1, 2)), margin=margin)
 
 
 def test_the_margin_is_the_mean_of_what_a_gaussian_has_below_zero():
@@ -171,10 +172,10 @@ def test_the_margin_is_the_mean_of_what_a_gaussian_has_below_zero():
     assert 0 < often.sum() < len(often)
     truncated = scipy.stats.truncnorm(-np.inf, -mean[often] / std[often], loc=mean[often], scale=std[often])
     with jax.enable_x64(True):
-        margin = np.asarray(features.overhaul_margin(jnp.array(mean), jnp.array(std)))
+        margin = np.asarray(losses.overhaul_margin(jnp.array(mean), jnp.array(std)))
     np.testing.assert_allclose(margin[often], truncated.mean(), rtol=1e-9)
     np.testing.assert_allclose(margin[~often], -3 * std[~often])
-    single = features.overhaul_margin(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
+    single = losses.overhaul_margin(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
     np.testing.assert_allclose(single, margin, rtol=1e-4, atol=1e-6)
     assert (margin < 0).all()
 
@@ -220,11 +221,11 @@ def test_weights_of_one_are_a_sum_of_squares():
 def test_importance_of_channels():
     """exp of the rises, log 1, log 2 and log 5, over their sum."""
     without = 0.3 + np.log([1.0, 2.0, 5.0])
-    importance = features.channel_importance(jnp.asarray(without), jnp.asarray(0.3))
+    importance = losses.channel_importance(jnp.asarray(without), jnp.asarray(0.3))
     np.testing.assert_allclose(importance, [1 / 8, 2 / 8, 5 / 8], rtol=1e-6)
     np.testing.assert_allclose(importance, references.channel_importance(without, np.array(0.3)), rtol=1e-6)
-    np.testing.assert_allclose(features.channel_importance(jnp.array([1e4, 0.0, -1e4]), 0.5), [1, 0, 0])
-    assert features.channel_importance(jnp.ones(3, jnp.bfloat16), jnp.ones((), jnp.bfloat16)).dtype == jnp.float32
+    np.testing.assert_allclose(losses.channel_importance(jnp.array([1e4, 0.0, -1e4]), 0.5), [1, 0, 0])
+    assert losses.channel_importance(jnp.ones(3, jnp.bfloat16), jnp.ones((), jnp.bfloat16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_importance_of_channels():
 )
 def test_importance_of_what_is_no_loss_per_channel(without, loss, name):
     with pytest.raises(ValueError, match=rf"^{name}: expected .* got .*\["):
-        features.channel_importance(without, loss)
+        losses.channel_importance(without, loss)
 
 
 # --- attention --------------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_importance_of_what_is_no_loss_per_channel(without, loss, name):
 def test_selectivity_has_matrices_of_the_smaller_of_positions_and_channels():
     def shapes(size, channels):
         map_ = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-        return str(jax.make_jaxpr(jax.grad(lambda s, t: features.neuron_selectivity(s, t).sum()))(map_, map_))
+        return str(jax.make_jaxpr(jax.grad(lambda s, t: losses.neuron_selectivity(s, t).sum()))(map_, map_))
 
     assert "f32[2,256,256]" not in shapes(16, 8) and "f32[2,8,8]" in shapes(16, 8)
     assert "f32[2,256,256]" not in shapes(4, 256) and "f32[2,16,16]" in shapes(4, 256)
@@ -266,20 +267,20 @@ def test_a_channel_of_zeros_selects_nothing_and_has_no_gradient():
 def test_a_student_that_agrees_with_a_factor_is_left_alone():
     """|x| has no slope at 0; compiled, neither does its rounding error."""
     student = jnp.asarray(BY_NAME["factor_transfer"].inputs()[0], jnp.float32)
-    gradient = jax.jit(jax.grad(lambda s, t: features.factor_transfer(s, t).sum()))(student, student)
+    gradient = jax.jit(jax.grad(lambda s, t: losses.factor_transfer(s, t).sum()))(student, student)
     np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, np.nan, np.float32(-4), np.array(-2.0)], ids=repr)
 def test_a_temperature_of_channels_that_is_not_positive(temperature):
     with pytest.raises(ValueError, match=r"temperature: expected a positive number, got"):
-        features.channel_kl(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)), temperature=temperature)
+        losses.channel_kl(jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)), temperature=temperature)
 
 
 def test_traced_hyperparameters():
     """A schedule of the temperature, or of the margin, is one program."""
     student, teacher = (jnp.asarray(array, jnp.float32) for array in HINT.inputs())
-    for loss, name in ((features.channel_kl, "temperature"), (features.activation_boundary, "margin")):
+    for loss, name in ((losses.channel_kl, "temperature"), (losses.activation_boundary, "margin")):
         traced = jax.jit(lambda x, loss=loss, name=name: loss(student, teacher, **{name: x}))
         np.testing.assert_allclose(traced(2.0), loss(student, teacher, **{name: 2.0}), rtol=1e-5)
 
@@ -298,4 +299,4 @@ def test_traced_hyperparameters():
 def test_a_pair_is_two_layers(students, teachers, text):
     layer = jnp.ones((2, 4, 4, 3))
     with pytest.raises(ValueError, match=text):
-        features.solution_flow([layer] * students, [layer] * teachers)
+        losses.solution_flow([layer] * students, [layer] * teachers)

@@ -103,7 +103,7 @@ def test_targets_that_are_zero_add_nothing(dtype):
 
 
 def test_the_targets_of_mixed_labels():
-    """Mixup: the mixture of the targets is the mixture of the losses, and nothing is normalised."""
+    """Mixup: the mixture of the targets is the mixture of the losses, and nothing is normalized."""
     scores, labels = CROSS_ENTROPY.inputs()
     mixed = 0.3 * one_hot(labels, 10) + 0.7 * one_hot(labels[::-1], 10)
     both = [run(CROSS_ENTROPY, (scores, one))[0] for one in (labels, labels[::-1])]

@@ -10,6 +10,7 @@ import pytest
 
 from jaxkd.losses import features
 from tests import references
+from jaxkd import losses
 
 LAYERS = ((3, 2, 3), (2, 1, 4))  # more positions than channels, fewer
 RANKS = (1, 2)
@@ -43,10 +44,10 @@ def distinct(seed=0):
 
 def loss(students, teachers, rank=1):
     """The sum over the examples, of two lists of maps."""
-    return features.singular_vectors(students, teachers, rank=rank).sum()
+    return losses.singular_vectors(students, teachers, rank=rank).sum()
 
 
-each = jax.jit(features.singular_vectors, static_argnames="rank")
+each = jax.jit(losses.singular_vectors, static_argnames="rank")
 total = jax.jit(loss, static_argnums=2)
 _gradients = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
 _slope = jax.jit(
@@ -265,7 +266,7 @@ def test_a_map_of_zeros_has_no_gradient_and_disturbs_no_other_example():
 
 def test_the_smaller_matrix_is_decomposed():
     maps = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 16, 16, 8), (2, 4, 4, 128))]
-    jaxpr = str(jax.make_jaxpr(lambda s, t: features.singular_vectors(s, t))(maps, maps))
+    jaxpr = str(jax.make_jaxpr(lambda s, t: losses.singular_vectors(s, t))(maps, maps))
     assert "f32[2,8,8]" in jaxpr and "f32[2,16,16]" in jaxpr
     assert "256,256]" not in jaxpr
 
@@ -274,13 +275,13 @@ def test_the_smaller_matrix_is_decomposed():
 def test_a_rank_that_a_map_does_not_have(rank):
     wide, tall = jnp.ones((2, 4, 4, 8)), jnp.ones((2, 3, 1, 8))
     with pytest.raises(ValueError, match=rf"rank: expected 1 to .* \[2, 3, 1, 8\], got {rank}|got {rank}"):
-        features.singular_vectors([wide, tall], [wide, wide], rank=rank)
-    assert features.singular_vectors([wide, tall], [wide, wide], rank=3).shape == (2,)
+        losses.singular_vectors([wide, tall], [wide, wide], rank=rank)
+    assert losses.singular_vectors([wide, tall], [wide, wide], rank=3).shape == (2,)
 
 
 def test_layers_come_in_twos_at_least_and_as_many_for_the_teacher():
     layer = jnp.ones((2, 4, 4, 3))
     with pytest.raises(ValueError, match="student_maps: expected the maps of two or more layers, got 1"):
-        features.singular_vectors([layer], [layer])
+        losses.singular_vectors([layer], [layer])
     with pytest.raises(ValueError, match="teacher_maps: expected the student's 2 layers, got 3"):
-        features.singular_vectors([layer] * 2, [layer] * 3)
+        losses.singular_vectors([layer] * 2, [layer] * 3)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
-from jaxkd.losses.relations.votes import voted_dissimilarity
+from jaxkd.losses import voted_dissimilarity
 from tests import tiny
 from tests.references import finite_difference
 from tests.references import voted_dissimilarity as reference

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.models import layers
+from jaxkd.models import _layers
 
 CASES = {
     "pointwise, three groups": ((1, 1, 4, 18), (1, 1), 0, 3),

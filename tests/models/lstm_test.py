@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 import jaxkd
 from jaxkd import losses, objectives, term
-from jaxkd.data.vision import modalities
-from jaxkd.models import lstm
+from jaxkd.data.vision import _modalities
+from jaxkd.models import _lstm
 from tests import tiny
+from jaxkd.objectives import discriminators
 
 
 def sigmoid(x):
@@ -162,10 +163,10 @@ def test_distillation_between_recurrent_and_convolutional_networks(pair):
     objective = jaxkd.combine(
         ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.1),
         kd=term(losses.soft_target_kl, "student/logits", "teacher/logits"),
-        game=objectives.adversarial("student/pooled", "teacher/pooled", discriminator=objectives.mlp(4)),
+        game=objectives.adversarial("student/pooled", "teacher/pooled", discriminator=discriminators.mlp(4)),
     )
     kd = jaxkd.distill(student, jaxkd.teachers.frozen(model, variables), objective, optimizer=optax.sgd(0.1))
-    kd = jaxkd.training.preprocess(kd, train=with_strokes, evaluate=with_strokes)
+    kd = jaxkd.distillers.preprocess(kd, train=with_strokes, evaluate=with_strokes)
     mesh = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
     runs = {}
     for name, step in (("jit", jax.jit(kd.step)), ("shard", jaxkd.parallel.shard(kd, mesh, replicas=1))):

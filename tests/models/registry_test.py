@@ -67,7 +67,7 @@ def test_overhaul_accepts_taps_and_margin_norms_of_the_zoo(name, tap):
         model.apply(v, batch, key=None, train=False)[0] for model, v in zip((student, teacher), variables, strict=True)
     ]
     context = Context(*outputs, batch, 0)
-    objective = jaxkd.objectives.overhaul("student/f", "teacher/f", margin)
+    objective = jaxkd.objectives.overhaul_connector("student/f", "teacher/f", margin)
     params, state = objective.init(jax.random.key(2), context)
     value = objective.apply(params, state, context, jax.random.key(3)).value
     assert np.isfinite(value) and value > 0

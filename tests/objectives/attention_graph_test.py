@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd.objectives.attention_graph import attention_graph
+from jaxkd.objectives import attention_graph
 from tests import objective_runs, tiny
 from tests.objective_runs import PLACES, context, double, initialize, run
 

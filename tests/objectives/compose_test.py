@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import Context, LossOut, LossVars, Objective, combine, losses, term
-from jaxkd.objectives import lookup, mean
+from jaxkd import Context, ObjectiveOut, ObjectiveVars, Objective, combine, losses, term
+from jaxkd.objectives import lookup, masked_mean
 
 RNG = np.random.default_rng(0)
 LOGITS, TARGETS = (RNG.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
@@ -188,7 +188,7 @@ def test_garbage_in_masked_examples_reaches_no_gradient():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("where", [None, np.ones(1001, bool)], ids=["whole", "masked"])
 def test_mean_accumulates_low_precision_in_float32(dtype, where):
-    average, metric = mean(jnp.full(1001, 100, dtype), where)
+    average, metric = masked_mean(jnp.full(1001, 100, dtype), where)
     assert (float(average), float(metric.sum), float(metric.count)) == (100.0, 100_100.0, 1001.0)
 
 
@@ -209,11 +209,11 @@ def counting(start):
     """An objective with a counter as state, whose metric is drawn from its key."""
 
     def init(key, context):
-        return LossVars({"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)})
+        return ObjectiveVars({"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)})
 
     def apply(params, state, context, key):
         drawn = jnp.float32(0) if key is None else jax.random.uniform(key)
-        return LossOut(params["scale"], {**state, "count": state["count"] + 1}, {"drawn": (drawn, 1)})
+        return ObjectiveOut(params["scale"], {**state, "count": state["count"] + 1}, {"drawn": (drawn, 1)})
 
     return Objective(init, apply)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import LossVars
+from jaxkd import ObjectiveVars
 from tests import objective_runs, tiny
 from tests.objective_runs import KEY, PLACES, context, initialize, run
 from tests.objectives.contrastive_toy import (
@@ -97,8 +97,8 @@ def test_sharded_bank_equals_replicated_bank():
     for seed in range(2):
         given = arrays(seed=seed, mask=KEEP)
         found, want = (
-            placed(LossVars(start.params, found.state), given),
-            run(CRD, LossVars(start.params, want.state), given),
+            placed(ObjectiveVars(start.params, found.state), given),
+            run(CRD, ObjectiveVars(start.params, want.state), given),
         )
         tiny.assert_close(found, want, rtol=1e-4, atol=1e-5)
         for rows in found.state["bank"].values():

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import LossVars
-from jaxkd.objectives import crd, crd_bank
+from jaxkd import ObjectiveVars
+from jaxkd.objectives import crd
+from jaxkd.objectives._contrastive import _crd_bank
 from tests import references, tiny
 from tests.losses.memory_test import largest
 from tests.objective_runs import KEY, context, double, initialize, run
@@ -111,7 +112,7 @@ def test_gradients_equal_finite_differences():
 def test_first_normalizer_has_no_gradient():
     given = arrays()
     fresh = initialize(CRD, given)
-    known = LossVars(fresh.params, {**fresh.state, "log_normalizer": run(CRD, fresh, given).state["log_normalizer"]})
+    known = ObjectiveVars(fresh.params, {**fresh.state, "log_normalizer": run(CRD, fresh, given).state["log_normalizer"]})
     tiny.assert_close(run(CRD, fresh, given)[:3], run(CRD, known, given)[:3], rtol=1e-6)
 
 

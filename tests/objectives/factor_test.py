@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, term
-from jaxkd.objectives.factor import factor_transfer, paraphraser
+from jaxkd.objectives import factor_translator, paraphraser
 from tests import tiny
 from tests.objectives import plain
 
@@ -33,7 +33,7 @@ def test_paraphraser_value_equals_numpy_reference():
 
 
 def test_factor_transfer_value_equals_numpy_reference():
-    objective = factor_transfer("student/f", "teacher/f", weight=2.0)
+    objective = factor_translator("student/f", "teacher/f", weight=2.0)
     params, state = plain.made(objective, GIVEN)
     assert [params["translator"][name]["kernel"].shape[2:] for name in LAYERS] == [(3, 3), (3, 3), (3, 3)]
     student = plain.pool(layers(params["translator"], np.float64(GIVEN.student["f"])), 2, 2)
@@ -62,7 +62,7 @@ def test_second_stage_keeps_the_trained_paraphraser():
 
     learned = state.loss.params["factor"]
     # Weight decay would shrink the paraphraser if it were a parameter, even without a gradient.
-    objective = factor_transfer("student/map", "teacher/map", trained=learned)
+    objective = factor_translator("student/map", "teacher/map", trained=learned)
     second = distiller(objective, optax.adamw(0.1, weight_decay=1.0))
     before = second.init(jax.random.key(1), tiny.batch(8))
     tiny.assert_equal(before.loss.state["factor"]["paraphraser"], learned)
@@ -78,13 +78,13 @@ def test_second_stage_keeps_the_trained_paraphraser():
 
 def test_trained_parameters_of_another_rate_raise():
     learned = paraphraser("teacher/f", rate=0.3).init(jax.random.key(0), GIVEN).params
-    objective = factor_transfer("student/f", "teacher/f", trained=learned)
+    objective = factor_translator("student/f", "teacher/f", trained=learned)
     with pytest.raises(ValueError, match=r"factor_transfer: expected trained= as the parameters of paraphraser\("):
         objective.init(jax.random.key(0), GIVEN)
-    factor_transfer("student/f", "teacher/f", rate=0.3, trained=learned).init(jax.random.key(0), GIVEN)
+    factor_translator("student/f", "teacher/f", rate=0.3, trained=learned).init(jax.random.key(0), GIVEN)
 
 
-@pytest.mark.parametrize("make", [lambda: paraphraser("teacher/f"), lambda: factor_transfer("student/f", "teacher/f")])
+@pytest.mark.parametrize("make", [lambda: paraphraser("teacher/f"), lambda: factor_translator("student/f", "teacher/f")])
 def test_features_other_than_maps_raise(make):
     vectors = plain.context({"f": (3, 4)}, {"f": (3, 5)})
     with pytest.raises(ValueError, match=r"expected a map \[batch, height, width, channels\], got float32\[3"):
@@ -92,6 +92,6 @@ def test_features_other_than_maps_raise(make):
 
 
 def test_nonpositive_rate_raises():
-    for make in (lambda: paraphraser("teacher/f", rate=0), lambda: factor_transfer("student/f", "teacher/f", rate=-1)):
+    for make in (lambda: paraphraser("teacher/f", rate=0), lambda: factor_translator("student/f", "teacher/f", rate=-1)):
         with pytest.raises(ValueError, match="rate: expected a positive"):
             make()

@@ -133,7 +133,7 @@ def test_regressor_has_its_own_optimizer():
     states, before = {}, None
     for rate in (0.0, 0.05, 0.1):
         kd = jaxkd.distill(
-            tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1), loss_optimizer=optax.sgd(rate)
+            tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1), objective_optimizer=optax.sgd(rate)
         )
         before = before or kd.init(jax.random.key(0), tiny.batch(8))
         states[rate], _ = jax.jit(kd.step)(before, tiny.batch(8))

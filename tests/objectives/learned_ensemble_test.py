@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import losses
-from jaxkd.objectives.learned_ensemble import learned_ensemble
+from jaxkd.objectives import learned_ensemble
 from tests import objective_runs, references, tiny
 from tests.objective_runs import initialize, run
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxkd import Context, LossVars, losses
-from jaxkd.normalization import replicas
-from jaxkd.objectives.boundary import activation_boundary
-from jaxkd.objectives.embedded import embedded
-from jaxkd.objectives.factor import factor_transfer, paraphraser
-from jaxkd.objectives.masked import dual_masked_generation, masked_generation
-from jaxkd.objectives.overhaul import overhaul
-from jaxkd.objectives.review import review
-from jaxkd.objectives.variational import variational
+from jaxkd import Context, ObjectiveVars, losses
+from jaxkd._core.batch_norm import replicas
+from jaxkd.objectives import boundary_connector
+from jaxkd.objectives import on_embeddings
+from jaxkd.objectives import factor_translator, paraphraser
+from jaxkd.objectives import dual_masked_generation, masked_generation
+from jaxkd.objectives import overhaul_connector
+from jaxkd.objectives import review
+from jaxkd.objectives import variational
 from tests import tiny
 
 AXIS, BATCH = "devices", 16
@@ -40,13 +40,13 @@ CASES = {
     "variational": Case(variational(*MAPS, weight=2.0)),
     "variational_tokens": Case(variational("student/tokens", "teacher/tokens", features=3)),
     "paraphraser": Case(paraphraser("teacher/map", weight=3.0)),
-    "factor_transfer": Case(factor_transfer(*MAPS, weight=4.0)),
-    "overhaul": Case(overhaul(*VECTORS, MARGIN, weight=0.3)),
-    "overhaul_maps": Case(overhaul("student/same", "teacher/same", MARGIN)),
-    "activation_boundary": Case(activation_boundary(*VECTORS, margin=0.5)),
+    "factor_transfer": Case(factor_translator(*MAPS, weight=4.0)),
+    "overhaul": Case(overhaul_connector(*VECTORS, MARGIN, weight=0.3)),
+    "overhaul_maps": Case(overhaul_connector("student/same", "teacher/same", MARGIN)),
+    "activation_boundary": Case(boundary_connector(*VECTORS, margin=0.5)),
     "review": Case(review(("student/map", "student/same"), ("teacher/map", "teacher/vector"), features=3)),
-    "correlation": Case(embedded(losses.consecutive_correlation, *VECTORS, features=3)),
-    "distance_of_units": Case(embedded(losses.distance_relation, *MAPS, features=3, normalize=True)),
+    "correlation": Case(on_embeddings(losses.consecutive_correlation, *VECTORS, features=3)),
+    "distance_of_units": Case(on_embeddings(losses.distance_relation, *MAPS, features=3, normalize=True)),
     "masked_generation": Case(masked_generation(*MAPS, mask_ratio=0.5, weight=0.1)),
     "masked_generation_of_one_width": Case(masked_generation("student/same", "teacher/same", mask_ratio=0.5)),
     "dual_masked_generation": Case(dual_masked_generation(*MAPS, weight=0.1)),
@@ -210,7 +210,7 @@ def on_devices(case, way, count):
         params = variables.params
         if way == "shard_map":
             params = jax.lax.pcast(params, AXIS, to="varying")
-        out = run(case, LossVars(params, variables.state), arrays, mask, axis_name=AXIS)
+        out = run(case, ObjectiveVars(params, variables.state), arrays, mask, axis_name=AXIS)
         value, (of_params, of_features), state = out
         # The value is a mean over devices, so each share's gradient of its features is `count` times too large.
         of_features = jax.tree.map(lambda g: g / count, of_features)

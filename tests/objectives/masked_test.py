@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.objectives.masked import dual_masked_generation, masked_generation
+from jaxkd.objectives import dual_masked_generation, masked_generation
 from tests.objectives import plain
 
 PATHS = ("student/f", "teacher/f")

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.objectives.boundary import activation_boundary
-from jaxkd.objectives.overhaul import overhaul
+from jaxkd.objectives import boundary_connector
+from jaxkd.objectives import overhaul_connector
 from tests import tiny
 from tests.objectives import plain
 
 KEY = jax.random.key(0)
 MARGIN = np.array([-0.1, -0.5, 0.0, -1.0, -2.0])
 GIVEN = plain.context({"f": (6, 2, 3, 4)}, {"f": (6, 2, 3, 5)})
-OFD = overhaul("student/f", "teacher/f", jnp.asarray(MARGIN, jnp.float32), weight=0.5)
-AB = activation_boundary("student/f", "teacher/f", margin=0.7, weight=0.5)
+OFD = overhaul_connector("student/f", "teacher/f", jnp.asarray(MARGIN, jnp.float32), weight=0.5)
+AB = boundary_connector("student/f", "teacher/f", margin=0.7, weight=0.5)
 
 
 def partial(s, t):
@@ -53,7 +53,7 @@ def test_margin_comes_from_teacher_batch_norm():
     bias, scale = jnp.array([0.3, -0.2, 0.0, 1.0, 9.0]), jnp.array([1.0, -0.5, 2.0, 0.1, 1.0])
     margin = losses.overhaul_margin(bias, scale)
     params, state = plain.made(OFD, GIVEN)
-    found = overhaul("student/f", "teacher/f", margin, weight=0.5).apply(params, state, GIVEN, KEY).value
+    found = overhaul_connector("student/f", "teacher/f", margin, weight=0.5).apply(params, state, GIVEN, KEY).value
     mapped = plain.connector(plain.f64(params), np.float64(GIVEN.student["f"]))
     want = losses.overhaul(jnp.asarray(mapped, jnp.float32), jnp.asarray(GIVEN.teacher["f"]), margin).mean() / 2
     np.testing.assert_allclose(found, want, rtol=1e-5)
@@ -65,6 +65,6 @@ def test_mismatched_features_and_margins_raise_at_initialization():
         with pytest.raises(ValueError, match="teacher: expected"):
             objective.init(KEY, sizes)
     with pytest.raises(ValueError, match="margin"):
-        overhaul("student/f", "teacher/f", jnp.zeros(4)).init(KEY, GIVEN)
+        overhaul_connector("student/f", "teacher/f", jnp.zeros(4)).init(KEY, GIVEN)
     with pytest.raises(ValueError, match="margin"):
-        activation_boundary("student/f", "teacher/f", margin=-1.0).init(KEY, GIVEN)
+        boundary_connector("student/f", "teacher/f", margin=-1.0).init(KEY, GIVEN)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.objectives.review import _nearest, review
+from jaxkd.objectives._features._review import _nearest
+from jaxkd.objectives import review
 from tests.objectives import plain
 
 KEY = jax.random.key(0)

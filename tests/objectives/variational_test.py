@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine
-from jaxkd.objectives.variational import variational
+from jaxkd.objectives import variational
 from tests import tiny
 from tests.objectives import plain
 

@@ -84,9 +84,9 @@ def train(placed, batch_of, steps=4, evaluates=True):
     state, found = placed.init(jax.random.key(1), batch_of(0)), []
     for step in range(steps):
         state, metrics = placed(state, batch_of(step))
-        found.append(jaxkd.training.metrics.compute(metrics))
+        found.append(jaxkd.metrics.compute(metrics))
     if evaluates:
-        found.append(jaxkd.training.metrics.compute(placed.evaluate(state, batch_of(1))))
+        found.append(jaxkd.metrics.compute(placed.evaluate(state, batch_of(1))))
     return whole(state), found
 
 
@@ -178,7 +178,7 @@ def _numbers(directory):
         "kernel": {shard.data.shape for shard in state.student.params["hidden"]["kernel"].addressable_shards},
         "too many": refusal(lambda: sharded.step(state, rows(np.arange(ROWS + 1)))),
         "alone": refusal(lambda: fit(None, parallel.jit(kd), data)),
-        "wrapped": refusal(lambda: fit(None, jaxkd.training.preprocess(parallel.shard(kd, mesh())), data)),
+        "wrapped": refusal(lambda: fit(None, jaxkd.distillers.preprocess(parallel.shard(kd, mesh())), data)),
         "resident": whole(fit(None, parallel.shard(kd, mesh()), other, steps=4).state),
     }
     (directory / f"{rank}.pickle").write_bytes(pickle.dumps(found))

@@ -52,7 +52,7 @@ EVERYTHING = combine(
 MODELS = {
     "plain": (tiny.student, combine(ce=CE, distance=relation(losses.distance_relation, 25.0))),
     "linen": (jaxkd.adapters.linen(Student(), taps={"norm": "norm"}), EVERYTHING),
-    "nnx": (jaxkd.adapters.nnx(NnxStudent), combine(ce=CE, kd=KD)),
+    "nnx": (jaxkd.adapters.nnx_module(NnxStudent), combine(ce=CE, kd=KD)),
 }
 
 
@@ -76,7 +76,7 @@ def train(placed, state, sizes=SIZES):
     totals = {}
     for seed, size in enumerate(sizes):
         state, metrics = placed(state, tiny.batch(size, seed))
-        totals = jaxkd.training.metrics.merge(totals, metrics)
+        totals = jaxkd.metrics.merge(totals, metrics)
     return state, tiny.numbers(totals), tiny.numbers(placed.evaluate(state, tiny.batch(13, 9)))
 
 

@@ -8,7 +8,7 @@ from tests.references.base import log_sum_exp, rows, unit
 def contrastive_nce(scores: np.ndarray, *, num_data: int) -> np.ndarray:
     """-[log(P_0 / (P_0 + m/N + ε)) + Σ_k log((m/N) / (P_k + m/N + ε))], ε = 1e-7 (CRD, Tian et al. 2020).
 
-    P are the normalised scores of one positive and m negatives, N examples are in the data. A positive of score 0 is
+    P are the normalized scores of one positive and m negatives, N examples are in the data. A positive of score 0 is
     infinitely bad, and without negatives there is nothing to tell it from: 0.
     """
     scores = np.asarray(scores, np.float64)

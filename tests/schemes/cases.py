@@ -13,6 +13,8 @@ from jaxkd import adapters, combine, data, losses, objectives, schemes, teachers
 from tests import tiny
 from tests.schemes import networks
 from tests.schemes.peers_toy import CLIPPED, normed
+from jaxkd.objectives import discriminators
+from jaxkd import wrappers
 
 SGD, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
 CE = term(losses.cross_entropy, "student/logits", "batch/label")
@@ -50,7 +52,7 @@ def distilled(objective=BOTH, student=tiny.student, teacher=None, **options):
 
 
 def member(name):
-    return lambda state: adapters.member(state.student, name)
+    return lambda state: wrappers.get_member(state.student, name)
 
 
 def nothing(state):
@@ -83,7 +85,7 @@ def staged():
     hint = combine(hint=objectives.hint("student/map", "teacher/map"))
     return Case(
         schemes.staged(
-            tiny.student, tiny.teacher(), schemes.phases.Stage(hint, ADAM, 2), schemes.phases.Stage(BOTH, SGD)
+            tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)
         )
     )
 
@@ -114,11 +116,11 @@ def several_teachers():
 
 def knowledge_flow():
     module = networks.Convolutional(norm=True)
-    mixes = {"first": adapters.Mix("Conv_0", ["map"])}
-    student = adapters.flow(module, mixes, optax.linear_schedule(1.0, 0.0, 4))
-    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.1))
+    mixes = {"first": wrappers.FlowEdge("Conv_0", ["map"])}
+    student = wrappers.with_flow(module, mixes, optax.linear_schedule(1.0, 0.0, 4))
+    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.1))
     kd = schemes.knowledge_flow(student, tiny.teacher(), objective, optimizer=SGD)
-    return Case(kd, adapters.linen(module), lambda state: adapters.student_alone(state.student))
+    return Case(kd, adapters.linen(module), lambda state: wrappers.extract_student(state.student))
 
 
 def be_your_own_teacher():
@@ -127,7 +129,7 @@ def be_your_own_teacher():
         lambda w, f: {"logits": f.mean(axis=(1, 2)) @ w, "feature": f.mean(axis=(1, 2))},
         inputs="feature",
     )
-    exits = {"early": adapters.Exit("map", head)}
+    exits = {"early": wrappers.Exit("map", head)}
     kd = schemes.byot(tiny.student, exits, optimizer=SGD, feature="vector")
     return Case(kd, pick=member("model"), fixed=nothing)
 
@@ -137,11 +139,11 @@ def class_wise():
 
 
 def two_views():
-    return Case(schemes.two_views(tiny.student, optimizer=SGD, feature="vector"), fixed=nothing, batch=with_views)
+    return Case(schemes.distorted_views(tiny.student, optimizer=SGD, feature="vector"), fixed=nothing, batch=with_views)
 
 
 def past_predictions():
-    objective = combine(ps=objectives.past_predictions(tiny.DATA, steps=10))
+    objective = combine(ps=objectives.progressive_self_kd(tiny.DATA, steps=10))
     return Case(distilled(objective, teacher=teachers.none()), fixed=nothing)
 
 
@@ -151,26 +153,26 @@ def virtual_teacher():
 
 
 def adversarial():
-    gan = objectives.adversarial("student/logits", "teacher/logits", discriminator=objectives.mlp(5))
+    gan = objectives.adversarial("student/logits", "teacher/logits", discriminator=discriminators.mlp(5))
     return Case(distilled(combine(ce=CE, kd=KL, gan=gan)))
 
 
 def cross_modal():
-    student = adapters.reading(tiny.student, image="left")
+    student = wrappers.with_inputs(tiny.student, image="left")
     return Case(distilled(student=student), model=student, batch=with_views)
 
 
-def quantised():
-    student = adapters.quantised(tiny.student, bits=2, bucket=8, seed=5, include=lambda path, x: True)
+def quantized():
+    student = wrappers.quantized(tiny.student, bits=2, bucket=8, seed=5, include=lambda path, x: True)
     return Case(distilled(student=student), model=student)
 
 
 def learned_points():
     trained = tiny.student.init(jax.random.key(4), tiny.batch(1))
-    student = adapters.learned_points(tiny.student, trained, bits=2, bucket=8, include=lambda path, x: True)
+    student = wrappers.learned_codebook(tiny.student, trained, bits=2, bucket=8, include=lambda path, x: True)
 
     def dense(state):
-        return jaxkd.Variables(adapters.quantise_to(trained.params, state.student.params, bucket=8))
+        return jaxkd.Variables(wrappers.quantize_with(trained.params, state.student.params, bucket=8))
 
     return Case(distilled(student=student), pick=dense)
 
@@ -178,7 +180,7 @@ def learned_points():
 def few_sample():
     model = adapters.linen(networks.Convolutional(), taps={"first": "Conv_0"})
     taught = model.init(jax.random.key(6), tiny.batch(1))
-    layers = {"first": schemes.transfer.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
+    layers = {"first": schemes.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
     kd = schemes.few_sample(model, teachers.frozen(model, taught), layers, steps=4, ridge=1e-3)
     return Case(kd, adapters.linen(networks.Convolutional()))
 
@@ -213,13 +215,13 @@ def branches():
         lambda w, f: f.mean(axis=(1, 2)) @ w,
         inputs="feature",
     )
-    exits = {"one": adapters.Exit("map", head), "two": adapters.Exit("map", head)}
+    exits = {"one": wrappers.Exit("map", head), "two": wrappers.Exit("map", head)}
     kd = schemes.branches(tiny.student, exits, feature="map", own=CE, taught=KL, optimizer=SGD)
     return Case(kd, pick=member("model"), fixed=nothing)
 
 
 def collaborative():
-    students = {"a": tiny.student, "b": adapters.reading(normed, image="view")}
+    students = {"a": tiny.student, "b": wrappers.with_inputs(normed, image="view")}
     kd = schemes.collaborative(students, own=CE, taught=KL, optimizer=SGD)
     return Case(kd, pick=member("a"), fixed=nothing, batch=with_views)
 
@@ -235,7 +237,7 @@ def noise(size, seed=0):
 
 
 def _data_free(synthesis):
-    model = adapters.with_batch_statistics(adapters.linen(networks.Convolutional(norm=True), taps={"last": "Conv_1"}))
+    model = wrappers.with_batch_stat_distance(adapters.linen(networks.Convolutional(norm=True), taps={"last": "Conv_1"}))
     taught = model.init(jax.random.key(6), tiny.batch(1))
     teacher = teachers.frozen(model, taught)
     generator = adapters.plain(
@@ -248,17 +250,17 @@ def _data_free(synthesis):
 
 
 def data_free_generator():
-    return _data_free(lambda t, g: schemes.synthesis.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
+    return _data_free(lambda t, g: schemes.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
 
 
 def data_free_inversion():
     options = {"iterations": 2, "slots": 2, "jitter": 1, "student": tiny.student, "competition": 1.0}
-    return _data_free(lambda t, g: schemes.synthesis.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
 
 
 def data_free_contrastive():
     options = {"features": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
-    return _data_free(lambda t, g: schemes.synthesis.cmi(t, g, optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.cmi(t, g, optax.sgd(0.01), **options))
 
 
 TASKS = ([0, 1], [2])
@@ -314,7 +316,7 @@ CASES = {
         virtual_teacher,
         adversarial,
         cross_modal,
-        quantised,
+        quantized,
         learned_points,
         few_sample,
         data_free_generator,

@@ -9,11 +9,12 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, combine, losses, teachers, term
-from jaxkd.adapters.outputs import place_classes, select_classes
-from jaxkd.losses.relations.votes import voted_dissimilarity
-from jaxkd.objectives.learned_ensemble import learned_ensemble
-from jaxkd.training import metrics as metrics_lib
+from jaxkd.wrappers import expand_classes, select_classes
+from jaxkd.losses import voted_dissimilarity
+from jaxkd.objectives import learned_ensemble
+from jaxkd.metrics import _classification as metrics_lib
 from tests import tiny
+from jaxkd import metrics
 
 KNOWN = {"a": [0, 1], "b": [4, 2, 3]}
 TOTAL, SIZE, T = 5, 13, 4.0
@@ -58,7 +59,7 @@ def batch(seed, size=SIZE):
 
 def teacher(average=None):
     members = {
-        name: teachers.frozen(place_classes(model, KNOWN[name], TOTAL), model.init(jax.random.key(5 + i), batch(0)))
+        name: teachers.frozen(expand_classes(model, KNOWN[name], TOTAL), model.init(jax.random.key(5 + i), batch(0)))
         for i, (name, model) in enumerate(MODELS.items())
     }
     return teachers.ensemble(members, average=average or teachers.average_probabilities(T))
@@ -72,8 +73,8 @@ def of_known_classes(context):
         own = jnp.argmax(label[:, None] == jnp.asarray(classes)[None], axis=1)
         where = mask & jnp.isin(label, jnp.asarray(classes))
         for side, logits in (("teacher", context.teacher[f"{name}/known"]), ("student", context.student[f"of_{name}"])):
-            found[f"{side}_accuracy/{name}"] = metrics_lib.from_values(jnp.argmax(logits, axis=-1) == own, where)
-            found[f"{side}_nll/{name}"] = metrics_lib.from_values(losses.cross_entropy(logits, own, where=where), where)
+            found[f"{side}_accuracy/{name}"] = metrics.from_values(jnp.argmax(logits, axis=-1) == own, where)
+            found[f"{side}_nll/{name}"] = metrics.from_values(losses.cross_entropy(logits, own, where=where), where)
     return found
 
 

@@ -12,6 +12,7 @@ import jaxkd
 from jaxkd import adapters, combine, losses, objectives, schemes, teachers, term
 from tests import tiny
 from tests.schemes import networks
+from jaxkd import wrappers
 
 KEY = jax.random.key(1)
 SGD = optax.sgd(0.05, momentum=0.9)
@@ -53,7 +54,7 @@ def alone(student=tiny.student):
 
 
 def member(name):
-    return lambda state: adapters.member(state.student, name)
+    return lambda state: wrappers.get_member(state.student, name)
 
 
 def with_views(size, seed=0):
@@ -85,13 +86,13 @@ def byot_with_zero_weight():
         lambda w, f: f.mean(axis=(1, 2)) @ w,
         inputs="feature",
     )
-    exits = {"early": adapters.Exit("map", head)}
+    exits = {"early": wrappers.Exit("map", head)}
     return Pair(schemes.byot(tiny.student, exits, optimizer=SGD, feature=None, weight=0.0), alone(), member("model"))
 
 
 def images_of_the_batch():
     """Returns a synthesizer that makes nothing, for batches with images."""
-    return schemes.synthesis.Synthesis(
+    return schemes.Synthesis(
         shapes=lambda batch: {},
         init=lambda key, batch, teacher: {},
         apply=lambda state, *_, key, step: ({}, state, {}),
@@ -100,10 +101,10 @@ def images_of_the_batch():
 
 def flow_of_zero():
     module = networks.Convolutional()
-    student = adapters.flow(module, {"first": adapters.Mix("Conv_0", ["map"])}, lambda step: 0.0)
+    student = wrappers.with_flow(module, {"first": wrappers.FlowEdge("Conv_0", ["map"])}, lambda step: 0.0)
     kd = schemes.knowledge_flow(student, tiny.teacher(), BOTH, optimizer=SGD)
     other = distilled(BOTH, student=adapters.linen(module))
-    return Pair(kd, other, lambda state: adapters.student_alone(state.student))
+    return Pair(kd, other, lambda state: wrappers.extract_student(state.student))
 
 
 PAIRS = {
@@ -137,14 +138,14 @@ PAIRS = {
         schemes.born_again(tiny.student, BOTH, first=PLAIN, generations=1, steps=9, optimizer=SGD), alone(), member("0")
     ),
     "staged with one stage is offline": lambda: Pair(
-        schemes.staged(tiny.student, tiny.teacher(), schemes.phases.Stage(BOTH, SGD)), offline()
+        schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(BOTH, SGD)), offline()
     ),
     "BYOT with weight 0 trains alone": byot_with_zero_weight,
     "CS-KD with weight 0 trains alone": lambda: Pair(
         schemes.class_wise(tiny.student, optimizer=SGD, weight=0.0), alone(), batch=with_views
     ),
     "past predictions with alpha 0 are labels": lambda: Pair(
-        distilled(combine(ce=objectives.past_predictions(tiny.DATA, alpha=0.0, steps=9)), teachers.none()), alone()
+        distilled(combine(ce=objectives.progressive_self_kd(tiny.DATA, alpha=0.0, steps=9)), teachers.none()), alone()
     ),
     "knowledge flow of 0 is offline": flow_of_zero,
     "data-free with real images is offline": lambda: Pair(

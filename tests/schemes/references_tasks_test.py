@@ -10,8 +10,8 @@ import pytest
 import jaxkd
 from jaxkd import adapters, schemes, teachers, weights
 from jaxkd.schemes import synthesis
-from jaxkd.schemes.synthesis.cmi import contrast
-from jaxkd.training import forgetting as measures
+from jaxkd.schemes.synthesis._cmi import contrast
+from jaxkd.metrics import _forgetting as measures
 from tests.schemes.references import (
     CE,
     CLASSES,
@@ -35,6 +35,8 @@ from tests.schemes.references import (
     slopes,
     softmax,
 )
+from jaxkd import schemes
+from jaxkd import wrappers
 
 # --- data-free --------------------------------------------------------------------------------------------------------
 
@@ -56,7 +58,7 @@ def normed_teacher():
     rng = np.random.default_rng(4)
     made = NORMED.init(jax.random.key(2), {"image": jnp.zeros((2, *SHAPE))})
     made = jax.tree.map(lambda x: jnp.asarray(x + rng.uniform(0.1, 0.9, x.shape), jnp.float32), made)
-    return teachers.frozen(adapters.with_batch_statistics(NORMED), made), float64(made)
+    return teachers.frozen(wrappers.with_batch_stat_distance(NORMED), made), float64(made)
 
 
 def asked(variables, x):
@@ -94,7 +96,7 @@ def noise(i=0):
 
 def test_dafl_matches_float64_reference():
     teacher, known = normed_teacher()
-    made = synthesis.dafl(
+    made = schemes.dafl(
         teacher, generator_of(), SGD, feature="features", one_hot=0.7, activation=0.2, entropy=3.0, statistics=0.4
     )
     kd = schemes.data_free(jaxkd.distill(NORMED, teacher, kl_term(2.0), optimizer=SGD), made)
@@ -119,7 +121,7 @@ def test_inversion_matches_float64_reference():
     teacher, known = normed_teacher()
     student = adapters.linen(Normed())
     options = {"cross_entropy": 0.8, "statistics": 2.0, "total_variation": 0.03, "l2": 0.02, "competition": 1.5}
-    made = synthesis.inversion(
+    made = schemes.inversion(
         teacher, SHAPE, SGD, iterations=5, slots=2, jitter=0, student=student, temperature=3.0, **options
     )
     kd = schemes.data_free(jaxkd.distill(student, teacher, kl_term(2.0), optimizer=SGD), made)
@@ -193,8 +195,8 @@ def test_few_sample_matches_float64_least_squares():
     batches = [{"image": x, "mask": KEEP} for x in images]
     original, own = (model.init(jax.random.key(i), batches[0]) for i in range(2))
     layers = {
-        "a": schemes.transfer.FewSampleLayer("a", "a", "a/kernel", affine=True),
-        "b": schemes.transfer.FewSampleLayer("b", "b", "b/kernel"),
+        "a": schemes.FewSampleLayer("a", "a", "a/kernel", affine=True),
+        "b": schemes.FewSampleLayer("b", "b", "b/kernel"),
     }
     kd = schemes.few_sample(
         model, teachers.frozen(model, original), layers, steps=2, variables=own, metrics=lambda context: {}
@@ -234,7 +236,7 @@ def in_buckets(w, bucket):
 def test_quantized_values_match_float64_and_the_file(bits, tmp_path):
     bucket, s = 6, 2**bits - 1
     model = network()
-    kd = jaxkd.distill(adapters.quantised(model, bits=bits, bucket=bucket), teachers.none(), CE, optimizer=SGD)
+    kd = jaxkd.distill(wrappers.quantized(model, bits=bits, bucket=bucket), teachers.none(), CE, optimizer=SGD)
 
     def rounded(w):
         parts = []
@@ -256,8 +258,8 @@ def test_quantized_values_match_float64_and_the_file(bits, tmp_path):
     assert_trees(gradient, slopes(value, jax.tree.map(np.copy, low)), 1e-3, 2e-4)  # straight-through
 
     path = tmp_path / "student.safetensors"
-    size = weights.save_quantised(path, state, bits=bits, bucket=bucket)
-    assert_trees(float64(weights.load_quantised(path).params), low, 1e-5, 1e-5)
+    size = weights.save_quantized(path, state, bits=bits, bucket=bucket)
+    assert_trees(float64(weights.load_quantized(path).params), low, 1e-5, 1e-5)
     sizes = [INPUTS * HIDDEN, HIDDEN * CLASSES]
     assert size.codes == sum(-(-n * bits // 8) for n in sizes)
     assert size.scales == sum(-(-n // bucket) for n in sizes) * 8
@@ -268,7 +270,7 @@ def test_learned_points_match_float64_reference():
     bucket = 5
     trained = network().init(jax.random.key(3), batch())
     kd = jaxkd.distill(
-        adapters.learned_points(network(), trained, bits=2, bucket=bucket), teachers.none(), CE, optimizer=SGD
+        wrappers.learned_codebook(network(), trained, bits=2, bucket=bucket), teachers.none(), CE, optimizer=SGD
     )
     w = float64(trained.params)
 

@@ -30,6 +30,8 @@ from tests.schemes.references import (
     softmax,
     trained,
 )
+from jaxkd.objectives import discriminators
+from jaxkd import wrappers
 
 # --- chains -----------------------------------------------------------------------------------------------------------
 
@@ -41,14 +43,14 @@ def test_born_again_matches_float64_reference():
     state, step = kd.init(KEY, batch()), jax.jit(kd.step)
     for i in range(3):
         given = kept(batch(i))
-        own = {name: float64(adapters.member(state.student, name).params) for name in "012"}
+        own = {name: float64(wrappers.get_member(state.student, name).params) for name in "012"}
         state, metrics = step(state, batch(i))
         z = forward(own[str(i)], given["image"])[0]
         expected = ce(z, given["label"])
         if i:
             expected += kl(forward(own[str(i - 1)], given["image"])[0], z, 3.0)
         assert scores(metrics)["loss"] == pytest.approx(expected, rel=2e-4)
-    born = [float64(adapters.member(state.student, name).params) for name in "12"]
+    born = [float64(wrappers.get_member(state.student, name).params) for name in "12"]
     large = {**{n: np.concatenate([batch(i)[n] for i in range(20)]) for n in ("image", "label", "mask")}}
     seen = scores(jax.jit(kd.evaluate)(state, large), "ensemble")
     image, label = large["image"][large["mask"]], large["label"][large["mask"]]
@@ -66,7 +68,7 @@ def test_assistants_match_float64_reference():
     state, step = kd.init(KEY, batch()), jax.jit(kd.step)
     for i in range(4):
         given, name = kept(batch(i)), "large" if i < 2 else "student"
-        own = {n: float64(adapters.member(state.student, n).params) for n in ("large", "student")}
+        own = {n: float64(wrappers.get_member(state.student, n).params) for n in ("large", "student")}
         state, metrics = step(state, batch(i))
         z = forward(own[name], given["image"])[0]
         before = float64(teacher_params.params) if i < 2 else own["large"]
@@ -167,10 +169,10 @@ def test_voted_dissimilarity_matches_float64_reference():
 def test_knowledge_flow_matches_float64_reference():
     members, known = three_teachers()
     names = ["a/hidden", "c/hidden"]
-    student = adapters.flow(
-        nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]), {"m": adapters.Mix("layers_0", names, own=0.6)}, 0.37
+    student = wrappers.with_flow(
+        nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]), {"m": wrappers.FlowEdge("layers_0", names, own=0.6)}, 0.37
     )
-    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.25))
+    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.25))
     kd = schemes.knowledge_flow(student, teachers.ensemble(members), objective, optimizer=SGD)
     share = softmax(np.float64(kd.init(KEY, batch()).student.params["flow"]["m"]["weights"]))
     np.testing.assert_allclose(share, [0.6, 0.2, 0.2], rtol=1e-5)
@@ -191,7 +193,7 @@ def test_knowledge_flow_matches_float64_reference():
 
 def test_adversarial_matches_float64_reference():
     members, known = three_teachers()
-    objective = objectives.adversarial("student/logits", "teacher/logits", discriminator=objectives.mlp(5), weight=0.3)
+    objective = objectives.adversarial("student/logits", "teacher/logits", discriminator=discriminators.mlp(5), weight=0.3)
     kd = jaxkd.distill(network(), members["a"], objective, optimizer=SGD)
 
     def judged(layers, x):

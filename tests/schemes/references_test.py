@@ -30,6 +30,7 @@ from tests.schemes.references import (
     network,
     softmax,
 )
+from jaxkd import wrappers
 
 # --- several models ---------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ def test_diverse_peers_match_float64_reference(hold):
 
 
 def test_branches_match_float64_reference():
-    exits = {"b": adapters.Exit("hidden", exit_of()), "c": adapters.Exit("hidden", exit_of())}
+    exits = {"b": wrappers.Exit("hidden", exit_of()), "c": wrappers.Exit("hidden", exit_of())}
     kd = schemes.branches(network(), exits, feature="hidden", own=CE, taught=kl_term(3.0), optimizer=SGD)
 
     def branches_of(params, x):
@@ -205,7 +206,7 @@ def test_combined_logits_match_a_convex_solver():
 
 def test_byot_matches_float64_reference():
     alpha, temperature, feature_weight = 0.3, 3.0, 0.02
-    exits = {"b": adapters.Exit("hidden", exit_of(True)), "c": adapters.Exit("hidden", exit_of(True))}
+    exits = {"b": wrappers.Exit("hidden", exit_of(True)), "c": wrappers.Exit("hidden", exit_of(True))}
     kd = schemes.byot(
         network(),
         exits,
@@ -244,7 +245,7 @@ def test_class_wise_matches_float64_reference():
 
 
 def test_two_views_match_float64_reference():
-    kd = schemes.two_views(network(), optimizer=SGD, feature="hidden", weight=0.4, temperature=3.0, feature_weight=0.9)
+    kd = schemes.distorted_views(network(), optimizer=SGD, feature="hidden", weight=0.4, temperature=3.0, feature_weight=0.9)
 
     def reference(params, held, given, _):
         x, v, y = given["image"], given["view"], given["label"]
@@ -258,7 +259,7 @@ def test_two_views_match_float64_reference():
 
 def test_past_predictions_match_float64_reference():
     epochs, per_epoch, examples = 3, 2, 20
-    past = objectives.past_predictions(examples, alpha=lambda step: 0.8 * (step // per_epoch + 1) / epochs)
+    past = objectives.progressive_self_kd(examples, alpha=lambda step: 0.8 * (step // per_epoch + 1) / epochs)
     kd = jaxkd.distill(network(), teachers.none(), past, optimizer=SGD)
     tables = {0: np.zeros((examples, CLASSES))}
 
@@ -281,7 +282,7 @@ def test_past_predictions_match_float64_reference():
         return -(target * log_softmax(forward(params["student"], given["image"])[0])).sum(-1).mean()
 
     state, _ = assert_steps(kd, reference, steps=epochs * per_epoch, batch=epoch)
-    table = objectives.progressive.remembered(state.loss.state)
+    table = objectives.past_probabilities(state.loss.state)
     np.testing.assert_allclose(table, tables[epochs * per_epoch], rtol=1e-3, atol=1e-4)
 
 
@@ -300,7 +301,7 @@ def test_virtual_teacher_matches_float64_reference(correct, temperature):
 
 
 def test_ema_teacher_with_a_schedule_matches_float64_reference():
-    decay = jaxkd.averaging.rising_decay(0.15)
+    decay = jaxkd._core.moving_average.ema_warmup(0.15)
     kd = jaxkd.distill(network(), teachers.ema(network(), decay=decay), combine(ce=CE, kd=kl_term(2.0)), optimizer=SGD)
     state, step = kd.init(KEY, batch()), jax.jit(kd.step)
     average = float64(state.student.params)

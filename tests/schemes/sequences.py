@@ -9,8 +9,9 @@ import optax
 
 import jaxkd
 from jaxkd import data
-from jaxkd.data import tasks as data_tasks
-from jaxkd.training import metrics as metrics_lib
+from jaxkd.data import _tasks as data_tasks
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd import metrics
 
 TASKS = ((4, 1), (0, 5), (2, 3))
 STEPS = (2, 3, 4)
@@ -58,7 +59,7 @@ def run(kd, steps, *, state=None, step=None, give=batch, seed=1):
     step, found = step or jitted(kd.step), []
     for i in range(int(state.step), steps):
         state, metrics = step(state, give(i))
-        found.append(metrics_lib.compute(metrics))
+        found.append(metrics.compute(metrics))
     return state, found
 
 

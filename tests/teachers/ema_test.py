@@ -8,8 +8,10 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import averaging, combine, losses, teachers, term, training
+from jaxkd._core import moving_average
+from jaxkd import combine, losses, teachers, term, training
 from tests import tiny
+from jaxkd import distillers
 
 OBJECTIVE = combine(
     ce=term(losses.cross_entropy, "student/logits", "batch/label"),
@@ -41,7 +43,7 @@ def train(kd, steps=4, state=None):
     return state, seen
 
 
-@pytest.mark.parametrize("decay", [0.9, averaging.rising_decay(0.3)], ids=["number", "schedule"])
+@pytest.mark.parametrize("decay", [0.9, moving_average.ema_warmup(0.3)], ids=["number", "schedule"])
 def test_ema_equals_the_float64_reference(decay):
     state, (average, *students) = train(distiller(NET, decay=decay))
     for step, student in enumerate(students):
@@ -71,9 +73,9 @@ def test_outputs_are_those_of_the_average_before_the_step():
 
 
 def test_ema_equals_training_averaged_bit_for_bit():
-    kd = training.averaged(distiller(NET, decay=averaging.rising_decay()), decay=averaging.rising_decay())
+    kd = distillers.with_ema(distiller(NET, decay=moving_average.ema_warmup()), decay=moving_average.ema_warmup())
     state, _ = train(kd)
-    tiny.assert_equal(state.teacher, training.average_of(state))
+    tiny.assert_equal(state.teacher, distillers.ema_params(state))
 
 
 def test_ema_of_a_bfloat16_student_is_stored_in_float32():
@@ -112,6 +114,6 @@ def test_a_decay_outside_0_to_1_is_an_error(decay):
     with pytest.raises(ValueError, match=r"ema, decay: expected a number in \[0, 1\]"):
         teachers.ema(tiny.student, decay=decay)
     with pytest.raises(ValueError, match=r"averaged, decay: expected a number in \[0, 1\]"):
-        training.averaged(distiller(tiny.student), decay=decay)
+        distillers.with_ema(distiller(tiny.student), decay=decay)
     with pytest.raises(ValueError, match=r"rising_decay, decay"):
-        averaging.rising_decay(decay)
+        moving_average.ema_warmup(decay)

@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, teachers, term
-from jaxkd.training import metrics
+from jaxkd.metrics import _classification
 from tests import tiny
 
 BATCH = tiny.batch(7)

@@ -12,8 +12,8 @@ import time
 import pytest
 
 import jaxkd
-from jaxkd.training.digests import find_damage
-from jaxkd.training.lock import alone
+from jaxkd._core.digests import find_damage
+from jaxkd._core.lock import alone
 
 QUESTIONS = 400
 
@@ -26,8 +26,8 @@ def member(address, index, folder):
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-    from jaxkd.training.preemption import catch_signals
+    from jaxkd.training import CheckpointError, Checkpoints
+    from jaxkd.training._preemption import catch_signals
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=index)

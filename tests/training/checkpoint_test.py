@@ -12,8 +12,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-from jaxkd.types import LossVars, TrainState, Variables
+from jaxkd.training import CheckpointError, Checkpoints
+from jaxkd.types import ObjectiveVars, TrainState, Variables
 
 
 class Pair(NamedTuple):
@@ -31,7 +31,7 @@ def make_state(seed: int = 0) -> TrainState:
     optimizer = optax.chain(
         optax.clip(1.0), optax.sgd(optax.linear_schedule(1.0, 0.0, 10), momentum=0.9), optax.adam(1)
     )
-    loss = LossVars(params={}, state={"bank": Pair([jnp.array(True)], (jnp.zeros((0, 3)), None))})
+    loss = ObjectiveVars(params={}, state={"bank": Pair([jnp.array(True)], (jnp.zeros((0, 3)), None))})
     return TrainState(
         student=Variables(params, {}),
         teacher=[Variables({"w": jnp.arange(5, dtype=jnp.uint8)})],

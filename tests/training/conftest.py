@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from jaxkd.training.checkpoint import Checkpoints
+from jaxkd.training import Checkpoints
 from tests.training.toy import files, run
 
 

@@ -9,8 +9,9 @@ import os
 
 import pytest
 
-from jaxkd.training import logs
-from jaxkd.training.logs import Logs
+from jaxkd.training import _logs
+from jaxkd.training import Logs
+from jaxkd._core import files
 
 
 def rows_of(directory):
@@ -140,14 +141,14 @@ def test_tensorboard_without_tensorboardx_is_an_error(tmp_path, without_tensorbo
 
 def test_failed_atomic_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
-    logs.write_atomically(path, "old")
+    files.write_atomically(path, "old")
 
     def full(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(logs.os, "fsync", full)
     with pytest.raises(OSError, match=r"disk full: it could not be replaced; its old content is intact: '.*x\.txt'"):
-        logs.write_atomically(path, "new")
+        files.write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 

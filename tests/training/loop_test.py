@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.progress import show_progress
-from jaxkd.training import compiled_steps, logs, run_identity
-from jaxkd.training.cadence import Cadence, due, next_piece
-from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.compiled_steps import evaluate
-from jaxkd.training.loop import fit
-from jaxkd.training.packed import pack
+from jaxkd._core.progress import show_progress
+from jaxkd.training import _compiled_steps, _logs, _run_identity
+from jaxkd.training._cadence import Cadence, due, next_piece
+from jaxkd.training import Checkpoints
+from jaxkd.training import evaluate
+from jaxkd.training import fit
+from jaxkd.metrics._packed_metrics import pack
 from jaxkd.types import Distiller, Mean
 from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
 

@@ -16,11 +16,11 @@ import jaxkd
 import jaxkd.data
 from jaxkd import losses
 from jaxkd.data import Dataset
-from jaxkd.training.checkpoint import CheckpointError, Checkpoints
-from jaxkd.training.logs import NonFiniteError
-from jaxkd.training.loop import fit
-from jaxkd.training.preemption import Preempted
-from jaxkd.training.run_directory import Best, Snapshot
+from jaxkd.training import CheckpointError, Checkpoints
+from jaxkd.training import NonFiniteError
+from jaxkd.training import fit
+from jaxkd.training import Preempted
+from jaxkd.training._run_directory import Best, Snapshot
 from jaxkd.types import Variables
 from tests.training.toy import (
     FEATURES,

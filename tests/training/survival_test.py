@@ -10,9 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxkd.training.checkpoint import Checkpoints
-from jaxkd.training.lock import alone
-from jaxkd.training.preemption import TEMPORARY_FAILURE
+from jaxkd.training import Checkpoints
+from jaxkd._core.lock import alone
+from jaxkd.training._preemption import TEMPORARY_FAILURE
 from tests.training.victims import SETTINGS, STEPS, Nursery
 
 EVERY = SETTINGS["checkpoint_every"]

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd.training import logs
-from jaxkd.training.loop import fit
-from jaxkd.training.metrics import from_values
-from jaxkd.types import Distiller, LossVars, TrainState, Variables
+from jaxkd.training import _logs
+from jaxkd.training import fit
+from jaxkd.metrics._means import from_values
+from jaxkd.types import Distiller, ObjectiveVars, TrainState, Variables
 
 EXAMPLES, FEATURES, BATCH = 40, 5, 8
 TRACES: list[str] = []
@@ -79,7 +79,7 @@ def toy():
 
     def init(key, batch):
         params = {"w": 0.1 * jax.random.normal(key, (batch["x"].shape[1],)), "b": jnp.zeros(())}
-        loss = LossVars({"scale": jnp.ones(())}, {"seen": jnp.zeros((), jnp.int32)})
+        loss = ObjectiveVars({"scale": jnp.ones(())}, {"seen": jnp.zeros((), jnp.int32)})
         opt_state = {"student": optimizer.init(params), "objective": optimizer.init(loss.params)}
         # The teacher shares its arrays with the student, and the key with the caller, as a careless init would.
         return TrainState(Variables(params), params, loss, opt_state, jnp.zeros((), jnp.int32), key)
@@ -109,7 +109,7 @@ def toy():
             updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name])
             trained[name] = optax.apply_updates(trained[name], updates)
         teacher = optax.incremental_update(trained["student"], state.teacher, 0.1)
-        variables = LossVars(trained["objective"], {"seen": state.loss.state["seen"] + jnp.sum(batch["mask"])})
+        variables = ObjectiveVars(trained["objective"], {"seen": state.loss.state["seen"] + jnp.sum(batch["mask"])})
         student = Variables(trained["student"])
         return TrainState(student, teacher, variables, opt_state, state.step + 1, state.key), metrics
 

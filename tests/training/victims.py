@@ -21,7 +21,7 @@ import optax
 
 import jaxkd
 from jaxkd import data, losses
-from jaxkd.training.loop import fit
+from jaxkd.training import fit
 
 STEPS = 96
 SETTINGS = {"steps": STEPS, "eval_every": 6, "checkpoint_every": 3, "log_every": 4, "chunk": 3, "progress": False}

@@ -17,8 +17,8 @@ from flax import nnx
 
 import jaxkd
 from jaxkd import adapters, weights
-from jaxkd.weights import orbax_directory, safetensors_file
-from jaxkd.weights.replacing import replacing
+from jaxkd.weights import _orbax_directory, _safetensors_file
+from jaxkd._core.files import replacing
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 
@@ -43,7 +43,7 @@ class NnxNet(nnx.Module):
 BATCH = {"image": jnp.ones((2, 3))}
 MODELS = {
     "linen": adapters.linen(Net()),
-    "nnx": adapters.nnx(NnxNet),
+    "nnx": adapters.nnx_module(NnxNet),
     "plain": adapters.plain(lambda key, x: [jax.random.normal(key, (3, 2)), (jnp.ones(2),)], lambda w, x: x @ w[0]),
     "one array": adapters.plain(lambda key, x: jnp.eye(3), lambda w, x: x @ w),
 }
@@ -53,7 +53,7 @@ def _train_state(seed):
     """Builds a state in which no part is empty and only the student has its weights."""
     student = _odd_bits(jax.eval_shape(MODELS["linen"].init, jax.random.key(0), BATCH), seed)
     others = {"kernel": jnp.full(3, seed)}
-    objective = jaxkd.LossVars({"regressor": others}, {"bank": others})
+    objective = jaxkd.ObjectiveVars({"regressor": others}, {"bank": others})
     optimizer = {"student": optax.adam(0.1).init(student.params), "objective": ()}
     return jaxkd.TrainState(
         student, jaxkd.Variables(others), objective, optimizer, jnp.int32(seed), jax.random.key(seed)
@@ -363,7 +363,7 @@ def test_load_run_skips_damaged_checkpoints(tmp_path):
 
 def test_load_run_decodes_escaped_names(tmp_path):
     given = jaxkd.Variables({"a/b.c": {"50%": jnp.ones(2)}}, {"stats": {"x.y": jnp.zeros(1)}})
-    state = jaxkd.TrainState(given, teacher={}, loss=jaxkd.LossVars(), opt_state={}, step=0, key=0)
+    state = jaxkd.TrainState(given, teacher={}, loss=jaxkd.ObjectiveVars(), opt_state={}, step=0, key=0)
     with jaxkd.training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state)
     found = weights.load_run(tmp_path)

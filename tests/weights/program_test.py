@@ -15,7 +15,7 @@ from jax import export
 
 import jaxkd
 from jaxkd import adapters, models, weights
-from jaxkd.weights import program as program_lib
+from jaxkd.weights import _program as program_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "export.md"
@@ -153,7 +153,7 @@ def test_weights_are_stored_in_their_dtype(tmp_path):
 
 def test_the_student_of_a_train_state_is_exported(tmp_path):
     variables = _variables()
-    state = jaxkd.TrainState(variables, {"w": jnp.ones(2)}, jaxkd.LossVars({"w": jnp.ones(3)}), {}, 0, None)
+    state = jaxkd.TrainState(variables, {"w": jnp.ones(2)}, jaxkd.ObjectiveVars({"w": jnp.ones(3)}), {}, 0, None)
     weights.save_program(tmp_path / "a", MODEL, state, IMAGE)
     weights.save_program(tmp_path / "b", MODEL, variables, IMAGE)
     image = _images(2)

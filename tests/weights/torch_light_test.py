@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters, weights
-from jaxkd.models.vision import mobilenet_v2, resnet50, shufflenet_v1, shufflenet_v2
-from jaxkd.weights import torch_light
+from jaxkd.models.vision import _mobilenet_v2, _resnet50, _shufflenet_v1, _shufflenet_v2
+from jaxkd.weights import _torch_light
 
 
 class Net:

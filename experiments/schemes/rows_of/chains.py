@@ -9,11 +9,12 @@ import jaxkd
 from experiments.schemes.trials import CE, Own, Part, Row, Setting, Trial, both
 from jaxkd import adapters, schemes, teachers
 from jaxkd.types import Distiller, TrainState, Variables
+from jaxkd import wrappers
 
 
 def _member(name: str) -> Callable[[TrainState], Variables]:
     def pick(state: TrainState) -> Variables:
-        return adapters.member(state.student, name)
+        return wrappers.get_member(state.student, name)
 
     return pick
 
@@ -37,7 +38,7 @@ def born_again(generations: int) -> Callable[[Setting], Trial]:
 
         def taught(own: Own) -> Distiller:
             return setting.placed(
-                jaxkd.distill(student, teachers.awaited(student), both(), optimizer=setting.optimizer(steps))
+                jaxkd.distill(student, teachers.placeholder(student), both(), optimizer=setting.optimizer(steps))
             )
 
         def first(own: Own) -> Distiller:
@@ -72,7 +73,7 @@ def assistants(*between: str, teacher: str = "teacher") -> Callable[[Setting], T
 
         def link(before: str, size: str) -> Part:
             def part(own: Own) -> Distiller:
-                taught_by = teachers.awaited(setting.problem.network(before))
+                taught_by = teachers.placeholder(setting.problem.network(before))
                 kd = jaxkd.distill(models[size], taught_by, both(), optimizer=setting.optimizer(steps))
                 return setting.placed(kd)
 

@@ -14,6 +14,7 @@ import jaxkd
 from experiments.schemes.trials import CE, Own, Part, Row, Setting, Trial, both, offline
 from jaxkd import adapters, data, schemes, teachers, weights
 from jaxkd.types import Distiller, Model, Variables
+from jaxkd import wrappers
 
 BUCKET = 256
 Build = Callable[[Setting], Trial]
@@ -28,13 +29,13 @@ def on_disk(bits: int, points: bool = False) -> Callable[[Variables], Mapping[st
             if points:
                 kept = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), variables.state["weights"])
                 source = Variables(kept, variables.state["model"])
-                weights.save_quantised(path, source, points=variables.params, bucket=BUCKET)
+                weights.save_quantized(path, source, points=variables.params, bucket=BUCKET)
             else:
-                weights.save_quantised(path, variables, bits=bits, bucket=BUCKET)
+                weights.save_quantized(path, variables, bits=bits, bucket=BUCKET)
             dense = pathlib.Path(folder) / "dense.safetensors"
             weights.save_safetensors(dense, variables if not points else source)
             small, large = path.stat().st_size, dense.stat().st_size
-            found = weights.quantised_size(path)
+            found = weights.quantized_size(path)
         return {"bytes": small, "float32_bytes": large, "codes": found.codes, "scales": found.scales}
 
     return measure
@@ -44,7 +45,7 @@ def straight_through(bits: int) -> Build:
     """Soft targets with rounded weights in every step."""
 
     def build(setting: Setting) -> Trial:
-        student = adapters.quantised(setting.student, bits=bits, bucket=BUCKET)
+        student = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
 
         def make(own: Own) -> Distiller:
             return setting.placed(jaxkd.distill(student, setting.teacher(own), both(), optimizer=setting.optimizer()))
@@ -58,7 +59,7 @@ def rounded(bits: int) -> Build:
     """Offline distillation, rounded when it is over."""
 
     def build(setting: Setting) -> Trial:
-        model = adapters.quantised(setting.student, bits=bits, bucket=BUCKET)
+        model = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
         return offline(setting, setting.steps)._replace(model=model, extra=on_disk(bits))
 
     return build
@@ -69,7 +70,7 @@ def learned(bits: int) -> Build:
 
     def build(setting: Setting) -> Trial:
         def student(variables: Variables) -> Model:
-            return adapters.learned_points(setting.student, variables, bits=bits, bucket=BUCKET)
+            return wrappers.learned_codebook(setting.student, variables, bits=bits, bucket=BUCKET)
 
         def make(own: Own) -> Distiller:
             optimizer = setting.problem.optimizer(setting.steps)
@@ -127,7 +128,7 @@ def few_sample(setting: Setting) -> Trial:
     teacher = adapters.linen(problem.module("teacher"), taps=taps)
     widths = problem.module(PRUNED).widths  # type: ignore[attr-defined]
     layers = {
-        name: schemes.transfer.FewSampleLayer(name, name, f"{path}/Dense_0/kernel", channels=tuple(range(width)))
+        name: schemes.FewSampleLayer(name, name, f"{path}/Dense_0/kernel", channels=tuple(range(width)))
         for (name, path), width in zip(taps.items(), widths, strict=True)
     }
     steps = SAMPLES // min(setting.config.batch, SAMPLES // 2)
@@ -168,7 +169,7 @@ def _tuned(objective: jaxkd.Objective) -> Callable[[Setting, int], Trial]:
 ROWS = {
     **{f"rounded{bits}": Row(f"{bits} bits, rounded afterwards", "few bits", rounded(bits)) for bits in (2, 4, 8)},
     **{
-        f"quantised{bits}": Row(f"{bits} bits, straight-through", "few bits", straight_through(bits))
+        f"quantized{bits}": Row(f"{bits} bits, straight-through", "few bits", straight_through(bits))
         for bits in (2, 4, 8)
     },
     **{f"points{bits}": Row(f"{bits} bits, learned points", "few bits", learned(bits)) for bits in (2, 4)},

@@ -9,7 +9,7 @@ import jaxkd
 from experiments.schemes.trials import Own, Row, Setting, Trial
 from jaxkd import data, schemes
 from jaxkd.objectives import continual
-from jaxkd.training import forgetting
+from jaxkd.metrics import _forgetting
 from jaxkd.types import Distiller, Objective
 
 TASKS = 5
@@ -75,7 +75,7 @@ def sequential(objective: Callable[[list[list[int]], list[int]], Objective]) -> 
 
 
 FINE_TUNED = sequential(
-    lambda tasks, each: jaxkd.combine(ce=continual.told_by_labels(tasks, each, heads=continual.single_head))
+    lambda tasks, each: jaxkd.combine(ce=continual.task_cross_entropy(tasks, each, heads=continual.joint_softmax))
 )
 """No teacher: what comes later overwrites what was learned."""
 
@@ -110,7 +110,7 @@ def retrospection(setting: Setting) -> Trial:
             steps=each,
             expert_steps=each[0] // 2,
             optimizer=setting.optimizer(each[0] // 2),
-            heads=continual.single_head,
+            heads=continual.joint_softmax,
         )
 
     return trial(setting, 2 * setting.steps, kd, KEPT)
@@ -128,12 +128,12 @@ def _held(setting: Setting, steps: int) -> Trial:
 
 
 ROWS = {
-    "lwf": Row("LwF, a head for each task", "lifelong", lwf(continual.task_heads, 1.0), FINE_TUNED, _held),
-    "lwf_single": Row("LwF, one head", "lifelong", lwf(continual.single_head, 3.0), FINE_TUNED, _held),
+    "lwf": Row("LwF, a head for each task", "lifelong", lwf(continual.per_task_softmax, 1.0), FINE_TUNED, _held),
+    "lwf_single": Row("LwF, one head", "lifelong", lwf(continual.joint_softmax, 3.0), FINE_TUNED, _held),
     "lwf_kept": Row(
         f"LwF, one head, {KEPT} retained per class",
         "lifelong",
-        lwf(continual.single_head, 3.0, KEPT),
+        lwf(continual.joint_softmax, 3.0, KEPT),
         FINE_TUNED,
         _held,
     ),

@@ -9,12 +9,14 @@ from experiments.schemes.trained import LEFT, PEN
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, soft, supervised, taught
 from jaxkd import adapters, data, objectives, teachers
 from jaxkd.types import Model, Teacher
+from jaxkd.objectives import discriminators
+from jaxkd import wrappers
 
 GAME = jaxkd.combine(
     ce=CE,
     kd=soft(),
     gan=objectives.adversarial(
-        "student/logits", "teacher/logits", discriminator=objectives.mlp(64), labels="batch/label", weight=0.1
+        "student/logits", "teacher/logits", discriminator=discriminators.mlp(64), labels="batch/label", weight=0.1
     ),
 )
 """Soft targets, and a discriminator of the logits that also tells classes (Xu et al., 2018)."""
@@ -50,11 +52,11 @@ def lstm_offline(setting: Setting, steps: int) -> Trial:
 
 
 def _right(setting: Setting) -> Model:
-    return adapters.reading(setting.problem.network("student"), image="right")
+    return wrappers.with_inputs(setting.problem.network("student"), image="right")
 
 
 def _left(setting: Setting) -> Callable[[Own], Teacher]:
-    return lambda own: teachers.frozen(adapters.reading(setting.problem.network("left"), image="left"), own["left"])
+    return lambda own: teachers.frozen(wrappers.with_inputs(setting.problem.network("left"), image="left"), own["left"])
 
 
 def halves(setting: Setting) -> Trial:
@@ -63,7 +65,7 @@ def halves(setting: Setting) -> Trial:
 
 
 def _spectral(setting: Setting) -> Model:
-    return adapters.reading(setting.student, image="spectrum")
+    return wrappers.with_inputs(setting.student, image="spectrum")
 
 
 def spectrum(setting: Setting) -> Trial:

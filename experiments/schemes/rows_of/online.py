@@ -12,6 +12,7 @@ import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, both, soft
 from jaxkd import adapters, losses, objectives, schemes
 from jaxkd.types import Distiller, Model, TrainState, Variables
+from jaxkd import wrappers
 
 Build = Callable[[Setting], Trial]
 KL1 = soft(temperature=1.0)
@@ -22,7 +23,7 @@ def trial(setting: Setting, make: Callable[[Own], Distiller], name: str) -> Tria
     """A training of several networks, of which one is the student."""
 
     def pick(state: TrainState) -> Variables:
-        return adapters.member(state.student, name)
+        return wrappers.get_member(state.student, name)
 
     def placed(own: Own) -> Distiller:
         return setting.placed(make(own))
@@ -71,7 +72,7 @@ def diverse(setting: Setting) -> Trial:
             feature="pooled",
             own=CE,
             optimizer=setting.optimizer(),
-            weight=schemes.peers.ramp_up(setting.steps // 4),
+            weight=schemes.ramp_up(setting.steps // 4),
         )
 
     return trial(setting, make, "leader")
@@ -93,7 +94,7 @@ class Head(nn.Module):
 def branches(setting: Setting) -> Trial:
     """Two branches at the second stage beside the student's own top."""
     head = adapters.linen(Head(setting.problem.classes), inputs="feature")
-    exits = {name: adapters.Exit("stage2", head) for name in ("one", "two")}
+    exits = {name: wrappers.Exit("stage2", head) for name in ("one", "two")}
 
     def make(own: Own) -> Distiller:
         return schemes.branches(

@@ -8,19 +8,20 @@ import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial
 from jaxkd import adapters, data, losses, objectives, schemes, teachers
 from jaxkd.types import Distiller
+from jaxkd import wrappers
 
 
 def depths(setting: Setting) -> Trial:
     """Exits after the first two stages learn from the labels and the last layer."""
     pooled = {"digits": 32, "cifar100": 64}[setting.problem.name]
-    head = schemes.self_distillation.exit_head(setting.problem.classes, features=pooled)
-    exits = {"early": adapters.Exit("stage1", head), "middle": adapters.Exit("stage2", head)}
+    head = schemes.exit_head(setting.problem.classes, features=pooled)
+    exits = {"early": wrappers.Exit("stage1", head), "middle": wrappers.Exit("stage2", head)}
 
     def make(own: Own) -> Distiller:
         kd = schemes.byot(setting.student, exits, optimizer=setting.optimizer(), feature="pooled")
         return setting.placed(kd)
 
-    return Trial(make, setting.steps, setting.student, lambda state: adapters.member(state.student, "model"), needs=())
+    return Trial(make, setting.steps, setting.student, lambda state: wrappers.get_member(state.student, "model"), needs=())
 
 
 def classes(setting: Setting) -> Trial:
@@ -43,7 +44,7 @@ def views(setting: Setting) -> Trial:
     prepared = data.two_views(data.compose(problem.augment, problem.normalize))
 
     def make(own: Own) -> Distiller:
-        kd = schemes.two_views(setting.student, optimizer=setting.optimizer(), feature="pooled")
+        kd = schemes.distorted_views(setting.student, optimizer=setting.optimizer(), feature="pooled")
         return setting.placed(kd, train=prepared)
 
     return Trial(make, setting.steps, setting.student, needs=())
@@ -65,7 +66,7 @@ def supervised_by(objective: jaxkd.Objective) -> Any:
 def past(setting: Setting) -> Trial:
     """What the student said of an example when it saw it last softens its label."""
     count = 1 + max(int(images.arrays["index"].max()) for images in setting.problem.students)
-    objective = jaxkd.combine(ps_kd=objectives.past_predictions(count, alpha=0.8, steps=setting.steps))
+    objective = jaxkd.combine(ps_kd=objectives.progressive_self_kd(count, alpha=0.8, steps=setting.steps))
     trial: Trial = supervised_by(objective)(setting)
     return trial
 

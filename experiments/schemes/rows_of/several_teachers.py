@@ -10,6 +10,7 @@ import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, both, soft
 from jaxkd import adapters, losses, objectives, schemes, teachers
 from jaxkd.types import Distiller, Objective, Teacher
+from jaxkd import wrappers
 
 Build = Callable[[Setting], Trial]
 TWO = {"a": "teacher", "b": "large"}
@@ -41,14 +42,14 @@ def ensemble(**options: object) -> Callable[[Setting, Own], Teacher]:
 
 def average(setting: Setting, own: Own) -> Teacher:
     """The student's own moving average."""
-    return teachers.ema(setting.student, decay=jaxkd.training.rising_decay(0.99))
+    return teachers.ema(setting.student, decay=jaxkd._core.moving_average.ema_warmup(0.99))
 
 
 def label_sets(setting: Setting) -> Trial:
     """Two teachers, each of which knows one half of the classes."""
     count = setting.problem.classes
     halves = {"a": list(range(count // 2)), "b": list(range(count // 2, count))}
-    student = adapters.select_classes(setting.student, {f"of_{name}": known for name, known in halves.items()})
+    student = wrappers.select_classes(setting.student, {f"of_{name}": known for name, known in halves.items()})
     terms = {
         name: jaxkd.term(losses.soft_target_kl, f"student/of_{name}", f"teacher/{name}/known", temperature=4.0)
         for name in halves
@@ -57,7 +58,7 @@ def label_sets(setting: Setting) -> Trial:
     def make(own: Own) -> Distiller:
         members = {
             name: teachers.frozen(
-                adapters.place_classes(setting.problem.network("half"), known, count), own[f"half_{name}"]
+                wrappers.expand_classes(setting.problem.network("half"), known, count), own[f"half_{name}"]
             )
             for name, known in halves.items()
         }
@@ -72,11 +73,11 @@ def flow(setting: Setting) -> Trial:
     """The teacher's stages flow into the student's for the first half of training."""
     problem, steps = setting.problem, setting.steps
     taps = problem.taps("student")
-    mixes = {name: adapters.Mix(taps[name], [name]) for name in ("stage1", "stage2", "stage3")}
-    student = adapters.flow(
+    mixes = {name: wrappers.FlowEdge(taps[name], [name]) for name in ("stage1", "stage2", "stage3")}
+    student = wrappers.with_flow(
         problem.module("student"), mixes, optax.linear_schedule(1.0, 0.0, steps // 2), taps={"pooled": taps["pooled"]}
     )
-    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.transfer.dependence_loss(weight=10.0))
+    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.dependence_loss(weight=10.0))
 
     # A map that grows as fast as its share falls would keep the student dependent until the last step.
     mapped = {name: {"weights": "student", "maps": "maps"} for name in mixes}
@@ -86,11 +87,11 @@ def flow(setting: Setting) -> Trial:
 
     def make(own: Own) -> Distiller:
         kd = schemes.knowledge_flow(
-            student, setting.teacher(own), objective, optimizer=optimizer, loss_optimizer=setting.optimizer()
+            student, setting.teacher(own), objective, optimizer=optimizer, objective_optimizer=setting.optimizer()
         )
         return setting.placed(kd)
 
-    return Trial(make, steps, setting.student, lambda state: adapters.student_alone(state.student))
+    return Trial(make, steps, setting.student, lambda state: wrappers.extract_student(state.student))
 
 
 NETWORKS = tuple(TWO.values())

@@ -12,12 +12,13 @@ from experiments.schemes.networks import Maker
 from experiments.schemes.trials import Own, Row, Setting, Trial, soft
 from jaxkd import adapters, data, models, schemes, teachers
 from jaxkd.types import Distiller, Model, Teacher
+from jaxkd import wrappers
 
 NOISE = 32
 TIMES = 2
 """How many times as long as a student alone it trains, and of batches twice as large: a random image says little."""
 
-Synthesis = Callable[[Setting, Teacher, Model], schemes.synthesis.Synthesis]
+Synthesis = Callable[[Setting, Teacher, Model], schemes.Synthesis]
 
 
 def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
@@ -29,7 +30,7 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
         height, width, channels = problem.shape
         network = Maker(problem.shape) if problem.mapped else models.Generator((height, width), channels)
         generator = adapters.linen(network, inputs="noise")
-        model = adapters.with_batch_statistics(problem.network("teacher"))
+        model = wrappers.with_batch_stat_distance(problem.network("teacher"))
 
         def make(own: Own) -> Distiller:
             teacher = teachers.frozen(model, own["teacher"])
@@ -46,15 +47,15 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
     return build
 
 
-def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
+def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
     """A generator trained beside the student, which also matches the BatchNorm statistics."""
-    return schemes.synthesis.dafl(teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0)
+    return schemes.dafl(teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0)
 
 
-def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
+def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
     """Images found by gradient descent, in short rounds: many different images matter more here than good ones."""
     jitter = 0 if setting.problem.name == "digits" else 2
-    return schemes.synthesis.inversion(
+    return schemes.inversion(
         teacher,
         setting.problem.shape,
         optax.adam(0.1),
@@ -64,9 +65,9 @@ def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.s
     )
 
 
-def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
+def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
     """A generator and codes found anew for each batch of images, told apart from those made before."""
-    return schemes.synthesis.cmi(
+    return schemes.cmi(
         teacher,
         generator,
         optax.adam(1e-2, b1=0.5),

@@ -7,9 +7,9 @@
 =================  ===================================================================================================
 """
 
-from jaxkd.data.vision.augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
-from jaxkd.data.vision.distortions import two_views, with_pair
-from jaxkd.data.vision.modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
+from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
+from jaxkd.data.vision._distortions import two_views, with_pair
+from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 
 __all__ = [
     "CIFAR100_MEAN",

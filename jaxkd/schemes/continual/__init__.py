@@ -9,7 +9,7 @@
 The objectives are in `jaxkd.objectives.continual`, the batches in `jaxkd.data.Tasks`.
 """
 
-from jaxkd.schemes.continual.lifelong import learning_without_forgetting, lifelong
-from jaxkd.schemes.continual.retrospection import retrospection
+from jaxkd.schemes.continual._lifelong import learning_without_forgetting, lifelong
+from jaxkd.schemes.continual._retrospection import retrospection
 
 __all__ = ["learning_without_forgetting", "lifelong", "retrospection"]

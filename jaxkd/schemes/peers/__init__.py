@@ -10,11 +10,11 @@
 ===============  =====================================================================================================
 """
 
-from jaxkd.schemes.peers.branches import branches
-from jaxkd.schemes.peers.collaborative import collaborative
-from jaxkd.schemes.peers.diverse_peers import diverse_peers
-from jaxkd.schemes.peers.mutual import mutual
-from jaxkd.schemes.peers.online import online
-from jaxkd.schemes.peers.ramp import ramp_up
+from jaxkd.schemes.peers._branches import branches
+from jaxkd.schemes.peers._collaborative import collaborative
+from jaxkd.schemes.peers._diverse_peers import diverse_peers
+from jaxkd.schemes.peers._mutual import mutual
+from jaxkd.schemes.peers._online import online
+from jaxkd.schemes.peers._ramp import ramp_up
 
 __all__ = ["branches", "collaborative", "diverse_peers", "mutual", "online", "ramp_up"]

@@ -9,7 +9,7 @@
 ===================  =================================================================================================
 """
 
-from jaxkd.schemes.transfer.few_sample import FewSampleLayer, few_sample
-from jaxkd.schemes.transfer.knowledge_flow import dependence_loss, knowledge_flow, report_dependence
+from jaxkd.schemes.transfer._few_sample import FewSampleLayer, few_sample
+from jaxkd.schemes.transfer._knowledge_flow import dependence_loss, knowledge_flow, report_dependence
 
 __all__ = ["FewSampleLayer", "dependence_loss", "few_sample", "knowledge_flow", "report_dependence"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.data.vision.distortions import two_views, with_pair
+from jaxkd.data import two_views, with_pair
 
 SHIFT = partial(data.random_crop_flip, seed=0, padding=3)
 NORMALIZE = partial(data.normalize, mean=(0.5,), std=(0.25,))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.data.vision import modalities as lib
+from jaxkd.data.vision import _modalities as lib
 
 TRANSFORMS = {
     "halves": lib.halves,

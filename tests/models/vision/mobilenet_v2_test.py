@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models.vision import mobilenet_v2
+from jaxkd.models.vision import _mobilenet_v2
 
 IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 

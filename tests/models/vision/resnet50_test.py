@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models.vision import resnet50
+from jaxkd.models.vision import _resnet50
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import adapters, models, normalization
-from jaxkd.models.vision.resnet import BasicBlock
+from jaxkd import adapters, models
+from jaxkd._core import batch_norm
+from jaxkd.models.vision._resnet import BasicBlock
 from jaxkd.types import DATA_AXIS
 
 
@@ -93,7 +94,7 @@ def test_split_batch_is_normalized_like_the_whole_batch():
     variables = block.init(jax.random.key(1), {"image": image})
 
     def forward(image):
-        with normalization.replicas(1):
+        with batch_norm.replicas(1):
             return block.apply(variables, {"image": image}, key=None, train=True)[0]["map"]
 
     found = jax.vmap(forward, axis_name=DATA_AXIS)(image.reshape(4, 2, 4, 4, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models.vision import shufflenet_v1
+from jaxkd.models.vision import _shufflenet_v1
 
 
 def test_channel_shuffle_distributes_every_group_over_all_groups():

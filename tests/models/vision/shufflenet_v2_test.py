@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.models.vision import shufflenet_v2
-from jaxkd.models.vision.shufflenet_v1 import channel_shuffle
+from jaxkd.models.vision import _shufflenet_v2
+from jaxkd.models.vision._shufflenet_v1 import channel_shuffle
 
 IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import models
-from jaxkd.models.vision.wide_resnet import WideBlock
+from jaxkd.models.vision._wide_resnet import WideBlock
 
 
 def numpy_conv(x, kernel, stride):

@@ -12,17 +12,19 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxkd
 from jaxkd import losses, term
 from jaxkd.objectives import continual
-from jaxkd.schemes.continual.lifelong import learning_without_forgetting, lifelong
-from jaxkd.training import distill, fit, forgetting
+from jaxkd.schemes import learning_without_forgetting, lifelong
+from jaxkd.distillers import distill
+from jaxkd.training import fit
+from jaxkd.metrics import _forgetting
 from jaxkd.types import Context
 from tests import tiny
 from tests.schemes import sequences
 from tests.schemes.sequences import SGD, STEPS, TASKS, batch, jitted, log_softmax, run, student, task_of
 
 HEADS = {
-    "task_heads": continual.task_heads,
-    "two_heads": continual.two_heads,
-    "single_head": continual.single_head,
+    "task_heads": continual.per_task_softmax,
+    "two_heads": continual.split_softmax,
+    "single_head": continual.joint_softmax,
 }
 PER_TASK = forgetting.per_task(TASKS, steps=STEPS)
 
@@ -106,8 +108,8 @@ def test_objectives_match_float64_values_and_gradients(heads, task):
     step = (0, 2, 5)[task]
     with jax.enable_x64(True):
         terms = [
-            continual.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
-            continual.held_to_old(TASKS, STEPS, heads=HEADS[heads], temperature=1.5),
+            continual.task_cross_entropy(TASKS, STEPS, heads=HEADS[heads]),
+            continual.old_class_kd(TASKS, STEPS, heads=HEADS[heads], temperature=1.5),
         ]
 
         def value(objective, x):
@@ -130,8 +132,8 @@ def test_extreme_logits_give_finite_values(heads):
     rng = np.random.default_rng(0)
     logits, others = (jnp.asarray(1e4 * rng.choice([-1.0, 1.0], (5, 6)), jnp.float32) for _ in range(2))
     objective = jaxkd.combine(
-        ce=continual.told_by_labels(TASKS, STEPS, heads=HEADS[heads]),
-        kd=continual.held_to_old(TASKS, STEPS, heads=HEADS[heads]),
+        ce=continual.task_cross_entropy(TASKS, STEPS, heads=HEADS[heads]),
+        kd=continual.old_class_kd(TASKS, STEPS, heads=HEADS[heads]),
     )
 
     @jax.jit
@@ -173,10 +175,10 @@ def test_optimizer_state_is_reset_at_a_new_task():
 
 def test_objective_parameters_continue_with_a_new_optimizer_state():
     objective = jaxkd.combine(
-        ce=continual.told_by_labels(TASKS, STEPS), hint=jaxkd.objectives.hint("student/vector", "teacher/logits")
+        ce=continual.task_cross_entropy(TASKS, STEPS), hint=jaxkd.objectives.hint("student/vector", "teacher/logits")
     )
     adam = optax.adam(0.1)
-    kd = lifelong(student, objective, steps=STEPS, optimizer=SGD, loss_optimizer=adam)
+    kd = lifelong(student, objective, steps=STEPS, optimizer=SGD, objective_optimizer=adam)
     before, (after, _) = run(kd, 2)[0], run(kd, 3)
     assert int(after.opt_state["objective"][0].count) == 1
     moved = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), after.loss.params, before.loss.params)
@@ -276,7 +278,7 @@ def test_resume_in_the_second_task_is_exact(tmp_path):
     fit(kd, train, steps=4, directory=tmp_path, **options)
     parts = fit(kd, train, steps=9, directory=tmp_path, **options)
     tiny.assert_equal(parts.state, whole.state)
-    matrix = forgetting.accuracies(whole.history, STEPS)
+    matrix = forgetting.task_accuracies(whole.history, STEPS)
     assert matrix.shape == (3, 3)
     assert (matrix[0, 1:] == 0).all()
     assert np.isfinite([forgetting.forgetting(matrix), forgetting.average_accuracy(matrix)]).all()
@@ -306,7 +308,7 @@ def test_invalid_arguments_raise():
         lwf().init(jax.random.key(0), {"image": batch(0)["image"]})
     for wrong in (3, []):
         with pytest.raises(ValueError, match="steps: expected a number of steps for each task"):
-            lifelong(student, continual.told_by_labels(TASKS, STEPS), steps=wrong, optimizer=SGD)
-    other = continual.held_to_old(TASKS, STEPS, teacher="teacher/vector")
+            lifelong(student, continual.task_cross_entropy(TASKS, STEPS), steps=wrong, optimizer=SGD)
+    other = continual.old_class_kd(TASKS, STEPS, teacher="teacher/vector")
     with pytest.raises(ValueError, match=r"student's shape \[6, 6\], got \[6, 5\]"):
         lifelong(student, other, steps=STEPS, optimizer=SGD).init(jax.random.key(0), batch(0))

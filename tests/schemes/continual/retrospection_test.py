@@ -12,8 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxkd
 from jaxkd import losses, term
 from jaxkd.objectives import continual
-from jaxkd.schemes.continual.retrospection import retrospection
-from jaxkd.training import distill
+from jaxkd.schemes import retrospection
+from jaxkd.distillers import distill
 from tests import tiny
 from tests.schemes.sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
 
@@ -127,7 +127,7 @@ def test_taught_new_matches_float64_values():
     rng = np.random.default_rng(0)
     logits, others = rng.normal(size=(2, 6, 6)) * 3
     label, mask = np.array([4, 0, 5, 5, 1, 0]), np.array([True, True, True, False, True, True])
-    objective = continual.taught_new(TASKS, STEPS, temperature=1.5, teacher="teacher/expert/logits")
+    objective = continual.new_class_kd(TASKS, STEPS, temperature=1.5, teacher="teacher/expert/logits")
     with jax.enable_x64(True):
         given = jaxkd.Context(
             {"logits": jnp.asarray(logits)},
@@ -161,7 +161,7 @@ def test_network_that_does_not_train_is_unchanged():
 
 def test_one_task_equals_plain_training():
     kd = retrospection(
-        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, heads=continual.single_head
+        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, heads=continual.joint_softmax
     )
     ce = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
     plain, expected = run(distill(student, jaxkd.teachers.none(), ce, optimizer=SGD), 4)
@@ -178,7 +178,7 @@ def test_cross_entropy_has_no_count_without_retained_examples():
 
 
 @functools.cache
-def normalised():
+def normalized():
     """Models with BatchNorm, whose statistics must not include masked examples."""
     import flax.linen as nn
 
@@ -198,7 +198,7 @@ def normalised():
 def test_placement_equals_jit(placement):
     """Six examples are padded on four devices; one device has all retained examples."""
     if placement == "pmap":
-        kd = normalised()
+        kd = normalized()
         step = jaxkd.parallel.pmap(kd, jax.devices()[:4], replicas=1)
     else:
         kd, mesh = scheme(), Mesh(np.array(jax.devices()[:3]), (jaxkd.DATA_AXIS,))

@@ -6,10 +6,10 @@ import pytest
 
 import jaxkd
 from jaxkd import losses, term
-from jaxkd.adapters.exits import Exit
-from jaxkd.adapters.group import member
-from jaxkd.schemes.peers.branches import branches
-from jaxkd.schemes.peers.ramp import ramp_up
+from jaxkd.wrappers import Exit
+from jaxkd.wrappers import get_member
+from jaxkd.schemes import branches
+from jaxkd.schemes import ramp_up
 from tests import tiny
 from tests.schemes.peers_toy import CE, KL, SGD, head, normed, run
 
@@ -46,10 +46,10 @@ def test_member_model_is_evaluated_without_exits():
     kd = distiller(normed, {"second": Exit("vector", head(pool=False))}, "vector")
     state, _ = run(kd, 3)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
-    outputs, _ = normed.apply(member(state.student, "model"), tiny.batch(8), key=None, train=False)
+    outputs, _ = normed.apply(get_member(state.student, "model"), tiny.batch(8), key=None, train=False)
     nll = losses.cross_entropy(outputs["logits"], tiny.batch(8)["label"]).mean()
     assert seen["nll"] == pytest.approx(float(nll), rel=1e-5)
-    by_hand = np.asarray(outputs["vector"]) @ np.asarray(member(state.student, "second").params)
+    by_hand = np.asarray(outputs["vector"]) @ np.asarray(get_member(state.student, "second").params)
     nll = losses.cross_entropy(by_hand, tiny.batch(8)["label"]).mean()
     assert seen["nll/second"] == seen["own/second"] == pytest.approx(float(nll), rel=1e-5)
 
@@ -57,7 +57,7 @@ def test_member_model_is_evaluated_without_exits():
 def test_initial_student_equals_the_plain_one():
     start = distiller().init(jax.random.key(1), tiny.batch(8))
     plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), CE, optimizer=SGD).init(jax.random.key(1), tiny.batch(8))
-    tiny.assert_equal(member(start.student, "model"), plain.student)
+    tiny.assert_equal(get_member(start.student, "model"), plain.student)
 
 
 def test_invalid_arguments_raise():

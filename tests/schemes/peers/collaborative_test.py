@@ -8,10 +8,10 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.adapters.group import member
-from jaxkd.adapters.views import reading
+from jaxkd.wrappers import get_member
+from jaxkd.wrappers import with_inputs
 from jaxkd.losses import ensembles
-from jaxkd.schemes.peers.collaborative import collaborative
+from jaxkd.schemes import collaborative
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, normed, run
 
@@ -26,17 +26,17 @@ def two_views(size, seed=0):
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_step_matches_the_formula(ensemble):
     """Two students with different views and weight λ, written out."""
-    views = {"a": tiny.student, "b": reading(tiny.teacher_model, image="second")}
+    views = {"a": tiny.student, "b": with_inputs(tiny.teacher_model, image="second")}
     taught = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0, weight=0.6)
     kd = collaborative(views, own=CE, taught=taught, ensemble=ensemble, optimizer=optax.sgd(0.5))
     start = kd.init(jax.random.key(1), two_views(8))
     state, (found,) = run(kd, 1, state=start, batch=two_views)
     batch = two_views(8)
-    z = [model.apply(member(start.student, n), batch, key=None, train=True)[0]["logits"] for n, model in views.items()]
+    z = [model.apply(get_member(start.student, n), batch, key=None, train=True)[0]["logits"] for n, model in views.items()]
     target = ensemble(jnp.stack(z), batch["label"])
     total = 0.0
     for name, model in views.items():
-        own = member(start.student, name)
+        own = get_member(start.student, name)
 
         def loss(params, model=model):
             logits = model.apply(jaxkd.Variables(params), batch, key=None, train=True)[0]["logits"]
@@ -45,7 +45,7 @@ def test_step_matches_the_formula(ensemble):
 
         value, slope = jax.jit(jax.value_and_grad(loss))(own.params)
         expected = jax.tree.map(lambda x, g: x - 0.5 * g, own.params, slope)
-        tiny.assert_close(member(state.student, name).params, expected, rtol=1e-4, atol=1e-5)
+        tiny.assert_close(get_member(state.student, name).params, expected, rtol=1e-4, atol=1e-5)
         total += float(value)
     assert found["loss"] == pytest.approx(total, rel=1e-5)
 
@@ -56,8 +56,8 @@ def test_ensemble_of_one_student_has_zero_gradient():
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 3, state=start)
     plain = jaxkd.distill(tiny.student, jaxkd.teachers.none(), CE, optimizer=CLIPPED)
-    begin = plain.init(jax.random.key(1), tiny.batch(8))._replace(student=member(start.student, "a"))
-    tiny.assert_close(member(state.student, "a"), run(plain, 3, state=begin)[0].student, rtol=1e-5, atol=1e-6)
+    begin = plain.init(jax.random.key(1), tiny.batch(8))._replace(student=get_member(start.student, "a"))
+    tiny.assert_close(get_member(state.student, "a"), run(plain, 3, state=begin)[0].student, rtol=1e-5, atol=1e-6)
 
 
 def test_copies_equal_models_by_name():
@@ -65,7 +65,7 @@ def test_copies_equal_models_by_name():
     state, _ = run(collaborative(normed, peers=2, **options), 2)
     expected, _ = run(collaborative({"0": normed, "1": normed}, **options), 2)
     for name in "01":
-        tiny.assert_close(member(state.student, name), member(expected.student, name), rtol=1e-4, atol=1e-5)
+        tiny.assert_close(get_member(state.student, name), get_member(expected.student, name), rtol=1e-4, atol=1e-5)
 
 
 def test_values_of_masked_examples_are_ignored():

@@ -5,9 +5,9 @@ import pytest
 
 import jaxkd
 from jaxkd import losses
-from jaxkd.adapters.group import member
-from jaxkd.schemes.peers.diverse_peers import diverse_peers
-from jaxkd.schemes.peers.ramp import ramp_up
+from jaxkd.wrappers import get_member
+from jaxkd.schemes import diverse_peers
+from jaxkd.schemes import ramp_up
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, SGD, assert_placed, normed, run
 
@@ -35,8 +35,8 @@ def test_zero_weight_trains_each_model_alone(copied):
     models = {"0": normed, "1": normed} if copied else PEERS
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 3, state=start)
-    peers = {name: (model, lambda v, name=name: member(member(v, "peers"), name)) for name, model in models.items()}
-    for model, of in [*peers.values(), (tiny.teacher_model, lambda v: member(v, "leader"))]:
+    peers = {name: (model, lambda v, name=name: get_member(get_member(v, "peers"), name)) for name, model in models.items()}
+    for model, of in [*peers.values(), (tiny.teacher_model, lambda v: get_member(v, "leader"))]:
         alone = jaxkd.distill(model, jaxkd.teachers.none(), CE, optimizer=CLIPPED)
         begin = alone.init(jax.random.key(1), tiny.batch(8))._replace(student=of(start.student))
         expected, _ = run(alone, 3, state=begin)
@@ -47,7 +47,7 @@ def test_leader_defines_the_main_metrics():
     kd = distiller()
     state, _ = run(kd, 2)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
-    outputs, _ = tiny.teacher_model.apply(member(state.student, "leader"), tiny.batch(8), key=None, train=False)
+    outputs, _ = tiny.teacher_model.apply(get_member(state.student, "leader"), tiny.batch(8), key=None, train=False)
     nll = losses.cross_entropy(outputs["logits"], tiny.batch(8)["label"]).mean()
     assert seen["nll"] == seen["nll/leader"] == pytest.approx(float(nll), rel=1e-5)
     assert {"accuracy/peers", "accuracy/peers/a", "accuracy/peers/b"} <= seen.keys()

@@ -8,8 +8,8 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.adapters.group import member
-from jaxkd.schemes.peers.mutual import mutual
+from jaxkd.wrappers import get_member
+from jaxkd.schemes import mutual
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, assert_placed, head, normed, run
 
@@ -27,7 +27,7 @@ def test_two_peers_match_the_formula():
     kd = mutual({"a": tiny.student, "b": tiny.teacher_model}, own=CE, mutual=KL, optimizer=optax.sgd(0.5))
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, found = run(kd, 1, state=start)
-    label, a, b = tiny.batch(8)["label"], member(start.student, "a"), member(start.student, "b")
+    label, a, b = tiny.batch(8)["label"], get_member(start.student, "a"), get_member(start.student, "b")
 
     def loss(params, model, variables, other):
         z = logits_of(model, variables._replace(params=params))
@@ -41,7 +41,7 @@ def test_two_peers_match_the_formula():
     for name, (model, variables, other) in models.items():
         value, slope = jax.jit(jax.value_and_grad(loss), static_argnums=1)(variables.params, model, variables, other)
         expected = jax.tree.map(lambda x, g: x - 0.5 * g, variables.params, slope)
-        tiny.assert_close(member(state.student, name).params, expected)
+        tiny.assert_close(get_member(state.student, name).params, expected)
         values += float(value)
     assert found[0]["loss"] == pytest.approx(values, rel=1e-5)
 
@@ -66,10 +66,10 @@ def test_zero_mutual_weight_trains_each_peer_alone(copied):
     for name, model in ({"0": normed, "1": normed} if copied else PEERS).items():
         alone = jaxkd.distill(model, teacher, own, optimizer=CLIPPED)
         begin = alone.init(jax.random.key(5), tiny.batch(8))
-        begin = begin._replace(student=member(start.student, name))
+        begin = begin._replace(student=get_member(start.student, name))
         begin = begin._replace(loss=start.loss._replace(params=start.loss.params["own"].get(name, {})))
         expected, _ = run(alone, 3, state=begin)
-        tiny.assert_close(member(state.student, name), expected.student, rtol=1e-4, atol=1e-5)
+        tiny.assert_close(get_member(state.student, name), expected.student, rtol=1e-4, atol=1e-5)
         tiny.assert_close(state.loss.params["own"].get(name, {}), expected.loss.params, rtol=1e-4, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_copies_equal_models_by_name():
     state, found = run(copied, 3)
     expected, values = run(named, 3)
     for name in "012":
-        tiny.assert_close(member(state.student, name), member(expected.student, name), rtol=1e-4, atol=1e-5)
+        tiny.assert_close(get_member(state.student, name), get_member(expected.student, name), rtol=1e-4, atol=1e-5)
     for one, other in zip(found, values, strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
@@ -102,10 +102,10 @@ def test_relations_hints_and_crd_between_peers():
 
 def test_exits_of_peers_teach_each_other():
     """A peer's exit learns from the other peer."""
-    from jaxkd.adapters.exits import Exit, with_exits
+    from jaxkd.wrappers import Exit, with_exits
 
     early = with_exits(tiny.student, {"early": Exit("map", head())})
-    both = combine(last=KL, early=objectives.between(KL, student="early"))
+    both = combine(last=KL, early=objectives.select(KL, student="early"))
     _, (found,) = run(mutual({"a": early, "b": early}, own=CE, mutual=both, optimizer=SGD), 1)
     assert found["mutual/a/b/early"] > 0
     assert found["mutual/a/b/early"] != found["mutual/a/b/last"]
@@ -116,7 +116,7 @@ def test_metrics_equal_those_of_the_peers_alone():
     found = tiny.numbers(jax.jit(THREE.evaluate)(state, tiny.batch(8)))
     label, logits = tiny.batch(8)["label"], []
     for name, model in PEERS.items():
-        logits.append(logits_of(model, member(state.student, name), train=False))
+        logits.append(logits_of(model, get_member(state.student, name), train=False))
         assert found[f"accuracy/{name}"] == pytest.approx(np.mean(np.argmax(logits[-1], axis=-1) == label))
         assert found[f"nll/{name}"] == pytest.approx(float(losses.cross_entropy(logits[-1], label).mean()), rel=1e-5)
     together = losses.cross_entropy(jnp.stack(logits).mean(axis=0), label)

@@ -9,8 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.adapters.group import member
-from jaxkd.schemes.peers.online import online
+from jaxkd.wrappers import get_member
+from jaxkd.schemes import online
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, normed, run
 
@@ -29,9 +29,9 @@ def test_teacher_trains_as_it_would_alone(optimizer):
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, found = run(kd, 4, state=start)
     alone = jaxkd.distill(normed, jaxkd.teachers.none(), CE, optimizer=optimizer or CLIPPED)
-    begin = alone.init(jax.random.key(1), tiny.batch(8))._replace(student=member(start.student, "teacher"))
+    begin = alone.init(jax.random.key(1), tiny.batch(8))._replace(student=get_member(start.student, "teacher"))
     expected, values = run(alone, 4, state=begin)
-    tiny.assert_close(member(state.student, "teacher"), expected.student, rtol=1e-5, atol=1e-6)
+    tiny.assert_close(get_member(state.student, "teacher"), expected.student, rtol=1e-5, atol=1e-6)
     assert [one["teacher"] for one in found] == pytest.approx([one["loss"] for one in values], rel=1e-5)
 
 
@@ -41,16 +41,16 @@ def test_student_is_taught_by_the_current_teacher():
     start = kd.init(jax.random.key(1), tiny.batch(8))
     before, _ = run(kd, 1, state=start)
     after, _ = run(kd, 1, state=before)
-    teacher = jaxkd.teachers.frozen(normed, member(before.student, "teacher"), train=True)
+    teacher = jaxkd.teachers.frozen(normed, get_member(before.student, "teacher"), train=True)
     offline = jaxkd.distill(tiny.student, teacher, BOTH, optimizer=CLIPPED)
     begin = offline.init(jax.random.key(1), tiny.batch(8))
-    begin = begin._replace(student=member(before.student, "student"))
+    begin = begin._replace(student=get_member(before.student, "student"))
     begin = begin._replace(
         loss=begin.loss._replace(params=before.loss.params["student"]),
         opt_state={label: before.opt_state[label]["student"] for label in ("student", "objective")},
     )
     expected, _ = run(offline, 1, state=begin)
-    tiny.assert_close(member(after.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
+    tiny.assert_close(get_member(after.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
     tiny.assert_close(after.loss.params["student"], expected.loss.params, rtol=1e-5, atol=1e-6)
 
 
@@ -58,23 +58,23 @@ def test_frozen_teacher_equals_offline_distillation():
     kd = online(tiny.student, normed, BOTH, teacher_objective=CE, optimizer=SGD, teacher_optimizer=optax.set_to_zero())
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 2, state=start)
-    tiny.assert_equal(member(state.student, "teacher").params, member(start.student, "teacher").params)
+    tiny.assert_equal(get_member(state.student, "teacher").params, get_member(start.student, "teacher").params)
     offline = jaxkd.distill(
-        tiny.student, jaxkd.teachers.frozen(normed, member(start.student, "teacher"), train=True), BOTH, optimizer=SGD
+        tiny.student, jaxkd.teachers.frozen(normed, get_member(start.student, "teacher"), train=True), BOTH, optimizer=SGD
     )
-    begin = offline.init(jax.random.key(1), tiny.batch(8))._replace(student=member(start.student, "student"))
+    begin = offline.init(jax.random.key(1), tiny.batch(8))._replace(student=get_member(start.student, "student"))
     begin = begin._replace(loss=begin.loss._replace(params=start.loss.params["student"]))
     expected, _ = run(offline, 2, state=begin)
-    tiny.assert_close(member(state.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
+    tiny.assert_close(get_member(state.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
 
 
 def test_metrics_equal_those_of_offline_distillation():
-    kd = distiller(train_metrics=jaxkd.training.metrics.classification)
+    kd = distiller(train_metrics=jaxkd.metrics.classification)
     state, found = run(kd, 2)
     seen = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
-    teacher = jaxkd.teachers.frozen(normed, member(state.student, "teacher"))
+    teacher = jaxkd.teachers.frozen(normed, get_member(state.student, "teacher"))
     offline = jaxkd.distill(tiny.student, teacher, CE, optimizer=SGD)
-    begin = offline.init(jax.random.key(1), tiny.batch(8))._replace(student=member(state.student, "student"))
+    begin = offline.init(jax.random.key(1), tiny.batch(8))._replace(student=get_member(state.student, "student"))
     expected = tiny.numbers(jax.jit(offline.evaluate)(begin, tiny.batch(8)))
     for name in ("accuracy", "nll", "agreement", "teacher_accuracy"):
         assert seen[name] == pytest.approx(expected[name], rel=1e-5)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, schemes, term
-from jaxkd.schemes.phases import Stage
+from jaxkd.schemes import Stage
 from tests import tiny
 
 HINT = combine(hint=objectives.hint("student/map", "teacher/map", weight=optax.linear_schedule(3.0, 1.0, 2)))
@@ -68,7 +68,7 @@ def test_parameters_are_shared_by_name():
 def test_factor_transfer_in_two_stages():
     """First the paraphraser trains alone; then it is fixed and the translator trains."""
     pretrained = combine(ft=combine(paraphraser=objectives.paraphraser("teacher/map")))
-    transfer = combine(ce=KD, ft=objectives.factor_transfer("student/map", "teacher/map"))
+    transfer = combine(ce=KD, ft=objectives.factor_translator("student/map", "teacher/map"))
     kd = schemes.staged(
         tiny.student,
         tiny.teacher(),

@@ -8,11 +8,12 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, losses, term
-from jaxkd.adapters.exits import Exit
-from jaxkd.adapters.group import member
-from jaxkd.schemes.self_distillation.be_your_own_teacher import byot, exit_head
+from jaxkd.wrappers import Exit
+from jaxkd.wrappers import get_member
+from jaxkd.schemes import byot, exit_head
 from tests import tiny
 from tests.schemes import self_runs
+from jaxkd import wrappers
 
 SGD = optax.sgd(0.1, momentum=0.9)
 
@@ -76,10 +77,10 @@ def test_constant_schedules_equal_numbers():
 def test_member_model_equals_the_plain_network():
     given = tiny.batch(8)
     state, _ = self_runs.run(made(), [given])
-    both = adapters.exits.with_exits(tiny.student, EXITS)
+    both = wrappers.with_exits(tiny.student, EXITS)
     seen = jax.jit(lambda v, b: both.apply(v, b, key=None, train=False)[0])(state.student, given)
     alone = jax.jit(lambda v, b: dict(tiny.student.apply(v, b, key=None, train=False)[0]))(
-        member(state.student, "model"), given
+        get_member(state.student, "model"), given
     )
     np.testing.assert_array_equal(seen["logits"], alone["logits"])
     found = tiny.numbers(jax.jit(made().evaluate)(state, given))

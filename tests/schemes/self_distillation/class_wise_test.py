@@ -7,10 +7,11 @@ import pytest
 
 import jaxkd
 from jaxkd import data, losses, term
-from jaxkd.data.vision.distortions import with_pair
-from jaxkd.data.pairs import SameClass
-from jaxkd.schemes.self_distillation.class_wise import class_wise
-from jaxkd.training import fit, preprocess
+from jaxkd.data import with_pair
+from jaxkd.data import SameClass
+from jaxkd.schemes import class_wise
+from jaxkd.training import fit
+from jaxkd.distillers import preprocess
 from tests import tiny
 from tests.schemes import self_runs
 

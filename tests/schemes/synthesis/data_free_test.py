@@ -11,12 +11,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import adapters, data, losses, teachers, term
-from jaxkd.adapters.batch_statistics import with_batch_statistics
-from jaxkd.data.noise import Noise
-from jaxkd.models.vision.generator import Generator
-from jaxkd.normalization import replicas
-from jaxkd.schemes.synthesis import cmi, dafl, inversion
-from jaxkd.schemes.synthesis.data_free import data_free
+from jaxkd.wrappers import with_batch_stat_distance
+from jaxkd.data import Noise
+from jaxkd.models import Generator
+from jaxkd._core.batch_norm import replicas
+from jaxkd.schemes import cmi, dafl, inversion
+from jaxkd.schemes import data_free
 from jaxkd.training import fit
 from tests import tiny
 
@@ -49,7 +49,7 @@ class Deep(nn.Module):
         return {"logits": nn.Dense(10)(x), "pooled": x}
 
 
-TEACHER, STUDENT = with_batch_statistics(adapters.linen(Net(5))), adapters.linen(Net())
+TEACHER, STUDENT = with_batch_stat_distance(adapters.linen(Net(5))), adapters.linen(Net())
 GENERATOR = adapters.linen(Generator((4, 4), 1, features=(4, 3)), inputs="noise")
 IMAGES = np.random.default_rng(0).normal(size=(32, 4, 4, 1)).astype(np.float32)
 REAL = {"image": IMAGES, "label": np.arange(32, dtype=np.int32) % CLASSES}
@@ -195,7 +195,7 @@ def digits_teacher():
     for chosen in rows:
         state, _ = step(state, {k: GREY["train"][k][chosen] for k in ("image", "label")})
     assert tiny.numbers(jax.jit(kd.evaluate)(state, GREY["test"]))["accuracy"] > 0.85
-    return teachers.frozen(with_batch_statistics(LARGE), state.student)
+    return teachers.frozen(with_batch_stat_distance(LARGE), state.student)
 
 
 @each
@@ -223,7 +223,7 @@ def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
         raise AssertionError("real data was read")
 
     with monkeypatch.context() as patch:
-        for module in (data, data.loading):
+        for module in (data, data._loading):
             for function in ("load", "digits", "from_arrays", "Dataset"):
                 patch.setattr(module, function, unreachable)
         patch.setitem(GREY, "train", None)

@@ -7,13 +7,14 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd.models.vision.generator import Generator
+from jaxkd.models import Generator
 from jaxkd.objectives.layers import dense_init
 from jaxkd.schemes import synthesis
-from jaxkd.schemes.synthesis import rounds, terms
-from jaxkd.schemes.synthesis.cmi import contrast, resized_crop_and_flip
-from jaxkd.schemes.synthesis.contract import gradient
+from jaxkd.schemes.synthesis import _rounds, _terms
+from jaxkd.schemes.synthesis._cmi import contrast, resized_crop_and_flip
+from jaxkd.schemes.synthesis._contract import gradient
 from tests import tiny
+from jaxkd import schemes
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER = (3 * RNG.normal(size=(8, 4)).astype(np.float32) for _ in range(2))
@@ -283,15 +284,15 @@ TEACHER, SGD = tiny.teacher(), optax.sgd(0.1)
 
 
 def invert(*shape, batch=None, **options):
-    made(synthesis.inversion(TEACHER, shape or (4, 4, 2), SGD, **options), batch or NOISE)
+    made(schemes.inversion(TEACHER, shape or (4, 4, 2), SGD, **options), batch or NOISE)
 
 
 def contrasted(features="map", **options):
-    made(synthesis.cmi(TEACHER, GENERATOR, SGD, features=features, **options), NOISE)
+    made(schemes.cmi(TEACHER, GENERATOR, SGD, features=features, **options), NOISE)
 
 
 def learnt(generator=GENERATOR, feature="map", batch=None):
-    made(synthesis.dafl(TEACHER, generator, SGD, feature=feature), batch or NOISE)
+    made(schemes.dafl(TEACHER, generator, SGD, feature=feature), batch or NOISE)
 
 
 def made(synthesis, batch):

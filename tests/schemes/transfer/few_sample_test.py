@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 import jaxkd
 from jaxkd import adapters, teachers
-from jaxkd.schemes.transfer.few_sample import FewSampleLayer, _solve, few_sample
+from jaxkd.schemes import FewSampleLayer, few_sample
+from jaxkd.schemes.transfer._few_sample import _solve
 from tests import tiny
 
 
@@ -199,7 +200,7 @@ def test_nnx_modules():
         def __call__(self, x):
             return self.second(nnx.relu(self.first(x)))
 
-    model = adapters.nnx(Net, taps={"h": "first"})
+    model = adapters.nnx_module(Net, taps={"h": "first"})
     original = model.init(jax.random.key(0), tiny.batch(2))
     spoilt = randomised(original, 5)
     kd = few_sample(

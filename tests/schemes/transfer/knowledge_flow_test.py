@@ -9,8 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, combine, losses, teachers, term
-from jaxkd.adapters.flow import Mix, flow, student_alone
-from jaxkd.schemes.transfer.knowledge_flow import dependence_loss, knowledge_flow
+from jaxkd.wrappers import FlowEdge, with_flow, extract_student
+from jaxkd.schemes import dependence_loss, knowledge_flow
 from tests import tiny
 
 
@@ -24,7 +24,7 @@ class Student(nn.Module):
 
 TAPS = {"stem": "stem"}
 PLAIN = adapters.linen(Student(), taps=TAPS)
-MIXES = {"stem": Mix("stem", ["map"]), "head": Mix("head", ["logits", "vector"])}
+MIXES = {"stem": FlowEdge("stem", ["map"]), "head": FlowEdge("head", ["logits", "vector"])}
 TASK = {
     "ce": term(losses.cross_entropy, "student/logits", "batch/label"),
     "kd": term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.5),
@@ -36,7 +36,7 @@ OFFLINE = jaxkd.distill(PLAIN, tiny.teacher(), combine(**TASK), optimizer=SGD)
 
 
 def flowing(schedule, objective=WITH_LOSS, teacher=None, mixes=MIXES, **options):
-    student = flow(Student(), mixes, schedule, taps=TAPS)
+    student = with_flow(Student(), mixes, schedule, taps=TAPS)
     return knowledge_flow(student, teacher or tiny.teacher(), objective, optimizer=SGD, **options)
 
 
@@ -55,7 +55,7 @@ def test_flow_of_zero_equals_plain_distillation():
     kd = flowing(0.0)
     start = kd.init(KEY, tiny.batch(8))
     state, found = run(kd, 4)
-    tiny.assert_equal(student_alone(state.student), expected.student)
+    tiny.assert_equal(extract_student(state.student), expected.student)
     tiny.assert_equal(state.student.params["flow"], start.student.params["flow"])
     assert [{k: one[k] for k in metrics[0]} for one in found] == metrics
     assert all(one["alone"] == one["dependence"] == 0 for one in found)
@@ -76,7 +76,7 @@ def test_student_is_independent_when_the_schedule_ends():
     assert found[0]["dependence"] == found[0]["alone"] == 0
     trace, decayed = (s.opt_state["student"][0].trace["flow"] for s in (before, after))
     tiny.assert_close(decayed, jax.tree.map(lambda x: 0.9 * x, trace), rtol=1e-6, atol=0)
-    alone = OFFLINE.init(KEY, tiny.batch(8))._replace(student=student_alone(after.student), step=after.step)
+    alone = OFFLINE.init(KEY, tiny.batch(8))._replace(student=extract_student(after.student), step=after.step)
     expected = tiny.numbers(jax.jit(OFFLINE.evaluate)(alone, tiny.batch(8, 9)))
     evaluated = tiny.numbers(jax.jit(kd.evaluate)(after, tiny.batch(8, 9)))
     assert {name: evaluated[name] for name in expected} == expected
@@ -96,7 +96,7 @@ def test_layers_of_several_teachers():
         return teachers.frozen(tiny.teacher_model, tiny.teacher_model.init(jax.random.key(seed), tiny.batch(1)))
 
     both = teachers.ensemble({"a": member(7), "b": member(8)})
-    mixes = {"stem": Mix("stem", ["a/map", "b/map"], own=0.5)}
+    mixes = {"stem": FlowEdge("stem", ["a/map", "b/map"], own=0.5)}
     state, found = run(flowing(1.0, teacher=both, mixes=mixes), 3)
     assert state.student.params["flow"]["stem"]["weights"].shape == (3,)
     assert all(np.isfinite(list(one.values())).all() for one in found)
@@ -105,9 +105,9 @@ def test_layers_of_several_teachers():
 
 def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match=r"mix 'a', teacher output 'mop'.*did you mean 'map'"):
-        flowing(1.0, mixes={"a": Mix("stem", ["mop"])}).init(KEY, tiny.batch(8))
+        flowing(1.0, mixes={"a": FlowEdge("stem", ["mop"])}).init(KEY, tiny.batch(8))
     with pytest.raises(ValueError, match=r"jaxkd\.schemes\.knowledge_flow"):
-        jaxkd.distill(flow(Student(), MIXES, 1.0), tiny.teacher(), WITH_LOSS, optimizer=SGD).init(KEY, tiny.batch(8))
+        jaxkd.distill(with_flow(Student(), MIXES, 1.0), tiny.teacher(), WITH_LOSS, optimizer=SGD).init(KEY, tiny.batch(8))
     averaged = teachers.ema(PLAIN)
     with pytest.raises(Exception) as error:
         flowing(1.0, teacher=averaged).init(KEY, tiny.batch(8))

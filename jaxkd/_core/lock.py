@@ -1,0 +1,115 @@
+"""A lock on a run's directory, so that only one run uses it at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxkd._core import multihost
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+__all__ = ["NAME", "alone"]
+
+NAME = ".lock"
+_held: set[int] = set()  # descriptors of the lock files that this process has open
+
+
+@contextlib.contextmanager
+def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Locks a directory for this run within a ``with`` block.
+
+    The first process of the run holds an advisory lock (``flock``) on a file in the directory. The kernel releases it
+    when that process ends, in whatever way, so that a lock is never stale; the file itself stays, and its existence
+    means nothing. On a system or file system without locks, a warning is given and the block runs.
+
+    Args:
+      directory: folder to lock, created if missing.
+
+    Raises:
+      ValueError: another run holds the lock; the message names its process and host.
+
+    >>> import tempfile
+    >>> directory = tempfile.mkdtemp()
+    >>> with alone(directory):
+    ...     with alone(directory):
+    ...         pass
+    Traceback (most recent call last):
+    ValueError: another run is using ... (process ... on ...). Wait until it ends, or choose another directory.
+    """
+    with contextlib.ExitStack() as stack:
+        holder = _take(pathlib.Path(directory), stack) if jax.process_index() == 0 else None
+        if multihost.from_first(int(holder is not None)):
+            raise ValueError(
+                f"another run is using {os.fspath(directory)}{holder or ''}. Wait until it ends, or choose another "
+                "directory."
+            )
+        yield
+
+
+def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
+    """Takes the lock; returns its other holder, or None if there is none.
+
+    Returns None too where the system or the file system has no locks.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        warnings.warn(f"{directory}: this system has no file locks; make sure that only one run uses it.", stacklevel=5)
+        return None
+    file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    _held.add(file)
+    stack.callback(_close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(file)
+    except OSError as error:
+        warnings.warn(
+            f"{directory}: its file system has no locks ({error.strerror}); make sure that only one run uses it.",
+            stacklevel=5,
+        )
+        return None
+    with contextlib.suppress(OSError):  # on a full disk, the lock is held without naming its holder
+        os.ftruncate(file, 0)
+        os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode() + b"\n")
+    return None
+
+
+def _holder(file: int) -> str:
+    try:
+        content: Any = json.loads(os.read(file, 1000))
+        return f" (process {content['process']} on {content['host']})"
+    except (ValueError, TypeError, KeyError):  # the holder is writing the file at this moment
+        return ""
+
+
+def _close(file: int) -> None:
+    if file in _held:
+        _held.remove(file)
+        os.close(file)
+
+
+def _release_all() -> None:
+    """Closes all lock files in a forked child.
+
+    A lock belongs to the open file, which a fork shares: a worker that reads data would keep the lock after its parent
+    has died.
+    """
+    for file in list(_held):
+        _close(file)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)

@@ -1,0 +1,115 @@
+"""Conventions that adapters share: model inputs, training flags, output names."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks, batch_norm
+from jaxkd.types import Array, Batch, Outputs
+from jaxkd._core import axes
+from jaxkd._core import batches
+
+Inputs = str | Sequence[str] | Callable[[Batch], Any]
+"""Entries of the batch that a model is called with: a name, several names, or a function of the batch."""
+
+computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
+"""Dtype set by `jaxkd.wrappers.precision`, for layers that would otherwise promote to float32."""
+
+POSITION = "_position"
+"""Batch entry of a micro-batch: the index of each example in the whole batch."""
+
+_TRAIN = ("train", "training", "is_training")
+_INFER = ("deterministic", "use_running_average")
+
+
+def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
+    """Returns the positional arguments of a model's call.
+
+    Raises:
+      ValueError: the batch has no such entry; the message lists its entries.
+
+    >>> arguments("image", {"image": 1, "label": 2})
+    (1,)
+    """
+    if callable(inputs):
+        values = inputs(batch)
+        return values if isinstance(values, tuple) else (values,)
+    names = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    for name in names:
+        hint = "Name the model's inputs: adapters.…(inputs=...)."
+        checks.known(name, checks.shapes(batch), "model input, batch entry", hint=hint)
+    return tuple(batch[name] for name in names)
+
+
+def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
+    """Returns the training flag by the usual names that a model's signature has.
+
+    >>> mode_flags(lambda x, *, deterministic: x, train=True)
+    {'deterministic': False}
+    """
+    accepted = inspect.signature(function).parameters
+    return {k: train for k in _TRAIN if k in accepted} | {k: not train for k in _INFER if k in accepted}
+
+
+def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
+    """Names a model's outputs: an array is ``logits``, a mapping has names.
+
+    Raises:
+      ValueError: the model returned something else, or a tap has the name of an output.
+
+    >>> name_outputs({"logits": 1}, {"stage2": 2})
+    {'logits': 1, 'stage2': 2}
+    """
+    if isinstance(result, Mapping):
+        outputs = dict(result)
+    elif hasattr(result, "shape"):
+        outputs = {"logits": result}
+    else:
+        raise ValueError(
+            f"model output: expected an array (the logits) or a mapping of names to arrays, got "
+            f"{type(result).__name__}. Name the outputs: adapters.…(outputs=lambda out: {{'logits': out[0], ...}})."
+        )
+    return add_outputs("taps", outputs, taps)
+
+
+def add_outputs(what: str, outputs: Outputs, new: Mapping[str, Array]) -> Outputs:
+    """Returns a model's outputs and new ones; raises where their names collide.
+
+    >>> add_outputs("taps", {"logits": 1}, {"stage2": 2})
+    {'logits': 1, 'stage2': 2}
+    """
+    if twice := sorted(outputs.keys() & new.keys()):
+        raise ValueError(
+            f"{what}: {', '.join(map(repr, twice))} is an output of the model already; choose another name."
+        )
+    return {**outputs, **new}
+
+
+def check_names(what: str, names: Iterable[str], reserved: str = "") -> None:
+    """Raises unless there are names, and all can prefix outputs: ``"name/logits"``.
+
+    >>> check_names("views", ["pair"])
+    """
+    names = list(names)
+    if not names:
+        raise ValueError(f"{what}: expected at least one, got none.")
+    if wrong := [name for name in names if not name or "/" in name or name == reserved]:
+        other = f" and are not {reserved!r}" if reserved else ""
+        raise ValueError(f"{what}: expected names that are not empty, hold no slash{other}, got {wrong}.")
+
+
+def share_of(batch: Batch, values: tuple[Any, ...]) -> batch_norm.Share:
+    """Returns the BatchNorm `Share` of a batch: its mask, mapped axis and replicas.
+
+    >>> share_of({"image": jax.numpy.ones((4, 2))}, (jax.numpy.ones((4, 2)),)).size
+    4
+    """
+    mask = batches.example_mask(batch)
+    sizes = [mask.shape[0]] if mask is not None else [x.shape[0] for x in jax.tree.leaves(values) if jnp.ndim(x)]
+    return batch_norm.share_of(mask, axes.mapped_axis(), sizes[0] if sizes else None)

@@ -1,0 +1,67 @@
+"""Compares a cache with the teacher, transform, data and settings that are given."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxkd.cache import _examples, _manifest, _probes
+from jaxkd.cache._program import Program
+
+__all__ = ["differences", "teacher_difference"]
+
+# Tolerances relative to the largest value: another device or another version of JAX may round differently. A teacher
+# has many layers, and in bfloat16, more to round than a transform.
+_TRANSFORM_TOLERANCE = 1e-3
+_TEACHER_TOLERANCE = 0.02
+
+
+def differences(
+    path: pathlib.Path,
+    stored: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    transform: probes.Transform | None,
+    probe: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
+    """Returns the differences between a cache and what is given, one line each.
+
+    Args:
+      path: of the cache.
+      stored: its manifest.
+      identity: the given identity; parts that are None or absent are not compared.
+      transform: the given transform.
+      probe: the set's probe examples, if the set is available.
+
+    Returns:
+      One line for each part that differs; none if all parts are equal.
+    """
+    lines = manifest.compare(stored["identity"], identity)
+    saved = probes.load(path / "probes.npz")
+    if probe is not None and not any(line.startswith("data") for line in lines):
+        names = stored["identity"]["data"]["entries"]
+        cached = saved["examples"]
+        if not np.array_equal(cached["index"], probe["index"]):
+            lines.append(
+                f"data: the probes have index {cached['index'].tolist()} in the cache, {probe['index'].tolist()} given"
+            )
+        elif line := examples.content_difference(examples.digests(cached, list(names)), probe, names):
+            lines.append(line)
+    given = probes.effect(transform, saved["examples"], stored["identity"]["views"])
+    if line := probes.difference(saved["transform"], given, _TRANSFORM_TOLERANCE):
+        lines.append(f"transform: {stored['transform']} in the cache, {manifest.describe(transform)} given: {line}")
+    return lines
+
+
+def teacher_difference(path: pathlib.Path, program: Program) -> list[str]:
+    """Returns a line if the same weights give other outputs: another network or tap.
+
+    Args:
+      path: of the cache.
+      program: of the given teacher.
+    """
+    saved = probes.load(path / "probes.npz")
+    line = probes.difference(saved["teacher"], program.sample(saved["examples"]), _TEACHER_TOLERANCE)
+    return [f"teacher: the same weights give other outputs: {line}"] if line else []

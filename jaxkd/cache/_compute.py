@@ -1,0 +1,109 @@
+"""Computes the missing shards of a cache, reading the set ahead of the device."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxkd.cache import _shards
+from jaxkd.cache._examples import Examples, digest_of_set, digests
+from jaxkd.cache._program import Program
+from jaxkd._core.progress import show_progress
+
+__all__ = ["compute_shards"]
+
+_READERS, _READ_AHEAD = 4, 8
+
+
+class _Block(NamedTuple):
+    """Examples of one batch, and their digests."""
+
+    batch: dict[str, np.ndarray]
+    digests: np.ndarray
+
+
+def compute_shards(
+    path: pathlib.Path,
+    program: Program,
+    examples: Examples,
+    layout: shards.Layout,
+    *,
+    missing: Sequence[int],
+    names: Sequence[str],
+    progress: bool,
+) -> None:
+    """Evaluates the teacher on the rows of the missing shards, and writes them.
+
+    Args:
+      path: of the cache.
+      program: of the teacher.
+      examples: of the set.
+      layout: of the shards.
+      missing: numbers of the shards to compute, in this order.
+      names: entries of an example that are digested.
+      progress: show progress.
+    """
+    places = [layout.place(number) for number in missing]
+    total = sum(last - first for _, first, last in places)
+    # A batch never crosses a shard: a shard is then the same, bit for bit, whichever shards were computed before it.
+    tasks = [
+        np.arange(start, min(start + program.batch_size, last))
+        for _, first, last in places
+        for start in range(first, last, program.batch_size)
+    ]
+
+    def fetch(rows: np.ndarray) -> _Block:
+        batch = examples.take(rows)
+        return _Block(batch, digests(batch, names))
+
+    shown, reached = progress and total > 0, 0
+    with (
+        show_progress(total, what="teacher outputs", unit="examples", enabled=shown) as show,
+        _read_ahead(fetch, tasks) as blocks,
+    ):
+        for number, (view, first, last) in zip(missing, places, strict=True):
+            parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+            seconds, done = 0.0, first
+            while done < last:
+                block = next(blocks)
+                started = time.perf_counter()
+                for file, value in program.encode(block.batch, view).items():
+                    parts[file].append(value)
+                seconds += time.perf_counter() - started
+                parts["index"].append(np.asarray(block.batch["index"], np.int64))
+                parts["digests"].append(block.digests)
+                done += len(block.digests)
+                reached += len(block.digests)
+                show(reached)
+            arrays = {file: np.concatenate(values) for file, values in parts.items()}
+            contents = digest_of_set(arrays["index"], arrays["digests"])
+            if view:  # the rows are the same in every view, so the shards of view 0 alone store index and digests
+                del arrays["index"], arrays["digests"]
+            shards.write_shard(path, number, arrays, {"rows": last - first, "contents": contents, "seconds": seconds})
+
+
+@contextlib.contextmanager
+def _read_ahead(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Iterator[Any]]:
+    """Yields an iterator over a function's results, computed by threads ahead of use."""
+    pool = concurrent.futures.ThreadPoolExecutor(_READERS)
+
+    def results() -> Iterator[Any]:
+        waiting: collections.deque[Any] = collections.deque()  # in the order of the tasks, and bounded
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) >= _READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    try:
+        yield results()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,142 @@
+"""The teacher as one compiled program, from a raw batch to encoded outputs.
+
+Transform, network and encoding are one jitted function, so that full-precision outputs never leave the device. The view
+is data (the batch's ``epoch``) and the last batch is padded to the common size: one compilation serves the whole cache.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd._core import checks
+from jaxkd.cache.codecs import Codec
+from jaxkd.cache._probes import Transform
+from jaxkd.types import Batch, Model, PyTree, Variables
+
+__all__ = ["Keep", "Program", "bytes_per_row", "file_name"]
+
+Keep = Mapping[str, Codec]
+"""A codec for each output that is stored."""
+
+
+class Program:
+    """The teacher, compiled once for all views.
+
+    Args:
+      model: of the teacher.
+      variables: weights of the teacher.
+      transform: of the student's training, or None.
+      keep: a codec for each output that is stored.
+      batch_size: examples per call.
+      devices: to split each batch over; the default device if None.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        variables: Variables,
+        transform: Transform | None,
+        keep: Keep,
+        *,
+        batch_size: int,
+        devices: Sequence[jax.Device] | None,
+    ) -> None:
+        self.keep, self.batch_size, self.variables = keep, batch_size, variables
+        self._sharding: NamedSharding | None = None
+        if devices is not None:
+            if batch_size % len(devices):
+                raise ValueError(
+                    f"batch_size: expected a multiple of the number of devices, {len(devices)}, got {batch_size}."
+                )
+            mesh = Mesh(np.array(devices), ("batch",))
+            self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
+            self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+
+        def run(variables: PyTree, batch: Batch) -> Any:
+            batch = dict(batch) if transform is None else transform(batch)
+            outputs = model.apply(variables, batch, key=None, train=False)[0]
+            encoded, storable, sample = {}, {}, {}
+            for name, codec in keep.items():
+                checks.known(name, {key: checks.shape(value) for key, value in outputs.items()}, "keep, teacher output")
+                output = outputs[name]
+                if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != (batch_size,):
+                    raise ValueError(
+                        f"keep: expected {name!r} to be floating point, [batch, ...] with a batch of {batch_size}, got "
+                        f"{checks.shape(output)}."
+                    )
+                encoded[name], storable[name] = codec.encode(output), codec.storable(output)
+                sample[name] = output.reshape(batch_size, -1)[:, :64].astype(jnp.float32)
+            return encoded, storable, sample, outputs
+
+        self._run = jax.jit(lambda variables, batch: run(variables, batch)[:3])
+        self._outputs = run
+
+    def shapes(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns each output's shape and its fields' dtypes and shapes, for one example."""
+        encoded, _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._padded(batch, 0))
+        return {
+            name: {
+                "shape": list(outputs[name].shape[1:]),
+                "fields": {
+                    field: {"dtype": value.dtype.name, "shape": list(value.shape[1:])}
+                    for field, value in fields.items()
+                },
+            }
+            for name, fields in encoded.items()
+        }
+
+    def sample(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns up to 64 numbers of each output in view 0, to identify the teacher."""
+        rows, parts = len(batch["index"]), []
+        for start in range(0, rows, self.batch_size):
+            part = {name: value[start : start + self.batch_size] for name, value in batch.items()}
+            found = jax.device_get(self._run(self.variables, self._padded(part, 0))[2])
+            parts.append({name: value[: len(part["index"])] for name, value in found.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.keep}
+
+    def encode(self, batch: Mapping[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
+        """Returns the stored fields of a batch in a view, by file name.
+
+        Raises:
+          ValueError: an output holds values that its codec cannot represent.
+        """
+        rows = len(batch["index"])
+        encoded, storable, _ = self._run(self.variables, self._padded(batch, view))
+        encoded, storable = jax.device_get((encoded, storable))
+        for name, valid in storable.items():
+            if not valid[:rows].all():
+                index = int(batch["index"][np.flatnonzero(~valid[:rows])[0]])
+                raise ValueError(
+                    f"{name}: the teacher's output for index {index} in view {view} is not finite, and "
+                    f"{self.keep[name].settings['codec']} cannot store it. Check the teacher on that example."
+                )
+        return {file_name(name, field): x[:rows] for name, fields in encoded.items() for field, x in fields.items()}
+
+    def _padded(self, batch: Mapping[str, np.ndarray], view: int) -> Any:
+        """Returns a batch padded to the compiled size with its own rows, on the devices."""
+        rows = np.arange(self.batch_size) % len(batch["index"])
+        padded = {name: value[rows] for name, value in batch.items()}
+        padded["epoch"] = np.full(self.batch_size, view, np.int32)
+        return padded if self._sharding is None else jax.device_put(padded, self._sharding)
+
+
+def file_name(output: str, field: str) -> str:
+    """Returns the file name of a field in a shard, with the output percent-encoded.
+
+    >>> file_name("block/1", "values")
+    'block%2F1.values'
+    """
+    return f"{urllib.parse.quote(output, safe='')}.{field}"
+
+
+def bytes_per_row(outputs: Mapping[str, Any]) -> int:
+    """Returns the bytes of one example in one view, from `Program.shapes`."""
+    fields = [field for output in outputs.values() for field in output["fields"].values()]
+    return sum(int(np.prod(f["shape"], dtype=np.int64)) * int(jnp.dtype(f["dtype"]).itemsize) for f in fields)

@@ -1,0 +1,344 @@
+"""Opens a cache after comparing its identity, and reads it by example and view."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxkd import adapters
+from jaxkd.cache import _examples, _files, _manifest, _shards
+from jaxkd.cache.codecs import Codec, from_settings
+from jaxkd.cache._compare import differences
+from jaxkd.cache._probes import Transform
+from jaxkd.cache._program import Keep, file_name
+from jaxkd.types import Array, Outputs
+
+__all__ = ["Cache", "Entry", "Reader", "load_complete", "open_cache"]
+
+
+class Entry(NamedTuple):
+    """A stored field: its file in a shard, its dtype, and the shape of one example."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A picklable function that adds the cached fields to a NumPy batch on the host.
+
+    Attributes:
+      directory: of the cache.
+      layout: of its shards.
+      entries: stored fields by their names in a batch.
+      data: entries of an example that the teacher saw, with dtypes and shapes; they are compared.
+      contents: digest of all examples in their order.
+    """
+
+    directory: pathlib.Path
+    layout: shards.Layout
+    entries: Mapping[str, Entry]
+    data: Mapping[str, str]
+    contents: str
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Returns the rows of the examples with these indices.
+
+        Raises:
+          ValueError: one of them is not in the cache.
+        """
+        known, order = _order(self.directory, self.contents)
+        index = np.asarray(index)
+        place = np.minimum(np.searchsorted(known, index, sorter=order), len(known) - 1)
+        rows = order[place]
+        if (missing := known[rows] != index).any():
+            raise ValueError(
+                f"batch['index']: {int(missing.sum())} of {len(index)} examples are not in the cache {self.directory} "
+                f"of {len(known)}, index {int(index[missing][0])} for one. Write a cache of the set that you train on."
+            )
+        return rows
+
+    def check(self, batch: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+        """Compares the contents of examples with those that the teacher saw.
+
+        Raises:
+          StaleCacheError: they differ.
+        """
+        known = files.open_array(str(self.directory / "digests.npy"), "uint64")
+        if line := examples.content_difference(known[rows], batch, self.data):
+            manifest.refuse(self.directory, [line])
+
+    def read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns fields of some rows, each in its own view, by their names in a batch.
+
+        Args:
+          rows: integers ``[batch]``.
+          views: integers ``[batch]``.
+        """
+        numbers = views * self.layout.per_view + rows // self.layout.per_shard
+        found = {
+            name: np.empty((len(rows), *entry.shape), files.dtype_of(entry.dtype))
+            for name, entry in self.entries.items()
+        }
+        for number in map(int, np.unique(numbers)):
+            chosen = np.flatnonzero(numbers == number)
+            _, first, _ = self.layout.place(number)
+            for name, entry in self.entries.items():
+                array = shards.load(self.directory, number, entry.file, entry.dtype)
+                found[name][chosen] = array[rows[chosen] - first]
+        return found
+
+    def load_all(self) -> dict[str, np.ndarray]:
+        """Returns every field ``[views, rows, ...]``, after verifying the files' digests.
+
+        Raises:
+          ValueError: a file does not hold the bytes that were written.
+        """
+        self.verify()
+        found = {}
+        for name, entry in self.entries.items():
+            parts = [
+                np.concatenate(
+                    [
+                        shards.load(self.directory, view * self.layout.per_view + part, entry.file, entry.dtype)
+                        for part in range(self.layout.per_view)
+                    ]
+                )
+                for view in range(self.layout.views)
+            ]
+            found[name] = np.stack(parts)
+        return found
+
+    def verify(self) -> None:
+        """Reads every file and compares its digest.
+
+        Raises:
+          ValueError: a file does not hold the bytes that were written.
+        """
+        for number in range(self.layout.total):
+            if fault := shards.damage(self.directory, number, shards.facts(self.directory, number)):
+                raise ValueError(f"{fault}. Delete that shard's folder, and write_cache will compute it again.")
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the batch with the cached fields, its ``epoch`` the view's number."""
+        rows = self.rows(batch["index"])
+        self.check(batch, rows)
+        views = np.asarray(batch["epoch"]) % self.layout.views
+        return {**batch, "epoch": views.astype(np.int32), **self.read(rows, views)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Teacher outputs on disk, from `write_cache` or `open_cache`.
+
+    Attributes:
+      directory: of the files.
+      manifest: identity of teacher, data and settings, and sizes.
+      transform: the transform of the cached views. Pass it to `jaxkd.distillers.preprocess`.
+      name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
+    """
+
+    directory: pathlib.Path
+    manifest: Mapping[str, Any]
+    transform: Transform | None
+    name: str = "cached"
+
+    @property
+    def views(self) -> int:
+        """Number of draws of the transform."""
+        return int(self.manifest["identity"]["views"])
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples."""
+        return int(self.manifest["identity"]["data"]["examples"])
+
+    @property
+    def bytes(self) -> int:
+        """Size of the stored fields in bytes, in memory as in the files."""
+        return int(self.manifest["bytes"])
+
+    @property
+    def bytes_per_example(self) -> float:
+        """Size of the stored fields of one example in one view, in bytes."""
+        return self.bytes / (self.num_examples * self.views)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the teacher on all views and hosts, without reading and compiling."""
+        return float(self.manifest["seconds"])
+
+    def seconds_saved(self, epochs: int) -> float:
+        """Returns a live teacher's time in a number of epochs, minus `seconds`."""
+        return self.seconds / self.views * (epochs - self.views)
+
+    def summary(self, epochs: int | None = None) -> str:
+        """Returns size and time as text.
+
+        Args:
+          epochs: of a training run, to add the time that the cache saves.
+        """
+        stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
+        text = (
+            f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, "
+            f"{self.bytes / 2**20:.3g} MiB, {self.bytes_per_example:.4g} bytes each; teacher {self.seconds:.3g} s"
+        )
+        if epochs is None:
+            return text
+        live = self.seconds / self.views * epochs
+        saved = self.seconds_saved(epochs)
+        return f"{text}; a live teacher takes {live:.3g} s in {epochs} epochs, so the cache saves {saved:.3g} s"
+
+    @functools.cached_property
+    def codecs(self) -> dict[str, tuple[Codec, tuple[int, ...]]]:
+        """Codec of each output, and shape of one example's output."""
+        outputs = self.manifest["outputs"]
+        return {
+            name: (from_settings(settings), tuple(outputs[name]["shape"]))
+            for name, settings in self.manifest["identity"]["keep"].items()
+        }
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """Reader of the stored fields, by example and view."""
+        identity = self.manifest["identity"]
+        entries = {
+            f"{self.name}/{output}/{field}": Entry(
+                file_name(output, field), described["dtype"], tuple(described["shape"])
+            )
+            for output, facts in self.manifest["outputs"].items()
+            for field, described in facts["fields"].items()
+        }
+        layout = shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
+        return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
+
+    def decode(self, batch: Mapping[str, Any]) -> Outputs:
+        """Returns the teacher's outputs from a batch of an attached loader.
+
+        `jaxkd.teachers.cached` calls it inside the step.
+
+        Args:
+          batch: has the stored fields, ``[batch, ...]``.
+
+        Returns:
+          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
+
+        Raises:
+          ValueError: the batch lacks a stored field.
+        """
+        outputs: dict[str, Array] = {}
+        for output, (codec, shape) in self.codecs.items():
+            prefix = f"{self.name}/{output}/"
+            fields = {
+                name.removeprefix(prefix): batch[name]
+                for name in self.reader.entries
+                if name.startswith(prefix) and name in batch
+            }
+            if len(fields) < len(self.manifest["outputs"][output]["fields"]):
+                raise ValueError(
+                    f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train "
+                    "on jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own "
+                    "cache, written with views=1 and the transform of the evaluation and attached in the same way."
+                )
+            outputs |= {f"{output}{suffix}": value for suffix, value in codec.decode(fields, shape).items()}
+        return outputs
+
+    def outputs(self, index: Any, view: int = 0) -> Outputs:
+        """Returns the teacher's outputs for some examples in a view.
+
+        Args:
+          index: of the examples, integers ``[batch]``.
+          view: number of the draw of the transform.
+
+        Returns:
+          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
+
+        Raises:
+          ValueError: the cache has no such example or view.
+        """
+        if not 0 <= view < self.views:
+            raise ValueError(f"view: expected 0 to {self.views - 1}, got {view}.")
+        rows = self.reader.rows(np.atleast_1d(index))
+        return self.decode(self.reader.read(rows, np.full(len(rows), view)))
+
+
+def open_cache(
+    directory: str | os.PathLike[str],
+    *,
+    transform: Transform | None,
+    variables: Any = None,
+    views: int | None = None,
+    keep: Keep | None = None,
+    name: str = "cached",
+) -> Cache:
+    """Opens a finished cache without the teacher's model.
+
+    Args:
+      directory: of the cache.
+      transform: of the student's training; its results on the probes have to equal those of the transform that the
+        cache was written with. None for none.
+      variables: weights of the teacher, to compare; not compared if None.
+      views: number of views, to compare; not compared if None.
+      keep: codecs, to compare; not compared if None.
+      name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
+
+    Returns:
+      The opened `Cache`.
+
+    Raises:
+      FileNotFoundError: the directory holds no cache.
+      StaleCacheError: an argument differs from what the cache was written with; the message names it.
+      ValueError: the cache is unfinished, or files are missing.
+    """
+    path = pathlib.Path(directory)
+    stored = manifest.read(path)
+    if stored is None:
+        raise FileNotFoundError(
+            f"{path}: expected a cache, found no manifest.json. Write one with jaxkd.cache.write_cache."
+        )
+    identity = {
+        "teacher": None if variables is None else manifest.digests_of(adapters.variables(variables)),
+        "views": views,
+        "keep": None if keep is None else {output: dict(codec.settings) for output, codec in keep.items()},
+    }
+    manifest.refuse(path, differences(path, stored, identity, transform))
+    return load_complete(path, transform, name)
+
+
+def load_complete(path: pathlib.Path, transform: Transform | None, name: str) -> Cache:
+    """Returns a cache whose identity the caller has compared.
+
+    Raises:
+      ValueError: the cache is unfinished, or files are missing.
+    """
+    stored = manifest.read(path)
+    assert stored is not None, "the caller has read the manifest"
+    cache = Cache(path.absolute(), stored, transform, name)
+    layout = shards.Layout(cache.num_examples, cache.views, stored["examples_per_shard"])
+    missing = [number for number in range(layout.total) if shards.facts(path, number) is None]
+    if missing or not stored["complete"]:
+        raise ValueError(
+            f"{path}: {len(missing)} of {layout.total} shards are missing or incomplete, {missing[:4]} first. Call "
+            "write_cache again with the same arguments: it computes the missing ones."
+        )
+    return cache
+
+
+def _joined(settings: Mapping[str, Any]) -> str:
+    return " ".join(str(value) for value in settings.values())
+
+
+@functools.lru_cache(
+    maxsize=8
+)  # `contents` is part of the key: a directory may be deleted and written with another set
+def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of all rows, and the permutation that sorts them."""
+    known = np.asarray(files.open_array(str(directory / "index.npy"), "int64"))
+    return known, np.argsort(known, kind="stable")

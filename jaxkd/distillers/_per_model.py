@@ -1,0 +1,89 @@
+"""Optimizers for several models that are trained in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+
+from jaxkd._core import checks
+from jaxkd.types import REPLICAS
+from jaxkd.types import PyTree
+
+__all__ = ["per_member"]
+
+
+def per_model(
+    optimizers: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """Returns an optimizer that updates each member of a group separately.
+
+    A transformation of the whole tree, such as ``optax.clip_by_global_norm``, would otherwise couple the updates of
+    independent models. The parameters are those of `jaxkd.wrappers.joint`, a dict by member, or of
+    `jaxkd.wrappers.replicate`, which are stacked and updated under `jax.vmap`. It can be nested, for groups of groups.
+
+    Args:
+      optimizers: one optax transformation, of which every member has a separate state, or one for each member by name.
+        Names without parameters are ignored.
+
+    Returns:
+      An optax transformation, whose state has the structure of the group.
+
+    Raises:
+      ValueError: from ``init``: the parameters are not those of a group, a member has no optimizer, or several
+        optimizers are given for `copies`, which are one program.
+
+    >>> import jax.numpy as jnp
+    >>> clipped = per_model(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))
+    >>> params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    >>> clipped.update({"a": jnp.array([5.0]), "b": jnp.array([0.5])}, clipped.init(params), params)[0]
+    {'a': Array([-1.], dtype=float32), 'b': Array([-0.5], dtype=float32)}
+    """
+    several = isinstance(optimizers, Mapping)
+    wrapped: Any = jax.tree.map(optax.with_extra_args_support, optimizers, is_leaf=_is_optimizer)
+
+    def optimizer_of(name: str) -> Any:
+        return wrapped[name] if several else wrapped
+
+    def init(params: PyTree) -> PyTree:
+        if not isinstance(params, Mapping):
+            raise ValueError(
+                f"per_member: expected the parameters of a group, a dict by member, got {type(params).__name__}. For a "
+                "single model, use its optimizer without per_member."
+            )
+        if several and _stacked(params):
+            raise ValueError(
+                "per_member: expected one optimizer for the copies of a model, which are one program, got one for each "
+                f"of {sorted(optimizers)}. Only a group of models by name takes several."
+            )
+        if _stacked(params):
+            return {REPLICAS: jax.vmap(wrapped.init)(params[REPLICAS])}
+        if several:
+            for name in params:
+                checks.known(name, optimizers, "per_member, optimizer of")
+        return {name: optimizer_of(name).init(own) for name, own in params.items()}
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, PyTree]:
+        if _stacked(updates):
+            rest = () if params is None else (params[REPLICAS],)
+            new, new_state = jax.vmap(lambda *trees: wrapped.update(*trees, **extra))(
+                updates[REPLICAS], state[REPLICAS], *rest
+            )
+            return {REPLICAS: new}, {REPLICAS: new_state}
+        pairs = {
+            name: optimizer_of(name).update(own, state[name], None if params is None else params[name], **extra)
+            for name, own in updates.items()
+        }
+        return {name: new for name, (new, _) in pairs.items()}, {name: new for name, (_, new) in pairs.items()}
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _stacked(tree: PyTree) -> bool:
+    return isinstance(tree, Mapping) and tree.keys() == {REPLICAS}
+
+
+def _is_optimizer(x: Any) -> bool:
+    return hasattr(x, "init") and hasattr(x, "update") and not isinstance(x, Mapping)

@@ -1,0 +1,208 @@
+"""Adversarial objectives: a discriminator between student and teacher outputs.
+
+Both losses are one scalar, and `stop_gradient` routes their gradients in a single forward and backward pass: the
+discriminator's parameters receive only the gradient of the discriminator's loss, the student only that of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks
+from jaxkd import losses
+from jaxkd.objectives._checks import class_labels
+from jaxkd.types import Schedule
+from jaxkd.objectives._compose import add_loss, mask_out, lookup, reduce_values
+from jaxkd.objectives.discriminators import Discriminator, conv, mlp
+from jaxkd._core.example_keys import example_keys
+from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd._core import batches
+
+__all__ = ["adversarial", "wasserstein"]
+
+
+def adversarial(
+    student: str,
+    teacher: str,
+    *,
+    discriminator: Discriminator | None = None,
+    labels: str | None = None,
+    classes: int | None = None,
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Non-saturating GAN loss between the student's and the teacher's outputs.
+
+    The discriminator D, whose logit is that of "teacher", minimizes ``softplus(−D(t)) + softplus(D(s))``, the student
+    ``softplus(−D(s))``: Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, equation 1, with the
+    non-saturating form of its section 3 for the generator. With labels: Xu, Hsu & Huang, "Training Shallow and Thin
+    Networks for Acceleration via Knowledge Distillation with Conditional Adversarial Networks", ICLR workshop 2018,
+    where D also classifies its input, and student and discriminator both minimize that cross-entropy.
+
+    Args:
+      student: path of the student's logits or feature ``[batch, ...]``.
+      teacher: path of the teacher's logits or feature, in the same shape.
+      discriminator: the network; ``mlp(128, 128)`` by default, ``conv(64, 128)`` for maps.
+      labels: path of integer classes ``[batch]``, for the conditional form.
+      classes: number of classes; the size of the last axis by default, which is right for logits.
+      weight: weight of the student's loss, a number or an optax schedule of the step. The discriminator's loss has the
+        weight 1, since its parameters receive no other gradient.
+
+    Returns:
+      An `Objective` with the discriminator as parameters. Its metrics are the student's loss, its weight, and the
+      discriminator's loss and accuracy.
+
+    Raises:
+      ValueError: at initialization or application: a path does not exist, the shapes differ, or the labels are not
+        integers ``[batch]``.
+
+    >>> objective = adversarial("student/logits", "teacher/logits", discriminator=mlp(8))
+    >>> logits = {"logits": jnp.ones((2, 3))}
+    >>> context = Context(logits, logits, {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> sorted(name for name in objective.apply(params, {}, context, None).metrics if name)
+    ['accuracy', 'discriminator', 'weight']
+    """
+
+    def outputs(context: Context) -> int:
+        if labels is None:
+            return 1
+        class_labels(context, labels)
+        return 1 + (int(lookup(context, student).shape[-1]) if classes is None else classes)
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        shape = _common_shape(context, student, teacher)
+        return ObjectiveVars({"discriminator": _default(discriminator, shape).init(key, shape, outputs(context))})
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        del key
+        network = _default(discriminator, _common_shape(context, student, teacher))
+        s, t, mask = _inputs(context, student, teacher)
+        trained, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
+        real, fake = network.apply(trained, t), network.apply(trained, jax.lax.stop_gradient(s))
+        passed = network.apply(fixed, s)
+        game = jax.nn.softplus(-real[:, 0]) + jax.nn.softplus(fake[:, 0])
+        values = jax.nn.softplus(-passed[:, 0])
+        if labels is not None:
+            label = lookup(context, labels)
+            of_real, of_fake, of_passed = (
+                losses.cross_entropy(x[:, 1:], label, where=mask) for x in (real, fake, passed)
+            )
+            game, values = game + of_real + of_fake, values + of_passed
+        accuracy = 0.5 * ((real[:, 0] > 0).astype(jnp.float32) + (fake[:, 0] < 0).astype(jnp.float32))
+        out = reduce_values(values, mask, weight, context, state, discriminator=game, accuracy=accuracy)
+        return add_loss(out, game, mask, context)
+
+    return Objective(init, apply)
+
+
+def wasserstein(
+    student: str,
+    teacher: str,
+    *,
+    condition: str | None = None,
+    discriminator: Discriminator | None = None,
+    penalty: float = 10.0,
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Wasserstein GAN loss with gradient penalty between student and teacher.
+
+    Also known as: SKD (structured knowledge distillation, the holistic term), WGAN-GP.
+
+    The critic D minimizes ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
+    example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation
+    3; Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also
+    receives the image. The gradient of a norm of 0 is 0 here, so a critic with zero slope does not yield NaN.
+
+    Args:
+      student: path of the student's logits or feature ``[batch, ...]``.
+      teacher: path of the teacher's logits or feature, in the same shape.
+      condition: path of a further input of the critic, concatenated along the last axis: for score maps, an image of
+        their height and width.
+      discriminator: the critic; ``mlp(128, 128)`` by default, ``conv(64, 128)`` for maps.
+      penalty: weight of the gradient penalty.
+      weight: weight of the student's loss, a number or an optax schedule of the step.
+
+    Returns:
+      An `Objective` with the critic as parameters. Its metrics are the student's loss, its weight, and the critic's
+      loss. In evaluation x̂ is the midpoint.
+
+    Raises:
+      ValueError: at initialization or application: a path does not exist, or the shapes do not fit.
+
+    >>> objective = wasserstein("student/logits", "teacher/logits", discriminator=mlp(8))
+    >>> logits = {"logits": jnp.ones((2, 3))}
+    >>> context = Context(logits, logits, {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> jax.tree.map(jnp.shape, params["discriminator"][0])
+    {'bias': (8,), 'kernel': (3, 8)}
+    """
+
+    def input_shape(context: Context) -> tuple[int, ...]:
+        shape = _common_shape(context, student, teacher)
+        if condition is None:
+            return shape
+        other = lookup(context, condition).shape
+        if other[:-1] != shape[:-1]:
+            raise ValueError(
+                f"wasserstein, {condition}: expected {[*shape[:-1], 'channels']}, to be joined along the last axis, "
+                f"got {list(other)}."
+            )
+        return (*shape[:-1], shape[-1] + other[-1])
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        shape = input_shape(context)
+        return ObjectiveVars({"discriminator": _default(discriminator, shape).init(key, shape, 1)})
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        network = _default(discriminator, input_shape(context))
+        s, t, mask = _inputs(context, student, teacher)
+        trained, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
+        # A condition that is a student output must not be trained to fool the critic.
+        extra = () if condition is None else (jax.lax.stop_gradient(mask_out(context, lookup(context, condition))),)
+
+        def critic(weights: Any, x: Array) -> Array:
+            return network.apply(weights, jnp.concatenate([x, *(y.astype(x.dtype) for y in extra)], axis=-1))[:, 0]
+
+        fake = jax.lax.stop_gradient(s)
+        mix = jnp.expand_dims(_uniform(key, context, s.shape[0]), tuple(range(1, s.ndim)))
+        # The critic scores each example by itself, so the gradient of the sum holds each example's own gradient.
+        slope = jax.grad(lambda x: jnp.sum(critic(trained, x)))(mix * fake + (1 - mix) * t)
+        square = jnp.sum(slope.reshape(slope.shape[0], -1) ** 2, axis=1)
+        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        game = critic(trained, fake) - critic(trained, t) + penalty * (norm - 1) ** 2
+        out = reduce_values(-critic(fixed, s), mask, weight, context, state, discriminator=game)
+        return add_loss(out, game, mask, context)
+
+    return Objective(init, apply)
+
+
+def _default(discriminator: Discriminator | None, shape: tuple[int, ...]) -> Discriminator:
+    if discriminator is not None:
+        return discriminator
+    return conv(64, 128) if len(shape) == 4 else mlp(128, 128)
+
+
+def _common_shape(context: Context, student: str, teacher: str) -> tuple[int, ...]:
+    s, t = lookup(context, student), lookup(context, teacher)
+    if s.shape != t.shape or len(s.shape) < 2:
+        raise ValueError(
+            f"{teacher}: expected the shape of {student}, {list(s.shape)}, got {list(t.shape)}. Tap layers of one "
+            "shape with at least two axes: a discriminator could separate two shapes without reading the values."
+        )
+    return tuple(s.shape)
+
+
+def _inputs(context: Context, student: str, teacher: str) -> tuple[Array, Array, Array | None]:
+    s, t = (mask_out(context, jnp.asarray(lookup(context, path))) for path in (student, teacher))
+    dtype = jnp.result_type(s, t, jnp.float32)
+    return s.astype(dtype), t.astype(dtype), batches.example_mask(context.batch)
+
+
+def _uniform(key: Array | None, context: Context, size: int) -> Array:
+    """Draws a number in [0, 1) for each example; 0.5 without a key."""
+    if key is None:
+        return jnp.full(size, 0.5, jnp.float32)
+    return jax.vmap(jax.random.uniform)(example_keys(key, context, size))

@@ -1,0 +1,312 @@
+"""Objectives from losses: `term` binds a loss to its inputs, `combine` sums."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks
+from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Mean, Objective
+from jaxkd._core import batches
+
+Schedule = Callable[[Any], Any]
+Path = str | tuple["Path", ...]
+"""Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
+
+_ROOTS = ("student", "teacher", "batch")
+
+
+def lookup(context: Context, path: Path) -> Any:
+    """Returns the value at a path such as ``"student/logits"`` or ``"batch/label"``.
+
+    Args:
+      context: outputs and batch of the step.
+      path: root, slash and name; the name may itself contain slashes. A tuple or list of paths gives a tuple of values.
+
+    Raises:
+      ValueError: the path is not a string, or its root or name does not exist; the message lists the available ones.
+
+    >>> lookup(Context({"logits": 1}, {}, {"label": 2}, 0), "batch/label")
+    2
+    """
+    if isinstance(path, (tuple, list)):
+        return tuple(lookup(context, part) for part in path)
+    if not isinstance(path, str):
+        raise ValueError(f"path: expected one such as 'student/logits' or 'batch/label', got {path!r}.")
+    root, _, name = path.partition("/")
+    checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
+    found = getattr(context, root)
+    hints = {
+        "student": "Features come from the taps of the student's adapter.",
+        "teacher": "Features come from the taps of the teacher's adapter.",
+        "batch": "",
+    }
+    shapes = {key: checks.shape(value) for key, value in found.items()}
+    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=hints[root])
+    return found[name]
+
+
+def replace(context: Context, values: Mapping[str, Any]) -> Context:
+    """Returns the context with the values at some paths replaced.
+
+    An objective that maps features before it compares them passes the mapped ones to its loss this way.
+
+    Args:
+      context: outputs and batch of the step.
+      values: the new value of each path; a path may be new.
+
+    >>> replace(Context({"f": 1, "g": 2}, {}, {}, 0), {"student/f": 3, "student/h": 4}).student
+    {'f': 3, 'g': 2, 'h': 4}
+    """
+    roots: dict[str, Any] = {}
+    for path, value in values.items():
+        root, _, name = path.partition("/")
+        roots.setdefault(root, dict(getattr(context, root)))[name] = value
+    return context._replace(**roots)
+
+
+def mask_out(context: Context, x: Array) -> Array:
+    """Sets masked examples of an array ``[batch, ...]`` to zero.
+
+    Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
+    """
+    mask = mask_of_shape(context, x.shape)
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
+    """Returns the batch's mask broadcast to ``[batch, ...]``, or None without one."""
+    mask = batches.example_mask(context.batch)
+    return None if mask is None else jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(1, len(shape)))), shape)
+
+
+def at_step(value: Any, step: Any) -> Any:
+    """Evaluates a schedule at a step; anything that is not callable is constant."""
+    return value(step) if callable(value) else value
+
+
+def term(
+    loss: Callable[..., Array],
+    *paths: Path,
+    weight: float | Array | Schedule = 1.0,
+    where: str | None = None,
+    **hyperparameters: Any,
+) -> Objective:
+    """Builds an objective from a loss: its weighted mean over the batch.
+
+    Args:
+      loss: function of arrays that returns one value per example ``[batch]``, or per token ``[batch, tokens]``.
+      *paths: paths of its positional arguments, such as ``"student/logits", "teacher/logits"``. A loss of several
+        layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
+        "teacher/b")``.
+      weight: a number, or an optax schedule of the step.
+      where: path of a boolean mask in the shape of the result, for losses over tokens. The batch's own ``mask`` always
+        applies as well.
+      **hyperparameters: keyword arguments of the loss. A callable is a schedule of the step, as for the weight; bind a
+        hyperparameter that is itself a function with `functools.partial`.
+
+    Returns:
+      An `Objective` without parameters or state. Its metrics are the unweighted mean and the weight.
+
+    Raises:
+      ValueError: at initialization or application: a path does not exist (the message lists the available ones), or
+        the loss does not return one value per example.
+
+    >>> from jaxkd import losses
+    >>> kd = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
+    >>> logits = jnp.array([[0.0, 1.0]])
+    >>> kd.apply({}, {}, Context({"logits": logits}, {"logits": logits}, {}, 0), None).value
+    Array(0., dtype=float32)
+    """
+    accepted = _parameters(loss)
+
+    def values(context: Context) -> tuple[Array, Array | None]:
+        arguments = [lookup(context, path) for path in paths]
+        options = {k: at_step(v, context.step) for k, v in hyperparameters.items()}
+        if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
+            options["axis_name"] = context.axis_name
+        # The mask is checked against the result's shape before the loss runs, since the loss takes it as `where`. An
+        # abstract evaluation costs one more trace and no computation.
+        result = jax.eval_shape(lambda *a: loss(*a, **options), *arguments)
+        if not getattr(result, "shape", ()):
+            raise ValueError(
+                f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
+                "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
+            )
+        mask = _mask(context, where, result.shape, _name(loss))
+        if mask is not None and "where" in accepted:
+            options["where"] = mask
+        return loss(*arguments, **options), mask
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        del key
+        jax.eval_shape(lambda c: values(c._replace(axis_name=None))[0], context._replace(axis_name=None))
+        return ObjectiveVars()
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        del params, key
+        per_example, mask = values(context)
+        return reduce_values(per_example, mask, weight, context, state)
+
+    return Objective(init, apply)
+
+
+def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str) -> Array | None:
+    """Combines the mask at ``where`` with the batch's mask, broadcast to ``shape``."""
+    mask = None
+    if where is not None:
+        mask = lookup(context, where)
+        if mask.dtype != bool or mask.shape != shape:
+            raise ValueError(
+                f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
+                f"to average; got {checks.shape(mask)}."
+            )
+    examples = batches.example_mask(context.batch)
+    if examples is None:
+        return mask
+    if examples.shape != shape[:1]:
+        raise ValueError(
+            f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
+        )
+    rows = mask_of_shape(context, shape)
+    return rows if mask is None else mask & rows
+
+
+def masked_mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
+    """Mean of the unmasked values, and the same as a metric (sum, count).
+
+    On a mapped axis the first result is this device's share: the mean of the shares over the axis is the global mean,
+    also where devices hold different numbers of unmasked values. If all values are masked, the mean is 0.
+
+    >>> masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
+    Array(2., dtype=float32)
+    """
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if where is not None:
+        values = jnp.where(where, values, 0)
+    total = jnp.sum(values)
+    if where is None:
+        return total / values.size, Mean(total, jnp.asarray(values.size, total.dtype))
+    count = jnp.sum(where, dtype=total.dtype)
+    shared = count if axis_name is None else jax.lax.pmean(count, axis_name)
+    return total / jnp.where(shared > 0, shared, 1), Mean(total, count)
+
+
+def reduce_values(
+    values: Array,
+    where: Array | None,
+    weight: float | Array | Schedule,
+    context: Context,
+    state: Any,
+    **extra: Array,
+) -> ObjectiveOut:
+    """Returns an objective's output: the weighted mean and the unweighted metrics.
+
+    Args:
+      values: loss of each example ``[batch]``, or of each token.
+      where: mask of the same shape, True for the values to average; None for all.
+      weight: a number, or an optax schedule of the step.
+      context: outputs and batch of the step.
+      state: the objective's new state.
+      **extra: further metrics by name, in the same shape.
+
+    >>> out = reduce_values(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
+    >>> out.value, out.metrics[""].sum, out.metrics["sizes"].sum
+    (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
+    """
+    scale = at_step(weight, context.step)
+    average, metric = masked_mean(values, where, context.axis_name)
+    metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
+    metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
+    return ObjectiveOut(scale * average, state, metrics)
+
+
+def add_loss(out: ObjectiveOut, values: Array, where: Array | None, context: Context) -> ObjectiveOut:
+    """Adds the mean of the loss by which an objective's own parameters learn.
+
+    It has the weight 1 and no part in the metrics; the caller routes gradients with `jax.lax.stop_gradient`.
+    """
+    return out._replace(value=out.value + masked_mean(values, where, context.axis_name)[0])
+
+
+def combine(**objectives: Objective) -> Objective:
+    """Sums named objectives; the sum is itself an objective, so combinations nest.
+
+    Parameters, state and metrics are keyed by the names: the metric of ``combine(a=combine(b=term(...)))`` is
+    ``"a/b"``, its weight ``"a/b/weight"``.
+
+    Raises:
+      ValueError: no objective is given.
+      TypeError: an argument is not an objective.
+
+    >>> from jaxkd import losses
+    >>> objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5))
+    >>> context = Context({"logits": jnp.zeros((1, 2))}, {}, {"label": jnp.array([1])}, 0)
+    >>> out = objective.apply({}, {}, context, None)
+    >>> out.value.round(4), sorted(out.metrics)
+    (Array(0.3466, dtype=float32), ['ce', 'ce/weight'])
+    """
+    if not objectives:
+        raise ValueError("combine: expected at least one named objective, got none.")
+    for name, objective in objectives.items():
+        if not (hasattr(objective, "init") and hasattr(objective, "apply")):
+            raise TypeError(
+                f"combine({name}=...): expected an Objective, got {type(objective).__name__}. Bind a loss with "
+                f"jaxkd.term({_name(objective)}, 'student/...', 'teacher/...')."
+            )
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        children = {
+            name: _named(name, objective.init, jax.random.fold_in(key, i), context)
+            for i, (name, objective) in enumerate(objectives.items())
+        }
+        return ObjectiveVars(
+            {name: child.params for name, child in children.items() if jax.tree.leaves(child.params)},
+            {name: child.state for name, child in children.items() if jax.tree.leaves(child.state)},
+        )
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        value: Any = 0.0
+        states, metrics, terms = {}, {}, {}
+        for i, (name, objective) in enumerate(objectives.items()):
+            sub = None if key is None else jax.random.fold_in(key, i)
+            out = _named(name, objective.apply, params.get(name, {}), state.get(name, {}), context, sub)
+            value = value + out.value
+            if name in state:
+                states[name] = out.state
+            metrics.update({f"{name}/{k}" if k else name: v for k, v in out.metrics.items()})
+            terms.update({f"{name}/{k}": v for k, v in out.terms.items()} or {name: out.value})
+        return ObjectiveOut(value, states, metrics, terms)
+
+    return Objective(init, apply)
+
+
+def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function; adds the objective's name as a note to any error."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(f"in the objective {name!r}")
+        raise
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """Returns a function's parameter names; ``**kwargs`` adds the loss contract's.
+
+    A function with ``**kwargs`` is taken to be a wrapper that passes ``where`` and ``axis_name`` on.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # builtins and some C callables have no signature
+        return frozenset()
+    forwards = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return frozenset(parameters) | (frozenset({"where", "axis_name"}) if forwards else frozenset())
+
+
+def _name(function: Any) -> str:
+    inner = getattr(function, "func", function)  # unwraps a functools.partial
+    return str(getattr(inner, "__name__", type(inner).__name__))

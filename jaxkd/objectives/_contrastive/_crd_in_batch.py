@@ -1,0 +1,89 @@
+"""Contrastive distillation within the batch.
+
+`jaxkd.objectives._contrastive._crd_bank` and `jaxkd.objectives.crd_queue` take their negatives from a memory instead. All three learn
+a linear embedding of either network's feature, and distinguish an example's pair of embeddings from those of other
+classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks
+from jaxkd import losses
+from jaxkd.objectives._checks import class_labels, positive
+from jaxkd.objectives._embeddings import check_features, embed, init_embeddings
+from jaxkd._core.axes import gather as _gather  # noqa: F401  (schemes.cmi imports both from here)
+from jaxkd.types import Schedule
+from jaxkd.objectives._compose import reduce_values
+from jaxkd.objectives._contrastive._crd_bank import crd
+from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives.layers import unit as _unit  # noqa: F401
+from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd._core import batches
+
+__all__ = ["crd", "crd_in_batch", "crd_queue"]
+
+
+def crd_in_batch(
+    student: str,
+    teacher: str,
+    *,
+    features: int = 128,
+    temperature: float | Array = 0.07,
+    weight: float | Array | Schedule = 1.0,
+    labels: str | None = "batch/label",
+) -> Objective:
+    """InfoNCE between learned embeddings of the batch, in both directions.
+
+    Also known as: CRD (contrastive representation distillation), within the batch.
+
+    `jaxkd.losses.info_nce` of the student's embeddings against the teacher's, and the reverse. It is the objective of
+    CRD (Tian, Krishnan & Isola, ICLR 2020) without a memory: the negatives are the other examples of the global batch,
+    of other classes. Van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018,
+    equation 4.
+
+    Args:
+      student: path of the student's feature ``[batch, ...]``.
+      teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
+      features: size of the embeddings.
+      temperature: T > 0.
+      weight: a number, or an optax schedule of the step.
+      labels: path of integer classes ``[batch]``, which excludes negatives of the anchor's class; None keeps all.
+
+    Returns:
+      An `Objective` with both embeddings as parameters.
+
+    Raises:
+      ValueError: a number is not positive; and at initialization or application: a path does not exist, or the labels
+        are not integers ``[batch]``.
+
+    >>> objective = crd_in_batch("student/f", "teacher/f", features=4, labels=None)
+    >>> features = {"f": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    >>> variables = objective.init(jax.random.key(0), Context(features, features, {}, 0))
+    >>> jax.tree.map(jnp.shape, variables.params)["student"]
+    {'bias': (4,), 'kernel': (3, 4)}
+    """
+    positive("crd_in_batch", features=features, temperature=temperature)
+    paths = (student, teacher)
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        check_features(context, paths)
+        if labels is not None:
+            class_labels(context, labels)
+        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, features))
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        del key
+        embedded = embed(params, context, paths)
+        mask = batches.example_mask(context.batch)
+        tags = () if labels is None else (jnp.asarray(class_labels(context, labels)),)
+        options: dict[str, Any] = {"temperature": temperature, "where": mask, "axis_name": context.axis_name}
+        s, t = embedded["student"], embedded["teacher"]
+        values = losses.info_nce(s, t, *tags, **options) + losses.info_nce(t, s, *tags, **options)
+        return reduce_values(values, mask, weight, context, state)
+
+    return Objective(init, apply)

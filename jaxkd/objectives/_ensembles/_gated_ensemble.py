@@ -1,0 +1,115 @@
+"""Distillation of a gated ensemble of branches into each branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks
+from jaxkd.objectives._select import select
+from jaxkd.objectives._compose import combine, mask_out, lookup
+from jaxkd.objectives.layers import connector, connector_init, position_mean
+from jaxkd.objectives._derived_outputs import with_derived_outputs
+from jaxkd.types import Array, Context, ObjectiveVars, Objective
+
+__all__ = ["gated"]
+
+_ENSEMBLE = "ensemble"
+
+
+def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, taught: Objective) -> Objective:
+    """Distills the gated ensemble of a network's branches into each branch.
+
+    Also known as: ONE (on-the-fly native ensemble).
+
+    ``own(z_e) + Σ_i own(z_i) + Σ_i taught(z_i ← z_e)`` with ``z_e = Σ_i g_i z_i``, g a learned softmax over the
+    branches: with the cross-entropy and T² KL, equation 8 of Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly
+    Native Ensemble", NeurIPS 2018. As there, the gate is a linear map of the branches' shared feature, averaged over
+    its positions, with BatchNorm and a ReLU before the softmax. The gate learns by the ensemble's own loss, whose
+    gradient also reaches the branches; the distillation terms send no gradient to the ensemble. The authors' code gives
+    the linear map a bias, which BatchNorm cancels, adds 1e-7 to the ensemble's probabilities, and increases the weight
+    of the distillation terms gradually (`jaxkd.schemes.ramp_up`).
+
+    Args:
+      members: names of the branches in metrics, with the names of their outputs: ``""`` for the model's own.
+        ``{"first": "", "second": "second"}`` are a model and its exit ``second``.
+      feature: path of the shared feature ``[batch, ..., features]``, such as ``"student/stage2"``.
+      own: objective that each branch and the ensemble minimize, on ``student/logits``, usually the cross-entropy.
+      taught: objective that distills the ensemble, as its teacher, into each branch.
+
+    Returns:
+      An `Objective` with the gate's parameters as ``parts`` and those of ``own`` and ``taught``, separate for each
+      branch. Its metrics are those of the terms under ``own/NAME``, ``own/ensemble`` and ``taught/NAME``.
+
+    Raises:
+      ValueError: there are no members, or one is named ``ensemble``; and at initialization: a path does not exist, or
+        the logits' shapes differ.
+
+    >>> from jaxkd import losses
+    >>> from jaxkd.objectives import term
+    >>> own = term(losses.cross_entropy, "student/logits", "batch/label")
+    >>> taught = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=3.0)
+    >>> objective = gated_ensemble({"a": "", "b": "b"}, "student/f", own=own, taught=taught)
+    >>> outputs = {"logits": jnp.zeros((2, 3)), "b/logits": jnp.ones((2, 3)), "f": jnp.ones((2, 4))}
+    >>> variables = objective.init(jax.random.key(0), Context(outputs, {}, {"label": jnp.array([0, 1])}, 0))
+    >>> jax.tree.map(jnp.shape, variables.params["parts"])
+    {'kernel': (4, 2), 'norm': {'bias': (2,), 'scale': (2,)}}
+    """
+    if not members or _ENSEMBLE in members:
+        got = f"one named {_ENSEMBLE!r}" if members else "none"
+        raise ValueError(f"gated: expected members with names other than {_ENSEMBLE!r}, got {got}.")
+    paths = [f"student/{part}/logits" if part else "student/logits" for part in members.values()]
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        same_shape("gated", context, paths)
+        shared = lookup(context, feature)
+        if len(shared.shape) < 2 or not jnp.issubdtype(shared.dtype, jnp.floating):
+            raise ValueError(f"gated, {feature}: expected a floating-point [batch, ...], got {checks.shape(shared)}.")
+        return connector_init(key, shared.shape[-1], len(paths))
+
+    def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
+        pooled = position_mean(mask_out(context, lookup(context, feature)))
+        energy, state = connector(params, state, pooled, context, train=key is not None)
+        gate = jax.nn.softmax(jax.nn.relu(energy), axis=-1)
+        return {f"{_ENSEMBLE}/logits": _mixed(context, paths, gate)}, state
+
+    names = list(members)
+    terms = combine(
+        own=combine(
+            **{name: select(own, student=members[name]) for name in names}, ensemble=select(own, student=_ENSEMBLE)
+        ),
+        taught=combine(**{name: select(taught, student=members[name], teacher=_ENSEMBLE) for name in names}),
+    )
+    return with_derived_outputs(init, make, terms)
+
+
+def _mixed(context: Context, paths: list[str], gate: Array) -> Array:
+    """Gated sum of logits ``Σ_i g_i z_i``.
+
+    A class that a branch excludes (-inf) is excluded from the ensemble, and contributes no gradient to the gate.
+    """
+    logits = jnp.stack([mask_out(context, lookup(context, path)) for path in paths], axis=-1)
+    logits = logits.astype(jnp.result_type(jnp.float32, logits))
+    finite = jnp.isfinite(logits)
+    gate = jnp.expand_dims(gate, tuple(range(1, logits.ndim - 1)))
+    mixed = jnp.sum(gate * jnp.where(finite, logits, 0), axis=-1)
+    return jnp.where(jnp.all(finite, axis=-1), mixed, -jnp.inf)
+
+
+def same_shape(name: str, context: Context, paths: list[str]) -> tuple[int, ...]:
+    """Returns the shape of the logits at all paths.
+
+    Raises:
+      ValueError: a path does not exist, or the shapes differ.
+
+    >>> same_shape("f", Context({"logits": jnp.ones((2, 3))}, {}, {}, 0), ["student/logits"])
+    (2, 3)
+    """
+    logits = {path: lookup(context, path) for path in paths}
+    shapes = {tuple(x.shape) for x in logits.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"{name}: expected logits of one shape, got {checks.describe(logits)}.")
+    return shapes.pop()

@@ -1,0 +1,152 @@
+"""Individual targets for each peer, by learned attention over all peers (OKDDip)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks
+from jaxkd import losses
+from jaxkd.objectives._checks import positive
+from jaxkd.objectives._select import select
+from jaxkd.types import Schedule
+from jaxkd.objectives._compose import combine, mask_out, lookup, term
+from jaxkd._core.checks import same_shape
+from jaxkd.objectives.layers import dense, dense_init, position_mean
+from jaxkd.objectives._derived_outputs import with_derived_outputs
+from jaxkd.types import Array, Context, ObjectiveVars, Objective
+
+__all__ = ["attentive"]
+
+_TARGET = "target"
+
+
+def peer_attention(
+    peers: Sequence[str],
+    leader: str,
+    feature: str,
+    *,
+    own: Objective,
+    temperature: float | Array = 3.0,
+    features: int | None = None,
+    weight: float | Array | Schedule = 1.0,
+    hold: bool = False,
+) -> Objective:
+    """Distills attention-weighted ensembles into peers, and their mean into a leader.
+
+    Also known as: OKDDip (online knowledge distillation with diverse peers).
+
+    ``Σ_i own(i) + w T² (Σ_a KL(t_a ‖ q_a) + KL(t ‖ q_leader))``, where ``q = softmax(z / T)``, ``t_a = Σ_b α_ab q_b``
+    with ``α_ab = softmax_b(⟨L h_a, E h_b⟩)`` over all peers b including a, and t is the mean of the q_b. L and E are
+    linear maps without a bias, shared by all peers. Chen et al., "Online Knowledge Distillation with Diverse Peers",
+    AAAI 2020, section 3.
+
+    As in the authors' code, the loss is differentiated as a whole: with respect to L and E, to the features that they
+    compare, and also to the predictions in the targets, which move towards the peers they teach. Their code differs
+    from the paper in averaging probabilities instead of logits, and adds 1e-7 to the targets' probabilities.
+
+    Args:
+      peers: names of the auxiliary peers' outputs, such as ``["peers/0", "peers/1"]``.
+      leader: name of the leader's outputs.
+      feature: name of the feature h of each peer ``[batch, ..., features]``, averaged over its positions; all peers
+        have the same number of features.
+      own: objective that every peer and the leader minimize individually, on ``student/logits``, usually the
+        cross-entropy.
+      temperature: T > 0.
+      features: size of the projections; an eighth of h's by default, as in the authors' code.
+      weight: w, a number or an optax schedule of the step; published with `jaxkd.schemes.ramp_up`.
+      hold: stops the gradient of the distillation terms at the targets' predictions and features. Peers then serve as
+        targets only, the leader does not influence them, and L and E still learn from the attention weights.
+
+    Returns:
+      An `Objective` with the parameters ``parts``, the ``query`` L and the ``key`` E, and those of ``own``, separate
+      for each peer. Its metrics are those of the terms under ``own/NAME`` and ``taught/NAME``.
+
+    Raises:
+      ValueError: there are no peers, a name is given twice, or a number is not positive; and at initialization: an
+        output does not exist, or shapes differ.
+
+    >>> from jaxkd.objectives import term
+    >>> own = term(losses.cross_entropy, "student/logits", "batch/label")
+    >>> objective = peer_attention(["a", "b"], "c", "f", own=own, features=2)
+    >>> outputs = {f"{name}/logits": jnp.ones((2, 3)) for name in "abc"}
+    >>> outputs |= {f"{name}/f": jnp.ones((2, 4)) for name in "ab"}
+    >>> variables = objective.init(jax.random.key(0), Context(outputs, {}, {"label": jnp.array([0, 1])}, 0))
+    >>> jax.tree.map(jnp.shape, variables.params["parts"])
+    {'key': {'kernel': (4, 2)}, 'query': {'kernel': (4, 2)}}
+    """
+    if not peers or len({*peers, leader}) != len(peers) + 1:
+        got = f"{[*peers, leader]}" if peers else "none"
+        raise ValueError(f"attentive: expected at least one peer, and each name once, got {got}.")
+    positive("attentive", temperature=temperature)
+    if features is not None and features < 1:
+        raise ValueError(f"attentive, features: expected a positive number, or None, got {features}.")
+    logits_paths = [f"student/{peer}/logits" for peer in peers]
+    paths = [f"student/{peer}/{feature}" for peer in peers]
+    held = jax.lax.stop_gradient if hold else lambda x: x
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        same_shape("attentive", context, [*logits_paths, f"student/{leader}/logits"])
+        given = {path: lookup(context, path) for path in paths}
+        sizes = {x.shape[-1] for x in given.values() if len(x.shape) > 1 and jnp.issubdtype(x.dtype, jnp.floating)}
+        if len(sizes) != 1 or any(len(x.shape) < 2 for x in given.values()):
+            raise ValueError(
+                f"attentive, {feature!r}: expected floating-point features [batch, ..., features] of one size for all "
+                f"peers, got {checks.describe(given)}."
+            )
+        size = sizes.pop()
+        outputs = max(size // 8, 1) if features is None else features
+        first, second = jax.random.split(key)
+        maps = {"query": first, "key": second}
+        return ObjectiveVars({name: dense_init(k, size, outputs, bias=False) for name, k in maps.items()})
+
+    def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
+        del key
+        h = jnp.stack([position_mean(mask_out(context, lookup(context, path))) for path in paths], axis=1)
+        queries, keys = (dense(params[name], held(h)) for name in ("query", "key"))  # [batch, peers, features]
+        log_alpha = jax.nn.log_softmax(queries @ jnp.swapaxes(keys, 1, 2), axis=-1)
+        logits = jnp.stack([mask_out(context, lookup(context, path)) for path in logits_paths], axis=1)
+        logits = held(logits.astype(jnp.result_type(jnp.float32, logits)))
+        log_q = jax.nn.log_softmax(logits / temperature, axis=-1)
+        targets = {
+            f"{_TARGET}/{peer}/logits": temperature * _log_mixture(log_alpha[:, i], log_q)
+            for i, peer in enumerate(peers)
+        }
+        uniform = jnp.full(log_alpha.shape[::2], -math.log(len(peers)), log_alpha.dtype)
+        return {**targets, f"{_TARGET}/{leader}/logits": temperature * _log_mixture(uniform, log_q)}, state
+
+    def kl(name: str) -> Objective:
+        # Target and prediction are both student outputs, so gradients flow through both; `select` would stop those
+        # of the target.
+        return term(
+            losses.soft_target_kl,
+            f"student/{name}/logits",
+            f"student/{_TARGET}/{name}/logits",
+            weight=weight,
+            temperature=temperature,
+        )
+
+    members = [*peers, leader]
+    terms = combine(
+        own=combine(**{name: select(own, student=name) for name in members}),
+        taught=combine(**{name: kl(name) for name in members}),
+    )
+    return with_derived_outputs(init, make, terms)
+
+
+def _log_mixture(log_weights: Array, log_q: Array) -> Array:
+    """Log of the mixture ``Σ_b w_b q_b``, -inf for a class that all peers exclude.
+
+    Args:
+      log_weights: logarithms of the weights ``[batch, peers]``.
+      log_q: log-probabilities ``[batch, peers, ..., classes]``.
+    """
+    log_weights = jnp.expand_dims(log_weights, tuple(range(2, log_q.ndim)))
+    # logsumexp of only -inf has a NaN gradient, so excluded classes get a finite stand-in.
+    excluded = jnp.all(log_q == -jnp.inf, axis=1, keepdims=True)
+    mixed = jax.nn.logsumexp(log_weights + jnp.where(excluded, 0, log_q), axis=1)
+    return jnp.where(excluded[:, 0], -jnp.inf, mixed)

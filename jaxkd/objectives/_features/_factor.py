@@ -1,0 +1,165 @@
+"""Factor transfer: a paraphraser of the teacher, a translator of the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd import losses
+from jaxkd.objectives._checks import positive
+from jaxkd.types import Schedule
+from jaxkd.objectives._compose import mask_out, lookup, replace, term
+from jaxkd.objectives.layers import conv, conv_init, maps
+from jaxkd.objectives._projection import with_projection
+from jaxkd.types import Array, Context, ObjectiveVars, Objective, PyTree
+
+_LAYERS = ("first", "second", "third")
+_SLOPE = 0.1
+
+
+def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Schedule = 1.0) -> Objective:
+    """Reconstruction loss of an autoencoder of the teacher's feature.
+
+    Also known as: FT (factor transfer), its first stage.
+
+    ``mean (D(E(F_t)) − F_t)²``. Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor
+    Transfer", NeurIPS 2018, section 3. The autoencoder is trained before the student and without labels. The encoder E
+    is three 3×3 convolutions (C → C → rC → rC channels), the decoder D its mirror image (transposed convolutions of
+    stride 1 are convolutions), each followed by a leaky ReLU of slope 0.1 and, as in the authors' code, without
+    BatchNorm. `factor_translator` takes the trained parameters.
+
+    Args:
+      teacher: path of the teacher's map ``[batch, height, width, channels]``, such as ``"teacher/stage3"``.
+      rate: r > 0, channels of the factor for each channel of the teacher's map; the paper's k.
+      weight: a number, or an optax schedule of the step.
+
+    Returns:
+      An `Objective` with the parameters ``{"encoder": {"first", "second", "third"}, "decoder": {...}}``. It does not
+      read the student, which receives no gradient.
+
+    Raises:
+      ValueError: the rate is not positive; or, at initialization: the path does not exist or does not hold a map.
+
+    >>> objective = paraphraser("teacher/f")
+    >>> context = Context({}, {"f": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.float32)}, {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> params["encoder"]["third"]["kernel"].shape, params["decoder"]["third"]["kernel"].shape
+    ((3, 3, 4, 4), (3, 3, 8, 8))
+    """
+    positive("paraphraser", rate=rate)
+    loss = term(losses.hint_mse, "student/reconstruction", "teacher/target", weight=weight)
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        feature = lookup(context, teacher)
+        maps("paraphraser", [feature])
+        return ObjectiveVars(_autoencoder(key, feature.shape[-1], rate))
+
+    def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
+        del key
+        target = mask_out(context, lookup(context, teacher))
+        reconstruction = _layers(params["decoder"], _layers(params["encoder"], target))
+        return replace(context, {"student/reconstruction": reconstruction, "teacher/target": target}), state
+
+    return with_projection(init, change, loss)
+
+
+def factor_translator(
+    student: str,
+    teacher: str,
+    *,
+    trained: PyTree | None = None,
+    rate: float = 0.5,
+    weight: float | Array | Schedule = 1.0,
+) -> Objective:
+    """Distance between attention maps of the student's and the teacher's factors.
+
+    Also known as: FT (factor transfer).
+
+    ``mean |n(A(E(F_t))) − n(A(T(F_s)))|`` with the attention maps A of the two factors. Kim, Park & Kwak, "Paraphrasing
+    Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3 with p = 1, in the form of
+    popular code (see `jaxkd.losses.factor_transfer`). The translator T is three 3×3 convolutions
+    (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with
+    the student. The paraphraser's encoder E is frozen: it is part of the objective's *state*, which neither gradients
+    nor the optimizer's weight decay reach.
+
+    A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
+    ``factor_translator("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. A train state holds
+    the frozen paraphraser at ``state.loss.state[...]["paraphraser"]``.
+
+    Args:
+      student: path of the student's map ``[batch, height, width, channels]``.
+      teacher: path of the teacher's map; channels and size may differ.
+      trained: parameters of a trained `paraphraser` of the same feature and rate. Without them the paraphraser is a
+        random projection, which is not the published method.
+      rate: r > 0, channels of the factor for each channel of the teacher's map.
+      weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
+
+    Returns:
+      An `Objective` with the parameters ``{"translator": {"first", "second", "third"}}`` and the state
+      ``{"paraphraser": ...}``.
+
+    Raises:
+      ValueError: the rate is not positive; or, at initialization: a path does not exist or does not hold a map, or the
+        trained parameters do not fit the teacher's feature.
+
+    >>> objective = factor_translator("student/f", "teacher/f")
+    >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    >>> context = Context(feature(2, 8, 8, 6), feature(2, 4, 4, 8), {}, 0)
+    >>> params = objective.init(jax.random.key(0), context).params
+    >>> params["translator"]["third"]["kernel"].shape
+    (3, 3, 4, 4)
+    """
+    positive("factor_transfer", rate=rate)
+    loss = term(losses.factor_transfer, student, teacher, weight=weight)
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        features = [lookup(context, path) for path in (student, teacher)]
+        maps("factor_transfer", features)
+        channels, targets = (feature.shape[-1] for feature in features)
+        factors = _factors(targets, rate)
+        key, own = jax.random.split(key)
+        frozen = _autoencoder(own, targets, rate)
+        if trained is not None:
+            given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (trained, frozen))
+            if given != wanted:
+                raise ValueError(
+                    f"factor_transfer: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
+                    f"{wanted}, got {given}."
+                )
+            frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, since the state is donated
+        translator = _stack(key, (channels, channels, factors, factors))
+        return ObjectiveVars({"translator": translator}, {"paraphraser": frozen})
+
+    def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
+        del key
+        feature, target = (mask_out(context, lookup(context, path)) for path in (student, teacher))
+        factor = _layers(state["paraphraser"]["encoder"], target)
+        return replace(context, {student: _layers(params["translator"], feature), teacher: factor}), state
+
+    return with_projection(init, change, loss)
+
+
+def _factors(channels: int, rate: float) -> int:
+    return max(1, int(channels * rate))
+
+
+def _autoencoder(key: Array, channels: int, rate: float) -> dict[str, Any]:
+    factors = _factors(channels, rate)
+    down, up = jax.random.split(key)
+    return {
+        "encoder": _stack(down, (channels, channels, factors, factors)),
+        "decoder": _stack(up, (factors, factors, channels, channels)),
+    }
+
+
+def _stack(key: Array, widths: tuple[int, ...]) -> dict[str, Any]:
+    keys = jax.random.split(key, len(_LAYERS))
+    return {name: conv_init(keys[i], 3, widths[i], widths[i + 1]) for i, name in enumerate(_LAYERS)}
+
+
+def _layers(params: dict[str, Any], x: Array) -> Array:
+    for name in _LAYERS:
+        x = jax.nn.leaky_relu(conv(params[name], x), _SLOPE)
+    return x

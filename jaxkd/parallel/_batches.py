@@ -1,0 +1,156 @@
+"""Placement of batches: padding, and assembly from the parts of several hosts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd._core import checks
+from jaxkd.types import Batch
+from jaxkd._core import batches
+
+__all__ = ["Intake", "common_multiple", "on_mesh", "over_devices", "pad"]
+
+Intake = Callable[[Batch], Batch]
+"""A function that puts the batches of one input on the devices."""
+
+
+def pad(batch: Batch, multiple: int) -> Batch:
+    """Pads a batch to a multiple, with masked copies of its last example.
+
+    A batch that divides is returned unmodified.
+
+    Args:
+      batch: dict of arrays ``[batch, ...]``.
+      multiple: divisor of the padded size, such as the number of devices.
+
+    Returns:
+      The batch, with a ``mask`` if examples had to be added.
+
+    Raises:
+      ValueError: the arrays have no common leading dimension.
+
+    >>> {name: x.tolist() for name, x in pad({"label": np.array([3, 4, 5])}, 2).items()}
+    {'label': [3, 4, 5, 5], 'mask': [True, True, True, False]}
+    """
+    size = batches.batch_size(batch)
+    missing = -size % multiple
+    if not missing:
+        return batch
+    return _fill(batch, size, size + missing)
+
+
+def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
+    """Returns a builder of intakes for a mesh with batches split over one axis.
+
+    Args:
+      mesh: devices, of one host or several.
+      axis: mesh axis over which the batch is split.
+      multiple: divisor of the size of a global batch.
+
+    Returns:
+      A function that builds an `Intake`, one for each input, because the hosts agree on a batch size for each input.
+    """
+    split, parts = NamedSharding(mesh, PartitionSpec(axis)), mesh.shape[axis]
+    if split.is_fully_addressable:
+
+        def one_host(batch: Batch) -> Batch:
+            return jax.device_put(dict(pad(batch, multiple)), split)
+
+        return lambda: one_host
+    own = _local_parts(mesh, axis)
+
+    def put(batch: Batch, rows: int) -> Batch:
+        shape = rows // own * parts
+        return {k: jax.make_array_from_process_local_data(split, np.asarray(x), (shape, *x.shape[1:]))
+                for k, x in batch.items()}  # fmt: skip
+
+    def agree(rows: int) -> int:
+        """Returns the maximum number of rows for one part over all hosts, which call this together."""
+        needed = jax.make_array_from_process_local_data(split, np.full(own, rows, np.int32), (parts,))
+        return int(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(needed))
+
+    return lambda: _several_hosts(own, multiple // parts, agree, put)
+
+
+def over_devices(devices: int, multiple: int) -> Callable[[], Intake]:
+    """Returns a builder of intakes for `jax.pmap`.
+
+    Its batches are ``[local devices, share, ...]``.
+
+    Args:
+      devices: number of devices of this host.
+      multiple: divisor of the size of this host's part of a batch.
+    """
+
+    def split(batch: Batch) -> Batch:
+        batch = pad(batch, multiple)
+        return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+
+    return lambda: split
+
+
+def _several_hosts(own: int, multiple: int, agree: Callable[[int], int], put: Callable[[Batch, int], Batch]) -> Intake:
+    """Builds an intake that pads each host's part of a batch to an agreed size.
+
+    All hosts have to run one program, so each pads its part to the same size and masks the padding. They agree on the
+    size once, for the first batch: agreeing anew for each batch would make the host wait for the devices at each step.
+    """
+    agreed = 0
+
+    def intake(batch: Batch) -> Batch:
+        nonlocal agreed
+        are_global = {k: isinstance(x, jax.Array) and not x.is_fully_addressable for k, x in batch.items()}
+        if all(are_global.values()):
+            return batch
+        if any(are_global.values()):
+            kinds = {k: "global" if is_global else "this host's" for k, is_global in are_global.items()}
+            raise ValueError(f"batch: expected only rows of this host or only global arrays, got {kinds}.")
+        size = batches.batch_size(batch)
+        if not agreed:
+            each = -(-size // own)
+            agreed = agree(each + -each % multiple) * own
+        if size > agreed:
+            raise ValueError(
+                f"batch: this host's part has {size} rows, and the hosts agreed on at most {agreed} at the first batch "
+                "of this input, to which all parts are padded. Give the largest batch first, or make global arrays "
+                "with jax.make_array_from_process_local_data, which are used unmodified."
+            )
+        # A full part has a mask too: another host's part may need one, and all hosts run one program.
+        return put(_fill(batch, size, agreed), agreed)
+
+    return intake
+
+
+def _fill(batch: Batch, size: int, full: int) -> Batch:
+    """Appends masked copies of the last example; masked zeros to an empty batch."""
+
+    def extend(x: Any) -> Any:
+        lib = np if isinstance(x, np.ndarray) else jnp
+        last = x[-1:] if size else lib.zeros((1, *x.shape[1:]), x.dtype)
+        return lib.concatenate([x, lib.repeat(last, full - size, axis=0)]) if full > size else x
+
+    mask = batch.get("mask", np.ones(size, bool))
+    return {**{k: extend(x) for k, x in batch.items()}, "mask": extend(mask) & (np.arange(full) < size)}
+
+
+def _local_parts(mesh: Mesh, axis: str) -> int:
+    """Returns the number of parts of the axis that this process's devices hold."""
+    along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
+    this = jax.process_index()
+    return sum(any(device.process_index == this for device in np.ravel(devices)) for devices in along)
+
+
+def common_multiple(parts: int, replicas: int | None) -> int:
+    """Returns the divisor of a global batch size for equal parts and replicas.
+
+    >>> common_multiple(4, None), common_multiple(4, 8), common_multiple(4, 1)
+    (4, 8, 4)
+    """
+    return math.lcm(parts, replicas or 1)

@@ -1,0 +1,222 @@
+"""Placement of a distiller's pure functions, states and batches on devices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxkd._core import checks, batch_norm
+from jaxkd.parallel import _states
+from jaxkd.parallel._batches import Intake, common_multiple, on_mesh, over_devices, pad
+from jaxkd.parallel._rules import Rule, layout
+from jaxkd.metrics._packed_metrics import packing
+from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
+
+
+class Placed(Distiller):
+    """A distiller placed on devices, with compiled functions. Calling it makes a step.
+
+    Attributes:
+      intake: function without arguments that builds a function which puts the batches of one input on the devices.
+        ``step`` and ``evaluate`` call such a function themselves, but not when they are traced: a program compiled
+        around a step, such as those of `jaxkd.training.fit`, needs batches that are in place.
+    """
+
+    intake: Callable[[], Intake] = staticmethod(lambda: _identity)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Makes one step; ``state`` is donated."""
+        return self.step(state, batch)
+
+    def _replace(self, **changed: Any) -> Placed:
+        placed = super()._replace(**changed)
+        placed.intake = self.intake
+        return placed
+
+
+def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
+    """Compiles a distiller for one device, or for the devices of its arguments.
+
+    Args:
+      kd: a distiller.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately; None is 1 here. With 8, the
+        results are those of eight devices. A batch that does not divide is padded and masked.
+
+    Returns:
+      A `Placed`; its step donates the state.
+    """
+    multiple = common_multiple(1, replicas)
+    step, evaluate = (_within(replicas, function, multiple) for function in (kd.step, kd.evaluate))
+    return Placed(kd.init, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+
+
+def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
+    """Compiles a distiller with `jax.pmap`, which splits each batch over the devices.
+
+    The state is replicated and has no leading device axis, so that checkpoints do not depend on the number of devices.
+    A batch that does not divide is padded and masked. On several hosts, each host gives its part of the batch, and the
+    parts must have equal sizes; within a larger program, such as those of `jaxkd.training.fit`, several hosts need
+    `shard`.
+
+    Args:
+      kd: a distiller.
+      devices: devices to use; all by default.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per device, 1 for
+        statistics of the whole batch, or any multiple or divisor of the number of devices.
+
+    Returns:
+      A `Placed`; its step donates the state.
+    """
+    all_devices = list(jax.devices() if devices is None else devices)
+    local = sum(device.process_index == jax.process_index() for device in all_devices)
+    step, evaluate = (_within(replicas, function, 1) for function in (kd.step, kd.evaluate))
+    mapped: dict[str, Any] = {"axis_name": DATA_AXIS, "in_axes": (None, 0), "out_axes": None, "devices": devices}
+    step, evaluate = jax.pmap(step, donate_argnums=0, **mapped), jax.pmap(evaluate, **mapped)
+
+    # pmap returns a state with this sharding. A state with another one would be compiled for a second time.
+    replicated = NamedSharding(Mesh(np.array(all_devices), (DATA_AXIS,)), PartitionSpec())
+    split = over_devices(local, common_multiple(len(all_devices), replicas) // len(all_devices) * local)()
+
+    def put(state: TrainState) -> TrainState:
+        if isinstance(state.step, jax.core.Tracer):
+            if not replicated.is_fully_addressable:
+                raise ValueError(
+                    "pmap over several hosts cannot be part of a larger program: use parallel.shard for fit."
+                )
+            return state
+        if getattr(state.step, "sharding", None) == replicated:
+            return state
+        return states.put(state, jax.tree.map(lambda x: replicated, state))
+
+    return Placed(
+        lambda key, batch: put(kd.init(key, batch)),
+        lambda state, batch: step(put(state), split(batch)),
+        lambda state, batch: evaluate(put(state), split(batch)),
+    )
+
+
+def shard(
+    kd: Distiller,
+    mesh: Mesh,
+    *,
+    axis: str | None = None,
+    rules: Mapping[str, Rule] | None = None,
+    replicas: int | None = None,
+) -> Placed:
+    """Compiles a distiller as one global program, partitioned over a mesh.
+
+    The batch is split over a mesh axis. The state is replicated, except for arrays that ``rules`` split.
+    ``{"bank/": PartitionSpec("data")}`` gives every device its rows of a memory bank;
+    ``{"student/|teacher/": fully_sharded(mesh)}`` splits both networks and the optimizer's state, whose paths contain
+    ``student/`` too. ``init`` makes such a state in parts. A batch that does not divide is padded and masked.
+
+    On several hosts, arrays of one host in a batch are its part of the global batch: the rows for its own devices, in
+    their order. The parts may differ in size: all are padded and masked to the size that the hosts agree on at the
+    first batch. Global arrays are used unmodified.
+
+    Args:
+      kd: a distiller.
+      mesh: the devices, as from `jax.make_mesh`.
+      axis: mesh axis that splits the batch; the first by default.
+      rules: regular expressions of paths in the state, such as ``"loss/state/crd/bank/teacher"``, each with the
+        `PartitionSpec` of the arrays there, or a function from a shape to one, such as `fully_sharded`. The first
+        expression that is found in a path applies.
+      replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per part of the
+        axis, 1 for statistics of the whole batch, or any other number.
+
+    Returns:
+      A `Placed`; its step donates the state.
+
+    Raises:
+      ValueError: the mesh has no such axis; a rule matches no path of a state, or asks for parts that do not divide an
+        array; on several hosts, a part is larger than the size agreed on.
+    """
+    axis = mesh.axis_names[0] if axis is None else axis
+    checks.known(axis, mesh.axis_names, "shard, mesh axis")
+    # With automatic axes, the compiler places intermediate results; explicit axes would require it of each operation.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
+    parts = mesh.shape[axis]
+    replicas = parts if replicas is None else replicas
+    multiple = common_multiple(parts, replicas)
+    intake = on_mesh(mesh, axis, multiple)
+
+    def place(state: TrainState) -> Any:
+        return layout(state, mesh, rules or {})
+
+    def init(key: Array, batch: Batch) -> TrainState:
+        if not rules:
+            state = kd.init(key, batch)
+            return states.put(state, place(state))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
+        return states.make(lambda key: kd.init(key, shapes), key, place)
+
+    def step(placed: Any) -> Callable[..., Any]:
+        shardings: dict[str, Any] = {"in_shardings": (placed, split), "out_shardings": (placed, whole)}
+        return jax.jit(_within(replicas, kd.step), donate_argnums=0, **shardings)
+
+    def evaluate(placed: Any) -> Callable[..., Any]:
+        return jax.jit(_within(replicas, kd.evaluate), in_shardings=(placed, split), out_shardings=whole)
+
+    placed = Placed(init, *(_on_mesh(compiled, place, intake(), multiple) for compiled in (step, evaluate)))
+    placed.intake = intake
+    return placed
+
+
+def _on_mesh(
+    compiled: Callable[..., Any], place: Callable[..., Any], take: Intake, multiple: int
+) -> Callable[..., Any]:
+    """Returns a function that places its arguments and runs a compiled program.
+
+    Args:
+      compiled: function from the placement of a state to a compiled program.
+      place: function from a state to its placement, `layout` with the user's rules.
+      take: intake for the batches.
+      multiple: divisor of the batch size.
+    """
+
+    @functools.lru_cache(maxsize=4)
+    def program(treedef: Any, shardings: tuple[NamedSharding, ...]) -> Callable[..., Any]:
+        function: Callable[..., Any] = compiled(jax.tree.unflatten(treedef, shardings))
+        return function
+
+    last: tuple[Any, list[Any], Callable[..., Any]] | None = None
+
+    def run(state: TrainState, batch: Batch) -> Any:
+        nonlocal last
+        leaves, treedef = jax.tree.flatten(state)
+        if isinstance(state.step, jax.core.Tracer):  # within a larger program, whose arguments are in place
+            return program(treedef, tuple(jax.tree.leaves(place(state))))(state, pad(batch, multiple))
+        shardings_now = [getattr(x, "sharding", None) for x in leaves]
+        # A state that the last step returned is in place; matching the rules again would only cost host time.
+        if last is None or last[0] != treedef or last[1] != shardings_now:
+            placed = place(state)
+            shardings = jax.tree.leaves(placed)
+            state, last = states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
+        return last[2](state, take(batch))
+
+    return run
+
+
+def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 1) -> Callable[..., Any]:
+    """Wraps a function: pads batches, packs metrics, sets BatchNorm's replicas.
+
+    The number of replicas is set where the function is traced, so that it becomes part of the compiled program.
+    """
+    function = packing(function)
+
+    @functools.wraps(function)
+    def within(state: TrainState, batch: Batch) -> Any:
+        with batch_norm.replicas(replicas):
+            return function(state, pad(batch, multiple))
+
+    return within
+
+
+def _identity(batch: Batch) -> Batch:
+    return batch

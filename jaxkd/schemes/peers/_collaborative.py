@@ -1,0 +1,118 @@
+"""Students that learn from one ensemble of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxkd.losses import min_logits
+from jaxkd.objectives import select
+from jaxkd.objectives import combine, lookup
+from jaxkd._core.checks import same_shape
+from jaxkd.objectives import with_derived_outputs
+from jaxkd.schemes.peers._mutual import students_of
+from jaxkd.teachers import none
+from jaxkd.distillers import distill
+from jaxkd.metrics._classification import per_student
+from jaxkd.distillers import per_model
+from jaxkd.types import Array, Context, Distiller, ObjectiveVars, Metrics, Model, Objective
+
+__all__ = ["collaborative"]
+
+_ENSEMBLE = "ensemble"
+
+
+def collaborative(
+    students: Mapping[str, Model] | Model,
+    *,
+    own: Objective,
+    taught: Objective,
+    optimizer: optax.GradientTransformation,
+    ensemble: Callable[[Array, Array], Array] = min_logits,
+    peers: int | None = None,
+    labels: str = "batch/label",
+    objective_optimizer: optax.GradientTransformation | None = None,
+    metrics: Callable[[Context], Metrics] = per_student,
+    train_metrics: Callable[[Context], Metrics] | None = None,
+) -> Distiller:
+    """Collaborative learning: ``L_i = own(i) + taught(i ← ensemble)``.
+
+    Also known as: KDCL (knowledge distillation via collaborative learning).
+
+    Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, with the cross-entropy for
+    ``own`` and λ T² KL for ``taught``. The ensemble of each example is built with its label:
+    `jaxkd.losses.best_logits` (KDCL-Naive), ``combined_logits`` (KDCL-Linear) or ``min_logits``
+    (KDCL-MinLogit). In the paper, each student sees its own distortion of the image: ``wrappers.with_inputs(model,
+    image="second")`` is a student that reads another batch entry. No gradient reaches the ensemble.
+
+    Args:
+      students: models by name, of any architectures; or one model, of which there are ``peers`` copies, run as one
+        program.
+      own: objective of a single student, of ``student/...`` and ``batch/...``.
+      taught: objective between a student and the ensemble, which is ``teacher/logits``.
+      optimizer: any optax transformation; each student has a state of its own, as if it were trained alone.
+      ensemble: function of logits of all students ``[students, batch, classes]`` and labels ``[batch]``, which returns
+        logits ``[batch, classes]``.
+      peers: number of copies; None if the students have names.
+      labels: path of the integer labels ``[batch]``.
+      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by default
+        the optimizer.
+      metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the students' mean
+        logits and of each student, ``accuracy/NAME``.
+      train_metrics: function whose result is reported by ``step``, beside the terms.
+
+    Returns:
+      A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one student. The terms' metrics are
+      ``own/NAME/...`` and ``taught/NAME/...``.
+
+    Raises:
+      ValueError: there are no students, or ``peers`` does not fit them; from ``init``: the students' logits differ in
+        shape, or an objective reads an entry that does not exist.
+
+    >>> import jaxkd
+    >>> from jaxkd import losses
+    >>> from jaxkd.losses import ensembles
+    >>> model = jaxkd.adapters.plain(lambda key, x: jax.random.normal(key, (2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+    >>> kl = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
+    >>> options = {"own": ce, "taught": kl, "optimizer": optax.sgd(0.1)}
+    >>> kd = collaborative({"a": model, "b": model}, ensemble=ensembles.combined_logits, **options)
+    >>> batch = {"x": jnp.ones((4, 2)), "label": jnp.array([0, 0, 0, 1])}
+    >>> state, metrics = jax.jit(kd.step)(kd.init(jax.random.key(0), batch), batch)
+    >>> [name for name in metrics if not name.endswith("weight")]
+    ['loss', 'own/a', 'own/b', 'taught/a', 'taught/b']
+    """
+    model, names = students_of("collaborative", students, peers)
+    if _ENSEMBLE in names:
+        raise ValueError(f"collaborative: the name {_ENSEMBLE!r} is reserved for the ensemble, got students {names}.")
+    paths = [f"student/{name}/logits" for name in names]
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        del key
+        same_shape("collaborative", context, paths)
+        return ObjectiveVars()
+
+    def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
+        del params, key
+        logits = jnp.stack([lookup(context, path) for path in paths])
+        made = ensemble(jax.lax.stop_gradient(logits), lookup(context, labels))
+        return {f"{_ENSEMBLE}/logits": jax.lax.stop_gradient(made)}, state
+
+    terms = combine(
+        own=combine(**{name: select(own, student=name) for name in names}),
+        taught=combine(**{name: select(taught, student=name, teacher=_ENSEMBLE) for name in names}),
+    )
+    alone = per_model(per_model(objective_optimizer or optimizer))  # one state for each objective of each student
+    return distill(
+        model,
+        none(),
+        with_derived_outputs(init, make, terms),
+        optimizer=per_model(optimizer),
+        objective_optimizer=per_model(alone),
+        metrics=metrics,
+        train_metrics=train_metrics,
+    )

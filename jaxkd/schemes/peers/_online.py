@@ -1,0 +1,106 @@
+"""One-way online distillation: a teacher that trains beside its student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import optax
+
+from jaxkd.wrappers import joint
+from jaxkd.objectives import select
+from jaxkd.objectives import combine
+from jaxkd.teachers import none
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.distillers import distill
+from jaxkd.distillers import per_model
+from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective
+
+__all__ = ["online"]
+
+_STUDENT, _TEACHER = "student", "teacher"
+
+
+def online(
+    student: Model,
+    teacher: Model,
+    objective: Objective,
+    *,
+    teacher_objective: Objective,
+    optimizer: optax.GradientTransformation,
+    teacher_optimizer: optax.GradientTransformation | None = None,
+    objective_optimizer: optax.GradientTransformation | None = None,
+    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | None = None,
+) -> Distiller:
+    """One-way online distillation: both networks train in the same step.
+
+    ``L = teacher_objective(teacher) + objective(student ← teacher)``. Gou et al., "Knowledge Distillation: A Survey",
+    2021, section 3.2. The teacher learns from the data, the student from the data and the teacher. In each step the
+    student sees the teacher's current outputs, in training mode. No gradient of the student's objective reaches the
+    teacher, which learns what it would learn alone.
+
+    Args:
+      student: model of the student, from an adapter.
+      teacher: model of the teacher, from an adapter.
+      objective: objective of the student, as for `jaxkd.distill`: it reads ``student/...``, ``teacher/...`` and
+        ``batch/...``.
+      teacher_objective: objective of the teacher. Its outputs are ``student/...`` there, as when it is trained alone.
+      optimizer: any optax transformation, for the student.
+      teacher_optimizer: optax transformation of the teacher; by default the same, with a state of its own.
+      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by default
+        the optimizer of the model.
+      metrics: function of a `Context` with student and teacher, as in offline distillation; its result is reported by
+        ``evaluate``.
+      train_metrics: function whose result is reported by ``step``, beside the terms.
+
+    Returns:
+      A `Distiller`. ``wrappers.get_member(state.student, "student")`` are the variables of the student, ``"teacher"`` those
+      of the teacher. Metrics of the two objectives begin with ``student/`` and ``teacher/``.
+
+    Raises:
+      ValueError: from ``init``: an objective reads an entry that does not exist.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxkd
+    >>> from jaxkd import losses
+    >>> from jaxkd.wrappers import get_member
+    >>> linear = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+    >>> ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+    >>> kl = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits")
+    >>> kd = online(linear, linear, kl, teacher_objective=ce, optimizer=optax.sgd(0.1))
+    >>> batch = {"x": jnp.ones((4, 2)), "label": jnp.array([0, 0, 0, 1])}
+    >>> state = kd.init(jax.random.key(0), batch)
+    >>> for _ in range(2):
+    ...     state, metrics = jax.jit(kd.step)(state, batch)
+    >>> sorted(metrics)
+    ['loss', 'student', 'student/weight', 'teacher', 'teacher/weight']
+    >>> bool((get_member(state.student, "student").params != 0).any())
+    True
+    """
+    both = {
+        _STUDENT: select(objective, student=_STUDENT, teacher=_TEACHER),
+        _TEACHER: select(teacher_objective, student=_TEACHER),
+    }
+    optimizers = {_STUDENT: optimizer, _TEACHER: teacher_optimizer or optimizer}
+    return distill(
+        joint({_TEACHER: teacher, _STUDENT: student}, main=_STUDENT),
+        none(),
+        combine(**both),
+        optimizer=per_model(optimizers),
+        objective_optimizer=per_model(objective_optimizer or optimizers),
+        metrics=_offline(metrics),
+        train_metrics=None if train_metrics is None else _offline(train_metrics),
+    )
+
+
+def _offline(metrics: Callable[[Context], Metrics]) -> Callable[[Context], Metrics]:
+    """Adapts `metrics` to the joint model: splits its outputs by network."""
+
+    def adapted(context: Context) -> Metrics:
+        def outputs_of(name: str) -> dict[str, Array]:
+            prefix = f"{name}/"
+            return {path[len(prefix) :]: x for path, x in context.student.items() if path.startswith(prefix)}
+
+        return metrics(context._replace(student=outputs_of(_STUDENT), teacher=outputs_of(_TEACHER)))
+
+    return adapted

@@ -1,0 +1,71 @@
+"""The cached teacher: evaluated before training, decoded from the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
+
+
+class BatchDecoder(Protocol):
+    """Decoder of teacher outputs in a batch, such as `jaxkd.cache.Cache`."""
+
+    def decode(self, batch: Mapping[str, Any]) -> Outputs:
+        """Returns the outputs of the batch's examples."""
+
+
+def cached(cache: BatchDecoder) -> Teacher:
+    """A teacher whose outputs are read from the batch.
+
+    `jaxkd.cache.attach` adds the outputs to the batches of a loader. It also replaces the epoch of a batch, from which
+    the transform draws, by the number of the cached view, so that the student sees the images that the teacher saw. The
+    state of this teacher is empty: a checkpoint holds neither its weights nor its outputs.
+
+    Args:
+      cache: from `jaxkd.cache.write_cache` or `jaxkd.cache.open_cache`. A set to evaluate on has its own cache, written
+        with the same ``keep`` and ``name`` and attached in the same way; this teacher decodes them all.
+
+    Returns:
+      A `Teacher` with the stored outputs, float32; for ``codecs.top_k``, also ``logits/log_probs``,
+      ``logits/indices`` and ``logits/log_tail``.
+
+    Raises:
+      ValueError: from ``init`` and ``apply``: the batch carries no outputs.
+
+    >>> import functools, tempfile
+    >>> import jax, jax.numpy as jnp, optax, jaxkd
+    >>> from jaxkd import data, losses, teachers
+    >>> linear = jaxkd.adapters.plain(
+    ...     lambda key, x: jnp.zeros((64, 10)), lambda w, x: x.reshape(-1, 64) / 255 @ w, inputs="image"
+    ... )
+    >>> train = data.Resident(data.load("digits", "train"), batch_size=64)
+    >>> augment = functools.partial(data.shift, seed=0)
+    >>> objective = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     cache = jaxkd.cache.write_cache(
+    ...         directory, linear, jaxkd.Variables(jnp.eye(64, 10)), train, transform=augment, views=2, progress=False
+    ...     )
+    ...     kd = jaxkd.distill(linear, teachers.cached(cache), objective, optimizer=optax.sgd(0.5))
+    ...     kd = jaxkd.distillers.preprocess(kd, train=augment)
+    ...     loader = jaxkd.cache.attach(cache, train)
+    ...     result = jaxkd.training.fit(kd, loader, epochs=3, key=jax.random.key(0), progress=False)
+    >>> result.history[-1]["train/objective"] < result.history[0]["train/objective"]
+    True
+    >>> jax.tree.leaves(result.state.teacher)
+    []
+    """
+
+    def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
+        del key, batch, student
+        return {}
+
+    def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
+        del state, key
+        return cache.decode(batch)
+
+    def update(state: PyTree, student: Variables, step: Any) -> PyTree:
+        del student, step
+        return state
+
+    return Teacher(init, apply, update)

@@ -1,0 +1,54 @@
+"""The mean teacher: the exponential moving average of the student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxkd._core import moving_average
+from jaxkd.teachers._frozen import frozen
+from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
+
+
+def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = False) -> Teacher:
+    """A teacher that is the exponential moving average of the student.
+
+    Also known as: mean teacher.
+
+    ``θ' ← decay · θ' + (1 − decay) · θ`` after every step: Tarvainen & Valpola, "Mean teachers are better role models",
+    NeurIPS 2017, equation 1. The average begins at the initial student and includes floating-point state, such as
+    BatchNorm statistics. It is stored in float32 or better; to compute in a narrower dtype, wrap the model in
+    `jaxkd.wrappers.precision`.
+
+    Args:
+      model: the student's model, or another that takes its variables, with other taps or another precision.
+      decay: a number in [0, 1], or a schedule of the number of previous updates, such as
+        `jaxkd._core.moving_average.ema_warmup`. 1 keeps the initial student, 0 gives the student of the previous step.
+      train: evaluate it in training mode in each step, with dropout and batch statistics, as in the paper. Updates of
+        its state in that mode are dropped. Evaluations always use inference mode.
+
+    Returns:
+      A `Teacher` whose state is `Variables`.
+
+    Raises:
+      ValueError: the decay is a number outside [0, 1].
+
+    >>> from jaxkd import adapters
+    >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
+    >>> teacher = ema(model, decay=0.75)
+    >>> state = teacher.init(None, {}, Variables(jnp.eye(2)))
+    >>> state = teacher.update(state, Variables(2 * jnp.eye(2)), 1)
+    >>> teacher.apply(state, {"x": jnp.ones((1, 2))}, key=None)["logits"]
+    Array([[1.25, 1.25]], dtype=float32)
+    """
+    moving_average.check_decay("ema", decay)
+
+    def init(key: Array | None, batch: Batch, student: Variables) -> PyTree:
+        del key, batch
+        return moving_average.begin(student)
+
+    def update(state: PyTree, student: Variables, step: Any) -> PyTree:
+        return moving_average.follow(state, student, decay, jnp.asarray(step) - 1)
+
+    return Teacher(init, frozen(model, Variables({}), train=train).apply, update)

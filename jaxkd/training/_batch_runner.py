@@ -1,0 +1,214 @@
+"""Runners of a step: one dispatch per streamed batch, or chunks of resident ones."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxkd.training import _compiled_steps
+from jaxkd.parallel import _mesh
+from jaxkd.training._cadence import Cadence, next_piece
+from jaxkd.training._inputs import is_resident
+from jaxkd.metrics._packed_metrics import Packed
+from jaxkd.types import Batch, Distiller, TrainState
+
+__all__ = ["BatchRunner", "make_batch_runner"]
+
+
+class BatchRunner(Protocol):
+    """Advances a state over the batches of one input.
+
+    Attributes:
+      window: number of dispatches from one fetch of metrics to the next, without a flush.
+    """
+
+    window: int
+
+    @property
+    def batch(self) -> Batch:
+        """First batch of the input; available until the first `run`."""
+        ...
+
+    def fetch(self, step: int) -> Any:
+        """Returns the host's input to the next dispatch; raises before any change."""
+        ...
+
+    def run(self, state: TrainState, step: int, fetched: Any) -> tuple[TrainState, int]:
+        """Dispatches; returns the new state and its number of updates."""
+        ...
+
+    def metrics(self, flush: bool) -> tuple[int, Packed, int] | None:
+        """Returns metrics of new steps: the first step, packed metrics, number of steps.
+
+        Returns None where a window is not full and ``flush`` is False, or where there are no new steps.
+        """
+        ...
+
+    def indices(self, step: int) -> np.ndarray | None:
+        """Returns ``batch["index"]`` of a recent update on this process.
+
+        Returns None if batches have no index, or if the update was too long ago.
+        """
+        ...
+
+    def position(self) -> dict[str, Any] | None:
+        """Returns the position in the input, from which `make_batch_runner` continues."""
+        ...
+
+    def close(self) -> None:
+        """Stops workers that read ahead."""
+        ...
+
+
+def make_batch_runner(
+    kd: Distiller, data: Any, cadence: Cadence, position: Mapping[str, Any] | None = None
+) -> BatchRunner:
+    """Builds the runner for an input.
+
+    Args:
+      kd: distiller whose step is run.
+      data: an `Input`.
+      cadence: intervals of the run.
+      position: position of an earlier runner of the same input.
+
+    Returns:
+      A runner at that position.
+
+    Raises:
+      TypeError: ``data`` is not an input.
+    """
+    missing = [name for name in ("batch_size", "steps_per_epoch", "batches") if not hasattr(data, name)]
+    if missing:
+        raise TypeError(
+            "train: expected an input with batch_size, steps_per_epoch and batches(), got "
+            f"{type(data).__name__} without {', '.join(missing)}. jaxkd.data.Resident and jaxkd.data.Stream are inputs."
+        )
+    if is_resident(data):
+        return _ResidentRunner(kd, data, cadence)
+    return _StreamingRunner(kd, data, cadence, position)
+
+
+class _ResidentRunner:
+    window = 1
+
+    def __init__(self, kd: Distiller, data: Any, cadence: Cadence) -> None:
+        self._data, self._cadence = data, cadence
+        self._chunk = compiled_steps.run_chunk(kd.step, data.gather)
+        self._gather = compiled_steps.gather_batch(data.gather)
+        self.batch = self._gather(data.arrays, jnp.int32(0))
+        self._step = 0
+        self._metrics: tuple[int, Packed, int] | None = None
+
+    def fetch(self, step: int) -> int:
+        return next_piece(self._cadence, step)
+
+    def run(self, state: TrainState, step: int, fetched: int) -> tuple[TrainState, int]:
+        mesh.check_alone(state)
+        arrays = mesh.arrays_beside(state, self._data)
+        state, packed = self._chunk(state, arrays, jnp.int32(step), length=fetched - step)
+        self._metrics, self._step = (step, packed, fetched - step), fetched
+        return state, fetched
+
+    def metrics(self, flush: bool) -> tuple[int, Packed, int] | None:
+        metrics, self._metrics = self._metrics, None
+        return metrics
+
+    def indices(self, step: int) -> np.ndarray | None:
+        return _indices(self._gather(self._data.arrays, jnp.int32(step - 1)))
+
+    def position(self) -> dict[str, Any]:
+        # A resident batch is a function of the step. The position is for a resume with a stream of the same data.
+        return {"step": self._step}
+
+    def close(self) -> None:
+        pass
+
+
+class _StreamingRunner:
+    # The host is at most two windows ahead of the device: enough to keep it busy, too little to fill its memory.
+    window = 16
+
+    def __init__(self, kd: Distiller, data: Any, cadence: Cadence, position: Mapping[str, Any] | None) -> None:
+        self._cadence = cadence
+        self._step, self._take = compiled_steps.run_step(kd.step), mesh.intake_of(kd)
+        self._window: Packed | None = None
+        self._first_step = self._count = 0
+        # Indices and masks of the steps whose metrics have not been checked, at most two windows, to name the examples
+        # of a step whose loss is not finite.
+        self._recent: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=3 * self.window)
+        self._batches = data.batches(position)
+        for name in ("__next__", "get_state"):
+            if not hasattr(self._batches, name):
+                raise TypeError(
+                    f"train: expected batches() to return an iterator with get_state(), so that a run can be resumed; "
+                    f"{type(self._batches).__name__} has no {name}."
+                )
+        # One batch is read ahead, because `init` needs to know the shapes of a batch.
+        self._first: Batch | None = next(self._batches, None)
+        if self._first is None:
+            raise ValueError("train: expected at least one batch, and the input has none.")
+
+    @property
+    def batch(self) -> Batch:
+        assert self._first is not None, "the first batch is released when it is used"
+        return self._first
+
+    def fetch(self, step: int) -> Batch:
+        if self._first is not None:
+            return self._first
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError(
+                f"train: the input ended after {step} of {self._cadence.steps} steps. Let it repeat: the inputs of "
+                "jaxkd.data do with epochs=None."
+            )
+        return batch
+
+    def run(self, state: TrainState, step: int, fetched: Batch) -> tuple[TrainState, int]:
+        batch = self._take(fetched)
+        if self._window is None:
+            mesh.check_alone(state)
+            self._first, self._first_step = None, step
+            self._window = self._step.start(state, batch, self.window)
+        state, self._window = self._step.run(state, self._window, batch)
+        self._recent.append((step + 1, {name: fetched[name] for name in ("index", "mask") if name in fetched}))
+        self._count += 1
+        return state, step + 1
+
+    def metrics(self, flush: bool) -> tuple[int, Packed, int] | None:
+        if self._window is None or not self._count or not (flush or self._count == self.window):
+            return None
+        metrics = self._first_step, self._window, self._count
+        self._first_step, self._count = self._first_step + self._count, 0
+        return metrics
+
+    def indices(self, step: int) -> np.ndarray | None:
+        return next((_indices(batch) for number, batch in self._recent if number == step), None)
+
+    def position(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._batches.get_state()
+        return state
+
+    def close(self) -> None:
+        getattr(self._batches, "close", lambda: None)()
+
+
+def _indices(batch: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns the indices of unmasked examples; None if the batch has no index."""
+    if "index" not in batch:
+        return None
+    index, mask = (None if name not in batch else _local_rows(batch[name]) for name in ("index", "mask"))
+    return index if mask is None or index is None or mask.shape != index.shape else index[mask.astype(bool)]
+
+
+def _local_rows(array: Any) -> np.ndarray:
+    """Rows of an array that this process's devices hold."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    parts = {str(shard.index): shard for shard in array.addressable_shards}.values()
+    return np.concatenate([np.asarray(shard.data) for shard in parts])

@@ -1,0 +1,139 @@
+"""Directory of a run: its snapshot, and the check that it is the same run.
+
+    <directory>/config.json      identity of the run, and names, dtypes and shapes of its state
+    <directory>/checkpoints/     states, each with a `Snapshot` of the host
+    <directory>/metrics.*        rows up to the last step that was logged
+
+A run resumes from its last checkpoint alone. A process may die after it has logged rows beyond that checkpoint; the
+snapshot holds the rows logged until the checkpoint, and the log files are cut back to them before the run continues.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxkd.training import _run_identity
+from jaxkd.training._checkpoint import CheckpointError, Checkpoints
+from jaxkd._core.files import write_atomically
+
+__all__ = ["Best", "Snapshot", "check_state", "load_snapshot", "write_config"]
+
+
+class Best(NamedTuple):
+    """Best evaluation so far: number of updates made, and value of the metric."""
+
+    step: int
+    value: float
+
+
+class Snapshot(NamedTuple):
+    """State of the host at a checkpoint, which an exact resume needs.
+
+    Attributes:
+      step: number of updates made.
+      position: position in the training input, for `jaxkd.training.make_batch_runner`.
+      partial_row: sums and counts of the row of metrics that is not complete.
+      history: rows that have been logged.
+      best: best evaluation so far, or None.
+      identity: settings and data of the run, as `jaxkd.training._run_identity` describes them.
+    """
+
+    step: int = 0
+    position: Any = None
+    partial_row: Mapping[str, list[float]] = {}
+    history: tuple[dict[str, float], ...] = ()
+    best: Best | None = None
+    identity: Mapping[str, Any] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the snapshot in a form that JSON can hold.
+
+        >>> Snapshot.from_json(Snapshot(step=3, best=Best(2, 0.5)).to_json()).best
+        Best(step=2, value=0.5)
+        """
+        best = None if self.best is None else self.best._asdict()
+        return {**self._asdict(), "history": list(self.history), "best": best}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Snapshot:
+        """Builds the snapshot that `to_json` described.
+
+        Args:
+          stored: value of `to_json`, after a round trip through JSON.
+
+        Raises:
+          CheckpointError: it has other entries, because another version of jaxkd or another program wrote it.
+        """
+        if set(stored) != set(cls._fields):
+            raise CheckpointError(
+                f"the checkpoint holds no snapshot of a run: expected the entries {sorted(cls._fields)}, got "
+                f"{sorted(stored)}. Another version of jaxkd or another program wrote it; resume the run with that, or "
+                "choose another directory."
+            )
+        best = None if stored["best"] is None else Best(**stored["best"])
+        return cls(**{**stored, "history": tuple(stored["history"]), "best": best})
+
+
+def load_snapshot(
+    store: Checkpoints, directory: pathlib.Path, identity: Mapping[str, Any], *, steps: int, resume: bool
+) -> Snapshot:
+    """Returns the snapshot of the last good checkpoint, or an empty one for a new run.
+
+    Args:
+      store: checkpoints of the directory.
+      directory: directory of the run.
+      identity: settings and data of this call.
+      steps: last step of this call.
+      resume: False raises if the directory holds a run.
+
+    Raises:
+      ValueError: the directory holds a different run, or one that has made more steps; or it holds a run at all and
+        ``resume`` is False.
+      CheckpointError: all checkpoints are damaged, or another version wrote them.
+    """
+    if not resume and ((directory / "config.json").exists() or store.steps()):
+        raise ValueError(f"{directory} holds a run already. resume=True resumes it; or choose another directory.")
+    last = store.recover()
+    snapshot = Snapshot() if last is None else Snapshot.from_json(store.extra(last))
+    stored = snapshot.identity or {name: value for name, value in _config(directory).items() if name != "state"}
+    _check_equal(directory, stored, run_identity.comparable(stored, identity))
+    if snapshot.step > steps:
+        raise ValueError(
+            f"the run in {directory} is at step {snapshot.step}, beyond the {steps} asked for. Choose another "
+            "directory for a shorter run; checkpoints are read with jaxkd.training.Checkpoints."
+        )
+    return snapshot
+
+
+def check_state(directory: pathlib.Path, manifest: Mapping[str, str]) -> None:
+    """Raises ValueError if the directory's run has a state with other arrays."""
+    if stored := _config(directory).get("state"):
+        _check_equal(directory, {"state": stored}, {"state": manifest})
+
+
+def write_config(directory: pathlib.Path, identity: Mapping[str, Any], manifest: Mapping[str, str]) -> None:
+    """Writes ``config.json``: the run's identity and the arrays of its state."""
+    text = json.dumps({**identity, "state": manifest}, indent=2, sort_keys=True)
+    write_atomically(directory / "config.json", text + "\n")
+
+
+def _config(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of ``config.json``; empty if it is missing or damaged."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):  # every checkpoint holds the identity too; without one, there is no work to lose
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _check_equal(directory: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    different = run_identity.differences(stored, given)
+    if stored and different:
+        more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
+        raise ValueError(
+            f"{directory} holds a different run:\n  " + "\n  ".join(different[:20] + more) + "\nMake these equal to "
+            "resume it, or choose another directory."
+        )
