@@ -1,4 +1,4 @@
-"""Changes of the input that a loss does not see: what the rows of the loss table call invariances."""
+"""Changes of the input that leave a loss unchanged: the invariances in the rows of the loss table."""
 
 from collections.abc import Callable
 
@@ -8,31 +8,31 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def permutation(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Any but the identity."""
+    """Returns a permutation that is not the identity."""
     while (order := rng.permutation(size)).tolist() == list(range(size)):
         pass
     return order
 
 
 def shift_each(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Another constant for every example and for student and teacher: a softmax does not see it."""
+    """Adds a constant per example and network, to which a softmax is invariant."""
     return tuple(a + rng.normal(size=(*a.shape[:-1], 1)) if a.dtype.kind == "f" else a for a in arrays)
 
 
 def shift_both(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """One constant, added to student and teacher alike."""
+    """Adds one constant to student and teacher."""
     constant = rng.normal()
     return tuple(array + constant for array in arrays)
 
 
 def permute_last(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """One permutation of the classes, or channels, of student and teacher alike."""
+    """Permutes the classes, or channels, of student and teacher in the same way."""
     order = permutation(rng, arrays[0].shape[-1])
     return tuple(array[..., order] for array in arrays)
 
 
 def permute_labelled(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Classes renamed, in logits and labels."""
+    """Renames the classes in logits and labels."""
     logits, labels = arrays
     order = permutation(rng, logits.shape[-1])
     return logits[..., order], np.argsort(order)[labels]
@@ -43,12 +43,12 @@ def permute_student_last(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def mirror(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Both maps flipped from left to right."""
+    """Flips both maps from left to right."""
     return tuple(array[:, :, ::-1] for array in arrays)
 
 
 def scale_each(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Student and teacher, each by its own positive factor."""
+    """Scales student and teacher, each by its own positive factor."""
     return tuple(array * rng.uniform(0.1, 10) for array in arrays)
 
 
@@ -57,12 +57,12 @@ def flip_signs(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def translate(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """All embeddings of a network moved by one vector."""
+    """Shifts all embeddings of a network by one vector."""
     return tuple(array + 3 * rng.normal(size=array.shape[1:]) for array in arrays)
 
 
 def rotate(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """All embeddings of a network turned by one orthogonal matrix."""
+    """Rotates all embeddings of a network by one orthogonal matrix."""
     return tuple(array @ np.linalg.qr(rng.normal(size=(array.shape[-1],) * 2))[0] for array in arrays)
 
 

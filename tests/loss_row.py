@@ -1,4 +1,4 @@
-"""What a row of the loss table is, and what rows are made of: inputs, hand values, golden values, extremes."""
+"""Rows of the loss table, and their parts: inputs, values by hand, golden values, extremes."""
 
 import dataclasses
 import functools
@@ -22,14 +22,14 @@ def normal(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
 
 
 def labelled(rng: np.random.Generator, logits: tuple[int, ...], *rest: tuple[int, ...]) -> Arrays:
-    """Logits (of one or more networks), and labels last."""
+    """Returns logits (of one or more networks), and labels last."""
     *others, labels = rest
     return (*normal(rng, logits, *others), rng.integers(0, logits[-1], size=labels))
 
 
 @dataclasses.dataclass(frozen=True)
 class Hand:
-    """A value (and a gradient with respect to the first argument) that a reader can verify on paper."""
+    """A value, and a gradient with respect to the first argument, that a reader can verify on paper."""
 
     arguments: tuple[Any, ...]
     value: Any
@@ -39,63 +39,63 @@ class Hand:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What is particular to one loss. The first entry of `shapes` is the main one: several examples, all different."""
+    """The properties of one loss. The first of `shapes` is the main one, with several different examples."""
 
     name: str
-    #: the file within `jaxkd.losses`, such as "logits" or "features.attention"
+    #: the module within `jaxkd.losses`, such as "logits" or "features.attention"
     module: str
     shapes: tuple[Shapes, ...]
     make: Callable[..., Arrays] = normal
     hyper: tuple[Mapping[str, Any], ...] = ({},)
-    #: how the arrays become arguments, where it is not one each: ``call(loss, *arrays, **options)``
+    #: calls the loss, if not every array is one argument: ``call(loss, *arrays, **options)``
     call: Callable[..., Any] | None = None
-    #: the argument that each array belongs to, where `call` does not take the loss's own
+    #: the argument that each array belongs to, if `call` is set
     arguments: tuple[str, ...] = ()
     #: positions of arrays without a batch dimension
     shared: tuple[int, ...] = ()
     #: positions of floating arrays that are not differentiated
     constant: tuple[int, ...] = ()
-    #: a change of the input -> the result stays as it is; a change in `mapped` also changes the result, as it says
+    #: changes of the input that leave the result unchanged; a change in `mapped` also returns the change of the result
     invariances: Mapping[str, Change] = dataclasses.field(default_factory=dict)
     mapped: Mapping[str, Callable[[np.random.Generator, Arrays], tuple[Arrays, Callable]]] = dataclasses.field(
         default_factory=dict
     )
     #: inputs at which a careless derivative is NaN or infinite
     extremes: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
-    #: golden case -> what it is a value of, given `jaxkd.losses` or the references; it takes the case's inputs in order
+    #: golden case -> the function of its inputs, given the module `jaxkd.losses` or the references
     golden: Mapping[str, Callable[[Any], Callable]] = dataclasses.field(default_factory=dict)
     hand: tuple[Hand, ...] = ()
     identical_is_zero: bool = True
-    #: the arrays of a student that agrees with its teacher; by default the teacher's is replaced by the student's
+    #: arrays with equal student and teacher; by default the teacher's array is replaced by the student's
     perfect: Callable[[Arrays], Arrays] = lambda arrays: (arrays[0], arrays[0], *arrays[2:])
-    #: a loss takes `where` and returns one value per example; a function of logits returns its input's shape
+    #: True for a loss, with `where` and one value per example; False for a function of logits, which returns their shape
     per_example: bool = True
     #: an example's value depends on the other examples: the loss takes `axis_name`
     relational: bool = False
-    #: of a relation: a batch of one has no gradient
+    #: a relation with no gradient for a batch of one
     needs_others: bool = True
     #: the inputs of a relation, given the number of examples and of features
     relation_shapes: Callable[[int, int], Shapes] = lambda batch, features: ((batch, features), (batch, features - 2))
-    #: hyperparameters of how it is computed, which a formula does not have
+    #: hyperparameters of the computation, which the formula does not have
     execution: tuple[str, ...] = ()
-    #: the order of the examples matters
+    #: True if the order of the examples matters
     ordered: bool = False
-    #: jax.jvp works: not where a rule for the reverse mode keeps memory in bounds
+    #: True if jax.jvp works; a custom_vjp, which bounds the memory, excludes it
     forward_mode: bool = True
-    #: what float32 loses besides a relative error, at inputs of order one
+    #: absolute error in float32 besides the relative one, at inputs of order one
     rounding: float = 1e-7
-    #: leading dimensions of the first argument that the result has, given its rank
+    #: number of leading dimensions of the first argument that the result has, given its rank
     leading: Callable[[int], int] = lambda rank: 1
-    #: the shape of the result, where it is not that
+    #: shape of the result, if it is not those leading dimensions
     result: Callable[[Arrays], tuple[int, ...]] | None = None
-    #: masking where it is more than leaving out rows: ``drop(reference, where, arrays) -> result``, 0 where masked,
+    #: masking that is more than dropping rows: ``drop(reference, where, arrays) -> result``, 0 where masked,
     #: and ``spoil(arrays, where, garbage) -> arrays``
     drop: Callable[..., np.ndarray] | None = None
     spoil: Callable[..., Arrays] | None = None
-    #: (argument, shapes): shapes that do not go together, and shapes of too low a rank, with the argument to be named
+    #: (argument that the error names, shapes): mismatched shapes, and shapes of too low a rank
     mismatches: tuple[tuple[str, Any], ...] = ()
     ranks: tuple[tuple[str, Any], ...] = ()
-    #: shapes for drawn inputs, the first two by default; and what makes anything drawn a valid input
+    #: shapes of drawn inputs, the first two by default; and a function that makes drawn arrays valid inputs
     drawn: tuple[Shapes, ...] = ()
     valid: Callable[[Arrays], Arrays] = lambda arrays: arrays
 
@@ -113,7 +113,7 @@ class Row:
 
     @functools.cached_property
     def reference(self) -> Callable:
-        """The same of the reference."""
+        """The reference as a function of the row's arrays."""
         reference = getattr(references, self.name)
         return functools.partial(self.call, reference) if self.call else reference
 
@@ -134,15 +134,15 @@ class Row:
         return self.result(arrays) if self.result else arrays[0].shape[: self.leading(arrays[0].ndim)]
 
     def floating(self, arrays: Arrays) -> tuple[int, ...]:
-        """The positions of what can be differentiated: labels and masks cannot."""
+        """Returns the positions of the arrays that are differentiated, not labels and masks."""
         return tuple(i for i, array in enumerate(arrays) if not discrete(array) and i not in self.constant)
 
     def batched(self, arrays: Arrays, change: Callable[[np.ndarray], np.ndarray]) -> Arrays:
-        """A change of what has a batch dimension."""
+        """Applies a change to the arrays with a batch dimension."""
         return tuple(a if i in self.shared else change(a) for i, a in enumerate(arrays))
 
     def keep(self, where: np.ndarray, arrays: Arrays) -> np.ndarray:
-        """What masking has to mean: the reference of the examples that count, each at its place, and 0 elsewhere."""
+        """Returns the reference of the included examples, each at its place, and 0 for masked ones."""
         if self.drop:
             return self.drop(self.reference, where, arrays)
         result = np.zeros(where.shape)
@@ -150,7 +150,7 @@ class Row:
         return result
 
     def spoiled(self, arrays: Arrays, where: np.ndarray, value: float, label: int) -> Arrays:
-        """`arrays` with garbage in the examples that do not count."""
+        """Returns the arrays with garbage in the masked examples."""
         if self.spoil:
             return self.spoil(arrays, where, value)
 
@@ -163,7 +163,7 @@ class Row:
 
 
 def discrete(array: np.ndarray) -> bool:
-    """Labels and masks, by kind, as NumPy does not count bfloat16 among its floating types."""
+    """Returns whether an array is of labels or a mask; NumPy does not know bfloat16 as a floating type."""
     return array.dtype.kind in "iub"
 
 
@@ -177,14 +177,14 @@ def golden_file() -> Mapping[str, np.ndarray]:
 
 
 def golden(case: str, kind: str) -> dict[str, np.ndarray]:
-    """What the case holds of one kind: `in`, `arg` or `grad`, by name."""
+    """Returns the arrays of a case by name, of one kind: `in`, `arg` or `grad`."""
     prefix = f"{case}/{kind}/"
     return {key.removeprefix(prefix): value for key, value in golden_file().items() if key.startswith(prefix)}
 
 
 # --- extremes ---------------------------------------------------------------------------------------------------------
 
-# All of one shape, so that each loss compiles once for them.
+# All have one shape, so that each loss compiles once for them.
 LOGITS = (5, 6)
 MAPS = (5, 4, 4, 3)
 EMBEDDINGS = (5, 4)
@@ -195,7 +195,7 @@ def far_apart(sign: float = 1.0) -> np.ndarray:
 
 
 def without(*classes: int) -> np.ndarray:
-    """Logits of which some classes are masked out."""
+    """Returns logits with some classes at -inf."""
     (logits,) = normal(np.random.default_rng(3), LOGITS)
     logits[:, classes] = -np.inf
     return logits
@@ -243,7 +243,7 @@ def feature_extremes(shape: tuple[int, ...]) -> dict[str, Arrays]:
     }
 
 
-# --- shapes that do not go together -----------------------------------------------------------------------------------
+# --- mismatched shapes ------------------------------------------------------------------------------------------------
 
 SAME_LOGITS = tuple(
     ("teacher", shapes)

@@ -1,4 +1,4 @@
-"""Value and gradients of a row of the loss table, compiled once per shape and kept: what most tests need."""
+"""Values and gradients of the rows of the loss table, compiled once per shape."""
 
 import functools
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from tests.loss_changes import Arrays
 from tests.loss_row import Row, discrete
 from tests.loss_table import BY_NAME
 
-# The tests compile quickly (conftest.py). Where rounding is what a test is about, it asks for XLA's optimizations: a
-# fused Gram matrix rounds as it does for a user.
+# The tests compile without XLA's optimizations (conftest.py). Tests of rounding errors ask for them (`optimized=True`),
+# since a fused Gram matrix rounds differently.
 _AS_USERS_COMPILE = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
@@ -25,7 +25,7 @@ _AS_USERS_COMPILE = {
 
 @functools.cache
 def as_users_compile() -> dict[str, Any]:
-    """Compiler options as they are without conftest.py, those that this version of XLA has."""
+    """Returns the compiler options of a user without conftest.py, those that this version of XLA has."""
 
     def known(option):
         try:
@@ -56,7 +56,7 @@ def _compiled(name: str, hyper: tuple[tuple[str, Any], ...], differentiable: tup
 
 
 def cast(arrays: Arrays, dtype: Any) -> list[jax.Array]:
-    """To jax, the floating ones in `dtype`; for float64 within ``jax.enable_x64(True)``."""
+    """Returns jax arrays, floating ones in `dtype`; float64 needs ``jax.enable_x64(True)``."""
     return [jnp.asarray(a, (bool if a.dtype == bool else jnp.int32) if discrete(a) else dtype) for a in arrays]
 
 
@@ -70,7 +70,7 @@ def run(
     hyper: Mapping[str, Any] = {},
     optimized: bool = False,
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The result and the gradients of ``(cotangent * result).sum()`` for every floating argument, as NumPy arrays."""
+    """Returns the result and the gradients of ``(cotangent * result).sum()`` as NumPy arrays."""
     arrays = tuple(np.asarray(array) for array in arrays)
     if cotangent is None:
         cotangent = np.ones(row.result_shape(arrays))
@@ -86,7 +86,7 @@ def reference_gradients(
     cotangent: np.ndarray,
     hyper: Mapping[str, Any] = {},
 ) -> list[np.ndarray]:
-    """What `run` should return for gradients: difference quotients of the reference."""
+    """Returns difference quotients of the reference, which are the gradients that `run` should return."""
     gradients = []
     for position in row.floating(arrays):
 
@@ -102,7 +102,7 @@ def reference_gradients(
 def reference_slope(
     row: Row, arrays: Arrays, directions: Arrays, cotangent: np.ndarray, where: np.ndarray | None = None
 ) -> float:
-    """The same along one direction, for inputs with too many coordinates to move one at a time."""
+    """Returns a difference quotient along one direction, for inputs with many coordinates."""
 
     def moved(step):
         at = (a if d is None else a + step * d for a, d in zip(arrays, directions, strict=True))

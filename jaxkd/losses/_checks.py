@@ -1,4 +1,4 @@
-"""Checks of the arguments of the losses: an error says what was expected, what came and what to do.
+"""Checks of arguments: errors say what was expected, what came and what to do.
 
 Dtypes, shapes and masks are known while tracing and always checked. A hyperparameter is checked where its value is
 known; a traced one (a schedule of the step, a learned temperature) passes.
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def floating(name: str, x: Any, form: str, *, rank: int | None = None, least_rank: int = 0) -> Array:
-    """Returns ``x`` in float32 or better; raises unless it is floating point, of ``rank`` or at least ``least_rank``.
+    """Returns floating-point ``x`` of the rank, or at least ``least_rank``, upcast.
+
+    The result is float32 or better.
 
     ``form`` is the kind and the shape in words, such as ``logits [..., classes]``.
     """
@@ -67,7 +69,7 @@ def mask_or_ones(where: Any, shape: tuple[int, ...], name: str = "where") -> Arr
 
 
 def labels(labels: Any, logits: Array) -> tuple[Array, Array]:
-    """Returns integer labels for logits ``[..., classes]``, and True for the labels within ``[0, classes)``."""
+    """Returns integer labels for logits, and True for those within ``[0, classes)``."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
         raise ValueError(
@@ -79,7 +81,7 @@ def labels(labels: Any, logits: Array) -> tuple[Array, Array]:
 
 
 def temperature(temperature: Any, dtype: Any, shape: tuple[int, ...] = ()) -> Array:
-    """Returns a positive temperature: a scalar or one for each entry of ``shape``, broadcast to it."""
+    """Returns a positive temperature, one or one per entry, broadcast to ``shape``."""
     value = jnp.asarray(temperature, dtype)
     if value.shape not in ((), shape):
         expected = f"a scalar, or one for each entry of {list(shape)}" if shape else "a scalar"

@@ -1,4 +1,4 @@
-"""Numerics that the losses share: softmax and KL with excluded classes, masks, norms, pooling, mapped axes.
+"""Numerics that the losses share: masks, softmax, KL, norms, pooling, mapped axes.
 
 Every function is finite, with finite derivatives, at the inputs where the textbook formula is not: ``-inf`` logits,
 vectors of zeros, duplicates, rows without any entry. Such an input is replaced *before* the operation that has no
@@ -38,7 +38,7 @@ def mask_values(values: Array, where: Array | None) -> Array:
 
 
 def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = None) -> Array:
-    """Returns the number of included entries, at least 1: a divisor that is right for an empty mask too."""
+    """Returns the number of included entries, and 1 for an empty mask: a divisor."""
     total = jnp.maximum(jnp.sum(where, axis=axis), 1)
     return total if dtype is None else total.astype(dtype)
 
@@ -59,7 +59,7 @@ def log_softmax_finite(scores: Array) -> tuple[Array, Array]:
 
 
 def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
-    """Checks, masks and divides logits by T; returns both, T for each example ``[...]``, and the mask."""
+    """Returns checked, masked logits over T, T for each example, and the mask."""
     student, teacher = _checks.logits("student", student), _checks.logits("teacher", teacher)
     _checks.same_shape(student, teacher, "reshape one of them, or select the classes that both networks have")
     where = _checks.mask(where, student.shape[:-1])
@@ -87,7 +87,10 @@ def log_mixture(log_p: Array, log_q: Array, share: float | Array) -> Array:
 
 
 def _excess(gap: Array) -> Array:
-    """Returns ``g + e⁻ᵍ − 1`` for |g| < 1 from its series: exact where the terms cancel, cheaper than an `expm1`."""
+    """< 1 from its series.
+
+    The series is exact where the terms cancel, and cheaper than an `expm1`.
+    """
     last = 11 if gap.dtype == jnp.float32 else 18
     rest = jnp.zeros_like(gap)
     for k in range(last, 1, -1):
@@ -107,7 +110,7 @@ def _divergence(log_p: Array, log_q: Array, p: Array, q: Array) -> Array:
 
 
 def _slope(p: Array, gap: Array) -> Array:
-    """Returns the derivative ``p (log p − log q)`` with respect to log p, and 0 where the KL is infinite."""
+    """Returns the KL's derivative with respect to log p, and 0 where it is infinite."""
     return p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
 
 
@@ -119,7 +122,7 @@ def kl(log_p: Array, log_q: Array) -> Array:
 
 @kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The rule keeps one array for the backward pass, where autodiff would keep every term of the series."""
+    """Keeps one array for backward, where autodiff would keep each term of the series."""
     p, q = jnp.exp(primals[0]), jnp.exp(primals[1])
     slope = _slope(p, primals[0] - primals[1])
     return kl(*primals), jnp.sum(slope * tangents[0] + (q - p) * tangents[1], axis=-1)
@@ -127,13 +130,16 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 @jax.custom_jvp
 def softmax_kl(x: Array, y: Array) -> Array:
-    """``KL(softmax(x) ‖ softmax(y))`` over the last axis: fewer exponentials than `kl` of two log-softmaxes."""
+    """``KL(softmax(x) ‖ softmax(y))`` over the last axis.
+
+    It takes fewer exponentials than `kl` of two log-softmaxes.
+    """
     return _divergence(jax.nn.log_softmax(x), jax.nn.log_softmax(y), jax.nn.softmax(x), jax.nn.softmax(y))
 
 
 @softmax_kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The derivative of `kl` composed with that of the softmax, which needs no array but p, q and their logarithms."""
+    """Composes the derivatives of `kl` and of the softmax, from p, q and their logs."""
     p, q = map(jax.nn.softmax, primals)
     slope = _slope(p, jax.nn.log_softmax(primals[0]) - jax.nn.log_softmax(primals[1]))
     slope = slope - p * jnp.sum(slope, axis=-1, keepdims=True)
@@ -141,14 +147,14 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 
 def softmax_kl_finite(x: Array, y: Array) -> Array:
-    """`softmax_kl` for scores whose rows may exclude (``-inf``) every entry: such a row gives 0."""
+    """`softmax_kl` for scores whose rows may be all ``-inf``: such a row gives 0."""
     (log_p, finite_p), (log_q, finite_q) = log_softmax_finite(x), log_softmax_finite(y)
     p = jnp.where(finite_p, jnp.exp(log_p), 0)
     return jnp.sum(p * (log_p - log_q), axis=-1) + infinite_where(p, finite_q)
 
 
 def infinite_where(weights: Array, finite: Array) -> Array:
-    """Returns infinity for a row with a positive weight at an excluded entry, and 0 otherwise.
+    """Returns infinity for rows with a weight at an excluded entry, and 0 for others.
 
     The infinity is added as a constant: the product of a weight and an infinite logarithm has no finite derivative.
     """
@@ -165,7 +171,7 @@ def sqrt(x: Array) -> Array:
 
 
 def norm(x: Array, axis: int | tuple[int, ...] = -1) -> Array:
-    """Returns the L2 norm over ``axis``, which is kept, with derivative 0 at a vector of zeros."""
+    """Returns the L2 norm over ``axis`` (kept), with derivative 0 at zeros."""
     return sqrt(jnp.sum(x**2, axis=axis, keepdims=True))
 
 
@@ -176,7 +182,7 @@ def unit(x: Array, axis: int | tuple[int, ...] = -1) -> Array:
 
 
 def direction(x: Array, axis: int | tuple[int, ...] = -1, least: float | Array = 1e-12) -> tuple[Array, Array]:
-    """Returns ``x / ‖x‖``, and True where the norm is at most ``least``: such a vector has no direction, and gives 0.
+    """Returns ``x / ‖x‖``, or 0 where the norm is at most ``least``; and that mask.
 
     For cosines, where a vector of rounding errors must not count as a direction; `unit` shrinks it instead.
     """
@@ -186,7 +192,10 @@ def direction(x: Array, axis: int | tuple[int, ...] = -1, least: float | Array =
 
 
 def einsum(axes: str, *arrays: Array) -> Array:
-    """`jnp.einsum` in full precision: an accelerator's default would round float32 products to 8 or 11 bits."""
+    """`jnp.einsum` in full precision.
+
+    An accelerator's default would round the factors of float32 products to 8 or 11 bits.
+    """
     return jnp.einsum(axes, *arrays, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -201,7 +210,7 @@ def huber(error: Array) -> Array:
 
 
 def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Pools, on height and on width, the larger of two maps to the size of the smaller."""
+    """Pools the larger of two maps, on each axis, to the size of the smaller."""
     for axis in (1, 2):
         size = min(student.shape[axis], teacher.shape[axis])
         student, teacher = adaptive_mean(student, axis, size), adaptive_mean(teacher, axis, size)
@@ -209,7 +218,10 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
 
 
 def adaptive_mean(x: Array, axis: int, size: int) -> Array:
-    """Means over the windows ⌊iN/n⌋ to ⌈(i+1)N/n⌉ of one axis, as in PyTorch's adaptive average pooling."""
+    """Adaptive average pooling of one axis, with PyTorch's windows.
+
+    Window i of n over N entries covers ⌊iN/n⌋ to ⌈(i+1)N/n⌉.
+    """
     full = x.shape[axis]
     if full == size:
         return x
@@ -230,5 +242,5 @@ def gather(x: Array, axis_name: str | None) -> Array:
 
 
 def local_rows(size: int, axis_name: str | None) -> Array:
-    """Returns the indices of this device's ``size`` rows among the rows that `gather` returns."""
+    """Returns the indices of this device's ``size`` rows in the result of `gather`."""
     return jnp.arange(size) + (0 if axis_name is None else jax.lax.axis_index(axis_name) * size)

@@ -1,4 +1,4 @@
-"""Losses of language models from hidden states, without the ``[tokens, vocabulary]`` logits.
+"""Losses of language models from hidden states, without all tokens' logits.
 
 A language model's last layer multiplies with a vocabulary so large that its logits take more memory than the rest of
 the step. These losses take the inputs and the kernel of that layer instead. Values and gradients are those of the same
@@ -163,7 +163,7 @@ def linear_generalized_jsd(
 
 
 class _Head(NamedTuple):
-    """A last layer and its inputs. Also their gradients, or which of them are requested (True) or absent (None)."""
+    """A last layer and its inputs, or their gradients, or which are requested."""
 
     hidden: Any
     kernel: Any
@@ -174,7 +174,7 @@ _NOTHING = _Head(None, None, None)
 
 
 class _Static(NamedTuple):
-    """Static arguments of the kernel; ``beta`` is None for the KL of soft targets, which has the factor T²."""
+    """Static arguments of the kernel; ``beta`` is None for `linear_soft_target_kl`."""
 
     beta: float | None
     caps: tuple[Any, ...]
@@ -266,7 +266,7 @@ _tokens.defvjp(_forward, _backward, symbolic_zeros=True)
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _once(function: Any, *arrays: Any) -> Any:
-    """Calls the function; a derivative of the call, the second one of the loss, is an error that says so."""
+    """Calls the function; a derivative of the call, the loss's second, is an error."""
     return function(*arrays)
 
 
@@ -313,7 +313,7 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -> tuple[Array, tuple[_Head, ...]]:
-    """Returns the value of each token, and the requested gradients of their sum weighted by ``weight``.
+    """Returns the tokens' values, and the requested gradients of their weighted sum.
 
     A scan over the chunks: its carry holds the sums of the kernels' and biases' gradients, its outputs are the values
     and the rows of the hidden states' gradients. The logits of a chunk live within one step only.
@@ -323,7 +323,7 @@ def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -
     count, dtype = max(1, -(-tokens // size)), temperature.dtype
 
     def split(x: Array) -> Array:
-        """Returns chunks of tokens that are far apart: devices that share the tokens then share each chunk too."""
+        """Returns chunks of distant tokens, so that devices share each chunk."""
         padded = jnp.pad(x, [(0, size * count - tokens)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(size, count, *x.shape[1:])
 
@@ -368,7 +368,7 @@ def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -
 
 
 def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -> tuple[Array, tuple[Array, Array]]:
-    """Returns values ``[chunk]`` and derivatives with respect to the logits over T, the student's and the teacher's.
+    """Returns values ``[chunk]`` and derivatives with respect to both logits over T.
 
     Logits are shifted by their maximum, so that no exponential overflows and a mass is at least 1. Sums over the
     vocabulary are taken over all devices that share it. Both logarithms of a ratio share one subtraction of logits, so

@@ -1,4 +1,4 @@
-"""Contrastive losses: identifying the teacher's embedding of an example among other embeddings.
+"""Contrastive losses: identifying the teacher's embedding of an example.
 
 `contrastive_nce` is the loss of contrastive representation distillation on scores that a memory bank gives. `info_nce`
 takes its negatives from the batch, with ``axis_name`` from the batches of all devices.

@@ -23,7 +23,7 @@ _FAR = 1e30  # stands in for an infinite difference: a fraction of it is still l
 def best_logits(
     logits: Float[Array, "members *batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, "*batch classes"]:
-    """Returns, for each example, the logits of the member with the least cross-entropy.
+    """Returns the logits of each example's member with the least cross-entropy.
 
     Also known as: KDCL-Naive.
 
@@ -115,7 +115,7 @@ def min_logits(
 
 
 def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Returns the logits upcast, and ``z_c − z_y``: 0 for the label, finite for an excluded class."""
+    """Returns the logits upcast, and ``z_c − z_y``, finite for excluded classes too."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating) or logits.ndim < 2 or not logits.shape[0]:
         raise ValueError(

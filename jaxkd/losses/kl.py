@@ -1,4 +1,4 @@
-"""KL divergences between the student's and the teacher's softmax, and mixtures of the two.
+"""KL divergences between the softmaxes of student and teacher, and their mixtures.
 
 Every loss takes logits and returns one value per example (or token). Probabilities are handled by their logarithms and
 never clipped, so that confident networks and excluded (``-inf``) classes keep exact values and finite gradients.
@@ -300,13 +300,13 @@ def _skewed(
 
 
 def _log_sum(log_p: Array) -> Array:
-    """Returns ``log Σ p`` over the last axis; a row of zeros gives ``-inf``, without a gradient."""
+    """Returns ``log Σ p`` over the last axis, with derivative 0 where all p are 0."""
     some = jnp.any(log_p > -jnp.inf, axis=-1)
     return jnp.where(some, jax.nn.logsumexp(jnp.where(some[..., None], log_p, 0), axis=-1), -jnp.inf)
 
 
 def _log_rest(log_sum: Array, log_tail: Array) -> Array:
-    """Returns the logarithm of the teacher's tail, given the log-sum of its classes and the student's log-tail."""
+    """Returns the teacher's log-tail, from its log-sum and the student's log-tail."""
     rest = -jnp.expm1(jnp.minimum(log_sum, 0))
     # Where the student has no tail, a teacher's tail that is a rounding error would make the loss infinite.
     resolution = jnp.where(log_tail > -jnp.inf, 0, 16 * jnp.finfo(rest.dtype).eps)

@@ -1,4 +1,4 @@
-"""Losses without a teacher network: from labels, given probabilities, or a teacher made of the label.
+"""Losses without a teacher network, from labels or given probabilities.
 
 Every loss takes logits and returns one value per example, in log-space: no probability is clipped.
 """

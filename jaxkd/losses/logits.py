@@ -1,4 +1,4 @@
-"""Losses of logits that are not one KL of two softmaxes, and the standardization of logits.
+"""Losses of logits other than a KL of two softmaxes, and logit standardization.
 
 Every loss takes logits and returns one value per example. `jaxkd.losses.kl` has the KL divergences,
 `jaxkd.losses.labels` the losses of labels.
@@ -170,7 +170,7 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
       logits: ``[..., classes]``; ``-inf`` classes are excluded from the statistics and stay ``-inf``.
 
     Returns:
-      Standardised logits ``[..., classes]``. Constant rows (and a single class) give 0.
+      Standardized logits ``[..., classes]``. Constant rows (and a single class) give 0.
 
     Raises:
       ValueError: the logits are not floating point.

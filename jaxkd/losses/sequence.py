@@ -1,4 +1,4 @@
-"""Sequence losses: CTC, N-best hypotheses and frames of a recognizer or a translator.
+"""Sequence losses: CTC, N-best hypotheses and frames.
 
 Logits are ``[batch, frames, classes]``. Padding is given by masks, which are True for the entries to include:
 ``frame_where`` and ``label_where`` within an example, ``where`` for the examples (or frames) themselves. Only `ctc` and
@@ -230,7 +230,7 @@ def frame_kl(
 def _alignments(
     logits: Array, labels: Array, frame_where: Array, label_where: Array, blank: int
 ) -> tuple[Array, Array]:
-    """Returns −log of the probability of the labels, and True where it is 0, for which the value is 0."""
+    """Returns −log P(labels), and the mask of impossible labels, whose value is 0."""
     import optax  # not at the top: no other loss needs it
 
     known = (labels >= 0) & (labels < logits.shape[-1])
@@ -256,7 +256,7 @@ def _alignments(
 
 
 def _posterior(log_posteriors: Array) -> tuple[Array, Array]:
-    """Returns weights over the list ``[batch, n_best]``, 0 where it is empty, and the mask of present entries."""
+    """Returns weights over the N-best list, and the mask of present hypotheses."""
     logs, present = _numerics.log_softmax_finite(log_posteriors)
     return jnp.where(present, jnp.exp(logs), 0), present
 
@@ -264,7 +264,7 @@ def _posterior(log_posteriors: Array) -> tuple[Array, Array]:
 def _frames(
     logits: Array, frame_where: Array | None, blank: int, where: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """Returns the logits, 0 in masked frames, and the masks of the frames and of the examples."""
+    """Returns logits, 0 in masked frames, and the masks of frames and examples."""
     logits = _checks.floating("logits", logits, _FRAMES)
     if logits.ndim != 3 or 0 in logits.shape[1:]:
         raise ValueError(f"logits: expected {_FRAMES} with at least one frame and one class, got {list(logits.shape)}.")
@@ -279,7 +279,7 @@ def _frames(
 def _labels(
     name: str, labels: Array, label_where: Array | None, leading: tuple[int, ...], present: Array | None
 ) -> tuple[Array, Array]:
-    """Returns integer labels ``[*leading, labels]`` and their mask, False for all labels of a masked sequence."""
+    """Returns integer labels and their mask, False for all of a masked sequence."""
     labels = jnp.asarray(labels)
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{name}: expected integer classes, got {labels.dtype}{list(labels.shape)}.")

@@ -1,4 +1,4 @@
-"""Transformer losses: attention distributions, relations between values, and hidden states.
+"""Transformer losses: attention, relations between values, and hidden states.
 
 Attention is given as the scores before the softmax, ``[batch, heads, queries, keys]``, with ``-inf`` where a query must
 not attend to a key, so that everything stays in log-space; the logarithm of probabilities is as good. Features are
@@ -226,7 +226,7 @@ def hidden_mse(
 
 
 def _scores(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
-    """Returns attention scores, ``-inf`` at the pairs that the mask excludes, and the mask."""
+    """Returns attention scores, ``-inf`` at masked pairs, and the mask."""
     student = _checks.floating("student", student, "attention scores [batch, heads, queries, keys]", rank=4)
     teacher = _checks.floating("teacher", teacher, "attention scores [batch, heads, queries, keys]")
     _checks.same_shape(student, teacher, _ADVICE)

@@ -1,4 +1,4 @@
-"""What the references share: dropping examples, difference quotients, softmax, norms and the pooling of maps."""
+"""Helpers of the references: dropping examples, difference quotients, softmax, norms, pooling."""
 
 import math
 from collections.abc import Callable
@@ -7,14 +7,14 @@ import numpy as np
 
 
 def keep(where: np.ndarray, reference: Callable[..., np.ndarray], *arrays: np.ndarray, **hyper) -> np.ndarray:
-    """The reference of the examples that count, each at its place, and 0 at the others."""
+    """Returns the reference of the included examples, each at its place, and 0 for the others."""
     result = np.zeros(where.shape)
     result[where] = reference(*(array[where] for array in arrays), **hyper)
     return result
 
 
 def finite_difference(function: Callable[[np.ndarray], float], at: np.ndarray, step: float = 1e-5) -> np.ndarray:
-    """The gradient of a scalar function by central differences; 0 at coordinates that are not finite."""
+    """Returns the gradient of a scalar function by central differences; 0 at coordinates that are not finite."""
     at = np.array(at, np.float64)
     gradient = np.zeros_like(at)
     for index in np.ndindex(at.shape):
@@ -28,7 +28,7 @@ def finite_difference(function: Callable[[np.ndarray], float], at: np.ndarray, s
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """z - log Σ exp z over the last axis. A class at -inf has no share, and where all are -inf none has one."""
+    """z - log Σ exp z over the last axis. A class at -inf has probability 0, also where all are."""
     logits = np.asarray(logits, np.float64)
     largest = logits.max(-1, keepdims=True, initial=-np.inf)
     largest = np.where(np.isneginf(largest), 0, largest)
@@ -43,7 +43,7 @@ def log_sum_exp(logits: np.ndarray) -> float:
 
 
 def kl(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """KL(p‖q) = Σ p (log p - log q) over the last axis, 0 log 0 = 0; infinite where q lacks what p has."""
+    """KL(p‖q) = Σ p (log p - log q) over the last axis, 0 log 0 = 0; infinite where q is 0 and p is not."""
     p = np.exp(log_p)
     terms = np.zeros(p.shape)
     present = p > 0
@@ -76,7 +76,7 @@ def adaptive_average_pool(maps: np.ndarray, height: int, width: int) -> np.ndarr
 
 
 def same_size(student: np.ndarray, teacher: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both, and if they are maps then at the smaller height and the smaller width of the two."""
+    """Returns both, maps pooled to the smaller height and the smaller width of the two."""
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
     if student.ndim != 4:
         return student, teacher

@@ -1,4 +1,4 @@
-"""Detection losses: classes with a background, boxes bounded by the teacher, features near the objects.
+"""Detection losses: classes with a background, boxes, features near the objects.
 
 Boxes are ``(x0, y0, x1, y1)`` in any one unit.
 """
@@ -31,8 +31,6 @@ def class_weighted_cross_entropy(
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """Cross-entropy with the teacher's probabilities and a background weight.
-
-    Also known as: Chen et al.'s weighted classification distillation for detectors.
 
     ``−Σ_c w_c p_t,c log p_s,c`` with ``p = softmax(z / T)``. ``w_c`` is ``background_weight`` for the background and 1
     for every object class. Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NIPS
@@ -164,7 +162,7 @@ def imitation_mask(
     (boxes,) = _numerics.mask_inputs(box_where, boxes)  # a masked box has no area
 
     def one(mask: Array, box: Array) -> tuple[Array, None]:
-        """Adds one box of every image, whose overlaps with all anchors are as large as a feature map."""
+        """Adds one box per image, whose overlaps are as large as a feature map."""
         overlap = _iou(box[:, None, None, None, :], anchors[None])
         most = jnp.max(overlap, axis=(1, 2, 3), keepdims=True, initial=0)
         return mask | jnp.any((overlap > threshold * most) & (overlap > 0), axis=-1), None
@@ -222,7 +220,7 @@ def _pair(student: Array, teacher: Array) -> tuple[Array, Array]:
 
 
 def _iou(a: Array, b: Array) -> Array:
-    """Returns the intersection over union of boxes along the last axis; 0 where they do not intersect."""
+    """Returns the intersection over union of boxes along the last axis."""
 
     def area(box: Array) -> Array:
         return jnp.maximum(box[..., 2] - box[..., 0], 0) * jnp.maximum(box[..., 3] - box[..., 1], 0)

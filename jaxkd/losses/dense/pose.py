@@ -94,7 +94,7 @@ def joint_structure(
 
 
 def _cosines(heatmaps: Array) -> Array:
-    """Returns the cosines between the heatmaps of every two joints ``[batch, joints, joints]``."""
+    """Returns the cosines of all pairs of heatmaps ``[batch, joints, joints]``."""
     unit, _ = _numerics.direction(heatmaps, axis=(1, 2))
     return _numerics.einsum("bhwi,bhwj->bij", unit, unit)
 
@@ -102,7 +102,7 @@ def _cosines(heatmaps: Array) -> Array:
 def _inputs(
     student: Array, teacher: Array, joint_where: Array | None, where: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Returns heatmaps, 0 for masked joints, and the mask of the joints ``[batch, joints]``."""
+    """Returns heatmaps, 0 for masked joints, and the joints' mask."""
     form = "heatmaps [batch, height, width, joints]"
     student, teacher = (
         _checks.floating(name, x, form, rank=4) for name, x in (("student", student), ("teacher", teacher))

@@ -1,4 +1,4 @@
-"""Region losses: the statistics of the features in each region of an image, and the regions' affinities.
+"""Region losses: the moments of the features in each region, and their affinities.
 
 Maps are ``[batch, height, width, channels]``, regions are masks ``[batch, height, width, n]``, one for each class or
 part; they may overlap and be empty.
@@ -120,7 +120,7 @@ def _affinity(features: Array, regions: Array) -> Array:
 
 
 def _moments(features: Array, regions: Array) -> Array:
-    """Returns the moments, computed (also backwards) for one region at a time: no ``[n, height, width, channels]``."""
+    """Returns the moments, one region at a time: no ``[n, height, width, channels]``."""
 
     @jax.checkpoint
     def of_region(region: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Segmentation losses: the classes of pixels, and the affinity of the positions of a feature map.
+"""Segmentation losses: the classes of pixels, and the affinity of positions.
 
 Maps are ``[batch, height, width, channels]``.
 """

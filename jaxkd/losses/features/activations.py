@@ -1,4 +1,4 @@
-"""Activation losses: the student's activations compared with the teacher's, element by element.
+"""Activation losses: student and teacher features compared element by element.
 
 A feature is ``[batch, ..., channels]``, a map ``[batch, height, width, channels]``. Every function returns one value
 per example, with the sum or the mean over a feature that the method was published with.

@@ -1,4 +1,4 @@
-"""Attention losses: where the teacher's feature map is active, rather than with which channels.
+"""Attention losses: where a feature map is active, rather than in which channels.
 
 Feature maps are ``[batch, height, width, channels]``. Every function returns one value per example. Where the maps of
 student and teacher differ in spatial size, the larger is adaptive-average-pooled to the smaller; other sizes have to
@@ -203,7 +203,7 @@ def channel_kl(
 
 
 def _attention(features: Array, p: float | Array) -> Array:
-    """Returns the attention of maps as unit vectors over the positions ``[batch, height · width]``."""
+    """Returns attention as unit vectors over positions ``[batch, height · width]``."""
     if not isinstance(p, jax.core.Tracer) and p == 2:
         energy = features**2
     else:

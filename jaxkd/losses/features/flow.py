@@ -132,18 +132,21 @@ def singular_vectors(
 
 
 def _flow(first: Array, second: Array) -> Array:
-    """Returns the mean over the positions of the products of two maps' channels, ``[batch, channels, channels]``."""
+    """Returns the channels' mean products ``[batch, channels, channels]``."""
     first, second = _numerics.match_size(first, second)
     return _numerics.einsum("bhwc,bhwd->bcd", first, second) / (first.shape[1] * first.shape[2])
 
 
 def _relation(after: Array, before: Array) -> Array:
-    """Returns the Gaussian relation ``[batch, channels, channels, rank]`` of two layers' singular vectors."""
+    """Returns Gaussian relations of two layers, ``[batch, channels, channels, rank]``."""
     return jnp.exp(-((after[:, :, None] - before[:, None]) ** 2) / 8)
 
 
 def _directions(features: Array, rank: int) -> Array:
-    """Returns a map's right-singular vectors times its normalized singular values, ``[batch, channels, rank]``."""
+    """Returns right-singular vectors times normalized singular values.
+
+    The result is ``[batch, channels, rank]``.
+    """
     batch, height, width, channels = features.shape
     matrix = features.reshape(batch, height * width, channels)
     # A scale cancels. With this one the eigenvalues below sum to 1, and squares neither overflow nor underflow.
@@ -174,14 +177,14 @@ def _directions(features: Array, rank: int) -> Array:
 
 @jax.custom_jvp
 def _eigh(matrix: Array) -> tuple[Array, Array]:
-    """Returns eigenvalues in descending order and eigenvectors, as columns, of symmetric matrices ``[batch, n, n]``."""
+    """Eigendecomposition of symmetric ``[batch, n, n]``, in descending order."""
     values, vectors = jnp.linalg.eigh(matrix)
     return values[:, ::-1], vectors[:, :, ::-1]
 
 
 @_eigh.defjvp
 def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Perturbation theory, with 1/gap damped to gap/(gap² + ε): equal eigenvalues would divide by 0."""
+    """Perturbation theory, with 1/gap damped to the finite gap/(gap² + ε)."""
     values, vectors = _eigh(*primals)
     rotated = _numerics.einsum("bij,bik->bjk", vectors, _numerics.einsum("bij,bjk->bik", tangents[0], vectors))
     gaps = values[:, None, :] - values[:, :, None]
@@ -192,7 +195,7 @@ def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Arra
 def _layers(
     student_name: str, student_maps: Sequence[Array], teacher_name: str, teacher_maps: Sequence[Array]
 ) -> tuple[list[Array], list[Array]]:
-    """Returns maps of one batch, and of the same channels layer by layer, in float32 or better."""
+    """Returns maps of one batch, with the same channels layer by layer, upcast."""
     if len(student_maps) != len(teacher_maps):
         raise ValueError(f"{teacher_name}: expected the student's {len(student_maps)} layers, got {len(teacher_maps)}.")
     students = [_checks.floating(student_name, x, _MAPS, rank=4) for x in student_maps]

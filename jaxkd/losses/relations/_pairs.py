@@ -1,4 +1,4 @@
-"""What relations share: their inputs, and squared distances between the examples of a batch.
+"""Inputs of relations, and squared distances between the examples of a batch.
 
 Squared distances are computed from differences, block by block, and differentiated with matrix products. Their entries
 are accurate relative to their own size, unlike those of the shorter ``‖a‖² + ‖b‖² − 2⟨a, b⟩``, which in float32 turns
@@ -23,7 +23,7 @@ BLOCK = 1 << 20  # elements of the largest temporary: 4 MiB in float32
 
 
 def inputs(student: Any, teacher: Any, where: Any) -> tuple[Array, Array, Array]:
-    """Returns embeddings as ``[batch, features]``, 0 for masked examples, in float32 or better; and the mask."""
+    """Returns upcast ``[batch, features]``, 0 for masked examples, and the mask."""
     form = "embeddings [batch, ...]"
     student, teacher = (
         _checks.floating(name, x, form, least_rank=2) for name, x in (("student", student), ("teacher", teacher))
@@ -46,7 +46,9 @@ def different(where: Array, every: Array, axis_name: str | None) -> Array:
 
 
 def distinct(squares: Array, size: Array) -> Array:
-    """Returns squared distances, 0 where they are rounding errors of coordinates whose squared norms sum to ``size``.
+    """Returns squared distances, 0 where they are rounding errors of the coordinates.
+
+    ``size`` is the sum of the squared norms of both examples.
 
     A compiler may compute one example twice, once as a row and once, gathered from the other devices, as a column, and
     round differently. Its distance to itself is then tiny rather than 0, and the derivative of the root there enormous.
@@ -71,7 +73,7 @@ def _differences_squared(rows: Array, columns: Array) -> Array:
 
 @_differences_squared.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``2 ⟨r − c, dr − dc⟩`` as matrix products: no difference of a pair is kept for the backward pass."""
+    """``2 ⟨r − c, dr − dc⟩`` as matrix products: no pair's difference is kept."""
     (rows, columns), (d_rows, d_columns) = primals, tangents
     squares = _differences_squared(rows, columns)
     # A shift cancels in the distances. Around the center, the products below and their rounding errors are small.

@@ -118,7 +118,7 @@ def angle_relation(
     every = _numerics.gather(where, axis_name)
 
     def squares(x: Array) -> tuple[Array, Array]:
-        """Squared distances from the local vertices to all examples, and between all examples."""
+        """Returns squared distances from local vertices, and between all examples."""
         local = _pairs.squared_distances(x, _numerics.gather(x, axis_name))
         return local, local if axis_name is None else _numerics.gather(local, axis_name)
 
@@ -132,7 +132,7 @@ def angle_relation(
 
 @jax.custom_vjp
 def _shares(from_s: Array, among_s: Array, from_t: Array, among_t: Array) -> Array:
-    """Returns, for each vertex ``[v]``, the sum over the ends i, k of the Huber loss between the cosines.
+    """Returns the sum over the ends i, k of the Huber loss between cosines, ``[v]``.
 
     The inputs are squared distances ``[v, n]`` from the vertices to the ends and ``[n, n]`` among the ends.
     """
@@ -196,14 +196,14 @@ _shares.defvjp(_shares_fwd, _shares_bwd)
 
 
 def _cosines(rows: Array, columns: Array, among: Array) -> tuple[Array, Array, Array]:
-    """Returns cosines ``[v, i, k]`` and 1 / distances, from squared distances ``[v, i]``, ``[v, k]`` and ``[i, k]``."""
+    """Returns cosines ``[v, i, k]`` and 1 / distances ``[v, i]`` and ``[v, k]``."""
     inverse_i, inverse_k = (jnp.where(to > 0, jax.lax.rsqrt(jnp.where(to > 0, to, 1)), 0) for to in (rows, columns))
     doubled = rows[:, :, None] + columns[:, None, :] - among[None]
     return 0.5 * doubled * inverse_i[:, :, None] * inverse_k[:, None, :], inverse_i, inverse_k
 
 
 def _gradient(slope: Array, cosines: Array, inverse_i: Array, inverse_k: Array) -> tuple[Array, Array, Array]:
-    """Returns twice the gradients of `_cosines` with respect to ``[i, k]``, ``[v, i]`` and ``[v, k]``."""
+    """Returns twice the gradients for distances ``[i, k]``, ``[v, i]`` and ``[v, k]``."""
     legs_i = inverse_i * _numerics.einsum("vik,vk->vi", slope, inverse_k)
     legs_k = inverse_k * _numerics.einsum("vik,vi->vk", slope, inverse_i)
     turned = slope * cosines
@@ -215,12 +215,12 @@ def _gradient(slope: Array, cosines: Array, inverse_i: Array, inverse_k: Array) 
 
 
 def _tile_size(ends: int) -> int:
-    """Returns the side of a tile: equal tiles of at most `_TILE` ends need the least padding."""
+    """Returns the side of a tile, at most `_TILE`: equal tiles need the least padding."""
     return -(-ends // -(-ends // _TILE))
 
 
 def _padded(to: Array, among: Array) -> tuple[Array, Array]:
-    """Returns whole groups of vertices ``[groups, members, ends]`` and whole tiles; padding has cosine 0."""
+    """Returns whole groups of vertices and whole tiles; padding has cosine 0."""
     vertices, ends = to.shape
     members, more = min(vertices, _GROUP), -ends % _tile_size(ends)
     to = jnp.pad(to, ((0, -vertices % members), (0, more)))
@@ -234,7 +234,7 @@ def _corners(among: Array) -> Array:
 
 
 def _tile(network: tuple[Array, Array], corner: Array) -> tuple[Array, Array, Array]:
-    """Returns a tile's squared distances: among its ends, and from all vertices to those of its rows and columns."""
+    """Returns a tile's distances among its ends, and from all vertices to its ends."""
     to, among = network
     size = _tile_size(len(among))
     rows, columns = (jax.lax.dynamic_slice_in_dim(to, start, size, axis=2) for start in corner)

@@ -1,4 +1,4 @@
-"""Relations of rankings: which examples of a batch are nearest to an anchor, and in what order.
+"""Relations of rankings: the examples nearest to an anchor, and their order.
 
 The teacher ranks the nearest examples of each anchor, and the student's distances to these are compared with its
 ranking. Every function returns each anchor's share, and the mean over the anchors is the published value. With
@@ -133,7 +133,10 @@ def darkrank_soft(
 
 
 def _log_likelihood(scores: Array, valid: Array) -> Array:
-    """Returns the Plackett–Luce log-likelihood of the order in the last axis, whose valid entries come first."""
+    """Returns the Plackett–Luce log-likelihood of the order in the last axis.
+
+    Valid entries come first.
+    """
     total = jnp.zeros(scores.shape[:-1], scores.dtype)
     if scores.shape[-1] == 0:  # an empty batch
         return total
@@ -154,7 +157,7 @@ def _ranked(
     where: Array | None,
     axis_name: str | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Returns both networks' scores ``[batch, list]`` in the teacher's order, their mask, and ``where``."""
+    """Returns both networks' scores ``[batch, list]``, their mask, and ``where``."""
     for name, number in (("alpha", alpha), ("beta", beta), ("list_size", list_size)):
         _checks.positive(name, number)
     student, teacher, where = _pairs.inputs(student, teacher, where)
@@ -174,7 +177,7 @@ def _ranked(
 
 
 def _rank_distances(rows: Array, columns: Array) -> Array:
-    """Returns ``‖rows_i − columns_j‖²`` ``[rows, columns]``, to rank by: without a gradient."""
+    """Returns squared distances ``[rows, columns]`` without a gradient, to rank by."""
     return _pairs.squared_distances(*jax.lax.stop_gradient((rows, columns)))
 
 

@@ -1,4 +1,4 @@
-"""Relations of inner products: which examples of a batch are similar, and how much.
+"""Relations of inner products: how similar the examples of a batch are.
 
 Every function returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name``,
 each local anchor relates to the examples of all devices, so that the result does not depend on the number of devices.

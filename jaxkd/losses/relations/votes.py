@@ -1,4 +1,4 @@
-"""A relation that several teachers vote on: which of two examples is nearer to a third.
+"""A relation by vote of several teachers: which of two examples is nearer.
 
 The features of the teachers may differ in size from each other's and from the student's, since only the order of their
 distances is used. The function returns each anchor's share, and the mean over the anchors is the published value. With
@@ -94,14 +94,14 @@ def voted_dissimilarity(
 def _triplets(
     from_s: Array, margin: Array, from_t: tuple[Array, ...], votes: Array, other: Array
 ) -> tuple[Array, Array]:
-    """Returns each anchor's sum over triplets, and their number, ``[v]`` from squared distances ``[v, n]``."""
+    """Returns each anchor's sum over triplets, and their number, ``[v]``."""
     total, count, _, _ = _sums(from_s, margin, from_t, votes, other)
     return total, count
 
 
 @_triplets.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """The sum is piecewise linear in distances and margin: its slopes are numbers of triplets with a positive hinge."""
+    """Slopes of a piecewise linear sum: numbers of triplets with a positive hinge."""
     total, count, slope, active = _sums(*primals)
     change = jnp.sum(slope * tangents[0], axis=1) + active * tangents[1]
     return (total, count), (change, jnp.zeros_like(count))
@@ -110,7 +110,7 @@ def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[tuple[Array,
 def _sums(
     from_s: Array, margin: Array, from_t: tuple[Array, ...], votes: Array, other: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Returns sums ``[v]``, numbers of triplets ``[v]``, slopes ``[v, n]``, numbers of active triplets ``[v]``."""
+    """Returns sums, numbers of triplets, slopes ``[v, n]``, and active triplets."""
     size, dtype = from_s.shape[1], from_s.dtype
     if from_s.size == 0:
         nothing = jnp.sum(from_s, axis=1)
@@ -119,16 +119,16 @@ def _sums(
     resolution = 16 * jnp.finfo(dtype).eps
 
     def for_anchor(anchor: tuple[Array, tuple[Array, ...], Array]) -> tuple[Array, ...]:
-        own, taught, counted = anchor
+        own, taught, included = anchor
 
         def for_end(j: Array) -> tuple[Array, ...]:
-            """Triplets with the end j: the sum of those in which j is the nearer end, and the slope of all."""
+            """Sums the triplets in which j is the nearer end; the slope is of all with end j."""
             vote: Any = 0
             for weight, to in zip(votes, taught, strict=True):
                 # Distances that differ in their last bits may be equal ones, computed on different devices.
                 gap = to - to[j]
                 vote = vote + weight * jnp.where(jnp.abs(gap) > resolution * (to + to[j]), jnp.sign(gap), 0)
-            vote = jnp.where(counted & counted[j], vote, 0)
+            vote = jnp.where(included & included[j], vote, 0)
             tie = resolution * jnp.sum(votes)  # such as 0.1 + 0.2 against 0.3
             nearer, farther = vote > tie, vote < -tie
             hinge = own[j] - own + margin
@@ -162,7 +162,7 @@ def _weights(weights: Any, teachers: int) -> Array:
 
 
 def _inputs(student: Any, teachers: Any, where: Any) -> tuple[Array, tuple[Array, ...], Array]:
-    """Returns features ``[batch, features]`` of one dtype, 0 for masked examples, and the mask."""
+    """Returns ``[batch, features]`` of one dtype, 0 for masked examples, and the mask."""
     teachers = tuple(teachers) if isinstance(teachers, tuple | list) else (teachers,)
     if not teachers:
         raise ValueError("teachers: expected the features of at least one teacher, got none.")
