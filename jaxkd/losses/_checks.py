@@ -46,7 +46,8 @@ def same_shape(student: Array, x: Array, advice: str, *, name: str = "teacher", 
 def same_batch(student: Array, teacher: Array, name: str = "teacher") -> None:
     """Raises unless both have one leading dimension."""
     if teacher.shape[0] != student.shape[0]:
-        raise ValueError(f"{name}: expected the student's batch of {student.shape[0]}, got {list(teacher.shape)}.")
+        batch, came = student.shape[0], f"{teacher.dtype}{list(teacher.shape)}"
+        raise ValueError(f"{name}: expected the student's batch of {batch}, got {came}.")
 
 
 def mask(where: Any, shape: tuple[int, ...], name: str = "where") -> Array | None:

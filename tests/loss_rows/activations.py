@@ -21,12 +21,12 @@ SAME = tuple(
 
 
 def with_channels(make: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]) -> Callable[..., Arrays]:
-    """Two features, and one number per channel."""
+    """Returns two features, and one number per channel."""
     return lambda rng, *shapes: (*normal(rng, *shapes[:2]), make(rng, shapes[2]))
 
 
 def same_with(name: str) -> tuple[tuple[str, tuple[tuple[int, ...], ...]], ...]:
-    """Mismatches of a student and a teacher, and of what there is one of for each channel."""
+    """Returns mismatches of student and teacher, and of the numbers per channel."""
     of_teacher = tuple(("teacher", (*shapes, shapes[0][-1:])) for _, shapes in SAME)
     features = ((4, 8, 8, 3), (4, 8, 8, 3))
     wrong = ((4,), (1,), (), (8, 3), (4, 1, 1, 3), (1, 1, 1, 1), (1, 3))
@@ -47,7 +47,7 @@ def shift_features(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def extremes_with(*numbers: list[float]) -> dict[str, Arrays]:
-    """The extremes of features with each of some numbers for their channels."""
+    """Returns the extremes of features with several numbers per channel."""
     return {
         f"{name}, {each}": (*arrays, np.array(each))
         for name, arrays in feature_extremes(MAPS).items()

@@ -11,22 +11,22 @@ from tests.loss_row import MAP_BATCHES, MAP_RANKS, MAPS, Hand, Row, feature_extr
 
 
 def pair(student: list[float], teacher: list[float]) -> Arrays:
-    """Maps of one channel and a row of positions."""
+    """Returns maps of one channel and one row of positions."""
     return np.array(student).reshape(1, 1, -1, 1), np.array(teacher).reshape(1, 1, -1, 1)
 
 
 def scale_channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every channel by its own factor, of either sign."""
+    """Scales every channel by its own factor of either sign."""
     return tuple(a * rng.uniform(0.1, 10, a.shape[3]) * rng.choice([-1, 1], a.shape[3]) for a in arrays)
 
 
 def shift_channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every channel by its own constant: a softmax over the positions does not see it."""
+    """Adds a constant to every channel, to which a softmax over positions is invariant."""
     return tuple(a + rng.normal(size=a.shape[3]) for a in arrays)
 
 
 def selectivity_of_golden(case: str, module: Any) -> Callable:
-    """Without a way out for channels of zeros: they have no direction, and a quotient of differences would see one."""
+    """Excludes channels of zeros, at which a difference quotient is no derivative."""
     alive = golden(case, "in")["s"].any(axis=(1, 2), keepdims=True)
     return lambda student, teacher: module.neuron_selectivity(student * alive, teacher)
 

@@ -27,14 +27,14 @@ SHAPES = (shapes(6, 3, 4, 7), shapes(5, 2, 2, 3), shapes(4, 1, 2, 1), shapes(3, 
 
 
 def heads(loss, *arrays, **options):
-    """In more than one chunk, where there are chunks; the last is smaller where the tokens do not divide."""
+    """Calls a chunked loss with several chunks, the last one smaller if they do not divide the tokens."""
     if "chunk" in inspect.signature(loss).parameters:
         options.setdefault("chunk", 4)
     return loss(*arrays[:4], student_bias=arrays[4], teacher_bias=arrays[5], **options)
 
 
 def make(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
-    """Layers as networks have them: logits of order one."""
+    """Returns layers with logits of order one."""
     arrays = normal(rng, *shapes)
     return tuple(array / len(array) ** 0.5 if i in (1, 3) else array for i, array in enumerate(arrays))
 
@@ -54,7 +54,7 @@ def permute_words(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def shared_basis(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """A rotation between the hidden states and the kernel, of each network its own."""
+    """Rotates hidden states and kernel of each network, which leaves the logits unchanged."""
     changed = list(arrays)
     for hidden, kernel in ((0, 1), (2, 3)):
         rotation, _ = np.linalg.qr(rng.normal(size=2 * arrays[hidden].shape[-1:]))

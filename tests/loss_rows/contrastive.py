@@ -7,12 +7,12 @@ from tests.loss_row import EMBEDDINGS, Hand, Row, feature_extremes
 
 
 def scored(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
-    """Positive, of order one."""
+    """Returns positive scores of order one."""
     return tuple(np.exp(rng.normal(size=shape) / 2) for shape in shapes)
 
 
 def classed(rng: np.random.Generator, student: tuple[int, ...], teacher: tuple[int, ...], labels: tuple[int, ...]):
-    """Embeddings of similar directions, of three classes and one for the third alone, of which all hear."""
+    """Returns similar embeddings of three classes, the third with a single example."""
     classes = rng.integers(0, 3, size=labels)
     classes[2:3] = 3
     return rng.normal(1, 0.5, size=student), rng.normal(1, 0.5, size=teacher), classes
@@ -24,13 +24,13 @@ def permute_negatives(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def turn_both(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Both networks' embeddings turned by one orthogonal matrix."""
+    """Rotates both networks' embeddings by one orthogonal matrix."""
     turn = np.linalg.qr(rng.normal(size=(arrays[0].shape[-1],) * 2))[0]
     return arrays[0] @ turn, arrays[1] @ turn, arrays[2]
 
 
 def stretch(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every embedding by its own positive factor: directions stay."""
+    """Scales every embedding by its own positive factor."""
     return (*(array * rng.uniform(0.1, 10, size=(len(array), 1)) for array in arrays[:2]), arrays[2])
 
 

@@ -1,4 +1,4 @@
-"""Rows of `jaxkd.losses.dense.detection`. `imitation_mask` compares nothing: `tests/losses/dense_test.py` is for it."""
+"""Rows of `jaxkd.losses.dense.detection`. `tests/losses/dense_test.py` tests `imitation_mask`."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from tests.loss_row import MAPS, SAME_LOGITS, Hand, Row, feature_extremes, logit
 
 
 def permute_objects(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """All classes but the background."""
+    """Permutes all classes but the background."""
     order = np.array([0, *(1 + permutation(rng, arrays[0].shape[-1] - 1))])
     return tuple(array[..., order] for array in arrays)
 
 
 def translate_all(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Boxes of both and the true ones, by one vector an image."""
+    """Shifts all boxes of an image by one vector."""
     vector = 3 * rng.normal(size=arrays[0].shape)
     return tuple(array + vector for array in arrays)
 
@@ -21,7 +21,7 @@ def translate_all(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 def imitated(
     rng: np.random.Generator, student: tuple[int, ...], teacher: tuple[int, ...], mask: tuple[int, ...]
 ) -> Arrays:
-    """Two maps, and a mask of about half of the positions, at least one of each image."""
+    """Returns two maps, and a mask of about half of the positions, at least one of each image."""
     some = rng.random(mask) < 0.5
     some[:, 0, 0] = True
     return (*normal(rng, student, teacher), some)

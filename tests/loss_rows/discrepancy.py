@@ -7,12 +7,12 @@ from tests.loss_row import BATCHES, EMBEDDINGS, Hand, Row, feature_extremes
 
 
 def permute_each(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """The examples of each batch on their own: distributions are compared, and no pairs."""
+    """Permutes the examples of each batch on its own: distributions are compared, not pairs."""
     return tuple(array[permutation(rng, len(array))] for array in arrays)
 
 
 def move_both(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """One vector for all examples of both, and one rotation."""
+    """Rotates and shifts all examples of both networks alike."""
     matrix = np.linalg.qr(rng.normal(size=(arrays[0].shape[-1],) * 2))[0]
     vector = 3 * rng.normal(size=arrays[0].shape[1:])
     return tuple(array @ matrix + vector for array in arrays)

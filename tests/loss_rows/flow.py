@@ -10,7 +10,7 @@ from tests.loss_row import MAPS, Hand, Row, Shapes, feature_extremes
 
 
 def layers(loss: Callable[..., Any], *arrays: np.ndarray, **options: Any) -> Any:
-    """Called with the student's layers, then the teacher's."""
+    """Calls the loss with the student's layers, then the teacher's."""
     half = len(arrays) // 2
     return loss(arrays[:half], arrays[half:], **options)
 
@@ -20,7 +20,7 @@ def agreeing(arrays: Arrays) -> Arrays:
 
 
 def layer_extremes() -> dict[str, Arrays]:
-    """Of two layers each. Another example's map is the second layer's, so that a zero may meet what is none."""
+    """Returns extremes of two layers each; the second layer's map is another example's."""
     return {
         name: (student, np.roll(student, 1, axis=0), teacher, np.roll(teacher, 1, axis=0))
         for name, (student, teacher) in feature_extremes(MAPS).items()
@@ -28,18 +28,18 @@ def layer_extremes() -> dict[str, Arrays]:
 
 
 def scale_maps(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every map by its own factor, of either sign."""
+    """Scales every map by its own factor of either sign."""
     return tuple(array * rng.uniform(0.1, 10) * rng.choice([-1, 1]) for array in arrays)
 
 
 def permute_channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """The channels of each layer, the student's as the teacher's."""
+    """Permutes the channels of each layer, in both networks alike."""
     orders = [permutation(rng, array.shape[3]) for array in arrays[: len(arrays) // 2]]
     return tuple(array[..., order] for array, order in zip(arrays, orders * 2, strict=True))
 
 
 def permute_positions(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """The positions of every map on its own."""
+    """Permutes the positions of every map."""
 
     def permuted(array: np.ndarray) -> np.ndarray:
         flat = array.reshape(len(array), -1, array.shape[3])
@@ -49,12 +49,12 @@ def permute_positions(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def one_layer_each(student: list[list[float]], teacher: list[list[float]]) -> Arrays:
-    """Layers of one position and the given channels."""
+    """Returns layers of one position and the given channels."""
     return tuple(np.array(layer).reshape(1, 1, 1, -1) for layer in (*student, *teacher))
 
 
 def dominated(arrays: Arrays) -> Arrays:
-    """With one entry far above the others, the first singular value and the sign of its vector are never in doubt."""
+    """Makes one entry dominant, so that the first singular vector and its sign are unique."""
     arrays = tuple(np.array(array) for array in arrays)
     for array in arrays:
         array[:, 0, 0, 0] = 8192
@@ -62,7 +62,7 @@ def dominated(arrays: Arrays) -> Arrays:
 
 
 def mismatched(argument: str) -> tuple[tuple[str, Shapes], ...]:
-    """Another batch, or other channels in one of the layers."""
+    """Returns mismatches of the batch, and of the channels of one layer."""
     first, second = (4, 8, 8, 3), (4, 4, 4, 5)
     return (
         (f"teacher_{argument}", (first, second, (1, 8, 8, 3), second)),

@@ -7,7 +7,7 @@ from tests.loss_row import EMBEDDINGS, Hand, Row, feature_extremes
 
 
 def rotate_both(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """All gradients turned by one orthogonal matrix."""
+    """Rotates all gradients by one orthogonal matrix."""
     turn = np.linalg.qr(rng.normal(size=(arrays[0].shape[-1],) * 2))[0]
     return tuple(array @ turn for array in arrays)
 

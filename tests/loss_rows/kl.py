@@ -16,7 +16,7 @@ EXTREMES = logit_extremes() | {
 
 
 def top(teacher: np.ndarray, k: int) -> Arrays:
-    """The largest log-probabilities of a teacher's logits, and whose they are."""
+    """Returns the largest log-probabilities of a teacher's logits, and their classes."""
     indices = np.argsort(-teacher, axis=-1, kind="stable")[..., :k]
     return np.take_along_axis(log_softmax(teacher), indices, axis=-1), indices
 
@@ -26,14 +26,14 @@ def with_top(rng: np.random.Generator, student: tuple[int, ...], *kept: tuple[in
 
 
 def agreeing(arrays: Arrays) -> Arrays:
-    """A teacher of the student's own, whose tail is more than a rounding: where that is 0, log_probs have a kink."""
+    """Makes the student its own teacher, with a tail well above 0, where the loss has a kink."""
     student, _, indices = arrays
     student = student / max(1, np.abs(student).max(initial=0) / 3)
     return student, np.take_along_axis(log_softmax(student), indices, axis=-1), indices
 
 
 def distinct(arrays: Arrays) -> Arrays:
-    """No index twice, and no probability above 1."""
+    """Makes the indices distinct and the probabilities at most 1."""
     student, log_probs, indices = arrays
     following = indices[..., :1] + np.arange(indices.shape[-1])
     return student, -np.abs(log_probs), (following % student.shape[-1]).astype(np.int32)
@@ -50,7 +50,7 @@ def rename_classes(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def reorder(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """The kept classes in another order."""
+    """Permutes the kept classes."""
     student, *kept = arrays
     order = permutation(rng, kept[0].shape[-1])
     return (student, *(array[..., order] for array in kept))

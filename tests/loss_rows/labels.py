@@ -18,7 +18,7 @@ def shift_logits(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def target_extremes() -> dict[str, Arrays]:
-    """Targets that are 0 where the logits are -inf, and where they are not; and targets of nothing at all."""
+    """Returns targets that are 0 where the logits are -inf and elsewhere, and all-zero targets."""
     (usual, some), certain = with_probabilities(np.random.default_rng(1), LOGITS, LOGITS), np.eye(6)[:5]
     allowed = some * ~np.isinf(without(0, 4))
     return {name: (logits, some) for name, (logits, _) in logit_extremes().items() if "inf" not in name} | {
@@ -32,7 +32,7 @@ def target_extremes() -> dict[str, Arrays]:
 
 
 def label_extremes() -> dict[str, Arrays]:
-    """With labels that are excluded, too: the value is infinite then, and the gradient is not."""
+    """Returns labels, excluded classes among them: an infinite value with a finite gradient."""
     return {name: (logits, np.arange(5)) for name, (logits, _) in logit_extremes().items()}
 
 

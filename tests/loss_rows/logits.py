@@ -26,14 +26,14 @@ def standardized_kd(module: ModuleType) -> Callable:
 
 
 def permute_classes(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Classes renamed, in both networks and in the labels."""
+    """Renames the classes in both networks and in the labels."""
     *logits, labels = arrays
     order = permutation(rng, logits[0].shape[-1])
     return (*(array[..., order] for array in logits), np.argsort(order)[labels])
 
 
 def with_labels(extremes: dict[str, Arrays]) -> dict[str, Arrays]:
-    """A label of every kind: of the largest logit, of another, of one that both exclude."""
+    """Adds labels: the class of the largest logit, another, one that both networks exclude."""
     return {name: (*arrays, np.arange(LOGITS[0])) for name, arrays in extremes.items()}
 
 

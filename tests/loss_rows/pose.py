@@ -7,7 +7,7 @@ from tests.loss_row import MAPS, Hand, Row, feature_extremes
 
 
 def scale_joints(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every heat-map by its own positive factor."""
+    """Scales every heatmap by its own positive factor."""
     return tuple(array * rng.uniform(0.1, 10, size=(len(array), 1, 1, array.shape[-1])) for array in arrays)
 
 

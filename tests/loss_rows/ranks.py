@@ -20,22 +20,22 @@ PLAIN = {"alpha": 1.0, "beta": 1.0}
 
 
 def small(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
-    """Distances below 1, as between unit vectors: a score is the third power of one."""
+    """Returns embeddings with distances below 1, as between unit vectors."""
     return tuple(0.3 * rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for shape in shapes)
 
 
 def order_preserving(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """A ranking does not see the teacher's scale."""
+    """Scales the teacher, to which a ranking is invariant."""
     return arrays[0], arrays[1] * rng.uniform(0.1, 10)
 
 
 def exact(arrays: Arrays) -> Arrays:
-    """To ±2, where squared distances are exact in float32 too: a rounding that decides a tie is another list."""
+    """Clips to ±2, where squared distances are exact in float32, so that ties stay ties."""
     return tuple(np.clip(array, -2, 2) for array in arrays)
 
 
 def bernoulli_kl(logit_t: float, logit_s: float) -> float:
-    """Of a list of two: the logit is the difference of the scores."""
+    """Returns the KL between the orders of a list of two, whose logit is the difference of the scores."""
     p_t, p_s = (1 / (1 + np.exp(-logit)) for logit in (logit_t, logit_s))
     return p_t * np.log(p_t / p_s) + (1 - p_t) * np.log((1 - p_t) / (1 - p_s))
 

@@ -9,7 +9,7 @@ from tests.loss_row import MAPS, Hand, Row, feature_extremes, normal
 
 
 def regioned(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
-    """Maps, and overlapping regions of about half of the positions, the first of them never empty."""
+    """Returns maps, and overlapping regions of about half of the positions, the first never empty."""
     *maps, regions = shapes
     some = rng.random(regions) < 0.5
     some[:, 0, :, 0] = True
@@ -28,7 +28,7 @@ def permuted_moments(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, 
 
 
 def moved(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, Callable]:
-    """x to a x + b with a > 0, channel by channel: μ to a μ + b where there is a region, σ² to a² σ²."""
+    """Maps x to a x + b with a > 0 by channel: μ becomes a μ + b in a non-empty region, σ² becomes a² σ²."""
     features, regions = arrays
     a, b = rng.uniform(0.5, 2, size=features.shape[-1]), rng.normal(size=features.shape[-1])
     some = np.any(regions, axis=(1, 2))[..., None]
@@ -41,7 +41,7 @@ def moved(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, Callable]:
 
 
 def permute_channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Each network's channels, which its own regions share."""
+    """Permutes each network's channels, in all regions alike."""
     *maps, regions = arrays
     return (*(array[..., permutation(rng, array.shape[-1])] for array in maps), regions)
 
@@ -52,7 +52,7 @@ def scale_maps(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def stripes(batch: int) -> np.ndarray:
-    """Regions of a 4 × 4 map: a row, half a map, one position, none, two equal ones."""
+    """Returns regions of a 4 × 4 map: a row, half a map, one position, none, two equal ones."""
     regions = np.zeros((batch, 4, 4, 5), bool)
     regions[:, 0, :, 0] = True
     regions[:, :, 1:3, 1] = True

@@ -7,12 +7,12 @@ from tests.loss_row import MAP_BATCHES, MAP_RANKS, MAPS, Hand, Row, feature_extr
 
 
 def rotate_channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Each network's features turned by an orthogonal matrix of its own."""
+    """Rotates each network's features by its own orthogonal matrix."""
     return tuple(array @ np.linalg.qr(rng.normal(size=(array.shape[-1],) * 2))[0] for array in arrays)
 
 
 def scale_positions(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every position's features by their own positive factor."""
+    """Scales the features of every position by their own positive factor."""
     return tuple(array * rng.uniform(0.1, 10, size=(*array.shape[:-1], 1)) for array in arrays)
 
 

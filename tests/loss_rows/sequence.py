@@ -9,7 +9,7 @@ INF = np.inf
 
 
 def recognized(rng: np.random.Generator, logits: tuple[int, ...], labels: tuple[int, ...], *rest) -> Arrays:
-    """Logits, labels that are not the blank, and what has no classes."""
+    """Returns logits, labels that are not the blank, and further arrays."""
     return (*normal(rng, logits), rng.integers(1, logits[-1], size=labels), *normal(rng, *rest))
 
 
@@ -19,14 +19,14 @@ def without_blanks(arrays: Arrays) -> Arrays:
 
 
 def rename_classes(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """All but the blank."""
+    """Permutes all classes but the blank."""
     logits, labels, *rest = arrays
     order = np.array([0, *(1 + permutation(rng, logits.shape[-1] - 1))])
     return (logits[..., order], np.argsort(order)[labels], *rest)
 
 
 def shift_frames(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Another constant for every frame; posteriors are up to a constant too."""
+    """Adds a constant to every frame, and to the log-posteriors."""
     logits, labels, *rest = arrays
     return (
         logits + rng.normal(size=(*logits.shape[:-1], 1)),

@@ -12,12 +12,12 @@ APART, ALIKE = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]
 
 
 def stretch(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every embedding by its own positive factor: directions stay."""
+    """Scales every embedding by its own positive factor."""
     return tuple(array * rng.uniform(0.1, 10, size=(len(array), 1)) for array in arrays)
 
 
 def exchange(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """The student for the teacher."""
+    """Exchanges student and teacher."""
     return arrays[1], arrays[0]
 
 

@@ -13,7 +13,7 @@ SCORES = (5, 2, 3, 3)
 
 
 def spoil_tokens(arrays: Arrays, where: np.ndarray, garbage: float) -> Arrays:
-    """Garbage wherever a token that does not count is a query, a key, or a vector."""
+    """Returns arrays with garbage wherever a masked token is a query, a key, or a vector."""
 
     def spoil(array: np.ndarray) -> np.ndarray:
         scores = array.ndim == 4 and array.shape[2:] == where.shape[1:] * 2
@@ -25,7 +25,7 @@ def spoil_tokens(arrays: Arrays, where: np.ndarray, garbage: float) -> Arrays:
 
 
 def permute_heads(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """One permutation of the heads of both, of scores ``[batch, heads, ...]``."""
+    """Permutes the heads of both networks' scores ``[batch, heads, ...]`` alike."""
     order = permutation(rng, arrays[0].shape[1])
     return tuple(array[:, order] for array in arrays)
 
@@ -36,7 +36,7 @@ def permute_value_heads(rng: np.random.Generator, arrays: Arrays) -> Arrays:
 
 
 def permute_tokens(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, Callable]:
-    """The same order of the tokens in both, and in the result."""
+    """Permutes the tokens of both networks, and of the result."""
     scores = arrays[0].ndim == 4 and arrays[0].shape[2] == arrays[0].shape[3]
     order = permutation(rng, arrays[0].shape[2 if scores else 1])
     changed = (a[:, :, order][:, :, :, order] if scores else a[:, order] for a in arrays)
@@ -44,12 +44,12 @@ def permute_tokens(rng: np.random.Generator, arrays: Arrays) -> tuple[Arrays, Ca
 
 
 def scale_vectors(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Every vector by its own positive factor."""
+    """Scales every vector by its own positive factor."""
     return tuple(array * rng.uniform(0.1, 10, size=(*array.shape[:-1], 1)) for array in arrays)
 
 
 def scores_of(usual: np.ndarray, *forbidden: str) -> np.ndarray:
-    """`usual` with ``-inf`` at keys: those after the query, the first, all of the first query."""
+    """Returns `usual` with ``-inf`` at keys: those after the query, the first, all of the first query."""
     scores = usual.copy()
     if "later" in forbidden:
         scores[:, :, *np.triu_indices(3, 1)] = -INF
@@ -117,7 +117,7 @@ def queries(arrays: Arrays) -> tuple[int, ...]:
 
 
 def with_a_direction(arrays: Arrays) -> Arrays:
-    """No vector of zeros, which does not even agree with itself."""
+    """Replaces vectors of zeros, whose cosine with themselves is 0."""
     return tuple(np.where((array == 0).all(-1, keepdims=True), 1.0, array) for array in arrays)
 
 

@@ -10,24 +10,24 @@ from tests.loss_row import BATCHES, EMBEDDINGS, Hand, Row, feature_extremes, nor
 
 
 def voted(loss: Callable[..., Any], student: Any, teachers: Any, **options: Any) -> Any:
-    """With weights for several teachers, these have the features in turn; without, there is one teacher."""
+    """Calls the loss with one teacher, or with the features as several teachers if there are weights."""
     count = len(options.get("weights", ["one"]))
     return loss(student, [teachers[:, m::count] for m in range(count)] if count > 1 else teachers, **options)
 
 
 def stepped(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
-    """A student in steps of 0.4: a margin of 1, or 0.5, is 0.02 or more from where a hinge has no slope."""
+    """Returns a student in steps of 0.4: margins of 1 and 0.5 are at least 0.02 from a kink."""
     student, teachers = normal(rng, *shapes)
     return 0.4 * np.round(student / 0.4), teachers
 
 
 def scale_teachers(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Only the order of a teacher's distances counts."""
+    """Scales the teacher: only the order of its distances is used."""
     return arrays[0], arrays[1] * rng.uniform(0.1, 10)
 
 
 def exact(arrays: Arrays) -> Arrays:
-    """To ±2, where squared distances are exact in float32 too: a rounding that decides a tie is another vote."""
+    """Clips to ±2, where squared distances are exact in float32, so that ties stay ties."""
     return tuple(np.clip(array, -2, 2) for array in arrays)
 
 

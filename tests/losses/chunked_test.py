@@ -101,7 +101,7 @@ def test_every_cotangent(case):
 
 
 @pytest.mark.parametrize("case", FEW)
-def test_a_cotangent_of_nan_is_not_hidden(case):
+def test_nan_cotangent_gives_nan_gradients(case):
     cotangent = np.where(np.arange(TOKENS) == 3, np.nan, 1.0)
     _, gradients = value_and_gradients(linear(case), cotangent)(inputs())
     assert np.isnan(gradients["student_kernel"]).any()
@@ -142,7 +142,7 @@ def test_soft_caps(case, soft_cap):
 
 
 @pytest.mark.parametrize("case", FEW)
-def test_a_temperature_for_each_token_which_may_be_garbage_where_it_does_not_count(case):
+def test_temperature_of_masked_tokens_may_be_garbage(case):
     with jax.enable_x64(True):
         arrays, cotangent = inputs(), np.linspace(1, 2, TOKENS)
         temperature, where = jnp.linspace(0.5, 3, TOKENS), jnp.arange(TOKENS) % 4 > 0
@@ -154,7 +154,7 @@ def test_a_temperature_for_each_token_which_may_be_garbage_where_it_does_not_cou
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("student, teacher", [((0, 3), ()), ((), (0, 3)), ((0, 3), (0, 3)), ((0,), (3,))])
-def test_words_that_are_excluded(case, student, teacher):
+def test_excluded_words(case, student, teacher):
     with jax.enable_x64(True):
         arrays = inputs()
         for network, words in (("student", student), ("teacher", teacher)):
@@ -221,7 +221,7 @@ def test_only_what_is_differentiated_is_computed(case):
 
 
 @pytest.mark.parametrize("case", FEW)
-def test_a_stopped_teacher_costs_nothing(case):
+def test_teacher_behind_stop_gradient_has_no_products(case):
     def loss(arrays):
         stopped = {name: jax.lax.stop_gradient(x) if "teacher" in name else x for name, x in arrays.items()}
         return linear(case)(stopped).mean()
@@ -353,7 +353,7 @@ def test_vmap_over_the_weights_of_one_loss(case):
         close(jax.vmap(gradients(linear(case)))(weights), jax.lax.map(gradients(dense(case)), weights))
 
 
-def test_a_second_derivative_is_refused_rather_than_wrong():
+def test_second_derivative_is_an_error():
     arrays = inputs()
 
     def inner(weights):
@@ -366,7 +366,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
         jax.grad(lambda a: jax.grad(lambda b: linear("kl")(b).sum())(a)["student_hidden"].sum())(arrays)
 
 
-def test_a_gradient_of_the_temperature_is_refused_rather_than_zero():
+def test_gradient_of_the_temperature_is_an_error():
     with pytest.raises(NotImplementedError, match="temperature"):
         jax.grad(lambda t: linear("kl", temperature=t)(inputs()).sum())(2.0)
     jax.jit(lambda t: jax.grad(lambda a: linear("kl", temperature=t)(a).sum())(inputs()))(2.0)  # a schedule's
@@ -460,7 +460,7 @@ def test_differentiated_from_outside_of_shard_map(case):
 
 
 @pytest.mark.parametrize("case", FEW)
-def test_a_trunk_before_the_split_has_its_gradient_once(case):
+def test_replicated_trunk_has_its_gradient_once(case):
     """Hidden states of parameters that all devices hold: no device's share is missing, and none is counted twice."""
     mesh = Mesh(np.array(jax.devices()[:4]), (WORDS,))
     specs = {name: spec(name) for name in NAMES}
@@ -563,7 +563,7 @@ def test_hyperparameters_out_of_range(way):
             assert message(beta=beta).startswith("beta: expected a number from 0 to 1")
 
 
-def test_what_to_do_about_shapes():
+def test_shape_errors_say_what_to_do():
     arrays = inputs()
     with pytest.raises(ValueError, match="select the words both know"):
         linear("kl")(arrays | {"teacher_kernel": jnp.ones((3, 15)), "teacher_bias": jnp.ones(15)})

@@ -1,4 +1,4 @@
-"""What is particular to the contrastive losses: scores without bounds, labels, the size of a batch."""
+"""Properties of the contrastive losses: scores without bounds, labels, the size of a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def test_a_trailing_axis_of_one():
     np.testing.assert_array_equal(trailing_gradient[:, :, 0], gradient)
 
 
-def test_a_positive_of_score_0_is_infinitely_unlikely():
+def test_positive_of_score_zero_is_infinite():
     """Its logarithm has no slope; the negatives of the same example keep theirs."""
     (scores,) = NCE.inputs()
     scores[2, 0] = 0
@@ -54,14 +54,14 @@ def test_scores_of_any_size_in_float32(score):
         np.testing.assert_allclose(gradient, exact_gradient, rtol=1e-4, atol=1e-30)
 
 
-def test_without_negatives_there_is_nothing_to_tell_apart():
+def test_without_negatives_the_value_is_zero():
     value, (gradient,) = run(NCE, (np.array([[0.5], [0.0], [np.inf]]),))
     np.testing.assert_array_equal(value, 0)
     np.testing.assert_array_equal(gradient, 0)
 
 
 @pytest.mark.parametrize("num_data", [0, -5, float("nan")])
-def test_a_number_of_examples_that_is_not_positive(num_data):
+def test_num_data_that_is_not_positive(num_data):
     with pytest.raises(ValueError, match=rf"num_data.*number of.*{num_data}"):
         losses.contrastive_nce(jnp.ones((2, 3)), num_data=num_data)
 
@@ -80,7 +80,7 @@ def test_without_labels_every_other_example_is_a_negative():
     assert masked[4] == 0
 
 
-def test_indistinguishable_examples_cost_the_logarithm_of_their_number():
+def test_equal_examples_give_the_log_of_their_number():
     same = np.tile([[1.0, 2.0, 3.0]], (7, 1))
     np.testing.assert_allclose(run(INFO, (same, same, np.arange(7)))[0], np.log(7), rtol=1e-9)
     np.testing.assert_allclose(run(INFO, (same, same, [0, 0, 0, 1, 2, 3, 4]))[0], np.log([5, 5, 5, 7, 7, 7, 7]))
@@ -103,7 +103,7 @@ def test_labels_of_any_integer_type(dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bool], ids=["float32", "bool"])
-def test_labels_that_are_no_integers(dtype):
+def test_labels_that_are_not_integers(dtype):
     with pytest.raises(ValueError, match=rf"labels.*integer.*{jnp.dtype(dtype).name}"):
         losses.info_nce(jnp.ones((4, 3)), jnp.ones((4, 3)), jnp.ones(4, dtype))
 

@@ -1,4 +1,4 @@
-"""What is particular to dense losses: overlaps by hand, padded boxes and joints, moments of regions, affinities."""
+"""Properties of dense losses: overlaps by hand, padded boxes and joints, moments of regions, affinities."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_the_mask_by_hand():
     assert mask(anchors, box, threshold=1.0) == [False, False, False]
 
 
-def test_the_threshold_is_relative_to_each_box_s_own_best():
+def test_threshold_is_relative_to_each_boxs_largest_iou():
     """A small object, which no anchor covers well, still has its positions; an absolute threshold would leave none."""
     anchors = row_of_anchors([0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10])
     small, large = [1, 1, 2, 2], [20, 0, 30, 10]
@@ -50,7 +50,7 @@ def test_the_threshold_is_relative_to_each_box_s_own_best():
     assert mask(anchors, small, large) == [True, False, True]
 
 
-def test_any_anchor_of_a_position_will_do():
+def test_any_anchor_selects_its_position():
     anchors = jnp.array([[[[0, 0, 1, 1], [0, 0, 4, 4]], [[4, 0, 5, 1], [4, 0, 8, 4]]]], jnp.float32)
     assert mask(anchors, [0, 0, 4, 4]) == [True, False]
     assert mask(anchors, [4, 0, 5, 1]) == [False, True]
@@ -69,7 +69,7 @@ def test_boxes_that_no_anchor_overlaps(box):
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e30])
-def test_padded_boxes_may_hold_anything(garbage):
+def test_masked_boxes_may_have_any_value(garbage):
     anchors = row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2])
     boxes = jnp.array([[[0, 0, 2, 2], [garbage] * 4], [[garbage] * 4, [garbage] * 4], [[2, 0, 4, 2]] * 2])
     box_where = jnp.array([[True, False], [False, False], [True, True]])
@@ -113,7 +113,7 @@ def test_each_device_masks_its_own_images(check_vma):
     np.testing.assert_array_equal(jax.jit(mapped)(boxes)[:, 0], [[True, False], [False, True]])
 
 
-def test_a_mask_has_no_gradient_and_maps_over_anything():
+def test_mask_has_no_gradient_and_vmaps():
     anchors, boxes = row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2]), jnp.array([[[0.0, 0.0, 3.0, 2.0]]])
     stacked = jax.vmap(lambda boxes: losses.imitation_mask(anchors, boxes))(
         jnp.stack([boxes, boxes + jnp.array([[[2.0, 0.0, 2.0, 0.0]]])])
@@ -158,7 +158,7 @@ def test_imitation_is_a_mean_over_the_positions_of_each_image():
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf])
-def test_what_is_far_from_objects_may_be_anything(garbage):
+def test_positions_outside_the_mask_may_have_any_value(garbage):
     student, teacher, some = IMITATION.inputs()
     expected, slopes = run(IMITATION, (student, teacher, some))
     spoiled = np.where(some[..., None], student, garbage)
@@ -178,7 +178,7 @@ def test_without_a_weight_for_the_background_it_is_a_cross_entropy():
     np.testing.assert_allclose(gradient, softmax, rtol=1e-9, atol=1e-14)
 
 
-def test_a_background_that_does_not_count_may_be_excluded():
+def test_background_of_weight_zero_may_be_excluded():
     """Of weight 0, even an infinite term is none."""
     student, teacher = np.array([[-np.inf, 0.0, 0.0]]), np.zeros((1, 3))
     value, gradients = run(CLASSES, (student, teacher), hyper={"background_weight": 0.0})
@@ -188,7 +188,7 @@ def test_a_background_that_does_not_count_may_be_excluded():
 
 
 @pytest.mark.parametrize("background", [-1, 5])
-def test_a_background_that_is_no_class(background):
+def test_background_that_is_not_a_class(background):
     with pytest.raises(ValueError, match=rf"background.*\[2, 5\].*{background}"):
         losses.class_weighted_cross_entropy(jnp.zeros((2, 5)), jnp.zeros((2, 5)), background=background)
 
@@ -204,7 +204,7 @@ def test_the_margin_of_the_bound(margin):
     np.testing.assert_array_equal(gradients[0][value == 0], 0)
 
 
-def test_a_student_that_agrees_has_no_loss_however_it_is_rounded():
+def test_equal_student_has_loss_zero_despite_rounding():
     """The loss jumps at equality: a sum that is rounded another way must not make it jump."""
     boxes, target = normal(np.random.default_rng(0), (1000, 4), (1000, 4))
     value, _ = run(BOUNDED, (1e3 * boxes, 1e3 * boxes, target), dtype=np.float32, optimized=True)
@@ -214,7 +214,7 @@ def test_a_student_that_agrees_has_no_loss_however_it_is_rounded():
 # --- segmentation -----------------------------------------------------------------------------------------------------
 
 
-def test_unlabelled_pixels_do_not_count():
+def test_unlabeled_pixels_are_masked():
     student, teacher = PIXELS.inputs()
     labelled = np.random.default_rng(0).random((5, 2, 3)) < 0.7
     value, _ = run(PIXELS, (student, teacher), where=labelled)
@@ -223,7 +223,7 @@ def test_unlabelled_pixels_do_not_count():
 
 
 @pytest.mark.parametrize("pool", [1, 2, 4])
-def test_windows_become_one_node(pool):
+def test_windows_are_averaged_to_one_position(pool):
     student, teacher = PAIRS.inputs(((3, 4, 8, 2), (3, 4, 8, 5)))
     pooled = [
         array.reshape(3, 4 // pool, pool, 8 // pool, pool, array.shape[-1]).mean((2, 4)) for array in (student, teacher)
@@ -245,7 +245,7 @@ def test_the_sizes_are_matched_before_the_windows():
     np.testing.assert_allclose(run(PAIRS, (student, teacher), hyper={"pool": 2})[0], expected, rtol=1e-9)
 
 
-def test_affinities_form_no_array_of_every_pair_s_features():
+def test_affinities_have_no_array_of_all_pairs_features():
     shapes = [jax.ShapeDtypeStruct((2, 8, 8, channels), jnp.float32) for channels in (32, 64)]
     gradient = jax.grad(lambda *arrays: losses.pair_affinity(*arrays).sum(), argnums=(0, 1))
     equations = jax.make_jaxpr(gradient)(*shapes).jaxpr.eqns
@@ -300,7 +300,7 @@ def test_moments_far_from_zero_keep_their_digits():
     np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_empty_regions_do_not_count():
+def test_empty_regions_are_excluded():
     """Labels of many classes, of which an image has few."""
     student, teacher, regions = REGIONS.inputs()
     expected, slopes = run(REGIONS, (student, teacher, regions))
@@ -311,7 +311,7 @@ def test_empty_regions_do_not_count():
         np.testing.assert_allclose(gradient, slope, rtol=1e-9, atol=1e-14)
 
 
-def test_symmetric_regions_have_no_direction_of_rounding_errors():
+def test_skewness_of_symmetric_regions_has_no_direction():
     """Values around a middle have no skewness; in float32 what is left of it points anywhere."""
     rng = np.random.default_rng(0)
     half = rng.normal(size=(4, 3, 2, 5))
@@ -348,7 +348,7 @@ def test_regions_of_floats_have_no_affinity():
 
 @pytest.mark.parametrize("row", [HEATMAPS, STRUCTURE], ids=str)
 @pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf])
-def test_invisible_joints_are_not_there(row, garbage):
+def test_masked_joints_have_no_effect(row, garbage):
     student, teacher = row.inputs(((4, 3, 4, 5),) * 2)
     joint_where = np.array([[1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
     expected = np.zeros(4)
@@ -379,8 +379,8 @@ def test_a_joint_mask_of_another_shape(row):
             row.loss(maps, maps, joint_where=joint_where)
 
 
-def test_structure_sees_where_joints_meet_and_not_where_they_are():
-    """A pose moved by a pixel has the same structure, and other heat-maps."""
+def test_structure_is_invariant_to_translation():
+    """A pose moved by a pixel has the same structure, and other heatmaps."""
     student, _ = STRUCTURE.inputs()
     moved = np.roll(student, 1, axis=2)
     np.testing.assert_allclose(run(STRUCTURE, (student, moved))[0], 0, atol=1e-14)
@@ -390,7 +390,7 @@ def test_structure_sees_where_joints_meet_and_not_where_they_are():
 # --- together ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_package_names_its_files():
+def test_package_exports_every_function():
     assert set(dense.__all__) <= set(losses.__all__)
     for name in dense.__all__:
         assert getattr(losses, name) is getattr(dense, name)

@@ -1,4 +1,4 @@
-"""What is particular to the mean discrepancy: one value for all, its digits, masks that are alike on all devices."""
+"""Properties of the mean discrepancy: one value for all, its digits, masks that are alike on all devices."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests.loss_table import BY_NAME
 ROW = BY_NAME["mean_discrepancy"]
 
 
-def test_every_example_has_the_value_and_the_same_part_in_it():
+def test_every_example_has_the_value_and_an_equal_share():
     """Whichever of the values a reduction weights: what does not count is in no mean, so that the others move."""
     arrays = ROW.inputs()
     where = np.arange(6) != 2
@@ -28,7 +28,7 @@ def test_every_example_has_the_value_and_the_same_part_in_it():
     assert abs(run(ROW, arrays, where=where)[0][0] / run(ROW, arrays)[0][0] - 1) > 0.01
 
 
-def test_features_that_nearly_agree_in_float32():
+def test_nearly_equal_features_in_float32():
     """Far from the origin, the difference of two means would be their rounding."""
     student, teacher = (array.astype(np.float32).astype(float) for array in ROW.inputs(((64, 5),) * 2))
     teacher = (student + 1e-2 * teacher + 1000).astype(np.float32).astype(float)

@@ -106,7 +106,7 @@ def test_excluded_classes(ensemble):
 
 
 @pytest.mark.parametrize("ensemble", ALL)
-def test_a_member_that_excludes_the_label_is_not_listened_to(ensemble):
+def test_member_that_excludes_the_label_has_weight_zero(ensemble):
     logits, labels = draw(2)
     logits[0, np.arange(7), labels] = -np.inf
     found = jax.nn.softmax(ensemble(logits, labels))
@@ -115,14 +115,14 @@ def test_a_member_that_excludes_the_label_is_not_listened_to(ensemble):
 
 
 @pytest.mark.parametrize("ensemble", ALL)
-def test_tokens_and_examples_are_each_by_themselves(ensemble):
+def test_tokens_and_examples_are_independent(ensemble):
     logits, labels = draw(3, batch=6)
     expected = ensemble(logits, labels)
     np.testing.assert_allclose(ensemble(logits.reshape(3, 2, 3, 5), labels.reshape(2, 3)), expected.reshape(2, 3, 5))
     np.testing.assert_allclose(ensemble(logits[:, :1], labels[:1]), expected[:1], rtol=1e-5, atol=1e-6)
 
 
-def test_mistakes():
+def test_invalid_arguments():
     logits, labels = draw(2)
     with pytest.raises(ValueError, match=r"min_logits, labels: expected integer classes \[7\].*got int32\[6\]"):
         ensembles.min_logits(logits, labels[:6])

@@ -1,4 +1,4 @@
-"""What is particular to the losses of feature maps: pooling the larger map, levels, margins, numbers per channel."""
+"""Properties of the losses of feature maps: pooling the larger map, levels, margins, numbers per channel."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def test_attention_is_normalized_per_example():
     np.testing.assert_allclose(run(ATTENTION, (student * factors, teacher))[0], run(ATTENTION, (student, teacher))[0])
 
 
-def test_attention_of_no_student_is_the_mean_square_of_the_teacher_s():
+def test_attention_of_a_zero_student():
     """Q of zeros is zero, and a unit vector over 12 positions has a mean square of 1/12."""
     student, teacher = ATTENTION.inputs()
     np.testing.assert_allclose(run(ATTENTION, (0 * student, teacher))[0], 1 / 12, rtol=1e-9)
@@ -141,7 +141,7 @@ def test_levels_of_a_map_that_is_narrower_than_they_are():
     np.testing.assert_allclose(value, [sum(parts) / 1.875], rtol=1e-12)
 
 
-def test_what_only_the_coarse_levels_see():
+def test_checkerboard_vanishes_on_coarse_levels():
     """A checkerboard vanishes in every window of an even size."""
     board = (-1.0) ** np.add.outer(np.arange(8), np.arange(8)).reshape(1, 8, 8, 1)
     np.testing.assert_allclose(run(BY_NAME["hierarchical_context"], (board, 0 * board))[0], [1 / 1.875])
@@ -150,7 +150,7 @@ def test_what_only_the_coarse_levels_see():
 # --- activation boundaries and margins --------------------------------------------------------------------------------
 
 
-def test_a_student_beyond_the_boundary_is_left_alone():
+def test_student_beyond_the_boundary_has_no_gradient():
     student, teacher = BY_NAME["activation_boundary"].inputs()
     beyond = np.where(teacher > 0, 1 + np.abs(student), -1 - np.abs(student))
     value, (gradient, of_teacher) = run(BY_NAME["activation_boundary"], (beyond, teacher))
@@ -159,13 +159,13 @@ def test_a_student_beyond_the_boundary_is_left_alone():
     np.testing.assert_array_equal(of_teacher, 0)
 
 
-def test_a_negative_boundary():
+def test_negative_margin():
     for margin in (-1.0, np.nan):
         with pytest.raises(ValueError, match=rf"margin: expected at least 0, got {margin}"):
             losses.activation_boundary(jnp.zeros((1, 2)), jnp.zeros((1, 2)), margin=margin)
 
 
-def test_the_margin_is_the_mean_of_what_a_gaussian_has_below_zero():
+def test_margin_is_the_mean_of_the_negative_part_of_a_gaussian():
     mean, std = (x.ravel() for x in np.meshgrid(np.linspace(-5, 3, 17), [0.1, 0.5, 1.0, 2.0, 7.0]))
     below = scipy.stats.norm.cdf(0, loc=mean, scale=std)
     often = below > 0.001
@@ -238,7 +238,7 @@ def test_importance_of_channels():
         (jnp.ones(3), jnp.ones(1), "loss"),
     ],
 )
-def test_importance_of_what_is_no_loss_per_channel(without, loss, name):
+def test_importance_needs_one_loss_per_channel(without, loss, name):
     with pytest.raises(ValueError, match=rf"^{name}: expected .* got .*\["):
         losses.channel_importance(without, loss)
 
@@ -255,7 +255,7 @@ def test_selectivity_has_matrices_of_the_smaller_of_positions_and_channels():
     assert "f32[2,256,256]" not in shapes(4, 256) and "f32[2,16,16]" in shapes(4, 256)
 
 
-def test_a_channel_of_zeros_selects_nothing_and_has_no_gradient():
+def test_channel_of_zeros_has_no_gradient():
     student, teacher = BY_NAME["neuron_selectivity"].inputs()
     student[..., 0] = 0
     value, (gradient, _) = run(BY_NAME["neuron_selectivity"], (student, teacher))
@@ -264,7 +264,7 @@ def test_a_channel_of_zeros_selects_nothing_and_has_no_gradient():
     assert (gradient[..., 1] != 0).any()
 
 
-def test_a_student_that_agrees_with_a_factor_is_left_alone():
+def test_equal_factor_has_no_gradient():
     """|x| has no slope at 0; compiled, neither does its rounding error."""
     student = jnp.asarray(BY_NAME["factor_transfer"].inputs()[0], jnp.float32)
     gradient = jax.jit(jax.grad(lambda s, t: losses.factor_transfer(s, t).sum()))(student, student)

@@ -1,4 +1,4 @@
-"""What is particular to the losses of gradients: real Jacobians, and a gradient that is turned around."""
+"""Properties of the losses of gradients: real Jacobians, and a gradient that is turned around."""
 
 import functools
 
@@ -18,7 +18,7 @@ MATCHING = BY_NAME["jacobian_matching"]
 # --- jacobian_matching ------------------------------------------------------------------------------------------------
 
 
-def test_of_linear_networks_it_is_the_angle_of_their_weights():
+def test_linear_networks_give_the_angle_of_their_weights():
     """2 - 2 cos, whatever the input: through the gradient of a logit with respect to the input."""
     rng = np.random.default_rng(0)
     student, teacher, inputs = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((6,), (6,), (5, 6)))
@@ -56,7 +56,7 @@ def test_the_gradient_is_normalized_over_the_whole_input():
     np.testing.assert_allclose(value, flat, rtol=1e-12)
 
 
-def test_opposite_gradients_are_two_apart():
+def test_opposite_gradients_have_distance_two():
     student, _ = MATCHING.inputs()
     np.testing.assert_allclose(run(MATCHING, (student, -3 * student))[0], 4.0)
 
@@ -67,7 +67,7 @@ REVERSED = functools.partial(losses.reverse_gradient, scale=0.25)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_forward_it_is_the_identity_and_backward_it_turns(dtype):
+def test_reversal_is_the_identity_forward(dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), dtype)
     value, pullback = jax.vjp(REVERSED, x)
     assert value.dtype == dtype
@@ -77,7 +77,7 @@ def test_forward_it_is_the_identity_and_backward_it_turns(dtype):
     np.testing.assert_array_equal(gradient, -x / 4)
 
 
-def test_the_scale_is_one_unless_told():
+def test_default_scale_is_one():
     np.testing.assert_array_equal(jax.grad(lambda x: losses.reverse_gradient(x).sum())(jnp.ones(3)), -jnp.ones(3))
 
 
@@ -87,7 +87,7 @@ def test_a_small_scale_is_not_rounded_to_half_precision_first():
     np.testing.assert_array_equal(gradient, jnp.asarray([-1001.0], jnp.bfloat16))
 
 
-def test_a_traced_scale_and_no_gradient_of_it():
+def test_traced_scale_has_no_gradient():
     """A curriculum: one compilation for all steps."""
     traces = []
 
@@ -125,11 +125,11 @@ def test_forward_mode_sees_the_same_derivative():
     np.testing.assert_allclose(slope, -0.25 * 2 * x * tangent)
 
 
-def test_twice_it_is_the_gradient_again():
+def test_two_reversals_cancel():
     np.testing.assert_allclose(jax.grad(lambda x: REVERSED(REVERSED(x)) * 3)(1.0), 3 / 16)
 
 
-def test_it_can_be_differentiated_again():
+def test_second_derivative():
     """As a gradient penalty does."""
 
     def penalty(x):
@@ -168,7 +168,7 @@ def test_under_shard_map(check_vma):
 
 
 @pytest.mark.parametrize("bad", [jnp.arange(3), jnp.zeros(2, bool)], ids=["int32", "bool"])
-def test_what_has_no_gradient_cannot_be_reversed(bad):
+def test_integers_cannot_be_reversed(bad):
     with pytest.raises(ValueError, match=rf"\bx\b.*float.*{bad.dtype}"):
         losses.reverse_gradient(bad)
 

@@ -76,7 +76,7 @@ def test_the_temperature_may_be_learned():
     np.testing.assert_allclose(slope, expected, rtol=1e-6)
 
 
-def test_every_example_may_have_its_temperature():
+def test_temperature_of_each_example():
     student, teacher = np.random.default_rng(0).normal(size=(2, 4, 6))
     temperatures = np.array([0.5, 1.0, 4.0, 20.0])
     expected = [
@@ -93,8 +93,8 @@ def test_high_temperatures_are_logit_matching():
     """Hinton et al. 2015, equation 4: T²·KL tends to half the variance of the logit difference over the classes."""
     student, teacher = np.random.default_rng(0).normal(size=(2, 4, 6))
     value, _ = run(KL, (student, teacher), hyper={"temperature": 1e4})
-    centred = (student - teacher) - (student - teacher).mean(-1, keepdims=True)
-    np.testing.assert_allclose(value, references.logit_mse(centred, 0 * centred) / 6, rtol=1e-3)
+    centered = (student - teacher) - (student - teacher).mean(-1, keepdims=True)
+    np.testing.assert_allclose(value, references.logit_mse(centered, 0 * centered) / 6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("row", [KL, REVERSE, JSD], ids=str)
@@ -200,7 +200,7 @@ def test_the_jsd_of_what_only_one_network_excludes(dtype):
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.5, np.nan])
-def test_a_share_of_the_mixture_that_is_none(beta):
+def test_beta_outside_zero_to_one(beta):
     with pytest.raises(ValueError, match=rf"beta.*0 to 1.*{beta}"):
         losses.generalized_jsd(jnp.zeros((2, 3)), jnp.zeros((2, 3)), beta=beta)
 
@@ -298,7 +298,7 @@ def test_mixed_probabilities_would_be_rounded_away():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, np.nan])
 @BOTH
-def test_a_share_that_is_none(row, whole, alpha):
+def test_alpha_outside_zero_to_one(row, whole, alpha):
     with pytest.raises(ValueError, match=rf"alpha.*0 to 1.*{alpha}"):
         row.function(jnp.zeros((2, 3)), jnp.zeros((2, 3)), alpha=alpha)
 

@@ -148,7 +148,7 @@ def test_smoothing_mixes_the_cross_entropy_with_that_of_the_uniform_distribution
     np.testing.assert_allclose(gradient, slope, rtol=1e-12, atol=1e-15)
 
 
-def test_the_label_has_its_part_of_the_uniform_distribution():
+def test_uniform_part_includes_the_label():
     """Other code spreads ε over the other classes alone: that is another ε, (K - 1)/K of which is this one's."""
     scores, labels = SMOOTH.inputs()
     others = 0.9 * one_hot(labels, 10) + 0.1 / 9 * (1 - one_hot(labels, 10))
@@ -166,7 +166,7 @@ def test_the_smallest_smoothed_loss_is_an_entropy():
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.1, np.nan])
-def test_a_smoothing_that_is_none(smoothing):
+def test_smoothing_outside_zero_to_one(smoothing):
     with pytest.raises(ValueError, match=rf"smoothing.*0 to 1.*{smoothing}"):
         losses.label_smoothing(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), smoothing=smoothing)
 
@@ -196,7 +196,7 @@ def test_the_virtual_teacher_at_temperature_one_is_label_smoothing():
     np.testing.assert_allclose(gradient, slope, rtol=1e-9, atol=1e-12)
 
 
-def test_a_virtual_teacher_that_is_always_right_is_the_cross_entropy():
+def test_virtual_teacher_with_probability_one_is_the_cross_entropy():
     scores, labels = VIRTUAL.inputs()
     value, (gradient,) = run(VIRTUAL, (scores, labels), hyper={"correct": 1.0, "temperature": 1.0})
     expected, (slope,) = run(CROSS_ENTROPY, (scores, labels))
@@ -222,7 +222,7 @@ def test_few_classes():
 
 
 @pytest.mark.parametrize("correct", [0, -0.5, 1.01, np.nan])
-def test_a_probability_of_the_label_that_is_none(correct):
+def test_correct_outside_zero_to_one(correct):
     with pytest.raises(ValueError, match=rf"correct.*above 0.*{correct}"):
         losses.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), correct=correct)
 
@@ -233,7 +233,7 @@ def test_a_temperature_that_is_not_positive(temperature):
         losses.virtual_teacher_kl(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32), temperature=temperature)
 
 
-def test_every_example_may_have_its_temperature():
+def test_temperature_of_each_example():
     scores, labels = VIRTUAL.inputs()
     temperatures = np.array([0.5, 1.0, 4.0, 20.0, 1.0, 2.0])
     expected = [
@@ -275,6 +275,6 @@ def test_every_integer_type_is_a_label(row, dtype, labels):
 
 @pytest.mark.parametrize("row", [SMOOTH, VIRTUAL], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bool], ids=["float32", "bool"])
-def test_labels_that_are_no_integers(row, dtype):
+def test_labels_that_are_not_integers(row, dtype):
     with pytest.raises(ValueError, match=rf"labels.*integer.*{jnp.dtype(dtype).name}.*soft_cross_entropy"):
         row.function(jnp.zeros((4, 3)), jnp.zeros(4, dtype))

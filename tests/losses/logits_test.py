@@ -31,7 +31,7 @@ def test_decoupled_kd_with_the_teacher_s_own_weight_is_the_kl(temperature):
 
 
 @DTYPES
-def test_two_classes_have_no_others_to_tell_apart(dtype):
+def test_two_classes_have_no_term_of_the_rest(dtype):
     arrays = DKD.inputs(((6, 2), (6, 2), (6,)))
     value, gradients = run(DKD, arrays, dtype=dtype)
     without, expected = run(DKD, arrays, hyper={"beta": 0.0}, dtype=dtype)
@@ -42,7 +42,7 @@ def test_two_classes_have_no_others_to_tell_apart(dtype):
 
 
 @DTYPES
-def test_a_certain_teacher_still_tells_the_other_classes_apart(dtype):
+def test_certain_teacher_still_distinguishes_the_other_classes(dtype):
     """Its target has all the mass, to the last bit; among the others it knows what it knows."""
     student, teacher, labels = DKD.inputs()
     above = 2.0**14 * (np.arange(10) == labels[:, None])
@@ -62,7 +62,7 @@ def test_a_certain_teacher_still_tells_the_other_classes_apart(dtype):
 
 
 @DTYPES
-def test_a_label_that_is_no_class_is_nan_here_too(dtype):
+def test_decoupled_kd_of_an_invalid_label_is_nan(dtype):
     student, teacher, _ = DKD.inputs()
     labels = np.array([0, -1, 10, 9, 2**31 - 1, 3])
     value, _ = run(DKD, (student, teacher, labels), dtype=dtype)
@@ -79,7 +79,7 @@ def test_a_label_that_is_no_class_is_nan_here_too(dtype):
 
 
 @DTYPES
-def test_a_target_without_others(dtype):
+def test_target_that_is_the_only_possible_class(dtype):
     """What the teacher excludes has no distribution to match; what only the student excludes is infinitely wrong."""
     usual, alone = np.array([[1.0, 0.0, 2.0]]), np.array([[1.0, -INF, -INF]])
     labels = np.array([0])
@@ -91,7 +91,7 @@ def test_a_target_without_others(dtype):
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_labels_of_decoupled_kd_that_are_no_integers():
+def test_labels_of_decoupled_kd_that_are_not_integers():
     with pytest.raises(ValueError, match=r"labels: expected integer.*\[4\].*float32"):
         losses.decoupled_kd(jnp.zeros((4, 3)), jnp.zeros((4, 3)), jnp.zeros(4))
 
@@ -103,7 +103,7 @@ def probabilities(seed, *shape):
     return np.random.default_rng(seed).dirichlet(np.ones(shape[-1]), size=shape[:-1])
 
 
-def test_dist_sees_the_relation_alone():
+def test_dist_is_invariant_to_scale_and_shift_of_probabilities():
     """Probabilities that are another scale and shift of the teacher's have its relations, where the KL is far off."""
     teacher = probabilities(0, 6, 5)
     arrays = np.log(0.4 * teacher + 0.6 / 5), np.log(teacher)
@@ -126,7 +126,7 @@ def test_a_perfect_student_of_dist_is_nearly_at_zero():
 
 
 @DTYPES
-def test_what_is_constant_correlates_with_nothing(dtype):
+def test_constant_rows_and_columns_have_correlation_zero(dtype):
     """A head that starts at zero; a batch of duplicates; a batch of one: ρ = 0 and no gradient, not one of 1e8."""
     teacher = np.random.default_rng(0).normal(size=(5, 7))
     for student in (np.zeros((5, 7)), np.full((5, 7), 0.1), np.full((5, 7), -1e4)):
@@ -165,7 +165,7 @@ def test_dist_of_confident_networks_in_float32():
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "generalized_jsd", "dist"])
-def test_every_example_may_have_its_temperature_everywhere(name):
+def test_temperature_per_example(name):
     student, teacher = (jnp.asarray(array, jnp.float32) for array in BY_NAME[name].inputs())
     loss = BY_NAME[name].function
     temperatures = jnp.array([0.5, 1.0, 2.0, 4.0, 8.0, 1.0])

@@ -1,4 +1,4 @@
-"""What is particular to DarkRank: lists, orders and ties."""
+"""Properties of DarkRank: lists, orders and ties."""
 
 import functools
 import math
@@ -23,14 +23,14 @@ def test_equal_distances_make_every_order_as_likely():
     np.testing.assert_allclose(run(SOFT, (simplex, 7 * simplex))[0], 0, atol=1e-12)
 
 
-def test_a_certain_teacher_makes_the_soft_loss_the_hard_one():
+def test_soft_loss_of_a_certain_teacher_is_the_hard_loss():
     """Far apart, one order has all of the probability."""
     student = SOFT.inputs(((5, 3), (5, 1)))[0]
     teacher = 10 * np.array([[0.0], [1.0], [3.0], [7.0], [15.0]])
     np.testing.assert_allclose(run(SOFT, (student, teacher))[0], run(HARD, (student, teacher))[0], rtol=1e-9)
 
 
-def test_the_student_s_gradient_of_the_soft_loss_is_an_average_of_hard_ones():
+def test_soft_gradient_is_the_average_of_hard_gradients():
     """Σ_π P_t(π) (-log P_s(π)) differs from the divergence by the teacher's entropy; here of two orders."""
     student, teacher = SOFT.inputs(((3, 4), (3, 2)))
     where = np.array([True, True, True])
@@ -54,7 +54,7 @@ def test_the_student_s_gradient_of_the_soft_loss_is_an_average_of_hard_ones():
     np.testing.assert_allclose(gradient, slope, rtol=1e-9)
 
 
-def test_only_the_order_of_the_teacher_matters_to_the_hard_loss():
+def test_hard_loss_depends_on_the_teachers_order_alone():
     student, teacher = HARD.inputs(((7, 4), (7, 1)))
     value, (_, gradient) = run(HARD, (student, teacher))
     order = np.argsort(np.abs(teacher - teacher.T), axis=1)
@@ -65,7 +65,7 @@ def test_only_the_order_of_the_teacher_matters_to_the_hard_loss():
 
 
 @BOTH
-def test_a_list_is_no_longer_than_what_is_there(row):
+def test_list_is_at_most_the_other_examples(row):
     """Three examples have lists of two, whether there are no others or they do not count."""
     student, teacher = row.inputs(((3, 4), (3, 2)))
     value, gradients = run(row, (student, teacher), hyper={"list_size": 2})
@@ -85,7 +85,7 @@ def test_a_list_is_no_longer_than_what_is_there(row):
 
 
 @BOTH
-def test_one_other_example_is_no_ranking(row):
+def test_one_other_example_gives_zero(row):
     student, teacher = row.inputs(((6, 4), (6, 2)))
     for arrays, hyper in (((student, teacher), {"list_size": 1}), ((student[:2], teacher[:2]), {})):
         value, gradients = run(row, arrays, hyper=hyper)

@@ -1,4 +1,4 @@
-"""What is particular to the relations: shares of anchors, blocks, coinciding points, digits lost in Gram matrices."""
+"""Properties of the relations: shares of anchors, blocks, coinciding points, digits lost in Gram matrices."""
 
 import functools
 
@@ -26,7 +26,7 @@ OF_COSINES = pytest.mark.parametrize(
 
 @RELATIONS
 @pytest.mark.parametrize("batch", [31, 64, 131])
-def test_batches_that_fit_no_block(row, batch):
+def test_batches_that_no_block_size_divides(row, batch):
     """Whatever the blocks are: one, several, a rest; with a mask across them and NaN in what it excludes."""
     rng = np.random.default_rng(batch)
     student, teacher = row.inputs(row.relation_shapes(batch, 5), seed=batch)
@@ -86,7 +86,7 @@ def test_coinciding_points(row, dtype, rtol, offset):
 
 
 @ROWS
-def test_the_gradient_beside_coinciding_points(row):
+def test_gradient_of_points_that_do_not_coincide(row):
     """Points 0 and 3 coincide in both networks: moved together they stay so, and the loss is smooth there."""
     student, teacher = row.inputs(((8, 5), (8, 6)))
     student[3], teacher[3] = student[0], teacher[0]
@@ -125,7 +125,7 @@ def test_nearly_coinciding_points_in_float32(row):
         np.testing.assert_allclose(gradient, precise, atol=5e-3 * np.abs(precise).max())
 
 
-def test_points_that_differ_have_a_positive_distance_in_float32():
+def test_different_points_have_a_positive_distance_in_float32():
     """However little: the mean is over the positive distances, and rounding must not take one away."""
     student, teacher = DISTANCE.inputs()
     student[:2] *= 1e-10
@@ -149,7 +149,7 @@ def test_coinciding_directions(row, dtype, rtol):
 
 
 @RELATIONS
-def test_the_shares_add_up_to_the_published_mean(row):
+def test_mean_of_the_shares_is_the_published_value(row):
     """Also under a mask: the mean is over the anchors that count."""
     student, teacher = row.inputs()
     where = np.arange(len(student)) < 4
@@ -158,7 +158,7 @@ def test_the_shares_add_up_to_the_published_mean(row):
     np.testing.assert_allclose(value.sum() / 4, whole.mean(), rtol=1e-12)
 
 
-def test_distances_are_over_the_mean_of_the_positive_ones():
+def test_distances_are_divided_by_the_mean_positive_distance():
     """Not over the mean of all: four points, two of which coincide, have ten positive distances of sixteen."""
     points = np.array([[0.0], [0.0], [1.0], [3.0]])
     normalized = references.normalized_distances(points)
@@ -177,7 +177,7 @@ def test_the_huber_loss_is_linear_beyond_one():
     np.testing.assert_allclose(run(DISTANCE, (student, teacher))[0], references.huber(differences).mean(1), rtol=1e-9)
 
 
-def test_opposite_angles_cost_one_and_a_half():
+def test_opposite_angles_have_loss_one_and_a_half():
     """Cosines of -1 and 1 differ by 2, and huber(2) = 1.5: the largest share that a pair can have."""
     student, teacher = np.array([[0.0], [1.0], [-1.0]]), np.array([[0.0], [1.0], [2.0]])
     value, _ = run(ANGLE, (student, teacher))
@@ -223,12 +223,12 @@ def test_the_series_of_the_correlation_converges_to_the_gaussian():
     np.testing.assert_array_equal(run(row, arrays, hyper={"order": 0})[0], 0)
 
 
-def test_a_series_that_ends_before_it_starts():
+def test_negative_order_of_the_series():
     with pytest.raises(ValueError, match=r"order.*0 or more.*-1"):
         losses.correlation_congruence(jnp.ones((3, 2)), jnp.ones((3, 2)), order=-1)
 
 
-def test_consecutive_are_those_that_count():
+def test_consecutive_examples_skip_masked_ones():
     """What a mask takes out of the row leaves neighbours, however far apart they stood."""
     row = BY_NAME["consecutive_correlation"]
     student, teacher = row.inputs()

@@ -1,4 +1,4 @@
-"""What is particular to the losses of sequences: alignments by enumeration, paddings, lists of hypotheses, blanks."""
+"""Properties of the losses of sequences: alignments by enumeration, paddings, lists of hypotheses, blanks."""
 
 import functools
 
@@ -81,7 +81,7 @@ def padded():
 
 
 @pytest.mark.parametrize("garbage, label", [(np.nan, -1), (INF, 10**6), (-INF, 0), (1e300, -(2**31))])
-def test_padded_sentences_are_the_sentences(garbage, label):
+def test_padding_does_not_change_the_value(garbage, label):
     logits, labels, frame_where, label_where = padded()
     expected = references.ctc(logits, labels, frame_where=frame_where, label_where=label_where)
     spoiled = np.where(frame_where[..., None], logits, garbage), np.where(label_where, labels, label)
@@ -95,7 +95,7 @@ def test_padded_sentences_are_the_sentences(garbage, label):
         np.testing.assert_allclose(gradient[index][frame_where[index]], one[0], rtol=1e-8, atol=1e-12)
 
 
-def test_what_counts_need_not_come_first():
+def test_included_frames_and_labels_need_not_come_first():
     """Padding on the left, or a frame left out in the middle."""
     logits, labels, frame_where, label_where = padded()
     expected = ctc(logits, labels, frame_where=frame_where, label_where=label_where)
@@ -111,7 +111,7 @@ def test_what_counts_need_not_come_first():
     np.testing.assert_allclose(ctc(*gap, frame_where=frames, label_where=counts), expected, rtol=1e-9)
 
 
-def test_no_frames_align_with_no_labels_only():
+def test_zero_frames_align_with_zero_labels_only():
     logits, labels, *_ = padded()
     none = np.zeros((5, 6), bool)
     np.testing.assert_array_equal(ctc(logits, labels, frame_where=none), INF)
@@ -177,7 +177,7 @@ def test_a_frame_without_a_class_has_no_path():
     assert np.isfinite(gradient).all()
 
 
-def test_a_label_that_is_no_class_is_nan_unless_it_does_not_count():
+def test_invalid_label_is_nan_unless_masked():
     logits = np.random.default_rng(0).normal(size=(4, 4, 3))
     labels = np.array([[1, 2], [1, 3], [-1, 2], [1, 2**31 - 1]])
     assert list(np.isnan(ctc(logits, labels))) == [False, True, True, True]
@@ -194,7 +194,7 @@ def test_every_integer_type_is_a_label(dtype):
     np.testing.assert_allclose(value, references.ctc(logits, labels), rtol=1e-5)
 
 
-def test_a_recogniser_learns_its_labels():
+def test_recognizer_learns_its_labels():
     logits, labels, frame_where, label_where = padded()
     options = {"frame_where": jnp.asarray(frame_where), "label_where": jnp.asarray(label_where)}
     step = jax.jit(lambda x: x - jax.grad(lambda x: losses.ctc(x, jnp.asarray(labels), **options).sum())(x))
@@ -205,7 +205,7 @@ def test_a_recogniser_learns_its_labels():
 
 
 @pytest.mark.parametrize("blank", [-1, 4])
-def test_a_blank_that_is_no_class(blank):
+def test_blank_that_is_not_a_class(blank):
     logits, labels = jnp.zeros((2, 3, 4)), jnp.ones((2, 1), int)
     for call in (
         lambda: losses.ctc(logits, labels, blank=blank),
@@ -222,13 +222,13 @@ def test_paddings_of_another_shape(name, shape):
         losses.ctc(jnp.zeros((2, 3, 4)), jnp.ones((2, 1), int), **{name: jnp.ones(shape, bool)})
 
 
-def test_paddings_of_ones_and_zeros_are_no_mask():
+def test_padding_of_floats_is_refused():
     """optax says 1.0 where padding is; taken for a mask, that would be the opposite."""
-    with pytest.raises(ValueError, match=r"frame_where.*True for what counts.*float32"):
+    with pytest.raises(ValueError, match=r"frame_where.*True for the entries to include.*float32"):
         losses.ctc(jnp.zeros((2, 3, 4)), jnp.ones((2, 1), int), frame_where=jnp.zeros((2, 3)))
 
 
-def test_labels_that_are_no_integers():
+def test_labels_that_are_not_integers():
     with pytest.raises(ValueError, match=r"labels.*integer.*float32"):
         losses.ctc(jnp.zeros((2, 3, 4)), jnp.ones((2, 1)))
     with pytest.raises(ValueError, match=r"hypotheses.*integer.*float32"):
@@ -303,7 +303,7 @@ def test_a_hypothesis_without_an_alignment(dtype):
     np.testing.assert_allclose(gradients[0], np.array([0.5, 1.0])[:, None, None] * slope, rtol=1e-5, atol=1e-7)
 
 
-def test_the_best_alone_is_the_mode():
+def test_single_hypothesis_is_the_mode():
     """Kim & Rush's approximation: with one sequence, the posterior does not matter."""
     log_probs = -np.abs(NLL.inputs()[0])[:, :1]
     for posterior in (-100.0, 0.0, 1e4):
@@ -320,7 +320,7 @@ def test_n_best_is_ctc_n_best_of_its_probabilities():
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def test_blank_frames_are_eliminated_and_the_rest_is_plain():
+def test_blank_frames_are_removed():
     student, teacher = FRAMES.inputs()
     plain = references.soft_target_kl(student, teacher, temperature=1.0)
     blank = teacher.argmax(-1) == 0
@@ -334,7 +334,7 @@ def test_blank_frames_are_eliminated_and_the_rest_is_plain():
     np.testing.assert_allclose(weighted, np.where(blank, 0.3, 1) * plain, rtol=1e-9)
 
 
-def test_the_blank_is_the_teacher_s_not_the_student_s():
+def test_blank_frames_are_those_of_the_teacher():
     teacher, student = np.log([[[0.2, 0.8]]]), np.log([[[0.9, 0.1]]])
     assert run(FRAMES, (student, teacher))[0] > 0
     assert run(FRAMES, (teacher, student))[0] == 0
@@ -348,7 +348,7 @@ def test_a_tie_with_the_blank_goes_to_the_first_class():
 
 
 @DTYPES
-def test_an_eliminated_frame_may_be_infinitely_wrong(dtype):
+def test_removed_frame_may_be_infinite(dtype):
     """0 · inf is not the weight's meaning."""
     student = np.array([[[-INF, 0.0], [0.0, -INF]]])
     teacher = np.log([[[0.6, 0.4], [0.4, 0.6]]])
@@ -371,7 +371,7 @@ def test_a_learned_temperature_and_weight():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": np.nan}, {"blank_weight": -0.5}], ids=str)
-def test_hyperparameters_that_make_no_sense(options):
+def test_invalid_hyperparameters(options):
     (name,) = options
     with pytest.raises(ValueError, match=rf"{name}: expected .*{options[name]}"):
         losses.frame_kl(jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 3)), **options)

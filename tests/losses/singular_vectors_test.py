@@ -83,7 +83,7 @@ def test_each_singular_vector_against_numpy(shape):
 
 
 @pytest.mark.parametrize("rank", RANKS)
-def test_a_decomposition_s_choice_of_signs_does_not_matter(rank, monkeypatch):
+def test_sign_of_the_decomposition_does_not_matter(rank, monkeypatch):
     """Value and gradient: eigenvectors are returned with any sign."""
     students, teachers = distinct()
     value, gradient = total(students, teachers, rank), gradients(students, teachers, rank)
@@ -223,7 +223,7 @@ def test_maps_of_one_hot_channels(dtype):
         assert np.abs(gradient).max() < 10
 
 
-def test_equal_singular_values_behind_the_rank_do_not_disturb_the_gradient():
+def test_equal_singular_values_beyond_the_rank_do_not_affect_the_gradient():
     """Only gaps to the vectors that are used matter."""
     rng = np.random.default_rng(4)
     students, (_, teachers) = network(rng, (4.0, 1.0, 1.0), (3.0, 1.0)), distinct()
@@ -248,7 +248,7 @@ def test_a_singular_value_that_is_missing_has_no_direction():
     np.testing.assert_allclose(total(one, teachers, 2), references.singular_vectors(one, teachers, rank=2).sum())
 
 
-def test_a_map_of_zeros_has_no_gradient_and_disturbs_no_other_example():
+def test_map_of_zeros_has_no_gradient_and_no_effect_on_others():
     students, teachers = distinct()
     expected, expected_gradients = each(students, teachers), gradients(students, teachers)
     for layer in range(2):
@@ -272,14 +272,14 @@ def test_the_smaller_matrix_is_decomposed():
 
 
 @pytest.mark.parametrize("rank", [0, -1, 4])
-def test_a_rank_that_a_map_does_not_have(rank):
+def test_rank_larger_than_a_map_has(rank):
     wide, tall = jnp.ones((2, 4, 4, 8)), jnp.ones((2, 3, 1, 8))
     with pytest.raises(ValueError, match=rf"rank: expected 1 to .* \[2, 3, 1, 8\], got {rank}|got {rank}"):
         losses.singular_vectors([wide, tall], [wide, wide], rank=rank)
     assert losses.singular_vectors([wide, tall], [wide, wide], rank=3).shape == (2,)
 
 
-def test_layers_come_in_twos_at_least_and_as_many_for_the_teacher():
+def test_number_of_layers():
     layer = jnp.ones((2, 4, 4, 3))
     with pytest.raises(ValueError, match="student_maps: expected the maps of two or more layers, got 1"):
         losses.singular_vectors([layer], [layer])

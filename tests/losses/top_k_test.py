@@ -143,7 +143,7 @@ def test_every_integer_type_is_an_index(dtype, indices):
     np.testing.assert_allclose(value, TOP_K.reference(student, log_probs, four), rtol=1e-5)
 
 
-def test_indices_that_are_no_integers():
+def test_indices_that_are_not_integers():
     with pytest.raises(ValueError, match=r"indices.*integer.*float32\[4, 2\]"):
         losses.top_k_kl(jnp.zeros((4, 3)), jnp.zeros((4, 2)), jnp.zeros((4, 2)))
 

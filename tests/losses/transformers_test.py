@@ -1,4 +1,4 @@
-"""What is particular to the losses of transformers: padding, causal and cross attention, heads of either form."""
+"""Properties of the losses of transformers: padding, causal and cross attention, heads of either form."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ RAGGED = np.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 
 
 
 @pytest.mark.parametrize("row", [KL, MSE, VALUES], ids=str)
-def test_a_padded_batch_is_its_sentences_one_by_one(row):
+def test_padded_batch_equals_single_sentences(row):
     """A token that does not count is neither a query nor a key: each sentence has the value it has alone."""
     shape = (4, 5, 2, 3) if row is VALUES else (4, 2, 5, 5)
     arrays = row.inputs((shape, shape))
@@ -65,7 +65,7 @@ def test_a_mask_is_the_same_as_scores_of_minus_infinity(row):
 
 
 @pytest.mark.parametrize("row", [KL, MSE, VALUES], ids=str)
-def test_a_padded_key_is_no_key(row):
+def test_padded_key_has_no_effect(row):
     """Zeroing the padded queries would not do: the softmax and the mean run over the keys that count."""
     arrays = row.inputs()
     where = np.ones((5, 3), bool)
@@ -84,7 +84,7 @@ def test_the_mean_over_tokens_is_a_masked_mean():
     np.testing.assert_allclose(np.mean(value, where=RAGGED), expected.mean(), rtol=1e-12)
 
 
-def test_a_cosine_that_ignores_its_mask_is_another_number():
+def test_ignoring_the_mask_changes_the_cosine_loss():
     """A fused kernel in use averages over padding too; padding of zeros would even count as orthogonal."""
     student, teacher = COSINE.inputs(((4, 5, 6),) * 2)
     student, teacher = (np.where(RAGGED[..., None], array, 0) for array in (student, teacher))
@@ -108,7 +108,7 @@ def test_zero_padding_has_a_finite_gradient_without_a_mask():
             assert (gradient[~RAGGED] == 0).all()
 
 
-def test_cross_attention_has_no_token_mask():
+def test_token_mask_is_refused_for_cross_attention():
     scores = jnp.zeros((2, 1, 3, 4))
     assert losses.attention_kl(scores, scores).shape == (2, 3)
     for loss in (losses.attention_kl, losses.attention_mse):
@@ -135,7 +135,7 @@ def test_causal_attention_is_attention_to_the_past(dtype):
 
 
 @DTYPES
-def test_what_the_student_forbids_and_the_teacher_does_not(dtype):
+def test_key_that_only_the_student_forbids(dtype):
     """Truly infinite, for the query alone; the student's gradient is p_s - p_t at the keys it has."""
     student, teacher = np.zeros((1, 1, 3, 3)), np.log([[[[0.5, 0.25, 0.25]] * 3]])
     student[..., 0, 2] = -INF
@@ -158,7 +158,7 @@ def test_an_infinite_query_does_not_spoil_a_masked_mean():
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-def test_not_a_number_is_not_taken_for_a_forbidden_key():
+def test_nan_is_not_a_forbidden_key():
     """A network that diverged has to be heard of."""
     scores = np.zeros((1, 1, 2, 2))
     broken = scores.copy()
@@ -168,7 +168,7 @@ def test_not_a_number_is_not_taken_for_a_forbidden_key():
             assert list(np.isnan(run(row, arrays)[0][0])) == [True, False]
 
 
-def test_scores_from_attention_itself():
+def test_scores_of_an_attention_layer():
     """Queries and keys to scores to the loss: learning from a teacher with a causal mask, by gradient descent."""
     rng = np.random.default_rng(0)
     q, k, teacher = (
@@ -213,7 +213,7 @@ def test_heads_that_do_not_divide_the_features(heads):
         losses.value_relation_kl(values, values, heads=heads)
 
 
-def test_heads_that_are_not_those_of_the_values():
+def test_heads_that_contradict_the_values():
     values = jnp.ones((2, 3, 2, 6))
     with pytest.raises(ValueError, match=r"student.*\[2, 3, 2, 6\].*heads=3"):
         losses.value_relation_kl(values, values, heads=3)
@@ -242,7 +242,7 @@ def test_memory_of_value_relations_is_that_of_the_relations():
 
 
 @DTYPES
-def test_a_nearly_perfect_student_has_a_precise_cosine(dtype):
+def test_cosine_of_a_nearly_equal_student_is_precise(dtype):
     """1 - cos is lost to rounding in float32 below an angle of a thousandth; the loss is half the angle's square."""
     angle = 1e-5
     arrays = np.array([[[np.cos(angle), np.sin(angle)]]]), np.array([[[1.0, 0.0]]])
@@ -264,7 +264,7 @@ def test_a_cross_device_mean_needs_no_axis():
     np.testing.assert_allclose(np.concatenate(halves), run(KL, arrays, where=RAGGED)[0], rtol=1e-12)
 
 
-def test_a_query_mask_of_another_kind_is_refused():
+def test_mask_of_pairs_is_refused():
     loss = functools.partial(losses.attention_kl, jnp.zeros((2, 1, 3, 3)), jnp.zeros((2, 1, 3, 3)))
     with pytest.raises(ValueError, match=r"where.*bool\[2, 3\].*bool\[2, 3, 3\]"):
         loss(where=jnp.ones((2, 3, 3), bool))

@@ -19,7 +19,7 @@ def table():
     return np.where(np.eye(tiny.CLASSES, dtype=bool), CORRECT, rest)
 
 
-def test_it_is_a_frozen_teacher():
+def test_virtual_teacher_is_a_frozen_teacher():
     virtual = term(losses.virtual_teacher_kl, "student/logits", "batch/label", correct=CORRECT, temperature=TEMPERATURE)
     real = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=TEMPERATURE)
     model = jaxkd.adapters.plain(lambda key, y: jnp.zeros((3, 3)), lambda w, y: w[y], inputs="label")

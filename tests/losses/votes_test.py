@@ -1,4 +1,4 @@
-"""What is particular to a vote of several teachers: their sizes, ties, masks, devices, a margin that moves."""
+"""Properties of a vote of several teachers: their sizes, ties, masks, devices, a margin that moves."""
 
 import functools
 
@@ -50,7 +50,7 @@ def test_teachers_of_several_sizes():
     np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-8)
 
 
-def test_a_majority_by_itself():
+def test_majority_vote():
     value, _ = run(STUDENT, TEACHERS, margin=0.7, weights=(3.0, 1.0, 1.0))
     np.testing.assert_allclose(value, run(STUDENT, TEACHERS[:1], margin=0.7)[0], rtol=1e-12)
     assert np.abs(value / run(STUDENT, TEACHERS, margin=0.7)[0] - 1).max() > 0.01
@@ -62,14 +62,14 @@ def test_one_array_is_one_teacher():
     np.testing.assert_allclose(alone, reference(STUDENT, TEACHERS[0]), rtol=1e-4)
 
 
-def test_a_student_that_agrees_by_the_margin_pays_nothing():
+def test_student_that_agrees_by_the_margin_has_loss_zero():
     line = np.array([[0.0], [1.0], [3.0], [7.0]])
     assert (run(10 * line, (line,))[0] == 0).all()
     opposed = run(line, (np.array([[0.0], [5.0], [3.0], [1.0]]),))[0]
     assert opposed.sum() > 0
 
 
-def test_ties_are_left_out():
+def test_tied_triplets_are_excluded():
     """Two teachers that contradict one another, and a teacher to whom two are equally far."""
     one, other = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [3.0], [1.0]])
     student = np.array([[0.0], [2.0], [2.5]])
@@ -121,7 +121,7 @@ def test_devices(way):
         np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_a_term_of_a_distillation():
+def test_term_of_a_distillation():
     """Forward mode too, and a margin that is a schedule."""
     loss = jaxkd.term(
         voted_dissimilarity,
@@ -147,7 +147,7 @@ def test_it_is_a_term_of_a_distillation():
     np.testing.assert_allclose(tangent, (moved[1] - moved[0]) / 2e-6, rtol=1e-5)
 
 
-def test_mistakes():
+def test_invalid_arguments():
     x = jnp.ones((3, 2))
     for teachers, options, message in (
         ((), {}, "teachers: expected the features of at least one teacher, got none"),
@@ -155,7 +155,7 @@ def test_mistakes():
         ((x, jnp.ones(3)), {}, r"teachers\[1\]: expected floating-point features \[batch, ...\], got float32\[3\]"),
         ((x,), {"weights": (1.0, 2.0)}, r"weights: expected .* each of 1 teachers, got shape \[2\]"),
         ((x, x), {"weights": (1.0, -2.0)}, r"weights: expected .* not negative .* got \[1.0, -2.0\]"),
-        ((x,), {"margin": -1.0}, "margin: expected a number that is not negative, got -1.0"),
+        ((x,), {"margin": -1.0}, "margin: expected at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             voted_dissimilarity(x, teachers, **options)
