@@ -60,7 +60,8 @@ def hint_mse(
     teacher = _checks.floating("teacher", teacher, "features [batch, ...]", least_rank=2)
     if student.ndim == teacher.ndim == 4 and student.shape[::3] == teacher.shape[::3]:
         student, teacher = _numerics.match_size(student, teacher)
-    _checks.same_shape(student, teacher, "a regressor maps one network's channels to the other's")
+    advice = "maps may differ in height and width; jaxkd.objectives.hint learns a regressor between channels"
+    _checks.same_shape(student, teacher, advice)
     where = _checks.mask(where, student.shape[:1])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
     values = jnp.mean((student - teacher) ** 2, axis=tuple(range(1, student.ndim)))
