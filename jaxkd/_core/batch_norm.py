@@ -91,17 +91,6 @@ class Share(NamedTuple):
         return self.mask is None and self.groups == self.devices == 1
 
 
-def mapped_axis() -> str | None:
-    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
-
-    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
-    (True, Array([0.], dtype=float32))
-    """
-    try:
-        jax.lax.axis_size(DATA_AXIS)
-    except NameError:
-        return None
-    return DATA_AXIS
 
 
 def share_of(mask: Array | None, axis_name: str | None, size: int | None = None, count: int | None = None) -> Share:
@@ -230,27 +219,6 @@ def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
     return jnp.mean(moved, axis=0).astype(old.dtype)
 
 
-def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
-    """Returns each example's index among the unmasked examples of the global batch.
-
-    Args:
-      mask: True for the examples to include ``[size]``, or None for all.
-      size: the number of examples on this device.
-      axis_name: the mapped axis that splits the batch, or None.
-
-    Returns:
-      int32 ``[size]``, numbered over the devices in their order. Masked examples get an arbitrary non-negative index.
-
-    >>> positions(jnp.array([True, False, True]), 3, None)
-    Array([0, 0, 1], dtype=int32)
-    """
-    keep = jnp.ones(size, bool) if mask is None else mask
-    here = jnp.maximum(jnp.cumsum(keep, dtype=jnp.int32) - 1, 0)
-    if axis_name is None:
-        return here
-    counts = jax.lax.all_gather(jnp.sum(keep, dtype=jnp.int32), axis_name)
-    before = jnp.arange(counts.shape[0]) < jax.lax.axis_index(axis_name)
-    return here + jnp.sum(jnp.where(before, counts, 0))
 
 
 def _divide(x: Array, groups: int) -> Array:

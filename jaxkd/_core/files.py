@@ -40,3 +40,39 @@ def sync(directory: pathlib.Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Replaces a file atomically: it always holds its old or its new content.
+
+    The content is written to a temporary file in the same folder, brought to the disk and renamed.
+
+    Args:
+      path: path of the file.
+      content: its whole content.
+
+    Raises:
+      OSError: the file could not be written, for instance because the disk is full; the old content is intact.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "x.txt")
+    >>> write_atomically(path, "whole")
+    >>> path.read_text()
+    'whole'
+    """
+    path = pathlib.Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    if path.exists() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        what = f"{error.strerror or error}: it could not be replaced; its old content is intact"
+        raise OSError(error.errno, what, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)

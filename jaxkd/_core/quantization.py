@@ -117,3 +117,36 @@ def check(what: str, bits: int, bucket: int | None) -> None:
         )
     if bucket is not None and (isinstance(bucket, bool) or not isinstance(bucket, int) or bucket < 2):
         raise ValueError(f"{what}, bucket: expected at least 2 weights, or None for whole tensors, got {bucket}.")
+
+
+Include = str | Callable[[str, Any], bool] | None
+"""Selects tensors: a regular expression to find in the path, such as ``"Conv_|Dense_1"``; a predicate of path and
+array; or None for all of two or more axes that are not called ``bias`` or ``scale``. Only floating point is ever
+quantized."""
+
+
+def chosen_tensors(what: str, params: PyTree, include: Include) -> list[str]:
+    """Returns the paths of the tensors that ``include`` selects.
+
+    Raises:
+      ValueError: it selects none.
+
+    >>> chosen_tensors("quantize", {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, None)
+    ['kernel']
+    """
+
+    def wanted(name: str, leaf: Any) -> bool:
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size):
+            return False
+        if include is None:
+            return len(leaf.shape) >= 2 and name.rpartition("/")[2] not in ("bias", "scale")
+        return re.search(include, name) is not None if isinstance(include, str) else bool(include(name, leaf))
+
+    named = by_path(params)
+    if chosen := [name for name, leaf in named.items() if wanted(name, leaf)]:
+        return chosen
+    rule = "that has two or more axes" if include is None else f"that include={include!r} is true of"
+    raise ValueError(
+        f"{what}: expected a floating-point tensor {rule}, got none. Select tensors with include=, from: "
+        f"{checks.describe(named) or 'none'}."
+    )

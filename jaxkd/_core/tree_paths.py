@@ -124,3 +124,13 @@ def _part(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
+
+
+def by_path(tree: PyTree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths.
+
+    >>> by_path({"Dense_0": {"kernel": 1}, "list": [2]})
+    {'Dense_0/kernel': 1, 'list/0': 2}
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

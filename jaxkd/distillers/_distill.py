@@ -225,81 +225,13 @@ def _named(metrics: Metrics) -> Metrics:
     return {name or OBJECTIVE: mean for name, mean in metrics.items()}
 
 
-def join(*groups: Metrics) -> Metrics:
-    """Merges groups of metrics with disjoint names.
-
-    Raises:
-      ValueError: two groups have the same name, of which one would be lost.
-    """
-    reported: dict[str, Mean] = {}
-    for group in groups:
-        if twice := sorted(reported.keys() & group.keys()):
-            raise ValueError(
-                f"metrics: {', '.join(map(repr, twice))} would be reported twice. 'loss' is the weighted total, and "
-                "metrics= (by default accuracy, nll, agreement, teacher_accuracy) reserves its names: rename the term."
-            )
-        reported.update(group)
-    return reported
 
 
-def average_over_devices(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -> PyTree:
-    """Averages a tree over the devices; keeps integers and PRNG keys.
-
-    Integers are counters, equal on all devices, which a mean would turn into floats; they are reduced by their maximum.
-    Arrays known to be equal on all devices are not communicated: those of ``unchanged`` that were returned unmodified,
-    such as the index tables of a memory bank, and those that a checked `jax.shard_map` has typed as not varying over
-    the axis, such as the bank's rows. `jax.pmap` has no such types, so that the bank is averaged there.
-    """
-    same = {id(x) for x in jax.tree.leaves(unchanged)}
-    typed = axis_name in _varies_over(jax.lax.axis_index(axis_name))
-
-    def mean(x: Array) -> Array:
-        known = id(x) in same or (typed and axis_name not in _varies_over(x))
-        if known or jnp.issubdtype(x.dtype, jax.dtypes.extended):
-            return x
-        return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
-
-    return jax.tree.map(mean, tree)
 
 
-def _varies_over(x: Array) -> frozenset[str]:
-    """Returns the mapped axes over which an array is known to vary."""
-    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
-    return axes
 
 
-def mark_varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """Marks replicated parameters as varying over the devices.
-
-    The gradient by them is then this device's share. By unmarked ones, a checked `jax.shard_map` would return the sum
-    over all devices already.
-    """
-    if axis_name is None:
-        return tree
-    try:
-        return jax.lax.pcast(tree, axis_name, to="varying")
-    except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
-        return tree
 
 
-def strongly_typed(tree: PyTree) -> PyTree:
-    """Returns a tree without weakly typed arrays, such as those made from ``1.0``.
-
-    The first step would return them strongly typed, and the second would be traced again.
-    """
-
-    def convert(x: Any) -> Array:
-        x = jnp.asarray(x)
-        return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else jax.lax.convert_element_type(x, x.dtype)
-
-    return jax.tree.map(convert, tree)
 
 
-def shape_of(x: Any) -> jax.ShapeDtypeStruct:
-    """Returns shape and dtype of an array once it is a JAX array.
-
-    NumPy's int64 labels, for instance, become int32 unless 64 bits are enabled.
-    """
-    dtype = x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype
-    extended = jnp.issubdtype(dtype, jax.dtypes.extended)
-    return jax.ShapeDtypeStruct(jnp.shape(x), dtype if extended else jax.dtypes.canonicalize_dtype(dtype))

@@ -25,10 +25,6 @@ from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["initial_points", "learned_points", "quantize", "quantize_with", "quantized"]
 
-Include = str | Callable[[str, Any], bool] | None
-"""Selects tensors: a regular expression to find in the path, such as ``"Conv_|Dense_1"``; a predicate of path and
-array; or None for all of two or more axes that are not called ``bias`` or ``scale``. Only floating point is ever
-quantized."""
 
 
 def quantized(
@@ -277,14 +273,6 @@ def _from_bits(bits: Array, dtype: Any) -> Array:
 # --- tensors by path --------------------------------------------------------------------------------------------------
 
 
-def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree by their paths.
-
-    >>> by_path({"Dense_0": {"kernel": 1}, "list": [2]})
-    {'Dense_0/kernel': 1, 'list/0': 2}
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: list[str]) -> PyTree:
@@ -292,28 +280,3 @@ def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: l
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def chosen_tensors(what: str, params: PyTree, include: Include) -> list[str]:
-    """Returns the paths of the tensors that ``include`` selects.
-
-    Raises:
-      ValueError: it selects none.
-
-    >>> chosen_tensors("quantize", {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, None)
-    ['kernel']
-    """
-
-    def wanted(name: str, leaf: Any) -> bool:
-        if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.size):
-            return False
-        if include is None:
-            return len(leaf.shape) >= 2 and name.rpartition("/")[2] not in ("bias", "scale")
-        return re.search(include, name) is not None if isinstance(include, str) else bool(include(name, leaf))
-
-    named = by_path(params)
-    if chosen := [name for name, leaf in named.items() if wanted(name, leaf)]:
-        return chosen
-    rule = "that has two or more axes" if include is None else f"that include={include!r} is true of"
-    raise ValueError(
-        f"{what}: expected a floating-point tensor {rule}, got none. Select tensors with include=, from: "
-        f"{checks.describe(named) or 'none'}."
-    )

@@ -8,19 +8,6 @@ import jax.numpy as jnp
 from jaxkd.types import Array
 
 
-def gather(x: Array, axis_name: str | None) -> Array:
-    """Gathers the rows of all devices, in the order of the mapped axis.
-
-    Each device adds its rows, at their place, to zeros. Unlike `jax.lax.all_gather`, a sum lets a checked
-    `jax.shard_map` infer that all devices hold the same result, as replicated state requires.
-    """
-    if axis_name is None:
-        return x
-    size = x.shape[0]
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.int32
-    whole = jnp.zeros((jax.lax.axis_size(axis_name) * size, *x.shape[1:]), dtype)
-    start = (jax.lax.axis_index(axis_name) * size,) + (0,) * (x.ndim - 1)
-    return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x.astype(dtype), start), axis_name).astype(x.dtype)
 
 
 def row_index(index: Array, where: Array, size: int) -> Array:

@@ -99,17 +99,3 @@ def _mixed(context: Context, paths: list[str], gate: Array) -> Array:
     return jnp.where(jnp.all(finite, axis=-1), mixed, -jnp.inf)
 
 
-def same_shape(name: str, context: Context, paths: list[str]) -> tuple[int, ...]:
-    """Returns the shape of the logits at all paths.
-
-    Raises:
-      ValueError: a path does not exist, or the shapes differ.
-
-    >>> same_shape("f", Context({"logits": jnp.ones((2, 3))}, {}, {}, 0), ["student/logits"])
-    (2, 3)
-    """
-    logits = {path: lookup(context, path) for path in paths}
-    shapes = {tuple(x.shape) for x in logits.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"{name}: expected logits of one shape, got {checks.describe(logits)}.")
-    return shapes.pop()

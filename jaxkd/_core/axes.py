@@ -1,0 +1,100 @@
+"""Collectives over a mapped axis: gather, averages of trees, positions in the global batch."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd.types import DATA_AXIS, Array, PyTree
+
+
+
+def mapped_axis() -> str | None:
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
+
+    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
+    (True, Array([0.], dtype=float32))
+    """
+    try:
+        jax.lax.axis_size(DATA_AXIS)
+    except NameError:
+        return None
+    return DATA_AXIS
+
+
+def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
+    """Returns each example's index among the unmasked examples of the global batch.
+
+    Args:
+      mask: True for the examples to include ``[size]``, or None for all.
+      size: the number of examples on this device.
+      axis_name: the mapped axis that splits the batch, or None.
+
+    Returns:
+      int32 ``[size]``, numbered over the devices in their order. Masked examples get an arbitrary non-negative index.
+
+    >>> positions(jnp.array([True, False, True]), 3, None)
+    Array([0, 0, 1], dtype=int32)
+    """
+    keep = jnp.ones(size, bool) if mask is None else mask
+    here = jnp.maximum(jnp.cumsum(keep, dtype=jnp.int32) - 1, 0)
+    if axis_name is None:
+        return here
+    counts = jax.lax.all_gather(jnp.sum(keep, dtype=jnp.int32), axis_name)
+    before = jnp.arange(counts.shape[0]) < jax.lax.axis_index(axis_name)
+    return here + jnp.sum(jnp.where(before, counts, 0))
+
+
+def average_over_devices(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -> PyTree:
+    """Averages a tree over the devices; keeps integers and PRNG keys.
+
+    Integers are counters, equal on all devices, which a mean would turn into floats; they are reduced by their maximum.
+    Arrays known to be equal on all devices are not communicated: those of ``unchanged`` that were returned unmodified,
+    such as the index tables of a memory bank, and those that a checked `jax.shard_map` has typed as not varying over
+    the axis, such as the bank's rows. `jax.pmap` has no such types, so that the bank is averaged there.
+    """
+    same = {id(x) for x in jax.tree.leaves(unchanged)}
+    typed = axis_name in _varies_over(jax.lax.axis_index(axis_name))
+
+    def mean(x: Array) -> Array:
+        known = id(x) in same or (typed and axis_name not in _varies_over(x))
+        if known or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
+
+    return jax.tree.map(mean, tree)
+
+
+def _varies_over(x: Array) -> frozenset[str]:
+    """Returns the mapped axes over which an array is known to vary."""
+    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    return axes
+
+
+def mark_varying(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Marks replicated parameters as varying over the devices.
+
+    The gradient by them is then this device's share. By unmarked ones, a checked `jax.shard_map` would return the sum
+    over all devices already.
+    """
+    if axis_name is None:
+        return tree
+    try:
+        return jax.lax.pcast(tree, axis_name, to="varying")
+    except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
+        return tree
+
+
+def gather(x: Array, axis_name: str | None) -> Array:
+    """Gathers the rows of all devices, in the order of the mapped axis.
+
+    Each device adds its rows, at their place, to zeros. Unlike `jax.lax.all_gather`, a sum lets a checked
+    `jax.shard_map` infer that all devices hold the same result, as replicated state requires.
+    """
+    if axis_name is None:
+        return x
+    size = x.shape[0]
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.int32
+    whole = jnp.zeros((jax.lax.axis_size(axis_name) * size, *x.shape[1:]), dtype)
+    start = (jax.lax.axis_index(axis_name) * size,) + (0,) * (x.ndim - 1)
+    return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x.astype(dtype), start), axis_name).astype(x.dtype)

@@ -1,0 +1,153 @@
+"""Metrics as (sum, count) pairs: made, merged over batches and devices, divided at the end."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Shaped
+
+from jaxkd.metrics._packed_metrics import Packed
+from jaxkd.types import Mean, Metrics
+
+
+
+def join(*groups: Metrics) -> Metrics:
+    """Merges groups of metrics with disjoint names.
+
+    Raises:
+      ValueError: two groups have the same name, of which one would be lost.
+    """
+    reported: dict[str, Mean] = {}
+    for group in groups:
+        if twice := sorted(reported.keys() & group.keys()):
+            raise ValueError(
+                f"metrics: {', '.join(map(repr, twice))} would be reported twice. 'loss' is the weighted total, and "
+                "metrics= (by default accuracy, nll, agreement, teacher_accuracy) reserves its names: rename the term."
+            )
+        reported.update(group)
+    return reported
+
+
+def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
+    """Returns the mean of one value per example, as a sum and a count.
+
+    Args:
+      values: one value per example, of any real dtype; booleans are 0 and 1.
+      where: mask, True for values to include. Excluded values have no influence, even if they are NaN.
+
+    Returns:
+      Float32 sum and count of the included values.
+
+    Raises:
+      ValueError: the shapes of ``values`` and ``where`` differ.
+
+    >>> mean = from_values(jnp.array([1.0, 3.0, jnp.nan]), where=jnp.array([True, True, False]))
+    >>> compute({"x": mean})
+    {'x': 2.0}
+    """
+    values = jnp.asarray(values).astype(jnp.float32)
+    if where is None:
+        return Mean(jnp.sum(values), jnp.asarray(values.size, jnp.float32))
+    where = jnp.asarray(where)
+    if where.shape != values.shape:
+        raise ValueError(
+            f"where: expected the shape of the values, {list(values.shape)}, got {list(where.shape)}. "
+            "Broadcast it explicitly, so that every value has its own mask entry."
+        )
+    where = where.astype(bool)
+    return Mean(jnp.sum(jnp.where(where, values, 0)), jnp.sum(where, dtype=jnp.float32))
+
+
+def merge(a: Metrics, b: Metrics) -> Metrics:
+    """Merges the metrics of two parts of a set: sums and counts are added.
+
+    Args:
+      a: metrics of one part.
+      b: metrics of another part, which may have other names.
+
+    Returns:
+      The metrics of both parts together, with the names of either.
+
+    >>> both = merge({"loss": Mean(6.0, 3.0)}, {"loss": Mean(2.0, 1.0), "kd": Mean(5.0, 1.0)})
+    >>> compute(both)
+    {'loss': 2.0, 'kd': 5.0}
+    """
+    if not a or not b:
+        return a or b
+    if isinstance(a, Packed) and isinstance(b, Packed) and a.names == b.names:
+        return Packed(a.array + b.array, a.names)
+    merged = dict(a)
+    for name, mean in b.items():
+        merged[name] = Mean(a[name].sum + mean.sum, a[name].count + mean.count) if name in a else mean
+    return merged
+
+
+def total(metrics: Metrics) -> Metrics:
+    """Sums metrics that `jax.lax.scan` or `jax.pmap` stacked over their first axis.
+
+    Args:
+      metrics: metrics whose sums and counts have the shape ``[n, ...]``.
+
+    Returns:
+      The metrics of all n parts together.
+
+    >>> _, stacked = jax.lax.scan(lambda _, x: (None, {"x": from_values(x)}), None, jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+    >>> compute(total(stacked))
+    {'x': 2.5}
+    """
+    if isinstance(metrics, Packed):
+        return Packed(jnp.sum(metrics.array, axis=0), metrics.names)
+    return {name: Mean(jnp.sum(mean.sum, axis=0), jnp.sum(mean.count, axis=0)) for name, mean in metrics.items()}
+
+
+def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
+    """Sums metrics over the devices of a mapped axis.
+
+    Args:
+      metrics: metrics of this device.
+      axis_name: axis of `jax.pmap` or `jax.shard_map`; None returns the metrics unmodified.
+
+    Returns:
+      The metrics of the global batch, the same on every device.
+
+    >>> mapped = jax.pmap(lambda x: psum({"x": from_values(x)}, "d"), axis_name="d")
+    >>> compute(jax.tree.map(lambda x: x[0], mapped(jnp.array([[1.0, 3.0]]))))
+    {'x': 2.0}
+    """
+    if axis_name is None:
+        return metrics
+    if isinstance(metrics, Packed):
+        return Packed(jax.lax.psum(metrics.array, axis_name), metrics.names)
+    return {name: Mean(*jax.lax.psum((mean.sum, mean.count), axis_name)) for name, mean in metrics.items()}
+
+
+def compute(metrics: Metrics) -> dict[str, float]:
+    """Divides sums by counts, on the host.
+
+    It waits for the device, so call it after merging.
+
+    Args:
+      metrics: metrics with scalar sums and counts.
+
+    Returns:
+      Floats by name; NaN where the count is 0.
+
+    Raises:
+      ValueError: a sum or a count is not a scalar.
+
+    >>> compute({"loss": Mean(jnp.array(3.0), jnp.array(2.0)), "none": Mean(0.0, 0.0)})
+    {'loss': 1.5, 'none': nan}
+    """
+    if isinstance(metrics, Packed):  # fetched before it is unpacked, as one transfer
+        metrics = Packed(jax.device_get(metrics.array), metrics.names)
+    for name, mean in metrics.items():
+        if jnp.shape(mean.sum) or jnp.shape(mean.count):
+            raise ValueError(
+                f"metric {name!r}: expected a scalar sum and count, got shapes {list(jnp.shape(mean.sum))} and "
+                f"{list(jnp.shape(mean.count))}. Sum metrics that a scan or pmap stacked with metrics.total first."
+            )
+    on_host = jax.device_get(dict(metrics))  # one transfer; its result is sorted by name, unlike `metrics`
+    pairs = {name: (float(on_host[name].sum), float(on_host[name].count)) for name in metrics}
+    return {name: sum_ / count if count else math.nan for name, (sum_, count) in pairs.items()}
