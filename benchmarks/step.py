@@ -164,7 +164,7 @@ class Pair:
 
     def handwritten(self, losses: handwritten.Losses = handwritten.OPTAX) -> tuple[Any, Callable[..., Any]]:
         """Returns a new state of the hand-written step, and that step."""
-        student, loss = self.start.student, self.start.loss
+        student, loss = self.start.student, self.start.objective
         state = handwritten.make_state(
             student.params, loss.params.get("hint", {}), student.state.get("batch_stats", {}), self.optimizer
         )

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
+from jaxkd._core.files import write_atomically
 from jaxkd.training import Preempted
 from jaxkd.training import _run_identity as identity
-from jaxkd._core.files import write_atomically
 
 
 class Refused(Exception):

@@ -1,34 +1,51 @@
 """Knowledge distillation for JAX and Flax, composed of pure functions.
 
-======================  =====================================================================================
+======================  ===================================================================================
 `jaxkd.losses`          pure functions of arrays that return one value per example
 `jaxkd.objectives`      losses bound to their inputs, possibly with parameters and state: `term`, `combine`
 `jaxkd.adapters`        adapters from Flax linen, Flax nnx and plain functions to one `Model` contract
+`jaxkd.wrappers`        functions from model to model: micro-batches, precision, quantization, early exits
 `jaxkd.teachers`        sources of teacher outputs: frozen, averaged, ensembled, cached
-`jaxkd.training`        `distill`, the training loop, checkpoints and metrics
-`jaxkd.schemes`         distillation schemes: who teaches whom, and when
+`jaxkd.distillers`      `distill`, and functions from distiller to distiller: EMA, preprocessing, sweeps
+`jaxkd.metrics`         metrics as (sum, count) pairs, merged before they are divided
 `jaxkd.parallel`        the same step on one device, on all devices or on a mesh
+`jaxkd.schemes`         distillation schemes: who teaches whom, and when
+`jaxkd.cache`           teacher outputs on disk, computed once
+`jaxkd.training`        the training loop, checkpoints, logs and exact resume
 `jaxkd.weights`         import and export of trained weights: orbax, safetensors, PyTorch
-======================  =====================================================================================
+======================  ===================================================================================
 
 `jaxkd.data` and `jaxkd.models` hold data sets and a model zoo for experiments; no package in the table imports them.
 """
 
 from importlib import metadata as _metadata
 
-from jaxkd import adapters, cache, losses, objectives, parallel, schemes, teachers, training, types, weights
-from jaxkd._core import checks
-from jaxkd.objectives import combine, term
+from jaxkd import (
+    adapters,
+    cache,
+    distillers,
+    losses,
+    metrics,
+    objectives,
+    parallel,
+    schemes,
+    teachers,
+    training,
+    types,
+    weights,
+    wrappers,
+)
 from jaxkd.distillers import distill
+from jaxkd.objectives import combine, term
 from jaxkd.types import (
     DATA_AXIS,
     Context,
     Distiller,
-    ObjectiveOut,
-    ObjectiveVars,
     Mean,
     Model,
     Objective,
+    ObjectiveOut,
+    ObjectiveVars,
     Teacher,
     TrainState,
     Variables,
@@ -53,10 +70,11 @@ __all__ = [
     "Variables",
     "adapters",
     "cache",
-    "checks",
     "combine",
     "distill",
+    "distillers",
     "losses",
+    "metrics",
     "objectives",
     "parallel",
     "schemes",
@@ -65,4 +83,5 @@ __all__ = [
     "training",
     "types",
     "weights",
+    "wrappers",
 ]

@@ -20,6 +20,18 @@ Batch = Mapping[str, Any]
 Outputs = Mapping[str, Array]
 """Outputs of one forward pass by name: ``logits`` and every tapped feature."""
 
+Schedule = Callable[[Any], Any]
+"""A hyperparameter as a function of the step, such as an optax schedule."""
+
+STUDENT, OBJECTIVE = "student", "objective"
+"""Labels of what a step trains: keys of ``TrainState.opt_state``."""
+
+POSITION = "_position"
+"""Reserved batch entry of a micro-batch: the index of each example in the whole batch."""
+
+REPLICAS = "copies"
+"""Reserved key of stacked variables: those of `jaxkd.wrappers.replicate`."""
+
 DATA_AXIS = "jaxkd_data"
 """The mapped axis over which a batch is split: ``jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS)``.
 
@@ -134,7 +146,7 @@ class TrainState(NamedTuple):
     Attributes:
       student: the student's `Variables`.
       teacher: the teacher's state (for `teachers.frozen`, its `Variables`).
-      loss: the objective's `ObjectiveVars`.
+      objective: the objective's `ObjectiveVars`.
       opt_state: ``{"student": ..., "objective": ...}``, one optimizer state per label; a wrapper around a distiller
         stores its own state under further keys.
       step: the number of updates made, int32.
@@ -143,7 +155,7 @@ class TrainState(NamedTuple):
 
     student: Variables
     teacher: PyTree
-    loss: ObjectiveVars
+    objective: ObjectiveVars
     opt_state: PyTree
     step: Any
     key: Any

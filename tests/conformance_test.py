@@ -14,18 +14,26 @@ from jax.sharding import Mesh, PartitionSpec
 import jaxkd
 from jaxkd import combine, losses, objectives, term
 from jaxkd._core.batch_norm import replicas
+from jaxkd.objectives import (
+    adversarial,
+    attention_graph,
+    boundary_connector,
+    crd,
+    crd_in_batch,
+    crd_queue,
+    curriculum_temperature,
+    dual_masked_generation,
+    factor_translator,
+    instance_temperature,
+    masked_generation,
+    on_embeddings,
+    overhaul_connector,
+    paraphraser,
+    review,
+    variational,
+    wasserstein,
+)
 from jaxkd.objectives.discriminators import Discriminator, mlp
-from jaxkd.objectives import adversarial, wasserstein
-from jaxkd.objectives import attention_graph
-from jaxkd.objectives import boundary_connector
-from jaxkd.objectives import crd, crd_in_batch, crd_queue
-from jaxkd.objectives import on_embeddings
-from jaxkd.objectives import factor_translator, paraphraser
-from jaxkd.objectives import dual_masked_generation, masked_generation
-from jaxkd.objectives import overhaul_connector
-from jaxkd.objectives import review
-from jaxkd.objectives import curriculum_temperature, instance_temperature
-from jaxkd.objectives import variational
 from tests import tiny
 
 DEVICES = 4
@@ -219,7 +227,7 @@ def test_initializes_from_shapes_alone(case):
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kept(0))
     context = jax.eval_shape(lambda: context_of(case))
     made = jax.eval_shape(lambda key: case.row.objective.init(key, context), jax.random.key(0))
-    chex.assert_trees_all_equal_shapes_and_dtypes(made, case.states[0].loss)
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, case.states[0].objective)
     assert bool(jax.tree.leaves(made.params)) == case.row.learns
     chex.assert_trees_all_equal_shapes_and_dtypes(
         jax.eval_shape(lambda key: case.kd.init(key, shapes), jax.random.key(0)), case.states[0]
@@ -236,7 +244,7 @@ def test_training_changes_student_and_objective_parameters(case):
     before, after = case.states[0], case.states[-1]
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.student.params, after.student.params)
     assert moved["first"]
-    learned = jax.tree.map(lambda a, b: bool((a != b).any()), before.loss.params, after.loss.params)
+    learned = jax.tree.map(lambda a, b: bool((a != b).any()), before.objective.params, after.objective.params)
     assert all(jax.tree.leaves(learned))
 
 
@@ -250,14 +258,16 @@ def test_the_teacher_is_unchanged_and_has_no_optimizer_slots(case):
 
 
 def trained(case):
-    return case.states[-1].student.params, case.states[-1].loss.params
+    return case.states[-1].student.params, case.states[-1].objective.params
 
 
 def test_no_gradient_reaches_the_teacher(case):
     def after_one_step(params):
         state = case.states[0]
         state, metrics = case.kd.step(state._replace(teacher=state.teacher._replace(params=params)), kept(0))
-        return metrics["loss"].sum + sum(jnp.sum(x) for x in jax.tree.leaves((state.student.params, state.loss.params)))
+        return metrics["loss"].sum + sum(
+            jnp.sum(x) for x in jax.tree.leaves((state.student.params, state.objective.params))
+        )
 
     gradient = jax.jit(jax.grad(after_one_step))(case.states[0].teacher.params)
     chex.assert_trees_all_equal(gradient, jax.tree.map(jnp.zeros_like, gradient))
@@ -276,7 +286,7 @@ def test_metrics_are_unweighted(case):
 
 
 def test_a_nested_objective_equals_the_flat_one(case):
-    objective, (params, state) = case.row.objective, case.states[0].loss
+    objective, (params, state) = case.row.objective, case.states[0].objective
     nested = combine(outer=combine(inner=objective))
     wrap = lambda tree: {"outer": {"inner": tree}} if jax.tree.leaves(tree) else {}  # noqa: E731
 
@@ -340,7 +350,7 @@ def test_the_state_is_one_pytree_of_arrays(kd, state):
     assert state.opt_state.keys() == {"student", "objective"}
     slots = {label: [x.shape for x in jax.tree.leaves(slots)] for label, slots in state.opt_state.items()}
     assert slots["student"] == [x.shape for x in jax.tree.leaves(state.student.params)]
-    assert slots["objective"] == [x.shape for x in jax.tree.leaves(state.loss.params)]
+    assert slots["objective"] == [x.shape for x in jax.tree.leaves(state.objective.params)]
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     tiny.assert_equal(state.teacher, tiny.teacher_variables())
     chex.assert_shape(state.step, ())
@@ -352,7 +362,7 @@ def test_init_depends_on_its_key_alone(kd, state):
     tiny.assert_equal(made(jax.random.key(1)), state)
     other = made(jax.random.key(2))
     assert (other.student.params["first"] != state.student.params["first"]).any()
-    assert (other.loss.params["hint"]["kernel"] != state.loss.params["hint"]["kernel"]).any()
+    assert (other.objective.params["hint"]["kernel"] != state.objective.params["hint"]["kernel"]).any()
 
 
 def test_a_step_is_pure(step, state):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd import Context, ObjectiveVars, Mean
+from jaxkd import Context, Mean, ObjectiveVars
 
 AXIS = "data"
 KEY = jax.random.key(5)

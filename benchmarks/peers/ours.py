@@ -11,9 +11,7 @@ import optax
 import jaxkd
 from benchmarks.peers import setting
 from benchmarks.peers.setting import CLASSES, KD_WEIGHT, STUDENT, TEACHER, TEMPERATURE, Setting, Side
-from jaxkd import losses, models
-from jaxkd.metrics import _classification
-from jaxkd import metrics
+from jaxkd import losses, metrics, models
 
 
 def _distiller(of: Setting) -> tuple[jaxkd.Distiller, Any]:

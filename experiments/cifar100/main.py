@@ -19,8 +19,8 @@ from experiments.cifar100 import cells, config, curves, methods, plan, published
 from experiments.cifar100.config import Config
 from experiments.command import remember_programs, status
 from jaxkd import models
-from jaxkd.training import Preempted
 from jaxkd._core.files import write_atomically
+from jaxkd.training import Preempted
 
 WORKER = "JAXKD_CIFAR100_WORKER"  # set in the processes that `--workers` starts: they leave the report to the first
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import statistics
-from jaxkd.metrics._similarity import linear_cka
+from jaxkd.metrics import linear_cka
 
 BINS = 15
 CKA_EXAMPLES = 1000

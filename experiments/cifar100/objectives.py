@@ -160,7 +160,9 @@ def ft_initial(setting: Setting) -> Objective:
 def ft(setting: Setting) -> Objective:
     """Factor transfer, with the paraphraser of the initialization."""
     (theirs,), (ours,) = points.last(setting.teacher, setting.student)
-    return jaxkd.combine(ce=_ce(), ft=objectives.factor_translator(f"student/{ours}", f"teacher/{theirs}", weight=200.0))
+    return jaxkd.combine(
+        ce=_ce(), ft=objectives.factor_translator(f"student/{ours}", f"teacher/{theirs}", weight=200.0)
+    )
 
 
 def fsp_initial(setting: Setting) -> Objective:
@@ -235,7 +237,9 @@ def ofd(setting: Setting) -> Objective:
     stages = points.paired(setting.teacher, setting.student)
     terms = {
         stage: _of_one_size(
-            objectives.overhaul_connector(*maps, setting.margins(f"{stage}_preact"), weight=1e-3 * 2.0 ** (i + 1 - len(stages))),
+            objectives.overhaul_connector(
+                *maps, setting.margins(f"{stage}_preact"), weight=1e-3 * 2.0 ** (i + 1 - len(stages))
+            ),
             *maps,
         )
         for i, stage in enumerate(stages)

@@ -16,11 +16,9 @@ import numpy as np
 import jaxkd
 from experiments.cifar100 import inputs, recipe
 from experiments.cifar100.config import Protocol
-from jaxkd import data, losses, training
-from jaxkd.metrics import _classification
+from jaxkd import data, distillers, losses, metrics, training
 from jaxkd._core.files import write_atomically
 from jaxkd.types import Batch, Context, Distiller, Metrics, TrainState, Variables
-from jaxkd import distillers
 
 OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
 

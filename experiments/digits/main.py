@@ -20,9 +20,9 @@ from experiments.command import alone, remember_programs, same_run, status
 from experiments.digits import curves, report, setting, statistics, training
 from experiments.digits.config import TITLES, Config, checked
 from experiments.statistics import interval
+from jaxkd._core.files import write_atomically
 from jaxkd._core.progress import show_progress
 from jaxkd.training import FitResult
-from jaxkd._core.files import write_atomically
 from jaxkd.types import Model
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")

@@ -14,9 +14,8 @@ from experiments.digits import setting
 from experiments.digits.config import Config
 from experiments.digits.methods import objective, supervised
 from experiments.digits.models import LAYERS, Net
-from jaxkd import adapters, teachers, training
+from jaxkd import adapters, distillers, teachers, training
 from jaxkd.types import PyTree
-from jaxkd import distillers
 
 TAPS = dict(zip(("first", "second"), LAYERS, strict=True))
 OnEval = Callable[[int, Any, Any], None]

@@ -24,8 +24,8 @@ from experiments.schemes.rows import ROWS
 from experiments.schemes.trials import Own, Setting, Trial, alone, offline
 from experiments.statistics import interval
 from jaxkd._core import checks
-from jaxkd._core.progress import show_progress
 from jaxkd._core.files import write_atomically
+from jaxkd._core.progress import show_progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 

@@ -194,10 +194,10 @@ def _forgotten(title: str, found: dict[str, Any]) -> tuple[str, ...]:
     matrices = [_matrix(curve, "accuracy/{task}") for curve in found["curve"]]
     within = [_matrix(curve, "accuracy_within/{task}") for curve in found["curve"]]
     measures = (
-        [forgetting.average_accuracy(one) for one in matrices],
-        [forgetting.forgetting(one) for one in matrices],
-        [forgetting.backward_transfer(one) for one in matrices],
-        [forgetting.average_accuracy(one) for one in within],
+        [_forgetting.average_accuracy(one) for one in matrices],
+        [_forgetting.forgetting(one) for one in matrices],
+        [_forgetting.backward_transfer(one) for one in matrices],
+        [_forgetting.average_accuracy(one) for one in within],
     )
     return (title, *(f"{interval(100 * np.array(values))}" for values in measures))
 

@@ -15,10 +15,8 @@ from experiments.schemes.config import Config
 from experiments.schemes.inputs import Seeds
 from experiments.schemes.problem import Problem
 from experiments.schemes.trials import Own, Trial, measured
-from jaxkd import data, training
+from jaxkd import data, distillers, metrics, training
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Variables
-from jaxkd import distillers
-from jaxkd import metrics
 
 OnEval = Callable[[int, Mapping[str, float], Any], Any]
 

@@ -14,10 +14,9 @@ import numpy as np
 from experiments.schemes import problem as problems
 from experiments.schemes import running
 from experiments.schemes.trials import Own, Setting, Trial, offline, supervised
-from jaxkd import adapters, data, weights
+from jaxkd import data, weights, wrappers
 from jaxkd.data._transforms import Transform
 from jaxkd.types import Model
-from jaxkd import wrappers
 
 
 class Network(NamedTuple):

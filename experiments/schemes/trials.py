@@ -10,12 +10,10 @@ import optax
 import jaxkd
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
-from jaxkd import adapters, data, losses, teachers, training
+from jaxkd import data, distillers, losses, metrics, teachers
+from jaxkd._core import axes
 from jaxkd.data._transforms import Transform
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Objective, TrainState, Variables
-from jaxkd._core import axes
-from jaxkd import distillers
-from jaxkd import metrics
 
 Own = Mapping[str, Variables]
 """What a seed has before a scheme begins: the weights of its teachers, by name."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxkd.types import Array, PyTree
 
 
-
 def strongly_typed(tree: PyTree) -> PyTree:
     """Returns a tree without weakly typed arrays, such as those made from ``1.0``.
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxkd.types import DATA_AXIS, Array, PyTree
 
 
-
 def mapped_axis() -> str | None:
     """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 

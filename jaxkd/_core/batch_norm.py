@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import DATA_AXIS, Array
+from jaxkd.types import Array
 
 _REPLICAS: contextvars.ContextVar[int | None] = contextvars.ContextVar("jaxkd_replicas", default=None)
 
@@ -89,8 +89,6 @@ class Share(NamedTuple):
     def whole(self) -> bool:
         """True without a mask and with one replica per device: Flax's own rule."""
         return self.mask is None and self.groups == self.devices == 1
-
-
 
 
 def share_of(mask: Array | None, axis_name: str | None, size: int | None = None, count: int | None = None) -> Share:
@@ -217,8 +215,6 @@ def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
     """
     moved = jnp.where(count > 0, momentum * old[None] + (1 - momentum) * new, old[None])
     return jnp.mean(moved, axis=0).astype(old.dtype)
-
-
 
 
 def _divide(x: Array, groups: int) -> Array:

@@ -9,7 +9,6 @@ from jaxkd._core.checks import describe, shape
 from jaxkd.types import Array
 
 
-
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Returns the number of examples: the leading dimension that all arrays share.
 

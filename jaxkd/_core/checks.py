@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxkd.types import Array
-
 
 def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *, hint: str = "") -> None:
     """Raises unless ``name`` is one of ``available``.
@@ -64,17 +62,17 @@ def shape(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
-def same_shape(name: str, context: Context, paths: list[str]) -> tuple[int, ...]:
-    """Returns the shape of the logits at all paths.
+def same_shape(name: str, logits: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the shape that all logits share.
 
     Raises:
-      ValueError: a path does not exist, or the shapes differ.
+      ValueError: the shapes differ.
 
-    >>> same_shape("f", Context({"logits": jnp.ones((2, 3))}, {}, {}, 0), ["student/logits"])
+    >>> import jax
+    >>> same_shape("f", {"student/logits": jax.ShapeDtypeStruct((2, 3), "float32")})
     (2, 3)
     """
-    logits = {path: lookup(context, path) for path in paths}
-    shapes = {tuple(x.shape) for x in logits.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"{name}: expected logits of one shape, got {checks.describe(logits)}.")
-    return shapes.pop()
+    found = {tuple(x.shape) for x in logits.values()}
+    if len(found) != 1:
+        raise ValueError(f"{name}: expected logits of one shape, got {describe(logits)}.")
+    return found.pop()

@@ -6,11 +6,12 @@ The list has the format of ``sha256sum``, so ``cd FOLDER && sha256sum -c SHA256S
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Iterable
+
+from jaxkd._core import files
 
 __all__ = ["NAME", "find_damage", "write_digests"]
 
@@ -93,7 +94,6 @@ def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
 
 def _digest(path: pathlib.Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.digest(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"

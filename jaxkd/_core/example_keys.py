@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from jaxkd._core import checks
+from jaxkd._core import batches
 from jaxkd._core.axes import positions
 from jaxkd.types import Array, Context
-from jaxkd._core import batches
 
 
 def example_keys(key: Array, context: Context, size: int) -> Array:

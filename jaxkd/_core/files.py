@@ -1,13 +1,15 @@
-"""Reasons of failed writes, and durable renames."""
+"""Files that survive a kill: durable writes, atomic replacement, digests, reasons of failed writes."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import re
-
-__all__ = ["reason", "sync"]
+import shutil
+import uuid
+from collections.abc import Iterator
 
 
 def reason(error: Exception) -> str:
@@ -28,24 +30,46 @@ def reason(error: Exception) -> str:
     return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(".")
 
 
-def sync(directory: pathlib.Path) -> None:
-    """Makes a rename durable, so that it survives a failure of the machine.
+def sync(path: pathlib.Path) -> None:
+    """Flushes a file, or a folder's entries, to the disk.
+
+    A folder is flushed after a rename in it, so that the rename survives a failure of the machine. Some file systems
+    cannot flush a folder; nothing is done there.
 
     Args:
-      directory: folder that holds the renamed entry.
+      path: file or folder.
     """
     with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
+def digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unfinished(path: pathlib.Path) -> pathlib.Path:
+    """Returns a unique temporary name on the same file system, for an atomic rename."""
+    return path.with_name(f"{path.name}.unfinished-{uuid.uuid4().hex[:12]}")
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file and flushes it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces a file atomically: it always holds its old or its new content.
 
-    The content is written to a temporary file in the same folder, brought to the disk and renamed.
+    The content is written to a temporary file in the same folder, flushed to the disk and renamed.
 
     Args:
       path: path of the file.
@@ -64,15 +88,85 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     content = content.encode() if isinstance(content, str) else content
     if path.exists() and path.read_bytes() == content:
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = unfinished(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write(temporary, content)
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         what = f"{error.strerror or error}: it could not be replaced; its old content is intact"
         raise OSError(error.errno, what, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[pathlib.Path]:
+    """Yields a temporary path that is renamed to ``path`` at the end of the block.
+
+    A kill at any moment leaves the old content or the new. POSIX renames a file over a file in one step, but not a
+    directory over a directory: the old one is renamed away first, and between the two renames both exist under
+    temporary names beside ``path``. If the block raises, the old content stays.
+
+    Args:
+      path: of the result.
+      overwrite: replace an existing file or directory.
+
+    Yields:
+      The temporary path, at which nothing exists yet.
+
+    Raises:
+      FileExistsError: the path exists and ``overwrite`` is False; or a file would replace a directory, or a directory
+        a file.
+      FileNotFoundError: the parent directory does not exist.
+
+    >>> import tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "note"
+    >>> with replacing(path, overwrite=False) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> path.read_text()
+    'whole'
+    """
+    path = pathlib.Path(path).absolute()
+    _refuse(path, overwrite)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: expected an existing directory {path.parent}. Create it first.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    _remove(temporary)
+    try:
+        yield temporary
+        _refuse(path, overwrite)
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            kinds = {True: "directory", False: "file"}
+            raise FileExistsError(
+                f"{path}: expected a {kinds[temporary.is_dir()]} to replace, got a {kinds[path.is_dir()]}. Choose "
+                "another name, or remove it."
+            )
+        if temporary.is_file():
+            sync(temporary)
+        if path.is_dir() and not path.is_symlink():
+            _remove(old)
+            os.replace(path, old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if old.exists() and not path.exists():
+                os.replace(old, path)
+            raise
+        sync(path.parent)
+        _remove(old)
+    finally:
+        _remove(temporary)
+
+
+def _refuse(path: pathlib.Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Pass overwrite=True to replace it, or choose another name.")
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

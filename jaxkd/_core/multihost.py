@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-
-__all__ = ["barrier", "from_first"]
 
 
 def barrier(name: str) -> None:
@@ -34,3 +34,12 @@ def from_first(value: int) -> int:
     3
     """
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def local(leaf: Any) -> Any:
+    """Returns the whole array on this host, which can then run programs of its own."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)

@@ -9,13 +9,17 @@ bit for bit.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.types import Array
+from jaxkd._core import checks
+from jaxkd._core.tree_paths import by_path
+from jaxkd.types import Array, PyTree
 
 __all__ = ["check", "decode", "encode", "encode_to", "scaled", "shaped"]
 

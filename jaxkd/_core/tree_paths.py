@@ -30,9 +30,9 @@ def named(tree: PyTree) -> dict[str, Any]:
     {'a/0': 1, 'a/1': 2, 'b%2Fc': 3}
     """
     found: dict[str, Any] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    for path, leaf in by_parts(tree).items():
         # Escaped, because a part may hold a slash itself, such as the name of a term.
-        name = "/".join(_part(entry).replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for entry in path)
+        name = "/".join(part.replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for part in path)
         if name in found:
             raise ValueError(f"state: expected arrays with different names, got two named {name!r}.")
         found[name] = leaf
@@ -81,11 +81,15 @@ def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
     return problems
 
 
-def nest(by_name: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns leaves by name as nested dicts, one level for each part of a name."""
+def nest(leaves: Mapping[Any, Any]) -> dict[str, Any]:
+    """Returns leaves as nested dicts, one level for each part of a name or path.
+
+    >>> nest({"a/b": 1, ("a", "c"): 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
     nested: dict[str, Any] = {}
-    for name, leaf in by_name.items():
-        *parents, last = name.split("/")
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/") if isinstance(path, str) else path
         level = nested
         for parent in parents:
             level = level.setdefault(parent, {})
@@ -127,10 +131,14 @@ def _part(entry: Any) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree by their paths.
+    """Returns the leaves of a tree by their paths as people write them, without escapes.
 
     >>> by_path({"Dense_0": {"kernel": 1}, "list": [2]})
     {'Dense_0/kernel': 1, 'list/0': 2}
     """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {"/".join(path): leaf for path, leaf in by_parts(tree).items()}
+
+
+def by_parts(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves of a tree by the parts of their paths, as strings."""
+    return {tuple(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}

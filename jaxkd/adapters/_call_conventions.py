@@ -10,19 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks, batch_norm
+from jaxkd._core import axes, batch_norm, batches, checks
 from jaxkd.types import Array, Batch, Outputs
-from jaxkd._core import axes
-from jaxkd._core import batches
 
 Inputs = str | Sequence[str] | Callable[[Batch], Any]
 """Entries of the batch that a model is called with: a name, several names, or a function of the batch."""
 
 computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
 """Dtype set by `jaxkd.wrappers.precision`, for layers that would otherwise promote to float32."""
-
-POSITION = "_position"
-"""Batch entry of a micro-batch: the index of each example in the whole batch."""
 
 _TRAIN = ("train", "training", "is_training")
 _INFER = ("deterministic", "use_running_average")

@@ -23,7 +23,7 @@ def differences(
     path: pathlib.Path,
     stored: Mapping[str, Any],
     identity: Mapping[str, Any],
-    transform: probes.Transform | None,
+    transform: _probes.Transform | None,
     probe: Mapping[str, np.ndarray] | None = None,
 ) -> list[str]:
     """Returns the differences between a cache and what is given, one line each.
@@ -38,8 +38,8 @@ def differences(
     Returns:
       One line for each part that differs; none if all parts are equal.
     """
-    lines = manifest.compare(stored["identity"], identity)
-    saved = probes.load(path / "probes.npz")
+    lines = _manifest.compare(stored["identity"], identity)
+    saved = _probes.load(path / "probes.npz")
     if probe is not None and not any(line.startswith("data") for line in lines):
         names = stored["identity"]["data"]["entries"]
         cached = saved["examples"]
@@ -47,11 +47,11 @@ def differences(
             lines.append(
                 f"data: the probes have index {cached['index'].tolist()} in the cache, {probe['index'].tolist()} given"
             )
-        elif line := examples.content_difference(examples.digests(cached, list(names)), probe, names):
+        elif line := _examples.content_difference(_examples.digests(cached, list(names)), probe, names):
             lines.append(line)
-    given = probes.effect(transform, saved["examples"], stored["identity"]["views"])
-    if line := probes.difference(saved["transform"], given, _TRANSFORM_TOLERANCE):
-        lines.append(f"transform: {stored['transform']} in the cache, {manifest.describe(transform)} given: {line}")
+    given = _probes.effect(transform, saved["examples"], stored["identity"]["views"])
+    if line := _probes.difference(saved["transform"], given, _TRANSFORM_TOLERANCE):
+        lines.append(f"transform: {stored['transform']} in the cache, {_manifest.describe(transform)} given: {line}")
     return lines
 
 
@@ -62,6 +62,6 @@ def teacher_difference(path: pathlib.Path, program: Program) -> list[str]:
       path: of the cache.
       program: of the given teacher.
     """
-    saved = probes.load(path / "probes.npz")
-    line = probes.difference(saved["teacher"], program.sample(saved["examples"]), _TEACHER_TOLERANCE)
+    saved = _probes.load(path / "probes.npz")
+    line = _probes.difference(saved["teacher"], program.sample(saved["examples"]), _TEACHER_TOLERANCE)
     return [f"teacher: the same weights give other outputs: {line}"] if line else []

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxkd._core.progress import show_progress
 from jaxkd.cache import _shards
 from jaxkd.cache._examples import Examples, digest_of_set, digests
 from jaxkd.cache._program import Program
-from jaxkd._core.progress import show_progress
 
 __all__ = ["compute_shards"]
 
@@ -33,7 +33,7 @@ def compute_shards(
     path: pathlib.Path,
     program: Program,
     examples: Examples,
-    layout: shards.Layout,
+    layout: _shards.Layout,
     *,
     missing: Sequence[int],
     names: Sequence[str],
@@ -86,7 +86,7 @@ def compute_shards(
             contents = digest_of_set(arrays["index"], arrays["digests"])
             if view:  # the rows are the same in every view, so the shards of view 0 alone store index and digests
                 del arrays["index"], arrays["digests"]
-            shards.write_shard(path, number, arrays, {"rows": last - first, "contents": contents, "seconds": seconds})
+            _shards.write_shard(path, number, arrays, {"rows": last - first, "contents": contents, "seconds": seconds})
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd.cache import _files
-from jaxkd.cache._hosts import local
+from jaxkd._core import files, tree_paths
+from jaxkd._core.multihost import local
 from jaxkd.types import Variables
 
 __all__ = ["FORMAT", "StaleCacheError", "compare", "describe", "digests_of", "made_with", "read", "refuse", "write"]
@@ -47,12 +47,10 @@ def digests_of(variables: Variables) -> dict[str, str]:
     {'params/w': 'float32[2, 3] sha256:9d908ecfb6b256de'}
     """
     found = {}
-    for part, tree in (("params", variables.params), ("state", variables.state)):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name = "/".join([part, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
-            array = _on_host(leaf)
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            found[name] = f"{array.dtype.name}{list(array.shape)} sha256:{digest[:16]}"
+    for name, leaf in tree_paths.by_path(variables).items():
+        array = _on_host(leaf)
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        found[name] = f"{array.dtype.name}{list(array.shape)} sha256:{digest[:16]}"
     return found
 
 
@@ -100,7 +98,8 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
 
 def write(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Replaces the manifest atomically."""
-    files.replace(directory / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(directory / "manifest.json", json.dumps(manifest, indent=1) + "\n")
 
 
 def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

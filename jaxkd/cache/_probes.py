@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.cache import _examples, _files
+from jaxkd._core import files
+from jaxkd.cache import _examples
 
 __all__ = ["Transform", "difference", "effect", "load", "rows", "save", "view_of"]
 
@@ -63,7 +64,7 @@ def effect(transform: Transform | None, batch: Mapping[str, np.ndarray], views: 
     found: dict[str, list[np.ndarray]] = {}
     for view in range(views):
         for name, value in applied(view_of(batch, view)).items():
-            if name not in examples.PLACE and np.ndim(value):
+            if name not in _examples.PLACE and np.ndim(value):
                 found.setdefault(name, []).append(_sample(np.asarray(value)))
     # The same batch in reverse order must give the reversed results, or the transform mixes examples.
     backwards = applied(view_of({name: value[::-1] for name, value in batch.items()}, 0))
@@ -110,7 +111,8 @@ def save(path: pathlib.Path, parts: Mapping[str, Mapping[str, np.ndarray]]) -> N
         f"{part}:{name}": value for part, arrays in parts.items() for name, value in arrays.items()
     }
     np.savez(file, **named)
-    files.replace(path, file.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, file.getvalue())
 
 
 def load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd._core import checks
-from jaxkd.cache.codecs import Codec
 from jaxkd.cache._probes import Transform
+from jaxkd.cache.codecs import Codec
 from jaxkd.types import Batch, Model, PyTree, Variables
 
 __all__ = ["Keep", "Program", "bytes_per_row", "file_name"]

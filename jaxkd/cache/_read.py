@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.cache import _examples, _files, _manifest, _shards
-from jaxkd.cache.codecs import Codec, from_settings
+from jaxkd.cache import _arrays, _examples, _manifest, _shards
 from jaxkd.cache._compare import differences
 from jaxkd.cache._probes import Transform
 from jaxkd.cache._program import Keep, file_name
+from jaxkd.cache.codecs import Codec, from_settings
 from jaxkd.types import Array, Outputs
 
 __all__ = ["Cache", "Entry", "Reader", "load_complete", "open_cache"]
@@ -43,7 +43,7 @@ class Reader:
     """
 
     directory: pathlib.Path
-    layout: shards.Layout
+    layout: _shards.Layout
     entries: Mapping[str, Entry]
     data: Mapping[str, str]
     contents: str
@@ -71,9 +71,9 @@ class Reader:
         Raises:
           StaleCacheError: they differ.
         """
-        known = files.open_array(str(self.directory / "digests.npy"), "uint64")
-        if line := examples.content_difference(known[rows], batch, self.data):
-            manifest.refuse(self.directory, [line])
+        known = _arrays.open_array(str(self.directory / "digests.npy"), "uint64")
+        if line := _examples.content_difference(known[rows], batch, self.data):
+            _manifest.refuse(self.directory, [line])
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
         """Returns fields of some rows, each in its own view, by their names in a batch.
@@ -84,14 +84,14 @@ class Reader:
         """
         numbers = views * self.layout.per_view + rows // self.layout.per_shard
         found = {
-            name: np.empty((len(rows), *entry.shape), files.dtype_of(entry.dtype))
+            name: np.empty((len(rows), *entry.shape), _arrays.dtype_of(entry.dtype))
             for name, entry in self.entries.items()
         }
         for number in map(int, np.unique(numbers)):
             chosen = np.flatnonzero(numbers == number)
             _, first, _ = self.layout.place(number)
             for name, entry in self.entries.items():
-                array = shards.load(self.directory, number, entry.file, entry.dtype)
+                array = _shards.load(self.directory, number, entry.file, entry.dtype)
                 found[name][chosen] = array[rows[chosen] - first]
         return found
 
@@ -107,7 +107,7 @@ class Reader:
             parts = [
                 np.concatenate(
                     [
-                        shards.load(self.directory, view * self.layout.per_view + part, entry.file, entry.dtype)
+                        _shards.load(self.directory, view * self.layout.per_view + part, entry.file, entry.dtype)
                         for part in range(self.layout.per_view)
                     ]
                 )
@@ -123,7 +123,7 @@ class Reader:
           ValueError: a file does not hold the bytes that were written.
         """
         for number in range(self.layout.total):
-            if fault := shards.damage(self.directory, number, shards.facts(self.directory, number)):
+            if fault := _shards.damage(self.directory, number, _shards.facts(self.directory, number)):
                 raise ValueError(f"{fault}. Delete that shard's folder, and write_cache will compute it again.")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -216,7 +216,7 @@ class Cache:
             for output, facts in self.manifest["outputs"].items()
             for field, described in facts["fields"].items()
         }
-        layout = shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
+        layout = _shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
         return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
 
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
@@ -298,17 +298,17 @@ def open_cache(
       ValueError: the cache is unfinished, or files are missing.
     """
     path = pathlib.Path(directory)
-    stored = manifest.read(path)
+    stored = _manifest.read(path)
     if stored is None:
         raise FileNotFoundError(
             f"{path}: expected a cache, found no manifest.json. Write one with jaxkd.cache.write_cache."
         )
     identity = {
-        "teacher": None if variables is None else manifest.digests_of(adapters.variables(variables)),
+        "teacher": None if variables is None else _manifest.digests_of(adapters.variables(variables)),
         "views": views,
         "keep": None if keep is None else {output: dict(codec.settings) for output, codec in keep.items()},
     }
-    manifest.refuse(path, differences(path, stored, identity, transform))
+    _manifest.refuse(path, differences(path, stored, identity, transform))
     return load_complete(path, transform, name)
 
 
@@ -318,11 +318,11 @@ def load_complete(path: pathlib.Path, transform: Transform | None, name: str) ->
     Raises:
       ValueError: the cache is unfinished, or files are missing.
     """
-    stored = manifest.read(path)
+    stored = _manifest.read(path)
     assert stored is not None, "the caller has read the manifest"
     cache = Cache(path.absolute(), stored, transform, name)
-    layout = shards.Layout(cache.num_examples, cache.views, stored["examples_per_shard"])
-    missing = [number for number in range(layout.total) if shards.facts(path, number) is None]
+    layout = _shards.Layout(cache.num_examples, cache.views, stored["examples_per_shard"])
+    missing = [number for number in range(layout.total) if _shards.facts(path, number) is None]
     if missing or not stored["complete"]:
         raise ValueError(
             f"{path}: {len(missing)} of {layout.total} shards are missing or incomplete, {missing[:4]} first. Call "
@@ -340,5 +340,5 @@ def _joined(settings: Mapping[str, Any]) -> str:
 )  # `contents` is part of the key: a directory may be deleted and written with another set
 def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices of all rows, and the permutation that sorts them."""
-    known = np.asarray(files.open_array(str(directory / "index.npy"), "int64"))
+    known = np.asarray(_arrays.open_array(str(directory / "index.npy"), "int64"))
     return known, np.argsort(known, kind="stable")

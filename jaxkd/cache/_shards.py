@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxkd.cache import _files
+from jaxkd._core import files
+from jaxkd.cache import _arrays
 
 __all__ = ["Layout", "damage", "facts", "load", "write_shard"]
 
@@ -73,14 +74,14 @@ def write_shard(
     written = {}
     for name, array in arrays.items():
         path = temporary / f"{name}.npy"
-        files.write_array(path, array)
+        _arrays.write_array(path, array)
         written[path.name] = {"bytes": path.stat().st_size, "sha256": files.digest(path)}
     files.write(temporary / _FACTS, json.dumps({**notes, "files": written}, indent=1).encode())
-    files.sync_folder(temporary)
+    files.sync(temporary)
     if final.exists():  # a damaged shard: a whole one is never written again
         shutil.rmtree(final)
     temporary.rename(final)
-    files.sync_folder(final.parent)
+    files.sync(final.parent)
 
 
 def facts(directory: pathlib.Path, number: int) -> dict[str, Any] | None:
@@ -127,7 +128,7 @@ def load(directory: pathlib.Path, number: int, name: str, dtype: str) -> np.ndar
       name: of the file, without ``.npy``.
       dtype: of the array.
     """
-    return files.open_array(str(_folder(directory, number) / f"{name}.npy"), dtype)
+    return _arrays.open_array(str(_folder(directory, number) / f"{name}.npy"), dtype)
 
 
 def _folder(directory: pathlib.Path, number: int) -> pathlib.Path:

@@ -18,14 +18,14 @@ import jax
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.cache import _files, _manifest, _probes, _shards
-from jaxkd.cache.codecs import full
+from jaxkd._core.multihost import barrier, local
+from jaxkd.cache import _arrays, _manifest, _probes, _shards
 from jaxkd.cache._compare import differences, teacher_difference
 from jaxkd.cache._compute import compute_shards
 from jaxkd.cache._examples import Examples, digest_of_set, digests, entries, read_examples
-from jaxkd.cache._hosts import barrier, local
 from jaxkd.cache._program import Keep, Program, bytes_per_row
 from jaxkd.cache._read import Cache, load_complete
+from jaxkd.cache.codecs import full
 from jaxkd.types import Model
 
 __all__ = ["write_cache", "write_shards"]
@@ -39,7 +39,7 @@ def write_cache(
     variables: Any,
     data: Any,
     *,
-    transform: probes.Transform | None,
+    transform: _probes.Transform | None,
     views: int = 1,
     keep: Keep | None = None,
     batch_size: int = 256,
@@ -118,7 +118,7 @@ def write_shards(
     variables: Any,
     data: Any,
     *,
-    transform: probes.Transform | None,
+    transform: _probes.Transform | None,
     views: int = 1,
     keep: Keep | None = None,
     batch_size: int = 256,
@@ -171,39 +171,39 @@ def write_shards(
     stored = _stored_manifest(path)
 
     def missing(number: int) -> bool:
-        facts = shards.facts(path, number)
+        facts = _shards.facts(path, number)
         # Shards of a killed writer are verified by their digests before the cache is built on them. A finished cache is
         # opened by every training script: reading all of it would take long, so only the sizes are compared.
-        return facts is None if stored["complete"] else shards.damage(path, number, facts) is not None
+        return facts is None if stored["complete"] else _shards.damage(path, number, facts) is not None
 
     numbers = [number for number in range(shard[0], layout.total, shard[1]) if missing(number)]
     names = list(stored["identity"]["data"]["entries"])
     compute_shards(path, program, examples, layout, missing=numbers, names=names, progress=progress)
-    return sum(shards.facts(path, number) is None for number in range(layout.total))
+    return sum(_shards.facts(path, number) is None for number in range(layout.total))
 
 
 def _plan(
     path: pathlib.Path,
     program: Program,
     examples: Examples,
-    transform: probes.Transform | None,
+    transform: _probes.Transform | None,
     views: int,
     examples_per_shard: int | None,
-) -> shards.Layout:
+) -> _shards.Layout:
     """Compares the arguments with the manifest, or begins one; returns the layout.
 
     A set in memory is digested as a whole, here. Of a stream only the probes are read now; its other examples are
     digested as they are computed, and compared between views in `_finish`.
     """
-    stored = manifest.read(path)
-    probe = examples.take(probes.rows(examples.size))
+    stored = _manifest.read(path)
+    probe = examples.take(_probes.rows(examples.size))
     names = entries(probe)
     if stored is not None and (known := stored["identity"]["data"]["entries"]).keys() <= names.keys():
         names = {name: names[name] for name in known}  # the teacher has not seen further entries: they may differ
     whole = examples.whole
     contents = None if whole is None else (whole["index"], digests(whole, list(names)))
     identity = {
-        "teacher": manifest.digests_of(program.variables),
+        "teacher": _manifest.digests_of(program.variables),
         "data": {"examples": examples.size, "entries": names},
         "contents": None if contents is None else digest_of_set(*contents),
         "views": views,
@@ -213,34 +213,34 @@ def _plan(
         outputs = program.shapes(probe)
         parts = {
             "examples": probe,
-            "transform": probes.effect(transform, probe, views),
+            "transform": _probes.effect(transform, probe, views),
             "teacher": program.sample(probe),
         }
-        probes.save(path / "probes.npz", parts)
+        _probes.save(path / "probes.npz", parts)
         stored = {
-            "format": manifest.FORMAT,
+            "format": _manifest.FORMAT,
             "complete": False,
             "identity": identity,
-            "transform": manifest.describe(transform),
+            "transform": _manifest.describe(transform),
             "outputs": outputs,
             "examples_per_shard": examples_per_shard or _shard_size(examples.size, program.batch_size, outputs),
-            "made_with": manifest.made_with(),
+            "made_with": _manifest.made_with(),
         }
-        manifest.write(path, stored)  # last: a manifest without its probes could not be compared
+        _manifest.write(path, stored)  # last: a manifest without its probes could not be compared
     else:
-        manifest.refuse(path, differences(path, stored, identity, transform, probe))
-        manifest.refuse(path, teacher_difference(path, program))
-    layout = shards.Layout(examples.size, views, stored["examples_per_shard"])
+        _manifest.refuse(path, differences(path, stored, identity, transform, probe))
+        _manifest.refuse(path, teacher_difference(path, program))
+    layout = _shards.Layout(examples.size, views, stored["examples_per_shard"])
     if contents is not None and not stored["complete"]:
-        manifest.refuse(path, _changed_shards(path, layout, *contents))
+        _manifest.refuse(path, _changed_shards(path, layout, *contents))
     return layout
 
 
-def _changed_shards(path: pathlib.Path, layout: shards.Layout, index: np.ndarray, values: np.ndarray) -> list[str]:
+def _changed_shards(path: pathlib.Path, layout: _shards.Layout, index: np.ndarray, values: np.ndarray) -> list[str]:
     """Returns a line for the first shard written from other examples, or none."""
     for number in range(layout.total):
         _, first, last = layout.place(number)
-        given, facts = digest_of_set(index[first:last], values[first:last]), shards.facts(path, number)
+        given, facts = digest_of_set(index[first:last], values[first:last]), _shards.facts(path, number)
         if facts is not None and facts["contents"] != given:
             return [f"data: examples {first} to {last - 1}: {facts['contents']} in the cache, {given} given"]
     return []
@@ -264,8 +264,8 @@ def _finish(path: pathlib.Path) -> bool:
     if stored["complete"]:
         return True
     identity = stored["identity"]
-    layout = shards.Layout(identity["data"]["examples"], identity["views"], stored["examples_per_shard"])
-    all_facts = [facts for number in range(layout.total) if (facts := shards.facts(path, number)) is not None]
+    layout = _shards.Layout(identity["data"]["examples"], identity["views"], stored["examples_per_shard"])
+    all_facts = [facts for number in range(layout.total) if (facts := _shards.facts(path, number)) is not None]
     if len(all_facts) < layout.total:
         return False
     for number, facts in enumerate(all_facts):
@@ -276,7 +276,7 @@ def _finish(path: pathlib.Path) -> bool:
                 f"({facts['contents']}, {first['contents']}): the set changed while it was read. Write the cache again."
             )
     index, values = (
-        np.concatenate([shards.load(path, number, name, dtype) for number in range(layout.per_view)])
+        np.concatenate([_shards.load(path, number, name, dtype) for number in range(layout.per_view)])
         for name, dtype in (("index", "int64"), ("digests", "uint64"))
     )
     unique, counts = np.unique(index, return_counts=True)
@@ -286,8 +286,8 @@ def _finish(path: pathlib.Path) -> bool:
             f"{int(counts.max())} times. A batch finds its outputs by index."
         )
     for name, array in (("index", index), ("digests", values)):
-        files.replace_array(path / f"{name}.npy", array)
-    manifest.write(
+        _arrays.replace_array(path / f"{name}.npy", array)
+    _manifest.write(
         path,
         {
             **stored,
@@ -302,6 +302,6 @@ def _finish(path: pathlib.Path) -> bool:
 
 
 def _stored_manifest(path: pathlib.Path) -> dict[str, Any]:
-    stored = manifest.read(path)
+    stored = _manifest.read(path)
     assert stored is not None, "_plan has written it"
     return stored

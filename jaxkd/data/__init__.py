@@ -32,6 +32,7 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
+from jaxkd.data import vision
 from jaxkd.data._dataset import Dataset, from_arrays, num_examples
 from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
@@ -45,8 +46,8 @@ from jaxkd.data._tasks import Tasks, class_groups, class_incremental, exemplars
 from jaxkd.data._tfds_source import Source, prepared, source
 from jaxkd.data._transforms import compose, example_keys
 from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
-from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 from jaxkd.data.vision._distortions import two_views, with_pair
+from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 
 __all__ = [
     "CIFAR100_MEAN",
@@ -86,5 +87,6 @@ __all__ = [
     "split",
     "strokes",
     "two_views",
+    "vision",
     "with_pair",
 ]

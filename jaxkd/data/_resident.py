@@ -144,7 +144,7 @@ class Resident(DeviceLoader):
         }  # fmt: skip
         if all(value.is_fully_addressable or value.is_fully_replicated for value in self.arrays.values()):
             arrays = {key: np.asarray(value) for key, value in self.arrays.items()}
-            result |= {"first_and_last": fingerprint.of_rows(arrays), "content": fingerprint.digest(arrays)}
+            result |= {"first_and_last": _fingerprint.of_rows(arrays), "content": _fingerprint.digest(arrays)}
         return result
 
 

@@ -287,7 +287,7 @@ class _ReadBatch:
         rows = [0, self.num_examples - 1]
         batch = self._stack([self._example(example) for example in self._fetch(rows)])
         batch.setdefault("index", np.array(rows, np.int32))
-        return fingerprint.of_rows(batch)
+        return _fingerprint.of_rows(batch)
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = self._stack([self._example(example) for example in self._fetch(rows.tolist())])

@@ -251,7 +251,7 @@ class Tasks(DeviceLoader):
         result |= {str(i): loader.fingerprint() for i, loader in enumerate(self.loaders)}
         kept = self.arrays["retained"]
         if kept and all(x.is_fully_addressable or x.is_fully_replicated for x in kept.values()):
-            result["retained"] = fingerprint.digest({name: np.asarray(x) for name, x in kept.items()})
+            result["retained"] = _fingerprint.digest({name: np.asarray(x) for name, x in kept.items()})
         return result
 
 

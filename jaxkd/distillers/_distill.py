@@ -9,31 +9,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import adapters
-from jaxkd._core import checks
+from jaxkd._core import axes, batches
+from jaxkd._core.arrays import shape_of, strongly_typed
+from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.metrics import join
 from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
     Array,
     Batch,
     Context,
     Distiller,
-    ObjectiveOut,
-    ObjectiveVars,
     Mean,
     Metrics,
     Model,
     Objective,
+    ObjectiveOut,
+    ObjectiveVars,
     Outputs,
     PyTree,
     Teacher,
     TrainState,
     Variables,
 )
-from jaxkd._core import axes
-from jaxkd._core import batches
-from jaxkd import metrics
-
-STUDENT, OBJECTIVE = "student", "objective"
 
 
 def distill(
@@ -86,11 +85,13 @@ def distill(
     optimizers = {STUDENT: optimizer, OBJECTIVE: objective_optimizer or optimizer}
     # Jitted here and not in `init`, so that the `init` of another seed compiles nothing.
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
-    init_optimizers = jax.jit(lambda params: strongly_typed({label: optimizers[label].init(params[label]) for label in params}))
+    init_optimizers = jax.jit(
+        lambda params: strongly_typed({label: optimizers[label].init(params[label]) for label in params})
+    )
 
     def init(key: Array, batch: Batch) -> TrainState:
         shapes = jax.tree.map(shape_of, dict(batch))
-        run_key, student_key, teacher_key, loss_key = jax.random.split(key, 4)
+        run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
@@ -101,16 +102,16 @@ def distill(
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
         context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
-        loss = ObjectiveVars(*strongly_typed(tuple(objective.init(loss_key, context))))
-        opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: loss.params})
-        return TrainState(variables, teacher_state, loss, opt_state, jnp.zeros((), jnp.int32), run_key)
+        learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))
+        opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: learned.params})
+        return TrainState(variables, teacher_state, learned, opt_state, jnp.zeros((), jnp.int32), run_key)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = axes.mapped_axis()
-        student_key, teacher_key, loss_key = step_keys(state, axis_name)
+        student_key, teacher_key, objective_key = step_keys(state, axis_name)
         taught = teacher_outputs(teacher, state, batch, teacher_key)
-        trained = mark_varying({STUDENT: state.student.params, OBJECTIVE: state.loss.params}, axis_name)
-        keys = (student_key, loss_key)
+        trained = mark_varying({STUDENT: state.student.params, OBJECTIVE: state.objective.params}, axis_name)
+        keys = (student_key, objective_key)
         forward = forward_fn(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
@@ -119,13 +120,13 @@ def distill(
             reported = join({"loss": _total(out.value, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
-        (_, (student_state, loss_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+        (_, (student_state, objective_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
         if axis_name is not None:
             grads, student_state = average_over_devices((grads, student_state), axis_name)
-            loss_state = average_over_devices(loss_state, axis_name, unchanged=state.loss.state)
+            objective_state = average_over_devices(objective_state, axis_name, unchanged=state.objective.state)
             reported = metrics.psum(reported, axis_name)
         # Student and objective have separate optimizers, whose states carry the labels of their parameters.
-        old = {STUDENT: state.student.params, OBJECTIVE: state.loss.params}
+        old = {STUDENT: state.student.params, OBJECTIVE: state.objective.params}
         params, opt_state = {}, {}
         for label, transformation in optimizers.items():
             updates, opt_state[label] = transformation.update(grads[label], state.opt_state[label], old[label])
@@ -134,7 +135,7 @@ def distill(
         return TrainState(
             variables,
             teacher.update(state.teacher, variables, state.step + 1),
-            ObjectiveVars(params[OBJECTIVE], loss_state),
+            ObjectiveVars(params[OBJECTIVE], objective_state),
             opt_state,
             state.step + 1,
             state.key,
@@ -145,7 +146,7 @@ def distill(
         taught = teacher.apply(state.teacher, _given(batch, state.step), key=None)
         outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
-        out = objective.apply(state.loss.params, state.loss.state, context, None)
+        out = objective.apply(state.objective.params, state.objective.state, context, None)
         reported = join({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
         return reported if axis_name is None else metrics.psum(reported, axis_name)
 
@@ -186,7 +187,7 @@ def forward_fn(
         variables = Variables(trained[STUDENT], state.student.state)
         outputs, new_state = student.apply(variables, _given(batch, state.step, taught), key=keys[0], train=True)
         context = Context(outputs, taught, batch, state.step, axis_name)
-        return objective.apply(trained[OBJECTIVE], state.loss.state, context, keys[1]), context, new_state
+        return objective.apply(trained[OBJECTIVE], state.objective.state, context, keys[1]), context, new_state
 
     return forward
 
@@ -223,15 +224,3 @@ def _total(value: Array, context: Context) -> Mean:
 def _named(metrics: Metrics) -> Metrics:
     """Names the metric of a single term, which has no name without `combine`."""
     return {name or OBJECTIVE: mean for name, mean in metrics.items()}
-
-
-
-
-
-
-
-
-
-
-
-

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxkd._core import moving_average
-from jaxkd._core import wrapper_state
+from jaxkd._core import moving_average, wrapper_state
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
 __all__ = ["average_of", "averaged"]

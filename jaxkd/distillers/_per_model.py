@@ -9,8 +9,7 @@ import jax
 import optax
 
 from jaxkd._core import checks
-from jaxkd.types import REPLICAS
-from jaxkd.types import PyTree
+from jaxkd.types import REPLICAS, PyTree
 
 __all__ = ["per_member"]
 

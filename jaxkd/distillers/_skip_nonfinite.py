@@ -5,10 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd import adapters
-from jaxkd._core import wrapper_state
+from jaxkd._core import axes, wrapper_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
-from jaxkd._core import axes
 
 __all__ = ["skip_nonfinite"]
 
@@ -89,7 +87,7 @@ def _stays_finite(old: TrainState, new: TrainState) -> Array:
 
 
 def _checked(state: TrainState) -> PyTree:
-    return state.student, state.teacher, state.loss, state.opt_state
+    return state.student, state.teacher, state.objective, state.opt_state
 
 
 def _losses(metrics: Metrics) -> list[str]:

@@ -7,13 +7,24 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from jaxkd import adapters
-from jaxkd.types import OBJECTIVE, STUDENT
+from jaxkd._core import axes
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd.distillers._distill import forward_fn, step_keys, teacher_outputs
-from jaxkd.metrics._means import join
-from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, Model, Objective, PyTree, Teacher, TrainState
-from jaxkd._core import axes
+from jaxkd.metrics import join
+from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
+    Array,
+    Batch,
+    Distiller,
+    Mean,
+    Metrics,
+    Model,
+    Objective,
+    PyTree,
+    Teacher,
+    TrainState,
+)
 
 __all__ = ["term_gradients"]
 
@@ -67,13 +78,13 @@ def term_gradients(
 
     def measured(state: TrainState, batch: Batch) -> Metrics:
         axis_name = axes.mapped_axis()
-        student_key, teacher_key, loss_key = step_keys(state, axis_name)
+        student_key, teacher_key, objective_key = step_keys(state, axis_name)
         taught = teacher_outputs(teacher, state, batch, teacher_key)
-        keys = (student_key, loss_key)
+        keys = (student_key, objective_key)
         forward = forward_fn(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
 
         def terms(params: PyTree) -> dict[str, Array]:
-            out, _, _ = forward({STUDENT: params, OBJECTIVE: state.loss.params})
+            out, _, _ = forward({STUDENT: params, OBJECTIVE: state.objective.params})
             return dict(out.terms) or {OBJECTIVE: out.value}
 
         # One forward pass for all terms; each pull-back with a one-hot cotangent gives one term's gradient.

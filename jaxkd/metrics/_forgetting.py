@@ -8,11 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks
+from jaxkd._core import batches, checks
 from jaxkd.metrics._classification import classification
 from jaxkd.metrics._means import from_values
 from jaxkd.types import Context, Mean, Metrics
-from jaxkd._core import batches
 
 __all__ = ["accuracies", "average_accuracy", "backward_transfer", "forgetting", "per_task"]
 

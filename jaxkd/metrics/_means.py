@@ -12,7 +12,6 @@ from jaxkd.metrics._packed_metrics import Packed
 from jaxkd.types import Mean, Metrics
 
 
-
 def join(*groups: Metrics) -> Metrics:
     """Merges groups of metrics with disjoint names.
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
+from jaxkd._core import batches
 from jaxkd.objectives import lookup
 from jaxkd.types import Context, Mean, Metrics
-from jaxkd._core import batches
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float

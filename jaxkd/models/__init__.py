@@ -12,6 +12,7 @@ Every model is called as ``model(x, train=False)`` with normalized NHWC images a
 depend on this package: any other model works as well.
 """
 
+from jaxkd.models import vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
@@ -70,4 +71,5 @@ __all__ = [
     "margin_norms",
     "names",
     "taps",
+    "vision",
 ]

@@ -11,15 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.objectives._checks import class_labels
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import add_loss, mask_out, lookup, reduce_values
-from jaxkd.objectives.discriminators import Discriminator, conv, mlp
-from jaxkd._core.example_keys import example_keys
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
 from jaxkd._core import batches
+from jaxkd._core.example_keys import example_keys
+from jaxkd.objectives._checks import class_labels
+from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
+from jaxkd.objectives.discriminators import Discriminator, conv, mlp
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["adversarial", "wasserstein"]
 

@@ -9,11 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Mean, Objective
-from jaxkd._core import batches
+from jaxkd._core import batches, checks
+from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-Schedule = Callable[[Any], Any]
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
 __all__ = ["with_parts"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from jaxkd.objectives._compose import mask_out, lookup, replace
+from jaxkd.objectives._compose import lookup, mask_out, replace
 from jaxkd.objectives.layers import connector, connector_init
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
 
 def with_projection(

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective, Outputs
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
 
 __all__ = ["between"]
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.objectives._checks import positive
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import at_step, mask_out, lookup, mask_of_shape, reduce_values
+from jaxkd.objectives._compose import at_step, lookup, mask_of_shape, mask_out, reduce_values
 from jaxkd.objectives.layers import dense, dense_init
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["cosine_curriculum", "curriculum_temperature", "instance_temperature"]
 
@@ -143,7 +142,9 @@ def instance_temperature(
         return ObjectiveVars({"first": dense_init(first, 2 * classes, hidden), "second": dense_init(second, hidden, 1)})
 
     def raw(params: Any, context: Context) -> Array:
-        both = [mask_out(context, jnp.asarray(lookup(context, path))).astype(jnp.float32) for path in (student, teacher)]
+        both = [
+            mask_out(context, jnp.asarray(lookup(context, path))).astype(jnp.float32) for path in (student, teacher)
+        ]
         # An excluded class (-inf) enters as 0, since it would make the temperature NaN.
         x = jax.lax.stop_gradient(jnp.concatenate([jnp.where(jnp.isfinite(z), z, 0) for z in both], axis=-1))
         return dense(params["second"], jax.nn.relu(dense(params["first"], x)))[..., 0]

@@ -25,13 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import lookup, reduce_values
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
 from jaxkd._core import batches
+from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
+from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["Heads", "held_to_old", "single_head", "task_heads", "taught_new", "told_by_labels", "two_heads"]
 

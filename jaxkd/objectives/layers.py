@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
-from jaxkd.losses._numerics import match_size as _match_size
+from jaxkd._core import batches, checks
 from jaxkd._core.batch_norm import by_replica, running, share_of, statistics
+from jaxkd.losses._numerics import match_size as _match_size
 from jaxkd.types import Array, Context, ObjectiveVars
-from jaxkd._core import batches
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
 

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import checks
-from jaxkd.types import Batch
 from jaxkd._core import batches
+from jaxkd.types import Batch
 
 __all__ = ["Intake", "common_multiple", "on_mesh", "over_devices", "pad"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd.types import Array, Batch, Distiller, PyTree, TrainState
-
-__all__ = ["arrays_beside", "check_alone", "globally", "intake_of"]
+from jaxkd.types import Array, PyTree, TrainState
 
 # By input: its arrays, and their replicas on the last mesh.
 _REPLICATED: weakref.WeakKeyDictionary[Any, tuple[PyTree, PyTree]] = weakref.WeakKeyDictionary()
@@ -45,7 +42,7 @@ def globally(x: Any, sharding: Any) -> Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def arrays_beside(state: TrainState, data: Any) -> PyTree:
+def replicated_arrays(state: TrainState, data: Any) -> PyTree:
     """Returns a resident input's arrays, replicated once over a state's mesh.
 
     Args:
@@ -66,35 +63,7 @@ def arrays_beside(state: TrainState, data: Any) -> PyTree:
     return replicated
 
 
-def intake_of(kd: Distiller) -> Callable[[Batch], Batch]:
-    """Returns a function that places the batches of one input for a step.
-
-    Args:
-      kd: a distiller, which may have been placed by `jaxkd.parallel`.
-
-    Returns:
-      A function of a batch.
-
-    Raises:
-      ValueError: from that function: there are several hosts, the batch is this host's part, and the distiller does
-        not know how to assemble the parts.
-    """
-    make: Callable[[], Callable[[Batch], Batch]] | None = getattr(kd, "intake", None)
-    if make is not None:
-        return make()
-
-    def check(batch: Batch) -> Batch:
-        if jax.process_count() > 1 and any(getattr(x, "is_fully_addressable", True) for x in batch.values()):
-            raise ValueError(
-                "several hosts: this distiller was wrapped after it was placed, so the hosts' parts of a batch cannot "
-                "be assembled. Place it last: parallel.shard(preprocess(kd), mesh)."
-            )
-        return batch
-
-    return check
-
-
-def check_alone(state: TrainState) -> None:
+def check_spans_hosts(state: TrainState) -> None:
     """Raises if there are several hosts and the state is on this one only.
 
     Raises:

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import checks, batch_norm
+from jaxkd._core import batch_norm, checks
+from jaxkd.metrics import packing
 from jaxkd.parallel import _states
 from jaxkd.parallel._batches import Intake, common_multiple, on_mesh, over_devices, pad
 from jaxkd.parallel._rules import Rule, layout
-from jaxkd.metrics._packed_metrics import packing
 from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
 
@@ -91,7 +91,7 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
             return state
         if getattr(state.step, "sharding", None) == replicated:
             return state
-        return states.put(state, jax.tree.map(lambda x: replicated, state))
+        return _states.put(state, jax.tree.map(lambda x: replicated, state))
 
     return Placed(
         lambda key, batch: put(kd.init(key, batch)),
@@ -152,9 +152,9 @@ def shard(
     def init(key: Array, batch: Batch) -> TrainState:
         if not rules:
             state = kd.init(key, batch)
-            return states.put(state, place(state))
+            return _states.put(state, place(state))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
-        return states.make(lambda key: kd.init(key, shapes), key, place)
+        return _states.make(lambda key: kd.init(key, shapes), key, place)
 
     def step(placed: Any) -> Callable[..., Any]:
         shardings: dict[str, Any] = {"in_shardings": (placed, split), "out_shardings": (placed, whole)}
@@ -197,7 +197,7 @@ def _on_mesh(
         if last is None or last[0] != treedef or last[1] != shardings_now:
             placed = place(state)
             shardings = jax.tree.leaves(placed)
-            state, last = states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
+            state, last = _states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
         return last[2](state, take(batch))
 
     return run
@@ -220,3 +220,30 @@ def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 
 
 def _identity(batch: Batch) -> Batch:
     return batch
+
+
+def batch_placer(kd: Distiller) -> Callable[[Batch], Batch]:
+    """Returns a function that places the batches of one input for a step.
+
+    Args:
+      kd: a distiller, which may have been placed by `jaxkd.parallel`.
+
+    Returns:
+      A function of a batch.
+
+    Raises:
+      ValueError: from that function: there are several hosts, the batch is this host's part, and the distiller does
+        not know how to assemble the parts.
+    """
+    if isinstance(kd, Placed):
+        return kd.intake()
+
+    def check(batch: Batch) -> Batch:
+        if jax.process_count() > 1 and any(getattr(x, "is_fully_addressable", True) for x in batch.values()):
+            raise ValueError(
+                "several hosts: this distiller was wrapped after it was placed, so the hosts' parts of a batch cannot "
+                "be assembled. Place it last: parallel.shard(preprocess(kd), mesh)."
+            )
+        return batch
+
+    return check

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd._core import checks
+from jaxkd._core.tree_paths import by_path
 from jaxkd.types import PyTree
 
 __all__ = ["Rule", "fully_sharded", "layout"]
@@ -81,8 +82,7 @@ def layout(state: PyTree, mesh: Mesh, rules: Mapping[str, Rule]) -> PyTree:
     >>> tuple(placed["w"].spec), tuple(placed["b"].spec)
     (('data',), ())
     """
-    found, treedef = jax.tree_util.tree_flatten_with_path(state)
-    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in found}
+    paths, treedef = by_path(state), jax.tree.structure(state)
     used, placed = set(), []
     for path, x in paths.items():
         pattern = next((pattern for pattern in rules if re.search(pattern, path)), None)

@@ -12,10 +12,11 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
-The schemes are exported here. Their helpers, such as `phases.Leg` or `self_distillation.exit_head`, are exported by the
+The schemes are exported here. Their helpers, such as `phases.Phase` or `self_distillation.exit_head`, are exported by the
 subpackage of their family.
 """
 
+from jaxkd.schemes import continual, peers, phases, self_distillation, synthesis, transfer
 from jaxkd.schemes.continual._lifelong import learning_without_forgetting, lifelong
 from jaxkd.schemes.continual._retrospection import retrospection
 from jaxkd.schemes.peers._branches import branches
@@ -41,7 +42,9 @@ __all__ = [
     "byot",
     "class_wise",
     "collaborative",
+    "continual",
     "data_free",
+    "distorted_views",
     "diverse_peers",
     "few_sample",
     "knowledge_flow",
@@ -49,8 +52,12 @@ __all__ = [
     "lifelong",
     "mutual",
     "online",
-    "relay",
+    "peers",
+    "phases",
     "retrospection",
+    "self_distillation",
+    "sequential",
     "staged",
-    "two_views",
+    "synthesis",
+    "transfer",
 ]

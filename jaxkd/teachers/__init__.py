@@ -2,8 +2,7 @@
 
 ================================  ==========================================================================
 `frozen`                          a trained model that never changes
-`placeholder`                         a model that another part of the run trains first, such as an earlier leg of
-                                  a relay
+`placeholder`                     a model that another part of the run trains first, such as an earlier phase
 `ema`                             the student's exponential moving average: the mean teacher
 `ensemble`                        several teachers as one, averaged by `average_logits` or by
                                   `average_probabilities`; each member's outputs under its name
@@ -12,20 +11,20 @@
 ================================  ==========================================================================
 """
 
-from jaxkd.teachers._placeholder import placeholder
 from jaxkd.teachers._cached import cached
 from jaxkd.teachers._ema import ema
 from jaxkd.teachers._ensemble import average_logits, average_probabilities, ensemble
 from jaxkd.teachers._frozen import frozen
 from jaxkd.teachers._none import none
+from jaxkd.teachers._placeholder import placeholder
 
 __all__ = [
     "average_logits",
     "average_probabilities",
-    "awaited",
     "cached",
     "ema",
     "ensemble",
     "frozen",
     "none",
+    "placeholder",
 ]

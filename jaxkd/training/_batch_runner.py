@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd import parallel
+from jaxkd.metrics import Packed
 from jaxkd.training import _compiled_steps
-from jaxkd.parallel import _mesh
 from jaxkd.training._cadence import Cadence, next_piece
 from jaxkd.training._inputs import is_resident
-from jaxkd.metrics._packed_metrics import Packed
 from jaxkd.types import Batch, Distiller, TrainState
 
 __all__ = ["BatchRunner", "make_batch_runner"]
@@ -98,8 +98,8 @@ class _ResidentRunner:
 
     def __init__(self, kd: Distiller, data: Any, cadence: Cadence) -> None:
         self._data, self._cadence = data, cadence
-        self._chunk = compiled_steps.run_chunk(kd.step, data.gather)
-        self._gather = compiled_steps.gather_batch(data.gather)
+        self._chunk = _compiled_steps.run_chunk(kd.step, data.gather)
+        self._gather = _compiled_steps.gather_batch(data.gather)
         self.batch = self._gather(data.arrays, jnp.int32(0))
         self._step = 0
         self._metrics: tuple[int, Packed, int] | None = None
@@ -108,8 +108,8 @@ class _ResidentRunner:
         return next_piece(self._cadence, step)
 
     def run(self, state: TrainState, step: int, fetched: int) -> tuple[TrainState, int]:
-        mesh.check_alone(state)
-        arrays = mesh.arrays_beside(state, self._data)
+        parallel.check_spans_hosts(state)
+        arrays = parallel.replicated_arrays(state, self._data)
         state, packed = self._chunk(state, arrays, jnp.int32(step), length=fetched - step)
         self._metrics, self._step = (step, packed, fetched - step), fetched
         return state, fetched
@@ -135,7 +135,7 @@ class _StreamingRunner:
 
     def __init__(self, kd: Distiller, data: Any, cadence: Cadence, position: Mapping[str, Any] | None) -> None:
         self._cadence = cadence
-        self._step, self._take = compiled_steps.run_step(kd.step), mesh.intake_of(kd)
+        self._step, self._take = _compiled_steps.run_step(kd.step), parallel.batch_placer(kd)
         self._window: Packed | None = None
         self._first_step = self._count = 0
         # Indices and masks of the steps whose metrics have not been checked, at most two windows, to name the examples
@@ -172,7 +172,7 @@ class _StreamingRunner:
     def run(self, state: TrainState, step: int, fetched: Batch) -> tuple[TrainState, int]:
         batch = self._take(fetched)
         if self._window is None:
-            mesh.check_alone(state)
+            parallel.check_spans_hosts(state)
             self._first, self._first_step = None, step
             self._window = self._step.start(state, batch, self.window)
         state, self._window = self._step.run(state, self._window, batch)

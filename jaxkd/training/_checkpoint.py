@@ -155,7 +155,7 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError) as error:  # tensorstore reports a full disk as any of these
             self._clear()
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self.directory}: {disk.reason(error)}. The "
+                f"the checkpoint of step {step} could not be written to {self.directory}: {files.reason(error)}. The "
                 f"existing checkpoints, of steps {self.steps()}, are intact. Remove the cause, for instance by making "
                 "room on the disk; the same command then resumes from the last of them."
             ) from error

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd.parallel import _mesh
+from jaxkd import parallel
+from jaxkd.metrics import Packed, pack
 from jaxkd.training._inputs import is_resident
-from jaxkd.metrics._packed_metrics import Packed, pack
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
 __all__ = ["StepProgram", "evaluate", "evaluate_batch", "evaluate_resident", "gather_batch", "run_chunk", "run_step"]
@@ -177,8 +177,8 @@ def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
     length = data.steps_per_epoch
     if is_resident(data):
         chunk = evaluate_resident(kd.evaluate, data.gather)
-        return _means([chunk(state, mesh.arrays_beside(state, data), length=length)])
-    one, take = evaluate_batch(kd.evaluate), mesh.intake_of(kd)
+        return _means([chunk(state, parallel.replicated_arrays(state, data), length=length)])
+    one, take = evaluate_batch(kd.evaluate), parallel.batch_placer(kd)
     batches = data.batches()
     packed = []
     try:

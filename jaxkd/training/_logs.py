@@ -24,8 +24,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxkd._core.files import write_atomically
+from jaxkd.metrics import Packed
 from jaxkd.training._cadence import Cadence
-from jaxkd.metrics._packed_metrics import Packed
 
 __all__ = ["Logs", "NonFiniteError", "Row", "RowAccumulator", "write_atomically"]
 
@@ -270,8 +271,6 @@ class Logs:
         header = _csv_text(self._columns, [dict(zip(self._columns, self._columns, strict=True))]) if self.rows else ""
         write_atomically(path, header + _csv_text(self._columns, self.rows))
         self._csv = path.open("a", encoding="utf-8", newline="")
-
-
 
 
 def _put(file: IO[str] | None, text: str) -> None:

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
+from jaxkd._core import checks, tree_paths
+from jaxkd._core.lock import alone
 from jaxkd._core.progress import Show, show_progress
 from jaxkd.training import _compiled_steps, _run_directory, _run_identity
-from jaxkd._core import tree_paths
 from jaxkd.training._batch_runner import BatchRunner, make_batch_runner
 from jaxkd.training._cadence import Cadence, due, exactly_one, make_cadence, splits_of
 from jaxkd.training._checkpoint import Checkpoints
 from jaxkd.training._inputs import Input
-from jaxkd._core.lock import alone
 from jaxkd.training._logs import Logs, NonFiniteError, RowAccumulator
 from jaxkd.training._preemption import Preempted, catch_signals
 from jaxkd.training._run_directory import Best, Snapshot
@@ -153,7 +152,7 @@ def fit(
     splits = splits_of(evaluate, best, best_mode)
     exactly_one(key=key, state=state)
     watched = best and f"{best} ({best_mode})"
-    identity = run_identity.describe_run(train, cadence, splits, key=key, best=watched, config=config)
+    identity = _run_identity.describe_run(train, cadence, splits, key=key, best=watched, config=config)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         store, snapshot = None, Snapshot()
@@ -161,8 +160,8 @@ def fit(
             directory = pathlib.Path(directory)
             stack.enter_context(alone(directory))  # before anything in the directory is read
             store = stack.enter_context(Checkpoints(directory / "checkpoints", keep=keep))
-            identity |= run_identity.describe_data(train, splits)
-            snapshot = run_directory.load_snapshot(store, directory, identity, steps=cadence.steps, resume=resume)
+            identity |= _run_identity.describe_data(train, splits)
+            snapshot = _run_directory.load_snapshot(store, directory, identity, steps=cadence.steps, resume=resume)
         step = snapshot.step
         # The runner comes before the state, because `init` needs to know the shapes of a batch.
         runner = make_batch_runner(kd, train, cadence, snapshot.position if step < cadence.steps else None)
@@ -172,11 +171,11 @@ def fit(
         run = Run(Settings(kd, cadence, splits, identity, best, best_mode, on_eval), runner, store, snapshot)
         if directory is not None and store is not None:
             manifest = tree_paths.manifest(state)
-            run_directory.check_state(directory, manifest)
+            _run_directory.check_state(directory, manifest)
             if step:
                 state = store.restore(state, step).state
             if main:
-                run_directory.write_config(directory, identity, manifest)
+                _run_directory.write_config(directory, identity, manifest)
                 run.logs = stack.enter_context(Logs(directory, run.history, tensorboard=tensorboard))
         if step < cadence.steps:
             run.show = stack.enter_context(show_progress(cadence.steps, step, enabled=progress and main))
@@ -254,7 +253,7 @@ class Run:
         metrics: dict[str, float] = {}
         if evaluates:
             for name, data in self.settings.splits.items():
-                means = compiled_steps.evaluate(self.settings.kd, state, data)
+                means = _compiled_steps.evaluate(self.settings.kd, state, data)
                 metrics |= {f"{name}/{metric}": value for metric, value in means.items()}
             row = (row or {"step": step, "epoch": step / self.steps_per_epoch}) | metrics
         if row:
@@ -358,6 +357,6 @@ def _all_finite(leaves: list[Array]) -> Array:
 
 def _finite(state: TrainState) -> bool:
     """Returns whether all trained parameters are finite."""
-    params = jax.tree.leaves((state.student.params, state.loss.params))
+    params = jax.tree.leaves((state.student.params, state.objective.params))
     floats = [leaf for leaf in params if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return not floats or bool(_all_finite(floats))

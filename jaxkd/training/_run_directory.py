@@ -15,9 +15,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxkd._core.files import write_atomically
 from jaxkd.training import _run_identity
 from jaxkd.training._checkpoint import CheckpointError, Checkpoints
-from jaxkd._core.files import write_atomically
 
 __all__ = ["Best", "Snapshot", "check_state", "load_snapshot", "write_config"]
 
@@ -99,7 +99,7 @@ def load_snapshot(
     last = store.recover()
     snapshot = Snapshot() if last is None else Snapshot.from_json(store.extra(last))
     stored = snapshot.identity or {name: value for name, value in _config(directory).items() if name != "state"}
-    _check_equal(directory, stored, run_identity.comparable(stored, identity))
+    _check_equal(directory, stored, _run_identity.comparable(stored, identity))
     if snapshot.step > steps:
         raise ValueError(
             f"the run in {directory} is at step {snapshot.step}, beyond the {steps} asked for. Choose another "
@@ -130,7 +130,7 @@ def _config(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_equal(directory: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    different = run_identity.differences(stored, given)
+    different = _run_identity.differences(stored, given)
     if stored and different:
         more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
         raise ValueError(

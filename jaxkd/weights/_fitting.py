@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks
+from jaxkd._core import checks, tree_paths
 from jaxkd.types import PyTree
-from jaxkd.weights import names as names_lib
 from jaxkd.weights import _tree
+from jaxkd.weights import names as names_lib
 
 _MAX_SHOWN = 20
 
@@ -72,8 +72,8 @@ def named_arrays(source: Any) -> dict[str, Any]:
     if isinstance(source, Mapping) and all(hasattr(value, "dtype") for value in source.values()):
         return dict(source)
     if isinstance(source, Mapping) and "params" not in source:
-        return {"/".join(path): leaf for path, leaf in tree.paths(dict(source)).items()}
-    return tree.flatten(source)
+        return tree_paths.by_path(dict(source))
+    return _tree.flatten(source)
 
 
 def fill(
@@ -97,9 +97,9 @@ def fill(
       ignore: as in `fit_to`.
       advise: from the names of unused arrays to advice for the message.
     """
-    variables = tree.student_of(template)
-    collections = tree.collections_of(variables)
-    wanted = {"/".join(path): leaf for path, leaf in tree.paths(collections).items()}
+    variables = _tree.student_of(template)
+    collections = _tree.collections_of(variables)
+    wanted = tree_paths.by_path(collections)
     places = _Places(wanted)
     ignored = names_lib.matcher(ignore, "ignore")
     filled: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def fill(
         _fail(missing, unused, mismatches, wanted, source, advise(list(unused)))
     leaves = [_placed(filled[name], like) for name, like in wanted.items()]
     made = jax.tree.unflatten(jax.tree.structure(collections), leaves)
-    return made if isinstance(template, Mapping) else tree.variables_of(made, like=variables)
+    return made if isinstance(template, Mapping) else _tree.variables_of(made, like=variables)
 
 
 class _Places:

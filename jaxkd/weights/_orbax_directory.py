@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
+from jaxkd._core import tree_paths
+from jaxkd._core.files import replacing
 from jaxkd.training import Checkpoints
 from jaxkd.weights import _tree
-from jaxkd._core.files import replacing
 
 Path = str | os.PathLike[str]
 
@@ -51,7 +52,7 @@ def save_orbax(
         raise FileExistsError(
             f"{directory}: expected an orbax checkpoint to replace, got another directory. Choose another name."
         )
-    arrays = tree.on_host(source)
+    arrays = _tree.on_host(source)
     keys = [".".join(path) for path in arrays]  # the names under which orbax stores the arrays
     for key, array in zip(keys, arrays.values(), strict=True):
         if not array.size:
@@ -64,12 +65,12 @@ def save_orbax(
     single_process = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxkd_weights"
     )
-    custom_metadata = {"producer": tree.producer(), **(metadata or {})}
+    custom_metadata = {"producer": _tree.producer(), **(metadata or {})}
     with (
         replacing(directory, overwrite=overwrite) as temporary,
         ocp.StandardCheckpointer(multiprocessing_options=single_process) as checkpointer,
     ):
-        checkpointer.save(temporary, tree.nest(arrays), custom_metadata=custom_metadata)
+        checkpointer.save(temporary, tree_paths.nest(arrays), custom_metadata=custom_metadata)
         checkpointer.wait_until_finished()
 
 
@@ -174,7 +175,7 @@ def _read(directory: pathlib.Path, item: str | None = None) -> dict[tuple[str, .
             arrays = checkpointer.restore(directory, args=args)
         except Exception as error:  # orbax, tensorstore and JSON raise different errors for a damaged file
             raise ValueError(f"{directory}: orbax cannot read this checkpoint: {error}") from error
-    return tree.paths(arrays)
+    return tree_paths.by_parts(arrays)
 
 
 def _is_checkpoint(directory: pathlib.Path) -> bool:

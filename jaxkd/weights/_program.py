@@ -9,11 +9,10 @@ from typing import Any
 import jax
 from jax import export
 
-from jaxkd._core import checks
+from jaxkd._core import batches, checks, tree_paths
+from jaxkd._core.files import replacing
 from jaxkd.types import Array, Batch, Model, Outputs, Variables
 from jaxkd.weights import _tree
-from jaxkd._core.files import replacing
-from jaxkd._core import batches
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _LIMIT = 2**31 - 2**24  # jax.export writes a flatbuffer, at most 2 GiB; the rest is for the program
@@ -89,17 +88,17 @@ def save_program(
 
 def _constants(variables: Any) -> Variables:
     """Returns the weights as NumPy arrays: constants of a trace, bound to no device."""
-    variables = tree.student_of(variables)
-    arrays = tree.on_host(variables)
+    variables = _tree.student_of(variables)
+    arrays = _tree.on_host(variables)
     size = sum(array.nbytes for array in arrays.values())
     if size > _LIMIT:
         raise ValueError(
             f"variables: expected less than 2 GiB of weights, which a program can hold, got {size / 2**30:.2f} GiB. "
             "Narrow them with cast(..., jnp.bfloat16), or store them apart from the program with save_safetensors."
         )
-    collections = tree.collections_of(variables)
-    leaves = [arrays[path] for path in tree.paths(collections)]
-    return tree.variables_of(jax.tree.unflatten(jax.tree.structure(collections), leaves), like=variables)
+    collections = _tree.collections_of(variables)
+    leaves = [arrays[path] for path in tree_paths.by_parts(collections)]
+    return _tree.variables_of(jax.tree.unflatten(jax.tree.structure(collections), leaves), like=variables)
 
 
 def _any_batch_size(batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

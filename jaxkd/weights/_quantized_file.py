@@ -24,13 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core.quantization import check, decode, encode, encode_to
-from jaxkd._core.quantization import Include, chosen_tensors
+from jaxkd._core import tree_paths
+from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to
 from jaxkd._core.tree_paths import by_path
-from jaxkd.wrappers import quantize_with
 from jaxkd.types import PyTree, Variables
 from jaxkd.weights import _tree
 from jaxkd.weights._safetensors_file import Path, load_safetensors, load_safetensors_metadata, save_safetensors
+from jaxkd.wrappers import quantize_with
 
 __all__ = ["QuantizedSize", "load_quantized", "quantized_size", "save_quantized"]
 
@@ -109,7 +109,7 @@ def save_quantized(
     >>> size.codes, size.scales, size.rest, size.total == path.stat().st_size
     (2048, 128, 256, True)
     """
-    arrays = tree.on_host(source)
+    arrays = _tree.on_host(source)
     names = {"/".join(path[1:]): path for path in arrays if path[0] == "params"}
     entries: dict[tuple[str, ...], Any] = dict(arrays)
     tensors: dict[str, Any] = {}
@@ -130,7 +130,9 @@ def save_quantized(
         entries[(*at, "#offset")], entries[(*at, "#step")] = (np.asarray(x)[:, 0] for x in (offset, step))
         tensors["/".join(at)] = [number, str(weight.dtype), list(weight.shape)]
     header = json.dumps({"bucket": bucket, "tensors": tensors}, separators=(",", ":"))
-    save_safetensors(path, tree.nest(entries), metadata={**(metadata or {}), _HEADER: header}, overwrite=overwrite)
+    save_safetensors(
+        path, tree_paths.nest(entries), metadata={**(metadata or {}), _HEADER: header}, overwrite=overwrite
+    )
     if jax.process_index():
         return _size({"/".join(at): array for at, array in entries.items()}, tensors, 0)
     return quantized_size(path)
@@ -172,7 +174,7 @@ def load_quantized(path: Path) -> Variables:
             leaves[tuple(name.split("/"))] = decode(jnp.array(levels), offset, step, like)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: the header of quantized weights does not match the arrays: {error!r}.") from error
-    collections = tree.nest({at: leaves[at] for at in sorted(leaves)})
+    collections = tree_paths.nest({at: leaves[at] for at in sorted(leaves)})
     return Variables(collections.pop("params", {}), collections)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxkd.weights import _tree
 from jaxkd._core.files import replacing
+from jaxkd.weights import _tree
 
 Path = str | os.PathLike[str]
 
@@ -61,11 +61,11 @@ def save_safetensors(
     >>> load_safetensors(path), load_safetensors_metadata(path)["accuracy"]
     ({'params/w': array([1, 1], dtype=bfloat16)}, '0.75')
     """
-    header = {"format": "flax", "producer": tree.producer(), **(metadata or {})}
+    header = {"format": "flax", "producer": _tree.producer(), **(metadata or {})}
     for name, value in header.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}. Use json.dumps.")
-    arrays = {"/".join(path): array for path, array in tree.on_host(source).items()}
+    arrays = {"/".join(path): array for path, array in _tree.on_host(source).items()}
     if jax.process_index():
         return
     with replacing(path, overwrite=overwrite) as temporary:

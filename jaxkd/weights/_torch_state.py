@@ -62,7 +62,7 @@ def fit_torch_to(
     {'params': {'bias': (2,), 'kernel': (3, 2)}}
     """
     convert = _converter(template, layouts or {})
-    return fitting.fill(
+    return _fitting.fill(
         template,
         load_torch(source),
         names_lib.renamer(names),
@@ -156,7 +156,7 @@ def _spellings(name: str) -> Iterable[str]:
 
 def _converter(template: Any, special: Mapping[str, layouts_lib.Layout]) -> Any:
     matchers = [(names_lib.matcher(pattern, "layouts"), layout) for pattern, layout in special.items()]
-    places = tree.flatten(template) if special else {}
+    places = _tree.flatten(template) if special else {}
     for pattern, (matches, _) in zip(special, matchers, strict=True):
         if not any(matches(name) or matches(name.partition("/")[2]) for name in places):
             raise ValueError(f"layouts: {pattern!r} matches no array of the model. It has {', '.join(places)}.")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import adapters
+from jaxkd._core.tree_paths import by_parts
 from jaxkd.types import PyTree, TrainState, Variables
 
 
@@ -28,7 +29,7 @@ def student_of(source: Any) -> Variables:
     Raises:
       TypeError: the source is none of these.
 
-    >>> student_of(TrainState(Variables({"w": 1}), teacher={"w": 2}, loss={}, opt_state={}, step=0, key=0))
+    >>> student_of(TrainState(Variables({"w": 1}), teacher={"w": 2}, objective={}, opt_state={}, step=0, key=0))
     Variables(params={'w': 1}, state={})
     """
     return source.student if isinstance(source, TrainState) else adapters.variables(source)
@@ -94,7 +95,7 @@ def on_host(source: Any) -> dict[tuple[str, ...], np.ndarray]:
 def _arrays(source: Any) -> dict[tuple[str, ...], Any]:
     arrays: dict[tuple[str, ...], Any] = {}
     names = set()
-    for path, leaf in paths(collections_of(student_of(source))).items():
+    for path, leaf in by_parts(collections_of(student_of(source))).items():
         name = "/".join(path)
         if not hasattr(leaf, "dtype") or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
@@ -113,26 +114,6 @@ def _on_host(name: str, leaf: Any) -> np.ndarray:
             "jax.experimental.multihost_utils.process_allgather(variables, tiled=True)."
         )
     return np.asarray(leaf, order="C")
-
-
-def paths(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    """Returns the leaves of a tree by path, the parts of which are strings."""
-    return {tuple(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def nest(leaves: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Returns nested dicts of leaves by path.
-
-    >>> nest({("a", "b"): 1, ("a", "c"): 2})
-    {'a': {'b': 1, 'c': 2}}
-    """
-    nested: dict[str, Any] = {}
-    for (*parents, last), leaf in leaves.items():
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = leaf
-    return nested
 
 
 def producer() -> str:
@@ -166,10 +147,3 @@ def cast(source: Any, dtype: Any) -> Variables:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return variables._replace(params=jax.tree.map(lower, variables.params))
-
-
-def _part(entry: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)

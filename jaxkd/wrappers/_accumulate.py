@@ -17,11 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
-from jaxkd.types import POSITION
+from jaxkd._core import batches, checks
 from jaxkd._core.axes import mapped_axis, positions
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
-from jaxkd._core import batches
+from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["accumulate"]
 

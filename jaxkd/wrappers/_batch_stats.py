@@ -16,12 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd._core import checks, batch_norm
+from jaxkd._core import axes, batch_norm, batches
 from jaxkd.adapters._call_conventions import add_outputs
 from jaxkd.adapters._flax_linen import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
-from jaxkd._core import axes
-from jaxkd._core import batches
 
 __all__ = ["watched", "with_batch_statistics"]
 

@@ -9,8 +9,8 @@ import jax
 
 from jaxkd._core import checks
 from jaxkd.adapters._call_conventions import check_names
-from jaxkd.wrappers._joint import get_member
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.wrappers._joint import get_member
 
 __all__ = ["Exit", "with_exits"]
 

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks
-from jaxkd.adapters._call_conventions import Inputs, add_outputs
+from jaxkd._core import batches, checks
 from jaxkd.adapters import linen
+from jaxkd.adapters._call_conventions import Inputs, add_outputs
 from jaxkd.adapters._taps import normalize, pick_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
-from jaxkd._core import batches
 
 __all__ = ["Mix", "flow", "student_alone"]
 

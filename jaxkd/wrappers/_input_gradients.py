@@ -12,12 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
-from jaxkd.types import POSITION
-from jaxkd.adapters._call_conventions import add_outputs
+from jaxkd._core import batches, checks
 from jaxkd._core.axes import mapped_axis, positions
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
-from jaxkd._core import batches
+from jaxkd.adapters._call_conventions import add_outputs
+from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["with_input_gradient", "with_projected_input_gradient"]
 

@@ -10,11 +10,9 @@ import jax.numpy as jnp
 
 from jaxkd._core import checks
 from jaxkd.adapters._call_conventions import check_names
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import REPLICAS, Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["copies", "group", "member", "replace_member"]
-
-REPLICAS = "copies"
 
 
 def joint(models: Mapping[str, Model], *, main: str | None = None) -> Model:

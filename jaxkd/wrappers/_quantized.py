@@ -10,7 +10,6 @@ them; `learned_codebook` keeps the weights and learns the values that they are r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +19,11 @@ from flax import traverse_util
 
 from jaxkd import adapters
 from jaxkd._core import checks
-from jaxkd._core.quantization import check, decode, encode, encode_to, scaled, shaped
+from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to, scaled, shaped
+from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 __all__ = ["initial_points", "learned_points", "quantize", "quantize_with", "quantized"]
-
 
 
 def quantized(
@@ -273,10 +272,6 @@ def _from_bits(bits: Array, dtype: Any) -> Array:
 # --- tensors by path --------------------------------------------------------------------------------------------------
 
 
-
-
 def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: list[str]) -> PyTree:
     leaves = [function(name, jnp.asarray(x)) if name in chosen else x for name, x in by_path(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-

@@ -62,7 +62,9 @@ def test_a_missing_input_is_an_error_that_lists_the_batch(adapt):
     }[adapt]
     model = adapt(*arguments, inputs="imag")
     with pytest.raises(ValueError, match=r"'imag'.*'image' float32\[4, 8\], 'other' float32\[4, 8\].*inputs="):
-        model.apply(model.init(KEY, BATCH) if adapt is adapters.nnx_module else Variables({}), BATCH, key=None, train=False)
+        model.apply(
+            model.init(KEY, BATCH) if adapt is adapters.nnx_module else Variables({}), BATCH, key=None, train=False
+        )
 
 
 class Returns(nn.Module):

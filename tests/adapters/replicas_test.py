@@ -14,10 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxkd
 from jaxkd import Variables, adapters
-from jaxkd._core import batch_norm
+from jaxkd._core import axes, batch_norm
 from jaxkd._core.batch_norm import replicas
 from jaxkd.objectives import layers
-from jaxkd._core import axes
 
 AXIS = jaxkd.DATA_AXIS
 BATCH, COUNTS = 16, (1, 2, 4, 8)
@@ -210,9 +209,9 @@ def test_the_default_is_one_replica_per_device_of_the_mapped_axis(name, place, d
 
 
 def test_flax_computes_the_unmasked_share_of_a_device(monkeypatch):
-    """The default therefore adds no cost; other numbers of replicas need `normalization.statistics`."""
+    """The default therefore adds no cost; other numbers of replicas need `batch_norm.statistics`."""
     taken_over = []
-    monkeypatch.setattr(normalization, "statistics", lambda *args, **kwargs: taken_over.append(args) or 1 / 0)
+    monkeypatch.setattr(batch_norm, "statistics", lambda *args, **kwargs: taken_over.append(args) or 1 / 0)
     for name in ("linen", "nnx"):
         variables = Variables(PARAMS, STATES[name])
         jax.eval_shape(by_pmap(functools.partial(run, name, (None, 4)), 4), variables, {"image": IMAGE})
@@ -280,7 +279,9 @@ class NnxSynchronized(nnx.Module):
         return self.norm(x)
 
 
-@pytest.mark.parametrize("model", [adapters.linen(Synchronized()), adapters.nnx_module(NnxSynchronized)], ids=["linen", "nnx"])
+@pytest.mark.parametrize(
+    "model", [adapters.linen(Synchronized()), adapters.nnx_module(NnxSynchronized)], ids=["linen", "nnx"]
+)
 def test_a_layer_with_an_axis_name_gets_whole_batch_statistics(model):
     batch = {"image": IMAGE}
     variables = model.init(jax.random.key(0), batch)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import seeds
-from jaxkd import data, models, training
-from jaxkd import distillers
+from jaxkd import data, distillers, models
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 import jaxkd
 from jaxkd import data, losses, teachers
 from jaxkd.cache import codecs
-from jaxkd.training import fit
 from jaxkd.distillers import preprocess
+from jaxkd.training import fit
 from tests.cache.toy import AUGMENT, EXAMPLES, FLOAT32, MODEL, SET, VARIABLES, VIEWS, write
 
 KEEP = {"logits": codecs.full("float32"), "hidden": codecs.full("bfloat16"), "map": codecs.eight_bit()}

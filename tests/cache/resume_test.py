@@ -160,7 +160,7 @@ def test_damage_to_a_finished_cache_is_reported_and_repaired(tmp_path, whole):
 def test_a_set_that_changes_during_writing_is_refused(tmp_path):
     image = SET.arrays["image"].copy()
     changed = SET._replace(arrays={**SET.arrays, "image": image})
-    assert 12 not in probes.rows(23)  # so that only the digests of the examples can show it
+    assert 12 not in _probes.rows(23)  # so that only the digests of the examples can show it
     write_part(tmp_path, (0, 2), data.Stream(changed, 4))
     image[12] += 1
     with pytest.raises(StaleCacheError, match=r"data: examples 8 to 15: sha256:\w+ in the cache, sha256:\w+ given"):

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd._core import checks
-from jaxkd._core import batches
+from jaxkd._core import batches, checks
 
 
 def test_a_known_name_passes():

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.data import Noise
-from jaxkd.data import Loader
+from jaxkd.data import Loader, Noise
 from tests import tiny
 
 

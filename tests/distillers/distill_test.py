@@ -11,7 +11,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.metrics._means import from_values
+from jaxkd.metrics import from_values
 from tests import tiny
 
 KD = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
@@ -24,7 +24,9 @@ OBJECTIVE = combine(
 
 def test_step_equals_one_written_by_hand():
     optimizer, objective_optimizer = optax.adam(1e-2), optax.sgd(0.1, momentum=0.9)
-    kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optimizer, objective_optimizer=objective_optimizer)
+    kd = jaxkd.distill(
+        tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optimizer, objective_optimizer=objective_optimizer
+    )
     state = kd.init(jax.random.key(0), tiny.batch(8))
     taught = tiny.teacher_variables()
 
@@ -45,7 +47,7 @@ def test_step_equals_one_written_by_hand():
         second, two = objective_optimizer.update(grads[1], slots[1], regressor)
         return optax.apply_updates(params, first), optax.apply_updates(regressor, second), (one, two), value
 
-    params, regressor = state.student.params, state.loss.params["hint"]
+    params, regressor = state.student.params, state.objective.params["hint"]
     slots = optimizer.init(params), objective_optimizer.init(regressor)
     step = jax.jit(kd.step)
     for seed in range(5):
@@ -53,7 +55,7 @@ def test_step_equals_one_written_by_hand():
         params, regressor, slots, value = by_hand(params, regressor, slots, tiny.batch(8, seed))
         assert tiny.numbers(metrics)["loss"] == pytest.approx(float(value), rel=1e-5)
     tiny.assert_close(state.student.params, params)
-    tiny.assert_close(state.loss.params["hint"], regressor)
+    tiny.assert_close(state.objective.params["hint"], regressor)
 
 
 def test_unknown_path_is_an_error_of_init():

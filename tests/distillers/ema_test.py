@@ -8,11 +8,10 @@ import optax
 import pytest
 
 import jaxkd
+from jaxkd import combine, distillers, losses, objectives, schemes, term, training
 from jaxkd._core import moving_average
-from jaxkd import combine, losses, objectives, schemes, term, training
 from tests import tiny
 from tests.training import toy
-from jaxkd import distillers
 
 OBJECTIVE = combine(
     ce=term(losses.cross_entropy, "student/logits", "batch/label"),

@@ -37,9 +37,7 @@ def test_each_member_is_updated_as_alone():
     chex.assert_trees_all_close(found, alone, rtol=1e-6)
     together = trained(CLIPPED, PARAMS, GRADS)
     assert abs(float(together["b"]["w"][0] - found["b"]["w"][0])) > 1e-4  # a joint optimizer differs
-    chex.assert_trees_all_close(
-        trained(per_model(CLIPPED), stacked(PARAMS), stacked(GRADS)), stacked(alone), rtol=1e-6
-    )
+    chex.assert_trees_all_close(trained(per_model(CLIPPED), stacked(PARAMS), stacked(GRADS)), stacked(alone), rtol=1e-6)
 
 
 def test_optimizers_by_name_and_nested_groups():

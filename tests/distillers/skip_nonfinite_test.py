@@ -8,12 +8,10 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import combine, losses, objectives, teachers, term, training
+from jaxkd import combine, distillers, losses, objectives, teachers, term, training
 from jaxkd.types import DATA_AXIS
 from tests import tiny
 from tests.training import toy
-from jaxkd import distillers
-from jaxkd import metrics
 
 LABELS = np.arange(tiny.DATA) % tiny.CLASSES
 OBJECTIVE = combine(

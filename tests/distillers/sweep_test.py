@@ -7,9 +7,8 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import combine, data, losses, objectives, teachers, term, training
+from jaxkd import combine, data, distillers, losses, objectives, teachers, term, training
 from tests import tiny
-from jaxkd import distillers
 
 SETTINGS = {"temperature": [1.0, 4.0], "weight": [0.9, 0.1], "rate": [0.1, 0.2]}
 KEY = jax.random.key(0)

@@ -11,11 +11,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
-from jaxkd import combine, losses, objectives, term, training
+from jaxkd import combine, distillers, losses, objectives, term
 from jaxkd.types import DATA_AXIS
 from tests import tiny
-from jaxkd import distillers
-from jaxkd import metrics
 
 
 class Net(nn.Module):
@@ -55,7 +53,7 @@ def by_hand(state, batch):
     keep = np.flatnonzero(batch["mask"])
     batch = {name: x[keep] for name, x in batch.items() if name != "mask"}
     taught, _ = tiny.teacher_model.apply(state.teacher, batch, key=None, train=False)
-    regressor = state.loss.params["hint"]
+    regressor = state.objective.params["hint"]
 
     def terms(params):
         out, _ = NET.apply(jaxkd.Variables(params), batch, key=None, train=True)
@@ -191,7 +189,7 @@ def test_terms_sum_to_the_value():
     taught, _ = tiny.teacher_model.apply(state.teacher, tiny.batch(8), key=None, train=False)
     out, _ = NET.apply(state.student, tiny.batch(8), key=None, train=False)
     context = jaxkd.Context(out, taught, tiny.batch(8), jnp.int32(0))
-    found = OBJECTIVE.apply(state.loss.params, state.loss.state, context, None)
+    found = OBJECTIVE.apply(state.objective.params, state.objective.state, context, None)
     assert sorted(found.terms) == TERMS
     np.testing.assert_allclose(sum(found.terms.values()), found.value, rtol=1e-6)
 

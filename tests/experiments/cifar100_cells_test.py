@@ -25,14 +25,10 @@ from experiments.cifar100 import (
     teachers,
     training,
 )
-from jaxkd import training as jaxkd_training
-from jaxkd import weights
-from jaxkd.metrics import _classification
+from jaxkd import distillers, metrics, weights
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
 from tests.weights.torch_zoo_test import resnet_shapes
-from jaxkd import distillers
-from jaxkd import metrics
 
 PROTOCOL = config.Protocol(epochs=2, teacher_epochs=1, batch_size=8)
 CACHED = dataclasses.replace(PROTOCOL, cached=True)
@@ -109,9 +105,9 @@ def test_a_cell_of_every_kind(place, states, name):
     kept = weights.load_safetensors(place.teacher_file(tiny.TEACHER).parent / "weights.safetensors")
     jax.tree.map(np.testing.assert_array_equal, weights.fit_to(tiny.variables(), kept), tiny.variables())
     if name == "crd":
-        assert {len(bank) for bank in state.loss.state["crd"]["bank"].values()} == {tiny.TRAIN}
+        assert {len(bank) for bank in state.objective.state["crd"]["bank"].values()} == {tiny.TRAIN}
     if name == "ft":
-        learned, remembered = state.loss.params["ft"]["paraphraser"], state.loss.state["ft"]["paraphraser"]
+        learned, remembered = state.objective.params["ft"]["paraphraser"], state.objective.state["ft"]["paraphraser"]
         jax.tree.map(np.testing.assert_array_equal, learned, remembered)
 
 

@@ -100,7 +100,7 @@ def trajectory(method, student, steps):
     for _ in range(steps + methods.initial_steps(method, steps)):
         state, _ = step(state, given)
         found.append(np.asarray(state.student.params["w"]))
-        own += [np.asarray(x) for x in jax.tree.leaves(state.loss.params)]
+        own += [np.asarray(x) for x in jax.tree.leaves(state.objective.params)]
     return np.array(found), own
 
 

@@ -20,11 +20,9 @@ from experiments.cifar100 import (
     recipe,
     teachers,
 )
-from jaxkd import Context
-from jaxkd.metrics import _classification
+from jaxkd import Context, metrics
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
-from jaxkd import metrics
 
 METHODS = tuple(methods.METHODS)
 PAIRS = [pair.split(":") for pair in published.PAIRS]

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.losses import chunked
-from jaxkd.losses import linear_generalized_jsd, linear_soft_target_kl
-from jaxkd.losses import generalized_jsd, soft_target_kl
+from jaxkd.losses import chunked, generalized_jsd, linear_generalized_jsd, linear_soft_target_kl, soft_target_kl
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16

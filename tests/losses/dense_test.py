@@ -11,7 +11,6 @@ from tests import references
 from tests.loss_row import normal
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
-from jaxkd import losses
 
 CLASSES, BOUNDED = BY_NAME["class_weighted_cross_entropy"], BY_NAME["bounded_regression"]
 IMITATION, PIXELS, PAIRS = BY_NAME["feature_imitation"], BY_NAME["pixel_kl"], BY_NAME["pair_affinity"]

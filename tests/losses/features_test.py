@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxkd.losses import features
+from jaxkd import losses
 from tests import references
 from tests.loss_runs import run
 from tests.loss_table import BY_NAME
-from jaxkd import losses
 
 HINT, ATTENTION = BY_NAME["hint_mse"], BY_NAME["attention_transfer"]
 SPATIAL = tuple(

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.losses import features
-from tests import references
 from jaxkd import losses
+from tests import references
 
 LAYERS = ((3, 2, 3), (2, 1, 4))  # more positions than channels, fewer
 RANKS = (1, 2)

@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.metrics import _forgetting as lib
-from jaxkd.metrics import _classification
-from jaxkd.types import Context
 from jaxkd import metrics
+from jaxkd.metrics import _forgetting as lib
+from jaxkd.types import Context
 
 MATRIX = np.random.default_rng(0).uniform(size=(4, 4))
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.metrics import _classification
-from jaxkd.types import Context, Mean
 from jaxkd import metrics
+from jaxkd.types import Context, Mean
 
 
 def test_unequal_batches_merge_to_the_mean_over_all_examples():

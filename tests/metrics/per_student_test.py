@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.metrics._classification import classification, per_student
-from jaxkd.metrics._means import compute
+from jaxkd.metrics import classification, compute, per_student
 from jaxkd.types import Context
 
 RIGHT = jnp.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])

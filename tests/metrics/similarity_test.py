@@ -34,25 +34,25 @@ def test_cka_equals_its_reference(features):
     x, y = RNG.normal(size=(50, features)), RNG.normal(size=(50, 7))
     y[:, 0] += x[:, 0]
     with jax.enable_x64(True):
-        np.testing.assert_allclose(similarity.linear_cka(x, y), cka(x, y), rtol=1e-10)
-    np.testing.assert_allclose(similarity.linear_cka(x.astype(np.float32), y.astype(np.float32)), cka(x, y), rtol=1e-4)
+        np.testing.assert_allclose(_similarity.linear_cka(x, y), cka(x, y), rtol=1e-10)
+    np.testing.assert_allclose(_similarity.linear_cka(x.astype(np.float32), y.astype(np.float32)), cka(x, y), rtol=1e-4)
 
 
 def test_svcca_without_reduction_is_the_mean_canonical_correlation():
     y = Y + X[:, :4]
     with jax.enable_x64(True):
-        found = similarity.svcca(X, y, variance=1.0)
+        found = _similarity.svcca(X, y, variance=1.0)
     np.testing.assert_allclose(found, canonical_correlations(X, y).mean(), rtol=1e-8)
 
 
 def test_svcca_drops_directions_of_small_variance():
     """Only one direction of x remains, which y has too."""
     x = np.concatenate([100 * Y[:, :1], 0.01 * RNG.normal(size=(50, 5))], axis=1)
-    assert similarity.svcca(x.astype(np.float32), Y[:, :1].astype(np.float32)) > 0.999
-    assert similarity.svcca(x.astype(np.float32), Y.astype(np.float32), variance=1.0) < 0.9
+    assert _similarity.svcca(x.astype(np.float32), Y[:, :1].astype(np.float32)) > 0.999
+    assert _similarity.svcca(x.astype(np.float32), Y.astype(np.float32), variance=1.0) < 0.9
 
 
-@pytest.mark.parametrize("measure", [similarity.linear_cka, similarity.svcca])
+@pytest.mark.parametrize("measure", [_similarity.linear_cka, _similarity.svcca])
 def test_similarity_is_invariant_to_rotation_and_scale(measure):
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     turned = x @ jnp.asarray(np.linalg.qr(RNG.normal(size=(6, 6)))[0], jnp.float32)
@@ -64,7 +64,7 @@ def test_similarity_is_invariant_to_rotation_and_scale(measure):
     assert 0 <= measure(x, y) < 0.7
 
 
-@pytest.mark.parametrize("measure", [similarity.linear_cka, similarity.svcca])
+@pytest.mark.parametrize("measure", [_similarity.linear_cka, _similarity.svcca])
 def test_masking_equals_dropping(measure):
     where = np.arange(50) % 3 > 0
     x, y = (np.where(where[:, None], a, np.nan).astype(np.float32) for a in (X, Y))
@@ -74,9 +74,9 @@ def test_masking_equals_dropping(measure):
 
 def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"y: expected.*\[50, 6\].*\[49, 4\]"):
-        similarity.linear_cka(X, Y[:49])
+        _similarity.linear_cka(X, Y[:49])
     with pytest.raises(ValueError, match=r"variance: expected a share.*0"):
-        similarity.svcca(X, Y, variance=0)
+        _similarity.svcca(X, Y, variance=0)
 
 
 def test_metrics_of_an_evaluation_on_several_devices():
@@ -86,7 +86,7 @@ def test_metrics_of_an_evaluation_on_several_devices():
         tiny.teacher(),
         term(losses.cross_entropy, "student/logits", "batch/label"),
         optimizer=optax.sgd(0.1),
-        metrics=similarity.layer_similarity(pairs),
+        metrics=_similarity.layer_similarity(pairs),
     )
     state, batch = kd.init(jax.random.key(0), tiny.batch(13)), tiny.batch(13)
     found = tiny.numbers(kd.evaluate(state, batch))

@@ -33,7 +33,7 @@ def test_grouped_convolution_and_its_gradients_equal_xlas(case):
     x, kernel = jax.random.normal(keys[0], (2, 7, 6, 12)), jax.random.normal(keys[1], shape)
     expected, expected_vjp = jax.vjp(lambda x, k: xla(x, k, strides, padding, groups), x, kernel)
     found, found_vjp = jax.vjp(
-        lambda x, k: layers.grouped_convolution(x, k, strides, padding, feature_group_count=groups), x, kernel
+        lambda x, k: _layers.grouped_convolution(x, k, strides, padding, feature_group_count=groups), x, kernel
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     cotangent = jax.random.normal(keys[2], expected.shape)
@@ -50,7 +50,7 @@ def test_depthwise_convolution_equals_sums_by_hand():
         for column in range(2):
             window = padded[:, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
             expected[:, row, column] = (window * kernel[:, :, 0]).sum(axis=(1, 2))
-    found = layers.grouped_convolution(
+    found = _layers.grouped_convolution(
         jnp.asarray(x, jnp.float32),
         jnp.asarray(kernel, jnp.float32),
         (2, 2),
@@ -66,12 +66,12 @@ def test_bfloat16_accumulates_in_float32(shape, size):
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 192)).astype(jnp.bfloat16)
     kernel = jax.random.normal(jax.random.key(1), shape).astype(jnp.bfloat16)
     padding = ((size, size),) * 2
-    found = layers.grouped_convolution(x, kernel, (1, 1), padding, feature_group_count=groups)
+    found = _layers.grouped_convolution(x, kernel, (1, 1), padding, feature_group_count=groups)
     exact = xla(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), padding, groups)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 
 
 def test_ungrouped_convolution_is_xlas():
-    assert layers.conv(8, 3, 1, None).conv_general_dilated is None
-    assert layers.conv(8, 3, 1, None, groups=8).conv_general_dilated is layers.grouped_convolution
+    assert _layers.conv(8, 3, 1, None).conv_general_dilated is None
+    assert _layers.conv(8, 3, 1, None, groups=8).conv_general_dilated is _layers.grouped_convolution

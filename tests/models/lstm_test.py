@@ -12,8 +12,8 @@ import jaxkd
 from jaxkd import losses, objectives, term
 from jaxkd.data.vision import _modalities
 from jaxkd.models import _lstm
-from tests import tiny
 from jaxkd.objectives import discriminators
+from tests import tiny
 
 
 def sigmoid(x):
@@ -40,7 +40,7 @@ def layer(params, sequence):
 
 @pytest.fixture(scope="module")
 def model():
-    return lstm.LSTM(features=(6, 5), num_classes=3)
+    return _lstm.LSTM(features=(6, 5), num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def variables(model, image):
 
 def test_outputs_equal_the_equations(model, image, variables):
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
-    adapter = jaxkd.adapters.linen(model, taps=lstm.taps(model))
+    adapter = jaxkd.adapters.linen(model, taps=_lstm.taps(model))
     found, _ = adapter.apply(jaxkd.Variables(variables["params"]), {"image": image}, key=None, train=False)
     sequence = image.astype(np.float64).reshape(4, 7, 6)
     for name in ("OptimizedLSTMCell_0", "OptimizedLSTMCell_1"):
@@ -90,7 +90,7 @@ def test_masked_steps_have_zero_gradients(model, image, variables):
 
 
 def test_dropout_is_active_in_training_only(image):
-    model = lstm.LSTM(features=(8,), num_classes=3, dropout_rate=0.5)
+    model = _lstm.LSTM(features=(8,), num_classes=3, dropout_rate=0.5)
     variables = model.init(jax.random.key(1), image)
     one, other = (model.apply(variables, image, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2))
     assert not np.allclose(one, other)
@@ -98,12 +98,12 @@ def test_dropout_is_active_in_training_only(image):
 
 
 def test_computes_in_bfloat16_with_float32_parameters(image):
-    model = lstm.LSTM(features=(8,), num_classes=3, dtype=jnp.bfloat16)
+    model = _lstm.LSTM(features=(8,), num_classes=3, dtype=jnp.bfloat16)
     variables = model.init(jax.random.key(1), image)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     found = model.apply(variables, image)
     assert found.dtype == jnp.bfloat16
-    expected = lstm.LSTM(features=(8,), num_classes=3).apply(variables, image)
+    expected = _lstm.LSTM(features=(8,), num_classes=3).apply(variables, image)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, rtol=0.1, atol=0.05)
 
 
@@ -131,8 +131,8 @@ def conv(entry="image"):
 
 
 def recurrent(entry="image"):
-    module = lstm.LSTM(features=(5,), num_classes=3)
-    return jaxkd.adapters.linen(module, taps={"pooled": lstm.taps(module)["pooled"]}, inputs=entry)
+    module = _lstm.LSTM(features=(5,), num_classes=3)
+    return jaxkd.adapters.linen(module, taps={"pooled": _lstm.taps(module)["pooled"]}, inputs=entry)
 
 
 def batch(i):
@@ -143,7 +143,7 @@ def batch(i):
 
 def with_strokes(given):
     """Adds strokes to the batch and scales the image."""
-    given = modalities.strokes(given, steps=6)
+    given = _modalities.strokes(given, steps=6)
     return {**given, "image": given["image"].astype(jnp.float32) / 255}
 
 

@@ -21,9 +21,7 @@ OBJECTIVES = {
     "conditional": adversarial(*VECTORS, discriminator=mlp(6), labels="batch/label", weight=0.3),
     "of maps": adversarial(*MAPS, discriminator=conv(4, 5), labels="batch/label", classes=CLASSES, weight=0.3),
     "wasserstein": wasserstein(*VECTORS, discriminator=mlp(6), weight=0.3),
-    "wasserstein of maps": wasserstein(
-        *MAPS, condition="batch/image", discriminator=conv(4), penalty=5.0, weight=0.3
-    ),
+    "wasserstein of maps": wasserstein(*MAPS, condition="batch/image", discriminator=conv(4), penalty=5.0, weight=0.3),
 }
 
 

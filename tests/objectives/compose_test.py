@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxkd import Context, ObjectiveOut, ObjectiveVars, Objective, combine, losses, term
+from jaxkd import Context, Objective, ObjectiveOut, ObjectiveVars, combine, losses, term
 from jaxkd.objectives import lookup, masked_mean
 
 RNG = np.random.default_rng(0)
@@ -209,7 +209,9 @@ def counting(start):
     """An objective with a counter as state, whose metric is drawn from its key."""
 
     def init(key, context):
-        return ObjectiveVars({"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)})
+        return ObjectiveVars(
+            {"scale": jnp.float32(start)}, {"count": jnp.int32(start), "key": jax.random.key_data(key)}
+        )
 
     def apply(params, state, context, key):
         drawn = jnp.float32(0) if key is None else jax.random.uniform(key)

@@ -37,7 +37,7 @@ def drawn(given, key=KEY, objective_state=None):
     """Returns the negatives that the objective draws for each example."""
     places = jnp.asarray(given["batch"]["index"])
     state = objective_state or initialize(CRD, given).state
-    return np.asarray(crd_bank._negatives(key, context(given), places, state["classes"], NEGATIVES))
+    return np.asarray(_crd_bank._negatives(key, context(given), places, state["classes"], NEGATIVES))
 
 
 def formula(params, bank, log_z, given, negatives, *, temperature=0.07, momentum=0.5, weight=0.8):
@@ -112,7 +112,9 @@ def test_gradients_equal_finite_differences():
 def test_first_normalizer_has_no_gradient():
     given = arrays()
     fresh = initialize(CRD, given)
-    known = ObjectiveVars(fresh.params, {**fresh.state, "log_normalizer": run(CRD, fresh, given).state["log_normalizer"]})
+    known = ObjectiveVars(
+        fresh.params, {**fresh.state, "log_normalizer": run(CRD, fresh, given).state["log_normalizer"]}
+    )
     tiny.assert_close(run(CRD, fresh, given)[:3], run(CRD, known, given)[:3], rtol=1e-6)
 
 
@@ -135,7 +137,7 @@ def test_negatives_are_uniform_over_other_classes():
     given = arrays(index=np.arange(BATCH))
     state, many = initialize(CRD, given).state, 20_000
     found = np.asarray(
-        crd_bank._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
+        _crd_bank._negatives(KEY, context(given), jnp.asarray(given["batch"]["index"]), state["classes"], many)
     )
     assert found.shape == (BATCH, many)
     for place, row in zip(given["batch"]["index"], found, strict=True):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import losses, objectives, term
-from jaxkd.objectives import lookup
-from jaxkd.objectives import with_derived_outputs
+from jaxkd.objectives import lookup, with_derived_outputs
 from jaxkd.types import Context, ObjectiveVars
 
 CONTEXT = Context({"f": jnp.arange(6.0).reshape(3, 2)}, {"f": jnp.ones((3, 4))}, {}, jnp.int32(0))

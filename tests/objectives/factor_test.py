@@ -60,20 +60,20 @@ def test_second_stage_keeps_the_trained_paraphraser():
         values.append(float(metrics["factor"].sum))
     assert values[-1] < 0.8 * values[0]
 
-    learned = state.loss.params["factor"]
+    learned = state.objective.params["factor"]
     # Weight decay would shrink the paraphraser if it were a parameter, even without a gradient.
     objective = factor_translator("student/map", "teacher/map", trained=learned)
     second = distiller(objective, optax.adamw(0.1, weight_decay=1.0))
     before = second.init(jax.random.key(1), tiny.batch(8))
-    tiny.assert_equal(before.loss.state["factor"]["paraphraser"], learned)
+    tiny.assert_equal(before.objective.state["factor"]["paraphraser"], learned)
     after, _ = jax.jit(second.step)(before, tiny.batch(8))
-    tiny.assert_equal(after.loss.state["factor"]["paraphraser"], learned)
-    assert after.loss.params["factor"].keys() == {"translator"}
+    tiny.assert_equal(after.objective.state["factor"]["paraphraser"], learned)
+    assert after.objective.params["factor"].keys() == {"translator"}
     jax.jit(second.step, donate_argnums=0)(second.init(jax.random.key(1), tiny.batch(8)), tiny.batch(8))
     assert not any(x.is_deleted() for x in jax.tree.leaves(learned))
     placed = jaxkd.parallel.pmap(second, jax.devices()[:4])
     after, _ = placed(jax.tree.map(jnp.copy, before), tiny.batch(8))
-    tiny.assert_equal(after.loss.state["factor"]["paraphraser"], learned)
+    tiny.assert_equal(after.objective.state["factor"]["paraphraser"], learned)
 
 
 def test_trained_parameters_of_another_rate_raise():
@@ -84,7 +84,9 @@ def test_trained_parameters_of_another_rate_raise():
     factor_translator("student/f", "teacher/f", rate=0.3, trained=learned).init(jax.random.key(0), GIVEN)
 
 
-@pytest.mark.parametrize("make", [lambda: paraphraser("teacher/f"), lambda: factor_translator("student/f", "teacher/f")])
+@pytest.mark.parametrize(
+    "make", [lambda: paraphraser("teacher/f"), lambda: factor_translator("student/f", "teacher/f")]
+)
 def test_features_other_than_maps_raise(make):
     vectors = plain.context({"f": (3, 4)}, {"f": (3, 5)})
     with pytest.raises(ValueError, match=r"expected a map \[batch, height, width, channels\], got float32\[3"):
@@ -92,6 +94,9 @@ def test_features_other_than_maps_raise(make):
 
 
 def test_nonpositive_rate_raises():
-    for make in (lambda: paraphraser("teacher/f", rate=0), lambda: factor_translator("student/f", "teacher/f", rate=-1)):
+    for make in (
+        lambda: paraphraser("teacher/f", rate=0),
+        lambda: factor_translator("student/f", "teacher/f", rate=-1),
+    ):
         with pytest.raises(ValueError, match="rate: expected a positive"):
             make()

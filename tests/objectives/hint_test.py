@@ -139,8 +139,8 @@ def test_regressor_has_its_own_optimizer():
         states[rate], _ = jax.jit(kd.step)(before, tiny.batch(8))
         tiny.assert_equal(states[rate].teacher, tiny.teacher_variables())
         tiny.assert_close(states[rate].student, states[0.0].student)
-    kernels = {rate: state.loss.params["hint"]["kernel"] for rate, state in states.items()}
-    moved = {rate: kernel - before.loss.params["hint"]["kernel"] for rate, kernel in kernels.items()}
+    kernels = {rate: state.objective.params["hint"]["kernel"] for rate, state in states.items()}
+    moved = {rate: kernel - before.objective.params["hint"]["kernel"] for rate, kernel in kernels.items()}
     assert (moved[0.0] == 0).all()
     assert (moved[0.05] != 0).any()
     np.testing.assert_allclose(moved[0.1], 2 * moved[0.05], rtol=1e-4, atol=1e-6)

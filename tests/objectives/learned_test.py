@@ -12,13 +12,17 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd import Context, ObjectiveVars, losses
 from jaxkd._core.batch_norm import replicas
-from jaxkd.objectives import boundary_connector
-from jaxkd.objectives import on_embeddings
-from jaxkd.objectives import factor_translator, paraphraser
-from jaxkd.objectives import dual_masked_generation, masked_generation
-from jaxkd.objectives import overhaul_connector
-from jaxkd.objectives import review
-from jaxkd.objectives import variational
+from jaxkd.objectives import (
+    boundary_connector,
+    dual_masked_generation,
+    factor_translator,
+    masked_generation,
+    on_embeddings,
+    overhaul_connector,
+    paraphraser,
+    review,
+    variational,
+)
 from tests import tiny
 
 AXIS, BATCH = "devices", 16

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.objectives import boundary_connector
-from jaxkd.objectives import overhaul_connector
+from jaxkd.objectives import boundary_connector, overhaul_connector
 from tests import tiny
 from tests.objectives import plain
 

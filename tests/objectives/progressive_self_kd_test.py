@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import ObjectiveVars, data, losses, term
-from jaxkd.objectives import progressive_self_kd, past_probabilities
+from jaxkd.objectives import past_probabilities, progressive_self_kd
 from jaxkd.training import fit
 from tests import objective_runs, tiny
 from tests.objective_runs import KEY, PLACES, context, initialize, run
@@ -170,7 +170,10 @@ def test_result_is_independent_of_device_count(way, count, dtype):
     # Stored predictions are bits, which devices do not average, so only the forward passes may round differently.
     tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
     np.testing.assert_allclose(
-        np.float32(past_probabilities(found.state)), np.float32(past_probabilities(want.state)), rtol=tolerance, atol=1e-7
+        np.float32(past_probabilities(found.state)),
+        np.float32(past_probabilities(want.state)),
+        rtol=tolerance,
+        atol=1e-7,
     )
 
 
@@ -253,7 +256,9 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     fit(kd, train, steps=5, key=key, directory=tmp_path / "parts", progress=False)
     parts = fit(kd, train, steps=8, key=key, directory=tmp_path / "parts", progress=False)
     tiny.assert_equal(parts.state, whole.state)
-    assert (past_probabilities(whole.state.loss.state["ps_kd"]).sum(axis=1) > 0.9).all()  # all examples were visited
+    assert (
+        past_probabilities(whole.state.objective.state["ps_kd"]).sum(axis=1) > 0.9
+    ).all()  # all examples were visited
     other = fit(distiller(alpha=0.0), train, steps=8, key=key, progress=False)
     assert (other.state.student.params["first"] != whole.state.student.params["first"]).any()
 
@@ -264,11 +269,11 @@ def test_result_is_independent_of_placement():
     ]
     kd = distiller()
     expected, metrics = self_runs.run(kd, batches)
-    table = past_probabilities(expected.loss.state["ps_kd"])
+    table = past_probabilities(expected.objective.state["ps_kd"])
     for given in batches, [self_runs.masked(batch, 3) for batch in batches]:
         state, found = self_runs.run(kd, given, self_runs.placed(kd))
         tiny.assert_close(state.student, expected.student, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(past_probabilities(state.loss.state["ps_kd"]), table, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(past_probabilities(state.objective.state["ps_kd"]), table, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(
             [one["ps_kd"] for one in found], [one["ps_kd"] for one in metrics], rtol=1e-4, atol=1e-5
         )

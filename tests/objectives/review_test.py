@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.objectives._features._review import _nearest
 from jaxkd.objectives import review
+from jaxkd.objectives._features._review import _nearest
 from tests.objectives import plain
 
 KEY = jax.random.key(0)

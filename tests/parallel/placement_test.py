@@ -248,7 +248,7 @@ def test_rules_split_a_bank():
         state, found = placed(state, indexed(seed))
         alone, expected = step(alone, indexed(seed))
         for side in ("student", "teacher"):
-            bank = state.loss.state["crd"]["bank"][side]
+            bank = state.objective.state["crd"]["bank"][side]
             assert {part.data.shape for part in bank.addressable_shards} == {(16 // devices, 3)}
         assert tiny.numbers(found) == pytest.approx(tiny.numbers(expected), rel=1e-4)
     tiny.assert_close(state, alone, rtol=1e-4, atol=1e-5)

@@ -10,8 +10,8 @@ import pytest
 import jaxkd
 from jaxkd import combine, data, losses, teachers, term
 from jaxkd.cache import codecs
-from jaxkd.training import fit
 from jaxkd.distillers import preprocess
+from jaxkd.training import fit
 from tests import tiny
 
 KEY = jax.random.key(3)

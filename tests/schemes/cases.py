@@ -9,12 +9,11 @@ import numpy as np
 import optax
 
 import jaxkd
-from jaxkd import adapters, combine, data, losses, objectives, schemes, teachers, term
+from jaxkd import adapters, combine, data, losses, objectives, schemes, teachers, term, wrappers
+from jaxkd.objectives import discriminators
 from tests import tiny
 from tests.schemes import networks
 from tests.schemes.peers_toy import CLIPPED, normed
-from jaxkd.objectives import discriminators
-from jaxkd import wrappers
 
 SGD, ADAM = optax.sgd(0.05, momentum=0.9), optax.adam(1e-2)
 CE = term(losses.cross_entropy, "student/logits", "batch/label")
@@ -83,11 +82,7 @@ def offline():
 
 def staged():
     hint = combine(hint=objectives.hint("student/map", "teacher/map"))
-    return Case(
-        schemes.staged(
-            tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)
-        )
-    )
+    return Case(schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)))
 
 
 def born_again():
@@ -237,7 +232,9 @@ def noise(size, seed=0):
 
 
 def _data_free(synthesis):
-    model = wrappers.with_batch_stat_distance(adapters.linen(networks.Convolutional(norm=True), taps={"last": "Conv_1"}))
+    model = wrappers.with_batch_stat_distance(
+        adapters.linen(networks.Convolutional(norm=True), taps={"last": "Conv_1"})
+    )
     taught = model.init(jax.random.key(6), tiny.batch(1))
     teacher = teachers.frozen(model, taught)
     generator = adapters.plain(

@@ -91,7 +91,7 @@ def test_no_gradient_reaches_the_teacher(name):
 
     def after(teacher):
         state, _ = case.kd.step(first._replace(teacher=teacher), kept(case, 0))
-        params = jax.tree.leaves((state.student.params, state.loss.params))
+        params = jax.tree.leaves((state.student.params, state.objective.params))
         return sum(jnp.sum(x) for x in params if jnp.issubdtype(x.dtype, jnp.floating))
 
     gradient = jax.jit(jax.grad(after))(case.fixed(first))

@@ -8,13 +8,12 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, losses, teachers, term
-from jaxkd.wrappers import expand_classes, select_classes
+from jaxkd import adapters, combine, losses, metrics, teachers, term
 from jaxkd.losses import voted_dissimilarity
-from jaxkd.objectives import learned_ensemble
 from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.objectives import learned_ensemble
+from jaxkd.wrappers import expand_classes, select_classes
 from tests import tiny
-from jaxkd import metrics
 
 KNOWN = {"a": [0, 1], "b": [4, 2, 3]}
 TOTAL, SIZE, T = 5, 13, 4.0

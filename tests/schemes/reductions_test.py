@@ -9,10 +9,9 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, losses, objectives, schemes, teachers, term
+from jaxkd import adapters, combine, losses, objectives, schemes, teachers, term, wrappers
 from tests import tiny
 from tests.schemes import networks
-from jaxkd import wrappers
 
 KEY = jax.random.key(1)
 SGD = optax.sgd(0.05, momentum=0.9)

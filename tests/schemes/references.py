@@ -114,7 +114,7 @@ def slopes(function, tree, epsilon=1e-6):
 
 
 def trained(state):
-    return {"student": state.student.params, "loss": state.loss.params}
+    return {"student": state.student.params, "loss": state.objective.params}
 
 
 def assert_trees(actual, expected, rtol, atol):

@@ -8,10 +8,9 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, schemes, teachers, weights
-from jaxkd.schemes import synthesis
-from jaxkd.schemes.synthesis._cmi import contrast
+from jaxkd import adapters, schemes, teachers, weights, wrappers
 from jaxkd.metrics import _forgetting as measures
+from jaxkd.schemes.synthesis._cmi import contrast
 from tests.schemes.references import (
     CE,
     CLASSES,
@@ -35,8 +34,6 @@ from tests.schemes.references import (
     slopes,
     softmax,
 )
-from jaxkd import schemes
-from jaxkd import wrappers
 
 # --- data-free --------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, losses, objectives, schemes, teachers, term
+from jaxkd import combine, losses, objectives, schemes, teachers, term, wrappers
+from jaxkd.objectives import discriminators
 from tests.schemes.references import (
     CE,
     CLASSES,
@@ -30,8 +31,6 @@ from tests.schemes.references import (
     softmax,
     trained,
 )
-from jaxkd.objectives import discriminators
-from jaxkd import wrappers
 
 # --- chains -----------------------------------------------------------------------------------------------------------
 
@@ -170,7 +169,9 @@ def test_knowledge_flow_matches_float64_reference():
     members, known = three_teachers()
     names = ["a/hidden", "c/hidden"]
     student = wrappers.with_flow(
-        nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]), {"m": wrappers.FlowEdge("layers_0", names, own=0.6)}, 0.37
+        nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]),
+        {"m": wrappers.FlowEdge("layers_0", names, own=0.6)},
+        0.37,
     )
     objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.25))
     kd = schemes.knowledge_flow(student, teachers.ensemble(members), objective, optimizer=SGD)
@@ -193,7 +194,9 @@ def test_knowledge_flow_matches_float64_reference():
 
 def test_adversarial_matches_float64_reference():
     members, known = three_teachers()
-    objective = objectives.adversarial("student/logits", "teacher/logits", discriminator=discriminators.mlp(5), weight=0.3)
+    objective = objectives.adversarial(
+        "student/logits", "teacher/logits", discriminator=discriminators.mlp(5), weight=0.3
+    )
     kd = jaxkd.distill(network(), members["a"], objective, optimizer=SGD)
 
     def judged(layers, x):

@@ -8,7 +8,7 @@ import pytest
 import scipy.optimize
 
 import jaxkd
-from jaxkd import adapters, combine, losses, objectives, schemes, teachers, term
+from jaxkd import combine, losses, objectives, schemes, teachers, term, wrappers
 from jaxkd.losses import ensembles
 from tests.schemes.references import (
     CE,
@@ -30,7 +30,6 @@ from tests.schemes.references import (
     network,
     softmax,
 )
-from jaxkd import wrappers
 
 # --- several models ---------------------------------------------------------------------------------------------------
 
@@ -245,7 +244,9 @@ def test_class_wise_matches_float64_reference():
 
 
 def test_two_views_match_float64_reference():
-    kd = schemes.distorted_views(network(), optimizer=SGD, feature="hidden", weight=0.4, temperature=3.0, feature_weight=0.9)
+    kd = schemes.distorted_views(
+        network(), optimizer=SGD, feature="hidden", weight=0.4, temperature=3.0, feature_weight=0.9
+    )
 
     def reference(params, held, given, _):
         x, v, y = given["image"], given["view"], given["label"]
@@ -282,7 +283,7 @@ def test_past_predictions_match_float64_reference():
         return -(target * log_softmax(forward(params["student"], given["image"])[0])).sum(-1).mean()
 
     state, _ = assert_steps(kd, reference, steps=epochs * per_epoch, batch=epoch)
-    table = objectives.past_probabilities(state.loss.state)
+    table = objectives.past_probabilities(state.objective.state)
     np.testing.assert_allclose(table, tables[epochs * per_epoch], rtol=1e-3, atol=1e-4)
 
 

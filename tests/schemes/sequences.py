@@ -10,8 +10,6 @@ import optax
 import jaxkd
 from jaxkd import data
 from jaxkd.data import _tasks as data_tasks
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd import metrics
 
 TASKS = ((4, 1), (0, 5), (2, 3))
 STEPS = (2, 3, 4)

@@ -8,10 +8,9 @@ import optax
 import pytest
 
 import jaxkd
+from jaxkd import combine, distillers, losses, teachers, term
 from jaxkd._core import moving_average
-from jaxkd import combine, losses, teachers, term, training
 from tests import tiny
-from jaxkd import distillers
 
 OBJECTIVE = combine(
     ce=term(losses.cross_entropy, "student/logits", "batch/label"),

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import combine, losses, teachers, term
-from jaxkd.metrics import _classification
+from jaxkd import combine, losses, metrics, teachers, term
 from tests import tiny
 
 BATCH = tiny.batch(7)

@@ -35,7 +35,7 @@ def make_state(seed: int = 0) -> TrainState:
     return TrainState(
         student=Variables(params, {}),
         teacher=[Variables({"w": jnp.arange(5, dtype=jnp.uint8)})],
-        loss=loss,
+        objective=loss,
         opt_state={"student": optimizer.init(params), "objective": optimizer.init({})},
         step=jnp.int32(seed),
         key=key,

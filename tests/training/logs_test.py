@@ -9,9 +9,8 @@ import os
 
 import pytest
 
-from jaxkd.training import _logs
-from jaxkd.training import Logs
 from jaxkd._core import files
+from jaxkd.training import Logs, _logs
 
 
 def rows_of(directory):
@@ -27,7 +26,7 @@ def events_of(directory):
 
     found = []
     for path in sorted((directory / "tensorboard").glob("events.*")):
-        for record in logs.event_records(path.read_bytes()):
+        for record in _logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
             found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
     return sorted(found)
@@ -119,7 +118,7 @@ def without_tensorboard(monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", fail)
-    logs._warn_without_tensorboard.cache_clear()
+    _logs._warn_without_tensorboard.cache_clear()
 
 
 def test_without_tensorboardx_other_files_are_written_with_one_note(tmp_path, without_tensorboard, caplog):
@@ -146,7 +145,7 @@ def test_failed_atomic_write_leaves_only_the_old_file(tmp_path, monkeypatch):
     def full(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(logs.os, "fsync", full)
+    monkeypatch.setattr(_logs.os, "fsync", full)
     with pytest.raises(OSError, match=r"disk full: it could not be replaced; its old content is intact: '.*x\.txt'"):
         files.write_atomically(path, "new")
     assert path.read_text() == "old"

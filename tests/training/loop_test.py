@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from jaxkd._core.progress import show_progress
-from jaxkd.training import _compiled_steps, _logs, _run_identity
+from jaxkd.metrics import pack
+from jaxkd.training import Checkpoints, _compiled_steps, _logs, _run_identity, evaluate, fit
 from jaxkd.training._cadence import Cadence, due, next_piece
-from jaxkd.training import Checkpoints
-from jaxkd.training import evaluate
-from jaxkd.training import fit
-from jaxkd.metrics._packed_metrics import pack
 from jaxkd.types import Distiller, Mean
 from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
 
@@ -114,7 +111,7 @@ def test_epochs_are_passes_and_intervals_default_to_one_epoch(tmp_path):
 
 
 def test_each_chunk_length_is_traced_once_for_all_runs():
-    compiled_steps.run_chunk.cache_clear()
+    _compiled_steps.run_chunk.cache_clear()
     TRACES.clear()
     for _ in range(2):
         run("resident", eval_every=12, steps=36, chunk=4)
@@ -124,7 +121,7 @@ def test_each_chunk_length_is_traced_once_for_all_runs():
 
 
 def test_streaming_step_is_traced_once():
-    compiled_steps.run_step.cache_clear()
+    _compiled_steps.run_step.cache_clear()
     TRACES.clear()
     run("streaming", steps=20)
     assert len(TRACES) == 1
@@ -153,7 +150,7 @@ def test_host_does_not_wait_for_streamed_steps(monkeypatch):
             waited.append(len(sent))
         return asarray(x, *args)
 
-    monkeypatch.setattr(logs.np, "asarray", spy)
+    monkeypatch.setattr(_logs.np, "asarray", spy)
     fit(KD, Streaming(TRAIN, on_next=sent.append), steps=70, key=jax.random.key(1), log_every=5, progress=False)
     assert waited == [32, 48, 64, 70, 70]  # for the first 16, the next 16, ...
 
@@ -173,7 +170,7 @@ def test_seeds_under_vmap_are_logged_in_separate_columns():
 
 def test_metric_with_a_count_of_zero_is_nan_and_null_in_json(tmp_path):
     """Such as the loss of a skipped step, or a term that only some batches have."""
-    rows = logs.RowAccumulator(Cadence(steps=4, log_every=2), steps_per_epoch=2)
+    rows = _logs.RowAccumulator(Cadence(steps=4, log_every=2), steps_per_epoch=2)
     for step in range(4):
         skipped = float(step in (1, 2, 3))
         means = {"loss": Mean(step * (1 - skipped), 1 - skipped), "skipped": Mean(skipped, 1.0)}
@@ -181,7 +178,7 @@ def test_metric_with_a_count_of_zero_is_nan_and_null_in_json(tmp_path):
     first, second = rows.complete()
     assert (first["train/loss"], first["train/skipped"]) == (0.0, 0.5)
     assert math.isnan(second["train/loss"]) and second["train/skipped"] == 1
-    with logs.Logs(tmp_path, tensorboard=False) as written:
+    with _logs.Logs(tmp_path, tensorboard=False) as written:
         written.write(first)
         written.write(second)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["train/loss"] is None
@@ -239,7 +236,8 @@ def test_config_that_json_cannot_hold_is_refused():
 def test_equal_configs_have_no_differences():
     config = {"a": [1, 2], "b": {"c": None}, "d": {}}
     assert (
-        run_identity.differences(json.loads(json.dumps(run_identity.plain(config))), run_identity.plain(config)) == []
+        _run_identity.differences(json.loads(json.dumps(_run_identity.plain(config))), _run_identity.plain(config))
+        == []
     )
 
 

@@ -16,10 +16,7 @@ import jaxkd
 import jaxkd.data
 from jaxkd import losses
 from jaxkd.data import Dataset
-from jaxkd.training import CheckpointError, Checkpoints
-from jaxkd.training import NonFiniteError
-from jaxkd.training import fit
-from jaxkd.training import Preempted
+from jaxkd.training import CheckpointError, Checkpoints, NonFiniteError, Preempted, fit
 from jaxkd.training._run_directory import Best, Snapshot
 from jaxkd.types import Variables
 from tests.training.toy import (

@@ -10,8 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxkd.training import Checkpoints
 from jaxkd._core.lock import alone
+from jaxkd.training import Checkpoints
 from jaxkd.training._preemption import TEMPORARY_FAILURE
 from tests.training.victims import SETTINGS, STEPS, Nursery
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd.training import _logs
-from jaxkd.training import fit
-from jaxkd.metrics._means import from_values
+from jaxkd.metrics import from_values
+from jaxkd.training import _logs, fit
 from jaxkd.types import Distiller, ObjectiveVars, TrainState, Variables
 
 EXAMPLES, FEATURES, BATCH = 40, 5, 8
@@ -102,19 +101,21 @@ def toy():
             metrics = means(values, batch["mask"])
             return metrics["loss"].sum / metrics["loss"].count, metrics
 
-        trained = {"student": state.student.params, "objective": state.loss.params}
+        trained = {"student": state.student.params, "objective": state.objective.params}
         grads, metrics = jax.grad(loss, has_aux=True)(trained)
         opt_state = {}
         for name in trained:
             updates, opt_state[name] = optimizer.update(grads[name], state.opt_state[name])
             trained[name] = optax.apply_updates(trained[name], updates)
         teacher = optax.incremental_update(trained["student"], state.teacher, 0.1)
-        variables = ObjectiveVars(trained["objective"], {"seen": state.loss.state["seen"] + jnp.sum(batch["mask"])})
+        variables = ObjectiveVars(
+            trained["objective"], {"seen": state.objective.state["seen"] + jnp.sum(batch["mask"])}
+        )
         student = Variables(trained["student"])
         return TrainState(student, teacher, variables, opt_state, state.step + 1, state.key), metrics
 
     def evaluation(state, batch):
-        values = terms(state.student.params, state.loss.params["scale"], state.teacher, batch)
+        values = terms(state.student.params, state.objective.params["scale"], state.teacher, batch)
         return means(values, batch["mask"]) | {"accuracy": from_values(values["ce"] < 0.5, batch["mask"])}
 
     return Distiller(init, step, evaluation)
@@ -160,7 +161,7 @@ def files(directory):
     found = {name: (directory / name).read_text() for name in ("metrics.csv", "metrics.jsonl", "config.json")}
     events = []
     for path in (directory / "tensorboard").glob("events.*"):
-        for record in logs.event_records(path.read_bytes()):
+        for record in _logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
             events += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
     return found | {"events": sorted(events)}

@@ -17,8 +17,8 @@ from flax import nnx
 
 import jaxkd
 from jaxkd import adapters, weights
-from jaxkd.weights import _orbax_directory, _safetensors_file
 from jaxkd._core.files import replacing
+from jaxkd.weights import _orbax_directory, _safetensors_file
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 
@@ -202,8 +202,8 @@ def test_a_failure_leaves_the_old_file(fmt, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors_file.safetensors.numpy, "save_file", full)
-    monkeypatch.setattr(orbax_directory.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(_safetensors_file.safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(_orbax_directory.ocp.StandardCheckpointer, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "w", {"params": {"w": np.zeros(2)}}, overwrite=True)
     monkeypatch.undo()
@@ -363,7 +363,7 @@ def test_load_run_skips_damaged_checkpoints(tmp_path):
 
 def test_load_run_decodes_escaped_names(tmp_path):
     given = jaxkd.Variables({"a/b.c": {"50%": jnp.ones(2)}}, {"stats": {"x.y": jnp.zeros(1)}})
-    state = jaxkd.TrainState(given, teacher={}, loss=jaxkd.ObjectiveVars(), opt_state={}, step=0, key=0)
+    state = jaxkd.TrainState(given, teacher={}, objective=jaxkd.ObjectiveVars(), opt_state={}, step=0, key=0)
     with jaxkd.training.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state)
     found = weights.load_run(tmp_path)

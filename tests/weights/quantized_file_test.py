@@ -10,9 +10,9 @@ import pytest
 import safetensors.numpy
 
 from jaxkd import ObjectiveVars, TrainState, Variables, adapters, weights
-from jaxkd.wrappers import init_codebook, learned_codebook, quantize, quantized
-from jaxkd.weights._quantized_file import _pack, _unpack
 from jaxkd.weights import load_quantized, quantized_size, save_quantized
+from jaxkd.weights._quantized_file import _pack, _unpack
+from jaxkd.wrappers import init_codebook, learned_codebook, quantize, quantized
 from tests import tiny
 
 KEY = jax.random.key(0)

@@ -151,23 +151,23 @@ def shufflenet_v2_reference(net, x):
 
 
 CASES = {
-    "resnet50": (resnet50, resnet50.ResNet50, torch_light.torch_resnet50, resnet50_reference),
+    "resnet50": (_resnet50, _resnet50.ResNet50, _torch_light.torch_resnet50, resnet50_reference),
     "mobilenet_v2": (
-        mobilenet_v2,
-        mobilenet_v2.MobileNetV2,
-        torch_light.torch_mobilenet_v2,
+        _mobilenet_v2,
+        _mobilenet_v2.MobileNetV2,
+        _torch_light.torch_mobilenet_v2,
         mobilenet_v2_reference,
     ),
     "shufflenet_v1": (
-        shufflenet_v1,
-        shufflenet_v1.ShuffleNetV1,
-        torch_light.torch_shufflenet_v1,
+        _shufflenet_v1,
+        _shufflenet_v1.ShuffleNetV1,
+        _torch_light.torch_shufflenet_v1,
         shufflenet_v1_reference,
     ),
     "shufflenet_v2": (
-        shufflenet_v2,
-        shufflenet_v2.ShuffleNetV2,
-        torch_light.torch_shufflenet_v2,
+        _shufflenet_v2,
+        _shufflenet_v2.ShuffleNetV2,
+        _torch_light.torch_shufflenet_v2,
         shufflenet_v2_reference,
     ),
 }
@@ -200,19 +200,19 @@ def test_the_name_map_covers_the_modules_of_the_model(name):
 
 
 def test_other_names_of_the_shortcut_and_the_head():
-    names = torch_light.torch_resnet50()
+    names = _torch_light.torch_resnet50()
     assert (
         names["layer2.0.downsample.1"] == names["layer2.0.shortcut.1"] == "BottleneckStage_1/Bottleneck_0/BatchNorm_3"
     )
-    for function in (torch_light.torch_resnet50, torch_light.torch_shufflenet_v1, torch_light.torch_shufflenet_v2):
+    for function in (_torch_light.torch_resnet50, _torch_light.torch_shufflenet_v1, _torch_light.torch_shufflenet_v2):
         assert function()["fc"] == function()["linear"] == "Dense_0"
 
 
 def test_a_checkpoint_of_another_model_is_an_error():
     net = Net(seed=0)
     shufflenet_v1_reference(net, np.zeros((1, 3, 32, 32)))
-    template = jax.eval_shape(shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    template = jax.eval_shape(_shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(weights.WeightsError, match=r"expected the arrays of the model: \d+ missing, "):
         weights.fit_torch_to(
-            template, net.state, names=torch_light.torch_shufflenet_v2(), ignore=weights.NUM_BATCHES_TRACKED
+            template, net.state, names=_torch_light.torch_shufflenet_v2(), ignore=weights.NUM_BATCHES_TRACKED
         )

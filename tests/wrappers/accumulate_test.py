@@ -12,12 +12,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxkd
-from jaxkd import Variables, adapters, combine, losses, objectives, parallel, term
+from jaxkd import Variables, adapters, combine, losses, objectives, parallel, term, wrappers
 from jaxkd._core.batch_norm import replicas
 from tests import tiny
 from tests.adapters import models
 from tests.adapters.jaxprs import products
-from jaxkd import wrappers
 
 KEY = jax.random.key(0)
 LABELS = np.arange(tiny.DATA) % tiny.CLASSES
@@ -120,7 +119,9 @@ def test_nested_and_scalar_entries_reach_every_part(size, train):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("model", [adapters.linen(models.Net()), adapters.nnx_module(models.NnxNet)], ids=["linen", "nnx"])
+@pytest.mark.parametrize(
+    "model", [adapters.linen(models.Net()), adapters.nnx_module(models.NnxNet)], ids=["linen", "nnx"]
+)
 def test_batch_norm_normalizes_each_part_and_averages_the_statistics(model, count):
     image = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)

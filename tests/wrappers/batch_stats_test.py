@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxkd
 from jaxkd import Variables, adapters
-from jaxkd.wrappers import track_batch_stats, with_batch_stat_distance
 from jaxkd._core.batch_norm import replicas
+from jaxkd.wrappers import track_batch_stats, with_batch_stat_distance
 from tests import tiny
 from tests.adapters import models
 
@@ -19,7 +19,10 @@ KEY = jax.random.key(0)
 IMAGE = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32)
 MODELS = {
     "linen": (with_batch_stat_distance(adapters.linen(models.Net())), adapters.linen(models.Net())),
-    "nnx": (with_batch_stat_distance(adapters.nnx_module(track_batch_stats(models.NnxNet))), adapters.nnx_module(models.NnxNet)),
+    "nnx": (
+        with_batch_stat_distance(adapters.nnx_module(track_batch_stats(models.NnxNet))),
+        adapters.nnx_module(models.NnxNet),
+    ),
 }
 
 

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.wrappers import Exit, with_exits
-from jaxkd.wrappers import get_member
 from jaxkd.types import Variables
+from jaxkd.wrappers import Exit, get_member, with_exits
 from tests import tiny
 from tests.schemes.peers_toy import head, normed
 

@@ -8,12 +8,11 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxkd import Variables, adapters
-from jaxkd.wrappers import FlowEdge, with_flow, extract_student
+from jaxkd import Variables, adapters, wrappers
+from jaxkd.wrappers import FlowEdge, extract_student, with_flow
 from tests import tiny
 from tests.adapters import models
 from tests.references import adaptive_average_pool
-from jaxkd import wrappers
 
 RNG = np.random.default_rng(0)
 NET = models.Net()
@@ -177,7 +176,9 @@ def test_extreme_weights_and_features_stay_finite(weight):
 def test_token_features_and_one_of_several_calls():
     """Token features need equal positions; ``#1`` selects the second call."""
     x = {"image": TAUGHT["same"][:, 0], "teacher": {"f": RNG.normal(size=(6, 4, 5)).astype(np.float32)}}
-    model = with_flow(models.Twice(), {"second": FlowEdge("shared#1", ["f"])}, 1.0, taps={"a": "shared#0", "b": "shared#1"})
+    model = with_flow(
+        models.Twice(), {"second": FlowEdge("shared#1", ["f"])}, 1.0, taps={"a": "shared#0", "b": "shared#1"}
+    )
     variables = model.init(KEY, x)
     found, _ = model.apply(variables, x, key=None, train=False)
     plain, _ = adapters.linen(models.Twice(), taps={"a": "shared#0", "b": "shared#1"}).apply(
@@ -240,7 +241,11 @@ def test_unknown_names_raise_errors_that_teach():
             GIVEN,
             r"mix 'a', teacher output 'vectr'.*did you mean 'vector'.*'same' float32",
         ),
-        ({"a": FlowEdge("head", ["same"])}, BATCH, "expected the teacher's outputs in batch.*knowledge_flow.*student_alone"),
+        (
+            {"a": FlowEdge("head", ["same"])},
+            BATCH,
+            "expected the teacher's outputs in batch.*knowledge_flow.*student_alone",
+        ),
         ({"a": FlowEdge("head#1", ["same"])}, GIVEN, "'head' is called 1 times, there is no call 1"),
         (
             {"a": FlowEdge("head", ["tokens"])},

@@ -9,8 +9,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import adapters, combine, losses, term
-from jaxkd.wrappers import with_input_gradient, with_projected_input_gradient
 from jaxkd._core.batch_norm import replicas
+from jaxkd.wrappers import with_input_gradient, with_projected_input_gradient
 from tests import references, tiny
 from tests.adapters import models
 

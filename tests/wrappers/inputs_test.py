@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxkd.wrappers import with_inputs, views
+from jaxkd.wrappers import views, with_inputs
 from tests import tiny
 from tests.schemes.peers_toy import normed
 

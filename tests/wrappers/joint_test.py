@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxkd import adapters
-from jaxkd.wrappers import replicate, joint, get_member, set_member
 from jaxkd.types import Variables
+from jaxkd.wrappers import get_member, joint, replicate, set_member
 from tests import tiny
 from tests.schemes.peers_toy import normed
 

@@ -10,12 +10,11 @@ import pytest
 from flax import nnx
 
 import jaxkd
-from jaxkd import Variables, adapters, combine, losses, term
+from jaxkd import Variables, adapters, combine, losses, term, wrappers
 from jaxkd._core.batch_norm import replicas
 from tests import tiny
 from tests.adapters import models
 from tests.adapters.jaxprs import products
-from jaxkd import wrappers
 
 KEY = jax.random.key(0)
 MODELS = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx_module(models.NnxNet)}

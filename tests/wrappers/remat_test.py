@@ -11,11 +11,10 @@ import pytest
 from flax import nnx
 
 import jaxkd
-from jaxkd import adapters
+from jaxkd import adapters, wrappers
 from jaxkd._core.batch_norm import replicas
 from tests.adapters import models
 from tests.adapters.jaxprs import operations
-from jaxkd import wrappers
 
 KEY = jax.random.key(0)
 KEEP = np.arange(8) % 3 != 1

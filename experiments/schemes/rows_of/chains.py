@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import jaxkd
 from experiments.schemes.trials import CE, Own, Part, Row, Setting, Trial, both
-from jaxkd import adapters, schemes, teachers
+from jaxkd import schemes, teachers, wrappers
 from jaxkd.types import Distiller, TrainState, Variables
-from jaxkd import wrappers
 
 
 def _member(name: str) -> Callable[[TrainState], Variables]:

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 import jaxkd
 from experiments.schemes.trials import CE, Own, Part, Row, Setting, Trial, both, offline
-from jaxkd import adapters, data, schemes, teachers, weights
+from jaxkd import adapters, data, schemes, teachers, weights, wrappers
 from jaxkd.types import Distiller, Model, Variables
-from jaxkd import wrappers
 
 BUCKET = 256
 Build = Callable[[Setting], Trial]

@@ -8,8 +8,8 @@ from typing import Any
 import jaxkd
 from experiments.schemes.trials import Own, Row, Setting, Trial
 from jaxkd import data, schemes
-from jaxkd.objectives import continual
 from jaxkd.metrics import _forgetting
+from jaxkd.objectives import continual
 from jaxkd.types import Distiller, Objective
 
 TASKS = 5
@@ -53,7 +53,7 @@ def trial(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distiller
         loader=loader,
         needs=(),
         every=each[0],
-        metrics=forgetting.per_task(tasks, steps=each),
+        metrics=_forgetting.per_task(tasks, steps=each),
     )
 
 

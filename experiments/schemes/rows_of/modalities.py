@@ -7,10 +7,9 @@ from collections.abc import Callable
 import jaxkd
 from experiments.schemes.trained import LEFT, PEN
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, soft, supervised, taught
-from jaxkd import adapters, data, objectives, teachers
-from jaxkd.types import Model, Teacher
+from jaxkd import data, objectives, teachers, wrappers
 from jaxkd.objectives import discriminators
-from jaxkd import wrappers
+from jaxkd.types import Model, Teacher
 
 GAME = jaxkd.combine(
     ce=CE,

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 
 import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, both, soft
-from jaxkd import adapters, losses, objectives, schemes
+from jaxkd import adapters, losses, objectives, schemes, wrappers
 from jaxkd.types import Distiller, Model, TrainState, Variables
-from jaxkd import wrappers
 
 Build = Callable[[Setting], Trial]
 KL1 = soft(temperature=1.0)

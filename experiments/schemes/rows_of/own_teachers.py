@@ -6,9 +6,8 @@ from typing import Any
 
 import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial
-from jaxkd import adapters, data, losses, objectives, schemes, teachers
+from jaxkd import data, losses, objectives, schemes, teachers, wrappers
 from jaxkd.types import Distiller
-from jaxkd import wrappers
 
 
 def depths(setting: Setting) -> Trial:
@@ -21,7 +20,9 @@ def depths(setting: Setting) -> Trial:
         kd = schemes.byot(setting.student, exits, optimizer=setting.optimizer(), feature="pooled")
         return setting.placed(kd)
 
-    return Trial(make, setting.steps, setting.student, lambda state: wrappers.get_member(state.student, "model"), needs=())
+    return Trial(
+        make, setting.steps, setting.student, lambda state: wrappers.get_member(state.student, "model"), needs=()
+    )
 
 
 def classes(setting: Setting) -> Trial:

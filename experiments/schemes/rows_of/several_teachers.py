@@ -8,9 +8,8 @@ import optax
 
 import jaxkd
 from experiments.schemes.trials import CE, Own, Row, Setting, Trial, both, soft
-from jaxkd import adapters, losses, objectives, schemes, teachers
+from jaxkd import losses, objectives, schemes, teachers, wrappers
 from jaxkd.types import Distiller, Objective, Teacher
-from jaxkd import wrappers
 
 Build = Callable[[Setting], Trial]
 TWO = {"a": "teacher", "b": "large"}

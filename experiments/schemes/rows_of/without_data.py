@@ -10,9 +10,8 @@ import optax
 import jaxkd
 from experiments.schemes.networks import Maker
 from experiments.schemes.trials import Own, Row, Setting, Trial, soft
-from jaxkd import adapters, data, models, schemes, teachers
+from jaxkd import adapters, data, models, schemes, teachers, wrappers
 from jaxkd.types import Distiller, Model, Teacher
-from jaxkd import wrappers
 
 NOISE = 32
 TIMES = 2

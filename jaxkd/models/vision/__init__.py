@@ -11,3 +11,53 @@
 `generator`           `Generator`: images from noise, for data-free distillation
 ====================  ========================================================================================
 """
+
+from jaxkd.models.vision._generator import Generator
+from jaxkd.models.vision._mobilenet_v2 import MobileNetV2
+from jaxkd.models.vision._resnet import (
+    ResNet,
+    ResNet8,
+    ResNet8x4,
+    ResNet14,
+    ResNet20,
+    ResNet32,
+    ResNet32x4,
+    ResNet44,
+    ResNet56,
+    ResNet110,
+)
+from jaxkd.models.vision._resnet50 import BottleneckResNet, ResNet50
+from jaxkd.models.vision._shufflenet_v1 import ShuffleNetV1
+from jaxkd.models.vision._shufflenet_v2 import ShuffleNetV2
+from jaxkd.models.vision._vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision._wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
+
+__all__ = [
+    "BottleneckResNet",
+    "Generator",
+    "MobileNetV2",
+    "ResNet",
+    "ResNet110",
+    "ResNet14",
+    "ResNet20",
+    "ResNet32",
+    "ResNet32x4",
+    "ResNet44",
+    "ResNet50",
+    "ResNet56",
+    "ResNet8",
+    "ResNet8x4",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "VGG",
+    "VGG11",
+    "VGG13",
+    "VGG16",
+    "VGG19",
+    "VGG8",
+    "WRN16x1",
+    "WRN16x2",
+    "WRN40x1",
+    "WRN40x2",
+    "WideResNet",
+]

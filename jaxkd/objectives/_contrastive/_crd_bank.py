@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
+from jaxkd._core import batches, checks
 from jaxkd._core.axes import gather
-from jaxkd.objectives._contrastive._rows import row_index, write_index
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import lookup, reduce_values
 from jaxkd._core.example_keys import example_keys
+from jaxkd.objectives._checks import positive
+from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.objectives._contrastive._rows import row_index, write_index
+from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
 from jaxkd.objectives.layers import unit
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
-from jaxkd._core import batches
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["crd"]
 

@@ -12,18 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.objectives._checks import class_labels, positive
-from jaxkd.objectives._embeddings import check_features, embed, init_embeddings
+from jaxkd._core import batches
 from jaxkd._core.axes import gather as _gather  # noqa: F401  (schemes.cmi imports both from here)
-from jaxkd.types import Schedule
+from jaxkd.objectives._checks import class_labels, positive
 from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._embeddings import check_features, embed, init_embeddings
 from jaxkd.objectives.layers import unit as _unit  # noqa: F401
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
-from jaxkd._core import batches
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["crd", "crd_in_batch", "crd_queue"]
 

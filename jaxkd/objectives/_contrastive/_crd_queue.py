@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.objectives._checks import class_labels, positive
-from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
-from jaxkd._core.axes import gather
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import lookup, reduce_values
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
 from jaxkd._core import batches
+from jaxkd._core.axes import gather
+from jaxkd.objectives._checks import class_labels, positive
+from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["crd_queue"]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from jaxkd.types import Array
-
-
 
 
 def row_index(index: Array, where: Array, size: int) -> Array:

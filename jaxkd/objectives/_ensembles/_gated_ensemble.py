@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import checks
-from jaxkd.objectives._select import select
-from jaxkd.objectives._compose import combine, mask_out, lookup
-from jaxkd.objectives.layers import connector, connector_init, position_mean
+from jaxkd._core.checks import same_shape
+from jaxkd.objectives._compose import combine, lookup, mask_out
 from jaxkd.objectives._derived_outputs import with_derived_outputs
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.objectives._select import select
+from jaxkd.objectives.layers import connector, connector_init, position_mean
+from jaxkd.types import Array, Context, Objective, ObjectiveVars
 
 __all__ = ["gated"]
 
@@ -97,5 +98,3 @@ def _mixed(context: Context, paths: list[str], gate: Array) -> Array:
     gate = jnp.expand_dims(gate, tuple(range(1, logits.ndim - 1)))
     mixed = jnp.sum(gate * jnp.where(finite, logits, 0), axis=-1)
     return jnp.where(jnp.all(finite, axis=-1), mixed, -jnp.inf)
-
-

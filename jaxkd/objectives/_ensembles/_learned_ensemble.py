@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.types import Schedule
+from jaxkd._core import checks
 from jaxkd.objectives._compose import add_loss, at_step, lookup, mask_of_shape, reduce_values
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Mean, Objective
+from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["learned_ensemble"]
 

@@ -9,16 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._select import select
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import combine, mask_out, lookup, term
+from jaxkd._core import checks
 from jaxkd._core.checks import same_shape
-from jaxkd.objectives.layers import dense, dense_init, position_mean
+from jaxkd.objectives._checks import positive
+from jaxkd.objectives._compose import combine, lookup, mask_out, term
 from jaxkd.objectives._derived_outputs import with_derived_outputs
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.objectives._select import select
+from jaxkd.objectives.layers import dense, dense_init, position_mean
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 __all__ = ["attentive"]
 

@@ -7,14 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
+from jaxkd._core import batches, checks
 from jaxkd._core.axes import gather
+from jaxkd.objectives._compose import at_step, lookup, mask_out, reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import at_step, mask_out, lookup, reduce_values
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Mean, Objective
-from jaxkd._core import batches
+from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["past_predictions", "remembered"]
 
@@ -151,7 +149,7 @@ def past_probabilities(state: Any) -> Array:
     """Returns the stored predictions of `progressive_self_kd` ``[examples, classes]``.
 
     Args:
-      state: the objective's state, such as ``train_state.loss.state["ps_kd"]`` for the name ``ps_kd`` in
+      state: the objective's state, such as ``train_state.objective.state["ps_kd"]`` for the name ``ps_kd`` in
         `jaxkd.combine`.
 
     Returns:
@@ -164,7 +162,9 @@ def past_probabilities(state: Any) -> Array:
     return _floats(table, next(floating for floating, bits in _BITS.items() if table.dtype == bits))
 
 
-def _reported(values: Array, mask: Array | None, weight: Any, context: Context, state: Any, alpha: Array) -> ObjectiveOut:
+def _reported(
+    values: Array, mask: Array | None, weight: Any, context: Context, state: Any, alpha: Array
+) -> ObjectiveOut:
     out = reduce_values(values, mask, weight, context, state)
     return out._replace(metrics={**out.metrics, "alpha": Mean(alpha, jnp.ones((), jnp.float32))})
 

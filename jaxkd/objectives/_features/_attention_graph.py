@@ -8,15 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
+from jaxkd._core import batches, checks
 from jaxkd.losses.features.flow import _directions
 from jaxkd.objectives._checks import positive
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import add_loss, mask_out, lookup, reduce_values
+from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
 from jaxkd.objectives.layers import dense, dense_init, unit
-from jaxkd.types import Array, Context, ObjectiveOut, ObjectiveVars, Objective
-from jaxkd._core import batches
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = ["attention_graph"]
 

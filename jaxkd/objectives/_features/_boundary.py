@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from jaxkd import losses
-from jaxkd.types import Schedule
 from jaxkd.objectives._compose import term
 from jaxkd.objectives._projection import connected
-from jaxkd.types import Array, Objective
+from jaxkd.types import Array, Objective, Schedule
 
 
 def boundary_connector(

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.objectives._checks import positive
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import mask_out, lookup, replace, term
-from jaxkd.objectives.layers import conv, conv_init, maps
+from jaxkd.objectives._compose import lookup, mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective, PyTree
+from jaxkd.objectives.layers import conv, conv_init, maps
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, PyTree, Schedule
 
 _LAYERS = ("first", "second", "third")
 _SLOPE = 0.1
@@ -85,8 +84,8 @@ def factor_translator(
     nor the optimizer's weight decay reach.
 
     A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
-    ``factor_translator("student/stage3", "teacher/stage3", trained=first.loss.params["factor"])``. A train state holds
-    the frozen paraphraser at ``state.loss.state[...]["paraphraser"]``.
+    ``factor_translator("student/stage3", "teacher/stage3", trained=first.objective.params["factor"])``. A train state holds
+    the frozen paraphraser at ``state.objective.state[...]["paraphraser"]``.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import mask_out, lookup, replace, term
+from jaxkd.objectives._compose import lookup, mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
 def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) -> Objective:
@@ -135,5 +134,7 @@ def _regress(params: Any, feature: Array, target: tuple[int, ...]) -> Array:
             feature, kernel, (1, 1), padding, lhs_dilation=plan.strides, dimension_numbers=numbers
         )
     else:
-        with_projection = jax.lax.conv_general_dilated(feature, kernel, plan.strides, plan.padding, dimension_numbers=numbers)
+        with_projection = jax.lax.conv_general_dilated(
+            feature, kernel, plan.strides, plan.padding, dimension_numbers=numbers
+        )
     return with_projection + params["bias"].reshape(1, 1, 1, -1)

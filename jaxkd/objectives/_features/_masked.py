@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.objectives._checks import positive
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import mask_out, lookup, replace, term
 from jaxkd._core.example_keys import example_keys
-from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, match_size
+from jaxkd.objectives._checks import positive
+from jaxkd.objectives._compose import lookup, mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, match_size
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
 def masked_generation(

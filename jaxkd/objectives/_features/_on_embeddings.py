@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 
-from jaxkd.objectives._embeddings import SIDES, embed, init_embeddings
-from jaxkd.types import Schedule
 from jaxkd.objectives._compose import replace, term
+from jaxkd.objectives._embeddings import SIDES, embed, init_embeddings
 from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
 def on_embeddings(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from jaxkd import losses
-from jaxkd.types import Schedule
 from jaxkd.objectives._compose import term
 from jaxkd.objectives._projection import connected
-from jaxkd.types import Array, Objective
+from jaxkd.types import Array, Objective, Schedule
 
 
-def overhaul_connector(student: str, teacher: str, margin: Array, *, weight: float | Array | Schedule = 1.0) -> Objective:
+def overhaul_connector(
+    student: str, teacher: str, margin: Array, *, weight: float | Array | Schedule = 1.0
+) -> Objective:
     """Partial L2 distance between pre-ReLU features, behind a connector.
 
     Also known as: OFD (overhaul of feature distillation).

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
 from jaxkd import losses
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import mask_out, lookup, replace, term
+from jaxkd._core import batches
+from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives.layers import (
     batch_norm,
     batch_norm_init,
@@ -23,9 +23,7 @@ from jaxkd.objectives.layers import (
     dense_init,
     maps,
 )
-from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
-from jaxkd._core import batches
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
 def review(

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.types import Schedule
-from jaxkd.objectives._compose import mask_out, lookup, replace, term
-from jaxkd.objectives.layers import dense, dense_init, match_size
+from jaxkd.objectives._compose import lookup, mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.types import Array, Context, ObjectiveVars, Objective
+from jaxkd.objectives.layers import dense, dense_init, match_size
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 _LAYERS = ("first", "second", "third")
 _FLOOR, _START = 1e-5, 5.0

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, last_step, task_at, task_lengths, task_starts
-from jaxkd.types import Schedule
+from jaxkd.distillers import distill
+from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, old_class_kd, per_task_softmax, task_cross_entropy
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.types import OBJECTIVE, STUDENT
-from jaxkd.distillers import distill
-from jaxkd._core.arrays import strongly_typed
 from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
     Array,
     Batch,
     Context,
@@ -34,6 +34,7 @@ from jaxkd.types import (
     Objective,
     Outputs,
     PyTree,
+    Schedule,
     Teacher,
     TrainState,
     Variables,
@@ -172,7 +173,7 @@ def lifelong(
         def anew() -> tuple[Variables, PyTree]:
             made = {
                 STUDENT: optimizer.init(state.student.params),
-                OBJECTIVE: (objective_optimizer or optimizer).init(state.loss.params),
+                OBJECTIVE: (objective_optimizer or optimizer).init(state.objective.params),
             }
             return state.student, {**state.opt_state, **strongly_typed(made)}
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd._core import checks
 from jaxkd import teachers
+from jaxkd._core import batches
+from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.tasks import (
     Tasks,
     TaskSteps,
@@ -26,30 +27,29 @@ from jaxkd._core.tasks import (
     task_lengths,
     task_starts,
 )
-from jaxkd.types import Schedule
+from jaxkd.distillers import distill
+from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine
-from jaxkd.objectives.continual import Heads, old_class_kd, per_task_softmax, new_class_kd, task_cross_entropy
+from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
 from jaxkd.schemes.continual._lifelong import former_self, is_start, with_task
 from jaxkd.schemes.phases._switch import select
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.types import OBJECTIVE, STUDENT
-from jaxkd.distillers import distill
-from jaxkd._core.arrays import strongly_typed
 from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
     Array,
     Batch,
     Context,
     Distiller,
-    ObjectiveVars,
     Metrics,
     Model,
+    ObjectiveVars,
     Outputs,
     PyTree,
+    Schedule,
     Teacher,
     TrainState,
     Variables,
 )
-from jaxkd._core import batches
 
 __all__ = ["retrospection"]
 
@@ -175,7 +175,7 @@ def retrospection(
 
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
-            own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.loss.params)}
+            own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.objective.params)}
             return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
 
         begins = is_start(starts, state.step)
@@ -191,7 +191,10 @@ def retrospection(
 
     def step_of_expert(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         own = state._replace(
-            student=state.teacher[EXPERT], teacher={}, loss=ObjectiveVars({}, {}), opt_state=state.opt_state[EXPERT]
+            student=state.teacher[EXPERT],
+            teacher={},
+            objective=ObjectiveVars({}, {}),
+            opt_state=state.opt_state[EXPERT],
         )
         new, metrics = alone.step(own, _new_only(batch, task_at(starts, state.step)))
         return state._replace(

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 
 import optax
 
-from jaxkd.wrappers import Exit, with_exits
+from jaxkd.distillers import distill
+from jaxkd.metrics import per_student
 from jaxkd.objectives import gated_ensemble
 from jaxkd.teachers import none
-from jaxkd.distillers import distill
-from jaxkd.metrics._classification import per_student
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective
+from jaxkd.wrappers import Exit, with_exits
 
 __all__ = ["branches"]
 

@@ -9,17 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.losses import min_logits
-from jaxkd.objectives import select
-from jaxkd.objectives import combine, lookup
 from jaxkd._core.checks import same_shape
-from jaxkd.objectives import with_derived_outputs
+from jaxkd.distillers import distill, per_model
+from jaxkd.losses import min_logits
+from jaxkd.metrics import per_student
+from jaxkd.objectives import combine, lookup, select, with_derived_outputs
 from jaxkd.schemes.peers._mutual import students_of
 from jaxkd.teachers import none
-from jaxkd.distillers import distill
-from jaxkd.metrics._classification import per_student
-from jaxkd.distillers import per_model
-from jaxkd.types import Array, Context, Distiller, ObjectiveVars, Metrics, Model, Objective
+from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, ObjectiveVars
 
 __all__ = ["collaborative"]
 

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 
 import optax
 
-from jaxkd.wrappers import joint
+from jaxkd.distillers import distill, per_model
+from jaxkd.metrics import per_student
 from jaxkd.objectives import peer_attention
-from jaxkd.types import Schedule
 from jaxkd.schemes.peers._mutual import students_of
 from jaxkd.teachers import none
-from jaxkd.distillers import distill
-from jaxkd.metrics._classification import per_student
-from jaxkd.distillers import per_model
-from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective
+from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, Schedule
+from jaxkd.wrappers import joint
 
 __all__ = ["diverse_peers"]
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import optax
 
-from jaxkd.wrappers import replicate, joint
-from jaxkd.objectives import select
-from jaxkd.objectives import combine
+from jaxkd.distillers import distill, per_model
+from jaxkd.metrics import per_student
+from jaxkd.objectives import combine, select
 from jaxkd.teachers import none
-from jaxkd.distillers import distill
-from jaxkd.metrics._classification import per_student
-from jaxkd.distillers import per_model
-from jaxkd.types import Array, Context, Distiller, ObjectiveOut, Metrics, Model, Objective, Teacher
+from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, ObjectiveOut, Teacher
+from jaxkd.wrappers import joint, replicate
 
 __all__ = ["mutual"]
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import optax
 
-from jaxkd.wrappers import joint
-from jaxkd.objectives import select
-from jaxkd.objectives import combine
-from jaxkd.teachers import none
+from jaxkd.distillers import distill, per_model
 from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.distillers import distill
-from jaxkd.distillers import per_model
+from jaxkd.objectives import combine, select
+from jaxkd.teachers import none
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective
+from jaxkd.wrappers import joint
 
 __all__ = ["online"]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxkd.types import Schedule
-from jaxkd.types import Array
+from jaxkd.types import Array, Schedule
 
 __all__ = ["ramp_up"]
 

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import adapters, teachers
-from jaxkd.schemes.phases._sequential import Phase, inherit, sequential
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.distillers import distill
-from jaxkd.types import Array, Batch, Context, Distiller, Metrics, Model, Objective, Teacher, TrainState
+from jaxkd import teachers, wrappers
 from jaxkd._core import axes
-from jaxkd import metrics
-from jaxkd import wrappers
+from jaxkd.distillers import distill
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.schemes.phases._sequential import Phase, inherit, sequential
+from jaxkd.types import Array, Batch, Context, Distiller, Metrics, Model, Objective, Teacher, TrainState
 
 __all__ = ["born_again"]
 

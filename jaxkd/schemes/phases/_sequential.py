@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd import adapters
-from jaxkd._core import checks
-from jaxkd.schemes.phases._switch import starts_of, switch
-from jaxkd.types import Array, Batch, Distiller, ObjectiveVars, Metrics, PyTree, TrainState, Variables
 from jaxkd import wrappers
+from jaxkd._core import checks
+from jaxkd._core.tree_paths import by_path
+from jaxkd.schemes.phases._switch import starts_of, switch
+from jaxkd.types import Array, Batch, Distiller, Metrics, ObjectiveVars, PyTree, TrainState, Variables
 
 __all__ = ["Begin", "Leg", "handed", "relay"]
 
@@ -84,7 +84,9 @@ def sequential(**legs: Phase) -> Distiller:
         return TrainState(
             Variables({n: s.student.params for n, s in made.items()}, {n: s.student.state for n, s in made.items()}),
             {name: state.teacher for name, state in made.items()},
-            ObjectiveVars({n: s.loss.params for n, s in made.items()}, {n: s.loss.state for n, s in made.items()}),
+            ObjectiveVars(
+                {n: s.objective.params for n, s in made.items()}, {n: s.objective.state for n, s in made.items()}
+            ),
             {name: state.opt_state for name, state in made.items()},
             jnp.zeros((), jnp.int32),
             made[names[0]].key,
@@ -93,11 +95,11 @@ def sequential(**legs: Phase) -> Distiller:
     def part(i: int, whole: TrainState, key: Array) -> TrainState:
         """Returns the state of phase `i`, with the step counted from its start."""
         name = names[i]
-        loss = ObjectiveVars(whole.loss.params[name], whole.loss.state[name])
+        own = ObjectiveVars(whole.objective.params[name], whole.objective.state[name])
         return TrainState(
             wrappers.get_member(whole.student, name),
             whole.teacher[name],
-            loss,
+            own,
             whole.opt_state[name],
             whole.step - starts[i],
             key,
@@ -125,7 +127,9 @@ def sequential(**legs: Phase) -> Distiller:
         return TrainState(
             wrappers.set_member(whole.student, name, new.student),
             put(whole.teacher, new.teacher),
-            ObjectiveVars(put(whole.loss.params, new.loss.params), put(whole.loss.state, new.loss.state)),
+            ObjectiveVars(
+                put(whole.objective.params, new.objective.params), put(whole.objective.state, new.objective.state)
+            ),
             put(whole.opt_state, new.opt_state),
             whole.step + 1,
             whole.key,
@@ -204,8 +208,8 @@ def _check_begin(name: str, leg: Phase, fresh: TrainState, done: Mapping[str, Tr
     made = jax.eval_shape(lambda fresh, done: leg.begin(fresh, done), fresh, dict(done))  # type: ignore[misc]
 
     def described(state: TrainState) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(state._replace(step=0, key=0))
-        return {jax.tree_util.keystr(path): checks.shape(x) for path, x in leaves if hasattr(x, "shape")}
+        leaves = by_path(state._replace(step=0, key=0))
+        return {path: checks.shape(x) for path, x in leaves.items() if hasattr(x, "shape")}
 
     expected, got = described(fresh), described(made)
     if different := [path for path in expected.keys() | got.keys() if expected.get(path) != got.get(path)]:

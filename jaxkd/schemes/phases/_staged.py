@@ -27,20 +27,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.schemes.phases._switch import starts_of, switch
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.types import OBJECTIVE, STUDENT
-from jaxkd.distillers import distill
 from jaxkd._core.arrays import strongly_typed
+from jaxkd.distillers import distill
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.schemes.phases._switch import starts_of, switch
 from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
     Array,
     Batch,
     Context,
     Distiller,
-    ObjectiveVars,
     Metrics,
     Model,
     Objective,
+    ObjectiveVars,
     PyTree,
     Teacher,
     TrainState,
@@ -133,40 +134,40 @@ def staged(
 
     def init(key: Array, batch: Batch) -> TrainState:
         made = [kd.init(key if not i else jax.random.fold_in(key, i), batch) for i, kd in enumerate(distillers)]
-        params, state = made[0].loss
+        params, state = made[0].objective
         for i, other in enumerate(made[1:], 1):
-            params = _merge(params, other.loss.params, f"staged, stage {i}, parameters")
-            state = _merge(state, other.loss.state, f"staged, stage {i}, state")
+            params = _merge(params, other.objective.params, f"staged, stage {i}, parameters")
+            state = _merge(state, other.objective.state, f"staged, stage {i}, state")
         _remember(state, params)
         opt_state = {
-            str(i): optimizers(i, {STUDENT: made[0].student.params, OBJECTIVE: _part(params, one.loss.params)})
+            str(i): optimizers(i, {STUDENT: made[0].student.params, OBJECTIVE: _part(params, one.objective.params)})
             for i, one in enumerate(made)
         }
-        return made[0]._replace(loss=ObjectiveVars(params, state), opt_state=opt_state)
+        return made[0]._replace(objective=ObjectiveVars(params, state), opt_state=opt_state)
 
     def enter(i: int, whole: TrainState, batch: Batch) -> TrainState:
         """Returns the state of stage `i`."""
-        shape = jax.eval_shape(distillers[i].init, whole.key, batch).loss
-        loss = ObjectiveVars(_part(whole.loss.params, shape.params), _part(whole.loss.state, shape.state))
+        shape = jax.eval_shape(distillers[i].init, whole.key, batch).objective
+        own = ObjectiveVars(_part(whole.objective.params, shape.params), _part(whole.objective.state, shape.state))
         opt_state = whole.opt_state[str(i)]
         if i:  # an optimizer's state may contain parameters, so it is initialized with those of the stage's first step
-            params = {STUDENT: whole.student.params, OBJECTIVE: loss.params}
-            loss_state, opt_state = jax.lax.cond(
+            params = {STUDENT: whole.student.params, OBJECTIVE: own.params}
+            objective_state, opt_state = jax.lax.cond(
                 whole.step == starts[i],
-                lambda: (_remember(loss.state, whole.loss.params), optimizers(i, params)),
-                lambda: (loss.state, whole.opt_state[str(i)]),
+                lambda: (_remember(own.state, whole.objective.params), optimizers(i, params)),
+                lambda: (own.state, whole.opt_state[str(i)]),
             )
-            loss = loss._replace(state=loss_state)
+            own = own._replace(state=objective_state)
         key = jax.random.fold_in(whole.key, i) if i else whole.key
-        return TrainState(whole.student, whole.teacher, loss, opt_state, whole.step - starts[i], key)
+        return TrainState(whole.student, whole.teacher, own, opt_state, whole.step - starts[i], key)
 
     def leave(i: int, whole: TrainState, part: TrainState) -> TrainState:
         """Returns the whole state after a step of stage `i`."""
-        loss = ObjectiveVars(*(_put(old, new) for old, new in zip(whole.loss, part.loss, strict=True)))
+        own = ObjectiveVars(*(_put(old, new) for old, new in zip(whole.objective, part.objective, strict=True)))
         return TrainState(
             part.student if stages[i].student else whole.student,
             part.teacher,
-            loss,
+            own,
             {**whole.opt_state, str(i): part.opt_state},
             whole.step + 1,
             whole.key,

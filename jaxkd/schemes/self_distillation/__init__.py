@@ -4,7 +4,7 @@
 `byot`        the deepest classifier teaches exits at earlier layers (BYOT)
 `exit_head`   bottleneck and classifier for such an exit
 `class_wise`  the prediction for one example teaches the prediction for another one of its class (CS-KD)
-`distorted_views`   the predictions for two distortions of an example teach each other (DDGSD)
+`distorted_views`  the predictions for two distortions of an example teach each other (DDGSD)
 ============  ========================================================================================================
 
 Self-distillation over time is in `jaxkd.objectives.progressive_self_kd` (PS-KD), `jaxkd.teachers.ema` and
@@ -15,4 +15,4 @@ from jaxkd.schemes.self_distillation._be_your_own_teacher import byot, exit_head
 from jaxkd.schemes.self_distillation._class_wise import class_wise
 from jaxkd.schemes.self_distillation._distorted_views import distorted_views
 
-__all__ = ["byot", "class_wise", "exit_head", "two_views"]
+__all__ = ["byot", "class_wise", "exit_head", "distorted_views"]

@@ -12,13 +12,11 @@ import optax
 
 from jaxkd import adapters, losses, teachers
 from jaxkd._core import checks
-from jaxkd.wrappers import Exit, with_exits
-from jaxkd.objectives import select
-from jaxkd.types import Schedule
-from jaxkd.objectives import combine, term
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.distillers import distill
-from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.objectives import combine, select, term
+from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, Schedule
+from jaxkd.wrappers import Exit, with_exits
 
 __all__ = ["byot", "exit_head"]
 

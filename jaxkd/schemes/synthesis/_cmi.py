@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import adapters
-from jaxkd._core import checks, batch_norm
-from jaxkd._core.axes import gather
-from jaxkd.objectives.layers import unit
-from jaxkd.objectives.layers import dense, dense_init
+from jaxkd._core import axes, batches, checks
+from jaxkd._core.arrays import strongly_typed
+from jaxkd._core.axes import average_over_devices, gather
+from jaxkd.objectives.layers import dense, dense_init, unit
 from jaxkd.schemes.synthesis import _rounds, _terms
 from jaxkd.schemes.synthesis._contract import (
     IMAGE,
@@ -35,11 +34,7 @@ from jaxkd.schemes.synthesis._contract import (
     with_student,
     zeros,
 )
-from jaxkd._core.axes import average_over_devices
-from jaxkd._core.arrays import strongly_typed
 from jaxkd.types import Array, Batch, Metrics, Model, Outputs, PyTree, Teacher, Variables
-from jaxkd._core import axes
-from jaxkd._core import batches
 
 __all__ = ["cmi", "contrast", "resized_crop_and_flip"]
 
@@ -117,7 +112,7 @@ def cmi(
     >>> state["memory"]["local"].shape, state["head"][1]["kernel"].shape
     ((32, 3), (3, 5))
     """
-    rounds.check("cmi", iterations, slots)
+    _rounds.check("cmi", iterations, slots)
     features = (features,) if isinstance(features, str) else tuple(features)
     if not features:
         raise ValueError("cmi, features: expected at least one of the teacher's outputs, got none.")
@@ -143,7 +138,7 @@ def cmi(
         noise = jnp.zeros(batch[NOISE].shape, jnp.float32)
         views = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
         return {
-            **rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | views, slots),
+            **_rounds.begin({name: batch[name] for name in (IMAGE, LABEL)} | views, slots),
             "memory": {name: jnp.zeros((memory, width), jnp.float32) for name in _VIEWS},
             _GENERATOR: model_variables,
             "noise": noise,
@@ -161,13 +156,13 @@ def cmi(
         size, mask, axis_name = needs("cmi", batch, NOISE, LABEL), batches.example_mask(batch), axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["label"].shape[0]
-        rounds.check_size("cmi", rows, size, mask, axis_name)
+        _rounds.check_size("cmi", rows, size, mask, axis_name)
         # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(axes.positions(mask, size, axis_name), rows - 1)
         begin_key, view_key, draw_key, own_key = jax.random.split(key, 4)
 
         def whole(x: Any, dtype: Any) -> Array:
-            return rounds.collect(jnp.asarray(x, dtype), places, rows, mask, axis_name)
+            return _rounds.collect(jnp.asarray(x, dtype), places, rows, mask, axis_name)
 
         fresh = whole(batch[NOISE], jnp.float32), whole(batch[LABEL], jnp.int32)
         like = {name: jnp.zeros((rows, *jnp.shape(x)[1:]), jnp.result_type(x)) for name, x in batch.items()}
@@ -193,7 +188,7 @@ def cmi(
             inputs = {**own, IMAGE: image, "step": step}
             teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
             logits = output_of("cmi", teacher_outputs, "logits")
-            values = {"cross_entropy": terms.cross_entropy(logits, own_labels, **options)}
+            values = {"cross_entropy": _terms.cross_entropy(logits, own_labels, **options)}
             value = cross_entropy * values["cross_entropy"]
             if statistics:
                 distance = output_of("cmi", teacher_outputs, STATISTICS)
@@ -201,7 +196,7 @@ def cmi(
                 value += statistics * values["statistics"]
             if adversarial and student is not None:
                 student_logits = output_of("cmi", outputs_of(student, variables, inputs), "logits")
-                values["adversarial"] = terms.disagreement(student_logits, logits, **options)
+                values["adversarial"] = _terms.disagreement(student_logits, logits, **options)
                 value += adversarial * values["adversarial"]
             keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
             other = teacher.apply(teacher_state, {**inputs, IMAGE: jax.vmap(view)(keys, image)}, key=None)
@@ -220,12 +215,12 @@ def cmi(
         head, head_state = updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
         entries = {IMAGE: whole(image, image.dtype), LABEL: label}
         entries |= {name: whole(x, jnp.float32) for name, x in seen.items()}
-        new_state = rounds.finish(state, entries, value, iterations)
+        new_state = _rounds.finish(state, entries, value, iterations)
         done = new_state["rounds"] > state["rounds"]
         at = jnp.where(done, (state["rounds"] * rows + jnp.arange(rows)) % memory, memory)
         metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return (
-            rounds.draw(new_state, draw_key, places, image, own_labels),
+            _rounds.draw(new_state, draw_key, places, image, own_labels),
             {
                 **new_state,
                 "memory": {k: x.at[at].set(new_state["best"][k], mode="drop") for k, x in state["memory"].items()},

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import adapters
-from jaxkd._core import checks
+from jaxkd import schemes
+from jaxkd._core import axes, batches
+from jaxkd._core.arrays import strongly_typed
+from jaxkd._core.axes import average_over_devices
 from jaxkd.schemes.synthesis import _terms
 from jaxkd.schemes.synthesis._contract import (
     IMAGE,
@@ -28,12 +30,7 @@ from jaxkd.schemes.synthesis._contract import (
     updated,
     zeros,
 )
-from jaxkd._core.axes import average_over_devices
-from jaxkd._core.arrays import strongly_typed
 from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
-from jaxkd._core import axes
-from jaxkd._core import batches
-from jaxkd import schemes
 
 __all__ = ["dafl"]
 
@@ -118,12 +115,12 @@ def dafl(
             logits = output_of("dafl", teacher_outputs, "logits")
             label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             values = {
-                "one_hot": terms.cross_entropy(logits, label, **options),
-                "entropy": terms.information_entropy(logits, **options),
+                "one_hot": _terms.cross_entropy(logits, label, **options),
+                "entropy": _terms.information_entropy(logits, **options),
             }
             value = one_hot * values["one_hot"] + entropy * values["entropy"]
             if activation and feature is not None:
-                values["activation"] = terms.activation(output_of("dafl", teacher_outputs, feature), **options)
+                values["activation"] = _terms.activation(output_of("dafl", teacher_outputs, feature), **options)
                 value += activation * values["activation"]
             if statistics:
                 distance = output_of("dafl", teacher_outputs, STATISTICS)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax
 
-from jaxkd._core import checks
-from jaxkd.schemes.synthesis._contract import LABEL, Synthesis
-from jaxkd._core import wrapper_state
-from jaxkd.metrics._means import join
+from jaxkd._core import checks, wrapper_state
 from jaxkd._core.arrays import shape_of as _shape_of
+from jaxkd.metrics import join
+from jaxkd.schemes.synthesis._contract import LABEL, Synthesis
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState
 
 __all__ = ["data_free"]

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import adapters
-from jaxkd._core import checks, batch_norm
+from jaxkd import schemes
+from jaxkd._core import axes, batches
+from jaxkd._core.arrays import strongly_typed
 from jaxkd.schemes.synthesis import _rounds, _terms
 from jaxkd.schemes.synthesis._contract import (
     IMAGE,
@@ -26,11 +27,7 @@ from jaxkd.schemes.synthesis._contract import (
     updated,
     with_student,
 )
-from jaxkd._core.arrays import strongly_typed
 from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
-from jaxkd._core import axes
-from jaxkd._core import batches
-from jaxkd import schemes
 
 __all__ = ["inversion"]
 
@@ -101,7 +98,7 @@ def inversion(
     (3, 8, 2, 2, 1)
     """
     shape = tuple(shape)
-    rounds.check("inversion", iterations, slots)
+    _rounds.check("inversion", iterations, slots)
     if len(shape) != 3 or any(size < 1 for size in shape):
         raise ValueError(f"inversion, shape: expected (height, width, channels) of one image, got {shape}.")
     if jitter < 0:
@@ -119,7 +116,7 @@ def inversion(
         image = jnp.zeros(batch[IMAGE].shape, jnp.float32)
         entries = {name: batch[name] for name in (IMAGE, LABEL)}
         return {
-            **rounds.begin(entries, slots),
+            **_rounds.begin(entries, slots),
             "image": image,
             "label": jnp.zeros(batch[LABEL].shape, jnp.int32),
             "optimizer": strongly_typed(optimizer.init(image)),
@@ -131,11 +128,11 @@ def inversion(
         size, mask, axis_name = needs("inversion", batch, LABEL), batches.example_mask(batch), axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["image"].shape[0]
-        rounds.check_size("inversion", rows, size, mask, axis_name)
+        _rounds.check_size("inversion", rows, size, mask, axis_name)
         # Positions of masked examples are arbitrary; the minimum keeps them in range.
         places = jnp.minimum(axes.positions(mask, size, axis_name), rows - 1)
         begin_key, jitter_key, draw_key = jax.random.split(key, 3)
-        labels = rounds.collect(jnp.asarray(batch[LABEL], jnp.int32), places, rows, mask, axis_name)
+        labels = _rounds.collect(jnp.asarray(batch[LABEL], jnp.int32), places, rows, mask, axis_name)
 
         def restart() -> Any:
             image = jax.random.normal(begin_key, state["image"].shape, jnp.float32)
@@ -155,9 +152,9 @@ def inversion(
             teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
             logits = output_of("inversion", teacher_outputs, "logits")
             values = {
-                "cross_entropy": terms.cross_entropy(logits, own_labels, **options),
-                "total_variation": terms.total_variation(x, **options),
-                "l2": terms.norm(x, **options),
+                "cross_entropy": _terms.cross_entropy(logits, own_labels, **options),
+                "total_variation": _terms.total_variation(x, **options),
+                "l2": _terms.norm(x, **options),
             }
             value = cross_entropy * values["cross_entropy"]
             value += total_variation * values["total_variation"] + l2 * values["l2"]
@@ -167,14 +164,14 @@ def inversion(
                 value += statistics * values["statistics"]
             if competition and student is not None:
                 student_logits = output_of("inversion", outputs_of(student, variables, inputs), "logits")
-                values["competition"] = terms.competition(student_logits, logits, temperature=temperature, **options)
+                values["competition"] = _terms.competition(student_logits, logits, temperature=temperature, **options)
                 value += competition * values["competition"]
             return value, values
 
         value, values, grads = gradient(loss, image, axis_name)
         new, opt_state = updated(optimizer, grads, opt_state, image)
-        new_state = rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
-        made = rounds.draw(new_state, draw_key, places, own_images, own_labels)
+        new_state = _rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
+        made = _rounds.draw(new_state, draw_key, places, own_images, own_labels)
         metrics = reported({"loss": value, **values}, mask, size, axis_name)
         return made, {**new_state, "image": new, "label": label, "optimizer": opt_state}, metrics
 

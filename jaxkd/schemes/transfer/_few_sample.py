@@ -16,29 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd._core import checks
+from jaxkd._core import axes, batches, checks
+from jaxkd._core.arrays import shape_of, strongly_typed
+from jaxkd._core.tree_paths import by_path
+from jaxkd.distillers import step_keys, teacher_outputs
 from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.types import OBJECTIVE, STUDENT
-from jaxkd.distillers._distill import _shape_of, step_keys, teacher_outputs
-from jaxkd.metrics._means import join
-from jaxkd._core.arrays import strongly_typed
+from jaxkd.metrics import join
 from jaxkd.types import (
+    OBJECTIVE,
+    STUDENT,
     Array,
     Batch,
     Context,
     Distiller,
-    ObjectiveVars,
     Mean,
     Metrics,
     Model,
+    ObjectiveVars,
     Outputs,
     PyTree,
     Teacher,
     TrainState,
 )
-from jaxkd._core import axes
-from jaxkd._core import batches
-from jaxkd import metrics
 
 __all__ = ["FewSampleLayer", "few_sample"]
 
@@ -101,7 +100,7 @@ def few_sample(
       metrics: function of a `Context`, reported by ``evaluate`` beside the residuals.
 
     Returns:
-      A `Distiller`. ``state.loss.state`` are the sums of every layer. Its metrics are ``residual/NAME``, the mean
+      A `Distiller`. ``state.objective.state`` are the sums of every layer. Its metrics are ``residual/NAME``, the mean
       square of X − Y of each layer before the step; their sum, ``loss``; and, from ``step``, the number of the current
       layer, ``layer``.
 
@@ -132,17 +131,19 @@ def few_sample(
 
     def init(key: Array, batch: Batch) -> TrainState:
         run_key, student_key, teacher_key = jax.random.split(key, 3)
-        shapes = jax.tree.map(_shape_of, dict(batch))
+        shapes = jax.tree.map(shape_of, dict(batch))
         if initial is None:
             student_variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         else:
             student_variables = strongly_typed(jax.tree.map(lambda x: jnp.array(x, copy=True), initial))
         teacher_state = teacher.init(teacher_key, shapes, student_variables)
         opt_state: dict[str, Any] = {STUDENT: (), OBJECTIVE: ()}
-        state = TrainState(student_variables, teacher_state, ObjectiveVars(), opt_state, jnp.zeros((), jnp.int32), run_key)
+        state = TrainState(
+            student_variables, teacher_state, ObjectiveVars(), opt_state, jnp.zeros((), jnp.int32), run_key
+        )
         outputs = jax.eval_shape(lambda state, batch: outputs_of(state, batch, None), state, shapes)
         sums = {name: _sums(name, layer, student_variables.params, *outputs) for name, layer in layers.items()}
-        return state._replace(loss=ObjectiveVars({}, sums))
+        return state._replace(objective=ObjectiveVars({}, sums))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = axes.mapped_axis()
@@ -160,14 +161,14 @@ def few_sample(
 
         at = jnp.minimum(state.step // steps, len(layers))
         branches = [*map(fit_of, layers), lambda params, sums: (params, sums)]
-        params, sums = jax.lax.switch(at, branches, state.student.params, state.loss.state)
+        params, sums = jax.lax.switch(at, branches, state.student.params, state.objective.state)
         fitted = state.student._replace(params=params)
         reported = metrics.psum(residuals(outputs, mask), axis_name)
         number = Mean(jnp.minimum(at, len(layers) - 1).astype(jnp.float32), jnp.float32(1))
         return state._replace(
             student=fitted,
             teacher=teacher.update(state.teacher, fitted, state.step + 1),
-            loss=ObjectiveVars(state.loss.params, sums),
+            objective=ObjectiveVars(state.objective.params, sums),
             step=state.step + 1,
         ), {**reported, "layer": number}
 
@@ -246,7 +247,7 @@ def _fold(params: PyTree, layer: FewSampleLayer, sums: dict[str, Array], ridge: 
     solution = _solve(sums, ridge)
     channels = solution.shape[1]
     change = solution[:channels]
-    named = _named(params)
+    named = by_path(params)
     bias = _bias(layer, named)
 
     def join(old: Array) -> Array:
@@ -289,7 +290,7 @@ def _sums(name: str, layer: FewSampleLayer, params: PyTree, student: Outputs, te
             f"{what}: expected outputs of one shape, got {list(x.shape)} for the student and {list(y.shape)} for the "
             "teacher. Name the teacher's channels that the student has by channels=."
         )
-    named = _named(params)
+    named = by_path(params)
     shapes = {k: checks.shape(v) for k, v in named.items()}
     width = x.shape[-1]
     checks.known(layer.kernel, shapes, f"{what}, kernel")
@@ -315,11 +316,6 @@ def _bias(layer: FewSampleLayer, named: Mapping[str, Any]) -> str | None:
         return layer.bias
     parent, slash, _ = layer.kernel.rpartition("/")
     return f"{parent}{slash}bias" if f"{parent}{slash}bias" in named else None
-
-
-def _named(params: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _check(layers: Mapping[str, FewSampleLayer], steps: int, ridge: float) -> None:

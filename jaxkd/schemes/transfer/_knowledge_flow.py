@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd.types import Schedule
-from jaxkd.objectives import term
-from jaxkd.metrics import _classification as metrics_lib
-from jaxkd.distillers import distill
-from jaxkd.types import Array, Batch, Context, Distiller, Mean, Metrics, Model, Objective, Teacher, Variables
 from jaxkd import metrics
+from jaxkd.distillers import distill
+from jaxkd.metrics import _classification as metrics_lib
+from jaxkd.objectives import term
+from jaxkd.types import Array, Batch, Context, Distiller, Mean, Metrics, Model, Objective, Schedule, Teacher, Variables
 
 __all__ = ["dependence_loss", "knowledge_flow", "report_dependence"]
 

@@ -13,7 +13,7 @@ IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 def abstract(module):
     """Shapes of the variables and of all tapped outputs."""
-    model = adapters.linen(module, taps=mobilenet_v2.taps(module))
+    model = adapters.linen(module, taps=_mobilenet_v2.taps(module))
     variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
     run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
     return variables, jax.eval_shape(run, variables, IMAGE)
@@ -21,15 +21,15 @@ def abstract(module):
 
 @pytest.mark.parametrize("width, head", [(1.0, 1280), (1.4, 1792), (0.25, 1280)])
 def test_head_grows_with_width_but_does_not_shrink(width, head):
-    _, outputs = abstract(mobilenet_v2.MobileNetV2(width=width))
+    _, outputs = abstract(_mobilenet_v2.MobileNetV2(width=width))
     assert outputs["pooled"].shape == (2, head)
     assert outputs["stage2"].shape == (2, 8, 8, int(32 * width))
 
 
 @pytest.fixture(scope="module")
 def initial():
-    module = mobilenet_v2.MobileNetV2()
-    model = adapters.linen(module, taps=mobilenet_v2.taps(module))
+    module = _mobilenet_v2.MobileNetV2()
+    model = adapters.linen(module, taps=_mobilenet_v2.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (4, 32, 32, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
@@ -87,10 +87,10 @@ def test_training_updates_statistics_and_gives_every_parameter_a_gradient(initia
 
 
 def test_invalid_arguments_raise():
-    init, key, image = mobilenet_v2.MobileNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    init, key, image = _mobilenet_v2.MobileNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
     with pytest.raises(ValueError, match=r"width: expected at least 0\.0625, which leaves one channel, got 0\.05\."):
-        jax.eval_shape(mobilenet_v2.MobileNetV2(width=0.05).init, key, image)
+        jax.eval_shape(_mobilenet_v2.MobileNetV2(width=0.05).init, key, image)

@@ -12,8 +12,8 @@ from jaxkd.models.vision import _resnet50
 @pytest.fixture(scope="module")
 def small():
     """A shallow, narrow network with its variables."""
-    module = resnet50.BottleneckResNet(blocks=(1, 2, 1), num_filters=(8, 16, 32))
-    model = adapters.linen(module, taps=resnet50.taps(module))
+    module = _resnet50.BottleneckResNet(blocks=(1, 2, 1), num_filters=(8, 16, 32))
+    model = adapters.linen(module, taps=_resnet50.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (2, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
@@ -68,11 +68,11 @@ def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small)
 
 
 def test_invalid_arguments_raise():
-    init, key, image = resnet50.ResNet50().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    init, key, image = _resnet50.ResNet50().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
     for blocks in ((3, 4, 6), (3, 4, 6, 0)):
         with pytest.raises(ValueError, match=r"at least 1 for each of num_filters=\(64, 128, 256, 512\), got \(3, 4"):
-            jax.eval_shape(resnet50.BottleneckResNet(blocks=blocks).init, key, image)
+            jax.eval_shape(_resnet50.BottleneckResNet(blocks=blocks).init, key, image)

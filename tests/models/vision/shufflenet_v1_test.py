@@ -11,21 +11,21 @@ from jaxkd.models.vision import _shufflenet_v1
 
 def test_channel_shuffle_distributes_every_group_over_all_groups():
     x = jnp.broadcast_to(jnp.arange(12.0), (2, 3, 5, 12))
-    found = shufflenet_v1.channel_shuffle(x, 3)
+    found = _shufflenet_v1.channel_shuffle(x, 3)
     assert found.shape == x.shape
     for row in np.asarray(found).reshape(-1, 12):
         assert row.tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
     np.testing.assert_array_equal(
-        shufflenet_v1.channel_shuffle(found, 4), x
+        _shufflenet_v1.channel_shuffle(found, 4), x
     )  # the inverse of a shuffle of three groups of four
-    np.testing.assert_array_equal(shufflenet_v1.channel_shuffle(x, 1), x)
+    np.testing.assert_array_equal(_shufflenet_v1.channel_shuffle(x, 1), x)
 
 
 @pytest.fixture(scope="module")
 def small():
     """A network of two units per stage and two groups, with its variables."""
-    module = shufflenet_v1.ShuffleNetV1(groups=2, num_filters=(48, 96), blocks=(2, 2))
-    model = adapters.linen(module, taps=shufflenet_v1.taps(module))
+    module = _shufflenet_v1.ShuffleNetV1(groups=2, num_filters=(48, 96), blocks=(2, 2))
+    model = adapters.linen(module, taps=_shufflenet_v1.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (4, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
@@ -78,16 +78,16 @@ def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small)
 
 
 def test_invalid_arguments_raise():
-    init, key, image = shufflenet_v1.ShuffleNetV1().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    init, key, image = _shufflenet_v1.ShuffleNetV1().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
     for blocks in ((4, 8), (4, 8, 1)):
         with pytest.raises(ValueError, match=r"at least 2 for each of the stages \(240, 480, 960\), got \(4, 8"):
-            jax.eval_shape(shufflenet_v1.ShuffleNetV1(blocks=blocks).init, key, image)
+            jax.eval_shape(_shufflenet_v1.ShuffleNetV1(blocks=blocks).init, key, image)
     for features in (16, 200, 244):  # fewer than the stem's; quarters of 44 and of 55 are not multiples of 3
         with pytest.raises(
             ValueError, match=rf"more channels than the input's 24, .* quarters of 3 groups, got {features}\."
         ):
-            jax.eval_shape(shufflenet_v1.ShuffleNetV1(num_filters=(features, 480, 960)).init, key, image)
+            jax.eval_shape(_shufflenet_v1.ShuffleNetV1(num_filters=(features, 480, 960)).init, key, image)

@@ -14,7 +14,7 @@ IMAGE = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
 def abstract(module):
     """Shapes of the variables and of all tapped outputs."""
-    model = adapters.linen(module, taps=shufflenet_v2.taps(module))
+    model = adapters.linen(module, taps=_shufflenet_v2.taps(module))
     variables = jax.eval_shape(model.init, jax.random.key(0), {"image": IMAGE})
     run = lambda variables, image: model.apply(variables, {"image": image}, key=None, train=False)[0]  # noqa: E731
     return variables, jax.eval_shape(run, variables, IMAGE)
@@ -22,19 +22,19 @@ def abstract(module):
 
 def test_margin_norms_are_empty():
     """Each BatchNorm covers half of the channels only."""
-    variables, outputs = abstract(shufflenet_v2.ShuffleNetV2())
+    variables, outputs = abstract(_shufflenet_v2.ShuffleNetV2())
     for number in (1, 2, 3):
         stage = variables.params[f"ShuffleNetV2Stage_{number - 1}"]
         last = stage[f"BasicUnit_{len(stage) - 2}"]["BatchNorm_2"]["scale"]
         assert 2 * last.shape[0] == outputs[f"stage{number}_preact"].shape[-1]
-    assert shufflenet_v2.margin_norms(shufflenet_v2.ShuffleNetV2()) == {}
+    assert _shufflenet_v2.margin_norms(_shufflenet_v2.ShuffleNetV2()) == {}
 
 
 @pytest.fixture(scope="module")
 def small():
     """A network of two and three units per stage, with its variables."""
-    module = shufflenet_v2.ShuffleNetV2(num_filters=(16, 32, 48), blocks=(2, 3))
-    model = adapters.linen(module, taps=shufflenet_v2.taps(module))
+    module = _shufflenet_v2.ShuffleNetV2(num_filters=(16, 32, 48), blocks=(2, 3))
+    model = adapters.linen(module, taps=_shufflenet_v2.taps(module))
     batch = {"image": jax.random.normal(jax.random.key(1), (4, 16, 16, 3))}
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
@@ -51,7 +51,7 @@ def test_stage_is_shuffled_relu_of_its_preactivation(small):
 
 
 def test_unit_passes_half_of_the_channels_unchanged():
-    unit = shufflenet_v2.BasicUnit(train=False)
+    unit = _shufflenet_v2.BasicUnit(train=False)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 8))
     found = unit.apply(unit.init(jax.random.key(1), x), x)
     np.testing.assert_array_equal(found[..., ::2], x[..., :4])
@@ -99,13 +99,13 @@ def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small)
 
 
 def test_invalid_arguments_raise():
-    init, key, image = shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    init, key, image = _shufflenet_v2.ShuffleNetV2().init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
     with pytest.raises(TypeError, match=r"got uint8\[1, 32, 32, 3\]\. Normalize"):
         jax.eval_shape(init, key, image.astype(jnp.uint8))
     with pytest.raises(ValueError, match=r"expected \[batch, height, width, channels\], got float32\[32, 32, 3\]"):
         jax.eval_shape(init, key, image[0])
     for blocks in ((4, 8), (4, 8, 1)):
         with pytest.raises(ValueError, match=r"at least 2 for each of the stages \(116, 232, 464\), got \(4, 8"):
-            jax.eval_shape(shufflenet_v2.ShuffleNetV2(blocks=blocks).init, key, image)
+            jax.eval_shape(_shufflenet_v2.ShuffleNetV2(blocks=blocks).init, key, image)
     with pytest.raises(ValueError, match=r"stages of even numbers of channels, got \(116, 231, 464\)"):
-        jax.eval_shape(shufflenet_v2.ShuffleNetV2(num_filters=(116, 231, 464, 1024)).init, key, image)
+        jax.eval_shape(_shufflenet_v2.ShuffleNetV2(num_filters=(116, 231, 464, 1024)).init, key, image)

@@ -11,9 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import losses, term
+from jaxkd.distillers import distill
 from jaxkd.objectives import continual
 from jaxkd.schemes import retrospection
-from jaxkd.distillers import distill
 from tests import tiny
 from tests.schemes.sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
 

@@ -8,10 +8,9 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.wrappers import get_member
-from jaxkd.wrappers import with_inputs
 from jaxkd.losses import ensembles
 from jaxkd.schemes import collaborative
+from jaxkd.wrappers import get_member, with_inputs
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, normed, run
 
@@ -32,7 +31,10 @@ def test_step_matches_the_formula(ensemble):
     start = kd.init(jax.random.key(1), two_views(8))
     state, (found,) = run(kd, 1, state=start, batch=two_views)
     batch = two_views(8)
-    z = [model.apply(get_member(start.student, n), batch, key=None, train=True)[0]["logits"] for n, model in views.items()]
+    z = [
+        model.apply(get_member(start.student, n), batch, key=None, train=True)[0]["logits"]
+        for n, model in views.items()
+    ]
     target = ensemble(jnp.stack(z), batch["label"])
     total = 0.0
     for name, model in views.items():
@@ -82,7 +84,7 @@ def test_taught_objective_may_own_parameters():
     """Each student has its own parameters of the objective, clipped separately."""
     taught = combine(kl=KL, ctkd=objectives.curriculum_temperature())
     state, _ = run(collaborative(MODELS, own=CE, taught=taught, optimizer=CLIPPED), 2)
-    raw = {name: float(x["ctkd"]["raw"]) for name, x in state.loss.params["objective"]["taught"].items()}
+    raw = {name: float(x["ctkd"]["raw"]) for name, x in state.objective.params["objective"]["taught"].items()}
     assert raw.keys() == MODELS.keys()
     assert raw["a"] != raw["b"]
 

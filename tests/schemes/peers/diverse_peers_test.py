@@ -5,9 +5,8 @@ import pytest
 
 import jaxkd
 from jaxkd import losses
+from jaxkd.schemes import diverse_peers, ramp_up
 from jaxkd.wrappers import get_member
-from jaxkd.schemes import diverse_peers
-from jaxkd.schemes import ramp_up
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, SGD, assert_placed, normed, run
 
@@ -35,7 +34,9 @@ def test_zero_weight_trains_each_model_alone(copied):
     models = {"0": normed, "1": normed} if copied else PEERS
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 3, state=start)
-    peers = {name: (model, lambda v, name=name: get_member(get_member(v, "peers"), name)) for name, model in models.items()}
+    peers = {
+        name: (model, lambda v, name=name: get_member(get_member(v, "peers"), name)) for name, model in models.items()
+    }
     for model, of in [*peers.values(), (tiny.teacher_model, lambda v: get_member(v, "leader"))]:
         alone = jaxkd.distill(model, jaxkd.teachers.none(), CE, optimizer=CLIPPED)
         begin = alone.init(jax.random.key(1), tiny.batch(8))._replace(student=of(start.student))
@@ -58,7 +59,7 @@ def test_attention_projections_are_trained():
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 2, state=start)
     for name in ("query", "key"):
-        before, after = (s.loss.params["parts"][name]["kernel"] for s in (start, state))
+        before, after = (s.objective.params["parts"][name]["kernel"] for s in (start, state))
         assert before.shape == (4, 2)
         assert (before != after).any()
 

@@ -8,8 +8,8 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.wrappers import get_member
 from jaxkd.schemes import mutual
+from jaxkd.wrappers import get_member
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, assert_placed, head, normed, run
 
@@ -67,10 +67,10 @@ def test_zero_mutual_weight_trains_each_peer_alone(copied):
         alone = jaxkd.distill(model, teacher, own, optimizer=CLIPPED)
         begin = alone.init(jax.random.key(5), tiny.batch(8))
         begin = begin._replace(student=get_member(start.student, name))
-        begin = begin._replace(loss=start.loss._replace(params=start.loss.params["own"].get(name, {})))
+        begin = begin._replace(objective=start.objective._replace(params=start.objective.params["own"].get(name, {})))
         expected, _ = run(alone, 3, state=begin)
         tiny.assert_close(get_member(state.student, name), expected.student, rtol=1e-4, atol=1e-5)
-        tiny.assert_close(state.loss.params["own"].get(name, {}), expected.loss.params, rtol=1e-4, atol=1e-5)
+        tiny.assert_close(state.objective.params["own"].get(name, {}), expected.objective.params, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_equal_models_by_name():
@@ -94,9 +94,9 @@ def test_relations_hints_and_crd_between_peers():
     )
     kd = mutual({"a": tiny.student, "b": tiny.teacher_model}, own=CE, mutual=pairs, optimizer=SGD)
     state, _ = run(kd, 2)
-    kernels = {(i, j): state.loss.params["mutual"][i][j]["hint"]["kernel"].shape for i, j in ("ab", "ba")}
+    kernels = {(i, j): state.objective.params["mutual"][i][j]["hint"]["kernel"].shape for i, j in ("ab", "ba")}
     assert kernels == {("a", "b"): (4, 5), ("b", "a"): (5, 4)}
-    assert int(state.loss.state["mutual"]["b"]["a"]["crd"]["written"]) == 16
+    assert int(state.objective.state["mutual"]["b"]["a"]["crd"]["written"]) == 16
     assert_placed(kd)
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, term
-from jaxkd.wrappers import get_member
 from jaxkd.schemes import online
+from jaxkd.wrappers import get_member
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, KL, SGD, normed, run
 
@@ -46,12 +46,12 @@ def test_student_is_taught_by_the_current_teacher():
     begin = offline.init(jax.random.key(1), tiny.batch(8))
     begin = begin._replace(student=get_member(before.student, "student"))
     begin = begin._replace(
-        loss=begin.loss._replace(params=before.loss.params["student"]),
+        objective=begin.objective._replace(params=before.objective.params["student"]),
         opt_state={label: before.opt_state[label]["student"] for label in ("student", "objective")},
     )
     expected, _ = run(offline, 1, state=begin)
     tiny.assert_close(get_member(after.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
-    tiny.assert_close(after.loss.params["student"], expected.loss.params, rtol=1e-5, atol=1e-6)
+    tiny.assert_close(after.objective.params["student"], expected.objective.params, rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_teacher_equals_offline_distillation():
@@ -60,10 +60,13 @@ def test_frozen_teacher_equals_offline_distillation():
     state, _ = run(kd, 2, state=start)
     tiny.assert_equal(get_member(state.student, "teacher").params, get_member(start.student, "teacher").params)
     offline = jaxkd.distill(
-        tiny.student, jaxkd.teachers.frozen(normed, get_member(start.student, "teacher"), train=True), BOTH, optimizer=SGD
+        tiny.student,
+        jaxkd.teachers.frozen(normed, get_member(start.student, "teacher"), train=True),
+        BOTH,
+        optimizer=SGD,
     )
     begin = offline.init(jax.random.key(1), tiny.batch(8))._replace(student=get_member(start.student, "student"))
-    begin = begin._replace(loss=begin.loss._replace(params=start.loss.params["student"]))
+    begin = begin._replace(objective=begin.objective._replace(params=start.objective.params["student"]))
     expected, _ = run(offline, 2, state=begin)
     tiny.assert_close(get_member(state.student, "student"), expected.student, rtol=1e-5, atol=1e-6)
 

@@ -9,11 +9,10 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, data, losses, teachers, term
+from jaxkd import combine, data, losses, teachers, term, wrappers
 from jaxkd.schemes import Phase, assistants, best_chain, born_again, chains, inherit, sequential
 from jaxkd.training import fit
 from tests import tiny
-from jaxkd import wrappers
 
 CE = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
 KD = combine(

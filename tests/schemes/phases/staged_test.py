@@ -45,7 +45,7 @@ def test_two_stages_equal_two_runs():
         start, _ = step(start, tiny.batch(8, i))
     state, found = run(fitnets(), 5)
     tiny.assert_close(state.student, start.student)
-    tiny.assert_close(state.loss.params["hint"], first.loss.params["hint"])
+    tiny.assert_close(state.objective.params["hint"], first.objective.params["hint"])
     tiny.assert_close(state.opt_state["1"], start.opt_state)
     assert int(state.step) == 5
     assert [one["stage"] for one in found] == [0, 0, 0, 1, 1]
@@ -60,9 +60,9 @@ def test_parameters_are_shared_by_name():
     later = combine(hint=objectives.hint("student/map", "teacher/map"), ce=KD)
     state, _ = run(fitnets(then=later), 3)
     alone, _ = run(jaxkd.distill(tiny.student, tiny.teacher(), HINT, optimizer=ADAM), 3)
-    tiny.assert_close(state.loss.params, alone.loss.params)
+    tiny.assert_close(state.objective.params, alone.objective.params)
     after, _ = run(fitnets(then=later), 4)
-    assert (after.loss.params["hint"]["kernel"] != state.loss.params["hint"]["kernel"]).any()
+    assert (after.objective.params["hint"]["kernel"] != state.objective.params["hint"]["kernel"]).any()
 
 
 def test_factor_transfer_in_two_stages():
@@ -79,13 +79,14 @@ def test_factor_transfer_in_two_stages():
     state, found = run(kd, 20)
     tiny.assert_equal(state.student, start.student)
     assert found[-1]["ft/paraphraser"] < found[0]["ft/paraphraser"]
-    learned = state.loss.params["ft"]["paraphraser"]
+    learned = state.objective.params["ft"]["paraphraser"]
     assert (
-        learned["encoder"]["first"]["kernel"] != start.loss.params["ft"]["paraphraser"]["encoder"]["first"]["kernel"]
+        learned["encoder"]["first"]["kernel"]
+        != start.objective.params["ft"]["paraphraser"]["encoder"]["first"]["kernel"]
     ).any()
     after, found = run(kd, 22)
-    tiny.assert_equal(after.loss.params["ft"]["paraphraser"], learned)
-    tiny.assert_equal(after.loss.state["ft"]["paraphraser"], learned)
+    tiny.assert_equal(after.objective.params["ft"]["paraphraser"], learned)
+    tiny.assert_equal(after.objective.state["ft"]["paraphraser"], learned)
     assert (after.student.params["first"] != state.student.params["first"]).any()
     assert np.isfinite(found[-1]["ft"])
 

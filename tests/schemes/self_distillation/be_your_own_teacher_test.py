@@ -7,13 +7,11 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, losses, term
-from jaxkd.wrappers import Exit
-from jaxkd.wrappers import get_member
+from jaxkd import adapters, losses, term, wrappers
 from jaxkd.schemes import byot, exit_head
+from jaxkd.wrappers import Exit, get_member
 from tests import tiny
 from tests.schemes import self_runs
-from jaxkd import wrappers
 
 SGD = optax.sgd(0.1, momentum=0.9)
 

@@ -7,11 +7,10 @@ import pytest
 
 import jaxkd
 from jaxkd import data, losses, term
-from jaxkd.data import with_pair
-from jaxkd.data import SameClass
+from jaxkd.data import SameClass, with_pair
+from jaxkd.distillers import preprocess
 from jaxkd.schemes import class_wise
 from jaxkd.training import fit
-from jaxkd.distillers import preprocess
 from tests import tiny
 from tests.schemes import self_runs
 

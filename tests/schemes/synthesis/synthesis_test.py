@@ -7,14 +7,13 @@ import optax
 import pytest
 
 import jaxkd
+from jaxkd import schemes
 from jaxkd.models import Generator
 from jaxkd.objectives.layers import dense_init
-from jaxkd.schemes import synthesis
 from jaxkd.schemes.synthesis import _rounds, _terms
 from jaxkd.schemes.synthesis._cmi import contrast, resized_crop_and_flip
 from jaxkd.schemes.synthesis._contract import gradient
 from tests import tiny
-from jaxkd import schemes
 
 RNG = np.random.default_rng(0)
 LOGITS, OTHER = (3 * RNG.normal(size=(8, 4)).astype(np.float32) for _ in range(2))
@@ -93,13 +92,13 @@ def of_memory(local, other, **options):
 
 
 TERMS = {
-    "cross_entropy": (terms.cross_entropy, cross_entropy, (LOGITS, LABELS)),
-    "activation": (terms.activation, activation, (IMAGES,)),
-    "information_entropy": (terms.information_entropy, information_entropy, (LOGITS,)),
-    "total_variation": (terms.total_variation, total_variation, (IMAGES,)),
-    "norm": (terms.norm, norm, (IMAGES,)),
-    "competition": (terms.competition, competition, (LOGITS, OTHER)),
-    "disagreement": (terms.disagreement, disagreement, (LOGITS, OTHER)),
+    "cross_entropy": (_terms.cross_entropy, cross_entropy, (LOGITS, LABELS)),
+    "activation": (_terms.activation, activation, (IMAGES,)),
+    "information_entropy": (_terms.information_entropy, information_entropy, (LOGITS,)),
+    "total_variation": (_terms.total_variation, total_variation, (IMAGES,)),
+    "norm": (_terms.norm, norm, (IMAGES,)),
+    "competition": (_terms.competition, competition, (LOGITS, OTHER)),
+    "disagreement": (_terms.disagreement, disagreement, (LOGITS, OTHER)),
     "contrast": (of_memory, contrastive, (SEEN["local"], SEEN["global"])),
 }
 every_term = pytest.mark.parametrize("name", TERMS)
@@ -178,7 +177,7 @@ def test_extremes_stay_finite(name):
 def test_terms_are_lowest_at_their_ideal():
     """Value at the ideal input, and that other inputs are higher."""
     classes = 10 * np.eye(4, dtype=np.float32)
-    entropy, compete, contrasted = (jax.jit(f) for f in (terms.information_entropy, terms.competition, of_memory))
+    entropy, compete, contrasted = (jax.jit(f) for f in (_terms.information_entropy, _terms.competition, of_memory))
     assert float(entropy(classes)) == pytest.approx(-np.log(4), abs=1e-4)
     assert float(entropy(classes)) < float(entropy(classes[[0, 0, 0, 1]]))
     assert float(compete(5 * classes, 5 * classes)) == pytest.approx(1)
@@ -204,9 +203,9 @@ def entries(value, rows=2):
 
 
 def test_best_batch_of_a_round_enters_the_ring():
-    state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
+    state = _rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
     described = jax.tree.map(jax.typeof, state)
-    finish = jax.jit(lambda state, x, cost: rounds.finish(state, x, cost, 3))
+    finish = jax.jit(lambda state, x, cost: _rounds.finish(state, x, cost, 3))
     # Rounds of three updates, with the lowest cost at the second, the first and the third.
     for value, cost in [(1, 5.0), (2, 3.0), (3, 4.0), (4, 1.0), (5, 2.0), (6, 3.0), (7, 9.0), (8, 8.0), (9, 7.0)]:
         state = finish(state, entries(float(value)), jnp.float32(cost))
@@ -217,22 +216,22 @@ def test_best_batch_of_a_round_enters_the_ring():
 
 
 def test_round_without_finite_costs_ends():
-    state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
+    state = _rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=2)
     for value, cost in [(1, jnp.nan), (2, jnp.inf)]:
-        state = rounds.finish(state, entries(float(value)), jnp.float32(cost), 2)
+        state = _rounds.finish(state, entries(float(value)), jnp.float32(cost), 2)
     assert state["pool"]["label"][0].tolist() == [2, 2]
     assert int(state["rounds"]) == 1
 
 
 def test_draw_uses_filled_slots_only():
-    state = rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=3)
+    state = _rounds.begin(jax.eval_shape(lambda: entries(0.0)), slots=3)
     places, key = jnp.arange(40), jax.random.key(0)
     now = entries(7.0, 40)
-    draw = jax.jit(rounds.draw)
+    draw = jax.jit(_rounds.draw)
     drawn = draw(state, key, places, now["image"], now["label"])
     tiny.assert_equal(drawn, now)
     for value in (1.0, 2.0):
-        state = rounds.finish(state, entries(value), jnp.float32(0), 1)
+        state = _rounds.finish(state, entries(value), jnp.float32(0), 1)
     drawn = draw(state, key, places, now["image"], now["label"])
     assert set(drawn["label"].tolist()) == {1, 2}  # nothing of the empty slot
     np.testing.assert_array_equal(drawn["image"][:, 0, 0, 0], drawn["label"])

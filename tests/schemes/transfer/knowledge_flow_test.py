@@ -9,8 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, combine, losses, teachers, term
-from jaxkd.wrappers import FlowEdge, with_flow, extract_student
 from jaxkd.schemes import dependence_loss, knowledge_flow
+from jaxkd.wrappers import FlowEdge, extract_student, with_flow
 from tests import tiny
 
 
@@ -107,7 +107,9 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match=r"mix 'a', teacher output 'mop'.*did you mean 'map'"):
         flowing(1.0, mixes={"a": FlowEdge("stem", ["mop"])}).init(KEY, tiny.batch(8))
     with pytest.raises(ValueError, match=r"jaxkd\.schemes\.knowledge_flow"):
-        jaxkd.distill(with_flow(Student(), MIXES, 1.0), tiny.teacher(), WITH_LOSS, optimizer=SGD).init(KEY, tiny.batch(8))
+        jaxkd.distill(with_flow(Student(), MIXES, 1.0), tiny.teacher(), WITH_LOSS, optimizer=SGD).init(
+            KEY, tiny.batch(8)
+        )
     averaged = teachers.ema(PLAIN)
     with pytest.raises(Exception) as error:
         flowing(1.0, teacher=averaged).init(KEY, tiny.batch(8))

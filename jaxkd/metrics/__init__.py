@@ -1,0 +1,43 @@
+"""Metrics as (sum, count) pairs, merged over steps, devices and hosts before they are divided.
+
+=====================================================  ================================================================================
+`from_values`                                          a metric of one value per example
+`merge`, `total`, `psum`, `join`                       metrics of two parts, of stacked parts, of all devices; groups of metrics as one
+`compute`                                              divides, on the host
+`classification`                                       accuracy, cross-entropy and agreement with the teacher
+`per_teacher`, `per_student`                           the same for each member of an ensemble, each part of a student
+`per_task`, `task_accuracies`                          accuracy by task of a sequence
+`average_accuracy`, `forgetting`, `backward_transfer`  summaries of such accuracies
+`linear_cka`, `svcca`, `layer_similarity`              similarity of two layers; as metrics of an evaluation
+`Packed`, `pack`, `packing`                            metrics in one array
+=====================================================  ================================================================================
+"""
+
+from jaxkd.metrics._classification import classification, per_student, per_teacher
+from jaxkd.metrics._forgetting import average_accuracy, backward_transfer, forgetting, per_task, task_accuracies
+from jaxkd.metrics._means import compute, from_values, join, merge, psum, total
+from jaxkd.metrics._packed_metrics import Packed, pack, packing
+from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
+
+__all__ = [
+    "Packed",
+    "average_accuracy",
+    "backward_transfer",
+    "classification",
+    "compute",
+    "forgetting",
+    "from_values",
+    "join",
+    "layer_similarity",
+    "linear_cka",
+    "merge",
+    "pack",
+    "packing",
+    "per_student",
+    "per_task",
+    "per_teacher",
+    "psum",
+    "svcca",
+    "task_accuracies",
+    "total",
+]
