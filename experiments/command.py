@@ -1,4 +1,5 @@
-"""What commands of experiments share: a folder that is one run's, programs that are remembered, and how they end."""
+"""What commands of experiments share: a folder that is one run's, programs that are past_probabilities, and how they
+end."""
 
 from __future__ import annotations
 

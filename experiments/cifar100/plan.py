@@ -142,12 +142,12 @@ def _students(same: Sequence[cells.Cell], taught_by: Network, network: Network, 
     if method.initial is not None:
         parts.append((first, method.initial(setting)))
     own, _ = _objective(training.supervised(), teacher, student, protocol)  # the network's step has it already
-    flops, remembered = 0.0, 0
+    flops, past_probabilities = 0.0, 0
     for count, objective in parts:
         extra, size_of = _objective(objective, teacher, student, protocol)
         flops += count * (network.flops + extra - own + live * taught_by.flops / 3)
-        remembered += size_of
-    state = network.state + remembered + live * taught_by.weights
+        past_probabilities += size_of
+    state = network.state + past_probabilities + live * taught_by.weights
     return Line(
         f"{teacher} → {student}: {published.TITLES[name]}",
         len(same),

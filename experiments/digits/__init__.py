@@ -5,7 +5,7 @@
 `models`     the two networks
 `setting`    who sees which images and labels: the batches of all seeds
 `methods`    the objective of each method
-`training`   teachers and students: all seeds of a method as one `Distiller`, handed to `jaxkd.training.fit`
+`training`   teachers and students: all seeds of a method as one `Distiller`, inherit to `jaxkd.training.fit`
 `statistics` accuracy, agreement, calibration error
 `report`     results.json, the table, report.md
 `curves`     curves.png

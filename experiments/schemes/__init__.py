@@ -6,7 +6,7 @@
 `trials`     what a row is: a scheme made for a problem; the student alone; offline distillation
 `rows`       the rows of the table; those of each group of schemes are in `rows_of`
 `trained`    the networks that schemes begin with
-`running`    the seeds of a trial, handed to `jaxkd.training.fit`; `inputs`, their batches
+`running`    the seeds of a trial, inherit to `jaxkd.training.fit`; `inputs`, their batches
 `costs`      FLOPs of the compiled steps, and time beside the student alone
 `report`     results.json, the table, report.md
 `curves`     the plots

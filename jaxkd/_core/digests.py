@@ -13,8 +13,6 @@ from collections.abc import Iterable
 
 from jaxkd._core import files
 
-__all__ = ["NAME", "find_damage", "write_digests"]
-
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _THREADS = 8  # hashlib releases the GIL, and a large checkpoint has many files

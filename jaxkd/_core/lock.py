@@ -21,7 +21,6 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
-__all__ = ["NAME", "alone"]
 
 NAME = ".lock"
 _held: set[int] = set()  # descriptors of the lock files that this process has open

@@ -32,7 +32,7 @@ def ema_warmup(decay: float | Array = 0.999) -> Callable[[Any], Array]:
     >>> [round(float(schedule(step)), 2) for step in (0, 10, 10_000)]
     [0.1, 0.55, 0.99]
     """
-    check_decay("rising_decay", decay)
+    check_decay("ema_warmup", decay)
 
     def schedule(step: Any) -> Array:
         step = jnp.asarray(step, jnp.float32)

@@ -10,8 +10,6 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["Show", "summary", "show_progress"]
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 

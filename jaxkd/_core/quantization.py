@@ -21,8 +21,6 @@ from jaxkd._core import checks
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, PyTree
 
-__all__ = ["check", "decode", "encode", "encode_to", "scaled", "shaped"]
-
 _TINY, _WIDEST = np.float32(2.0**-126), np.float32(2.0**126)  # range whose reciprocals are not flushed to 0
 
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from jaxkd.types import PyTree
 
-__all__ = ["describe", "differences", "flat", "is_key", "manifest", "named", "nest", "template"]
-
 
 def named(tree: PyTree) -> dict[str, Any]:
     """Returns every leaf by its path, with ``/`` between the parts of a path.

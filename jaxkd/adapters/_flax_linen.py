@@ -33,8 +33,8 @@ def linen(
     Training mode reaches the module through whichever of ``train``, ``training``, ``is_training``, ``deterministic``
     and ``use_running_average`` its ``__call__`` accepts. In training, all collections but ``params`` are mutable and
     return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's key. Inference leaves the state unchanged. BatchNorm normalizes each of the `jaxkd._core.batch_norm.replicas` by
-    its unmasked examples.
+    step's key. Inference leaves the state unchanged. BatchNorm normalizes each of the `jaxkd._core.batch_norm.replicas`
+    by its unmasked examples.
 
     Args:
       module: the unbound module.

@@ -11,8 +11,6 @@ import numpy as np
 from jaxkd.cache import _examples, _manifest, _probes
 from jaxkd.cache._program import Program
 
-__all__ = ["differences", "teacher_difference"]
-
 # Tolerances relative to the largest value: another device or another version of JAX may round differently. A teacher
 # has many layers, and in bfloat16, more to round than a transform.
 _TRANSFORM_TOLERANCE = 1e-3

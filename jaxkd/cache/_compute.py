@@ -17,8 +17,6 @@ from jaxkd.cache import _shards
 from jaxkd.cache._examples import Examples, digest_of_set, digests
 from jaxkd.cache._program import Program
 
-__all__ = ["compute_shards"]
-
 _READERS, _READ_AHEAD = 4, 8
 
 

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["PLACE", "Examples", "content_difference", "digest_of_set", "digests", "entries", "read_examples"]
-
 PLACE = ("index", "epoch", "mask")
 """Entries of a batch that hold an example's place in the set or the pass rather than its contents."""
 

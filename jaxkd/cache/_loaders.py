@@ -21,8 +21,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxkd.cache._read import Cache
 from jaxkd.types import Array, Batch
 
-__all__ = ["AttachedLoader", "AttachedResident", "attach"]
-
 
 def attach(cache: Cache, loader: Any) -> Any:
     """Returns a loader whose batches carry the teacher's outputs, still encoded.

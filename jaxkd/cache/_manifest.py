@@ -21,8 +21,6 @@ from jaxkd._core import files, tree_paths
 from jaxkd._core.multihost import local
 from jaxkd.types import Variables
 
-__all__ = ["FORMAT", "StaleCacheError", "compare", "describe", "digests_of", "made_with", "read", "refuse", "write"]
-
 FORMAT = 1
 _MAX_SHOWN = 4
 

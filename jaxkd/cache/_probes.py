@@ -19,8 +19,6 @@ import numpy as np
 from jaxkd._core import files
 from jaxkd.cache import _examples
 
-__all__ = ["Transform", "difference", "effect", "load", "rows", "save", "view_of"]
-
 Transform = Callable[[Any], Any]
 
 _PROBES = 16

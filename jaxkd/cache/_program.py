@@ -20,8 +20,6 @@ from jaxkd.cache._probes import Transform
 from jaxkd.cache.codecs import Codec
 from jaxkd.types import Batch, Model, PyTree, Variables
 
-__all__ = ["Keep", "Program", "bytes_per_row", "file_name"]
-
 Keep = Mapping[str, Codec]
 """A codec for each output that is stored."""
 

@@ -19,8 +19,6 @@ from jaxkd.cache._program import Keep, file_name
 from jaxkd.cache.codecs import Codec, from_settings
 from jaxkd.types import Array, Outputs
 
-__all__ = ["Cache", "Entry", "Reader", "load_complete", "open_cache"]
-
 
 class Entry(NamedTuple):
     """A stored field: its file in a shard, its dtype, and the shape of one example."""

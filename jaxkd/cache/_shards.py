@@ -20,8 +20,6 @@ import numpy as np
 from jaxkd._core import files
 from jaxkd.cache import _arrays
 
-__all__ = ["Layout", "damage", "facts", "load", "write_shard"]
-
 _FACTS = "shard.json"
 
 

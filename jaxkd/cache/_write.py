@@ -28,8 +28,6 @@ from jaxkd.cache._read import Cache, load_complete
 from jaxkd.cache.codecs import full
 from jaxkd.types import Model
 
-__all__ = ["write_cache", "write_shards"]
-
 _SHARDS_PER_VIEW, _MAX_SHARD_BYTES = 16, 256 * 2**20
 
 

@@ -18,7 +18,6 @@ from jaxkd.data._stream import Stream, _Rows
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
-__all__ = ["SameClass", "same_class"]
 
 _TABLES = ("rank", "start", "size")
 

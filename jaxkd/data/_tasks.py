@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from jaxkd.data._dataset import Dataset
     from jaxkd.data._protocol import Batch
 
-__all__ = ["Tasks", "class_groups", "class_incremental", "exemplars"]
-
 
 def class_groups(classes: int, tasks: int, *, seed: int | None = 0) -> tuple[tuple[int, ...], ...]:
     """Divides classes into tasks, as evenly as possible.

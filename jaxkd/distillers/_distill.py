@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches
 from jaxkd._core.arrays import shape_of, strongly_typed
 from jaxkd._core.axes import average_over_devices, mark_varying
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.metrics import join
 from jaxkd.types import (
     OBJECTIVE,
@@ -124,7 +124,7 @@ def distill(
         if axis_name is not None:
             grads, student_state = average_over_devices((grads, student_state), axis_name)
             objective_state = average_over_devices(objective_state, axis_name, unchanged=state.objective.state)
-            reported = metrics.psum(reported, axis_name)
+            reported = metrics_lib.psum(reported, axis_name)
         # Student and objective have separate optimizers, whose states carry the labels of their parameters.
         old = {STUDENT: state.student.params, OBJECTIVE: state.objective.params}
         params, opt_state = {}, {}
@@ -148,7 +148,7 @@ def distill(
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
         reported = join({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
-        return reported if axis_name is None else metrics.psum(reported, axis_name)
+        return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
 

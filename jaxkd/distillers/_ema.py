@@ -9,8 +9,6 @@ import jax
 from jaxkd._core import moving_average, wrapper_state
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
-__all__ = ["average_of", "averaged"]
-
 _SLOT = "average"
 
 
@@ -26,7 +24,7 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
 
     Args:
       kd: any distiller, from `jaxkd.distill` or a scheme.
-      decay: a number in [0, 1], or a schedule of the number of updates made before, such as ``rising_decay(0.999)``.
+      decay: a number in [0, 1], or a schedule of the number of updates made before, such as ``ema_warmup(0.999)``.
 
     Returns:
       A `Distiller`. The average is part of the state, ``opt_state["average"]``; `ema_params` reads it. ``evaluate``
@@ -47,20 +45,20 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
     >>> sorted(kd.evaluate(state, batch))[:3]
     ['agreement', 'average/agreement', 'average/loss']
     """
-    moving_average.check_decay("averaged", decay)
+    moving_average.check_decay("with_ema", decay)
 
     def init(key: Array, batch: Batch) -> TrainState:
         state = kd.init(key, batch)
-        return wrapper_state.put(state, _SLOT, moving_average.begin(state.student), "averaged")
+        return wrapper_state.put(state, _SLOT, moving_average.begin(state.student), "with_ema")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inner, average = wrapper_state.take(state, _SLOT, "averaged")
+        inner, average = wrapper_state.take(state, _SLOT, "with_ema")
         new, metrics = kd.step(inner, batch)
         average = moving_average.follow(average, new.student, decay, state.step)
-        return wrapper_state.put(new, _SLOT, average, "averaged"), metrics
+        return wrapper_state.put(new, _SLOT, average, "with_ema"), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        inner, _ = wrapper_state.take(state, _SLOT, "averaged")
+        inner, _ = wrapper_state.take(state, _SLOT, "with_ema")
         student = kd.evaluate(inner, batch)
         average = kd.evaluate(inner._replace(student=ema_params(state)), batch)
         return {**student, **{f"{_SLOT}/{name}": mean for name, mean in average.items()}}
@@ -80,7 +78,7 @@ def ema_params(state: TrainState) -> Variables:
     Raises:
       ValueError: the state has no average.
     """
-    _, average = wrapper_state.take(state, _SLOT, "average_of")
+    _, average = wrapper_state.take(state, _SLOT, "ema_params")
 
     def cast(x: Array, like: Any) -> Array:
         return x if x.dtype == like.dtype else x.astype(like.dtype)

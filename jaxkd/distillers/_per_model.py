@@ -11,8 +11,6 @@ import optax
 from jaxkd._core import checks
 from jaxkd.types import REPLICAS, PyTree
 
-__all__ = ["per_member"]
-
 
 def per_model(
     optimizers: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
@@ -49,19 +47,19 @@ def per_model(
     def init(params: PyTree) -> PyTree:
         if not isinstance(params, Mapping):
             raise ValueError(
-                f"per_member: expected the parameters of a group, a dict by member, got {type(params).__name__}. For a "
-                "single model, use its optimizer without per_member."
+                f"per_model: expected the parameters of a group, a dict by member, got {type(params).__name__}. For a "
+                "single model, use its optimizer without per_model."
             )
         if several and _stacked(params):
             raise ValueError(
-                "per_member: expected one optimizer for the copies of a model, which are one program, got one for each "
+                "per_model: expected one optimizer for the copies of a model, which are one program, got one for each "
                 f"of {sorted(optimizers)}. Only a group of models by name takes several."
             )
         if _stacked(params):
             return {REPLICAS: jax.vmap(wrapped.init)(params[REPLICAS])}
         if several:
             for name in params:
-                checks.known(name, optimizers, "per_member, optimizer of")
+                checks.known(name, optimizers, "per_model, optimizer of")
         return {name: optimizer_of(name).init(own) for name, own in params.items()}
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, PyTree]:

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 from jaxkd._core import axes, wrapper_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
 
-__all__ = ["skip_nonfinite"]
-
 _SLOT = "skipped"
 _IN_A_ROW, _TOTAL = "in_a_row", "total"
 

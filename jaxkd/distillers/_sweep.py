@@ -16,8 +16,6 @@ import jax.numpy as jnp
 
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
-__all__ = ["Shared", "member", "sweep"]
-
 
 class Shared(NamedTuple):
     """State of a teacher that is equal for all members of a sweep, and stored once."""
@@ -143,7 +141,7 @@ def select_run(state: TrainState, i: int) -> TrainState:
     inner, shared = _unwrap_shared(state)
     size = inner.key.shape[0]
     if not 0 <= i < size:
-        raise IndexError(f"member: expected a number from 0 to {size - 1}, got {i}.")
+        raise IndexError(f"select_run: expected a number from 0 to {size - 1}, got {i}.")
 
     def pick(axis: int | None, part: PyTree) -> PyTree:
         return part if axis is None else jax.tree.map(lambda x: x[i], part)

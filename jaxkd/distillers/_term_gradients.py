@@ -26,8 +26,6 @@ from jaxkd.types import (
     TrainState,
 )
 
-__all__ = ["term_gradients"]
-
 
 def term_gradients(
     kd: Distiller, student: Model, teacher: Teacher, objective: Objective, *, every: int = 1

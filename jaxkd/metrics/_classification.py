@@ -12,13 +12,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.metrics._means import from_values
-from jaxkd.metrics._packed_metrics import Packed
 from jaxkd.types import Batch, Context, Mean, Metrics
 
 if TYPE_CHECKING:
     from jaxtyping import Array
-
-__all__ = ["Packed", "classification", "compute", "from_values", "merge", "per_student", "per_teacher", "psum", "total"]
 
 
 def classification(context: Context) -> Metrics:

@@ -13,8 +13,6 @@ from jaxkd.metrics._classification import classification
 from jaxkd.metrics._means import from_values
 from jaxkd.types import Context, Mean, Metrics
 
-__all__ = ["accuracies", "average_accuracy", "backward_transfer", "forgetting", "per_task"]
-
 
 def per_task(
     tasks: Sequence[Sequence[int]], *, steps: int | Sequence[int] | None = None
@@ -93,12 +91,12 @@ def task_accuracies(
     """
     count = tasks if isinstance(steps, int) else len(steps)
     if count is None:
-        raise ValueError("accuracies, tasks: expected the number of tasks, as steps is one number for all.")
+        raise ValueError("task_accuracies, tasks: expected the number of tasks, as steps is one number for all.")
     ends = np.cumsum([steps] * count if isinstance(steps, int) else list(steps))
     rows = {int(row["step"]): row for row in history if name.format(task=0) in row}
     if missing := [int(end) for end in ends if end not in rows]:
         raise ValueError(
-            f"accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, got "
+            f"task_accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, got "
             f"none at {missing}. Evaluate at these steps, with metrics=per_task(...) and fit(..., eval_every=)."
         )
     return np.array([[rows[int(end)][name.format(task=j)] for j in range(count)] for end in ends], np.float64)

@@ -20,8 +20,6 @@ import numpy as np
 
 from jaxkd.types import Mean, Metrics
 
-__all__ = ["Packed", "pack", "packing"]
-
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["names"])
 @dataclasses.dataclass(frozen=True, eq=False)

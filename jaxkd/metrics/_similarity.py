@@ -15,8 +15,6 @@ from jaxkd.types import Context, Mean, Metrics
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-__all__ = ["between", "linear_cka", "svcca"]
-
 
 def linear_cka(
     x: Float[Array, "examples *features"],

@@ -19,8 +19,6 @@ from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
 from jaxkd.objectives.discriminators import Discriminator, conv, mlp
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["adversarial", "wasserstein"]
-
 
 def adversarial(
     student: str,

@@ -9,8 +9,6 @@ import jax
 
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
-__all__ = ["with_parts"]
-
 _PARTS, _OBJECTIVE = "parts", "objective"
 
 

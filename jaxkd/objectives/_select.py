@@ -8,8 +8,6 @@ import jax
 
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
 
-__all__ = ["between"]
-
 
 def select(objective: Objective, *, student: str = "", teacher: str | None = None) -> Objective:
     """Applies an objective to parts of the trained model as student and as teacher.
@@ -60,7 +58,7 @@ def _part(outputs: Outputs, name: str) -> Outputs:
     if not part:
         names = sorted({path.rpartition("/")[0] for path in outputs} - {""})
         raise ValueError(
-            f"between: expected outputs of {name!r}, and the model has {', '.join(map(repr, names)) or 'no parts'}. "
+            f"select: expected outputs of {name!r}, and the model has {', '.join(map(repr, names)) or 'no parts'}. "
             "Parts come from wrappers.joint, wrappers.replicate, wrappers.with_exits and wrappers.views."
         )
     return part

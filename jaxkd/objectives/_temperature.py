@@ -14,8 +14,6 @@ from jaxkd.objectives._compose import at_step, lookup, mask_of_shape, mask_out, 
 from jaxkd.objectives.layers import dense, dense_init
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["cosine_curriculum", "curriculum_temperature", "instance_temperature"]
-
 
 def cosine_curriculum(steps: int, *, low: float = 0.0, high: float = 1.0) -> Schedule:
     """Builds a schedule that rises along half a cosine, then stays constant.

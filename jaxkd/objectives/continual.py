@@ -12,8 +12,8 @@ function           the label competes with                   the earlier student
 `joint_softmax`      all classes seen so far                   all old classes, in one softmax
 =================  ========================================  ===============================================
 
-`per_task_softmax` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common in
-class-incremental learning, where it is not known.
+`per_task_softmax` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common
+in class-incremental learning, where it is not known.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new
 from jaxkd.objectives._compose import lookup, reduce_values
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["Heads", "held_to_old", "single_head", "task_heads", "taught_new", "told_by_labels", "two_heads"]
+__all__ = [
+    "Heads",
+    "old_class_kd",
+    "joint_softmax",
+    "per_task_softmax",
+    "new_class_kd",
+    "task_cross_entropy",
+    "split_softmax",
+]
 
 Heads = Callable[[Array, Array], tuple[Array, Array]]
 """``(table, task) -> (label_heads, old_heads)``: from the class table ``bool[tasks, classes]`` and the number of the
@@ -117,7 +125,7 @@ def task_cross_entropy(
     >>> objective.apply({}, {}, context, None).value  # log 2: classes of the first task do not compete
     Array(0.6931472, dtype=float32)
     """
-    tasks, starts = check_tasks("told_by_labels", tasks), task_starts("told_by_labels", steps, len(tasks))
+    tasks, starts = check_tasks("task_cross_entropy", tasks), task_starts("task_cross_entropy", steps, len(tasks))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
@@ -176,7 +184,7 @@ def old_class_kd(
     >>> at(0), at(11).round(4)
     (Array(0., dtype=float32), Array(0.1109, dtype=float32))
     """
-    tasks, starts = check_tasks("held_to_old", tasks), task_starts("held_to_old", steps, len(tasks))
+    tasks, starts = check_tasks("old_class_kd", tasks), task_starts("old_class_kd", steps, len(tasks))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
@@ -224,7 +232,7 @@ def new_class_kd(
     >>> objective.apply({}, {}, Context({"logits": jnp.zeros((1, 4))}, teacher, batch, 11), None).value
     Array(0., dtype=float32)
     """
-    tasks, starts = check_tasks("taught_new", tasks), task_starts("taught_new", steps, len(tasks))
+    tasks, starts = check_tasks("new_class_kd", tasks), task_starts("new_class_kd", steps, len(tasks))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxkd.objectives.layers import conv_init, dense, dense_init, flatten
 from jaxkd.types import Array
 
-__all__ = ["Discriminator", "convolutional", "mlp"]
+__all__ = ["Discriminator", "conv", "mlp"]
 
 
 class Discriminator(NamedTuple):
@@ -67,7 +67,7 @@ def conv(*widths: int) -> Discriminator:
 
     def init(key: Array, shape: tuple[int, ...], outputs: int) -> Any:
         if len(shape) != 4:
-            raise ValueError(f"convolutional: expected maps [batch, height, width, channels], got {list(shape)}.")
+            raise ValueError(f"conv: expected maps [batch, height, width, channels], got {list(shape)}.")
         sizes = (shape[-1], *widths)
         *keys, last = jax.random.split(key, len(sizes))
         layers = [conv_init(k, 4, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]

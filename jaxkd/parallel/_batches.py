@@ -14,8 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxkd._core import batches
 from jaxkd.types import Batch
 
-__all__ = ["Intake", "common_multiple", "on_mesh", "over_devices", "pad"]
-
 Intake = Callable[[Batch], Batch]
 """A function that puts the batches of one input on the devices."""
 

@@ -18,8 +18,6 @@ from jaxkd._core import checks
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import PyTree
 
-__all__ = ["Rule", "fully_sharded", "layout"]
-
 Rule = PartitionSpec | Callable[[tuple[int, ...]], PartitionSpec]
 """A `PartitionSpec` for all arrays that match, or a function from an array's shape to one."""
 

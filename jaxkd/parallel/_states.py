@@ -14,8 +14,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxkd.parallel._mesh import globally
 from jaxkd.types import Array, PyTree
 
-__all__ = ["make", "put"]
-
 
 def put(state: PyTree, placed: PyTree) -> PyTree:
     """Puts a state on its devices; arrays in place are returned unmodified.

@@ -12,8 +12,8 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
-The schemes are exported here. Their helpers, such as `phases.Phase` or `self_distillation.exit_head`, are exported by the
-subpackage of their family.
+The schemes are exported here. Their helpers, such as `phases.Phase` or `self_distillation.exit_head`, are exported by
+the subpackage of their family.
 """
 
 from jaxkd.schemes import continual, peers, phases, self_distillation, synthesis, transfer

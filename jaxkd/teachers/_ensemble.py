@@ -12,8 +12,6 @@ import numpy as np
 from jaxkd._core import checks
 from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
 
-__all__ = ["average_logits", "average_probabilities", "ensemble"]
-
 Average = Callable[[Array, Array], Array]
 """``(logits [members, ..., classes], weights [members]) -> logits [..., classes]``."""
 

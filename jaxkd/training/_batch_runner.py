@@ -17,8 +17,6 @@ from jaxkd.training._cadence import Cadence, next_piece
 from jaxkd.training._inputs import is_resident
 from jaxkd.types import Batch, Distiller, TrainState
 
-__all__ = ["BatchRunner", "make_batch_runner"]
-
 
 class BatchRunner(Protocol):
     """Advances a state over the batches of one input.

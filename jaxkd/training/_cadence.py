@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 from jaxkd.training._inputs import Input
 
-__all__ = ["Cadence", "due", "exactly_one", "make_cadence", "next_event", "next_piece", "splits_of"]
-
 
 class Cadence(NamedTuple):
     """Intervals of a run, in steps.

@@ -28,8 +28,6 @@ import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from jaxkd._core import digests, files, multihost, tree_paths
 from jaxkd.types import PyTree
 
-__all__ = ["CheckpointError", "Checkpoints", "Restored"]
-
 _FORMAT = 2
 _EXTRA = "extra.json"
 _NONE, _FAILED = -1, -2  # in place of a step, where processes exchange integers

@@ -22,8 +22,6 @@ from jaxkd.metrics import Packed, pack
 from jaxkd.training._inputs import is_resident
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
-__all__ = ["StepProgram", "evaluate", "evaluate_batch", "evaluate_resident", "gather_batch", "run_chunk", "run_step"]
-
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 Evaluate = Callable[[TrainState, Batch], Metrics]
 Gather = Callable[[PyTree, Array], Batch]

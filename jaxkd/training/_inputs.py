@@ -7,8 +7,6 @@ from typing import Any, Protocol
 
 from jaxkd.types import Batch
 
-__all__ = ["Input", "is_resident"]
-
 
 class Input(Protocol):
     """Batches for `jaxkd.training.fit`; `jaxkd.data` has two implementations.

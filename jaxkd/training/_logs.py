@@ -28,8 +28,6 @@ from jaxkd._core.files import write_atomically
 from jaxkd.metrics import Packed
 from jaxkd.training._cadence import Cadence
 
-__all__ = ["Logs", "NonFiniteError", "Row", "RowAccumulator", "write_atomically"]
-
 Row = Mapping[str, float]
 """``{"step": 100, "train/loss": 0.5, "eval/accuracy": 0.9, ...}``."""
 

@@ -32,8 +32,6 @@ from jaxkd.training._preemption import Preempted, catch_signals
 from jaxkd.training._run_directory import Best, Snapshot
 from jaxkd.types import Array, Distiller, TrainState
 
-__all__ = ["Best", "FitResult", "fit"]
-
 OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
 
 

@@ -20,8 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["TEMPORARY_FAILURE", "Preempted", "catch_signals"]
-
 TEMPORARY_FAILURE = 75  # EX_TEMPFAIL of sysexits.h: running the same command again resumes the run
 
 

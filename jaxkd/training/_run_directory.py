@@ -19,8 +19,6 @@ from jaxkd._core.files import write_atomically
 from jaxkd.training import _run_identity
 from jaxkd.training._checkpoint import CheckpointError, Checkpoints
 
-__all__ = ["Best", "Snapshot", "check_state", "load_snapshot", "write_config"]
-
 
 class Best(NamedTuple):
     """Best evaluation so far: number of updates made, and value of the metric."""

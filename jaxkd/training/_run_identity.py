@@ -14,8 +14,6 @@ from jaxkd.training._cadence import Cadence
 from jaxkd.training._inputs import Input
 from jaxkd.types import Array
 
-__all__ = ["comparable", "describe_data", "describe_run", "differences", "plain"]
-
 
 def plain(value: Any, where: str = "config") -> Any:
     """Returns a configuration in the form that JSON would give it back.

@@ -32,8 +32,6 @@ from jaxkd.weights import _tree
 from jaxkd.weights._safetensors_file import Path, load_safetensors, load_safetensors_metadata, save_safetensors
 from jaxkd.wrappers import quantize_with
 
-__all__ = ["QuantizedSize", "load_quantized", "quantized_size", "save_quantized"]
-
 _HEADER = "quantized"
 _PARTS = ("#codes", "#offset", "#step", "#points")
 
@@ -86,11 +84,11 @@ def save_quantized(
       path: of the file.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts: the
         full-precision weights, which the model quantizes in its forward pass. With ``points``, the trained weights that
-        `learned_points` was given, with the state to store.
+        `learned_codebook` was given, with the state to store.
       bits: of the model.
       bucket: of the model.
       include: of the model.
-      points: learned by `learned_points`, ``state.student.params``; they determine bits and tensors.
+      points: learned by `learned_codebook`, ``state.student.params``; they determine bits and tensors.
       metadata: names to strings, stored in the header.
       overwrite: replace an existing file.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["conv_norm", "numbered", "sequential", "whole_blocks"]
-
 
 def conv_norm(torch_conv: str, torch_norm: str, module: str, number: int) -> dict[str, str]:
     """Maps one convolution and its BatchNorm.

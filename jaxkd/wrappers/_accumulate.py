@@ -21,8 +21,6 @@ from jaxkd._core import batches, checks
 from jaxkd._core.axes import mapped_axis, positions
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["accumulate"]
-
 
 def accumulate(model: Model, parts: int) -> Model:
     """Runs a model on micro-batches, with the gradients of the whole batch.

@@ -1,8 +1,8 @@
 """Distance of a batch from the running statistics of a model's BatchNorms.
 
 How it works. `with_batch_stat_distance` observes every BatchNorm call of one inference pass and leaves its result
-unchanged. Linen calls are observed by a method interceptor. Flax nnx has no interceptors, so `track_batch_stats` replaces the
-class of each BatchNorm by a subclass that reports its input to the observer in a context variable.
+unchanged. Linen calls are observed by a method interceptor. Flax nnx has no interceptors, so `track_batch_stats`
+replaces the class of each BatchNorm by a subclass that reports its input to the observer in a context variable.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from jaxkd._core import axes, batch_norm, batches
 from jaxkd.adapters._call_conventions import add_outputs
 from jaxkd.adapters._flax_linen import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
-
-__all__ = ["watched", "with_batch_statistics"]
 
 _Watch = Callable[..., None]
 _watching: contextvars.ContextVar[_Watch | None] = contextvars.ContextVar("jaxkd_watching_norms", default=None)
@@ -81,13 +79,13 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
             _watching.reset(token)
         if not distances:
             raise ValueError(
-                "with_batch_statistics: expected a model with BatchNorms, found none of Flax. Wrap an nnx module as in "
+                "with_batch_stat_distance: expected a model with BatchNorms, found none of Flax. Wrap an nnx module as in "
                 "adapters.nnx_module(wrappers.track_batch_stats(module)). For a model without BatchNorms use a method that does not "
                 "need them, such as dafl."
             )
         rows = next(iter(outputs.values())).shape[0] if mask is None else len(mask)
         total = jnp.broadcast_to(functools.reduce(jnp.add, distances), (rows,))
-        return add_outputs("with_batch_statistics", outputs, {name: total}), state
+        return add_outputs("with_batch_stat_distance", outputs, {name: total}), state
 
     return Model(model.init, apply)
 

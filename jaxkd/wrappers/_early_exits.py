@@ -12,8 +12,6 @@ from jaxkd.adapters._call_conventions import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 from jaxkd.wrappers._joint import get_member
 
-__all__ = ["Exit", "with_exits"]
-
 _MODEL = "model"
 
 
@@ -42,8 +40,8 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
       exits: the classifiers by name.
 
     Returns:
-      A `Model` with ``Variables({"model": ..., name: ...}, ...)``; ``wrappers.get_member(variables, "model")`` returns the
-      variables of the model without exits, which are initialized as without them.
+      A `Model` with ``Variables({"model": ..., name: ...}, ...)``; ``wrappers.get_member(variables, "model")`` returns
+      the variables of the model without exits, which are initialized as without them.
 
     Raises:
       ValueError: there are no exits, or a name is invalid; ``init`` and ``apply`` raise it if the model has no such

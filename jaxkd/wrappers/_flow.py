@@ -25,8 +25,6 @@ from jaxkd.adapters._call_conventions import Inputs, add_outputs
 from jaxkd.adapters._taps import normalize, pick_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["Mix", "flow", "student_alone"]
-
 STUDENT, FLOW = "student", "flow"
 
 
@@ -150,7 +148,7 @@ def with_flow(
             student = Variables(variables.params[STUDENT], variables.state)
             plain_outputs, state = plain.apply(student, batch, key=key, train=train)
         if missing := [name for name in mixes if name not in mixed]:
-            raise ValueError(f"flow: the submodules of the mixes {missing} were not called in this forward pass.")
+            raise ValueError(f"with_flow: the submodules of the mixes {missing} were not called in this forward pass.")
         return _with_dependence(plain_outputs, log_shares, rate), state
 
     return Model(init, apply)
@@ -178,7 +176,7 @@ def extract_student(variables: Variables) -> Variables:
     if not isinstance(params, Mapping) or set(params) != {STUDENT, FLOW}:
         got = sorted(params) if isinstance(params, Mapping) else type(params).__name__
         raise ValueError(
-            f"student_alone: expected the variables of a flow, {{'student': ..., 'flow': ...}}, got {got}."
+            f"extract_student: expected the variables of a flow, {{'student': ..., 'flow': ...}}, got {got}."
         )
     return Variables(params[STUDENT], variables.state)
 
@@ -186,34 +184,36 @@ def extract_student(variables: Variables) -> Variables:
 def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
     if not isinstance(module, nn.Module):
         raise TypeError(
-            "flow: expected a Flax linen module, whose submodules' outputs can be replaced, got "
+            "with_flow: expected a Flax linen module, whose submodules' outputs can be replaced, got "
             f"{type(module).__name__}."
         )
     if not mixes:
-        raise ValueError("flow, mixes: expected at least one Mix by name, got none.")
+        raise ValueError("with_flow, mixes: expected at least one Mix by name, got none.")
     seen: dict[Any, str] = {}
     for name, mix in mixes.items():
         path, call = normalize(mix.path)
         if not path or not mix.teachers or isinstance(mix.teachers, str):
             raise ValueError(
-                f"flow, mix {name!r}: expected the path of a submodule and a sequence of teacher outputs, got {mix}."
+                f"with_flow, mix {name!r}: expected the path of a submodule and a sequence of teacher outputs, got {mix}."
             )
         if (path, call or 0) in seen:
             raise ValueError(
-                f"flow, mix {name!r}: {mix.path!r} is mixed by {seen[path, call or 0]!r} already; one Mix takes "
+                f"with_flow, mix {name!r}: {mix.path!r} is mixed by {seen[path, call or 0]!r} already; one Mix takes "
                 "several teachers."
             )
         seen[path, call or 0] = name
         if mix.own is not None and not 0 < mix.own < 1:
-            raise ValueError(f"flow, mix {name!r}, own: expected a weight between 0 and 1, got {mix.own}.")
+            raise ValueError(f"with_flow, mix {name!r}, own: expected a weight between 0 and 1, got {mix.own}.")
     if not callable(schedule) and not isinstance(schedule, jax.core.Tracer) and not 0 <= schedule <= 1:
-        raise ValueError(f"flow, schedule: expected a number from 0 to 1 or a schedule of the step, got {schedule}.")
+        raise ValueError(
+            f"with_flow, schedule: expected a number from 0 to 1 or a schedule of the step, got {schedule}."
+        )
 
 
 def _teacher_outputs(batch: Batch) -> Outputs:
     if "teacher" not in batch:
         raise ValueError(
-            "flow: expected the teacher's outputs in batch['teacher'], got a batch without. Build the distillation by "
+            "with_flow: expected the teacher's outputs in batch['teacher'], got a batch without. Build the distillation by "
             "jaxkd.schemes.knowledge_flow; without a teacher, run the plain module with extract_student(variables)."
         )
     outputs: Outputs = batch["teacher"]
@@ -235,10 +235,10 @@ def _recording(layers: dict[str, Any]) -> Any:
 
 def _layer(name: str, path: str, call: int | None, layers: Mapping[str, Any]) -> Any:
     """Returns the checked shape of the layer that a mix replaces."""
-    layer = pick_call(f"flow, mix {name!r}", path, call, layers)
+    layer = pick_call(f"with_flow, mix {name!r}", path, call, layers)
     if not hasattr(layer, "shape") or not jnp.issubdtype(layer.dtype, jnp.floating) or len(layer.shape) < 2:
         raise ValueError(
-            f"flow, mix {name!r}: expected {path!r} to return one array [batch, ..., features], got "
+            f"with_flow, mix {name!r}: expected {path!r} to return one array [batch, ..., features], got "
             f"{checks.shape(layer)}."
         )
     return layer
@@ -249,14 +249,14 @@ def _check_feature(name: str, layer: tuple[int, ...], feature: str, teacher: Out
 
     Feature maps and vectors are pooled to each other's positions; features of other ranks need the layer's positions.
     """
-    checks.known(feature, checks.shapes(teacher), f"flow, mix {name!r}, teacher output")
+    checks.known(feature, checks.shapes(teacher), f"with_flow, mix {name!r}, teacher output")
     given = teacher[feature]
     shape = given.shape
     pooled = len(layer) in (2, 4) and len(shape) in (2, 4)
     same = len(shape) == len(layer) and shape[1:-1] == layer[1:-1]
     if not jnp.issubdtype(given.dtype, jnp.floating) or shape[:1] != layer[:1] or not (pooled or same):
         raise ValueError(
-            f"flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} except for "
+            f"with_flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} except for "
             f"the last dimension, or maps and vectors; got {checks.shape(given)} for the teacher's {feature!r}."
         )
 

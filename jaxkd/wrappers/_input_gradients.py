@@ -17,8 +17,6 @@ from jaxkd._core.axes import mapped_axis, positions
 from jaxkd.adapters._call_conventions import add_outputs
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["with_input_gradient", "with_projected_input_gradient"]
-
 
 def with_input_gradient(
     model: Model,

@@ -10,8 +10,6 @@ from jaxkd._core import checks
 from jaxkd.adapters._call_conventions import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["reading", "views"]
-
 
 def with_inputs(model: Model, **entries: str) -> Model:
     """Makes a model read other entries of the batch.

@@ -12,8 +12,6 @@ from jaxkd._core import checks
 from jaxkd.adapters._call_conventions import check_names
 from jaxkd.types import REPLICAS, Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["copies", "group", "member", "replace_member"]
-
 
 def joint(models: Mapping[str, Model], *, main: str | None = None) -> Model:
     """Combines models of any architectures into one that runs all of them.
@@ -47,9 +45,9 @@ def joint(models: Mapping[str, Model], *, main: str | None = None) -> Model:
     (['logits', 'narrow/logits', 'wide/logits'], (3, 2))
     """
     models = dict(models)
-    check_names("group", models, REPLICAS)
+    check_names("joint", models, REPLICAS)
     if main is not None:
-        checks.known(main, list(models), "group, main")
+        checks.known(main, list(models), "joint, main")
 
     def init(key: Array, batch: Batch) -> Variables:
         made = {name: model.init(jax.random.fold_in(key, i), batch) for i, (name, model) in enumerate(models.items())}
@@ -92,7 +90,7 @@ def replicate(model: Model, count: int) -> Model:
     (['0/logits', '1/logits', '2/logits', '3/logits', 'logits'], (3, 2))
     """
     if not isinstance(count, int) or count < 1:
-        raise ValueError(f"copies, count: expected a whole, positive number of members, got {count}.")
+        raise ValueError(f"replicate, count: expected a whole, positive number of members, got {count}.")
 
     def each(key: Array | None) -> Array | None:
         return None if key is None else jnp.stack([jax.random.fold_in(key, i) for i in range(count)])
@@ -132,15 +130,15 @@ def get_member(variables: Variables, name: str) -> Variables:
     Variables(params=2, state={})
     """
     if not isinstance(variables.params, Mapping):
-        raise ValueError("member: expected the variables of several models, got those of one.")
+        raise ValueError("get_member: expected the variables of several models, got those of one.")
     if variables.params.keys() == {REPLICAS}:
         count = jax.tree.leaves(variables.params)[0].shape[0]
-        checks.known(name, [str(i) for i in range(count)], "member")
+        checks.known(name, [str(i) for i in range(count)], "get_member")
         picked: Variables = jax.tree.map(
             lambda x: x[int(name)], Variables(variables.params[REPLICAS], variables.state[REPLICAS])
         )
         return picked
-    checks.known(name, list(variables.params), "member")
+    checks.known(name, list(variables.params), "get_member")
     return Variables(variables.params[name], variables.state.get(name, {}))
 
 
@@ -173,12 +171,12 @@ def _named(members: Mapping[str, Outputs], main: str | None) -> Outputs:
     if main is not None:
         return {**outputs, **members[main]}
     for name, own in members.items():
-        checks.known("logits", checks.shapes(own), f"group, output of {name!r}")
+        checks.known("logits", checks.shapes(own), f"joint, output of {name!r}")
     logits = {name: own["logits"] for name, own in members.items()}
     first, *others = logits.values()
     if any(other.shape != first.shape for other in others):
         raise ValueError(
-            f"group: expected logits of one shape, to average them, got {checks.describe(logits)}. Name the member "
+            f"joint: expected logits of one shape, to average them, got {checks.describe(logits)}. Name the member "
             "whose logits are the group's: joint(..., main=)."
         )
     if others:

@@ -16,8 +16,6 @@ from jaxkd._core import checks
 from jaxkd.adapters._call_conventions import add_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["place_classes", "select_classes", "with_outputs"]
-
 
 def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
     """Adds outputs to a model, each a function of its other outputs.
@@ -127,20 +125,20 @@ def expand_classes(
     >>> outputs["logits"], outputs["known"]
     (Array([[  7., -inf,   5., -inf]], dtype=float32), Array([[5., 7.]], dtype=float32))
     """
-    these = _classes("place_classes, classes", classes)
+    these = _classes("expand_classes, classes", classes)
     if these.max() >= total:
-        raise ValueError(f"place_classes, classes: expected classes below the total of {total}, got {these.max()}.")
+        raise ValueError(f"expand_classes, classes: expected classes below the total of {total}, got {these.max()}.")
 
     def expanded(outputs: Outputs) -> Outputs:
-        checks.known(output, checks.shapes(outputs), "place_classes, model output")
+        checks.known(output, checks.shapes(outputs), "expand_classes, model output")
         logits = jnp.asarray(outputs[output])
         if logits.shape[-1] != len(these):
             raise ValueError(
-                f"place_classes: expected logits of {len(these)} classes at {output!r}, one for each of classes=, got "
+                f"expand_classes: expected logits of {len(these)} classes at {output!r}, one for each of classes=, got "
                 f"{checks.shape(logits)}."
             )
         whole = jnp.full((*logits.shape[:-1], total), -jnp.inf, logits.dtype).at[..., these].set(logits)
-        return {**add_outputs("place_classes", outputs, {name: logits}), output: whole}
+        return {**add_outputs("expand_classes", outputs, {name: logits}), output: whole}
 
     return _mapped(model, expanded)
 

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 from jaxkd.adapters._call_conventions import computing_in
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["precision"]
-
 
 def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
     """Makes a model compute in another floating-point dtype than its parameters'.

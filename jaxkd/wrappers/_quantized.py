@@ -23,8 +23,6 @@ from jaxkd._core.quantization import Include, check, chosen_tensors, decode, enc
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["initial_points", "learned_points", "quantize", "quantize_with", "quantized"]
-
 
 def quantized(
     model: Model, *, bits: int = 4, bucket: int | None = 256, include: Include = None, seed: int | None = None
@@ -152,9 +150,9 @@ def learned_codebook(
     >>> points, jax.grad(lambda p: loss(p)[0])(points)
     (Array([0., 1.], dtype=float32), Array([ 4., 20.], dtype=float32))
     """
-    check("learned_points", bits, bucket)
+    check("learned_codebook", bits, bucket)
     trained = adapters.variables(variables)
-    chosen_tensors("learned_points", trained.params, include)
+    chosen_tensors("learned_codebook", trained.params, include)
     types = jax.tree.map(lambda x: jnp.asarray(x).dtype, trained.params)
 
     def init(key: Array, batch: Batch) -> Variables:
@@ -232,8 +230,8 @@ def init_codebook(
     >>> init_codebook({"w": jnp.array([[1.0, 2.0, 2.0, 5.0]]), "b": jnp.zeros(2)}, bits=1)
     {'w': Array([0., 1.], dtype=float32)}
     """
-    check("initial_points", bits, bucket)
-    chosen, named = chosen_tensors("initial_points", params, include), by_path(params)
+    check("init_codebook", bits, bucket)
+    chosen, named = chosen_tensors("init_codebook", params, include), by_path(params)
 
     def quantiles(weight: Array) -> Array:
         u = scaled(weight, bucket)[0].reshape(-1)[: weight.size]

@@ -9,8 +9,6 @@ import jax
 
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
-__all__ = ["remat"]
-
 
 def remat(model: Model, policy: Callable[..., Any] | None = None) -> Model:
     """Rematerializes a model's activations in training, except those a policy saves.

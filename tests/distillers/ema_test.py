@@ -131,14 +131,14 @@ def test_average_of_a_scheme():
 def test_invalid_uses_are_refused():
     kd = distiller()
     state = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=SGD).init(jax.random.key(0), tiny.batch(8))
-    with pytest.raises(ValueError, match=r"averaged: the state has no opt_state\['average'\]"):
+    with pytest.raises(ValueError, match=r"with_ema: the state has no opt_state\['average'\]"):
         kd.step(state, tiny.batch(8))
-    with pytest.raises(ValueError, match="average_of: the state has no"):
+    with pytest.raises(ValueError, match="ema_params: the state has no"):
         distillers.ema_params(state)
-    with pytest.raises(ValueError, match="averaged: opt_state has 'average' already"):
+    with pytest.raises(ValueError, match="with_ema: opt_state has 'average' already"):
         distillers.with_ema(kd).init(jax.random.key(0), tiny.batch(8))
     with pytest.raises(
-        TypeError, match=r"averaged: expected a state whose opt_state is a dict, to which .* can be added, got tuple"
+        TypeError, match=r"with_ema: expected a state whose opt_state is a dict, to which .* can be added, got tuple"
     ):
         kd = toy.toy()
         flat = kd._replace(init=lambda key, batch: kd.init(key, batch)._replace(opt_state=()))

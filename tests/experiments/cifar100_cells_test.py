@@ -107,7 +107,10 @@ def test_a_cell_of_every_kind(place, states, name):
     if name == "crd":
         assert {len(bank) for bank in state.objective.state["crd"]["bank"].values()} == {tiny.TRAIN}
     if name == "ft":
-        learned, remembered = state.objective.params["ft"]["paraphraser"], state.objective.state["ft"]["paraphraser"]
+        learned, remembered = (
+            state.objective.params["ft"]["paraphraser"],
+            state.objective.state["ft"]["paraphraser"],
+        )
         jax.tree.map(np.testing.assert_array_equal, learned, remembered)
 
 

@@ -123,10 +123,10 @@ def test_written_state_has_no_gradient_and_both_embeddings_learn():
     for objective in CRD, QUEUE:
         variables = after(objective, initialize(objective, given), given)
 
-        def remembered(params, objective=objective, variables=variables):
+        def past_probabilities(params, objective=objective, variables=variables):
             state = objective.apply(params, variables.state, context(given), KEY).state
             return sum(jnp.sum(x) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact))
 
-        assert all((g == 0).all() for g in jax.tree.leaves(jax.jit(jax.grad(remembered))(variables.params)))
+        assert all((g == 0).all() for g in jax.tree.leaves(jax.jit(jax.grad(past_probabilities))(variables.params)))
         learned = run(objective, variables, arrays(seed=1)).params
         assert all((g != 0).any() for g in jax.tree.leaves(learned))

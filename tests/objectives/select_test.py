@@ -59,7 +59,7 @@ def test_parameters_fit_the_parts():
 
 
 def test_unknown_part_raises():
-    with pytest.raises(ValueError, match="between: expected outputs of 'c', and the model has 'a', 'a/b', 'b'"):
+    with pytest.raises(ValueError, match="select: expected outputs of 'c', and the model has 'a', 'a/b', 'b'"):
         select(KL, student="c").init(jax.random.key(0), CONTEXT)
     with pytest.raises(ValueError, match=r"no parts.*wrappers.joint"):
         select(KL, teacher="c").apply({}, {}, CONTEXT._replace(student={"logits": STUDENT["logits"]}), None)

@@ -137,7 +137,7 @@ def two_views():
     return Case(schemes.distorted_views(tiny.student, optimizer=SGD, feature="vector"), fixed=nothing, batch=with_views)
 
 
-def past_predictions():
+def progressive_self_kd():
     objective = combine(ps=objectives.progressive_self_kd(tiny.DATA, steps=10))
     return Case(distilled(objective, teacher=teachers.none()), fixed=nothing)
 
@@ -162,7 +162,7 @@ def quantized():
     return Case(distilled(student=student), model=student)
 
 
-def learned_points():
+def learned_codebook():
     trained = tiny.student.init(jax.random.key(4), tiny.batch(1))
     student = wrappers.learned_codebook(tiny.student, trained, bits=2, bucket=8, include=lambda path, x: True)
 
@@ -309,12 +309,12 @@ CASES = {
         be_your_own_teacher,
         class_wise,
         two_views,
-        past_predictions,
+        progressive_self_kd,
         virtual_teacher,
         adversarial,
         cross_modal,
         quantized,
-        learned_points,
+        learned_codebook,
         few_sample,
         data_free_generator,
         data_free_inversion,

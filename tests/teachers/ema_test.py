@@ -112,7 +112,7 @@ def test_ema_does_not_depend_on_the_devices(place):
 def test_a_decay_outside_0_to_1_is_an_error(decay):
     with pytest.raises(ValueError, match=r"ema, decay: expected a number in \[0, 1\]"):
         teachers.ema(tiny.student, decay=decay)
-    with pytest.raises(ValueError, match=r"averaged, decay: expected a number in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"with_ema, decay: expected a number in \[0, 1\]"):
         distillers.with_ema(distiller(tiny.student), decay=decay)
-    with pytest.raises(ValueError, match=r"rising_decay, decay"):
+    with pytest.raises(ValueError, match=r"ema_warmup, decay"):
         moving_average.ema_warmup(decay)

@@ -244,7 +244,7 @@ def test_unknown_names_raise_errors_that_teach():
         (
             {"a": FlowEdge("head", ["same"])},
             BATCH,
-            "expected the teacher's outputs in batch.*knowledge_flow.*student_alone",
+            "expected the teacher's outputs in batch.*knowledge_flow.*extract_student",
         ),
         ({"a": FlowEdge("head#1", ["same"])}, GIVEN, "'head' is called 1 times, there is no call 1"),
         (
@@ -264,9 +264,9 @@ def test_unknown_names_raise_errors_that_teach():
         x = {"image": TAUGHT["same"], "teacher": TAUGHT}
         with_flow(models.Twice(), {"a": FlowEdge("shared", ["same"])}, 1.0).init(KEY, x)
     model, variables = made()
-    with pytest.raises(ValueError, match="without a teacher, run the plain module with student_alone"):
+    with pytest.raises(ValueError, match="without a teacher, run the plain module with extract_student"):
         model.apply(variables, BATCH, key=None, train=False)
-    with pytest.raises(ValueError, match=r"student_alone: expected the variables of a flow.*got \['head', 'stem'\]"):
+    with pytest.raises(ValueError, match=r"extract_student: expected the variables of a flow.*got \['head', 'stem'\]"):
         extract_student(extract_student(variables))
-    with pytest.raises(ValueError, match="flow: 'dependence' is an output of the model already"):
+    with pytest.raises(ValueError, match="with_flow: 'dependence' is an output of the model already"):
         run(*made(taps={"dependence": "head"}))

@@ -12,8 +12,6 @@ from typing import Any
 from jaxkd.data._transforms import Transform
 from jaxkd.types import Batch
 
-__all__ = ["two_views", "with_pair"]
-
 _AGAIN = 1 << 30
 """Offset of the epoch for the second draw."""
 
@@ -24,8 +22,8 @@ def two_views(augment: Transform, *, image: str = "image", view: str = "view") -
     Also known as: DDGSD (data-distortion guided self-distillation).
 
     Xu & Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019. Pass the transform to
-    `jaxkd.distillers.preprocess`, which runs it on the device as part of the step; `jaxkd.schemes.distorted_views` trains on
-    the two views.
+    `jaxkd.distillers.preprocess`, which runs it on the device as part of the step; `jaxkd.schemes.distorted_views`
+    trains on the two views.
 
     Args:
       augment: batch transform that draws by example, such as `random_crop_flip` with its seed, or a `compose` of

@@ -23,8 +23,6 @@ Order = Callable[[jax.Array, jax.Array], jax.Array]
 
 Positions are ``int32[points, 2]`` in scan order; ``valid`` is ``bool[points]``, with all True values first."""
 
-__all__ = ["by_scan", "columns", "halves", "nearest_next", "rows", "spectrum", "strokes"]
-
 
 def halves(
     batch: Batch, *, axis: int = 2, names: tuple[str, str] = ("left", "right"), image: str = "image"

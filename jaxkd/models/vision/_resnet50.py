@@ -20,9 +20,9 @@ stage{k}_preact    ``BottleneckStage_{k-1}/Bottleneck_{last}/Residual_0``  as st
 
 All taps but ``preact`` follow the ReLU; ``preact`` is the input of the stage's last ReLU.
 
-The initialization is that of `jaxkd.models.vision._resnet`: Kaiming-normal (fan-out) convolutions, a scale of 1 in every
-BatchNorm (also the last one of a block), a linear layer uniform in ``±1/sqrt(fan_in)``. The biased running variance,
-explained there, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+The initialization is that of `jaxkd.models.vision._resnet`: Kaiming-normal (fan-out) convolutions, a scale of 1 in
+every BatchNorm (also the last one of a block), a linear layer uniform in ``±1/sqrt(fan_in)``. The biased running
+variance, explained there, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations

@@ -24,8 +24,6 @@ from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embe
 from jaxkd.objectives.layers import unit
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["crd"]
-
 
 def crd(
     student: str,

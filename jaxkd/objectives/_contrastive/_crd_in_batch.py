@@ -1,6 +1,6 @@
 """Contrastive distillation within the batch.
 
-`jaxkd.objectives._contrastive._crd_bank` and `jaxkd.objectives.crd_queue` take their negatives from a memory instead. All three learn
+`jaxkd.objectives.crd` and `jaxkd.objectives.crd_queue` take their negatives from a memory instead. All three learn
 a linear embedding of either network's feature, and distinguish an example's pair of embeddings from those of other
 classes.
 """
@@ -14,16 +14,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import batches
-from jaxkd._core.axes import gather as _gather  # noqa: F401  (schemes.cmi imports both from here)
 from jaxkd.objectives._checks import class_labels, positive
 from jaxkd.objectives._compose import reduce_values
-from jaxkd.objectives._contrastive._crd_bank import crd
-from jaxkd.objectives._contrastive._crd_queue import crd_queue
 from jaxkd.objectives._embeddings import check_features, embed, init_embeddings
-from jaxkd.objectives.layers import unit as _unit  # noqa: F401
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
-
-__all__ = ["crd", "crd_in_batch", "crd_queue"]
 
 
 def crd_in_batch(

@@ -18,8 +18,6 @@ from jaxkd.objectives._compose import lookup, reduce_values
 from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["crd_queue"]
-
 
 def crd_queue(
     student: str,

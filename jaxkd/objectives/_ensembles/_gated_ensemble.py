@@ -16,8 +16,6 @@ from jaxkd.objectives._select import select
 from jaxkd.objectives.layers import connector, connector_init, position_mean
 from jaxkd.types import Array, Context, Objective, ObjectiveVars
 
-__all__ = ["gated"]
-
 _ENSEMBLE = "ensemble"
 
 
@@ -61,14 +59,16 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
     """
     if not members or _ENSEMBLE in members:
         got = f"one named {_ENSEMBLE!r}" if members else "none"
-        raise ValueError(f"gated: expected members with names other than {_ENSEMBLE!r}, got {got}.")
+        raise ValueError(f"gated_ensemble: expected members with names other than {_ENSEMBLE!r}, got {got}.")
     paths = [f"student/{part}/logits" if part else "student/logits" for part in members.values()]
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        same_shape("gated", context, paths)
+        same_shape("gated_ensemble", {path: lookup(context, path) for path in paths})
         shared = lookup(context, feature)
         if len(shared.shape) < 2 or not jnp.issubdtype(shared.dtype, jnp.floating):
-            raise ValueError(f"gated, {feature}: expected a floating-point [batch, ...], got {checks.shape(shared)}.")
+            raise ValueError(
+                f"gated_ensemble, {feature}: expected a floating-point [batch, ...], got {checks.shape(shared)}."
+            )
         return connector_init(key, shared.shape[-1], len(paths))
 
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:

@@ -13,8 +13,6 @@ from jaxkd._core import checks
 from jaxkd.objectives._compose import add_loss, at_step, lookup, mask_of_shape, reduce_values
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["learned_ensemble"]
-
 
 def learned_ensemble(
     student: str = "student/logits",

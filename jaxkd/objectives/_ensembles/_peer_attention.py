@@ -19,8 +19,6 @@ from jaxkd.objectives._select import select
 from jaxkd.objectives.layers import dense, dense_init, position_mean
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
-__all__ = ["attentive"]
-
 _TARGET = "target"
 
 
@@ -80,21 +78,21 @@ def peer_attention(
     """
     if not peers or len({*peers, leader}) != len(peers) + 1:
         got = f"{[*peers, leader]}" if peers else "none"
-        raise ValueError(f"attentive: expected at least one peer, and each name once, got {got}.")
-    positive("attentive", temperature=temperature)
+        raise ValueError(f"peer_attention: expected at least one peer, and each name once, got {got}.")
+    positive("peer_attention", temperature=temperature)
     if features is not None and features < 1:
-        raise ValueError(f"attentive, features: expected a positive number, or None, got {features}.")
+        raise ValueError(f"peer_attention, features: expected a positive number, or None, got {features}.")
     logits_paths = [f"student/{peer}/logits" for peer in peers]
     paths = [f"student/{peer}/{feature}" for peer in peers]
     held = jax.lax.stop_gradient if hold else lambda x: x
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        same_shape("attentive", context, [*logits_paths, f"student/{leader}/logits"])
+        same_shape("peer_attention", {p: lookup(context, p) for p in (*logits_paths, f"student/{leader}/logits")})
         given = {path: lookup(context, path) for path in paths}
         sizes = {x.shape[-1] for x in given.values() if len(x.shape) > 1 and jnp.issubdtype(x.dtype, jnp.floating)}
         if len(sizes) != 1 or any(len(x.shape) < 2 for x in given.values()):
             raise ValueError(
-                f"attentive, {feature!r}: expected floating-point features [batch, ..., features] of one size for all "
+                f"peer_attention, {feature!r}: expected floating-point features [batch, ..., features] of one size for all "
                 f"peers, got {checks.describe(given)}."
             )
         size = sizes.pop()

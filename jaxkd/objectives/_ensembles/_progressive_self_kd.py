@@ -14,8 +14,6 @@ from jaxkd.objectives._compose import at_step, lookup, mask_out, reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["past_predictions", "remembered"]
-
 _BITS: dict[Any, Any] = {jnp.dtype(jnp.float32): jnp.int32, jnp.dtype(jnp.bfloat16): jnp.int16}
 
 
@@ -43,8 +41,8 @@ def progressive_self_kd(
     term.
 
     The predictions are state, a table ``[examples, classes]``, and so part of every checkpoint. Their bits are stored
-    as integers, since devices average floating-point state and a mean of equal numbers may round; `past_probabilities` reads
-    the table. ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
+    as integers, since devices average floating-point state and a mean of equal numbers may round; `past_probabilities`
+    reads the table. ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
 
     Args:
       examples: N, size of the training set that ``batch["index"]`` refers to. An index out of range yields NaN, as an
@@ -79,18 +77,18 @@ def progressive_self_kd(
     Array(2., dtype=float32)
     """
     if examples < 1:
-        raise ValueError(f"past_predictions, examples: expected the size of the training set, got {examples}.")
+        raise ValueError(f"progressive_self_kd, examples: expected the size of the training set, got {examples}.")
     if steps is not None and steps < 1:
-        raise ValueError(f"past_predictions, steps: expected a positive number, or None, got {steps}.")
+        raise ValueError(f"progressive_self_kd, steps: expected a positive number, or None, got {steps}.")
     if callable(alpha) and steps is not None:
         raise ValueError(
-            "past_predictions, steps: expected None beside a schedule of alpha, which already depends on the step."
+            "progressive_self_kd, steps: expected None beside a schedule of alpha, which already depends on the step."
         )
     if not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
-        raise ValueError(f"past_predictions, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
+        raise ValueError(f"progressive_self_kd, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
     stored = jnp.dtype(dtype)
     if stored not in _BITS:
-        raise ValueError(f"past_predictions, dtype: expected float32 or bfloat16, got {stored}.")
+        raise ValueError(f"progressive_self_kd, dtype: expected float32 or bfloat16, got {stored}.")
 
     def alpha_at(step: Any) -> Any:
         return at_step(alpha, step) if steps is None else alpha * jnp.minimum(step / steps, 1)
@@ -99,13 +97,13 @@ def progressive_self_kd(
         logits, label = lookup(context, student), lookup(context, labels)
         if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(
-                f"past_predictions, {student}: expected logits [batch, classes], got {checks.shape(logits)}."
+                f"progressive_self_kd, {student}: expected logits [batch, classes], got {checks.shape(logits)}."
             )
         place = lookup(context, index) if train else None
         for path, x in ((labels, label), (index, place)):
             if x is not None and (not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != logits.shape[:1]):
                 raise ValueError(
-                    f"past_predictions, {path}: expected integers [{logits.shape[0]}], got {checks.shape(x)}."
+                    f"progressive_self_kd, {path}: expected integers [{logits.shape[0]}], got {checks.shape(x)}."
                 )
         return logits, label, place
 

@@ -16,8 +16,6 @@ from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
 from jaxkd.objectives.layers import dense, dense_init, unit
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-__all__ = ["attention_graph"]
-
 _ENDS = ("front", "back")
 
 
@@ -164,4 +162,4 @@ def _align(params: Any, vector: Array, target: Array) -> Array:
 
 
 def _all_gather(x: Array, axis_name: str | None) -> Array:
-    return x if axis_name is None else jax.lax.all_all_gather(x, axis_name, tiled=True)
+    return x if axis_name is None else jax.lax.all_gather(x, axis_name, tiled=True)

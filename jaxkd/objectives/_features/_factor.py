@@ -110,12 +110,12 @@ def factor_translator(
     >>> params["translator"]["third"]["kernel"].shape
     (3, 3, 4, 4)
     """
-    positive("factor_transfer", rate=rate)
+    positive("factor_translator", rate=rate)
     loss = term(losses.factor_transfer, student, teacher, weight=weight)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         features = [lookup(context, path) for path in (student, teacher)]
-        maps("factor_transfer", features)
+        maps("factor_translator", features)
         channels, targets = (feature.shape[-1] for feature in features)
         factors = _factors(targets, rate)
         key, own = jax.random.split(key)
@@ -124,7 +124,7 @@ def factor_translator(
             given, wanted = (jax.tree.map(jnp.shape, tree) for tree in (trained, frozen))
             if given != wanted:
                 raise ValueError(
-                    f"factor_transfer: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
+                    f"factor_translator: expected trained= as the parameters of paraphraser({teacher!r}, rate={rate}), "
                     f"{wanted}, got {given}."
                 )
             frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, since the state is donated

@@ -23,8 +23,8 @@ def overhaul_connector(
     in training mode.
 
     The sum over the feature is large: the authors' code divides it by 1000, and the l-th of L stages by a further
-    2^(L−l). Three stages are therefore ``combine(a=overhaul_connector(..., weight=1e-3 / 4), b=overhaul_connector(..., weight=1e-3 / 2),
-    c=overhaul_connector(..., weight=1e-3))``.
+    2^(L−l). Three stages are therefore ``combine(a=overhaul_connector(..., weight=1e-3 / 4), b=overhaul_connector(...,
+    weight=1e-3 / 2), c=overhaul_connector(..., weight=1e-3))``.
 
     Args:
       student: path of the student's feature ``[batch, ..., features]`` before its ReLU.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, last_step, task_at, task_lengths, task_starts
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, old_class_kd, per_task_softmax, task_cross_entropy
 from jaxkd.types import (
@@ -39,8 +39,6 @@ from jaxkd.types import (
     TrainState,
     Variables,
 )
-
-__all__ = ["learning_without_forgetting", "lifelong"]
 
 
 def learning_without_forgetting(
@@ -81,8 +79,8 @@ def learning_without_forgetting(
       old_weight: λ_o, 1 in the paper; a number or an optax schedule of the step from the start of training. It contains
         no T²: `jaxkd.losses.soft_target_kl` with weight w corresponds to λ_o = T² w.
       temperature: T.
-      heads: `per_task_softmax`, `two_heads` or `single_head` of `jaxkd.objectives.continual`, or another function of that
-        form.
+      heads: `per_task_softmax`, `split_softmax` or `joint_softmax` of `jaxkd.objectives.continual`, or another function
+        of that form.
       metrics: function of a `Context`, reported by ``evaluate`` beside the two terms, such as
         `jaxkd.metrics.per_task`.
       train_metrics: function whose result is reported by ``step``, beside the terms.
@@ -134,7 +132,8 @@ def lifelong(
       objective: objective of all tasks; its schedules count the steps from the start of training.
       steps: number of steps of each task. The last task lasts until training ends; the first number may be 0.
       optimizer: any optax transformation; its state begins anew with each task.
-      objective_optimizer: optax transformation of what the objective learns; the same by default. Its state begins anew too.
+      objective_optimizer: optax transformation of what the objective learns; the same by default. Its state begins anew
+        too.
       metrics: function of a `Context`, reported by ``evaluate`` beside the objective's terms.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
 from jaxkd._core import batches
 from jaxkd._core.arrays import strongly_typed
@@ -28,7 +29,6 @@ from jaxkd._core.tasks import (
     task_starts,
 )
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
 from jaxkd.schemes.continual._lifelong import former_self, is_start, with_task
@@ -50,8 +50,6 @@ from jaxkd.types import (
     TrainState,
     Variables,
 )
-
-__all__ = ["retrospection"]
 
 OLD, EXPERT = "old", "expert"
 

@@ -13,8 +13,6 @@ from jaxkd.teachers import none
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective
 from jaxkd.wrappers import Exit, with_exits
 
-__all__ = ["branches"]
-
 _MODEL = "model"
 
 
@@ -36,9 +34,9 @@ def branches(
 
     ``own(z_e) + Σ_i own(z_i) + Σ_i taught(z_i ← z_e)``, where the ensemble z_e is the sum of the branches' logits z_i,
     weighted by a learned gate. Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018,
-    equation 8. `jaxkd.objectives.gated_ensemble` defines the gate and its gradients. The student's own last layers are one
-    branch, the exits are the others, usually copies of these layers at one tap. In the paper the branches share all but
-    the last stage, T is 3, and the weight of ``taught`` rises over 80 of 300 epochs (`ramp_up`).
+    equation 8. `jaxkd.objectives.gated_ensemble` defines the gate and its gradients. The student's own last layers are
+    one branch, the exits are the others, usually copies of these layers at one tap. In the paper the branches share all
+    but the last stage, T is 3, and the weight of ``taught`` rises over 80 of 300 epochs (`ramp_up`).
 
     Args:
       student: model with a tap where the branches begin.

@@ -18,8 +18,6 @@ from jaxkd.schemes.peers._mutual import students_of
 from jaxkd.teachers import none
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, ObjectiveVars
 
-__all__ = ["collaborative"]
-
 _ENSEMBLE = "ensemble"
 
 
@@ -56,15 +54,15 @@ def collaborative(
         logits ``[batch, classes]``.
       peers: number of copies; None if the students have names.
       labels: path of the integer labels ``[batch]``.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by default
-        the optimizer.
+      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
+        default the optimizer.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the students' mean
         logits and of each student, ``accuracy/NAME``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one student. The terms' metrics are
-      ``own/NAME/...`` and ``taught/NAME/...``.
+      A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one student. The terms' metrics
+      are ``own/NAME/...`` and ``taught/NAME/...``.
 
     Raises:
       ValueError: there are no students, or ``peers`` does not fit them; from ``init``: the students' logits differ in
@@ -90,7 +88,7 @@ def collaborative(
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
-        same_shape("collaborative", context, paths)
+        same_shape("collaborative", {path: lookup(context, path) for path in paths})
         return ObjectiveVars()
 
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:

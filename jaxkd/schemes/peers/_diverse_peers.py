@@ -14,8 +14,6 @@ from jaxkd.teachers import none
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, Schedule
 from jaxkd.wrappers import joint
 
-__all__ = ["diverse_peers"]
-
 _PEERS, _LEADER = "peers", "leader"
 
 
@@ -41,8 +39,8 @@ def diverse_peers(
 
     ``Σ_i own(i) + w T² (Σ_a KL(Σ_b α_ab q_b ‖ q_a) + KL(mean_b q_b ‖ q_leader))`` with a learned attention α over the
     auxiliary peers. Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020.
-    `jaxkd.objectives.peer_attention` defines α and its gradients and lists where the authors' code differs. The leader is
-    the model to deploy. For peers that share their lower layers, as in most of the paper's experiments, use
+    `jaxkd.objectives.peer_attention` defines α and its gradients and lists where the authors' code differs. The leader
+    is the model to deploy. For peers that share their lower layers, as in most of the paper's experiments, use
     `jaxkd.wrappers.with_exits` and that objective.
 
     Args:
@@ -63,8 +61,8 @@ def diverse_peers(
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. ``wrappers.get_member(state.student, "leader")`` are the variables of the leader. The terms' metrics
-      are ``own/leader``, ``own/peers/NAME``, ``taught/leader`` and ``taught/peers/NAME``.
+      A `Distiller`. ``wrappers.get_member(state.student, "leader")`` are the variables of the leader. The terms'
+      metrics are ``own/leader``, ``own/peers/NAME``, ``taught/leader`` and ``taught/peers/NAME``.
 
     Raises:
       ValueError: there are no auxiliaries, or ``peers`` does not fit them; from ``init``: the feature does not exist,

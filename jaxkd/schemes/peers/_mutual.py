@@ -14,8 +14,6 @@ from jaxkd.teachers import none
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, ObjectiveOut, Teacher
 from jaxkd.wrappers import joint, replicate
 
-__all__ = ["mutual"]
-
 
 def mutual(
     students: Mapping[str, Model] | Model,
@@ -50,8 +48,8 @@ def mutual(
       optimizer: any optax transformation, for each peer.
       peers: number of copies; None if the students have names.
       teacher: another teacher of all peers, from `jaxkd.teachers`, which ``own`` can read; none by default.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by default
-        the optimizer.
+      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
+        default the optimizer.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the peers' ensemble and
         of each peer, ``accuracy/NAME``.
       train_metrics: function whose result is reported by ``step``, beside the terms.

@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd.distillers import distill, per_model
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine, select
 from jaxkd.teachers import none
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective
 from jaxkd.wrappers import joint
-
-__all__ = ["online"]
 
 _STUDENT, _TEACHER = "student", "teacher"
 
@@ -45,15 +43,15 @@ def online(
       teacher_objective: objective of the teacher. Its outputs are ``student/...`` there, as when it is trained alone.
       optimizer: any optax transformation, for the student.
       teacher_optimizer: optax transformation of the teacher; by default the same, with a state of its own.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by default
-        the optimizer of the model.
+      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
+        default the optimizer of the model.
       metrics: function of a `Context` with student and teacher, as in offline distillation; its result is reported by
         ``evaluate``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. ``wrappers.get_member(state.student, "student")`` are the variables of the student, ``"teacher"`` those
-      of the teacher. Metrics of the two objectives begin with ``student/`` and ``teacher/``.
+      A `Distiller`. ``wrappers.get_member(state.student, "student")`` are the variables of the student, ``"teacher"``
+      those of the teacher. Metrics of the two objectives begin with ``student/`` and ``teacher/``.
 
     Raises:
       ValueError: from ``init``: an objective reads an entry that does not exist.

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 
 from jaxkd.types import Array, Schedule
 
-__all__ = ["ramp_up"]
-
 
 def ramp_up(steps: int, *, high: float = 1.0) -> Schedule:
     """Gaussian ramp-up ``high · exp(−5 (1 − min(t, n)/n)²)`` over n steps.

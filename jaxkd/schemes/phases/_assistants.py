@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.schemes.phases._sequential import Phase, inherit, sequential
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher
-
-__all__ = ["assistants", "best_chain", "chains"]
 
 _STUDENT = "student"
 

@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd import teachers, wrappers
 from jaxkd._core import axes
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.schemes.phases._sequential import Phase, inherit, sequential
 from jaxkd.types import Array, Batch, Context, Distiller, Metrics, Model, Objective, Teacher, TrainState
-
-__all__ = ["born_again"]
 
 
 def born_again(
@@ -51,9 +49,9 @@ def born_again(
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. ``wrappers.get_member(state.student, "2")`` are the variables of generation 2. ``evaluate`` reports the
-      current generation, and under ``ensemble/...`` the ensemble of all generations k ≥ 1 that have begun, the last of
-      which may still be in training. Before generation 1, these metrics have a count of 0.
+      A `Distiller`. ``wrappers.get_member(state.student, "2")`` are the variables of generation 2. ``evaluate`` reports
+      the current generation, and under ``ensemble/...`` the ensemble of all generations k ≥ 1 that have begun, the last
+      of which may still be in training. Before generation 1, these metrics have a count of 0.
 
     Raises:
       ValueError: the number of generations or of steps is not positive.
@@ -95,7 +93,7 @@ def born_again(
         count = jnp.clip((state.step - 1) // steps, 0, generations)  # generations k ≥ 1 that have begun
         logits = _ensemble(state, batch, count)
         context = Context({"logits": logits}, {}, batch, state.step, axes.mapped_axis())
-        ensemble = metrics.psum(metrics_lib.classification(context), context.axis_name)
+        ensemble = metrics_lib.psum(metrics_lib.classification(context), context.axis_name)
         counted = {name: jax.tree.map(lambda x: jnp.where(count > 0, x, 0), mean) for name, mean in ensemble.items()}
         return {**metrics, **{f"ensemble/{name}": mean for name, mean in counted.items()}}
 

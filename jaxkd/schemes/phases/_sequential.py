@@ -15,8 +15,6 @@ from jaxkd._core.tree_paths import by_path
 from jaxkd.schemes.phases._switch import starts_of, switch
 from jaxkd.types import Array, Batch, Distiller, Metrics, ObjectiveVars, PyTree, TrainState, Variables
 
-__all__ = ["Begin", "Leg", "handed", "relay"]
-
 Begin = Callable[[TrainState, Mapping[str, TrainState]], TrainState]
 """``(fresh, done) -> state``: from a phase's initialized state and the states of earlier phases by name, the state with
 which the phase begins."""
@@ -73,9 +71,9 @@ def sequential(**legs: Phase) -> Distiller:
     (1.0, True)
     """
     if slashed := [name for name in legs if "/" in name]:
-        raise ValueError(f"relay: expected names without a slash, got {slashed}.")
+        raise ValueError(f"sequential: expected names without a slash, got {slashed}.")
     names = list(legs)
-    starts = starts_of([leg.steps for leg in legs.values()], "relay, phase")[: len(legs)]
+    starts = starts_of([leg.steps for leg in legs.values()], "sequential, phase")[: len(legs)]
 
     def init(key: Array, batch: Batch) -> TrainState:
         made = {name: leg.kd.init(_own_key(key, i), batch) for i, (name, leg) in enumerate(legs.items())}
@@ -160,8 +158,8 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
 
     Args:
       student: name of the phase whose student this phase trains further; None for a freshly initialized one.
-      teacher: name of the phase whose student becomes the teacher's `Variables`, as in `jaxkd.teachers.placeholder`; None
-        leaves the teacher unchanged.
+      teacher: name of the phase whose student becomes the teacher's `Variables`, as in `jaxkd.teachers.placeholder`;
+        None leaves the teacher unchanged.
       within: for a teacher with several members, such as `jaxkd.teachers.ensemble`, the member that is replaced.
 
     Returns:
@@ -178,13 +176,13 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
     def begin(fresh: TrainState, done: Mapping[str, TrainState]) -> TrainState:
         for name in (student, teacher):
             if name is not None:
-                checks.known(name, list(done), "handed, phase")
+                checks.known(name, list(done), "inherit, phase")
         if student is not None:
             fresh = fresh._replace(student=done[student].student)
         if teacher is not None:
             taught: PyTree = done[teacher].student
             if within is not None:
-                checks.known(within, list(fresh.teacher), "handed, member of the teacher")
+                checks.known(within, list(fresh.teacher), "inherit, member of the teacher")
                 taught = {**fresh.teacher, within: taught}
             fresh = fresh._replace(teacher=taught)
         return fresh
@@ -204,7 +202,7 @@ def _check_begin(name: str, leg: Phase, fresh: TrainState, done: Mapping[str, Tr
     if leg.begin is None:
         return
     if not done:
-        raise ValueError(f"relay, phase {name!r}, begin: expected None for the first phase.")
+        raise ValueError(f"sequential, phase {name!r}, begin: expected None for the first phase.")
     made = jax.eval_shape(lambda fresh, done: leg.begin(fresh, done), fresh, dict(done))  # type: ignore[misc]
 
     def described(state: TrainState) -> dict[str, str]:
@@ -215,7 +213,7 @@ def _check_begin(name: str, leg: Phase, fresh: TrainState, done: Mapping[str, Tr
     if different := [path for path in expected.keys() | got.keys() if expected.get(path) != got.get(path)]:
         first = sorted(different)[0]
         raise ValueError(
-            f"relay, phase {name!r}, begin: expected a state of this phase, with {first} of "
+            f"sequential, phase {name!r}, begin: expected a state of this phase, with {first} of "
             f"{expected.get(first, 'absent')}, got {got.get(first, 'absent')} ({len(different)} differ). A model "
             "that is handed over needs the architecture of this phase's."
         )

@@ -27,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxkd import metrics as metrics_lib
 from jaxkd._core.arrays import strongly_typed
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.schemes.phases._switch import starts_of, switch
 from jaxkd.types import (
     OBJECTIVE,
@@ -46,8 +46,6 @@ from jaxkd.types import (
     Teacher,
     TrainState,
 )
-
-__all__ = ["Stage", "staged"]
 
 
 class Stage(NamedTuple):

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 
 from jaxkd.types import Array, Batch, Mean, Metrics, TrainState
 
-__all__ = ["starts_of", "switch"]
-
 Branch = Callable[[TrainState, Batch], tuple[Any, Metrics]]
 
 

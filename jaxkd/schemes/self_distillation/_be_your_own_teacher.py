@@ -11,14 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import adapters, losses, teachers
+from jaxkd import metrics as metrics_lib
 from jaxkd._core import checks
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine, select, term
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Objective, Schedule
 from jaxkd.wrappers import Exit, with_exits
-
-__all__ = ["byot", "exit_head"]
 
 
 def byot(
@@ -49,8 +47,8 @@ def byot(
     reimplementation has T², α = 0.1, a weight 1 − α also on the deepest classifier's cross-entropy, and 1e-6 times the
     sum of squares over a batch of 128, which is about 1e-4 times the mean over examples, the default here.
 
-    The network is not edited: exits begin at taps. ``wrappers.get_member(state.student, "model")`` are the variables of the
-    plain model, without the exits.
+    The network is not edited: exits begin at taps. ``wrappers.get_member(state.student, "model")`` are the variables of
+    the plain model, without the exits.
 
     Args:
       model: model with taps where exits begin, from an adapter.

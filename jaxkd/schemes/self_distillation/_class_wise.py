@@ -7,13 +7,11 @@ from collections.abc import Callable
 import optax
 
 from jaxkd import losses, teachers
+from jaxkd import metrics as metrics_lib
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import combine, select, term
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Schedule
 from jaxkd.wrappers import views
-
-__all__ = ["class_wise"]
 
 _PAIR = "pair"
 

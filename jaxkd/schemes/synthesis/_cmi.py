@@ -36,8 +36,6 @@ from jaxkd.schemes.synthesis._contract import (
 )
 from jaxkd.types import Array, Batch, Metrics, Model, Outputs, PyTree, Teacher, Variables
 
-__all__ = ["cmi", "contrast", "resized_crop_and_flip"]
-
 _GENERATOR, _HEAD = "generator", "head"
 _VIEWS = ("local", "global")
 

@@ -13,8 +13,6 @@ from jaxkd._core import checks
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd.types import Array, Batch, Mean, Metrics, Model, PyTree, Teacher, Variables
 
-__all__ = ["Synthesis"]
-
 IMAGE, LABEL, NOISE = "image", "label", "noise"
 STATISTICS = "batch_statistics"
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import schemes
 from jaxkd._core import axes, batches
 from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.axes import average_over_devices
@@ -23,6 +22,7 @@ from jaxkd.schemes.synthesis._contract import (
     generated,
     gradient,
     image_of,
+    mean_of,
     needs,
     output_of,
     reported,
@@ -31,8 +31,6 @@ from jaxkd.schemes.synthesis._contract import (
     zeros,
 )
 from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
-
-__all__ = ["dafl"]
 
 
 def dafl(
@@ -66,8 +64,8 @@ def dafl(
       one_hot: weight of the first term.
       activation: α.
       entropy: β.
-      statistics: weight of the teacher's output ``batch_statistics``, from `jaxkd.wrappers.with_batch_stat_distance`; it
-        is not in the paper.
+      statistics: weight of the teacher's output ``batch_statistics``, from `jaxkd.wrappers.with_batch_stat_distance`;
+        it is not in the paper.
 
     Returns:
       A `Synthesis` that makes ``image``, and ``label``, the teacher's argmax. It trains the generator.
@@ -124,7 +122,7 @@ def dafl(
                 value += activation * values["activation"]
             if statistics:
                 distance = output_of("dafl", teacher_outputs, STATISTICS)
-                values["statistics"] = schemes.mean_of(distance, mask, axis_name)
+                values["statistics"] = mean_of(distance, mask, axis_name)
                 value += statistics * values["statistics"]
             return value, ({IMAGE: image, LABEL: label}, new, values)
 

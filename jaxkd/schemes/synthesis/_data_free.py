@@ -10,8 +10,6 @@ from jaxkd.metrics import join
 from jaxkd.schemes.synthesis._contract import LABEL, Synthesis
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState
 
-__all__ = ["data_free"]
-
 _SLOT = "synthesis"
 _STREAM = 0x5E6D  # folded into the key, so that the synthesizer's keys differ from the wrapped distiller's
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import schemes
 from jaxkd._core import axes, batches
 from jaxkd._core.arrays import strongly_typed
 from jaxkd.schemes.synthesis import _rounds, _terms
@@ -28,8 +27,6 @@ from jaxkd.schemes.synthesis._contract import (
     with_student,
 )
 from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
-
-__all__ = ["inversion"]
 
 
 def inversion(
@@ -160,7 +157,7 @@ def inversion(
             value += total_variation * values["total_variation"] + l2 * values["l2"]
             if statistics:
                 distance = output_of("inversion", teacher_outputs, STATISTICS)
-                values["statistics"] = schemes.mean_of(distance, mask, axis_name)
+                values["statistics"] = mean_of(distance, mask, axis_name)
                 value += statistics * values["statistics"]
             if competition and student is not None:
                 student_logits = output_of("inversion", outputs_of(student, variables, inputs), "logits")

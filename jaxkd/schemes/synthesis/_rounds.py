@@ -19,8 +19,6 @@ import jax.numpy as jnp
 from jaxkd.schemes.synthesis._contract import IMAGE, LABEL, total
 from jaxkd.types import Array, PyTree
 
-__all__ = ["begin", "check", "check_size", "collect", "draw", "finish"]
-
 
 def check(caller: str, iterations: int, slots: int) -> None:
     """Checks the number of iterations and of slots.

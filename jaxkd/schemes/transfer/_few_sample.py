@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import adapters
+from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
 from jaxkd._core.arrays import shape_of, strongly_typed
 from jaxkd._core.tree_paths import by_path
 from jaxkd.distillers import step_keys, teacher_outputs
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.metrics import join
 from jaxkd.types import (
     OBJECTIVE,
@@ -38,8 +38,6 @@ from jaxkd.types import (
     Teacher,
     TrainState,
 )
-
-__all__ = ["FewSampleLayer", "few_sample"]
 
 
 class FewSampleLayer(NamedTuple):
@@ -125,9 +123,9 @@ def few_sample(
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
-        teacher_outputs = teacher_outputs(teacher, state, batch, key)
-        entries = {**batch, "step": state.step, "teacher": teacher_outputs}
-        return student.apply(state.student, entries, key=None, train=False)[0], teacher_outputs
+        taught = teacher_outputs(teacher, state, batch, key)
+        entries = {**batch, "step": state.step, "teacher": taught}
+        return student.apply(state.student, entries, key=None, train=False)[0], taught
 
     def init(key: Array, batch: Batch) -> TrainState:
         run_key, student_key, teacher_key = jax.random.split(key, 3)
@@ -163,7 +161,7 @@ def few_sample(
         branches = [*map(fit_of, layers), lambda params, sums: (params, sums)]
         params, sums = jax.lax.switch(at, branches, state.student.params, state.objective.state)
         fitted = state.student._replace(params=params)
-        reported = metrics.psum(residuals(outputs, mask), axis_name)
+        reported = metrics_lib.psum(residuals(outputs, mask), axis_name)
         number = Mean(jnp.minimum(at, len(layers) - 1).astype(jnp.float32), jnp.float32(1))
         return state._replace(
             student=fitted,
@@ -176,15 +174,15 @@ def few_sample(
         axis_name = axes.mapped_axis()
         outputs = outputs_of(state, batch, None)
         extra = metrics(Context(*outputs, batch, state.step, axis_name))
-        return metrics.psum(join(residuals(outputs, batches.example_mask(batch)), extra), axis_name)
+        return metrics_lib.psum(join(residuals(outputs, batches.example_mask(batch)), extra), axis_name)
 
     def residuals(outputs: tuple[Outputs, Outputs], mask: Array | None) -> Metrics:
         squares = {}
         for name, layer in layers.items():
             x, y = _features(layer, *outputs)
             squares[name] = jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
-        named = {f"residual/{name}": metrics.from_values(square, mask) for name, square in squares.items()}
-        return {"loss": metrics.from_values(sum(squares.values(), jnp.zeros(())), mask), **named}
+        named = {f"residual/{name}": metrics_lib.from_values(square, mask) for name, square in squares.items()}
+        return {"loss": metrics_lib.from_values(sum(squares.values(), jnp.zeros(())), mask), **named}
 
     return Distiller(init, step, evaluate)
 

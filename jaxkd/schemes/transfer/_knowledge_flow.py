@@ -9,13 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxkd import metrics
+from jaxkd import metrics as metrics_lib
 from jaxkd.distillers import distill
-from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import term
 from jaxkd.types import Array, Batch, Context, Distiller, Mean, Metrics, Model, Objective, Schedule, Teacher, Variables
-
-__all__ = ["dependence_loss", "knowledge_flow", "report_dependence"]
 
 
 def dependence_loss(*, weight: float | Array | Schedule) -> Objective:
@@ -50,7 +47,7 @@ def report_dependence(context: Context) -> Metrics:
     """
     mask = context.batch.get("mask")
     return {
-        name: metrics.from_values(value, mask)
+        name: metrics_lib.from_values(value, mask)
         for name, value in context.student.items()
         if name == "dependence" or name.startswith("dependence/")
     }

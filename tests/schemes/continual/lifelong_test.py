@@ -22,15 +22,15 @@ from tests.schemes import sequences
 from tests.schemes.sequences import SGD, STEPS, TASKS, batch, jitted, log_softmax, run, student, task_of
 
 HEADS = {
-    "task_heads": continual.per_task_softmax,
-    "two_heads": continual.split_softmax,
-    "single_head": continual.joint_softmax,
+    "per_task_softmax": continual.per_task_softmax,
+    "split_softmax": continual.split_softmax,
+    "joint_softmax": continual.joint_softmax,
 }
 PER_TASK = _forgetting.per_task(TASKS, steps=STEPS)
 
 
 @functools.cache
-def lwf(heads="task_heads", **options):
+def lwf(heads="per_task_softmax", **options):
     options = {"tasks": TASKS, "steps": STEPS, "optimizer": SGD, "old_weight": 0.7} | options
     return learning_without_forgetting(student, heads=HEADS[heads], **options)
 
@@ -41,9 +41,9 @@ def rivals(heads, task):
     old = [number for group in TASKS[:task] for number in group]
     together = [old] if old else []
     return {
-        "task_heads": (list(TASKS[task]), [list(group) for group in TASKS[:task]]),
-        "two_heads": (list(TASKS[task]), together),
-        "single_head": (seen, together),
+        "per_task_softmax": (list(TASKS[task]), [list(group) for group in TASKS[:task]]),
+        "split_softmax": (list(TASKS[task]), together),
+        "joint_softmax": (seen, together),
     }[heads]
 
 
@@ -64,7 +64,7 @@ def by_hand(heads, task, teacher):
     return distill(student, teacher, jaxkd.combine(**terms), optimizer=SGD)
 
 
-@pytest.mark.parametrize("heads", ["task_heads", "two_heads"])
+@pytest.mark.parametrize("heads", ["per_task_softmax", "split_softmax"])
 def test_sequence_equals_separate_runs(heads):
     state, found = run(lwf(heads), 7)
     variables, expected = lwf().init(jax.random.key(1), batch(0)).student, []
@@ -88,7 +88,7 @@ def reference(heads, task, logits, others, label, temperature):
     _, old = rivals(heads, task)
     ce, kd = np.empty(len(label)), np.zeros(len(label))
     for n, y in enumerate(label):
-        among = next(list(g) for g in TASKS if y in g) if heads == "task_heads" else rivals(heads, task)[0]
+        among = next(list(g) for g in TASKS if y in g) if heads == "per_task_softmax" else rivals(heads, task)[0]
         if y not in among:  # the old one of two heads
             among = old[0]
         ce[n] = -log_softmax(logits[n, among])[among.index(y)]
@@ -214,7 +214,7 @@ def test_teacher_includes_batch_statistics():
 
 def test_shard_map_equals_jit():
     """With retained examples, all on the first device."""
-    kd, give = lwf("two_heads"), functools.partial(batch, retained=2)
+    kd, give = lwf("split_softmax"), functools.partial(batch, retained=2)
     expected, metrics = run(kd, 7, give=give)
     mesh = Mesh(np.array(jax.devices()[:3]), (jaxkd.DATA_AXIS,))
     whole, split = PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)
@@ -231,7 +231,7 @@ def test_masked_examples_equal_dropped_examples():
         more = {"image": np.full((3, 2, 2, 2), 1e4, np.float32), "label": np.array([99, -1, 3], np.int32)}
         return {k: np.concatenate([x, more[k]]) for k, x in given.items()} | {"mask": np.arange(9) < 6}
 
-    kd = lwf("two_heads")
+    kd = lwf("split_softmax")
     (state, found), (expected, metrics) = run(kd, 7, give=padded), run(kd, 7)
     tiny.assert_close(state, expected)
     for one, other in zip(found, metrics, strict=True):
@@ -257,7 +257,7 @@ def test_evaluation_between_tasks_uses_the_task_of_the_last_step():
     state, _ = run(kd, 5)
     found = tiny.numbers(jitted(kd.evaluate)(state, batch(4)))
     assert found["task"] == 1
-    _, kept = reference("task_heads", 1, *_logits(state, batch(4)), batch(4)["label"], 2.0)
+    _, kept = reference("per_task_softmax", 1, *_logits(state, batch(4)), batch(4)["label"], 2.0)
     assert found["kd"] == pytest.approx(kept.mean(), rel=1e-4)
     assert found["kd"] > 1e-4
     assert {"accuracy/0", "accuracy/2", "accuracy_within/1"} <= found.keys()
@@ -272,7 +272,7 @@ def _logits(state, given):
 @pytest.mark.slow
 def test_resume_in_the_second_task_is_exact(tmp_path):
     train, key = sequences.sequence(more=3), jax.random.key(3)
-    kd = lwf("two_heads", metrics=PER_TASK)
+    kd = lwf("split_softmax", metrics=PER_TASK)
     options = {"key": key, "progress": False, "chunk": 1, "evaluate": sequences.everything(), "eval_every": 1}
     whole = fit(kd, train, steps=9, **options)
     fit(kd, train, steps=4, directory=tmp_path, **options)

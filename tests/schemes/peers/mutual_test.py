@@ -125,7 +125,7 @@ def test_metrics_equal_those_of_the_peers_alone():
 
 def test_invalid_arguments_raise():
     options = {"own": CE, "mutual": KL, "optimizer": SGD}
-    with pytest.raises(ValueError, match="group: expected at least one, got none"):
+    with pytest.raises(ValueError, match="joint: expected at least one, got none"):
         mutual({}, **options)
     with pytest.raises(ValueError, match="mutual, peers: expected None, as the students have names, got 2"):
         mutual(PEERS, peers=2, **options)

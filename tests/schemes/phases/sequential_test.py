@@ -136,7 +136,7 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match=r"phase 'b', begin: expected a state.*first.*architecture of this phase's"):
         other.init(jax.random.key(0), tiny.batch(8))
     missing = sequential(a=Phase(first(), 1), b=Phase(second(), begin=inherit(teacher="c")))
-    with pytest.raises(ValueError, match="handed, phase"):
+    with pytest.raises(ValueError, match="inherit, phase"):
         missing.init(jax.random.key(0), tiny.batch(8))
 
 

@@ -310,7 +310,7 @@ def made(synthesis, batch):
         (lambda: invert(slots=0), "slots: expected at least 1, got 0"),
         (lambda: invert(jitter=-1), "jitter: expected a number of pixels"),
         (lambda: invert(competition=1.0), "a weight of 1.0; give student="),
-        (invert, "'batch_statistics'.*with_batch_statistics"),
+        (invert, "'batch_statistics'.*with_batch_stat_distance"),
         (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' if classes= is given"),
         (lambda: contrasted(features=[]), "features: expected at least one"),
         (lambda: contrasted(temperature=0.0), "temperature: expected a positive"),
