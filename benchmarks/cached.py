@@ -73,7 +73,7 @@ def sides(case: Case, directory: Path) -> tuple[dict[str, tuple[Any, Any]], jaxk
 
     def distiller(teacher: jaxkd.Teacher, **terms: jaxkd.Objective) -> jaxkd.Distiller:
         composed = jaxkd.distill(student, teacher, jaxkd.combine(**terms), optimizer=optax.sgd(0.05, momentum=0.9))
-        return preprocess(composed, train=cache.transform)
+        return preprocess(composed, train_transform=cache.transform)
 
     targets = np.tile(np.arange(case.dataset.num_classes, dtype=np.float32), (len(case.dataset.arrays["index"]), 1))
     column = case.dataset._replace(arrays={**case.dataset.arrays, "targets": targets})

@@ -124,7 +124,7 @@ def setting(case: Case, directory: Path) -> Setting:
     )
     optimizer = optax.sgd(0.01, momentum=0.9)
     kd = jaxkd.distill(student, teachers.cached(cache), objective, optimizer=optimizer)
-    return Setting(preprocess(kd, train=case.augment), jaxkd.cache.attach(cache, loader))
+    return Setting(preprocess(kd, train_transform=case.augment), jaxkd.cache.attach(cache, loader))
 
 
 def in_turn(shared: Setting, seeds: Sequence[int]) -> Side:

@@ -95,13 +95,15 @@ ROWS = {
     "activation_boundary": Row(combine(ab=boundary_connector(*VECTORS, weight=0.1)), {"ab": 0.1}, learns=True),
     "review": Row(
         combine(
-            review=review(("student/map", "student/vector"), ("teacher/map", "teacher/vector"), features=3, weight=0.5)
+            review=review(
+                ("student/map", "student/vector"), ("teacher/map", "teacher/vector"), hidden_size=3, weight=0.5
+            )
         ),
         {"review": 0.5},
         learns=True,
     ),
     "embedded": Row(
-        combine(cc=on_embeddings(losses.consecutive_correlation, *VECTORS, features=3, weight=0.1)),
+        combine(cc=on_embeddings(losses.consecutive_correlation, *VECTORS, embedding_size=3, weight=0.1)),
         {"cc": 0.1},
         learns=True,
     ),
@@ -111,13 +113,17 @@ ROWS = {
     "dual_masked_generation": Row(
         combine(dmkd=dual_masked_generation(*MAPS, weight=0.01)), {"dmkd": 0.01}, learns=True
     ),
-    "crd": Row(combine(crd=crd(*VECTORS, CLASS_OF, negatives=6, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
-    "crd_queue": Row(combine(crd=crd_queue(*VECTORS, size=12, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
-    "crd_in_batch": Row(combine(crd=crd_in_batch(*VECTORS, features=3, weight=0.1)), {"crd": 0.1}, learns=True),
+    "crd": Row(
+        combine(crd=crd(*VECTORS, CLASS_OF, negatives=6, embedding_size=3, weight=0.1)), {"crd": 0.1}, learns=True
+    ),
+    "crd_queue": Row(
+        combine(crd=crd_queue(*VECTORS, queue_size=12, embedding_size=3, weight=0.1)), {"crd": 0.1}, learns=True
+    ),
+    "crd_in_batch": Row(combine(crd=crd_in_batch(*VECTORS, embedding_size=3, weight=0.1)), {"crd": 0.1}, learns=True),
     "attention_graph": Row(
         combine(
             mhgd=attention_graph(
-                ("student/map", "student/vector"), ("teacher/map", "teacher/vector"), heads=2, features=3, weight=2.0
+                ("student/map", "student/vector"), ("teacher/map", "teacher/vector"), heads=2, hidden_size=3, weight=2.0
             )
         ),
         {"mhgd": 2.0},
@@ -125,7 +131,7 @@ ROWS = {
         extras={"mhgd/estimator": 1.0},
     ),
     "adversarial": Row(
-        combine(gan=adversarial(*LOGITS, discriminator=mlp(5), labels="batch/label", weight=0.2)),
+        combine(gan=adversarial(*LOGITS, discriminator=mlp(5), label_path="batch/label", weight=0.2)),
         {"gan": 0.2},
         learns=True,
         extras={"gan/discriminator": 1.0, "gan/accuracy": 0.0},
@@ -143,7 +149,7 @@ ROWS = {
         extras={"kd/temperature": 0.0},
     ),
     "instance_temperature": Row(
-        combine(kd=instance_temperature(hidden=4, weight=0.9)),
+        combine(kd=instance_temperature(hidden_size=4, weight=0.9)),
         {"kd": 0.9},
         learns=True,
         extras={"kd/temperature": 0.0},

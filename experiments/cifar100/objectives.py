@@ -187,7 +187,7 @@ def nst(setting: Setting) -> Objective:
 
 
 def _crd_term(setting: Setting) -> Objective:
-    return objectives.crd("student/pooled", "teacher/pooled", setting.labels, weight=0.8, index="batch/row")
+    return objectives.crd("student/pooled", "teacher/pooled", setting.labels, weight=0.8, index_path="batch/row")
 
 
 def crd(setting: Setting) -> Objective:

@@ -127,7 +127,7 @@ def cache(trained: Trained, train: data.Dataset, protocol: Protocol, progress: b
             train,
             transform=shared_augmentation(),
             views=protocol.epochs,
-            keep=keep,
+            codecs=keep,
             progress=progress,
         )
 

@@ -64,7 +64,7 @@ def measured(kd: Distiller, model: jaxkd.Model) -> Distiller:
 
 def placed(kd: Distiller, model: jaxkd.Model, transform: data.Transform) -> Distiller:
     """A distiller for images as they are stored: augmented and normalized to train, normalized to evaluate."""
-    return distillers.preprocess(measured(kd, model), train=transform, evaluate=recipe.normalize)
+    return distillers.preprocess(measured(kd, model), train_transform=transform, eval_transform=recipe.normalize)
 
 
 def run(
@@ -104,7 +104,7 @@ def run(
         train,
         steps=steps,
         key=key,
-        evaluate=splits,
+        eval_data=splits,
         eval_every=eval_every * train.steps_per_epoch,
         best=best,
         directory=directory,

@@ -54,7 +54,7 @@ def over_seeds(build: Callable[[PyTree], jaxkd.Distiller], own: PyTree, seeds: l
 
 def normalized(kd: jaxkd.Distiller) -> jaxkd.Distiller:
     """A distiller for images as they are stored."""
-    return distillers.preprocess(kd, train=setting.normalize, evaluate=setting.normalize)
+    return distillers.preprocess(kd, train_transform=setting.normalize, eval_transform=setting.normalize)
 
 
 def adam(rate: float, steps: int) -> optax.GradientTransformation:
@@ -78,7 +78,7 @@ def run(
         train,
         steps=steps,
         key=jax.random.key(0),
-        evaluate={"validation": setting.held_out("validation")},
+        eval_data={"validation": setting.held_out("validation")},
         eval_every=config.eval_every * epoch,
         log_every=config.eval_every * epoch,
         checkpoint_every=None if directory is None else config.checkpoint_every * epoch,

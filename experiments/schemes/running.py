@@ -62,7 +62,7 @@ def run(
             train,
             steps=trial.steps,
             state=kd.init(keys, train.gather(train.arrays, 0)),
-            evaluate={"validation": _held(problem.validation)},
+            eval_data={"validation": _held(problem.validation)},
             eval_every=every,
             log_every=every,
             checkpoint_every=4 * every,

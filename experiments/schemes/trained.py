@@ -37,7 +37,7 @@ def _size(name: str) -> Network:
     return Network(lambda setting: setting.problem.network(name))
 
 
-LEFT = functools.partial(data.halves, names=("left", "right"))
+LEFT = functools.partial(data.halves, entries=("left", "right"))
 PEN = functools.partial(data.strokes, steps=24)
 
 NETWORKS: dict[str, Network] = {

@@ -124,7 +124,7 @@ class Setting(NamedTuple):
         """
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
-        return distillers.preprocess(kd, train=data.compose(train or usual, *more), evaluate=look)
+        return distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
 
 
 CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")

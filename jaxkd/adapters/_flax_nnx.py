@@ -24,7 +24,7 @@ def nnx_module(
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
 ) -> Model:
-    """Wraps a Flax nnx module as a `Model`; exported as `jaxkd.adapters.nnx_module`.
+    """Wraps a Flax nnx module as a `Model`; exported as `jaxkd.adapters.nnx`.
 
     Training mode reaches the module through its own ``train()`` and ``eval()``, and through a flag of its ``__call__``
     if it has one. The given module is never changed: each call works on a copy. In training, the random streams of the

@@ -273,7 +273,7 @@ def open_cache(
     transform: Transform | None,
     variables: Any = None,
     views: int | None = None,
-    keep: Keep | None = None,
+    codecs: Keep | None = None,
     name: str = "cached",
 ) -> Cache:
     """Opens a finished cache without the teacher's model.
@@ -284,7 +284,7 @@ def open_cache(
         cache was written with. None for none.
       variables: weights of the teacher, to compare; not compared if None.
       views: number of views, to compare; not compared if None.
-      keep: codecs, to compare; not compared if None.
+      codecs: codecs, to compare; not compared if None.
       name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
 
     Returns:
@@ -304,7 +304,7 @@ def open_cache(
     identity = {
         "teacher": None if variables is None else _manifest.digests_of(adapters.variables(variables)),
         "views": views,
-        "keep": None if keep is None else {output: dict(codec.settings) for output, codec in keep.items()},
+        "keep": None if codecs is None else {output: dict(codec.settings) for output, codec in codecs.items()},
     }
     _manifest.refuse(path, differences(path, stored, identity, transform))
     return load_complete(path, transform, name)

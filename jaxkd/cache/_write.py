@@ -39,7 +39,7 @@ def write_cache(
     *,
     transform: _probes.Transform | None,
     views: int = 1,
-    keep: Keep | None = None,
+    codecs: Keep | None = None,
     batch_size: int = 256,
     examples_per_shard: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -60,7 +60,7 @@ def write_cache(
       transform: of the student's training, a pure function of the batch whose draws are functions of
         ``(seed, epoch, index)``; None for none. Pass the same one to `jaxkd.distillers.preprocess`.
       views: number of draws of the transform. The student sees view ``e % views`` in epoch ``e``.
-      keep: a codec for each output to store; ``{"logits": codecs.full("float16")}`` by default.
+      codecs: a codec for each output to store; ``{"logits": codecs.full("float16")}`` by default.
       batch_size: examples per call of the teacher. It affects rounding only.
       examples_per_shard: by default a sixteenth of the set, or as many as fill 256 MiB. An unfinished cache keeps the
         number that it was begun with.
@@ -92,7 +92,7 @@ def write_cache(
         data,
         transform=transform,
         views=views,
-        keep=keep,
+        codecs=codecs,
         batch_size=batch_size,
         examples_per_shard=examples_per_shard,
         shard=(rank, processes),
@@ -118,7 +118,7 @@ def write_shards(
     *,
     transform: _probes.Transform | None,
     views: int = 1,
-    keep: Keep | None = None,
+    codecs: Keep | None = None,
     batch_size: int = 256,
     examples_per_shard: int | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -137,7 +137,7 @@ def write_shards(
       data: as in `write_cache`.
       transform: as in `write_cache`.
       views: as in `write_cache`.
-      keep: as in `write_cache`.
+      codecs: as in `write_cache`.
       batch_size: as in `write_cache`.
       examples_per_shard: as in `write_cache`.
       shard: ``(i, n)`` for writer i of n, which computes the shards whose number modulo n is i.
@@ -161,9 +161,9 @@ def write_shards(
             f"views: expected 1 without a transform, as all views are equal, got {views}. Pass transform=."
         )
     path = pathlib.Path(directory)
-    keep = {"logits": full()} if keep is None else dict(keep)
+    codecs = {"logits": full()} if codecs is None else dict(codecs)
     weights = jax.tree.map(local, adapters.variables(variables))
-    program = Program(model, weights, transform, keep, batch_size=batch_size, devices=devices)
+    program = Program(model, weights, transform, codecs, batch_size=batch_size, devices=devices)
     examples = read_examples(data)
     layout = _plan(path, program, examples, transform, views, examples_per_shard)
     stored = _stored_manifest(path)

@@ -23,8 +23,8 @@ class Noise(DeviceLoader):
 
     Args:
       batch_size: vectors in a batch.
-      size: length of a vector.
-      classes: number of classes from which ``label`` is drawn uniformly; None leaves it out.
+      noise_size: length of a vector.
+      num_classes: number of classes from which ``label`` is drawn uniformly; None leaves it out.
       examples: nominal number of examples per epoch, since evaluations and checkpoints are counted in epochs.
       seed: seed of all draws.
       epochs: number of epochs after which `batches` stops; None for no end.
@@ -38,7 +38,7 @@ class Noise(DeviceLoader):
       steps_per_epoch: batches in one epoch.
       num_examples: examples in one epoch, without those that do not fill a batch.
 
-    >>> noise = Noise(4, 8, classes=10, examples=100)
+    >>> noise = Noise(4, 8, num_classes=10, examples=100)
     >>> batch = next(iter(noise))
     >>> {name: (value.dtype.name, value.shape) for name, value in sorted(batch.items())}["noise"], noise.steps_per_epoch
     (('float32', (4, 8)), 25)
@@ -49,19 +49,25 @@ class Noise(DeviceLoader):
     def __init__(
         self,
         batch_size: int,
-        size: int,
-        classes: int | None = None,
+        noise_size: int,
+        num_classes: int | None = None,
         *,
         examples: int = 50_000,
         seed: int = 0,
         epochs: int | None = None,
     ) -> None:
-        for name, number in (("size", size), ("classes", classes)):
+        for name, number in (("size", noise_size), ("classes", num_classes)):
             if number is not None and number < 1:
                 raise ValueError(f"Noise, {name}: expected at least 1, got {number}.")
         self.steps_per_epoch = count_steps(examples, batch_size, drop_remainder=True)
         self.num_examples = self.steps_per_epoch * batch_size
-        self.batch_size, self.size, self.classes, self.seed, self.epochs = batch_size, size, classes, seed, epochs
+        self.batch_size, self.size, self.classes, self.seed, self.epochs = (
+            batch_size,
+            noise_size,
+            num_classes,
+            seed,
+            epochs,
+        )
         self.arrays = {"seed": jnp.asarray(seed, jnp.int32)}
         self._gather = jax.jit(self.gather)
 

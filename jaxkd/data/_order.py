@@ -23,12 +23,12 @@ import numpy as np
 _ROUNDS = 16  # With 8 rounds, the 120 orders of five rows are measurably not equally likely.
 
 
-def permutation(position: Any, *, size: int, seed: Any, epoch: Any, xp: Any = jnp) -> Any:
+def permutation(position: Any, *, num_examples: int, seed: Any, epoch: Any, xp: Any = jnp) -> Any:
     """Returns the rows at given positions of an epoch's shuffled order.
 
     Args:
       position: positions in the epoch, integers ``[batch]``, each in ``[0, size)``.
-      size: number of rows (static).
+      num_examples: number of rows (static).
       seed: seed of the run, an integer in ``[0, 2**32)``; it may be traced, since a sweep maps over it.
       epoch: number of the epoch, an integer; it may be traced.
       xp: `jax.numpy`, or `numpy` to compute the same rows on the host.
@@ -39,16 +39,16 @@ def permutation(position: Any, *, size: int, seed: Any, epoch: Any, xp: Any = jn
     Raises:
       ValueError: the size is not between 1 and 2**31 - 1.
 
-    >>> rows = permutation(jnp.arange(10), size=10, seed=0, epoch=3)
+    >>> rows = permutation(jnp.arange(10), num_examples=10, seed=0, epoch=3)
     >>> sorted(rows.tolist()) == list(range(10))
     True
-    >>> (rows == permutation(np.arange(10), size=10, seed=0, epoch=3, xp=np)).all().item()
+    >>> (rows == permutation(np.arange(10), num_examples=10, seed=0, epoch=3, xp=np)).all().item()
     True
     """
-    if not 0 < size < 2**31:
-        raise ValueError(f"size: expected 1 to {2**31 - 1} rows to shuffle, got {size}.")
+    if not 0 < num_examples < 2**31:
+        raise ValueError(f"size: expected 1 to {2**31 - 1} rows to shuffle, got {num_examples}.")
     arguments = xp.asarray(position).astype(np.uint32), _as_uint32(seed, xp), _as_uint32(epoch, xp)
-    return _permute(*arguments, size, xp) if xp is np else _permute_jitted(*arguments, size)
+    return _permute(*arguments, num_examples, xp) if xp is np else _permute_jitted(*arguments, num_examples)
 
 
 def _permute(position: Any, seed: Any, epoch: Any, size: int, xp: Any = jnp) -> Any:

@@ -34,7 +34,7 @@ class SameClass(DeviceLoader):
 
     Args:
       loader: a `Resident`. A `Stream` does not know the labels of examples that it has not read: see `same_class`.
-      labels: name of the entry with the classes, integers.
+      label_entry: name of the entry with the classes, integers.
       image: name of the entry from which ``pair`` is taken.
 
     Raises:
@@ -53,25 +53,25 @@ class SameClass(DeviceLoader):
     ([0, 1, 0, 1, 0, 2], [2, 3, 0, 1, 2, 5])
     """
 
-    def __init__(self, loader: Resident, *, labels: str = "label", image: str = "image") -> None:
+    def __init__(self, loader: Resident, *, label_entry: str = "label", image: str = "image") -> None:
         if not isinstance(loader, Resident):
             raise TypeError(
                 f"SameClass: expected a Resident, got {type(loader).__name__}. Choosing partners needs the labels "
                 "of all examples. For a Stream, pass them to data.same_class."
             )
-        missing = [name for name in (labels, image, "index") if name not in loader.arrays]
+        missing = [name for name in (label_entry, image, "index") if name not in loader.arrays]
         if missing:
             raise ValueError(f"SameClass: the set has no {missing}, only {sorted(loader.arrays)}.")
-        classes = np.asarray(loader.arrays[labels])
+        classes = np.asarray(loader.arrays[label_entry])
         if classes.ndim != 1 or not np.issubdtype(classes.dtype, np.integer):
             raise ValueError(
-                f"SameClass, {labels!r}: expected integers [examples], got {classes.dtype}{list(classes.shape)}."
+                f"SameClass, {label_entry!r}: expected integers [examples], got {classes.dtype}{list(classes.shape)}."
             )
         self._loader, self._image = loader, image
         self.batch_size, self.steps_per_epoch = loader.batch_size, loader.steps_per_epoch
         self.num_examples, self.padded = loader.num_examples, loader.padded
         self.seed, self.epochs = loader.seed, loader.epochs
-        placed = jax.device_put(_tables(classes), loader.arrays[labels].sharding)
+        placed = jax.device_put(_tables(classes), loader.arrays[label_entry].sharding)
         self.arrays = {"set": loader.arrays, "classes": placed}
         self._gather = jax.jit(self.gather)
 

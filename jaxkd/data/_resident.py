@@ -122,7 +122,7 @@ class Resident(DeviceLoader):
         rows = position % self.num_examples if self.padded else position
         if self.shuffle:
             seed = self.seed if seed is None else seed
-            rows = permutation(rows, size=self.num_examples, seed=seed, epoch=epoch)
+            rows = permutation(rows, num_examples=self.num_examples, seed=seed, epoch=epoch)
         batch = {key: value.at[rows].get(mode="promise_in_bounds") for key, value in arrays.items()}
         batch["epoch"] = jnp.broadcast_to(epoch, position.shape)
         if self.padded:

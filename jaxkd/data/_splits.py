@@ -35,7 +35,7 @@ def split(
     """
     label = dataset.arrays["label"]
     counts = _counts(parts, len(label), dataset.name)
-    shuffled = permutation(np.arange(len(label)), size=len(label), seed=seed, epoch=0, xp=np)
+    shuffled = permutation(np.arange(len(label)), num_examples=len(label), seed=seed, epoch=0, xp=np)
     if stratified:
         shuffled = shuffled[np.argsort(_stratified_positions(label[shuffled], seed), kind="stable")]
     ends = np.cumsum(counts)
@@ -48,7 +48,9 @@ def _stratified_positions(label: np.ndarray, seed: int) -> np.ndarray:
     # every class in proportion. The offset u in (0, 1), one per class, keeps the classes from rounding alike.
     positions = np.empty(len(label))
     classes, sizes = np.unique(label, return_counts=True)
-    shifts = (permutation(np.arange(len(classes)), size=len(classes), seed=seed, epoch=1, xp=np) + 0.5) / len(classes)
+    shifts = (permutation(np.arange(len(classes)), num_examples=len(classes), seed=seed, epoch=1, xp=np) + 0.5) / len(
+        classes
+    )
     for value, size, shift in zip(classes, sizes, shifts, strict=True):
         positions[label == value] = (np.arange(size) + shift) / size
     return positions

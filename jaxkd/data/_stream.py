@@ -35,7 +35,7 @@ class Stream:
     concatenated parts are the batch that a single host would have read. Reading starts with the first ``next``.
 
     Args:
-      source: any object with ``len(source)`` and ``source[i]``, a dict of NumPy values: `Source`, `Dataset`, a list.
+      dataset: any object with ``len(source)`` and ``source[i]``, a dict of NumPy values: `Source`, `Dataset`, a list.
       batch_size: examples in a global batch, over all hosts.
       seed: seed of the order; the order of an epoch is a function of the seed and the epoch's number.
       shuffle: whether each epoch has a new order of the whole set; False keeps the source's order.
@@ -71,7 +71,7 @@ class Stream:
 
     def __init__(
         self,
-        source: Any,
+        dataset: Any,
         batch_size: int,
         seed: int = 0,
         *,
@@ -92,7 +92,7 @@ class Stream:
                 f"batch_size: the global batch of {batch_size} does not divide among {count} hosts. "
                 f"Use {batch_size - batch_size % count} or {batch_size + count - batch_size % count}."
             )
-        rows = _Rows(source) if isinstance(source, Dataset) else source
+        rows = _Rows(dataset) if isinstance(dataset, Dataset) else dataset
         self.num_examples = len(rows)
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples
@@ -275,7 +275,7 @@ class _ReadBatch:
         position = within * self.batch_size + index * local + np.arange(local)
         rows = position % self.num_examples
         if self.shuffle:
-            rows = permutation(rows, size=self.num_examples, seed=self.seed, epoch=epoch, xp=np)
+            rows = permutation(rows, num_examples=self.num_examples, seed=self.seed, epoch=epoch, xp=np)
         batch = self.take(rows)
         batch["epoch"] = np.full(local, epoch, np.int32)
         if self.padded:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from jaxkd.data._protocol import Batch
 
 
-def class_groups(classes: int, tasks: int, *, seed: int | None = 0) -> tuple[tuple[int, ...], ...]:
+def class_groups(num_classes: int, num_tasks: int, *, seed: int | None = 0) -> tuple[tuple[int, ...], ...]:
     """Divides classes into tasks, as evenly as possible.
 
     Args:
-      classes: number of classes.
-      tasks: number of groups; the first ones get an additional class where the numbers do not divide.
+      num_classes: number of classes.
+      num_tasks: number of groups; the first ones get an additional class where the numbers do not divide.
       seed: seed of the order of the classes; None for ascending order.
 
     Returns:
@@ -35,12 +35,12 @@ def class_groups(classes: int, tasks: int, *, seed: int | None = 0) -> tuple[tup
     >>> class_groups(5, 2, seed=None), class_groups(10, 5, seed=1)[0]
     (((0, 1, 2), (3, 4)), (1, 7))
     """
-    if not 1 <= tasks <= classes:
-        raise ValueError(f"tasks: expected 1 to {classes}, as there are {classes} classes, got {tasks}.")
-    order = np.arange(classes)
+    if not 1 <= num_tasks <= num_classes:
+        raise ValueError(f"tasks: expected 1 to {num_classes}, as there are {num_classes} classes, got {num_tasks}.")
+    order = np.arange(num_classes)
     if seed is not None:
-        order = permutation(order, size=classes, seed=seed, epoch=0, xp=np)
-    return tuple(tuple(sorted(int(number) for number in group)) for group in np.array_split(order, tasks))
+        order = permutation(order, num_examples=num_classes, seed=seed, epoch=0, xp=np)
+    return tuple(tuple(sorted(int(number) for number in group)) for group in np.array_split(order, num_tasks))
 
 
 def class_incremental(
@@ -104,7 +104,7 @@ def exemplars(dataset: Dataset, *, per_class: int, seed: int = 0) -> Dataset:
     if per_class < 1:
         raise ValueError(f"per_class: expected at least 1, got {per_class}.")
     label = dataset.arrays["label"]
-    shuffled = permutation(np.arange(len(label)), size=len(label), seed=seed, epoch=0, xp=np)
+    shuffled = permutation(np.arange(len(label)), num_examples=len(label), seed=seed, epoch=0, xp=np)
     chosen = [shuffled[label[shuffled] == number][:per_class] for number in np.unique(label)]
     return _rows(dataset, np.sort(np.concatenate(chosen)), dataset.name)
 
@@ -238,7 +238,9 @@ class Tasks(DeviceLoader):
         epoch = position // max(size, 1) + int(self.starts[i])
         chosen = jnp.zeros_like(position)
         if size:
-            orders = jax.vmap(lambda at, epoch: permutation(at[None], size=size, seed=self.seed, epoch=epoch)[0])
+            orders = jax.vmap(
+                lambda at, epoch: permutation(at[None], num_examples=size, seed=self.seed, epoch=epoch)[0]
+            )
             chosen = orders(position % size, epoch)
         batch = {name: value.at[chosen].get(mode="promise_in_bounds") for name, value in rows.items()}
         return {**batch, "epoch": epoch, "mask": jnp.full(self.retained_size, bool(size))}

@@ -12,14 +12,16 @@ from jaxkd.types import Batch, Distiller, Metrics, TrainState
 Transform = Callable[[Batch], Batch]
 
 
-def preprocess(kd: Distiller, *, train: Transform | None = None, evaluate: Transform | None = None) -> Distiller:
+def preprocess(
+    kd: Distiller, *, train_transform: Transform | None = None, eval_transform: Transform | None = None
+) -> Distiller:
     """Returns a distiller that transforms its batches before each step.
 
     Args:
       kd: a distiller.
-      train: pure function of the batch for ``step``, such as a random crop keyed by the batch's ``epoch`` and
+      train_transform: pure function of the batch for ``step``, such as a random crop keyed by the batch's ``epoch`` and
         ``index``. ``init`` gets the shapes of its result.
-      evaluate: the same for ``evaluate``, which does not use ``train``.
+      eval_transform: the same for ``eval_transform``, which does not use ``train_transform``.
 
     Returns:
       A `Distiller` for raw batches.
@@ -30,13 +32,13 @@ def preprocess(kd: Distiller, *, train: Transform | None = None, evaluate: Trans
     >>> objective = jaxkd.term(jaxkd.losses.soft_target_kl, "student/logits", "teacher/logits")
     >>> kd = jaxkd.distill(model, teacher, objective, optimizer=optax.sgd(0.1))
     >>> scaled = lambda batch: {**batch, "image": batch["image"] / 255.0}
-    >>> kd = preprocess(kd, train=scaled, evaluate=scaled)
+    >>> kd = preprocess(kd, train_transform=scaled, eval_transform=scaled)
     >>> batch = {"image": jnp.full((4, 2), 255, jnp.uint8)}
     >>> state, metrics = kd.step(kd.init(jax.random.key(0), batch), batch)
     """
 
     def prepared(batch: Batch) -> Batch:
-        return train(batch) if train else batch
+        return train_transform(batch) if train_transform else batch
 
     def init(key: Any, batch: Batch) -> TrainState:
         return kd.init(key, jax.eval_shape(prepared, dict(batch)))
@@ -45,6 +47,6 @@ def preprocess(kd: Distiller, *, train: Transform | None = None, evaluate: Trans
         return kd.step(state, prepared(batch))
 
     def evaluated(state: TrainState, batch: Batch) -> Metrics:
-        return kd.evaluate(state, evaluate(batch) if evaluate else batch)
+        return kd.evaluate(state, eval_transform(batch) if eval_transform else batch)
 
     return Distiller(init, step, evaluated)

@@ -253,7 +253,8 @@ def _hidden(student: Array, teacher: Array, where: Array | None) -> tuple[Array,
     teacher = _checks.floating("teacher", teacher, "hidden states [batch, tokens, features]")
     _checks.same_shape(student, teacher, _ADVICE)
     where = _checks.mask(where, student.shape[:2])
-    return *_numerics.mask_inputs(where, student, teacher), where
+    student, teacher = _numerics.mask_inputs(where, student, teacher)
+    return student, teacher, where
 
 
 def _split(name: str, values: Array, heads: int | None) -> Array:

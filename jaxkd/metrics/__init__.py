@@ -1,16 +1,16 @@
 """Metrics as (sum, count) pairs, merged over steps, devices and hosts before they are divided.
 
-=====================================================  ================================================================================
-`from_values`                                          a metric of one value per example
-`merge`, `total`, `psum`, `join`                       metrics of two parts, of stacked parts, of all devices; groups of metrics as one
-`compute`                                              divides, on the host
-`classification`                                       accuracy, cross-entropy and agreement with the teacher
-`per_teacher`, `per_student`                           the same for each member of an ensemble, each part of a student
-`per_task`, `task_accuracies`                          accuracy by task of a sequence
-`average_accuracy`, `forgetting`, `backward_transfer`  summaries of such accuracies
-`linear_cka`, `svcca`, `layer_similarity`              similarity of two layers; as metrics of an evaluation
-`Packed`, `pack`, `packing`                            metrics in one array
-=====================================================  ================================================================================
+==================================  =========================================================================
+`from_values`                       a metric of one value per example
+`merge`, `total`, `psum`, `join`    metrics of two parts, of stacked parts, of all devices, of several groups
+`compute`                           divides, on the host
+`classification`                    accuracy, cross-entropy and agreement with the teacher
+`per_teacher`, `per_student`        the same for each member of an ensemble, each part of a student
+`per_task`, `task_accuracies`       accuracy by task of a sequence
+`average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
+`linear_cka`, `svcca`               similarity of two layers; `layer_similarity`: as metrics of an evaluation
+`Packed`, `pack`, `packing`         metrics in one array
+==================================  =========================================================================
 """
 
 from jaxkd.metrics._classification import classification, per_student, per_teacher

@@ -96,8 +96,8 @@ def task_accuracies(
     rows = {int(row["step"]): row for row in history if name.format(task=0) in row}
     if missing := [int(end) for end in ends if end not in rows]:
         raise ValueError(
-            f"task_accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, got "
-            f"none at {missing}. Evaluate at these steps, with metrics=per_task(...) and fit(..., eval_every=)."
+            f"task_accuracies: expected {name.format(task=0)!r} at the end of each task, at the steps {ends.tolist()}, "
+            f"got none at {missing}. Evaluate at these steps, with metrics=per_task(...) and fit(..., eval_every=)."
         )
     return np.array([[rows[int(end)][name.format(task=j)] for j in range(count)] for end in ends], np.float64)
 

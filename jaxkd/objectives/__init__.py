@@ -1,29 +1,31 @@
 """Objectives: losses bound to their inputs, which may have parameters and state.
 
-=====================================================================  ============================================================================
-`term`, `combine`                                                      a loss bound to paths; a sum of objectives, which nests
-`lookup`, `replace`, `mask_out`, `masked_mean`, `reduce_values`        parts of an objective of your own
-`select`                                                               an objective between two parts of the student: peers, exits, views
-`with_derived_outputs`                                                 an objective on outputs computed from others
-`with_projection`, `on_embeddings`                                     an objective behind learned layers; any relation, on learned embeddings (CC)
-`hint`                                                                 FitNets: a learned regressor
-`variational`                                                          VID: learned mean and variances
-`paraphraser`, `factor_translator`                                     FT: an autoencoder of the teacher's feature, and the student's translator
-`overhaul_connector`                                                   OFD: a connector, the teacher's margins
-`boundary_connector`                                                   AB: a connector
-`review`                                                               ReviewKD: fusion from deep to shallow
-`masked_generation`, `dual_masked_generation`                          MGD, DMKD
-`attention_graph`                                                      MHGD
-`crd`, `crd_queue`, `crd_in_batch`                                     CRD with a memory bank, with a queue, within the batch
-`adversarial`, `wasserstein`                                           games with a discriminator of `jaxkd.objectives.discriminators`
-`curriculum_temperature`, `instance_temperature`, `cosine_curriculum`  CTKD: learned temperatures
-`learned_ensemble`                                                     several teachers, with weights learned from the labels
-`progressive_self_kd`, `past_probabilities`                            PS-KD: a table of past predictions
-`gated_ensemble`                                                       ONE: a learned gate over branches
-`peer_attention`                                                       OKDDip: attention over peers
-`continual`                                                            objectives over a sequence of tasks
-`discriminators`, `layers`                                             layers that objectives learn
-=====================================================================  ============================================================================
+==================================  =========================================================================
+`term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
+`lookup`, `replace`, `mask_out`     parts of an objective of your own
+`masked_mean`, `reduce_values`
+`select`                            an objective between two parts of the student: peers, exits, views
+`with_derived_outputs`              an objective on outputs computed from others
+`with_projection`                   an objective behind learned layers
+`on_embeddings`                     any relation, on learned embeddings (CC)
+`hint`                              FitNets: a learned regressor
+`variational`                       VID: learned mean and variances
+`paraphraser`, `factor_translator`  FT: an autoencoder of the teacher's feature, and the student's translator
+`overhaul_connector`                OFD: a connector, the teacher's margins
+`boundary_connector`                AB: a connector
+`review`                            ReviewKD: fusion from deep to shallow
+`masked_generation`                 MGD; `dual_masked_generation`: DMKD
+`attention_graph`                   MHGD
+`crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
+`adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
+`learned_ensemble`                  several teachers, with weights learned from the labels
+`progressive_self_kd`               PS-KD: a table of past predictions; `past_probabilities` reads it
+`gated_ensemble`                    ONE: a learned gate over branches
+`peer_attention`                    OKDDip: attention over peers
+`continual`                         objectives over a sequence of tasks
+`discriminators`, `layers`          layers that objectives learn
+==================================  =========================================================================
 
 An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and
 ``apply(params, state, context, key) -> ObjectiveOut(value, state, metrics)``.

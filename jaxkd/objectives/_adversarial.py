@@ -25,8 +25,8 @@ def adversarial(
     teacher: str,
     *,
     discriminator: Discriminator | None = None,
-    labels: str | None = None,
-    classes: int | None = None,
+    label_path: str | None = None,
+    num_classes: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Non-saturating GAN loss between the student's and the teacher's outputs.
@@ -41,8 +41,8 @@ def adversarial(
       student: path of the student's logits or feature ``[batch, ...]``.
       teacher: path of the teacher's logits or feature, in the same shape.
       discriminator: the network; ``mlp(128, 128)`` by default, ``conv(64, 128)`` for maps.
-      labels: path of integer classes ``[batch]``, for the conditional form.
-      classes: number of classes; the size of the last axis by default, which is right for logits.
+      label_path: path of integer classes ``[batch]``, for the conditional form.
+      num_classes: number of classes; the size of the last axis by default, which is right for logits.
       weight: weight of the student's loss, a number or an optax schedule of the step. The discriminator's loss has the
         weight 1, since its parameters receive no other gradient.
 
@@ -63,10 +63,10 @@ def adversarial(
     """
 
     def outputs(context: Context) -> int:
-        if labels is None:
+        if label_path is None:
             return 1
-        class_labels(context, labels)
-        return 1 + (int(lookup(context, student).shape[-1]) if classes is None else classes)
+        class_labels(context, label_path)
+        return 1 + (int(lookup(context, student).shape[-1]) if num_classes is None else num_classes)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         shape = _common_shape(context, student, teacher)
@@ -81,8 +81,8 @@ def adversarial(
         passed = network.apply(fixed, s)
         game = jax.nn.softplus(-real[:, 0]) + jax.nn.softplus(fake[:, 0])
         values = jax.nn.softplus(-passed[:, 0])
-        if labels is not None:
-            label = lookup(context, labels)
+        if label_path is not None:
+            label = lookup(context, label_path)
             of_real, of_fake, of_passed = (
                 losses.cross_entropy(x[:, 1:], label, where=mask) for x in (real, fake, passed)
             )

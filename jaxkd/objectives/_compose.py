@@ -199,7 +199,7 @@ def reduce_values(
     where: Array | None,
     weight: float | Array | Schedule,
     context: Context,
-    state: Any,
+    objective_state: Any,
     **extra: Array,
 ) -> ObjectiveOut:
     """Returns an objective's output: the weighted mean and the unweighted metrics.
@@ -209,7 +209,7 @@ def reduce_values(
       where: mask of the same shape, True for the values to average; None for all.
       weight: a number, or an optax schedule of the step.
       context: outputs and batch of the step.
-      state: the objective's new state.
+      objective_state: the objective's new state.
       **extra: further metrics by name, in the same shape.
 
     >>> out = reduce_values(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
@@ -220,7 +220,7 @@ def reduce_values(
     average, metric = masked_mean(values, where, context.axis_name)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
-    return ObjectiveOut(scale * average, state, metrics)
+    return ObjectiveOut(scale * average, objective_state, metrics)
 
 
 def add_loss(out: ObjectiveOut, values: Array, where: Array | None, context: Context) -> ObjectiveOut:

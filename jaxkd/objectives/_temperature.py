@@ -98,7 +98,7 @@ def instance_temperature(
     student: str = "student/logits",
     teacher: str = "teacher/logits",
     *,
-    hidden: int = 128,
+    hidden_size: int = 128,
     difficulty: float | Schedule = 1.0,
     start: float = 1.0,
     span: float = 20.0,
@@ -115,7 +115,7 @@ def instance_temperature(
     Args:
       student: path of the student's logits ``[..., classes]``.
       teacher: path of the teacher's logits ``[..., classes]``.
-      hidden: width of the hidden layer.
+      hidden_size: width of the hidden layer.
       difficulty: λ, a number or a schedule of the step, such as `cosine_curriculum`.
       start: lowest temperature.
       span: range of temperatures above ``start``.
@@ -127,7 +127,7 @@ def instance_temperature(
     Raises:
       ValueError: at initialization or application: a path does not exist, or the logits' shapes differ.
 
-    >>> objective = instance_temperature(hidden=4)
+    >>> objective = instance_temperature(hidden_size=4)
     >>> logits = {"logits": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
     >>> variables = objective.init(jax.random.key(0), Context(logits, logits, {}, 0))
     >>> jax.tree.map(jnp.shape, variables.params)["first"]
@@ -137,7 +137,9 @@ def instance_temperature(
     def init(key: Array, context: Context) -> ObjectiveVars:
         classes = _check(context, student, teacher)
         first, second = jax.random.split(key)
-        return ObjectiveVars({"first": dense_init(first, 2 * classes, hidden), "second": dense_init(second, hidden, 1)})
+        return ObjectiveVars(
+            {"first": dense_init(first, 2 * classes, hidden_size), "second": dense_init(second, hidden_size, 1)}
+        )
 
     def raw(params: Any, context: Context) -> Array:
         both = [

@@ -91,9 +91,9 @@ def task_cross_entropy(
     tasks: Tasks,
     steps: TaskSteps,
     *,
-    heads: Heads = per_task_softmax,
+    softmax: Heads = per_task_softmax,
     student: str = "student/logits",
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     retained: bool = False,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
@@ -105,9 +105,9 @@ def task_cross_entropy(
     Args:
       tasks: class numbers of each task, disjoint.
       steps: number of steps of each task, or one number for all; the last task lasts until training ends.
-      heads: function that defines the heads.
+      softmax: function that defines the heads.
       student: path of the logits ``[batch, classes]``.
-      labels: path of the classes ``int[batch]``.
+      label_path: path of the classes ``int[batch]``.
       retained: True omits the examples of the new task's classes, from the second task on, for schemes in which another
         teacher trains them.
       weight: a number, or an optax schedule of the step.
@@ -129,9 +129,9 @@ def task_cross_entropy(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
-        logits, label = lookup(context, student), lookup(context, labels)
+        logits, label = lookup(context, student), lookup(context, label_path)
         table, task = class_table(tasks, logits), _task(starts, context, key)
-        label_heads, _ = heads(table, task)
+        label_heads, _ = softmax(table, task)
         inside = (label >= 0) & (label < logits.shape[-1])
         has_label = label_heads[:, jnp.where(inside, label, 0)] & inside[None, :]  # [heads, batch]
         competing = jnp.any(has_label.T[:, :, None] & label_heads[None, :, :], axis=1)  # [batch, classes]
@@ -151,7 +151,7 @@ def old_class_kd(
     tasks: Tasks,
     steps: TaskSteps,
     *,
-    heads: Heads = per_task_softmax,
+    softmax: Heads = per_task_softmax,
     temperature: float | Array = 2.0,
     student: str = "student/logits",
     teacher: str = "teacher/logits",
@@ -166,7 +166,7 @@ def old_class_kd(
     Args:
       tasks: class numbers of each task, disjoint.
       steps: number of steps of each task, or one number for all.
-      heads: function that defines the heads.
+      softmax: function that defines the heads.
       temperature: T > 0; 2 in the paper.
       student: path of the student's logits ``[batch, classes]``.
       teacher: path of the earlier student's logits, of the same shape.
@@ -189,7 +189,7 @@ def old_class_kd(
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
         logits, old = lookup(context, student), lookup(context, teacher)
-        _, old_heads = heads(class_table(tasks, logits), _task(starts, context, key))
+        _, old_heads = softmax(class_table(tasks, logits), _task(starts, context, key))
         mask = _mask(context, logits[:, 0])
         values = kl_of_heads(logits, old, old_heads, temperature, mask)
         return reduce_values(values, mask, weight, context, state)
@@ -204,7 +204,7 @@ def new_class_kd(
     temperature: float | Array,
     teacher: str,
     student: str = "student/logits",
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Distillation of an expert, ``KL(p_t ‖ p_s)``, on the new task's classes.
@@ -218,7 +218,7 @@ def new_class_kd(
       temperature: T > 0.
       teacher: path of the expert's logits ``[batch, classes]``.
       student: path of the student's logits, of the same shape.
-      labels: path of the classes ``int[batch]``, by which the new task's examples are found.
+      label_path: path of the classes ``int[batch]``, by which the new task's examples are found.
       weight: a number, or an optax schedule of the step.
 
     Returns:
@@ -236,7 +236,7 @@ def new_class_kd(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params
-        logits, expert, label = lookup(context, student), lookup(context, teacher), lookup(context, labels)
+        logits, expert, label = lookup(context, student), lookup(context, teacher), lookup(context, label_path)
         table, task = class_table(tasks, logits), _task(starts, context, key)
         mask = _mask(context, label) & is_new(table, task, label) & (task > 0)
         values = kl_of_heads(logits, expert, table[task][None], temperature, mask)

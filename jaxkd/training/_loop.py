@@ -53,13 +53,13 @@ class FitResult(NamedTuple):
 
 def fit(
     kd: Distiller,
-    train: Input,
+    train_data: Input,
     *,
     steps: int | None = None,
     epochs: int | None = None,
     key: Array | None = None,
     state: TrainState | None = None,
-    evaluate: Input | Mapping[str, Input] | None = None,
+    eval_data: Input | Mapping[str, Input] | None = None,
     eval_every: int | None = None,
     on_eval: OnEval | None = None,
     best: str | None = None,
@@ -84,13 +84,13 @@ def fit(
 
     Args:
       kd: distiller from `jaxkd.distill` or a scheme, unplaced or placed by `jaxkd.parallel`.
-      train: an input that repeats. A resident input (one with ``arrays`` and ``gather``) is trained on in chunks of
-        many steps, each a single dispatch; otherwise batches come from ``batches()``.
+      train_data: an input that repeats. A resident input (one with ``arrays`` and ``gather``) is trained on in chunks
+        of many steps, each a single dispatch; otherwise batches come from ``batches()``.
       steps: total number of updates. Give this or ``epochs``.
-      epochs: the same in passes over ``train``.
+      epochs: the same in passes over ``train_data``.
       key: PRNG key for ``kd.init``. Give this or ``state``.
       state: initial state, for instance with pretrained weights. It is copied.
-      evaluate: an input, whose metrics are named ``eval/...``, or several by name: ``{"val": ..., "test": ...}``.
+      eval_data: an input, whose metrics are named ``eval/...``, or several by name: ``{"val": ..., "test": ...}``.
       eval_every: steps between evaluations, by default one epoch. The state after the last step is always evaluated.
       on_eval: called as ``on_eval(step, metrics, state)`` after each evaluation and its checkpoint. The next step
         reuses the state's memory: copy arrays that you keep. An exception that it raises ends the run, which can be
@@ -132,25 +132,25 @@ def fit(
     >>> kd = jaxkd.distill(linear, teacher, objective, optimizer=optax.sgd(0.5))
     >>> train = data.Resident(data.load("digits", "train"), batch_size=64)
     >>> val = data.Resident(data.load("digits", "test"), batch_size=64, shuffle=False)
-    >>> result = fit(kd, train, epochs=2, key=jax.random.key(0), evaluate=val, progress=False)
+    >>> result = fit(kd, train, epochs=2, key=jax.random.key(0), eval_data=val, progress=False)
     >>> result.history[-1]["eval/accuracy"] > result.history[0]["eval/accuracy"] > 0.5
     True
     """
     cadence = make_cadence(
-        train.steps_per_epoch,
+        train_data.steps_per_epoch,
         steps=steps,
         epochs=epochs,
-        evaluates=evaluate is not None,
+        evaluates=eval_data is not None,
         eval_every=eval_every,
         saves=directory is not None,
         checkpoint_every=checkpoint_every,
         log_every=log_every,
         chunk=chunk,
     )
-    splits = splits_of(evaluate, best, best_mode)
+    splits = splits_of(eval_data, best, best_mode)
     exactly_one(key=key, state=state)
     watched = best and f"{best} ({best_mode})"
-    identity = _run_identity.describe_run(train, cadence, splits, key=key, best=watched, config=config)
+    identity = _run_identity.describe_run(train_data, cadence, splits, key=key, best=watched, config=config)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         store, snapshot = None, Snapshot()
@@ -158,11 +158,11 @@ def fit(
             directory = pathlib.Path(directory)
             stack.enter_context(alone(directory))  # before anything in the directory is read
             store = stack.enter_context(Checkpoints(directory / "checkpoints", keep=keep))
-            identity |= _run_identity.describe_data(train, splits)
+            identity |= _run_identity.describe_data(train_data, splits)
             snapshot = _run_directory.load_snapshot(store, directory, identity, steps=cadence.steps, resume=resume)
         step = snapshot.step
         # The runner comes before the state, because `init` needs to know the shapes of a batch.
-        runner = make_batch_runner(kd, train, cadence, snapshot.position if step < cadence.steps else None)
+        runner = make_batch_runner(kd, train_data, cadence, snapshot.position if step < cadence.steps else None)
         stack.callback(runner.close)
         state = kd.init(key, runner.batch) if state is None else jax.tree.map(lambda x: jnp.array(x, copy=True), state)
         state = _own(state, key)

@@ -19,7 +19,7 @@ _LIMIT = 2**31 - 2**24  # jax.export writes a flatbuffer, at most 2 GiB; the res
 
 
 def save_program(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str],
     model: Model,
     variables: Any,
     batch: Mapping[str, Any],
@@ -41,7 +41,7 @@ def save_program(
     too, with `save_safetensors`, to export the program again.
 
     Args:
-      path: of the file.
+      file: of the file.
       model: from an adapter.
       variables: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
       batch: inputs of the model before ``preprocess``, and no others: the program requires all of them. Arrays or
@@ -82,7 +82,7 @@ def save_program(
     data = _exported(lambda batch: forward(constants, batch), specification, platforms).serialize()
     if jax.process_index():
         return
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing(file, overwrite=overwrite) as temporary:
         temporary.write_bytes(data)
 
 

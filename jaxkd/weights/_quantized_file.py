@@ -65,13 +65,13 @@ class QuantizedSize(NamedTuple):
 
 
 def save_quantized(
-    path: Path,
+    file: Path,
     source: Any,
     *,
     bits: int = 4,
     bucket: int | None = 256,
     include: Include = None,
-    points: PyTree = None,
+    codebook: PyTree = None,
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> QuantizedSize:
@@ -81,14 +81,14 @@ def save_quantized(
     completely or not at all. With several processes, the first one writes; the others return a header size of 0.
 
     Args:
-      path: of the file.
+      file: of the file.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts: the
-        full-precision weights, which the model quantizes in its forward pass. With ``points``, the trained weights that
-        `learned_codebook` was given, with the state to store.
+        full-precision weights, which the model quantizes in its forward pass. With ``codebook``, the trained weights
+        that `learned_codebook` was given, with the state to store.
       bits: of the model.
       bucket: of the model.
       include: of the model.
-      points: learned by `learned_codebook`, ``state.student.params``; they determine bits and tensors.
+      codebook: learned by `learned_codebook`, ``state.student.params``; they determine bits and tensors.
       metadata: names to strings, stored in the header.
       overwrite: replace an existing file.
 
@@ -108,10 +108,10 @@ def save_quantized(
     (2048, 128, 256, True)
     """
     arrays = _tree.on_host(source)
-    names = {"/".join(path[1:]): path for path in arrays if path[0] == "params"}
+    names = {"/".join(file[1:]): file for file in arrays if file[0] == "params"}
     entries: dict[tuple[str, ...], Any] = dict(arrays)
     tensors: dict[str, Any] = {}
-    for name, levels in _points_of(arrays, bits, bucket, include, points).items():
+    for name, levels in _points_of(arrays, bits, bucket, include, codebook).items():
         at = names[name]
         weight = entries.pop(at)
         if not np.isfinite(weight.astype(np.float32)).all():
@@ -129,20 +129,20 @@ def save_quantized(
         tensors["/".join(at)] = [number, str(weight.dtype), list(weight.shape)]
     header = json.dumps({"bucket": bucket, "tensors": tensors}, separators=(",", ":"))
     save_safetensors(
-        path, tree_paths.nest(entries), metadata={**(metadata or {}), _HEADER: header}, overwrite=overwrite
+        file, tree_paths.nest(entries), metadata={**(metadata or {}), _HEADER: header}, overwrite=overwrite
     )
     if jax.process_index():
         return _size({"/".join(at): array for at, array in entries.items()}, tensors, 0)
-    return quantized_size(path)
+    return quantized_size(file)
 
 
-def load_quantized(path: Path) -> Variables:
+def load_quantized(file: Path) -> Variables:
     """Reads the dense weights of a file that `save_quantized` wrote.
 
     They equal the weights in the quantized model's forward pass, bit for bit.
 
     Args:
-      path: of the file.
+      file: of the file.
 
     Returns:
       `Variables` of nested dicts, in their original dtypes, for the model itself rather than the quantized one. For a
@@ -159,7 +159,7 @@ def load_quantized(path: Path) -> Variables:
     >>> load_quantized(path).params
     {'b': Array([1.], dtype=float32), 'w': Array([[0., 0., 1., 1.]], dtype=float32)}
     """
-    arrays, header = load_safetensors(path), _header(path)
+    arrays, header = load_safetensors(file), _header(file)
     leaves = {tuple(name.split("/")): jnp.array(x) for name, x in arrays.items() if not name.endswith(_PARTS)}
     try:
         for name, (bits, dtype, shape) in header["tensors"].items():
@@ -171,12 +171,12 @@ def load_quantized(path: Path) -> Variables:
             levels = arrays[f"{name}/#points"][codes] if f"{name}/#points" in arrays else codes.astype(np.float32)
             leaves[tuple(name.split("/"))] = decode(jnp.array(levels), offset, step, like)
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{path}: the header of quantized weights does not match the arrays: {error!r}.") from error
+        raise ValueError(f"{file}: the header of quantized weights does not match the arrays: {error!r}.") from error
     collections = tree_paths.nest({at: leaves[at] for at in sorted(leaves)})
     return Variables(collections.pop("params", {}), collections)
 
 
-def quantized_size(path: Path) -> QuantizedSize:
+def quantized_size(file: Path) -> QuantizedSize:
     """Returns the size of a file that `save_quantized` wrote, by parts.
 
     Raises:
@@ -189,8 +189,8 @@ def quantized_size(path: Path) -> QuantizedSize:
     >>> quantized_size(path) == saved, round(saved.ratio, 1)
     (True, 14.1)
     """
-    arrays, tensors = load_safetensors(path), _header(path)["tensors"]
-    return _size(arrays, tensors, pathlib.Path(path).stat().st_size - sum(x.nbytes for x in arrays.values()))
+    arrays, tensors = load_safetensors(file), _header(file)["tensors"]
+    return _size(arrays, tensors, pathlib.Path(file).stat().st_size - sum(x.nbytes for x in arrays.values()))
 
 
 def _points_of(

@@ -37,7 +37,7 @@ _DTYPES = {
 
 
 def save_safetensors(
-    path: Path, source: Any, *, metadata: Mapping[str, str] | None = None, overwrite: bool = False
+    file: Path, source: Any, *, metadata: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
     """Writes weights as one ``.safetensors`` file.
 
@@ -45,7 +45,7 @@ def save_safetensors(
     the first one writes.
 
     Args:
-      path: of the file.
+      file: of the file.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
       metadata: names to strings, stored in the header beside ``format`` and ``producer``.
       overwrite: replace an existing file.
@@ -65,10 +65,10 @@ def save_safetensors(
     for name, value in header.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"metadata: expected strings by name, got {name!r}: {value!r}. Use json.dumps.")
-    arrays = {"/".join(path): array for path, array in _tree.on_host(source).items()}
+    arrays = {"/".join(file): array for file, array in _tree.on_host(source).items()}
     if jax.process_index():
         return
-    with replacing(path, overwrite=overwrite) as temporary:
+    with replacing(file, overwrite=overwrite) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # by default; the library makes files that only their owner can read
         try:
@@ -76,14 +76,14 @@ def save_safetensors(
             temporary.chmod(mode)
         except safetensors.SafetensorError as error:
             dtypes = sorted({str(array.dtype) for array in arrays.values()})
-            raise ValueError(f"{path}: safetensors cannot store the arrays, of dtypes {dtypes}: {error}") from error
+            raise ValueError(f"{file}: safetensors cannot store the arrays, of dtypes {dtypes}: {error}") from error
 
 
-def load_safetensors(path: Path) -> dict[str, np.ndarray]:
+def load_safetensors(file: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of any ``.safetensors`` file.
 
     Args:
-      path: of the file. Merge several files of one model by ``{**load_safetensors(a), **load_safetensors(b)}``.
+      file: of the file. Merge several files of one model by ``{**load_safetensors(a), **load_safetensors(b)}``.
 
     Returns:
       Names to arrays in their dtypes, including bfloat16 and 8-bit floats.
@@ -94,17 +94,17 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     arrays = {}
     try:
-        for name, entry in safetensors.deserialize(pathlib.Path(path).read_bytes()):
+        for name, entry in safetensors.deserialize(pathlib.Path(file).read_bytes()):
             if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{path}: {name} has the dtype {entry['dtype']}, which NumPy lacks.")
+                raise ValueError(f"{file}: {name} has the dtype {entry['dtype']}, which NumPy lacks.")
             dtype = jnp.dtype(_DTYPES[entry["dtype"]])
             arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: expected a complete safetensors file: {error}.") from error
+        raise ValueError(f"{file}: expected a complete safetensors file: {error}.") from error
     return {name: arrays[name] for name in sorted(arrays)}
 
 
-def load_safetensors_metadata(path: Path) -> dict[str, str]:
+def load_safetensors_metadata(file: Path) -> dict[str, str]:
     """Reads the metadata in the header of a ``.safetensors`` file.
 
     Raises:
@@ -112,7 +112,7 @@ def load_safetensors_metadata(path: Path) -> dict[str, str]:
       ValueError: it is not a safetensors file, or is damaged.
     """
     try:
-        with safetensors.safe_open(os.fspath(path), framework="np") as file:
-            return dict(file.metadata() or {})
+        with safetensors.safe_open(os.fspath(file), framework="np") as opened:
+            return dict(opened.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: expected a complete safetensors file: {error}.") from error
+        raise ValueError(f"{file}: expected a complete safetensors file: {error}.") from error

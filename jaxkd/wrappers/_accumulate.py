@@ -22,7 +22,7 @@ from jaxkd._core.axes import mapped_axis, positions
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 
-def accumulate(model: Model, parts: int) -> Model:
+def accumulate(model: Model, micro_batches: int) -> Model:
     """Runs a model on micro-batches, with the gradients of the whole batch.
 
     Gao, Zhang, Han & Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021
@@ -38,7 +38,7 @@ def accumulate(model: Model, parts: int) -> Model:
 
     Args:
       model: model from an adapter; apply this wrapper last.
-      parts: the number of micro-batches.
+      micro_batches: the number of micro-batches.
 
     Returns:
       A `Model` with the same variables.
@@ -54,22 +54,22 @@ def accumulate(model: Model, parts: int) -> Model:
     >>> outputs["logits"][:, 0]
     Array([ 1.,  5.,  9., 13., 17.], dtype=float32)
     """
-    if parts < 1:
-        raise ValueError(f"accumulate, parts: expected a positive number of micro-batches, got {parts}.")
-    if parts == 1:
+    if micro_batches < 1:
+        raise ValueError(f"accumulate, parts: expected a positive number of micro-batches, got {micro_batches}.")
+    if micro_batches == 1:
         return model
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         size = _size(batch)
-        rows = -(-size // parts)
+        rows = -(-size // micro_batches)
         mask = batches.example_mask(batch)
         # Positions in the whole batch: random directions of examples must not depend on the number of parts.
         given = {**batch, POSITION: positions(mask, size, mapped_axis())}
-        if size % parts:
-            mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * parts)
-            given = {**given, "mask": mask & (jnp.arange(rows * parts) < size)}
+        if size % micro_batches:
+            mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * micro_batches)
+            given = {**given, "mask": mask & (jnp.arange(rows * micro_batches) < size)}
         entries, structure = jax.tree.flatten(given)
-        split = {i: _split(x, parts, rows) for i, x in enumerate(entries) if jnp.ndim(x)}
+        split = {i: _split(x, micro_batches, rows) for i, x in enumerate(entries) if jnp.ndim(x)}
 
         def micro(variables: Variables, part: dict[int, Array], number: Array) -> tuple[Outputs, PyTree]:
             own = jax.tree.unflatten(structure, [part.get(i, x) for i, x in enumerate(entries)])
@@ -79,7 +79,7 @@ def accumulate(model: Model, parts: int) -> Model:
 
         # prevent_cse guards against merging recomputation and forward pass; across two loops XLA cannot merge them.
         body = jax.checkpoint(micro, prevent_cse=False) if train else micro
-        outputs, states = jax.lax.map(lambda x: body(variables, *x), (split, jnp.arange(parts)))
+        outputs, states = jax.lax.map(lambda x: body(variables, *x), (split, jnp.arange(micro_batches)))
         for name, x in outputs.items():
             if x.shape[1:2] != (rows,):
                 raise ValueError(

@@ -79,9 +79,9 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
             _watching.reset(token)
         if not distances:
             raise ValueError(
-                "with_batch_stat_distance: expected a model with BatchNorms, found none of Flax. Wrap an nnx module as in "
-                "adapters.nnx_module(wrappers.track_batch_stats(module)). For a model without BatchNorms use a method that does not "
-                "need them, such as dafl."
+                "with_batch_stat_distance: expected a model with BatchNorms, found none of Flax. Wrap an nnx module as "
+                "in adapters.nnx(wrappers.track_batch_stats(module)). For a model without BatchNorms use a method that "
+                "does not need them, such as dafl."
             )
         rows = next(iter(outputs.values())).shape[0] if mask is None else len(mask)
         total = jnp.broadcast_to(functools.reduce(jnp.add, distances), (rows,))
@@ -94,14 +94,14 @@ def track_batch_stats(module: Any) -> Any:
     """Makes the BatchNorms of an nnx module visible to `with_batch_stat_distance`.
 
     Args:
-      module: a module or its constructor, as for `jaxkd.adapters.nnx_module`. It is copied.
+      module: a module or its constructor, as for `jaxkd.adapters.nnx`. It is copied.
 
     Returns:
       A module of the same structure and weights, or a constructor of one.
 
     >>> from jaxkd import adapters
     >>> norm = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
-    >>> model = with_batch_stat_distance(adapters.nnx_module(track_batch_stats(norm), inputs="x"))
+    >>> model = with_batch_stat_distance(adapters.nnx(track_batch_stats(norm), inputs="x"))
     >>> batch = {"x": jnp.array([[3.0], [5.0]])}
     >>> model.apply(adapters.variables(norm), batch, key=None, train=False)[0]["batch_statistics"]
     Array([4., 4.], dtype=float32)

@@ -35,12 +35,12 @@ class FlowEdge(NamedTuple):
       path: the submodule, such as ``"ResNetStage_1"``; ``"name#1"`` selects one call of a submodule with several.
       teachers: the teacher's outputs to mix in, such as ``("stage2",)``, or ``("a/stage2", "b/stage2")`` of an
         ensemble.
-      own: initial weight of the student's own output, between 0 and 1; by default all weights are equal.
+      student_weight: initial weight of the student's own output, between 0 and 1; by default all weights are equal.
     """
 
     path: str
     teachers: Sequence[str]
-    own: float | None = None
+    student_weight: float | None = None
 
 
 def with_flow(
@@ -89,8 +89,8 @@ def with_flow(
         the batch has no teacher outputs, a path or feature does not exist (the message lists those that do), or a
         feature does not fit the layer's shape.
 
-    >>> student = with_flow(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), {"hidden": FlowEdge("layers_0", ["f"])}, 1.0,
-    ...                inputs="x")
+    >>> module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)])
+    >>> student = with_flow(module, {"hidden": FlowEdge("layers_0", ["f"])}, 1.0, inputs="x")
     >>> batch = {"x": jnp.ones((3, 5)), "teacher": {"f": jnp.ones((3, 7))}}
     >>> variables = student.init(jax.random.key(0), batch)
     >>> jax.tree.map(jnp.shape, variables.params["flow"])
@@ -99,7 +99,7 @@ def with_flow(
     Array([0.5, 0.5, 0.5], dtype=float32)
     """
     _check(module, mixes, schedule)
-    plain = linen(module, taps=taps, inputs=inputs, outputs=outputs)
+    plain = linen(module, taps=taps, inputs=inputs, outputs=name_outputs)
     where = {name: normalize(mix.path) for name, mix in mixes.items()}
 
     def init(key: Array, batch: Batch) -> Variables:
@@ -117,7 +117,7 @@ def with_flow(
                 own_key = jax.random.fold_in(jax.random.fold_in(key, i + 1), k)
                 shape = (teacher[feature].shape[-1], layer.shape[-1])
                 maps.append(jax.nn.initializers.lecun_normal()(own_key, shape, jnp.float32))
-            share = 1 / (1 + len(maps)) if mix.own is None else mix.own
+            share = 1 / (1 + len(maps)) if mix.student_weight is None else mix.student_weight
             first = math.log(share * len(maps) / (1 - share))  # softmax([first, 0, ..., 0])[0] == share
             params[name] = {"weights": jnp.zeros(1 + len(maps), jnp.float32).at[0].set(first), "maps": maps}
         return Variables({STUDENT: variables.params, FLOW: params}, variables.state)
@@ -194,7 +194,8 @@ def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
         path, call = normalize(mix.path)
         if not path or not mix.teachers or isinstance(mix.teachers, str):
             raise ValueError(
-                f"with_flow, mix {name!r}: expected the path of a submodule and a sequence of teacher outputs, got {mix}."
+                f"with_flow, mix {name!r}: expected the path of a submodule and a sequence of teacher outputs, got "
+                f"{mix}."
             )
         if (path, call or 0) in seen:
             raise ValueError(
@@ -202,8 +203,10 @@ def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
                 "several teachers."
             )
         seen[path, call or 0] = name
-        if mix.own is not None and not 0 < mix.own < 1:
-            raise ValueError(f"with_flow, mix {name!r}, own: expected a weight between 0 and 1, got {mix.own}.")
+        if mix.student_weight is not None and not 0 < mix.student_weight < 1:
+            raise ValueError(
+                f"with_flow, mix {name!r}, student_weight: expected a weight between 0 and 1, got {mix.student_weight}."
+            )
     if not callable(schedule) and not isinstance(schedule, jax.core.Tracer) and not 0 <= schedule <= 1:
         raise ValueError(
             f"with_flow, schedule: expected a number from 0 to 1 or a schedule of the step, got {schedule}."
@@ -213,7 +216,7 @@ def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
 def _teacher_outputs(batch: Batch) -> Outputs:
     if "teacher" not in batch:
         raise ValueError(
-            "with_flow: expected the teacher's outputs in batch['teacher'], got a batch without. Build the distillation by "
+            "with_flow: expected the teacher's outputs in batch['teacher'], got a batch without. Use "
             "jaxkd.schemes.knowledge_flow; without a teacher, run the plain module with extract_student(variables)."
         )
     outputs: Outputs = batch["teacher"]
@@ -256,8 +259,8 @@ def _check_feature(name: str, layer: tuple[int, ...], feature: str, teacher: Out
     same = len(shape) == len(layer) and shape[1:-1] == layer[1:-1]
     if not jnp.issubdtype(given.dtype, jnp.floating) or shape[:1] != layer[:1] or not (pooled or same):
         raise ValueError(
-            f"with_flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} except for "
-            f"the last dimension, or maps and vectors; got {checks.shape(given)} for the teacher's {feature!r}."
+            f"with_flow, mix {name!r}: expected a feature of the layer's examples and positions, {list(layer)} except "
+            f"for the last dimension, or maps and vectors; got {checks.shape(given)} for the teacher's {feature!r}."
         )
 
 

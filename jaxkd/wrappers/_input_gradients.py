@@ -21,7 +21,7 @@ from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variable
 def with_input_gradient(
     model: Model,
     *,
-    classes: str | None = None,
+    class_path: str | None = None,
     input: str = "image",
     output: str = "logits",
     name: str = "input_gradient",
@@ -34,7 +34,7 @@ def with_input_gradient(
 
     Args:
       model: model from an adapter.
-      classes: path of the classes c: None for the class that the model itself predicts (a teacher),
+      class_path: path of the classes c: None for the class that the model itself predicts (a teacher),
         ``"teacher/logits"`` for the class that the teacher predicts (its student), ``"batch/label"`` for integer
         labels.
       input: the floating-point entry of the batch to differentiate by.
@@ -57,13 +57,13 @@ def with_input_gradient(
     """
 
     def cotangent(logits: Array, batch: Batch) -> Array:
-        if classes is None:
+        if class_path is None:
             chosen = jnp.argmax(logits, axis=-1)
         else:
-            root, _, key = classes.partition("/")
-            checks.known(root, ("teacher", "batch"), f"with_input_gradient(classes={classes!r}), root")
+            root, _, key = class_path.partition("/")
+            checks.known(root, ("teacher", "batch"), f"with_input_gradient(classes={class_path!r}), root")
             entries = batch.get("teacher", {}) if root == "teacher" else batch
-            checks.known(key, list(entries), f"with_input_gradient(classes={classes!r}), {root} entry")
+            checks.known(key, list(entries), f"with_input_gradient(classes={class_path!r}), {root} entry")
             chosen = entries[key]
             chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
         return jax.nn.one_hot(chosen, logits.shape[-1], dtype=logits.dtype)

@@ -92,7 +92,7 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
 
 
 def expand_classes(
-    model: Model, classes: Sequence[int], total: int, *, output: str = "logits", name: str = "known"
+    model: Model, classes: Sequence[int], num_classes: int, *, output: str = "logits", name: str = "known"
 ) -> Model:
     """Expands logits of some classes to all, with −∞ for the other classes.
 
@@ -106,7 +106,7 @@ def expand_classes(
     Args:
       model: model from an adapter.
       classes: the class of each of the model's logits.
-      total: the number of all classes.
+      num_classes: the number of all classes.
       output: the logits ``[..., classes]``, which are replaced by ``[..., total]``.
       name: name of the output that keeps the model's own logits.
 
@@ -126,8 +126,10 @@ def expand_classes(
     (Array([[  7., -inf,   5., -inf]], dtype=float32), Array([[5., 7.]], dtype=float32))
     """
     these = _classes("expand_classes, classes", classes)
-    if these.max() >= total:
-        raise ValueError(f"expand_classes, classes: expected classes below the total of {total}, got {these.max()}.")
+    if these.max() >= num_classes:
+        raise ValueError(
+            f"expand_classes, classes: expected classes below the total of {num_classes}, got {these.max()}."
+        )
 
     def expanded(outputs: Outputs) -> Outputs:
         checks.known(output, checks.shapes(outputs), "expand_classes, model output")
@@ -137,7 +139,7 @@ def expand_classes(
                 f"expand_classes: expected logits of {len(these)} classes at {output!r}, one for each of classes=, got "
                 f"{checks.shape(logits)}."
             )
-        whole = jnp.full((*logits.shape[:-1], total), -jnp.inf, logits.dtype).at[..., these].set(logits)
+        whole = jnp.full((*logits.shape[:-1], num_classes), -jnp.inf, logits.dtype).at[..., these].set(logits)
         return {**add_outputs("expand_classes", outputs, {name: logits}), output: whole}
 
     return _mapped(model, expanded)

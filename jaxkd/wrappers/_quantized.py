@@ -172,14 +172,14 @@ def learned_codebook(
     return Model(init, apply)
 
 
-def quantize_with(params: PyTree, points: PyTree, *, bucket: int | None = 256) -> PyTree:
+def quantize_with(params: PyTree, codebook: PyTree, *, bucket: int | None = 256) -> PyTree:
     """Quantizes parameters to points as `learned_codebook` does, bit for bit.
 
     It is differentiable with respect to the points alone.
 
     Args:
       params: the trained weights, any pytree of arrays.
-      points: nested dicts with the points ``[number]`` of a tensor under its path, as from `init_codebook`.
+      codebook: nested dicts with the points ``[number]`` of a tensor under its path, as from `init_codebook`.
       bucket: as for `learned_codebook`.
 
     Returns:
@@ -192,7 +192,7 @@ def quantize_with(params: PyTree, points: PyTree, *, bucket: int | None = 256) -
     Array([[2.5, 2.5, 9. , 9. ]], dtype=float32)
     """
     check("quantize_with", 8, bucket)
-    points_of = by_path(points)
+    points_of = by_path(codebook)
     for name, p in points_of.items():
         checks.known(name, checks.shapes(by_path(params)), "quantize_with, tensor")
         if jnp.ndim(p) != 1 or not 2 <= p.shape[0] <= 256:

@@ -16,7 +16,7 @@ BATCH = {"image": np.ones((4, 8), np.float32), "other": np.full((4, 8), 2, np.fl
 
 
 def both(linen, of_nnx):
-    return pytest.mark.parametrize("model", [adapters.linen(linen), adapters.nnx_module(of_nnx)], ids=["linen", "nnx"])
+    return pytest.mark.parametrize("model", [adapters.linen(linen), adapters.nnx(of_nnx)], ids=["linen", "nnx"])
 
 
 def apply(model, batch=BATCH, key=None, train=False):
@@ -53,18 +53,16 @@ def test_inputs_are_names_or_a_function_of_the_batch(inputs):
     np.testing.assert_array_equal(apply(adapters.linen(Sum(), inputs=inputs))["logits"], 3)
 
 
-@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx_module, adapters.plain], ids=["linen", "nnx", "plain"])
+@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx, adapters.plain], ids=["linen", "nnx", "plain"])
 def test_a_missing_input_is_an_error_that_lists_the_batch(adapt):
     arguments = {
         adapters.linen: (models.Twice(),),
-        adapters.nnx_module: (models.NnxTwice,),
+        adapters.nnx: (models.NnxTwice,),
         adapters.plain: (lambda key, x: {}, lambda params, x: x),
     }[adapt]
     model = adapt(*arguments, inputs="imag")
     with pytest.raises(ValueError, match=r"'imag'.*'image' float32\[4, 8\], 'other' float32\[4, 8\].*inputs="):
-        model.apply(
-            model.init(KEY, BATCH) if adapt is adapters.nnx_module else Variables({}), BATCH, key=None, train=False
-        )
+        model.apply(model.init(KEY, BATCH) if adapt is adapters.nnx else Variables({}), BATCH, key=None, train=False)
 
 
 class Returns(nn.Module):
@@ -141,9 +139,9 @@ IMAGES = {"image": np.random.default_rng(0).normal(size=(4, 2, 2, 2)).astype(np.
 def test_nnx_init_returns_an_instances_weights_or_constructs_them_from_the_key():
     instance = models.NnxNet(nnx.Rngs(5))
     for key in (0, 1):
-        made = adapters.nnx_module(instance).init(jax.random.key(key), IMAGES)
+        made = adapters.nnx(instance).init(jax.random.key(key), IMAGES)
         chex.assert_trees_all_equal(made, adapters.variables(instance))
-    first, second = (adapters.nnx_module(models.NnxNet).init(jax.random.key(key), IMAGES) for key in (0, 1))
+    first, second = (adapters.nnx(models.NnxNet).init(jax.random.key(key), IMAGES) for key in (0, 1))
     assert (first.params["head"]["kernel"] != second.params["head"]["kernel"]).any()
 
 
@@ -152,7 +150,7 @@ def test_an_nnx_instance_is_never_changed(taps):
     instance = models.NnxNet(nnx.Rngs(5))
     before = jax.tree.map(np.array, adapters.variables(instance))
     graph = nnx.graphdef(instance)
-    model = adapters.nnx_module(instance, taps=taps)
+    model = adapters.nnx(instance, taps=taps)
     variables = model.init(KEY, IMAGES)
     masked = {**IMAGES, "mask": np.array([True, True, True, False])}
     for batch in (IMAGES, masked):

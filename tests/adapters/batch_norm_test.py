@@ -24,7 +24,7 @@ MODELS = {
     for name, make in {
         "linen_constructor": lambda fast: adapters.linen(models.Net(fast)),
         "linen_call": lambda fast: adapters.linen(models.ByCall(fast)),
-        "nnx": lambda fast: adapters.nnx_module(functools.partial(models.NnxNet, fast=fast)),
+        "nnx": lambda fast: adapters.nnx(functools.partial(models.NnxNet, fast=fast)),
     }.items()
 }
 
@@ -111,7 +111,7 @@ def test_an_unmasked_batch_equals_linen_bit_for_bit(fast):
 
 def test_an_unmasked_batch_equals_nnx_bit_for_bit():
     module = models.NnxNet(nnx.Rngs(0))
-    model = adapters.nnx_module(module)
+    model = adapters.nnx(module)
     variables = model.init(KEY, BATCH)
     found, state = model.apply(variables, BATCH, key=KEY, train=True)
     module.train()

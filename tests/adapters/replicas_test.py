@@ -59,7 +59,7 @@ def with_layers(variables, batch, *, key, train):
 MADE = adapters.linen(Net()).init(jax.random.key(0), {"image": IMAGE})
 MODELS = {
     "linen": adapters.linen(Net()),
-    "nnx": adapters.nnx_module(NnxNet),
+    "nnx": adapters.nnx(NnxNet),
     "layers": jaxkd.Model(lambda key, batch: MADE, with_layers),
 }
 NORM = {"mean": jnp.full(4, 0.3), "var": jnp.full(4, 2.0)}
@@ -279,9 +279,7 @@ class NnxSynchronized(nnx.Module):
         return self.norm(x)
 
 
-@pytest.mark.parametrize(
-    "model", [adapters.linen(Synchronized()), adapters.nnx_module(NnxSynchronized)], ids=["linen", "nnx"]
-)
+@pytest.mark.parametrize("model", [adapters.linen(Synchronized()), adapters.nnx(NnxSynchronized)], ids=["linen", "nnx"])
 def test_a_layer_with_an_axis_name_gets_whole_batch_statistics(model):
     batch = {"image": IMAGE}
     variables = model.init(jax.random.key(0), batch)
@@ -316,7 +314,7 @@ def test_a_subclass_of_batch_norm_keeps_its_behavior(keep, count):
     batch = {"image": IMAGE} if keep is None else {"image": IMAGE, "mask": keep}
     parts = IMAGE.reshape(count, -1, 3)
     expected = (2 * (parts - parts.mean(1, keepdims=True)) / np.sqrt(parts.var(1, keepdims=True) + 1e-5)).reshape(-1, 3)
-    for model in (adapters.linen(Doubled()), adapters.nnx_module(lambda rngs: NnxDoubled(3, rngs=rngs))):
+    for model in (adapters.linen(Doubled()), adapters.nnx(lambda rngs: NnxDoubled(3, rngs=rngs))):
         variables = model.init(jax.random.key(0), batch)
         with replicas(count):
             found, _ = model.apply(variables, batch, key=None, train=True)
@@ -329,7 +327,7 @@ def test_dtype_scale_and_bias_are_those_of_flax(given, dtype):
     batch = {"image": jnp.asarray(IMAGE, given)}
     made = {
         "linen": adapters.linen(nn.BatchNorm(dtype=dtype, use_bias=False)),
-        "nnx": adapters.nnx_module(lambda rngs: nnx.BatchNorm(3, dtype=dtype, use_scale=False, rngs=rngs)),
+        "nnx": adapters.nnx(lambda rngs: nnx.BatchNorm(3, dtype=dtype, use_scale=False, rngs=rngs)),
     }
     for model in made.values():
         variables = model.init(jax.random.key(0), batch)

@@ -38,7 +38,7 @@ def test_linen_taps_at_several_depths():
 
 
 def test_nnx_taps_at_several_depths():
-    model = adapters.nnx_module(models.NnxNet, taps={"block": "blocks/0", "normed": "blocks.0.norm", "out": "head"})
+    model = adapters.nnx(models.NnxNet, taps={"block": "blocks/0", "normed": "blocks.0.norm", "out": "head"})
     found = run(model)
     assert {name: x.shape for name, x in found.items()} == {
         "logits": (2, 2),
@@ -49,7 +49,7 @@ def test_nnx_taps_at_several_depths():
     np.testing.assert_array_equal(found["block"], nn.relu(found["normed"]))
 
 
-@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx_module], ids=["linen", "nnx"])
+@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx], ids=["linen", "nnx"])
 def test_taps_change_no_other_output(adapt):
     module, tap = (LINEN, "stem/norm") if adapt is adapters.linen else (models.NnxNet, "blocks/0/norm")
     plain, tapped = adapt(module), adapt(module, taps={"f": tap})
@@ -71,7 +71,7 @@ def test_gradients_reach_parameters_through_a_tap():
     assert (gradient.params["shared"]["kernel"] != 0).any()
 
 
-@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx_module], ids=["linen", "nnx"])
+@pytest.mark.parametrize("adapt", [adapters.linen, adapters.nnx], ids=["linen", "nnx"])
 def test_a_number_selects_one_of_several_calls(adapt):
     module = models.Twice() if adapt is adapters.linen else models.NnxTwice
     found = run(adapt(module, taps={"a": "shared#0", "b": "shared#1"}), FLAT)
@@ -94,7 +94,7 @@ def test_a_number_selects_one_of_several_calls(adapt):
             id="linen",
         ),
         pytest.param(
-            adapters.nnx_module,
+            adapters.nnx,
             models.NnxNet,
             "blocks/0/nrm",
             ["'blocks/0/norm' float32[2, 4, 4, 3]", "'head' float32[2, 2]", "'blocks/0' float32[2, 4, 4, 3]"],
@@ -151,5 +151,5 @@ def test_sown_nnx_intermediates_can_be_tapped():
             self.sow(nnx.Intermediate, "before", x)
             return self.layer(x)
 
-    found = run(adapters.nnx_module(Sowing, taps={"before": "before", "layer": "layer"}), FLAT)
+    found = run(adapters.nnx(Sowing, taps={"before": "before", "layer": "layer"}), FLAT)
     np.testing.assert_array_equal(found["before"], FLAT["image"])

@@ -89,7 +89,7 @@ def test_training_equals_training_with_a_live_teacher(cache):
     loader, student = loaders()["resident"], MODEL
 
     def run(teacher, augment, given):
-        kd = preprocess(jaxkd.distill(student, teacher, KD, optimizer=optax.sgd(0.05)), train=augment)
+        kd = preprocess(jaxkd.distill(student, teacher, KD, optimizer=optax.sgd(0.05)), train_transform=augment)
         return fit(kd, given, epochs=5, key=jax.random.key(3), progress=False, log_every=3)
 
     def replayed(batch):
@@ -202,7 +202,7 @@ def test_evaluation_uses_its_own_cache(cache, tmp_path):
     held_out = write(tmp_path, views=1, transform=normalize, keep=KEEP)
     val = data.Resident(SET, EXAMPLES, shuffle=False)
     kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
-    kd = preprocess(kd, train=AUGMENT, evaluate=normalize)
+    kd = preprocess(kd, train_transform=AUGMENT, eval_transform=normalize)
     state = kd.init(jax.random.key(0), next(jaxkd.cache.attach(cache, loaders()["resident"]).batches()))
     found = jaxkd.training.evaluate(kd, state, jaxkd.cache.attach(held_out, val))
 

@@ -12,7 +12,7 @@ from jaxkd.data import permutation
 
 
 def host(size, seed=0, epoch=0):
-    return permutation(np.arange(size), size=size, seed=seed, epoch=epoch, xp=np)
+    return permutation(np.arange(size), num_examples=size, seed=seed, epoch=epoch, xp=np)
 
 
 @pytest.mark.parametrize("size", [*range(1, 70), 1797, 4096, 4097, 50_000])
@@ -23,26 +23,26 @@ def test_every_row_occurs_once(size):
 
 @pytest.mark.parametrize("size", [1, 10, 50_000])
 def test_device_and_host_agree(size):
-    permute = jax.jit(lambda seed, epoch: permutation(jnp.arange(size), size=size, seed=seed, epoch=epoch))
+    permute = jax.jit(lambda seed, epoch: permutation(jnp.arange(size), num_examples=size, seed=seed, epoch=epoch))
     for seed, epoch in [(0, 0), (7, 3)]:
         np.testing.assert_array_equal(permute(seed, epoch), host(size, seed, epoch))
-    large = permutation(jnp.arange(size), size=size, seed=2**32 - 1, epoch=2, xp=jnp)
+    large = permutation(jnp.arange(size), num_examples=size, seed=2**32 - 1, epoch=2, xp=jnp)
     np.testing.assert_array_equal(large, host(size, 2**32 - 1, 2))
 
 
 def test_vmap_over_seeds():
-    mapped = jax.vmap(lambda seed: permutation(jnp.arange(37), size=37, seed=seed, epoch=2))(jnp.arange(4))
+    mapped = jax.vmap(lambda seed: permutation(jnp.arange(37), num_examples=37, seed=seed, epoch=2))(jnp.arange(4))
     np.testing.assert_array_equal(mapped, [host(37, seed, 2) for seed in range(4)])
 
 
 def test_single_position_equals_that_of_the_whole_order():
     whole = host(1000, 3, 4)
     for position in (0, 17, 999):
-        assert permutation(np.array([position]), size=1000, seed=3, epoch=4, xp=np) == whole[position]
+        assert permutation(np.array([position]), num_examples=1000, seed=3, epoch=4, xp=np) == whole[position]
 
 
 def orders_of(size, seeds, epochs):
-    one = lambda seed, epoch: permutation(jnp.arange(size), size=size, seed=seed, epoch=epoch)  # noqa: E731
+    one = lambda seed, epoch: permutation(jnp.arange(size), num_examples=size, seed=seed, epoch=epoch)  # noqa: E731
     many = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))
     return np.asarray(many(jnp.arange(seeds), jnp.arange(epochs))).reshape(-1, size)
 
@@ -79,4 +79,4 @@ def test_large_set_is_shuffled():
 
 def test_empty_set_raises():
     with pytest.raises(ValueError, match="rows to shuffle, got 0"):
-        permutation(np.arange(0), size=0, seed=0, epoch=0, xp=np)
+        permutation(np.arange(0), num_examples=0, seed=0, epoch=0, xp=np)

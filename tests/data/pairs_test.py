@@ -169,9 +169,9 @@ def test_invalid_arguments_raise():
     with pytest.raises(TypeError, match="SameClass: expected a Resident, got list"):
         SameClass([loader])
     with pytest.raises(ValueError, match=r"has no \['class'\], only \['image', 'index', 'label'\]"):
-        SameClass(loader, labels="class")
+        SameClass(loader, label_entry="class")
     with pytest.raises(ValueError, match=r"'image': expected integers \[examples\], got uint8\[4, 1, 1, 1\]"):
-        SameClass(loader, labels="image")
+        SameClass(loader, label_entry="image")
     with pytest.raises(ValueError, match=r"labels: expected integers \[12\].*got int64\[11\]"):
         same_class(data.Stream(examples(), 4), LABELS[1:])
     with pytest.raises(ValueError, match="this batch has other labels"):

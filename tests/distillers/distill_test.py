@@ -109,7 +109,7 @@ def test_teacher_in_training_mode_can_be_evaluated():
 
 BANK = 1024
 REMEMBERING = combine(
-    crd=objectives.crd("student/vector", "teacher/vector", np.arange(BANK) % 7, negatives=4, features=8),
+    crd=objectives.crd("student/vector", "teacher/vector", np.arange(BANK) % 7, negatives=4, embedding_size=8),
     review=objectives.with_projection(
         lambda key, context: jaxkd.ObjectiveVars({}, {"mean": jnp.zeros(4)}),
         # State of a device's own share, like statistics of a BatchNorm that are not synchronized.

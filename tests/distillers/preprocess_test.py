@@ -16,7 +16,7 @@ def test_training_and_evaluation_have_separate_transforms():
     double = lambda batch: {**batch, "image": 2.0 * batch["image"].astype(jnp.float32)}  # noqa: E731
     triple = lambda batch: {**batch, "image": 3.0 * batch["image"].astype(jnp.float32)}  # noqa: E731
     raw = {**tiny.batch(4), "image": np.arange(4 * 32, dtype=np.uint8).reshape(4, 4, 4, 2)}
-    whole = jaxkd.distillers.preprocess(kd, train=double, evaluate=triple)
+    whole = jaxkd.distillers.preprocess(kd, train_transform=double, eval_transform=triple)
     state = whole.init(jax.random.key(0), raw)
     tiny.assert_equal(state, kd.init(jax.random.key(0), double(raw)))
     tiny.assert_close(whole.step(state, raw), kd.step(state, double(raw)))

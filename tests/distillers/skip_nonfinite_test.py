@@ -20,7 +20,7 @@ OBJECTIVE = combine(
 )
 REMEMBERING = combine(
     objective=OBJECTIVE,
-    crd=objectives.crd("student/vector", "teacher/0/vector", LABELS, negatives=4, features=3),
+    crd=objectives.crd("student/vector", "teacher/0/vector", LABELS, negatives=4, embedding_size=3),
 )
 
 

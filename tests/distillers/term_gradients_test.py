@@ -35,12 +35,12 @@ TERMS = ["hint", "kd", "rkd/distance", "rkd/similar"]
 SGD = optax.sgd(0.1)
 
 
-def distillers(objective=OBJECTIVE, every=1, student=NET):
+def make_distillers(objective=OBJECTIVE, every=1, student=NET):
     plain = jaxkd.distill(student, tiny.teacher(), objective, optimizer=SGD)
     return plain, distillers.term_gradients(plain, student, tiny.teacher(), objective, every=every)
 
 
-PLAIN, KD = distillers()
+PLAIN, KD = make_distillers()
 NAMES = {f"grad_norm/{name}" for name in TERMS} | {f"grad_cosine/{a},{b}" for a, b in itertools.combinations(TERMS, 2)}
 
 
@@ -143,7 +143,7 @@ def test_adversarial_term_reports_the_gradient_of_the_student():
         game=objectives.adversarial("student/logits", "teacher/logits", weight=0.5),
         ce=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0),
     )
-    plain, kd = distillers(objective)
+    plain, kd = make_distillers(objective)
     state = plain.init(jax.random.key(0), tiny.batch(8))
     found = tiny.numbers(jax.jit(kd.step)(state, tiny.batch(8))[1])
     new, _ = jax.jit(plain.step)(state, tiny.batch(8))

@@ -260,7 +260,7 @@ def losses_of(method, wanted, place):
     student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
     setting = objectives.Setting(tiny.TEACHER, tiny.STUDENT, STEPS, train.arrays["label"], lambda tap: None)
     built = methods.build(method, setting, student, teacher)
-    kd = distillers.preprocess(built, train=cells.views(wanted.seed, protocol))
+    kd = distillers.preprocess(built, train_transform=cells.views(wanted.seed, protocol))
     batches = iter(loader.batches())
     batch = next(batches)
     state, step, found = kd.init(jax.random.key(0), batch), jax.jit(kd.step), []

@@ -198,7 +198,9 @@ def totals(step):
     rows |= {f"{name}, first": m.initial(of) for name, m in methods.METHODS.items() if m.initial is not None}
     rows |= {f"dkd, {pair}": objectives.dkd(tiny.setting(*pair.split(":"))) for pair in published.PAIRS[:7]}
     rows |= {
-        "crd of its own": objectives.objectives.crd("student/pooled", "teacher/pooled", of.labels, index="batch/row")
+        "crd of its own": objectives.objectives.crd(
+            "student/pooled", "teacher/pooled", of.labels, index_path="batch/row"
+        )
     }
     given = context(step)
     made = jax.jit(lambda: {name: row.init(jax.random.key(2), given) for name, row in rows.items()})()

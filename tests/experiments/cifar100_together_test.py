@@ -163,7 +163,7 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
     kd = sweep(together.distiller(work, place), batch_axis=0, seed=seeds)
     state = kd.init(jax.numpy.stack([jax.random.key(seed) for seed in seeds]), loader.gather(loader.arrays, 0))
     own = cells.prepared(cell._replace(seed=5), place)
-    alone = preprocess(own.kd, train=recipe.augmentation(5))
+    alone = preprocess(own.kd, train_transform=recipe.augmentation(5))
     expected = alone.init(jax.random.key(5), own.loader.gather(own.loader.arrays, 0))
     tiny.assert_equal(select_run(state, 1).student, expected.student)
     step, step_alone = jax.jit(kd.step), jax.jit(alone.step)

@@ -166,7 +166,7 @@ def test_distillation_between_recurrent_and_convolutional_networks(pair):
         game=objectives.adversarial("student/pooled", "teacher/pooled", discriminator=discriminators.mlp(4)),
     )
     kd = jaxkd.distill(student, jaxkd.teachers.frozen(model, variables), objective, optimizer=optax.sgd(0.1))
-    kd = jaxkd.distillers.preprocess(kd, train=with_strokes, evaluate=with_strokes)
+    kd = jaxkd.distillers.preprocess(kd, train_transform=with_strokes, eval_transform=with_strokes)
     mesh = Mesh(np.array(jax.devices()[:4]), (jaxkd.DATA_AXIS,))
     runs = {}
     for name, step in (("jit", jax.jit(kd.step)), ("shard", jaxkd.parallel.shard(kd, mesh, replicas=1))):

@@ -18,8 +18,8 @@ KEEP = np.arange(BATCH) % 5 > 1
 
 OBJECTIVES = {
     "plain": adversarial(*VECTORS, discriminator=mlp(6), weight=0.3),
-    "conditional": adversarial(*VECTORS, discriminator=mlp(6), labels="batch/label", weight=0.3),
-    "of maps": adversarial(*MAPS, discriminator=conv(4, 5), labels="batch/label", classes=CLASSES, weight=0.3),
+    "conditional": adversarial(*VECTORS, discriminator=mlp(6), label_path="batch/label", weight=0.3),
+    "of maps": adversarial(*MAPS, discriminator=conv(4, 5), label_path="batch/label", num_classes=CLASSES, weight=0.3),
     "wasserstein": wasserstein(*VECTORS, discriminator=mlp(6), weight=0.3),
     "wasserstein of maps": wasserstein(*MAPS, condition="batch/image", discriminator=conv(4), penalty=5.0, weight=0.3),
 }
@@ -313,7 +313,7 @@ def test_default_discriminator_follows_input_rank():
     flat, maps = (initialize(adversarial(*paths), given).params["discriminator"] for paths in (VECTORS, MAPS))
     assert [layer["kernel"].shape for layer in flat] == [(3, 128), (128, 128), (128, 1)]
     assert [layer["kernel"].shape for layer in maps] == [(4, 4, 2, 64), (4, 4, 64, 128), (128, 1)]
-    conditional = adversarial(*VECTORS, labels="batch/label", discriminator=mlp())
+    conditional = adversarial(*VECTORS, label_path="batch/label", discriminator=mlp())
     assert initialize(conditional, given).params["discriminator"][0]["kernel"].shape == (3, 4)
 
 
@@ -327,7 +327,7 @@ def test_mismatched_inputs_raise():
         ):
             initialize(make(*VECTORS), given)
     with pytest.raises(ValueError, match=r"batch/label: expected integer classes \[batch\], got float32\[4\]"):
-        initialize(adversarial(*MAPS, labels="batch/label"), given)
+        initialize(adversarial(*MAPS, label_path="batch/label"), given)
     with pytest.raises(ValueError, match=r"wasserstein, batch/image: expected \[4, 6, 6, 'channels'\], .* got \[4, 3"):
         short = {**given, "batch": {"image": np.ones((4, 3, 3, 1), np.float32)}}
         initialize(wasserstein(*MAPS, condition="batch/image"), short)

@@ -253,7 +253,7 @@ def test_bfloat16_equals_upcast_input():
 def test_attention_network_and_student_learn():
     paths = (("student/map", "student/vector"), ("teacher/map", "teacher/vector"))
     schedule = lambda step: jnp.where(step < 50, 0.0, 20.0)  # noqa: E731
-    objective = jaxkd.combine(mhgd=attention_graph(*paths, heads=4, features=8, weight=schedule))
+    objective = jaxkd.combine(mhgd=attention_graph(*paths, heads=4, hidden_size=8, weight=schedule))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.adam(0.02))
     given = tiny.batch(16)
     state = kd.init(jax.random.key(0), given)

@@ -12,7 +12,7 @@ from tests.objectives.contrastive_toy import FEATURES, KEEP, PATHS, after, array
 
 
 def queued(batches, size=6):
-    objective = crd_queue(*PATHS, size=size, features=FEATURES)
+    objective = crd_queue(*PATHS, queue_size=size, embedding_size=FEATURES)
     return objective, after(objective, initialize(objective, batches[0]), *batches)
 
 
@@ -38,7 +38,7 @@ def test_queue_loss_equals_numpy_reference():
     """While the queue fills and once it is full, with classes and without."""
     batches = [arrays(4, seed) for seed in range(4)]
     for labels in "batch/label", None:
-        objective = crd_queue(*PATHS, size=6, features=FEATURES, labels=labels)
+        objective = crd_queue(*PATHS, queue_size=6, embedding_size=FEATURES, label_path=labels)
         variables = initialize(objective, batches[0])
         entries = []
         for given in batches:
@@ -68,7 +68,7 @@ def test_queue_count_never_overflows():
 
 
 def test_queue_smaller_than_batch_raises():
-    objective, given = crd_queue(*PATHS, size=6, features=FEATURES), arrays(8)
+    objective, given = crd_queue(*PATHS, queue_size=6, embedding_size=FEATURES), arrays(8)
     with pytest.raises(ValueError, match="crd_queue, size: expected at least the batch of 8, got 6"):
         initialize(objective, given)
     with pytest.raises(ValueError, match="crd_queue, size: expected at least the global batch of 8, got 6"):
@@ -81,7 +81,7 @@ def test_queue_smaller_than_batch_raises():
 @pytest.mark.parametrize("labels", ["batch/label", None])
 def test_in_batch_loss_is_info_nce_of_the_embeddings(labels):
     given = arrays(mask=KEEP)
-    objective = crd_in_batch(*PATHS, features=FEATURES, temperature=0.2, weight=3.0, labels=labels)
+    objective = crd_in_batch(*PATHS, embedding_size=FEATURES, temperature=0.2, weight=3.0, label_path=labels)
     variables = initialize(objective, given)
     v, tags = embeddings(variables.params, given), None if labels is None else given["batch"]["label"][KEEP]
     s, t = v["student"][KEEP], v["teacher"][KEEP]

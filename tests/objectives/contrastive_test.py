@@ -120,7 +120,7 @@ def test_first_normalizer_has_no_gradient():
 
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
 def test_extreme_temperatures_are_finite(temperature):
-    objective = crd(*PATHS, CLASSES, negatives=NEGATIVES, features=FEATURES, temperature=temperature)
+    objective = crd(*PATHS, CLASSES, negatives=NEGATIVES, embedding_size=FEATURES, temperature=temperature)
     given = arrays()
     variables = initialize(objective, given)
     found = run(objective, variables, given)
@@ -194,7 +194,7 @@ def test_index_accepts_any_integer_dtype(dtype):
 
 
 def test_bank_starts_uniform_with_unit_expected_norm():
-    bank = initialize(crd(*PATHS, np.arange(4000) % 7, features=50), arrays()).state["bank"]
+    bank = initialize(crd(*PATHS, np.arange(4000) % 7, embedding_size=50), arrays()).state["bank"]
     for rows in bank.values():
         assert rows.shape == (4000, 50)
         limit = np.sqrt(3 / 50)  # the expected square norm of a row is 1
@@ -232,7 +232,7 @@ def test_last_duplicate_of_an_example_is_written():
 def test_memory_holds_no_array_of_drawn_rows():
     """At the published size, where the array would take 0.5 GiB; the step is compiled but not run."""
     data, size, negatives, features = 50_000, 64, 16_384, 128
-    objective = crd(*PATHS, np.arange(data) % 100, negatives=negatives, features=features)
+    objective = crd(*PATHS, np.arange(data) % 100, negatives=negatives, embedding_size=features)
     shape = lambda *sizes, dtype=jnp.float32: jax.ShapeDtypeStruct(sizes, dtype)  # noqa: E731
     shapes = {
         "student": {"f": shape(size, 64)},
@@ -292,7 +292,7 @@ def test_invalid_inputs_raise():
 def test_distillation_with_crd_trains():
     """The loss decreases over the steps of a distillation."""
     labels = np.arange(64) % tiny.CLASSES
-    objective = jaxkd.combine(crd=crd("student/vector", "teacher/vector", labels, negatives=16, features=4))
+    objective = jaxkd.combine(crd=crd("student/vector", "teacher/vector", labels, negatives=16, embedding_size=4))
     kd = jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.adam(0.02))
     given = {**tiny.batch(16), "index": np.arange(16, dtype=np.int32)}
     state = kd.init(jax.random.key(0), given)

@@ -9,9 +9,9 @@ from tests.objective_runs import run
 DATA, BATCH, NEGATIVES, FEATURES = 24, 16, 7, 5
 CLASSES = np.array([2, 0, 1, 0, 3, 1, 1, 0, 2, 3, 0, 1, 2, 0, 1, 0, 3, 1, 0, 2, 0, 0, 1, 0])
 PATHS = ("student/f", "teacher/f")
-CRD = crd(*PATHS, CLASSES, negatives=NEGATIVES, features=FEATURES, weight=0.8)
-QUEUE = crd_queue(*PATHS, size=20, features=FEATURES, weight=0.8)
-IN_BATCH = crd_in_batch(*PATHS, features=FEATURES, weight=0.8)
+CRD = crd(*PATHS, CLASSES, negatives=NEGATIVES, embedding_size=FEATURES, weight=0.8)
+QUEUE = crd_queue(*PATHS, queue_size=20, embedding_size=FEATURES, weight=0.8)
+IN_BATCH = crd_in_batch(*PATHS, embedding_size=FEATURES, weight=0.8)
 KEEP = np.arange(BATCH) % 5 > 1
 MASKS = {"all": np.ones(BATCH, bool), "uneven": KEEP, "half": np.arange(BATCH) >= BATCH // 2}
 

@@ -36,10 +36,11 @@ def test_variables_hold_parts_and_objective():
 
 
 def test_state_of_the_inner_objective_is_updated():
-    crd = objectives.crd_in_batch("student/made/f", "teacher/f", labels=None, features=3)
+    crd = objectives.crd_in_batch("student/made/f", "teacher/f", label_path=None, embedding_size=3)
     objective = scaled(
         objectives.combine(
-            crd=crd, queue=objectives.crd_queue("student/made/f", "teacher/f", size=8, features=3, labels=None)
+            crd=crd,
+            queue=objectives.crd_queue("student/made/f", "teacher/f", queue_size=8, embedding_size=3, label_path=None),
         )
     )
     made = objective.init(jax.random.key(0), CONTEXT)

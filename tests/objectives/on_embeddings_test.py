@@ -29,7 +29,7 @@ def test_correlation_congruence_equals_common_benchmark():
 
 
 def test_normalized_embeddings_equal_numpy_reference():
-    objective = on_embeddings(losses.hint_mse, *PATHS, features=4, normalize=True)
+    objective = on_embeddings(losses.hint_mse, *PATHS, embedding_size=4, normalize=True)
     params = plain.made(objective, GIVEN).params
     first, second = (e / np.linalg.norm(e, axis=1, keepdims=True) for e in embeddings(params))
     want = ((first - second) ** 2).mean()
@@ -37,7 +37,7 @@ def test_normalized_embeddings_equal_numpy_reference():
 
 
 def test_zero_embedding_is_finite():
-    objective = on_embeddings(losses.hint_mse, *PATHS, features=4, normalize=True)
+    objective = on_embeddings(losses.hint_mse, *PATHS, embedding_size=4, normalize=True)
     params = jax.tree.map(np.zeros_like, plain.made(objective, GIVEN).params)
     value, gradients = jax.value_and_grad(lambda p: objective.apply(p, {}, GIVEN, None).value)(params)
     assert value == 0
@@ -45,7 +45,7 @@ def test_zero_embedding_is_finite():
 
 
 def test_loss_receives_hyperparameters_and_schedules():
-    objective = on_embeddings(losses.soft_target_kl, *PATHS, features=4, temperature=lambda step: 2.0 + step)
+    objective = on_embeddings(losses.soft_target_kl, *PATHS, embedding_size=4, temperature=lambda step: 2.0 + step)
     params = plain.made(objective, GIVEN).params
     want = losses.soft_target_kl(*map(np.float32, embeddings(params)), temperature=2.0).mean()
     np.testing.assert_allclose(objective.apply(params, {}, GIVEN, None).value, want, rtol=1e-4)

@@ -21,7 +21,7 @@ VARIABLES = ObjectiveVars({"parts": {name: {"kernel": RNG.normal(size=(6, 2))} f
 
 
 def objective(hold=False, weight=WEIGHT, own=CE):
-    return peer_attention(PEERS, "d", "f", own=own, temperature=T, features=2, weight=weight, hold=hold)
+    return peer_attention(PEERS, "d", "f", own=own, temperature=T, hidden_size=2, weight=weight, hold=hold)
 
 
 def context(student=STUDENT, **batch):
@@ -114,7 +114,7 @@ def test_invalid_arguments_and_outputs_raise():
     with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
         peer_attention(PEERS, "d", "f", own=CE, temperature=0)
     with pytest.raises(ValueError, match="features: expected a positive number, or None, got 0"):
-        peer_attention(PEERS, "d", "f", own=CE, features=0)
+        peer_attention(PEERS, "d", "f", own=CE, hidden_size=0)
     with pytest.raises(ValueError, match=r"'f': expected floating-point features.*of one size.*\[5, 7\]"):
         objective().init(jax.random.key(0), context({**STUDENT, "b/f": np.ones((5, 7))}))
     with pytest.raises(ValueError, match="logits of one shape"):

@@ -14,7 +14,7 @@ GIVEN = plain.context(
     {"a": (5, 6, 6, 2), "b": (5, 3, 3, 4), "c": (5, 7)}, {"a": (5, 6, 6, 3), "b": (5, 4, 4, 5), "c": (5, 6)}
 )
 NAMES = ("a", "b", "c")
-OBJECTIVE = review(*(tuple(f"{root}/{n}" for n in NAMES) for root in ("student", "teacher")), features=3, weight=0.5)
+OBJECTIVE = review(*(tuple(f"{root}/{n}" for n in NAMES) for root in ("student", "teacher")), hidden_size=3, weight=0.5)
 
 
 def nearest(x, height, width):

@@ -17,7 +17,7 @@ BATCH, CLASSES = 8, 4
 KEEP = np.arange(BATCH) % 3 > 0
 LAMBDA, WEIGHT = 0.3, 2.0
 OPTIONS: dict[str, Any] = {"difficulty": LAMBDA, "weight": WEIGHT, "start": 0.5, "span": 6.0}
-OBJECTIVES = {"global": curriculum_temperature(**OPTIONS), "instance": instance_temperature(hidden=5, **OPTIONS)}
+OBJECTIVES = {"global": curriculum_temperature(**OPTIONS), "instance": instance_temperature(hidden_size=5, **OPTIONS)}
 
 
 @pytest.fixture(params=OBJECTIVES)

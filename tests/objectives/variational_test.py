@@ -58,7 +58,7 @@ def test_variance_starts_at_5_and_is_learned():
 
 def test_features_sets_the_hidden_width():
     given = jax.eval_shape(lambda: plain.context({"f": (2, 4)}, {"f": (2, 5)}))
-    mean = variational("student/f", "teacher/f", features=7).init(jax.random.key(0), given).params["mean"]
+    mean = variational("student/f", "teacher/f", hidden_size=7).init(jax.random.key(0), given).params["mean"]
     assert [mean[name]["kernel"].shape for name in ("first", "second", "third")] == [(4, 7), (7, 7), (7, 5)]
 
 

@@ -57,7 +57,7 @@ def distiller():
     objective = jaxkd.combine(
         ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5),
         distance=jaxkd.term(losses.distance_relation, "student/norm", "teacher/hidden", weight=5.0),
-        crd=objectives.crd("student/norm", "teacher/hidden", labels, negatives=5, features=4, weight=0.1),
+        crd=objectives.crd("student/norm", "teacher/hidden", labels, negatives=5, embedding_size=4, weight=0.1),
     )
     frozen = jaxkd.teachers.frozen(teacher, teacher.init(jax.random.key(7), rows(np.arange(1))))
     return jaxkd.distill(student, frozen, objective, optimizer=optax.sgd(0.05, momentum=0.9))
@@ -113,7 +113,7 @@ def fit(directory, placed, train_on, evaluate_on=None, steps=72, **settings):
         settings |= {"directory": directory, "checkpoint_every": 8, "tensorboard": False}
     every = None if evaluate_on is None else 8
     return jaxkd.training.fit(
-        placed, train_on, steps=steps, key=jax.random.key(1), evaluate=evaluate_on, eval_every=every, log_every=3,
+        placed, train_on, steps=steps, key=jax.random.key(1), eval_data=evaluate_on, eval_every=every, log_every=3,
         progress=False, **settings,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ EVERYTHING = combine(
 MODELS = {
     "plain": (tiny.student, combine(ce=CE, distance=relation(losses.distance_relation, 25.0))),
     "linen": (jaxkd.adapters.linen(Student(), taps={"norm": "norm"}), EVERYTHING),
-    "nnx": (jaxkd.adapters.nnx_module(NnxStudent), combine(ce=CE, kd=KD)),
+    "nnx": (jaxkd.adapters.nnx(NnxStudent), combine(ce=CE, kd=KD)),
 }
 
 
@@ -225,7 +225,7 @@ def test_batch_without_one_size_is_refused(batch):
 def remembering():
     """A distiller with CRD and a bank of 16 rows."""
     labels = np.arange(16) % tiny.CLASSES
-    crd = objectives.crd("student/vector", "teacher/vector", labels, negatives=4, features=3)
+    crd = objectives.crd("student/vector", "teacher/vector", labels, negatives=4, embedding_size=3)
     objective = combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"), crd=crd)
     return jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optax.sgd(0.1))
 

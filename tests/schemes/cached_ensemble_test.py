@@ -42,7 +42,7 @@ def as_model(teacher):
 
 
 def trained(teacher, train):
-    kd = preprocess(jaxkd.distill(tiny.student, teacher, OBJECTIVE, optimizer=optax.sgd(0.05)), train=AUGMENT)
+    kd = preprocess(jaxkd.distill(tiny.student, teacher, OBJECTIVE, optimizer=optax.sgd(0.05)), train_transform=AUGMENT)
     return fit(kd, train, epochs=3, key=KEY, log_every=1, progress=False)
 
 
@@ -59,7 +59,7 @@ def test_cached_ensemble_trains_the_same_student(average, tmp_path):
         train,
         transform=AUGMENT,
         views=3,  # one for each epoch, as in the live run
-        keep={name: codecs.full("float32") for name in ("logits", "a/logits")},
+        codecs={name: codecs.full("float32") for name in ("logits", "a/logits")},
         batch_size=8,
         progress=False,
     )

@@ -97,7 +97,7 @@ def assistants():
 
 
 def mean_teacher_with_crd():
-    objective = combine(ce=CE, crd=objectives.crd_in_batch("student/vector", "teacher/vector", features=3))
+    objective = combine(ce=CE, crd=objectives.crd_in_batch("student/vector", "teacher/vector", embedding_size=3))
     return Case(distilled(objective, teacher=teachers.ema(tiny.student, decay=0.9)), fixed=nothing)
 
 

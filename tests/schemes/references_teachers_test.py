@@ -170,7 +170,7 @@ def test_knowledge_flow_matches_float64_reference():
     names = ["a/hidden", "c/hidden"]
     student = wrappers.with_flow(
         nn.Sequential([nn.Dense(6), nn.tanh, nn.Dense(CLASSES)]),
-        {"m": wrappers.FlowEdge("layers_0", names, own=0.6)},
+        {"m": wrappers.FlowEdge("layers_0", names, student_weight=0.6)},
         0.37,
     )
     objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.25))

@@ -87,7 +87,7 @@ def test_diverse_peers_match_float64_reference(hold):
         own=CE,
         optimizer=SGD,
         temperature=temperature,
-        features=2,
+        hidden_size=2,
         weight=weight,
         hold=hold,
     )

@@ -101,7 +101,7 @@ def test_best_state_is_that_of_the_best_evaluation(tmp_path, straight):
 
 def test_epochs_are_passes_and_intervals_default_to_one_epoch(tmp_path):
     result = fit(
-        KD, TRAIN, epochs=2, key=jax.random.key(1), evaluate=VAL, directory=tmp_path, tensorboard=False, progress=False
+        KD, TRAIN, epochs=2, key=jax.random.key(1), eval_data=VAL, directory=tmp_path, tensorboard=False, progress=False
     )
     assert [row["step"] for row in result.history] == [5, 10]
     assert int(result.state.step) == 2 * TRAIN.steps_per_epoch
@@ -162,7 +162,7 @@ def test_seeds_under_vmap_are_logged_in_separate_columns():
         jax.vmap(KD.evaluate, in_axes=(0, None)),
     )
     settings = {"steps": 6, "chunk": 3, "log_every": 5, "progress": False}
-    result = fit(mapped, TRAIN, key=jax.random.key(1), evaluate=VAL, **settings)
+    result = fit(mapped, TRAIN, key=jax.random.key(1), eval_data=VAL, **settings)
     assert {"train/loss[0]", "train/loss[2]", "eval/accuracy[1]"} < set(result.history[-1])
     alone = fit(KD, TRAIN, key=jax.random.split(jax.random.key(1), 3)[1], **settings)
     assert result.history[-1]["train/loss[1]"] == pytest.approx(alone.history[-1]["train/loss"], rel=1e-4)

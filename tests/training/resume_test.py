@@ -183,7 +183,7 @@ def test_finished_run_is_returned_at_once(mode, tmp_path, straight):
         raise AssertionError("nothing is left to do")
 
     again = fit(
-        KD._replace(step=fail, evaluate=fail), data(mode), directory=tmp_path, key=jax.random.key(1), evaluate=VAL,
+        KD._replace(step=fail, evaluate=fail), data(mode), directory=tmp_path, key=jax.random.key(1), eval_data=VAL,
         best="eval/loss", best_mode="min", config={"lr": 0.05}, on_eval=fail, **SETTINGS,
     )  # fmt: skip
     same(again, tmp_path, straight[mode])
@@ -210,7 +210,7 @@ def test_run_with_other_settings_is_refused_with_the_differences(tmp_path):
         run("resident", tmp_path, train=Resident(batch_size=10))
     with pytest.raises(ValueError, match=r"key: stored \[0, 1\], given \[0, 2\]"):
         fit(
-            KD, TRAIN, directory=tmp_path, key=jax.random.key(2), evaluate=VAL, best="eval/loss", best_mode="min",
+            KD, TRAIN, directory=tmp_path, key=jax.random.key(2), eval_data=VAL, best="eval/loss", best_mode="min",
             config={"lr": 0.05}, **SETTINGS,
         )  # fmt: skip
     with pytest.raises(ValueError, match="holds a run already"):
@@ -224,7 +224,7 @@ def test_run_with_another_model_is_refused_with_the_differences(tmp_path):
     message = r"different run:\n(  state\..*\n)?  state\.student/params/w: stored 'float32\[5\]', given 'float32\[7\]'"
     with pytest.raises(ValueError, match=message):
         fit(
-            wider, TRAIN, directory=tmp_path, key=jax.random.key(1), evaluate=VAL, best="eval/loss", best_mode="min",
+            wider, TRAIN, directory=tmp_path, key=jax.random.key(1), eval_data=VAL, best="eval/loss", best_mode="min",
             config={"lr": 0.05}, **SETTINGS,
         )  # fmt: skip
 

@@ -43,7 +43,7 @@ class NnxNet(nnx.Module):
 BATCH = {"image": jnp.ones((2, 3))}
 MODELS = {
     "linen": adapters.linen(Net()),
-    "nnx": adapters.nnx_module(NnxNet),
+    "nnx": adapters.nnx(NnxNet),
     "plain": adapters.plain(lambda key, x: [jax.random.normal(key, (3, 2)), (jnp.ones(2),)], lambda w, x: x @ w[0]),
     "one array": adapters.plain(lambda key, x: jnp.eye(3), lambda w, x: x @ w),
 }

@@ -78,7 +78,7 @@ def test_learned_points_are_stored(tmp_path):
     state = model.init(KEY, tiny.batch(2))
     moved = jax.tree.map(lambda p: p[::-1] * 0.93 + 0.011, state.params)
     batch, path = tiny.batch(4), tmp_path / "net.safetensors"
-    size = save_quantized(path, VARIABLES, points=moved, bucket=32)
+    size = save_quantized(path, VARIABLES, codebook=moved, bucket=32)
     loaded = load_quantized(path)
     tiny.assert_equal(loaded.params, quantized_to(moved))
     forward = lambda model: jax.jit(lambda v: model.apply(v, batch, key=None, train=False)[0])  # noqa: E731
@@ -116,7 +116,7 @@ def test_sources_of_every_form(tmp_path):
     save_quantized(tmp_path / "one", single, bits=4)
     tiny.assert_equal(load_quantized(tmp_path / "one").params, quantize(single.params, bits=4))
     points = init_codebook(single.params, bits=2)
-    save_quantized(tmp_path / "points", single, points=points)
+    save_quantized(tmp_path / "points", single, codebook=points)
     assert len(np.unique(load_quantized(tmp_path / "points").params)) == 4
 
 
@@ -144,9 +144,9 @@ def test_errors_name_what_was_expected(tmp_path):
     with pytest.raises(ValueError, match=r"'w': expected finite weights"):
         save_quantized(path, {"params": {"w": jnp.array([[1.0, jnp.nan]])}})
     with pytest.raises(ValueError, match=r"expected include= or points=, got both"):
-        save_quantized(path, VARIABLES, points={"Dense_0": {"kernel": jnp.ones(2)}}, include="Dense")
+        save_quantized(path, VARIABLES, codebook={"Dense_0": {"kernel": jnp.ones(2)}}, include="Dense")
     with pytest.raises(ValueError, match=r"tensor 'Dense_9/kernel'"):
-        save_quantized(path, VARIABLES, points={"Dense_9": {"kernel": jnp.ones(2)}})
+        save_quantized(path, VARIABLES, codebook={"Dense_9": {"kernel": jnp.ones(2)}})
     assert not path.exists()
     weights.save_safetensors(path, VARIABLES)
     for read in (load_quantized, quantized_size):

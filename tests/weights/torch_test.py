@@ -168,7 +168,7 @@ class NnxNet(nnx.Module):
 
 def test_fit_torch_to_nnx():
     state, x, wanted = _case("flattened")
-    model, batch = adapters.nnx_module(NnxNet), {"image": _channels_last(x)}
+    model, batch = adapters.nnx(NnxNet), {"image": _channels_last(x)}
     template = jax.eval_shape(model.init, jax.random.key(0), batch)
     variables = weights.fit_torch_to(template, state, layouts={"fc/kernel": layouts.after_flatten(3, 4, 5)})
     found = model.apply(variables, batch, key=None, train=False)[0]["logits"]

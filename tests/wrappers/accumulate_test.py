@@ -21,7 +21,7 @@ from tests.adapters.jaxprs import products
 KEY = jax.random.key(0)
 LABELS = np.arange(tiny.DATA) % tiny.CLASSES
 KD = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0)
-CRD = objectives.crd("student/vector", "teacher/vector", LABELS, negatives=4, features=3)
+CRD = objectives.crd("student/vector", "teacher/vector", LABELS, negatives=4, embedding_size=3)
 RELATIONS = {
     "distance": term(losses.distance_relation, "student/logits", "teacher/logits", weight=25.0),
     "angle": term(losses.angle_relation, "student/logits", "teacher/logits", weight=50.0),
@@ -119,9 +119,7 @@ def test_nested_and_scalar_entries_reach_every_part(size, train):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize(
-    "model", [adapters.linen(models.Net()), adapters.nnx_module(models.NnxNet)], ids=["linen", "nnx"]
-)
+@pytest.mark.parametrize("model", [adapters.linen(models.Net()), adapters.nnx(models.NnxNet)], ids=["linen", "nnx"])
 def test_batch_norm_normalizes_each_part_and_averages_the_statistics(model, count):
     image = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
@@ -271,7 +269,7 @@ def test_composes_with_precision_and_remat():
 @pytest.mark.parametrize("order", ["inside", "outside"])
 def test_projected_input_gradients_use_the_directions_of_the_whole_batch(order):
     """An example's direction depends on its position in the whole batch, not on its part, its mask or padding."""
-    wrap, split = wrappers.with_projected_input_gradient, functools.partial(wrappers.accumulate, parts=3)
+    wrap, split = wrappers.with_projected_input_gradient, functools.partial(wrappers.accumulate, micro_batches=3)
     model = split(wrap(tiny.student)) if order == "inside" else wrap(split(tiny.student))
     batch = ragged(8)
     variables = tiny.student.init(KEY, batch)

@@ -20,8 +20,8 @@ IMAGE = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float
 MODELS = {
     "linen": (with_batch_stat_distance(adapters.linen(models.Net())), adapters.linen(models.Net())),
     "nnx": (
-        with_batch_stat_distance(adapters.nnx_module(track_batch_stats(models.NnxNet))),
-        adapters.nnx_module(models.NnxNet),
+        with_batch_stat_distance(adapters.nnx(track_batch_stats(models.NnxNet))),
+        adapters.nnx(models.NnxNet),
     ),
 }
 
@@ -102,7 +102,7 @@ def test_nnx_equals_linen():
     """A single BatchNorm has the same distance in both libraries."""
     linen = with_batch_stat_distance(adapters.linen(nn.BatchNorm()))
     norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
-    own = with_batch_stat_distance(adapters.nnx_module(track_batch_stats(norm)))
+    own = with_batch_stat_distance(adapters.nnx(track_batch_stats(norm)))
     found = distance({"image": IMAGE}, own, adapters.variables(norm))
     np.testing.assert_allclose(found, distance({"image": IMAGE}, linen, linen.init(KEY, {"image": IMAGE})), rtol=1e-6)
     assert type(norm) is nnx.BatchNorm  # the given module is unchanged
@@ -179,7 +179,7 @@ def test_mistakes_raise_errors_that_teach():
     flat = adapters.linen(nn.Dense(2))
     with pytest.raises(ValueError, match=r"expected a model with BatchNorms.*dafl"):
         distance(batch, with_batch_stat_distance(flat), flat.init(KEY, batch))
-    unwatched = adapters.nnx_module(models.NnxNet)
+    unwatched = adapters.nnx(models.NnxNet)
     with pytest.raises(ValueError, match=r"Wrap an nnx module as in adapters\.nnx\(adapters\.watched\(module\)\)"):
         distance(batch, with_batch_stat_distance(unwatched), unwatched.init(KEY, batch))
     twice = with_batch_stat_distance(TWO)

@@ -27,7 +27,7 @@ TAUGHT = {name: x.astype(np.float32) for name, x in TAUGHT.items()}
 GIVEN = {**BATCH, "teacher": TAUGHT}
 MIXES = {
     "stem": FlowEdge("stem/conv", ["large", "small", "same", "vector"]),
-    "head": FlowEdge("head", ["vector", "same"], own=0.7),
+    "head": FlowEdge("head", ["vector", "same"], student_weight=0.7),
 }
 KEY = jax.random.key(3)
 
@@ -222,7 +222,11 @@ def test_invalid_arguments_raise_errors_that_teach():
         ({"a": FlowEdge("head", "vector")}, 1.0, "mix 'a': expected the path of a submodule and a sequence"),
         ({"a": FlowEdge("head", [])}, 1.0, "a sequence of teacher outputs"),
         ({**one, "b": FlowEdge("head#0", ["same"])}, 1.0, "mix 'b': 'head#0' is mixed by 'a' already"),
-        ({"a": FlowEdge("head", ["vector"], own=1.0)}, 1.0, "own: expected a weight between 0 and 1, got 1.0"),
+        (
+            {"a": FlowEdge("head", ["vector"], student_weight=1.0)},
+            1.0,
+            "own: expected a weight between 0 and 1, got 1.0",
+        ),
         (one, 1.5, "schedule: expected a number from 0 to 1 or a schedule of the step, got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -18,7 +18,7 @@ BATCH = 8
 MODELS = {
     "functions": tiny.student,
     "linen": adapters.linen(models.Net(), taps={"stem": "stem"}),
-    "nnx": adapters.nnx_module(models.NnxNet),
+    "nnx": adapters.nnx(models.NnxNet),
 }
 INPUT = tiny.batch(BATCH)
 KEEP = np.arange(BATCH) % 4 != 1
@@ -48,7 +48,7 @@ def test_equals_finite_differences_of_the_chosen_logit(model):
         first = np.argmax(logits(batch["image"]), axis=-1)
         last = np.full(BATCH, slope.shape[1] - 1)
         for classes, chosen in (None, first), ("batch/wanted", last):
-            extended = with_input_gradient(model, classes=classes)
+            extended = with_input_gradient(model, class_path=classes)
             found = run(extended, {**batch, "wanted": last}, variables=variables)[0]["input_gradient"]
             assert found.shape == batch["image"].shape
             along = (np.asarray(found) * towards).sum(axis=(1, 2, 3))
@@ -62,7 +62,7 @@ def test_equals_finite_differences_in_every_coordinate():
         variables = jax.tree.map(lambda x: x.astype(jnp.float64), tiny.student.init(jax.random.key(1), INPUT))
         logits = jax.jit(lambda x: tiny.student.apply(variables, {"image": x}, key=None, train=False)[0]["logits"])
         want = references.finite_difference(lambda x: float(logits(x)[0, 2]), image)
-        extended = with_input_gradient(tiny.student, classes="batch/label")
+        extended = with_input_gradient(tiny.student, class_path="batch/label")
         found = run(extended, {"image": image, "label": np.array([2])}, variables=variables)[0]
         np.testing.assert_allclose(found["input_gradient"], want, rtol=1e-6, atol=1e-9)
 
@@ -84,7 +84,7 @@ def test_classes_are_the_teachers_prediction_or_integer_labels():
     teacher = np.random.default_rng(3).normal(size=(BATCH, tiny.CLASSES)).astype(np.float32)
     chosen = teacher.argmax(axis=1)
     found = [
-        run(with_input_gradient(tiny.student, classes=classes), {**INPUT, **extra})[0]["input_gradient"]
+        run(with_input_gradient(tiny.student, class_path=classes), {**INPUT, **extra})[0]["input_gradient"]
         for classes, extra in (
             ("teacher/logits", {"teacher": {"logits": teacher}}),
             ("teacher/choice", {"teacher": {"choice": chosen}}),
@@ -224,7 +224,7 @@ def test_jacobian_matching_trains(form):
 
 def test_no_gradient_reaches_the_choice_of_class():
     """The choice of class is a constant: its cotangent to the teacher's logits is zero."""
-    extended = with_input_gradient(tiny.student, classes="teacher/logits")
+    extended = with_input_gradient(tiny.student, class_path="teacher/logits")
     variables = tiny.student.init(jax.random.key(1), INPUT)
 
     def total(teacher):

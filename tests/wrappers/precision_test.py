@@ -17,7 +17,7 @@ from tests.adapters import models
 from tests.adapters.jaxprs import products
 
 KEY = jax.random.key(0)
-MODELS = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx_module(models.NnxNet)}
+MODELS = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx(models.NnxNet)}
 IMAGE = np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32)
 BATCHES = {"whole": {"image": IMAGE}, "masked": {"image": IMAGE, "mask": np.arange(8) != 3}}
 VARIABLES = {name: model.init(KEY, BATCHES["whole"]) for name, model in MODELS.items()}
@@ -85,7 +85,7 @@ def slow_linen():
 
 @pytest.mark.parametrize(
     "model",
-    [slow_linen(), adapters.nnx_module(lambda rngs: nnx.BatchNorm(2, momentum=0.9999, rngs=rngs))],
+    [slow_linen(), adapters.nnx(lambda rngs: nnx.BatchNorm(2, momentum=0.9999, rngs=rngs))],
     ids=["linen", "nnx"],
 )
 @pytest.mark.parametrize("count", [1, 2])

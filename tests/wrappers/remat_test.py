@@ -21,7 +21,7 @@ KEEP = np.arange(8) % 3 != 1
 BATCH = {"image": np.random.default_rng(0).normal(1, 2, size=(8, 2, 2, 2)).astype(np.float32), "mask": KEEP}
 MODELS = {
     "linen": adapters.linen(models.Net(), taps={"stem": "stem"}),
-    "nnx": adapters.nnx_module(models.NnxNet, taps={"stem": "blocks/0"}),
+    "nnx": adapters.nnx(models.NnxNet, taps={"stem": "blocks/0"}),
 }
 POLICIES = {
     "nothing": None,
@@ -138,12 +138,12 @@ class NnxRematerialized(models.NnxNet):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("name", "own"),
-    [("linen", adapters.linen(Rematerialized())), ("nnx", adapters.nnx_module(NnxRematerialized))],
+    [("linen", adapters.linen(Rematerialized())), ("nnx", adapters.nnx(NnxRematerialized))],
     ids=["linen", "nnx"],
 )
 def test_flax_remat_inside_a_model_is_supported(name, own, count):
     """The BatchNorms inside are still computed by replica and mask."""
-    plain = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx_module(models.NnxNet)}[name]
+    plain = {"linen": adapters.linen(models.Net()), "nnx": adapters.nnx(models.NnxNet)}[name]
     variables = plain.init(KEY, BATCH)
     with replicas(count):
         found, expected = trained(own, variables), trained(plain, variables)
@@ -152,7 +152,7 @@ def test_flax_remat_inside_a_model_is_supported(name, own, count):
 
 def test_composes_with_input_gradients():
     batch = {"image": BATCH["image"], "mask": np.ones(8, bool)}
-    wrapped = functools.partial(wrappers.with_input_gradient, classes="batch/label")
+    wrapped = functools.partial(wrappers.with_input_gradient, class_path="batch/label")
     batch["label"] = np.zeros(8, int)
     found, expected = (wrapped(model) for model in (wrappers.remat(MODELS["linen"]), MODELS["linen"]))
     variables = expected.init(KEY, batch)

@@ -28,7 +28,7 @@ def on_disk(bits: int, points: bool = False) -> Callable[[Variables], Mapping[st
             if points:
                 kept = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.float32), variables.state["weights"])
                 source = Variables(kept, variables.state["model"])
-                weights.save_quantized(path, source, points=variables.params, bucket=BUCKET)
+                weights.save_quantized(path, source, codebook=variables.params, bucket=BUCKET)
             else:
                 weights.save_quantized(path, variables, bits=bits, bucket=BUCKET)
             dense = pathlib.Path(folder) / "dense.safetensors"

@@ -75,7 +75,7 @@ def sequential(objective: Callable[[list[list[int]], list[int]], Objective]) -> 
 
 
 FINE_TUNED = sequential(
-    lambda tasks, each: jaxkd.combine(ce=continual.task_cross_entropy(tasks, each, heads=continual.joint_softmax))
+    lambda tasks, each: jaxkd.combine(ce=continual.task_cross_entropy(tasks, each, softmax=continual.joint_softmax))
 )
 """No teacher: what comes later overwrites what was learned."""
 
@@ -91,7 +91,7 @@ def lwf(heads: Any, weight: float, kept: int = 0) -> Callable[[Setting], Trial]:
                 steps=each,
                 optimizer=setting.optimizer(each[0]),
                 old_weight=weight,
-                heads=heads,
+                softmax=heads,
             )
 
         return trial(setting, setting.steps, kd, kept)
@@ -110,7 +110,7 @@ def retrospection(setting: Setting) -> Trial:
             steps=each,
             expert_steps=each[0] // 2,
             optimizer=setting.optimizer(each[0] // 2),
-            heads=continual.joint_softmax,
+            softmax=continual.joint_softmax,
         )
 
     return trial(setting, 2 * setting.steps, kd, KEPT)

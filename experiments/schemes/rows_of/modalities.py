@@ -15,7 +15,7 @@ GAME = jaxkd.combine(
     ce=CE,
     kd=soft(),
     gan=objectives.adversarial(
-        "student/logits", "teacher/logits", discriminator=discriminators.mlp(64), labels="batch/label", weight=0.1
+        "student/logits", "teacher/logits", discriminator=discriminators.mlp(64), label_path="batch/label", weight=0.1
     ),
 )
 """Soft targets, and a discriminator of the logits that also tells classes (Xu et al., 2018)."""

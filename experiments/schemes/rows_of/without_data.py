@@ -70,7 +70,7 @@ def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthes
         teacher,
         generator,
         optax.adam(1e-2, b1=0.5),
-        features=["pooled"],
+        feature_names=["pooled"],
         iterations=25,
         slots=32,
         memory=512,

@@ -25,14 +25,14 @@ Positions are ``int32[points, 2]`` in scan order; ``valid`` is ``bool[points]``,
 
 
 def halves(
-    batch: Batch, *, axis: int = 2, names: tuple[str, str] = ("left", "right"), image: str = "image"
+    batch: Batch, *, dimension: int = 2, entries: tuple[str, str] = ("left", "right"), image: str = "image"
 ) -> dict[str, Any]:
     """Divides each image into two halves, such as one for each network.
 
     Args:
       batch: batch with images ``[batch, height, width, channels]`` of any dtype.
-      axis: 2 for left and right, 1 for top and bottom.
-      names: names of the new entries.
+      dimension: 2 for left and right, 1 for top and bottom.
+      entries: names of the new entries.
       image: name of the entry to divide.
 
     Returns:
@@ -46,13 +46,13 @@ def halves(
     ([0, 1], [1, 2])
     """
     x = get_images(batch, image)
-    if axis not in (1, 2):
-        raise ValueError(f"halves, axis: expected 1 (top and bottom) or 2 (left and right), got {axis}.")
-    size = x.shape[axis]
+    if dimension not in (1, 2):
+        raise ValueError(f"halves, axis: expected 1 (top and bottom) or 2 (left and right), got {dimension}.")
+    size = x.shape[dimension]
     first, second = (
-        jax.lax.slice_in_dim(x, start, start + (size + 1) // 2, axis=axis) for start in (0, size - (size + 1) // 2)
+        jax.lax.slice_in_dim(x, start, start + (size + 1) // 2, axis=dimension) for start in (0, size - (size + 1) // 2)
     )
-    return {**batch, names[0]: first, names[1]: second}
+    return {**batch, entries[0]: first, entries[1]: second}
 
 
 def spectrum(batch: Batch, *, name: str = "spectrum", image: str = "image") -> dict[str, Any]:

@@ -31,11 +31,11 @@ def crd(
     labels: Any,
     *,
     negatives: int = 16384,
-    features: int = 128,
+    embedding_size: int = 128,
     temperature: float | Array = 0.07,
     momentum: float = 0.5,
     weight: float | Array | Schedule = 1.0,
-    index: str = "batch/index",
+    index_path: str = "batch/index",
 ) -> Objective:
     """Noise-contrastive estimation against a memory bank of all training examples.
 
@@ -62,11 +62,11 @@ def crd(
       labels: class of every training example ``[N]``, integers on the host, indexed by ``batch["index"]``. An index out
         of range yields NaN, as an invalid class label does.
       negatives: K, number of negatives per example.
-      features: size of the embeddings.
+      embedding_size: size of the embeddings.
       temperature: T > 0.
       momentum: m, share of the old row in an updated row of the bank.
       weight: a number, or an optax schedule of the step. The published weight is 0.8.
-      index: path of the examples' positions in ``labels``, integers ``[batch]``.
+      index_path: path of the examples' positions in ``labels``, integers ``[batch]``.
 
     Returns:
       An `Objective` with both embeddings as parameters, and both banks and Z as state. An evaluation (without a key)
@@ -77,35 +77,35 @@ def crd(
       ValueError: the labels are not integers ``[N]``, or are all of one class, or a number is not positive; and at
         initialization: a path does not exist, or the index is not integers ``[batch]``.
 
-    >>> objective = crd("student/f", "teacher/f", np.array([0, 0, 1, 1, 2]), negatives=8, features=4)
+    >>> objective = crd("student/f", "teacher/f", np.array([0, 0, 1, 1, 2]), negatives=8, embedding_size=4)
     >>> f = lambda size: {"f": jax.ShapeDtypeStruct((2, size), jnp.float32)}
     >>> context = Context(f(3), f(5), {"index": jax.ShapeDtypeStruct((2,), jnp.int32)}, 0)
     >>> variables = objective.init(jax.random.key(0), context)
     >>> jax.tree.map(jnp.shape, variables.state)["bank"]
     {'student': (5, 4), 'teacher': (5, 4)}
     """
-    positive("crd", negatives=negatives, features=features, temperature=temperature)
+    positive("crd", negatives=negatives, features=embedding_size, temperature=temperature)
     labels = np.asarray(labels)
     tables, num_data, paths = _class_tables(labels), labels.size, (student, teacher)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        place = lookup(context, index)
+        place = lookup(context, index_path)
         if not jnp.issubdtype(place.dtype, jnp.integer) or len(place.shape) != 1:
-            raise ValueError(f"crd, {index}: expected integers [batch], got {checks.shape(place)}.")
+            raise ValueError(f"crd, {index_path}: expected integers [batch], got {checks.shape(place)}.")
         check_features(context, paths)
         keys = jax.random.split(key, 4)
-        limit = (3 / features) ** 0.5  # the expected square norm of a row is 1
+        limit = (3 / embedding_size) ** 0.5  # the expected square norm of a row is 1
         bank = {
-            side: jax.random.uniform(k, (num_data, features), jnp.float32, -limit, limit)
+            side: jax.random.uniform(k, (num_data, embedding_size), jnp.float32, -limit, limit)
             for side, k in zip(SIDES, keys[2:], strict=True)
         }
         unknown = jnp.full(2, -jnp.inf, jnp.float32)
         state = {"bank": bank, "log_normalizer": unknown, "classes": jax.tree.map(jnp.asarray, tables)}
-        return ObjectiveVars(init_embeddings(keys[:2], context, paths, features), state)
+        return ObjectiveVars(init_embeddings(keys[:2], context, paths, embedding_size), state)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         mask = batches.example_mask(context.batch)
-        place = jnp.asarray(lookup(context, index))
+        place = jnp.asarray(lookup(context, index_path))
         where = jnp.ones(place.shape, bool) if mask is None else mask
         place = row_index(place, where, num_data)
         embedded = embed(params, context, paths)

@@ -24,10 +24,10 @@ def crd_in_batch(
     student: str,
     teacher: str,
     *,
-    features: int = 128,
+    embedding_size: int = 128,
     temperature: float | Array = 0.07,
     weight: float | Array | Schedule = 1.0,
-    labels: str | None = "batch/label",
+    label_path: str | None = "batch/label",
 ) -> Objective:
     """InfoNCE between learned embeddings of the batch, in both directions.
 
@@ -41,10 +41,10 @@ def crd_in_batch(
     Args:
       student: path of the student's feature ``[batch, ...]``.
       teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
-      features: size of the embeddings.
+      embedding_size: size of the embeddings.
       temperature: T > 0.
       weight: a number, or an optax schedule of the step.
-      labels: path of integer classes ``[batch]``, which excludes negatives of the anchor's class; None keeps all.
+      label_path: path of integer classes ``[batch]``, which excludes negatives of the anchor's class; None keeps all.
 
     Returns:
       An `Objective` with both embeddings as parameters.
@@ -53,26 +53,26 @@ def crd_in_batch(
       ValueError: a number is not positive; and at initialization or application: a path does not exist, or the labels
         are not integers ``[batch]``.
 
-    >>> objective = crd_in_batch("student/f", "teacher/f", features=4, labels=None)
+    >>> objective = crd_in_batch("student/f", "teacher/f", embedding_size=4, label_path=None)
     >>> features = {"f": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
     >>> variables = objective.init(jax.random.key(0), Context(features, features, {}, 0))
     >>> jax.tree.map(jnp.shape, variables.params)["student"]
     {'bias': (4,), 'kernel': (3, 4)}
     """
-    positive("crd_in_batch", features=features, temperature=temperature)
+    positive("crd_in_batch", features=embedding_size, temperature=temperature)
     paths = (student, teacher)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         check_features(context, paths)
-        if labels is not None:
-            class_labels(context, labels)
-        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, features))
+        if label_path is not None:
+            class_labels(context, label_path)
+        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, embedding_size))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del key
         embedded = embed(params, context, paths)
         mask = batches.example_mask(context.batch)
-        tags = () if labels is None else (jnp.asarray(class_labels(context, labels)),)
+        tags = () if label_path is None else (jnp.asarray(class_labels(context, label_path)),)
         options: dict[str, Any] = {"temperature": temperature, "where": mask, "axis_name": context.axis_name}
         s, t = embedded["student"], embedded["teacher"]
         values = losses.info_nce(s, t, *tags, **options) + losses.info_nce(t, s, *tags, **options)

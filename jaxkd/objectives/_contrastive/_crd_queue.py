@@ -23,11 +23,11 @@ def crd_queue(
     student: str,
     teacher: str,
     *,
-    size: int = 4096,
-    features: int = 128,
+    queue_size: int = 4096,
+    embedding_size: int = 128,
     temperature: float | Array = 0.07,
     weight: float | Array | Schedule = 1.0,
-    labels: str | None = "batch/label",
+    label_path: str | None = "batch/label",
 ) -> Objective:
     """Softmax contrastive loss against a queue of the last embeddings.
 
@@ -42,11 +42,11 @@ def crd_queue(
     Args:
       student: path of the student's feature ``[batch, ...]``.
       teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
-      size: length of the queue, at least the global batch size.
-      features: size of the embeddings.
+      queue_size: length of the queue, at least the global batch size.
+      embedding_size: size of the embeddings.
       temperature: T > 0.
       weight: a number, or an optax schedule of the step.
-      labels: path of integer classes ``[batch]``, which excludes negatives of the anchor's class; None keeps all.
+      label_path: path of integer classes ``[batch]``, which excludes negatives of the anchor's class; None keeps all.
 
     Returns:
       An `Objective` with both embeddings as parameters and the queue as state. While the queue is empty the loss is 0.
@@ -56,7 +56,7 @@ def crd_queue(
       ValueError: a number is not positive; and at initialization or application: a path does not exist, the labels
         are not integers ``[batch]``, or the batch is larger than the queue.
 
-    >>> objective = crd_queue("student/f", "teacher/f", size=6, features=4, labels=None)
+    >>> objective = crd_queue("student/f", "teacher/f", queue_size=6, embedding_size=4, label_path=None)
     >>> features = {"f": jnp.ones((2, 3))}
     >>> context = Context(features, features, {}, 0)
     >>> variables = objective.init(jax.random.key(0), context)
@@ -64,32 +64,32 @@ def crd_queue(
     >>> out.value, out.state["written"]
     (Array(0., dtype=float32), Array(2, dtype=int32))
     """
-    positive("crd_queue", size=size, features=features, temperature=temperature)
+    positive("crd_queue", size=queue_size, features=embedding_size, temperature=temperature)
     paths = (student, teacher)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         check_features(context, paths)
-        if labels is not None:
-            class_labels(context, labels)
+        if label_path is not None:
+            class_labels(context, label_path)
         batch = lookup(context, student).shape[0]
-        if batch > size:
-            raise ValueError(f"crd_queue, size: expected at least the batch of {batch}, got {size}.")
+        if batch > queue_size:
+            raise ValueError(f"crd_queue, size: expected at least the batch of {batch}, got {queue_size}.")
         state = {
-            "queue": {side: jnp.zeros((size, features), jnp.float32) for side in SIDES},
-            "label": jnp.zeros(size, jnp.int32),
+            "queue": {side: jnp.zeros((queue_size, embedding_size), jnp.float32) for side in SIDES},
+            "label": jnp.zeros(queue_size, jnp.int32),
             "written": jnp.zeros((), jnp.int32),
         }
-        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, features), state)
+        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, embedding_size), state)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         embedded = embed(params, context, paths)
         mask = batches.example_mask(context.batch)
         batch = embedded["student"].shape[0]
-        negative = jnp.broadcast_to((jnp.arange(size) < state["written"])[None, :], (batch, size))
-        if labels is None:
+        negative = jnp.broadcast_to((jnp.arange(queue_size) < state["written"])[None, :], (batch, queue_size))
+        if label_path is None:
             label = jnp.zeros(batch, jnp.int32)
         else:
-            label = jnp.asarray(class_labels(context, labels)).astype(jnp.int32)
+            label = jnp.asarray(class_labels(context, label_path)).astype(jnp.int32)
             negative = negative & (label[:, None] != state["label"][None, :])
 
         def cross_entropy(anchor: Array, positive: Array, queue: Array) -> Array:
@@ -107,18 +107,18 @@ def crd_queue(
 
     def update(state: Any, embedded: dict[str, Array], label: Array, where: Array, context: Context) -> Any:
         where, label = gather(where, context.axis_name), gather(label, context.axis_name)
-        if len(where) > size:
-            raise ValueError(f"crd_queue, size: expected at least the global batch of {len(where)}, got {size}.")
+        if len(where) > queue_size:
+            raise ValueError(f"crd_queue, size: expected at least the global batch of {len(where)}, got {queue_size}.")
         # Unmasked examples take consecutive places of a ring; the place of a masked one is out of range, so the scatter
         # drops it.
-        place = jnp.where(where, (state["written"] + jnp.cumsum(where, dtype=jnp.int32) - 1) % size, size)
+        place = jnp.where(where, (state["written"] + jnp.cumsum(where, dtype=jnp.int32) - 1) % queue_size, queue_size)
         queue = {}
         for side, v in embedded.items():
             old, rows = state["queue"][side], gather(jax.lax.stop_gradient(v), context.axis_name)
             queue[side] = old.at[place].set(rows.astype(old.dtype), mode="drop")
         # A full queue only needs the next place, so the count wraps to [size, 2 size) and never overflows.
         written = state["written"] + jnp.sum(where, dtype=jnp.int32)
-        written = jnp.where(written >= 2 * size, written - size, written)
+        written = jnp.where(written >= 2 * queue_size, written - queue_size, written)
         return {"queue": queue, "label": state["label"].at[place].set(label, mode="drop"), "written": written}
 
     return Objective(init, apply)

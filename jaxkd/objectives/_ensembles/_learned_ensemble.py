@@ -17,7 +17,7 @@ from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, Objective
 def learned_ensemble(
     student: str = "student/logits",
     teachers: Sequence[str] = ("teacher/a/logits", "teacher/b/logits"),
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     *,
     temperature: float | Array | Schedule = 4.0,
     weight: float | Array | Schedule = 1.0,
@@ -38,7 +38,7 @@ def learned_ensemble(
     Args:
       student: path of the student's logits ``[..., classes]``.
       teachers: paths of the teachers' logits, all in one shape.
-      labels: path of integer classes ``[...]``.
+      label_path: path of integer classes ``[...]``.
       temperature: T, a number or a schedule of the step.
       weight: a number, or an optax schedule of the step.
 
@@ -80,7 +80,7 @@ def learned_ensemble(
         log_weights = jax.nn.log_softmax(params["weights"])
         target = jax.lax.stop_gradient(_average(logits, log_weights, scale))
         values = losses.soft_target_kl(lookup(context, student), target, temperature=scale, where=mask)
-        nll = _mixture_nll(logits, log_weights, lookup(context, labels), mask)
+        nll = _mixture_nll(logits, log_weights, lookup(context, label_path), mask)
         out = reduce_values(values, mask, weight, context, state, nll=nll)
         nll = nll - jax.lax.stop_gradient(nll)  # the gradient of the loss without its value
         shares = jax.lax.stop_gradient(jnp.exp(log_weights))

@@ -29,7 +29,7 @@ def peer_attention(
     *,
     own: Objective,
     temperature: float | Array = 3.0,
-    features: int | None = None,
+    hidden_size: int | None = None,
     weight: float | Array | Schedule = 1.0,
     hold: bool = False,
 ) -> Objective:
@@ -54,7 +54,7 @@ def peer_attention(
       own: objective that every peer and the leader minimize individually, on ``student/logits``, usually the
         cross-entropy.
       temperature: T > 0.
-      features: size of the projections; an eighth of h's by default, as in the authors' code.
+      hidden_size: size of the projections; an eighth of h's by default, as in the authors' code.
       weight: w, a number or an optax schedule of the step; published with `jaxkd.schemes.ramp_up`.
       hold: stops the gradient of the distillation terms at the targets' predictions and features. Peers then serve as
         targets only, the leader does not influence them, and L and E still learn from the attention weights.
@@ -69,7 +69,7 @@ def peer_attention(
 
     >>> from jaxkd.objectives import term
     >>> own = term(losses.cross_entropy, "student/logits", "batch/label")
-    >>> objective = peer_attention(["a", "b"], "c", "f", own=own, features=2)
+    >>> objective = peer_attention(["a", "b"], "c", "f", own=own, hidden_size=2)
     >>> outputs = {f"{name}/logits": jnp.ones((2, 3)) for name in "abc"}
     >>> outputs |= {f"{name}/f": jnp.ones((2, 4)) for name in "ab"}
     >>> variables = objective.init(jax.random.key(0), Context(outputs, {}, {"label": jnp.array([0, 1])}, 0))
@@ -80,8 +80,8 @@ def peer_attention(
         got = f"{[*peers, leader]}" if peers else "none"
         raise ValueError(f"peer_attention: expected at least one peer, and each name once, got {got}.")
     positive("peer_attention", temperature=temperature)
-    if features is not None and features < 1:
-        raise ValueError(f"peer_attention, features: expected a positive number, or None, got {features}.")
+    if hidden_size is not None and hidden_size < 1:
+        raise ValueError(f"peer_attention, features: expected a positive number, or None, got {hidden_size}.")
     logits_paths = [f"student/{peer}/logits" for peer in peers]
     paths = [f"student/{peer}/{feature}" for peer in peers]
     held = jax.lax.stop_gradient if hold else lambda x: x
@@ -92,11 +92,11 @@ def peer_attention(
         sizes = {x.shape[-1] for x in given.values() if len(x.shape) > 1 and jnp.issubdtype(x.dtype, jnp.floating)}
         if len(sizes) != 1 or any(len(x.shape) < 2 for x in given.values()):
             raise ValueError(
-                f"peer_attention, {feature!r}: expected floating-point features [batch, ..., features] of one size for all "
-                f"peers, got {checks.describe(given)}."
+                f"peer_attention, {feature!r}: expected floating-point features [batch, ..., features] of one size for "
+                f"all peers, got {checks.describe(given)}."
             )
         size = sizes.pop()
-        outputs = max(size // 8, 1) if features is None else features
+        outputs = max(size // 8, 1) if hidden_size is None else hidden_size
         first, second = jax.random.split(key)
         maps = {"query": first, "key": second}
         return ObjectiveVars({name: dense_init(k, size, outputs, bias=False) for name, k in maps.items()})

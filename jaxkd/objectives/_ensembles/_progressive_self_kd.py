@@ -23,8 +23,8 @@ def progressive_self_kd(
     alpha: float | Array | Schedule = 0.8,
     steps: int | None = None,
     student: str = "student/logits",
-    labels: str = "batch/label",
-    index: str = "batch/index",
+    label_path: str = "batch/label",
+    index_path: str = "batch/index",
     weight: float | Array | Schedule = 1.0,
     dtype: Any = jnp.float32,
 ) -> Objective:
@@ -51,8 +51,8 @@ def progressive_self_kd(
         schedule of the step.
       steps: T, the number of steps over which a number `alpha` grows linearly from 0. None keeps it constant.
       student: path of the logits ``[batch, classes]``.
-      labels: path of integer classes ``[batch]``.
-      index: path of the examples' positions in the training set, integers ``[batch]``.
+      label_path: path of integer classes ``[batch]``.
+      index_path: path of the examples' positions in the training set, integers ``[batch]``.
       weight: a number, or an optax schedule of the step.
       dtype: dtype of the stored probabilities: float32, or bfloat16 for half of the memory.
 
@@ -91,16 +91,17 @@ def progressive_self_kd(
         raise ValueError(f"progressive_self_kd, dtype: expected float32 or bfloat16, got {stored}.")
 
     def alpha_at(step: Any) -> Any:
-        return at_step(alpha, step) if steps is None else alpha * jnp.minimum(step / steps, 1)
+        share = at_step(alpha, step)
+        return share if steps is None else share * jnp.minimum(step / steps, 1)
 
     def inputs(context: Context, train: bool) -> tuple[Array, Array, Array | None]:
-        logits, label = lookup(context, student), lookup(context, labels)
+        logits, label = lookup(context, student), lookup(context, label_path)
         if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ValueError(
                 f"progressive_self_kd, {student}: expected logits [batch, classes], got {checks.shape(logits)}."
             )
-        place = lookup(context, index) if train else None
-        for path, x in ((labels, label), (index, place)):
+        place = lookup(context, index_path) if train else None
+        for path, x in ((label_path, label), (index_path, place)):
             if x is not None and (not jnp.issubdtype(x.dtype, jnp.integer) or x.shape != logits.shape[:1]):
                 raise ValueError(
                     f"progressive_self_kd, {path}: expected integers [{logits.shape[0]}], got {checks.shape(x)}."
@@ -143,11 +144,11 @@ def progressive_self_kd(
     return Objective(init, apply)
 
 
-def past_probabilities(state: Any) -> Array:
+def past_probabilities(objective_state: Any) -> Array:
     """Returns the stored predictions of `progressive_self_kd` ``[examples, classes]``.
 
     Args:
-      state: the objective's state, such as ``train_state.objective.state["ps_kd"]`` for the name ``ps_kd`` in
+      objective_state: the objective's state, such as ``train_state.objective.state["ps_kd"]`` for the name ``ps_kd`` in
         `jaxkd.combine`.
 
     Returns:
@@ -156,7 +157,7 @@ def past_probabilities(state: Any) -> Array:
     >>> past_probabilities({"past": jnp.zeros((4, 3), jnp.int16)}).dtype.name
     'bfloat16'
     """
-    table = state["past"]
+    table = objective_state["past"]
     return _floats(table, next(floating for floating, bits in _BITS.items() if table.dtype == bits))
 
 

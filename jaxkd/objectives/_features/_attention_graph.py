@@ -24,7 +24,7 @@ def attention_graph(
     teacher: tuple[str, str],
     *,
     heads: int = 8,
-    features: int = 64,
+    hidden_size: int = 64,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """KL divergence between the teacher's and the student's attention graphs.
@@ -58,7 +58,7 @@ def attention_graph(
         channels]`` are treated as maps of one position.
       teacher: the corresponding two paths of the teacher; sizes and channels may differ.
       heads: number of graphs.
-      features: size of a query and of a key in each head.
+      hidden_size: size of a query and of a key in each head.
       weight: weight of the divergence, a number or an optax schedule of the step. L_A has the weight 1, since its
         parameters receive no other gradient.
 
@@ -70,21 +70,21 @@ def attention_graph(
       ValueError: heads or features are not positive; or, at initialization or application: a path does not exist, or a
         feature is neither a map nor a vector.
 
-    >>> objective = attention_graph(("student/a", "student/b"), ("teacher/a", "teacher/b"), heads=2, features=4)
+    >>> objective = attention_graph(("student/a", "student/b"), ("teacher/a", "teacher/b"), heads=2, hidden_size=4)
     >>> feature = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     >>> networks = ({"a": feature(2, 8, 8, 3), "b": feature(2, 4, 4, 6)} for _ in range(2))
     >>> params = objective.init(jax.random.key(0), Context(*networks, {}, 0)).params
     >>> sorted(params), params["attention"]["query"]["kernel"].shape, params["attention"]["key"]["kernel"].shape
     (['attention', 'estimator'], (6, 8), (3, 8))
     """
-    positive("attention_graph", heads=heads, features=features)
+    positive("attention_graph", heads=heads, features=hidden_size)
     paths = {"student": tuple(student), "teacher": tuple(teacher)}
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         of_query, of_key, of_value, of_out, *of_ends = jax.random.split(key, 6)
         channels = {side: [_channels(context, path) for path in pair] for side, pair in paths.items()}
         front, back = channels["teacher"]
-        width = heads * features
+        width = heads * hidden_size
         attention = {
             "query": dense_init(of_query, back, width, bias=False),
             "key": dense_init(of_key, front, width, bias=False),
@@ -111,18 +111,18 @@ def attention_graph(
 
         def scores(attention: Any, front: Array, back: Array) -> Array:
             """Attention logits ``[heads, batch, global batch]``; -inf for masked examples."""
-            queries = dense(attention["query"], back).reshape(-1, heads, features)
-            keys = _all_gather(dense(attention["key"], front), axis_name).reshape(-1, heads, features)
+            queries = dense(attention["query"], back).reshape(-1, heads, hidden_size)
+            keys = _all_gather(dense(attention["key"], front), axis_name).reshape(-1, heads, hidden_size)
             products = jnp.einsum("ihf,jhf->hij", queries, keys, precision=jax.lax.Precision.HIGHEST)
-            return jnp.where(attended, products / math.sqrt(features), -jnp.inf)
+            return jnp.where(attended, products / math.sqrt(hidden_size), -jnp.inf)
 
         graph = scores(params["attention"], *teacher_vectors)
         values = _all_gather(dense(params["estimator"]["value"], teacher_vectors[0]), axis_name).reshape(
-            -1, heads, features
+            -1, heads, hidden_size
         )
         shares = jax.nn.softmax(graph, axis=-1)
         mixed = jnp.einsum("hij,jhf->ihf", shares, values, precision=jax.lax.Precision.HIGHEST)
-        estimate = dense(params["estimator"]["out"], jax.nn.relu(mixed.reshape(-1, heads * features)))
+        estimate = dense(params["estimator"]["out"], jax.nn.relu(mixed.reshape(-1, heads * hidden_size)))
         estimator_loss = 1 - jnp.sum(unit(estimate) * unit(teacher_vectors[1]), axis=-1)
 
         fixed = jax.lax.stop_gradient((params["attention"], graph))

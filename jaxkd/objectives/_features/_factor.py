@@ -84,8 +84,8 @@ def factor_translator(
     nor the optimizer's weight decay reach.
 
     A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
-    ``factor_translator("student/stage3", "teacher/stage3", trained=first.objective.params["factor"])``. A train state holds
-    the frozen paraphraser at ``state.objective.state[...]["paraphraser"]``.
+    ``factor_translator("student/stage3", "teacher/stage3", trained=first.objective.params["factor"])``. A train state
+    holds the frozen paraphraser at ``state.objective.state[...]["paraphraser"]``.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.

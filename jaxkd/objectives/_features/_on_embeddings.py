@@ -18,7 +18,7 @@ def on_embeddings(
     student: str,
     teacher: str,
     *,
-    features: int = 128,
+    embedding_size: int = 128,
     normalize: bool = False,
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
@@ -38,7 +38,7 @@ def on_embeddings(
         `jaxkd.losses.relations`, or `jaxkd.losses.hint_mse`, since the embeddings have one size.
       student: path of the student's feature ``[batch, ...]``, which is flattened.
       teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
-      features: size of both embeddings.
+      embedding_size: size of both embeddings.
       normalize: divides each embedding by its L2 norm; an embedding of zero stays zero.
       weight: a number, or an optax schedule of the step.
       **hyperparameters: keyword arguments of the loss, as for `jaxkd.term`.
@@ -51,7 +51,7 @@ def on_embeddings(
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
-    >>> objective = on_embeddings(losses.distance_relation, "student/f", "teacher/f", features=8)
+    >>> objective = on_embeddings(losses.distance_relation, "student/f", "teacher/f", embedding_size=8)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
     >>> context = Context(feature(2, 4, 4, 3), feature(2, 5), {}, 0)
     >>> params = objective.init(jax.random.key(0), context).params
@@ -62,7 +62,7 @@ def on_embeddings(
     compare = term(loss, *(f"{side}/embedding" for side in SIDES), weight=weight, **hyperparameters)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, features))
+        return ObjectiveVars(init_embeddings(jax.random.split(key), context, paths, embedding_size))
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key

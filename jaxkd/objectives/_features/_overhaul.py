@@ -47,7 +47,8 @@ def overhaul_connector(
     >>> from jaxkd.types import Context
     >>> teacher_variables = {"params": {"bn": {"bias": jnp.zeros(32), "scale": jnp.ones(32)}}}
     >>> norm = teacher_variables["params"]["bn"]
-    >>> objective = overhaul_connector("student/f", "teacher/f", losses.overhaul_margin(norm["bias"], norm["scale"]), weight=1e-3)
+    >>> margin = losses.overhaul_margin(norm["bias"], norm["scale"])
+    >>> objective = overhaul_connector("student/f", "teacher/f", margin, weight=1e-3)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
     >>> context = Context(feature(2, 4, 4, 16), feature(2, 4, 4, 32), {}, 0)
     >>> jax.tree.map(jnp.shape, objective.init(jax.random.key(0), context).params)

@@ -30,7 +30,7 @@ def review(
     students: Sequence[str],
     teachers: Sequence[str],
     *,
-    features: int | None = None,
+    hidden_size: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Hierarchical context losses between fused student and teacher stages.
@@ -54,7 +54,7 @@ def review(
       students: paths of the student's features from shallow to deep, maps ``[batch, height, width, channels]`` or
         vectors ``[batch, channels]``, which are treated as maps of one position.
       teachers: paths of the teacher's features, one for each of the student's.
-      features: common width of the fused features.
+      hidden_size: common width of the fused features.
       weight: weight of the sum over the stages, a number or an optax schedule of the step.
 
     Returns:
@@ -85,7 +85,7 @@ def review(
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         channels = [lookup(context, path).shape[-1] for path in students]
-        width = min(512, channels[-1]) if features is None else features
+        width = min(512, channels[-1]) if hidden_size is None else hidden_size
         params, state = {}, {}
         for i, stage_key in zip(stages, jax.random.split(key, len(students)), strict=True):
             into, attention, out = jax.random.split(stage_key, 3)

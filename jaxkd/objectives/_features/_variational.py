@@ -22,7 +22,7 @@ def variational(
     student: str,
     teacher: str,
     *,
-    features: int | None = None,
+    hidden_size: int | None = None,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Gaussian negative log-likelihood of the teacher's feature given the student's.
@@ -38,7 +38,7 @@ def variational(
     Args:
       student: path of the student's feature ``[batch, ..., features]``, such as ``"student/stage2"``.
       teacher: path of the teacher's feature; its channels may differ, and a map's size: the larger map is pooled.
-      features: width of the two hidden layers; the teacher's channels by default.
+      hidden_size: width of the two hidden layers; the teacher's channels by default.
       weight: a number, or an optax schedule of the step.
 
     Returns:
@@ -58,7 +58,7 @@ def variational(
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         channels, targets = (lookup(context, path).shape[-1] for path in (student, teacher))
-        hidden = targets if features is None else features
+        hidden = targets if hidden_size is None else hidden_size
         widths = (channels, hidden, hidden, targets)
         keys = jax.random.split(key, len(_LAYERS))
         mean = {name: dense_init(keys[i], widths[i], widths[i + 1], bias=False) for i, name in enumerate(_LAYERS)}

@@ -49,7 +49,7 @@ def learning_without_forgetting(
     optimizer: optax.GradientTransformation,
     old_weight: float | Array | Schedule = 1.0,
     temperature: float | Array = 2.0,
-    heads: Heads = per_task_softmax,
+    softmax: Heads = per_task_softmax,
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
@@ -62,7 +62,7 @@ def learning_without_forgetting(
     training.
 
     Three things differ from the paper. The student has the logits of all tasks from the start; those of later tasks
-    take part in no loss, and ``heads`` defines which logits share a softmax (the default is the paper's). The paper
+    take part in no loss, and ``softmax`` defines which logits share a softmax (the default is the paper's). The paper
     first trains the new head alone; here all parameters train from the task's first step. Weight decay is that of the
     optimizer.
 
@@ -79,8 +79,8 @@ def learning_without_forgetting(
       old_weight: λ_o, 1 in the paper; a number or an optax schedule of the step from the start of training. It contains
         no T²: `jaxkd.losses.soft_target_kl` with weight w corresponds to λ_o = T² w.
       temperature: T.
-      heads: `per_task_softmax`, `split_softmax` or `joint_softmax` of `jaxkd.objectives.continual`, or another function
-        of that form.
+      softmax: `per_task_softmax`, `split_softmax` or `joint_softmax` of `jaxkd.objectives.continual`, or another
+        function of that form.
       metrics: function of a `Context`, reported by ``evaluate`` beside the two terms, such as
         `jaxkd.metrics.per_task`.
       train_metrics: function whose result is reported by ``step``, beside the terms.
@@ -103,8 +103,8 @@ def learning_without_forgetting(
     tasks = check_tasks("learning_without_forgetting", tasks)
     lengths = task_lengths("learning_without_forgetting", steps, len(tasks))
     objective = combine(
-        ce=task_cross_entropy(tasks, steps, heads=heads),
-        kd=old_class_kd(tasks, steps, heads=heads, temperature=temperature, weight=old_weight),
+        ce=task_cross_entropy(tasks, steps, softmax=softmax),
+        kd=old_class_kd(tasks, steps, softmax=softmax, temperature=temperature, weight=old_weight),
     )
     return lifelong(
         student, objective, steps=lengths, optimizer=optimizer, metrics=metrics, train_metrics=train_metrics
@@ -124,8 +124,8 @@ def lifelong(
     """Sequence of tasks; the student before each task becomes its teacher.
 
     `learning_without_forgetting` is this scheme with two terms. An objective may have more, for example on features:
-    ``combine(ce=task_cross_entropy(...), kd=old_class_kd(...), f=objectives.hint("student/f", "teacher/f"))``. In the first
-    task the teacher is the initial student.
+    ``combine(ce=task_cross_entropy(...), kd=old_class_kd(...), f=objectives.hint("student/f", "teacher/f"))``. In the
+    first task the teacher is the initial student.
 
     Args:
       student: model of the student.

@@ -68,7 +68,7 @@ def retrospection(
     old_weight: float | Array | Schedule = 1.0,
     expert_temperature: float | Array = 2.0,
     old_temperature: float | Array = 2.0,
-    heads: Heads = per_task_softmax,
+    softmax: Heads = per_task_softmax,
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
@@ -101,7 +101,7 @@ def retrospection(
       old_weight: λ_o.
       expert_temperature: temperature of the expert's soft targets.
       old_temperature: temperature of the earlier student's soft targets.
-      heads: function that defines the heads; `per_task_softmax` in the paper.
+      softmax: function that defines the heads; `per_task_softmax` in the paper.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms.
       train_metrics: function whose result is reported by ``step`` beside the terms, for the network that trains.
 
@@ -139,14 +139,14 @@ def retrospection(
         student,
         _both(former_self(student), expert),
         combine(
-            ce=task_cross_entropy(tasks, lengths, heads=heads, retained=True, weight=label_weight),
+            ce=task_cross_entropy(tasks, lengths, softmax=softmax, retained=True, weight=label_weight),
             expert=new_class_kd(
                 tasks, lengths, temperature=expert_temperature, teacher="teacher/expert/logits", weight=expert_weight
             ),
             kd=old_class_kd(
                 tasks,
                 lengths,
-                heads=heads,
+                softmax=softmax,
                 temperature=old_temperature,
                 teacher="teacher/old/logits",
                 weight=old_weight,
@@ -159,7 +159,7 @@ def retrospection(
     alone = distill(
         expert,
         teachers.none(),
-        task_cross_entropy(tasks, lengths, heads=per_task_softmax),
+        task_cross_entropy(tasks, lengths, softmax=per_task_softmax),
         optimizer=expert_optimizer,
         train_metrics=train_metrics,
     )

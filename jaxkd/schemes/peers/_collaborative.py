@@ -29,7 +29,7 @@ def collaborative(
     optimizer: optax.GradientTransformation,
     ensemble: Callable[[Array, Array], Array] = min_logits,
     peers: int | None = None,
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     objective_optimizer: optax.GradientTransformation | None = None,
     metrics: Callable[[Context], Metrics] = per_student,
     train_metrics: Callable[[Context], Metrics] | None = None,
@@ -53,7 +53,7 @@ def collaborative(
       ensemble: function of logits of all students ``[students, batch, classes]`` and labels ``[batch]``, which returns
         logits ``[batch, classes]``.
       peers: number of copies; None if the students have names.
-      labels: path of the integer labels ``[batch]``.
+      label_path: path of the integer labels ``[batch]``.
       objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
         default the optimizer.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the students' mean
@@ -94,7 +94,7 @@ def collaborative(
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
         del params, key
         logits = jnp.stack([lookup(context, path) for path in paths])
-        made = ensemble(jax.lax.stop_gradient(logits), lookup(context, labels))
+        made = ensemble(jax.lax.stop_gradient(logits), lookup(context, label_path))
         return {f"{_ENSEMBLE}/logits": jax.lax.stop_gradient(made)}, state
 
     terms = combine(

@@ -26,7 +26,7 @@ def diverse_peers(
     optimizer: optax.GradientTransformation,
     peers: int | None = None,
     temperature: float | Array = 3.0,
-    features: int | None = None,
+    hidden_size: int | None = None,
     weight: float | Array | Schedule = 1.0,
     hold: bool = False,
     objective_optimizer: optax.GradientTransformation | None = None,
@@ -52,7 +52,7 @@ def diverse_peers(
       optimizer: any optax transformation; each model has a state of its own, as if it were trained alone.
       peers: number of copies; None if the auxiliaries have names.
       temperature: T.
-      features: number of features of the attention's projections; by default an eighth of those of ``feature``.
+      hidden_size: number of features of the attention's projections; by default an eighth of those of ``feature``.
       weight: w, a number or a schedule of the step; published as ``ramp_up`` over 80 of 300 epochs.
       hold: stops the gradient into the targets, which then train only the projections.
       objective_optimizer: optax transformation of the projections and of what ``own`` learns; by default the optimizer.
@@ -90,7 +90,7 @@ def diverse_peers(
             feature,
             own=own,
             temperature=temperature,
-            features=features,
+            hidden_size=hidden_size,
             weight=weight,
             hold=hold,
         ),

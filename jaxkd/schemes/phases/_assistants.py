@@ -94,11 +94,11 @@ def assistants(
     return sequential(**legs)
 
 
-def chains(between: Sequence[str], student: str) -> Iterator[tuple[str, ...]]:
+def chains(candidates: Sequence[str], student: str) -> Iterator[tuple[str, ...]]:
     """Yields all chains to a student through any of the assistants, in their order.
 
     Args:
-      between: names of the possible assistants, from the teacher's side to the student's.
+      candidates: names of the possible assistants, from the teacher's side to the student's.
       student: name of the last link of each chain.
 
     Yields:
@@ -107,8 +107,8 @@ def chains(between: Sequence[str], student: str) -> Iterator[tuple[str, ...]]:
     >>> list(chains(["large", "small"], "student"))
     [('student',), ('large', 'student'), ('small', 'student'), ('large', 'small', 'student')]
     """
-    for count in range(len(between) + 1):
-        for chosen in itertools.combinations(between, count):
+    for count in range(len(candidates) + 1):
+        for chosen in itertools.combinations(candidates, count):
             yield (*chosen, student)
 
 

@@ -29,7 +29,7 @@ def byot(
     temperature: float | Schedule = 3.0,
     feature_weight: float | Array | Schedule = 1e-4,
     weight: float | Array | Schedule = 1.0,
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     metrics: Callable[[Context], Metrics] | None = None,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
@@ -61,7 +61,7 @@ def byot(
       temperature: T, a number or a schedule.
       feature_weight: λ, a number or a schedule.
       weight: weight of all exits, a number or a schedule. With 0 the network trains as it would alone.
-      labels: path of integer classes ``[batch]``.
+      label_path: path of integer classes ``[batch]``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. The default is
         `jaxkd.metrics.classification` of the deepest classifier, and the accuracy of each exit,
         ``NAME/accuracy``.
@@ -100,7 +100,7 @@ def byot(
 
     pair = "student/logits", "teacher/logits"
     terms: dict[str, Objective] = {
-        "ce": term(losses.cross_entropy, "student/logits", labels, weight=label_weight),
+        "ce": term(losses.cross_entropy, "student/logits", label_path, weight=label_weight),
         "kd": term(losses.soft_target_kl, *pair, weight=kd_weight, temperature=temperature),
     }
     if feature is not None:
@@ -109,14 +109,14 @@ def byot(
     return distill(
         with_exits(model, exits),
         teachers.none(),
-        combine(ce=term(losses.cross_entropy, "student/logits", labels), **per_exit),
+        combine(ce=term(losses.cross_entropy, "student/logits", label_path), **per_exit),
         optimizer=optimizer,
         metrics=_each(tuple(exits)) if metrics is None else metrics,
         train_metrics=train_metrics,
     )
 
 
-def exit_head(classes: int, features: int, *, shrink: int = 1) -> Model:
+def exit_head(num_classes: int, hidden_size: int, *, shrink: int = 1) -> Model:
     """Builds a bottleneck with a classifier, for `jaxkd.wrappers.Exit`.
 
     On a map: a 1×1 convolution to a quarter of the features, one of size and stride ``shrink``, and a 1×1 convolution
@@ -125,8 +125,8 @@ def exit_head(classes: int, features: int, *, shrink: int = 1) -> Model:
     of the network's last map. On a vector, dense layers replace the convolutions.
 
     Args:
-      classes: number of classes.
-      features: number of features before the classifier; as many as before the network's own classifier, for the
+      num_classes: number of classes.
+      hidden_size: number of features before the classifier; as many as before the network's own classifier, for the
         feature term of `byot`.
       shrink: factor by which the map becomes smaller.
 
@@ -143,10 +143,10 @@ def exit_head(classes: int, features: int, *, shrink: int = 1) -> Model:
     >>> outputs["logits"].shape, outputs["feature"].shape
     ((2, 10), (2, 64))
     """
-    for name, number in (("classes", classes), ("features", features), ("shrink", shrink)):
+    for name, number in (("classes", num_classes), ("features", hidden_size), ("shrink", shrink)):
         if number < 1:
             raise ValueError(f"exit_head, {name}: expected a positive number, got {number}.")
-    return adapters.linen(_Head(classes, features, shrink), inputs="feature")
+    return adapters.linen(_Head(num_classes, hidden_size, shrink), inputs="feature")
 
 
 class _Head(nn.Module):

@@ -24,7 +24,7 @@ def class_wise(
     temperature: float | Schedule = 4.0,
     image: str = "image",
     pair: str = "pair",
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
@@ -47,7 +47,7 @@ def class_wise(
       temperature: T, a number or a schedule.
       image: batch entry that the model reads.
       pair: batch entry that replaces it for x'.
-      labels: path of integer classes ``[batch]``.
+      label_path: path of integer classes ``[batch]``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. In a batch without partners, each
         example is its own partner.
       train_metrics: function whose result is reported by ``step``, beside the terms.
@@ -69,7 +69,7 @@ def class_wise(
     """
     soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=weight, temperature=temperature)
     objective = combine(
-        ce=term(losses.cross_entropy, "student/logits", labels),
+        ce=term(losses.cross_entropy, "student/logits", label_path),
         class_wise=select(soft, student="", teacher=_PAIR),
     )
     return distill(

@@ -27,7 +27,7 @@ def distorted_views(
     feature_weight: float | Array | Schedule = 5e-4,
     image: str = "image",
     view: str = "view",
-    labels: str = "batch/label",
+    label_path: str = "batch/label",
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
 ) -> Distiller:
@@ -55,7 +55,7 @@ def distorted_views(
       feature_weight: μ, a number or a schedule.
       image: batch entry that the model reads.
       view: batch entry that replaces it for the second version.
-      labels: path of integer classes ``[batch]``.
+      label_path: path of integer classes ``[batch]``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. In a batch of single images, each
         image is its own second version.
       train_metrics: function whose result is reported by ``step``, beside the terms.
@@ -80,8 +80,8 @@ def distorted_views(
     """
     soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=weight, temperature=temperature)
     terms = {
-        "ce": term(losses.cross_entropy, "student/logits", labels),
-        "ce_view": term(losses.cross_entropy, f"student/{_VIEW}/logits", labels),
+        "ce": term(losses.cross_entropy, "student/logits", label_path),
+        "ce_view": term(losses.cross_entropy, f"student/{_VIEW}/logits", label_path),
         "kl": select(soft, student="", teacher=_VIEW),
         "kl_view": select(soft, student=_VIEW, teacher=""),
     }

@@ -45,7 +45,7 @@ def cmi(
     generator: Model,
     optimizer: optax.GradientTransformation,
     *,
-    features: Sequence[str],
+    feature_names: Sequence[str],
     iterations: int = 200,
     slots: int = 8,
     memory: int = 4096,
@@ -78,7 +78,7 @@ def cmi(
       generator: model from an adapter, with ``inputs="noise"``; its output ``image`` is the networks' normalized input.
       optimizer: any optax transformation, with a state for G and z, which begins anew with each round, and one for h;
         the authors use Adam with 1e-3 and β₁ = 0.5.
-      features: names of the teacher's outputs, maps or vectors, that describe an image in L_cr.
+      feature_names: names of the teacher's outputs, maps or vectors, that describe an image in L_cr.
       iterations: number of updates in a round.
       slots: size of the student's pool in batches; a new batch replaces the oldest one.
       memory: number of images whose features are remembered, at least a batch.
@@ -111,8 +111,8 @@ def cmi(
     ((32, 3), (3, 5))
     """
     _rounds.check("cmi", iterations, slots)
-    features = (features,) if isinstance(features, str) else tuple(features)
-    if not features:
+    feature_names = (feature_names,) if isinstance(feature_names, str) else tuple(feature_names)
+    if not feature_names:
         raise ValueError("cmi, features: expected at least one of the teacher's outputs, got none.")
     for name, number in (("memory", memory), ("embedding", embedding), ("temperature", temperature)):
         if not number > 0:
@@ -125,9 +125,9 @@ def cmi(
         return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
-        names = "logits", *features, *([STATISTICS] if statistics else [])
+        names = "logits", *feature_names, *([STATISTICS] if statistics else [])
         outputs = teacher_shapes("cmi", teacher, teacher_state, batch, *names)
-        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, features), outputs).shape[1]
+        rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, feature_names), outputs).shape[1]
         if rows > memory:
             raise ValueError(f"cmi, memory: expected at least a batch of {rows} images, got {memory}.")
         generator_key, first, second = jax.random.split(key, 3)
@@ -198,7 +198,7 @@ def cmi(
                 value += adversarial * values["adversarial"]
             keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
             other = teacher.apply(teacher_state, {**inputs, IMAGE: jax.vmap(view)(keys, image)}, key=None)
-            seen = {"local": _features(other, features), "global": _features(teacher_outputs, features)}
+            seen = {"local": _features(other, feature_names), "global": _features(teacher_outputs, feature_names)}
             values["contrastive"] = contrast(
                 params[_HEAD], seen, state["memory"], remembered, temperature=temperature, **options
             )

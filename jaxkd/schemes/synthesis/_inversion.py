@@ -18,6 +18,7 @@ from jaxkd.schemes.synthesis._contract import (
     STATISTICS,
     Synthesis,
     gradient,
+    mean_of,
     needs,
     output_of,
     outputs_of,

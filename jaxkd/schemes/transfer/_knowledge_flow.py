@@ -102,7 +102,8 @@ def knowledge_flow(
     ...                              inputs="x")
     >>> batch = {"x": jnp.ones((4, 2)), "label": jnp.array([0, 1, 2, 0])}
     >>> teacher = jaxkd.teachers.frozen(large, large.init(jax.random.key(1), batch))
-    >>> student = with_flow(module, {"hidden": FlowEdge("layers_0", ["hidden"])}, optax.linear_schedule(1.0, 0.0, 2), inputs="x")
+    >>> edges = {"hidden": FlowEdge("layers_0", ["hidden"])}
+    >>> student = with_flow(module, edges, optax.linear_schedule(1.0, 0.0, 2), inputs="x")
     >>> objective = jaxkd.combine(
     ...     ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label"), alone=dependence_loss(weight=0.1)
     ... )

@@ -11,7 +11,7 @@ from jaxkd.data.vision import _modalities as lib
 
 TRANSFORMS = {
     "halves": lib.halves,
-    "top": functools.partial(lib.halves, axis=1, names=("top", "bottom")),
+    "top": functools.partial(lib.halves, dimension=1, entries=("top", "bottom")),
     "spectrum": lib.spectrum,
     "rows": lib.rows,
     "columns": lib.columns,
@@ -58,7 +58,7 @@ def test_halves_cover_the_image():
     np.testing.assert_array_equal(np.concatenate([found["left"], found["right"]], axis=2), image)
     assert found["left"].dtype == np.uint8
     assert found["label"] == 1
-    found = lib.halves({"image": image}, axis=1, names=("top", "bottom"))
+    found = lib.halves({"image": image}, dimension=1, entries=("top", "bottom"))
     np.testing.assert_array_equal(found["top"], image[:, :3])
     np.testing.assert_array_equal(found["bottom"], image[:, 2:])
 
@@ -133,7 +133,7 @@ def test_other_arrays_than_images_raise(name):
 
 def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="axis: expected 1"):
-        lib.halves({"image": images()}, axis=3)
+        lib.halves({"image": images()}, dimension=3)
     for steps in (0, 31):
         with pytest.raises(ValueError, match="expected 1 to 30"):
             lib.strokes({"image": images()}, steps=steps)

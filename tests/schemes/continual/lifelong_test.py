@@ -32,7 +32,7 @@ PER_TASK = _forgetting.per_task(TASKS, steps=STEPS)
 @functools.cache
 def lwf(heads="per_task_softmax", **options):
     options = {"tasks": TASKS, "steps": STEPS, "optimizer": SGD, "old_weight": 0.7} | options
-    return learning_without_forgetting(student, heads=HEADS[heads], **options)
+    return learning_without_forgetting(student, softmax=HEADS[heads], **options)
 
 
 def rivals(heads, task):
@@ -108,8 +108,8 @@ def test_objectives_match_float64_values_and_gradients(heads, task):
     step = (0, 2, 5)[task]
     with jax.enable_x64(True):
         terms = [
-            continual.task_cross_entropy(TASKS, STEPS, heads=HEADS[heads]),
-            continual.old_class_kd(TASKS, STEPS, heads=HEADS[heads], temperature=1.5),
+            continual.task_cross_entropy(TASKS, STEPS, softmax=HEADS[heads]),
+            continual.old_class_kd(TASKS, STEPS, softmax=HEADS[heads], temperature=1.5),
         ]
 
         def value(objective, x):
@@ -132,8 +132,8 @@ def test_extreme_logits_give_finite_values(heads):
     rng = np.random.default_rng(0)
     logits, others = (jnp.asarray(1e4 * rng.choice([-1.0, 1.0], (5, 6)), jnp.float32) for _ in range(2))
     objective = jaxkd.combine(
-        ce=continual.task_cross_entropy(TASKS, STEPS, heads=HEADS[heads]),
-        kd=continual.old_class_kd(TASKS, STEPS, heads=HEADS[heads]),
+        ce=continual.task_cross_entropy(TASKS, STEPS, softmax=HEADS[heads]),
+        kd=continual.old_class_kd(TASKS, STEPS, softmax=HEADS[heads]),
     )
 
     @jax.jit

@@ -161,7 +161,7 @@ def test_network_that_does_not_train_is_unchanged():
 
 def test_one_task_equals_plain_training():
     kd = retrospection(
-        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, heads=continual.joint_softmax
+        student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, softmax=continual.joint_softmax
     )
     ce = jaxkd.combine(ce=term(losses.cross_entropy, "student/logits", "batch/label"))
     plain, expected = run(distill(student, jaxkd.teachers.none(), ce, optimizer=SGD), 4)

@@ -96,4 +96,4 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="collaborative, peers"):
         collaborative(tiny.student, **options)
     with pytest.raises(ValueError, match=r"'lable'.*did you mean 'label'"):
-        collaborative(MODELS, labels="batch/lable", **options).init(jax.random.key(0), tiny.batch(8))
+        collaborative(MODELS, label_path="batch/lable", **options).init(jax.random.key(0), tiny.batch(8))

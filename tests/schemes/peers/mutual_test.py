@@ -90,7 +90,7 @@ def test_relations_hints_and_crd_between_peers():
     pairs = combine(
         rkd=term(losses.distance_relation, "student/vector", "teacher/vector"),
         hint=objectives.hint("student/vector", "teacher/vector"),
-        crd=objectives.crd_queue("student/vector", "teacher/vector", size=16, features=2),
+        crd=objectives.crd_queue("student/vector", "teacher/vector", queue_size=16, embedding_size=2),
     )
     kd = mutual({"a": tiny.student, "b": tiny.teacher_model}, own=CE, mutual=pairs, optimizer=SGD)
     state, _ = run(kd, 2)

@@ -86,7 +86,7 @@ def test_resume_on_pairs_is_exact(tmp_path):
         lambda b: data.random_crop_flip(b, seed=0, padding=1),
         lambda b: data.normalize(b, mean=(0.5, 0.5), std=(0.25, 0.25)),
     )
-    kd = preprocess(class_wise(tiny.student, optimizer=SGD), train=with_pair(augment))
+    kd = preprocess(class_wise(tiny.student, optimizer=SGD), train_transform=with_pair(augment))
     train, options = (
         SameClass(data.Resident(whole, batch_size=8)),
         {"key": jax.random.key(3), "chunk": 1, "progress": False},
@@ -103,4 +103,4 @@ def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="'pair': there is no such name"):
         kd.init(jax.random.key(0), tiny.batch(4))
     with pytest.raises(ValueError, match="'batch/class'"):
-        class_wise(tiny.student, optimizer=SGD, labels="batch/class").init(jax.random.key(0), batch(4))
+        class_wise(tiny.student, optimizer=SGD, label_path="batch/class").init(jax.random.key(0), batch(4))

@@ -81,7 +81,7 @@ def test_views_from_random_distortions():
         functools.partial(data.normalize, mean=(0.5, 0.5), std=(0.25, 0.25)),
     )
     normalize = functools.partial(data.normalize, mean=(0.5, 0.5), std=(0.25, 0.25))
-    kd = preprocess(made(), train=_distortions.two_views(augment), evaluate=normalize)
+    kd = preprocess(made(), train_transform=_distortions.two_views(augment), eval_transform=normalize)
     image = np.random.default_rng(0).integers(0, 255, (6, 4, 4, 2), dtype=np.uint8)
     raw = {**tiny.batch(6), "image": image, "epoch": np.zeros(6, np.int32)}
     state, found = self_runs.run(kd, [raw])

@@ -65,7 +65,7 @@ MAKERS = {
         TAUGHT, (4, 4, 1), optax.adam(0.1), iterations=2, slots=2, jitter=1, student=STUDENT, competition=1.0
     ),
     "cmi": lambda: cmi(
-        TAUGHT, GENERATOR, SGD, features=["pooled", "logits"], iterations=2, slots=2, memory=20, embedding=4,
+        TAUGHT, GENERATOR, SGD, feature_names=["pooled", "logits"], iterations=2, slots=2, memory=20, embedding=4,
         student=STUDENT, adversarial=0.5,
     ),
 }  # fmt: skip
@@ -208,7 +208,7 @@ def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
             digits_teacher,
             generator,
             optax.adam(1e-2, b1=0.5),
-            features=["pooled"],
+            feature_names=["pooled"],
             iterations=25,
             memory=256,
             embedding=8,

@@ -287,7 +287,7 @@ def invert(*shape, batch=None, **options):
 
 
 def contrasted(features="map", **options):
-    made(schemes.cmi(TEACHER, GENERATOR, SGD, features=features, **options), NOISE)
+    made(schemes.cmi(TEACHER, GENERATOR, SGD, feature_names=features, **options), NOISE)
 
 
 def learnt(generator=GENERATOR, feature="map", batch=None):

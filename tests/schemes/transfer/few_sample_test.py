@@ -200,7 +200,7 @@ def test_nnx_modules():
         def __call__(self, x):
             return self.second(nnx.relu(self.first(x)))
 
-    model = adapters.nnx_module(Net, taps={"h": "first"})
+    model = adapters.nnx(Net, taps={"h": "first"})
     original = model.init(jax.random.key(0), tiny.batch(2))
     spoilt = randomised(original, 5)
     kd = few_sample(

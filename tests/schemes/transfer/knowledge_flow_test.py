@@ -96,7 +96,7 @@ def test_layers_of_several_teachers():
         return teachers.frozen(tiny.teacher_model, tiny.teacher_model.init(jax.random.key(seed), tiny.batch(1)))
 
     both = teachers.ensemble({"a": member(7), "b": member(8)})
-    mixes = {"stem": FlowEdge("stem", ["a/map", "b/map"], own=0.5)}
+    mixes = {"stem": FlowEdge("stem", ["a/map", "b/map"], student_weight=0.5)}
     state, found = run(flowing(1.0, teacher=both, mixes=mixes), 3)
     assert state.student.params["flow"]["stem"]["weights"].shape == (3,)
     assert all(np.isfinite(list(one.values())).all() for one in found)
