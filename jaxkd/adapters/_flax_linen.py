@@ -96,9 +96,7 @@ def linen(
             # Called for the error of a missing tap alone: an abstract pass that records every submodule's output.
             return jax.eval_shape(lambda v, b: run(v, b, key, False, True)[1], variables, batch)[_RECORD]
 
-        return name_outputs(
-            outputs(result) if outputs else result, collect(taps, intermediates, everything)
-        ), state
+        return name_outputs(outputs(result) if outputs else result, collect(taps, intermediates, everything)), state
 
     return Model(init, apply)
 

@@ -25,7 +25,7 @@ def save_program(
     batch: Mapping[str, Any],
     *,
     preprocess: Callable[[Batch], Batch] | None = None,
-    outputs: Sequence[str] | None = ("logits",),
+    output_names: Sequence[str] | None = ("logits",),
     platforms: Sequence[str] = PLATFORMS,
     overwrite: bool = False,
 ) -> None:
@@ -48,7 +48,7 @@ def save_program(
         `jax.ShapeDtypeStruct`; values are not read. If a shape has dimensions of `jax.export.symbolic_shape`, exactly
         those may vary.
       preprocess: a pure function of the batch, such as the normalization; the same as in `jaxkd.distillers.preprocess`.
-      outputs: names of the model outputs and taps that the program returns; None for all.
+      output_names: names of the model outputs and taps that the program returns; None for all.
       platforms: that the program runs on, of ``cpu``, ``cuda``, ``rocm`` and ``tpu``.
       overwrite: replace an existing file.
 
@@ -75,9 +75,9 @@ def save_program(
         prepared = preprocess(batch) if preprocess else batch
         available, _ = model.apply(variables, prepared, key=None, train=False)
         shapes = {name: checks.shape(value) for name, value in available.items()}
-        for name in () if outputs is None else outputs:
+        for name in () if output_names is None else output_names:
             checks.known(name, shapes, "output")
-        return dict(available) if outputs is None else {name: available[name] for name in outputs}
+        return dict(available) if output_names is None else {name: available[name] for name in output_names}
 
     data = _exported(lambda batch: forward(constants, batch), specification, platforms).serialize()
     if jax.process_index():

@@ -122,7 +122,7 @@ def test_a_program_is_exported_for_the_requested_platforms(tmp_path):
 def test_preprocessing_and_taps_are_exported(tmp_path):
     raw = {"image": np.zeros((4, 5, 5, 2), np.uint8)}
     variables = _variables()
-    weights.save_program(tmp_path / "p", MODEL, variables, raw, preprocess=_scaled, outputs=None)
+    weights.save_program(tmp_path / "p", MODEL, variables, raw, preprocess=_scaled, output_names=None)
     program = _load(tmp_path / "p")
     image = _images(3, np.uint8)
     found = program.call({"image": image})
@@ -131,10 +131,10 @@ def test_preprocessing_and_taps_are_exported(tmp_path):
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5)
     assert [str(x.shape) for x in program.out_avals] == ["(batch, 5, 5, 4)", "(batch, 3)"]
-    weights.save_program(tmp_path / "q", MODEL, variables, raw, preprocess=_scaled, outputs=["conv"])
+    weights.save_program(tmp_path / "q", MODEL, variables, raw, preprocess=_scaled, output_names=["conv"])
     assert _load(tmp_path / "q").call({"image": image}).keys() == {"conv"}
     with pytest.raises(ValueError, match=r"output 'cnv': there is no such name \(did you mean 'conv'\?\)"):
-        weights.save_program(tmp_path / "r", MODEL, variables, raw, preprocess=_scaled, outputs=["cnv"])
+        weights.save_program(tmp_path / "r", MODEL, variables, raw, preprocess=_scaled, output_names=["cnv"])
 
 
 def test_weights_are_stored_in_their_dtype(tmp_path):
