@@ -65,6 +65,7 @@ def test_parameters_are_shared_by_name():
     assert (after.objective.params["hint"]["kernel"] != state.objective.params["hint"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_factor_transfer_in_two_stages():
     """First the paraphraser trains alone; then it is fixed and the translator trains."""
     pretrained = combine(ft=combine(paraphraser=objectives.paraphraser("teacher/map")))

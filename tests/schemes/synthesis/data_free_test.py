@@ -159,6 +159,7 @@ def test_dafl_step_matches_its_definition():
     tiny.assert_close(new.student, jax.jit(plain.step)(inner, seen)[0].student, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_synthesizer_does_not_change_the_student():
     still = jaxkd.distill(STUDENT, TAUGHT, OBJECTIVE, optimizer=optax.set_to_zero())
     kd = data_free(still, MAKERS["cmi"]())
