@@ -58,6 +58,7 @@ def counts(state):
     return int(state.step), {name: int(count) for name, count in state.opt_state["skipped"].items()}
 
 
+@pytest.mark.slow
 def test_bad_step_leaves_the_state_unmodified_and_good_steps_are_unaffected():
     plain = distiller()
     kd = distillers.skip_nonfinite(plain)

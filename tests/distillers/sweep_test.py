@@ -130,6 +130,7 @@ def test_teacher_that_depends_on_the_member():
         tiny.assert_close(distillers.select_run(state, i), separately({}, KEY, 2, made(share))[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_logs_each_member_and_a_member_can_be_trained_further(tmp_path):
     model = jaxkd.adapters.plain(
         lambda key, x: 0.1 * jax.random.normal(key, (64, 10)), lambda w, x: x.reshape(-1, 64) / 255 @ w, inputs="image"

@@ -183,6 +183,7 @@ def test_full_disk_during_a_row_loses_nothing(nursery, straight, tmp_path):
     assert everything(directory) == everything(whole)
 
 
+@pytest.mark.slow
 def test_second_run_in_a_directory_is_refused_until_the_first_is_dead(nursery, tmp_path):
     directory = tmp_path / "run"
     process = nursery.start("resident", directory, on_eval="orphan")
