@@ -93,9 +93,7 @@ class _TwoDraws:
                 "partners of the same class."
             )
         if self.target != self.source and self.target in batch:
-            raise ValueError(
-                f"batch: it has an entry {self.target!r} already; choose another name for the second view."
-            )
+            raise ValueError(f"batch: {self.target!r} exists already; choose another name for the second view.")
         again = {**batch, self.image: batch[self.source]}
         if "epoch" in batch:
             again["epoch"] = batch["epoch"] + _AGAIN
