@@ -25,8 +25,10 @@ HELPERS = {
     "channel_importance": "tests/losses/features_test.py",
     "combined_logits": "tests/losses/ensembles_test.py",
     "imitation_mask": "tests/losses/dense_test.py",
+    "match_size": "tests/losses/features_test.py",
     "min_logits": "tests/losses/ensembles_test.py",
     "reverse_gradient": "tests/losses/gradients_test.py",
+    "singular_directions": "tests/losses/singular_vectors_test.py",
 }
 
 BY_NAME = {row.name: row for row in ROWS}

@@ -1,11 +1,12 @@
-"""Collectives over a mapped axis: gather, averages of trees, positions in the global batch."""
+"""Mapped axes: gather, averages over devices, positions and keys of examples."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import DATA_AXIS, Array, PyTree
+from jaxkd._core.batches import example_mask
+from jaxkd.types import DATA_AXIS, Array, Context, PyTree
 
 
 def mapped_axis() -> str | None:
@@ -97,3 +98,16 @@ def gather(x: Array, axis_name: str | None) -> Array:
     whole = jnp.zeros((jax.lax.axis_size(axis_name) * size, *x.shape[1:]), dtype)
     start = (jax.lax.axis_index(axis_name) * size,) + (0,) * (x.ndim - 1)
     return jax.lax.psum(jax.lax.dynamic_update_slice(whole, x.astype(dtype), start), axis_name).astype(x.dtype)
+
+
+def example_keys(key: Array, context: Context, size: int) -> Array:
+    """Derives a key for each of ``size`` examples from a key shared by all devices.
+
+    >>> keys = example_keys(jax.random.key(0), Context({}, {}, {}, 0), 3)
+    >>> jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).shape
+    (3, 2)
+    """
+    # Folding in the position among the unmasked examples of all devices makes the keys of a sharded or padded batch
+    # those of the whole, unpadded one.
+    places = positions(example_mask(context.batch), size, context.axis_name)
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(places)

@@ -1,4 +1,4 @@
-"""Files that survive a kill: durable writes, atomic replacement, digests, reasons of failed writes."""
+"""Files that survive a kill: durable writes, atomic replacement, digests."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _part(entry: Any) -> str:
 
 
 def by_path(tree: PyTree) -> dict[str, Any]:
-    """Returns the leaves of a tree by their paths as people write them, without escapes.
+    """Returns the leaves of a tree by their paths, without escapes.
 
     >>> by_path({"Dense_0": {"kernel": 1}, "list": [2]})
     {'Dense_0/kernel': 1, 'list/0': 2}

@@ -14,12 +14,13 @@ from typing import Any
 from flax import nnx as _nnx
 
 from jaxkd.adapters import _flax_linen, _flax_nnx
-from jaxkd.adapters._flax_linen import linen
+from jaxkd.adapters._flax_linen import batch_norm_call, linen
 from jaxkd.adapters._flax_nnx import nnx_module as nnx
 from jaxkd.adapters._functions import plain
 from jaxkd.types import Variables
 
 __all__ = [
+    "batch_norm_call",
     "linen",
     "nnx",
     "plain",

@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 
 from jaxkd._core import batch_norm
-from jaxkd.adapters._call_conventions import Inputs, arguments, mode_flags, name_outputs, share_of
-from jaxkd.adapters._taps import collect, normalize
+from jaxkd._core.model_calls import Inputs, arguments, collect, mode_flags, name_outputs, normalize, share_of
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 _RECORD = "intermediates"
@@ -38,7 +37,7 @@ def linen(
 
     Args:
       module: the unbound module.
-      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters._taps`.
+      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd._core.model_calls`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 

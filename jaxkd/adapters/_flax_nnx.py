@@ -12,8 +12,7 @@ import jax
 from flax import nnx
 
 from jaxkd._core import batch_norm
-from jaxkd.adapters._call_conventions import Inputs, arguments, computing_in, mode_flags, name_outputs, share_of
-from jaxkd.adapters._taps import collect
+from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, mode_flags, name_outputs, share_of
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -34,7 +33,7 @@ def nnx_module(
     Args:
       module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init`` calls
         with its key, so that each seed has weights of its own.
-      taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd.adapters._taps`.
+      taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd._core.model_calls`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 

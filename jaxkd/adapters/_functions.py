@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jaxkd.adapters._call_conventions import Inputs, arguments, mode_flags, name_outputs
+from jaxkd._core.model_calls import Inputs, arguments, mode_flags, name_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 

@@ -1,4 +1,4 @@
-"""Arrays in ``.npy`` files, bfloat16 included, mapped into memory when they are read."""
+"""Arrays in ``.npy`` files, bfloat16 included, mapped into memory."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def permutation(position: Any, *, num_examples: int, seed: Any, epoch: Any, xp: 
     """
     if not 0 < num_examples < 2**31:
         raise ValueError(f"size: expected 1 to {2**31 - 1} rows to shuffle, got {num_examples}.")
-    arguments = xp.asarray(position).astype(np.uint32), _as_uint32(seed, xp), _as_uint32(epoch, xp)
+    arguments = xp.asarray(position).astype(np.uint32), as_uint32(seed, xp), as_uint32(epoch, xp)
     return _permute(*arguments, num_examples, xp) if xp is np else _permute_jitted(*arguments, num_examples)
 
 
@@ -60,9 +60,9 @@ def _permute(position: Any, seed: Any, epoch: Any, size: int, xp: Any = jnp) -> 
         left, right = x % np.uint32(a), x // np.uint32(a)
         for number in range(_ROUNDS):
             if number % 2 == 0:
-                left = (left + _hash(right + keys[number]) % np.uint32(a)) % np.uint32(a)
+                left = (left + hash_bits(right + keys[number]) % np.uint32(a)) % np.uint32(a)
             else:
-                right = (right + _hash(left + keys[number]) % np.uint32(b)) % np.uint32(b)
+                right = (right + hash_bits(left + keys[number]) % np.uint32(b)) % np.uint32(b)
         return left + np.uint32(a) * right
 
     def walk(carry: Any) -> Any:
@@ -84,11 +84,11 @@ _permute_jitted = jax.jit(_permute, static_argnums=(3,), static_argnames=("xp",)
 
 
 def _round_keys(seed: Any, epoch: Any) -> Any:
-    key = _hash(_hash(seed + np.uint32(0x9E3779B9)) ^ _hash(epoch + np.uint32(0x7F4A7C15)))
-    return [_hash(key + np.uint32(0x9E3779B9 * (number + 1) % 2**32)) for number in range(_ROUNDS)]
+    key = hash_bits(hash_bits(seed + np.uint32(0x9E3779B9)) ^ hash_bits(epoch + np.uint32(0x7F4A7C15)))
+    return [hash_bits(key + np.uint32(0x9E3779B9 * (number + 1) % 2**32)) for number in range(_ROUNDS)]
 
 
-def _as_uint32(value: Any, xp: Any) -> Any:
+def as_uint32(value: Any, xp: Any) -> Any:
     # The result has one axis, since NumPy warns when a scalar overflows, but not when an array does. A Python integer
     # of 2**31 or more does not fit the int32 to which JAX would convert it first.
     if isinstance(value, int | np.integer):
@@ -96,7 +96,7 @@ def _as_uint32(value: Any, xp: Any) -> Any:
     return xp.asarray(value).astype(np.uint32).reshape(1)
 
 
-def _hash(x: Any) -> Any:
+def hash_bits(x: Any) -> Any:
     """MurmurHash3's finalizer: a bijection of uint32 that mixes all bits."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)

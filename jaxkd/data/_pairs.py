@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.data._order import _as_uint32, _hash
+from jaxkd.data._order import as_uint32, hash_bits
 from jaxkd.data._protocol import Batch
 from jaxkd.data._resident import DeviceLoader, Resident
-from jaxkd.data._stream import Stream, _Rows
+from jaxkd.data._stream import Rows, Stream
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
@@ -132,7 +132,7 @@ def same_class(stream: Stream, labels: Any, *, image: str = "image") -> Stream:
             f"{labels.dtype}{list(labels.shape)}."
         )
     source = stream._read.source
-    index = source._arrays["index"] if isinstance(source, _Rows) else np.arange(stream.num_examples)
+    index = source._arrays["index"] if isinstance(source, Rows) else np.arange(stream.num_examples)
     return stream.map(_AddPairs(stream._read, labels, np.asarray(index), _tables(labels), image))
 
 
@@ -188,5 +188,8 @@ def _partners(order: Any, rank: Any, start: Any, size: Any, drawn: Any, xp: Any)
 
 def _draws(seed: Any, epoch: Any, index: Any, xp: Any) -> Any:
     """Returns 32 random bits per example, independent of order and augmentation."""
-    key = _hash(_as_uint32(seed, xp) + np.uint32(0x85EBCA77)) ^ _hash(epoch.astype(np.uint32) + np.uint32(0xC2B2AE3D))
-    return _hash(_hash(_hash(key) + np.uint32(0x27D4EB2F)) ^ _hash(index.astype(np.uint32) + np.uint32(0x165667B1)))
+    seeded = hash_bits(as_uint32(seed, xp) + np.uint32(0x85EBCA77))
+    key = seeded ^ hash_bits(epoch.astype(np.uint32) + np.uint32(0xC2B2AE3D))
+    return hash_bits(
+        hash_bits(hash_bits(key) + np.uint32(0x27D4EB2F)) ^ hash_bits(index.astype(np.uint32) + np.uint32(0x165667B1))
+    )

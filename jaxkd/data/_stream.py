@@ -92,7 +92,7 @@ class Stream:
                 f"batch_size: the global batch of {batch_size} does not divide among {count} hosts. "
                 f"Use {batch_size - batch_size % count} or {batch_size + count - batch_size % count}."
             )
-        rows = _Rows(dataset) if isinstance(dataset, Dataset) else dataset
+        rows = Rows(dataset) if isinstance(dataset, Dataset) else dataset
         self.num_examples = len(rows)
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples
@@ -241,7 +241,7 @@ class StreamIterator:
             self._pipeline = None
 
 
-class _Rows:
+class Rows:
     """A `Dataset` as a source of examples."""
 
     def __init__(self, dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Distillation as pure functions: `distill`, and functions ``Distiller → Distiller``.
+"""Distillation as pure functions: `distill`, and ``Distiller → Distiller``.
 
 ============================================  =====================================================================
 `distill`                                     composes student, teacher, objective and optimizer into a `Distiller`

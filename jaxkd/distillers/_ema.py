@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxkd._core import moving_average, wrapper_state
+from jaxkd._core import moving_average, train_state
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
 _SLOT = "average"
@@ -49,16 +49,16 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
 
     def init(key: Array, batch: Batch) -> TrainState:
         state = kd.init(key, batch)
-        return wrapper_state.put(state, _SLOT, moving_average.begin(state.student), "with_ema")
+        return train_state.put(state, _SLOT, moving_average.begin(state.student), "with_ema")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        inner, average = wrapper_state.take(state, _SLOT, "with_ema")
+        inner, average = train_state.take(state, _SLOT, "with_ema")
         new, metrics = kd.step(inner, batch)
         average = moving_average.follow(average, new.student, decay, state.step)
-        return wrapper_state.put(new, _SLOT, average, "with_ema"), metrics
+        return train_state.put(new, _SLOT, average, "with_ema"), metrics
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        inner, _ = wrapper_state.take(state, _SLOT, "with_ema")
+        inner, _ = train_state.take(state, _SLOT, "with_ema")
         student = kd.evaluate(inner, batch)
         average = kd.evaluate(inner._replace(student=ema_params(state)), batch)
         return {**student, **{f"{_SLOT}/{name}": mean for name, mean in average.items()}}
@@ -78,7 +78,7 @@ def ema_params(state: TrainState) -> Variables:
     Raises:
       ValueError: the state has no average.
     """
-    _, average = wrapper_state.take(state, _SLOT, "ema_params")
+    _, average = train_state.take(state, _SLOT, "ema_params")
 
     def cast(x: Array, like: Any) -> Array:
         return x if x.dtype == like.dtype else x.astype(like.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes, wrapper_state
+from jaxkd._core import axes, train_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
 
 _SLOT = "skipped"
@@ -49,10 +49,10 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
 
     def init(key: Array, batch: Batch) -> TrainState:
         counts = {_IN_A_ROW: jnp.zeros((), jnp.int32), _TOTAL: jnp.zeros((), jnp.int32)}
-        return wrapper_state.put(kd.init(key, batch), _SLOT, counts, "skip_nonfinite")
+        return train_state.put(kd.init(key, batch), _SLOT, counts, "skip_nonfinite")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        old, counts = wrapper_state.take(state, _SLOT, "skip_nonfinite")
+        old, counts = train_state.take(state, _SLOT, "skip_nonfinite")
         new, metrics = kd.step(old, batch)
         good = _stays_finite(old, new) & _finite_loss(metrics)
         axis_name = axes.mapped_axis()
@@ -62,10 +62,10 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
         in_a_row = jnp.where(good, 0, counts[_IN_A_ROW] + 1)
         counts = {_IN_A_ROW: in_a_row, _TOTAL: counts[_TOTAL] + (1 - good.astype(jnp.int32))}
         reported = _reported(metrics, good, in_a_row > limit)
-        return wrapper_state.put(kept._replace(step=new.step), _SLOT, counts, "skip_nonfinite"), reported
+        return train_state.put(kept._replace(step=new.step), _SLOT, counts, "skip_nonfinite"), reported
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        return kd.evaluate(wrapper_state.take(state, _SLOT, "skip_nonfinite")[0], batch)
+        return kd.evaluate(train_state.take(state, _SLOT, "skip_nonfinite")[0], batch)
 
     return Distiller(init, step, evaluate)
 

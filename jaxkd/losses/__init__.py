@@ -9,7 +9,8 @@
 `jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
                                  `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
                                  `gaussian_nll`, `channel_kl`, `channel_weighted_mse` and `channel_importance`,
-                                 `solution_flow`, `singular_vectors`
+                                 `solution_flow`, `singular_vectors` and `singular_directions`; `match_size` pools
+                                 two maps to one size
 `jaxkd.losses.relations`         `distance_relation`, `angle_relation`, `similarity_preserving`,
                                  `correlation_congruence`, `consecutive_correlation`, `probabilistic_transfer`,
                                  `darkrank_soft`, `darkrank_hard`, `voted_dissimilarity`, `mean_discrepancy`
@@ -32,6 +33,7 @@ The folder needs only jax (`ctc` also optax) and imports nothing of jaxkd outsid
 into another project, under any name, to vendor it.
 """
 
+from ._numerics import match_size
 from .chunked import linear_generalized_jsd, linear_soft_target_kl
 from .contrastive import contrastive_nce, info_nce
 from .dense import (
@@ -60,6 +62,7 @@ from .features import (
     neuron_selectivity,
     overhaul,
     overhaul_margin,
+    singular_directions,
     singular_vectors,
     solution_flow,
 )
@@ -124,6 +127,7 @@ __all__ = [
     "linear_generalized_jsd",
     "linear_soft_target_kl",
     "logit_mse",
+    "match_size",
     "mean_discrepancy",
     "min_logits",
     "n_best_nll",
@@ -138,6 +142,7 @@ __all__ = [
     "reverse_gradient",
     "reverse_kl",
     "similarity_preserving",
+    "singular_directions",
     "singular_vectors",
     "skew_kl",
     "skew_reverse_kl",

@@ -210,7 +210,18 @@ def huber(error: Array) -> Array:
 
 
 def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Pools the larger of two maps, on each axis, to the size of the smaller."""
+    """Pools the larger of two maps, on each axis, to the size of the smaller.
+
+    Args:
+      student: ``[batch, height, width, channels]``.
+      teacher: the same rank; sizes and channels may differ.
+
+    Returns:
+      Both maps, of one height and width, as means over adaptive windows.
+
+    >>> [x.shape for x in match_size(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 8, 3)))]
+    [(1, 2, 4, 2), (1, 2, 4, 3)]
+    """
     for axis in (1, 2):
         size = min(student.shape[axis], teacher.shape[axis])
         student, teacher = adaptive_mean(student, axis, size), adaptive_mean(teacher, axis, size)

@@ -1,4 +1,4 @@
-"""Metrics as (sum, count) pairs, merged over steps, devices and hosts before they are divided.
+"""Metrics as (sum, count) pairs, merged before they are divided.
 
 ==================================  =========================================================================
 `from_values`                       a metric of one value per example

@@ -1,4 +1,4 @@
-"""Metrics as (sum, count) pairs: made, merged over batches and devices, divided at the end."""
+"""Means that are divided at the end: `from_values`, `merge`, `psum`, `compute`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches
-from jaxkd.objectives import lookup
+from jaxkd._core.batches import lookup
 from jaxkd.types import Context, Mean, Metrics
 
 if TYPE_CHECKING:

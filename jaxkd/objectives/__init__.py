@@ -31,9 +31,10 @@ An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and
 ``apply(params, state, context, key) -> ObjectiveOut(value, state, metrics)``.
 """
 
+from jaxkd._core.batches import lookup
 from jaxkd.objectives import continual, discriminators, layers
 from jaxkd.objectives._adversarial import adversarial, wasserstein
-from jaxkd.objectives._compose import combine, lookup, mask_out, masked_mean, reduce_values, replace, term
+from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_values, replace, term
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import batches
-from jaxkd._core.example_keys import example_keys
+from jaxkd._core.axes import example_keys
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import class_labels
-from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
-from jaxkd.objectives.discriminators import Discriminator, conv, mlp
+from jaxkd.objectives._compose import add_loss, mask_out, reduce_values
+from jaxkd.objectives.discriminators import Discriminator, mlp
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -178,7 +179,7 @@ def wasserstein(
 def _default(discriminator: Discriminator | None, shape: tuple[int, ...]) -> Discriminator:
     if discriminator is not None:
         return discriminator
-    return conv(64, 128) if len(shape) == 4 else mlp(128, 128)
+    return cnn(64, 128) if len(shape) == 4 else mlp(128, 128)
 
 
 def _common_shape(context: Context, student: str, teacher: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import checks
-from jaxkd.objectives._compose import lookup
+from jaxkd._core.batches import lookup
 from jaxkd.types import Array, Context
 
 

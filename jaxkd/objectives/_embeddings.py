@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxkd._core import checks
-from jaxkd.objectives._compose import lookup, mask_out
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import mask_out
 from jaxkd.objectives.layers import dense, dense_init, flatten, unit
 from jaxkd.types import Array, Context
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 
-from jaxkd.objectives._compose import lookup, mask_out, replace
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import mask_out, replace
 from jaxkd.objectives.layers import connector, connector_init
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 

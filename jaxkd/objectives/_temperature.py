@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import at_step, lookup, mask_of_shape, mask_out, reduce_values
+from jaxkd.objectives._compose import at_step, mask_of_shape, mask_out, reduce_values
 from jaxkd.objectives.layers import dense, dense_init
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 

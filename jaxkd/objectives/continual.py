@@ -27,8 +27,9 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd._core import batches
+from jaxkd._core.batches import lookup
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
-from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.objectives._compose import reduce_values
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 __all__ = [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxkd.objectives.layers import conv_init, dense, dense_init, flatten
 from jaxkd.types import Array
 
-__all__ = ["Discriminator", "conv", "mlp"]
+__all__ = ["Discriminator", "cnn", "mlp"]
 
 
 class Discriminator(NamedTuple):
@@ -52,7 +52,7 @@ def mlp(*widths: int) -> Discriminator:
     return Discriminator(init, apply)
 
 
-def conv(*widths: int) -> Discriminator:
+def cnn(*widths: int) -> Discriminator:
     """Builds strided convolutions with leaky ReLUs, a spatial mean and a dense layer.
 
     The convolutions are 4×4 of stride 2, the leaky ReLUs have the slope 0.2.
@@ -60,14 +60,14 @@ def conv(*widths: int) -> Discriminator:
     Args:
       *widths: channels of the convolutions.
 
-    >>> network = conv(8, 16)
+    >>> network = cnn(8, 16)
     >>> network.apply(network.init(jax.random.key(0), (2, 8, 8, 3), 1), jnp.ones((2, 8, 8, 3))).shape
     (2, 1)
     """
 
     def init(key: Array, shape: tuple[int, ...], outputs: int) -> Any:
         if len(shape) != 4:
-            raise ValueError(f"conv: expected maps [batch, height, width, channels], got {list(shape)}.")
+            raise ValueError(f"cnn: expected maps [batch, height, width, channels], got {list(shape)}.")
         sizes = (shape[-1], *widths)
         *keys, last = jax.random.split(key, len(sizes))
         layers = [conv_init(k, 4, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]

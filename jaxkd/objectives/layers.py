@@ -14,12 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.batch_norm import by_replica, running, share_of, statistics
-from jaxkd.losses._numerics import match_size as _match_size
 from jaxkd.types import Array, Context, ObjectiveVars
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
+
+__all__ = [
+    "batch_norm",
+    "batch_norm_init",
+    "connector",
+    "connector_init",
+    "conv",
+    "conv_init",
+    "dense",
+    "dense_init",
+    "unit",
+]
 
 
 def dense_init(key: Array, features: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
@@ -143,7 +155,7 @@ def connector(params: Any, state: Any, x: Array, context: Context, *, train: boo
     return batch_norm(params["norm"], state, x, mask=mask, axis_name=context.axis_name, train=train)
 
 
-def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
+def pool_to_match(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Brings two maps to one size, in float32 or better.
 
     On each axis the larger map is adaptive-average-pooled to the size of the smaller.
@@ -157,7 +169,7 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
       ValueError: the ranks, the batch sizes or the positions of token features differ, or a dtype is not floating
         point.
 
-    >>> [x.shape for x in match_size("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
+    >>> [x.shape for x in pool_to_match("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
     [(2, 4, 4, 3), (2, 4, 4, 5)]
     """
     source, target = student.shape, teacher.shape
@@ -171,7 +183,7 @@ def match_size(name: str, student: Array, teacher: Array) -> tuple[Array, Array]
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name}: expected floating-point features, got {checks.shape(x)} for the {side}.")
     student, teacher = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (student, teacher))
-    return _match_size(student, teacher) if len(source) == 4 else (student, teacher)
+    return losses.match_size(student, teacher) if len(source) == 4 else (student, teacher)
 
 
 def maps(name: str, features: Sequence[Any]) -> None:

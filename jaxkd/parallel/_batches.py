@@ -69,7 +69,7 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
                 for k, x in batch.items()}  # fmt: skip
 
     def agree(rows: int) -> int:
-        """Returns the maximum number of rows for one part over all hosts, which call this together."""
+        """Returns the largest number of rows of a part over all hosts; all call it."""
         needed = jax.make_array_from_process_local_data(split, np.full(own, rows, np.int32), (parts,))
         return int(jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))(needed))
 

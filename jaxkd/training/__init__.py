@@ -1,4 +1,4 @@
-"""The host's side of a training: the loop, evaluation, logs, checkpoints and exact resume.
+"""Training on the host: the loop, evaluation, logs, checkpoints, exact resume.
 
 =========================================  ===============================================================
 `fit`, `FitResult`                         the loop: progress, evaluation, logs, checkpoints, exact resume

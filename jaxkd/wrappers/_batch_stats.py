@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd._core import axes, batch_norm, batches
-from jaxkd.adapters._call_conventions import add_outputs
-from jaxkd.adapters._flax_linen import batch_norm_call
+from jaxkd._core.model_calls import add_outputs
+from jaxkd.adapters import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 _Watch = Callable[..., None]

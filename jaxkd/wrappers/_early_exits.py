@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from jaxkd._core import checks
-from jaxkd.adapters._call_conventions import check_names
+from jaxkd._core.model_calls import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 from jaxkd.wrappers._joint import get_member
 

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import batches, checks
+from jaxkd._core.model_calls import Inputs, add_outputs, normalize, pick_call
 from jaxkd.adapters import linen
-from jaxkd.adapters._call_conventions import Inputs, add_outputs
-from jaxkd.adapters._taps import normalize, pick_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 STUDENT, FLOW = "student", "flow"
@@ -99,7 +98,7 @@ def with_flow(
     Array([0.5, 0.5, 0.5], dtype=float32)
     """
     _check(module, mixes, schedule)
-    plain = linen(module, taps=taps, inputs=inputs, outputs=name_outputs)
+    plain = linen(module, taps=taps, inputs=inputs, outputs=outputs)
     where = {name: normalize(mix.path) for name, mix in mixes.items()}
 
     def init(key: Array, batch: Batch) -> Variables:

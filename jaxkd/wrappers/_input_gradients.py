@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
 from jaxkd._core.axes import mapped_axis, positions
-from jaxkd.adapters._call_conventions import add_outputs
+from jaxkd._core.model_calls import add_outputs
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 

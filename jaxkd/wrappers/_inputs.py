@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 
 from jaxkd._core import checks
-from jaxkd.adapters._call_conventions import check_names
+from jaxkd._core.model_calls import check_names
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 

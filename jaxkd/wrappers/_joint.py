@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import checks
-from jaxkd.adapters._call_conventions import check_names
+from jaxkd._core.model_calls import check_names
 from jaxkd.types import REPLICAS, Array, Batch, Model, Outputs, PyTree, Variables
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import checks
-from jaxkd.adapters._call_conventions import add_outputs
+from jaxkd._core.model_calls import add_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 

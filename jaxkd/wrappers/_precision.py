@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd.adapters._call_conventions import computing_in
+from jaxkd._core.model_calls import computing_in
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxkd import adapters
-from jaxkd.adapters._taps import normalize
+from jaxkd._core.model_calls import normalize
 from tests.adapters import models
 
 BATCH = {"image": np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype(np.float32)}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import Context
-from jaxkd._core.axes import positions
-from jaxkd._core.example_keys import example_keys
+from jaxkd._core.axes import example_keys, positions
 
 KEEP = np.array([True, False, True, True, False, False, True, True])
 

@@ -8,7 +8,7 @@ import pytest
 
 from jaxkd import Context, losses
 from jaxkd.objectives import adversarial, wasserstein
-from jaxkd.objectives.discriminators import conv, mlp
+from jaxkd.objectives.discriminators import mlp
 from tests import objective_runs, references, tiny
 from tests.objective_runs import KEY, double, initialize, run
 
@@ -19,9 +19,9 @@ KEEP = np.arange(BATCH) % 5 > 1
 OBJECTIVES = {
     "plain": adversarial(*VECTORS, discriminator=mlp(6), weight=0.3),
     "conditional": adversarial(*VECTORS, discriminator=mlp(6), label_path="batch/label", weight=0.3),
-    "of maps": adversarial(*MAPS, discriminator=conv(4, 5), label_path="batch/label", num_classes=CLASSES, weight=0.3),
+    "of maps": adversarial(*MAPS, discriminator=cnn(4, 5), label_path="batch/label", num_classes=CLASSES, weight=0.3),
     "wasserstein": wasserstein(*VECTORS, discriminator=mlp(6), weight=0.3),
-    "wasserstein of maps": wasserstein(*MAPS, condition="batch/image", discriminator=conv(4), penalty=5.0, weight=0.3),
+    "wasserstein of maps": wasserstein(*MAPS, condition="batch/image", discriminator=cnn(4), penalty=5.0, weight=0.3),
 }
 
 
@@ -60,7 +60,7 @@ def params_of(objective, given, seed=0):
 def games(name, given):
     """Returns the discriminator's and the student's loss as functions of ``(discriminator, student)``."""
     feature = "map" if "maps" in name else "logits"
-    network = {"of maps": conv(4, 5), "wasserstein of maps": conv(4)}.get(name, mlp(6))
+    network = {"of maps": cnn(4, 5), "wasserstein of maps": cnn(4)}.get(name, mlp(6))
     teacher, label = given["teacher"][feature], given["batch"]["label"]
     penalty = 5.0 if "maps" in name else 10.0
 
@@ -332,6 +332,6 @@ def test_mismatched_inputs_raise():
         short = {**given, "batch": {"image": np.ones((4, 3, 3, 1), np.float32)}}
         initialize(wasserstein(*MAPS, condition="batch/image"), short)
     with pytest.raises(ValueError, match=r"conv: expected maps .* got \[4, 3\]"):
-        initialize(adversarial(*VECTORS, discriminator=conv(4)), arrays(4))
+        initialize(adversarial(*VECTORS, discriminator=cnn(4)), arrays(4))
     with pytest.raises(ValueError, match="student entry 'logit'"):
         initialize(adversarial("student/logit", "teacher/logits"), arrays(4))

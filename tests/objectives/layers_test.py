@@ -63,12 +63,12 @@ def test_batch_norm_masking_equals_dropping():
     ("student", "teacher"),
     [((2, 4), (2, 4, 4, 4)), ((2, 4), (3, 4)), ((2, 5, 4), (2, 6, 4)), ((2, 4, 4, 3), (3, 4, 4, 3)), ((2,), (2,))],
 )
-def test_match_size_of_mismatched_features_raises(student, teacher):
+def test_pool_to_match_of_mismatched_features_raises(student, teacher):
     with pytest.raises(ValueError, match=r"vid: expected two features that differ in channels.* for the teacher"):
-        layers.match_size("vid", jnp.ones(student), jnp.ones(teacher))
+        layers.pool_to_match("vid", jnp.ones(student), jnp.ones(teacher))
 
 
-def test_match_size_pools_the_larger_map_on_each_axis():
-    first, second = layers.match_size("f", jnp.asarray(MAP), jnp.ones((3, 2, 10, 7)))
+def test_pool_to_match_pools_the_larger_map_on_each_axis():
+    first, second = layers.pool_to_match("f", jnp.asarray(MAP), jnp.ones((3, 2, 10, 7)))
     assert (first.shape, second.shape) == ((3, 2, 5, 2), (3, 2, 5, 7))
     np.testing.assert_allclose(first, plain.pool(MAP, 2, 5), rtol=1e-5, atol=1e-6)

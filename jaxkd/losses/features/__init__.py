@@ -5,7 +5,7 @@
                                        `hierarchical_context`, `gaussian_nll`, `channel_weighted_mse`,
                                        `channel_importance`
 `jaxkd.losses.features.attention`      `attention_transfer`, `factor_transfer`, `neuron_selectivity`, `channel_kl`
-`jaxkd.losses.features.flow`           `solution_flow`, `singular_vectors`
+`jaxkd.losses.features.flow`           `solution_flow`, `singular_vectors` and `singular_directions`
 =====================================  ================================================================================
 
 Feature maps are ``[batch, height, width, channels]``.
@@ -22,7 +22,7 @@ from .activations import (
     overhaul_margin,
 )
 from .attention import attention_transfer, channel_kl, factor_transfer, neuron_selectivity
-from .flow import singular_vectors, solution_flow
+from .flow import singular_directions, singular_vectors, solution_flow
 
 __all__ = [
     "activation_boundary",
@@ -37,6 +37,7 @@ __all__ = [
     "neuron_selectivity",
     "overhaul",
     "overhaul_margin",
+    "singular_directions",
     "singular_vectors",
     "solution_flow",
 ]

@@ -118,7 +118,7 @@ def singular_vectors(
             )
     where = _checks.mask(where, students[0].shape[:1])
     maps = _numerics.mask_inputs(where, *students, *teachers)
-    features = [_directions(x, rank) for x in maps]
+    features = [singular_directions(x, rank) for x in maps]
     values = jnp.zeros(maps[0].shape[0], jnp.result_type(*maps))
     before = None
     for student, teacher in zip(features[: len(students)], features[len(students) :], strict=True):
@@ -142,10 +142,18 @@ def _relation(after: Array, before: Array) -> Array:
     return jnp.exp(-((after[:, :, None] - before[:, None]) ** 2) / 8)
 
 
-def _directions(features: Array, rank: int) -> Array:
-    """Returns right-singular vectors times normalized singular values.
+def singular_directions(features: Array, rank: int) -> Array:
+    """Returns right-singular vectors of maps, times normalized singular values.
 
-    The result is ``[batch, channels, rank]``.
+    Args:
+      features: ``[batch, height, width, channels]``; the matrix of an example has its positions as rows.
+      rank: number of vectors.
+
+    Returns:
+      ``[batch, channels, rank]``, the signs such that the largest entry of each vector is positive.
+
+    >>> singular_directions(jnp.ones((1, 2, 2, 1)), 1)
+    Array([[[1.]]], dtype=float32)
     """
     batch, height, width, channels = features.shape
     matrix = features.reshape(batch, height * width, channels)

@@ -15,10 +15,10 @@ import numpy as np
 
 from jaxkd import losses
 from jaxkd._core import batches, checks
-from jaxkd._core.axes import gather
-from jaxkd._core.example_keys import example_keys
+from jaxkd._core.axes import example_keys, gather
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
 from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
 from jaxkd.objectives.layers import unit

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd._core import batches
 from jaxkd._core.axes import gather
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import class_labels, positive
-from jaxkd.objectives._compose import lookup, reduce_values
+from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import checks
+from jaxkd._core.batches import lookup
 from jaxkd._core.checks import same_shape
-from jaxkd.objectives._compose import combine, lookup, mask_out
+from jaxkd.objectives._compose import combine, mask_out
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._select import select
 from jaxkd.objectives.layers import connector, connector_init, position_mean

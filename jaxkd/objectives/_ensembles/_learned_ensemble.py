@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import checks
-from jaxkd.objectives._compose import add_loss, at_step, lookup, mask_of_shape, reduce_values
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import add_loss, at_step, mask_of_shape, reduce_values
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import checks
+from jaxkd._core.batches import lookup
 from jaxkd._core.checks import same_shape
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import combine, lookup, mask_out, term
+from jaxkd.objectives._compose import combine, mask_out, term
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._select import select
 from jaxkd.objectives.layers import dense, dense_init, position_mean

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.axes import gather
-from jaxkd.objectives._compose import at_step, lookup, mask_out, reduce_values
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import at_step, mask_out, reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 

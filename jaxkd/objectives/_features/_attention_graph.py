@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import batches, checks
-from jaxkd.losses.features.flow import _directions
+from jaxkd._core.batches import lookup
+from jaxkd.losses import singular_directions
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import add_loss, lookup, mask_out, reduce_values
+from jaxkd.objectives._compose import add_loss, mask_out, reduce_values
 from jaxkd.objectives.layers import dense, dense_init, unit
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
@@ -151,7 +152,7 @@ def _vector(context: Context, path: str) -> Array:
     feature = feature.astype(jnp.promote_types(feature.dtype, jnp.float32))
     if feature.ndim == 2:
         feature = feature[:, None, None, :]
-    return math.sqrt(feature.shape[-1]) * _directions(feature, 1)[:, :, 0]
+    return math.sqrt(feature.shape[-1]) * singular_directions(feature, 1)[:, :, 0]
 
 
 def _align(params: Any, vector: Array, target: Array) -> Array:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives.layers import conv, conv_init, maps
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, PyTree, Schedule

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd._core.example_keys import example_keys
+from jaxkd._core.axes import example_keys
+from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, match_size
+from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, pool_to_match
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
@@ -160,7 +161,7 @@ def _align_init(name: str, key: Array, context: Context, student: str, teacher: 
 
 
 def _aligned(name: str, params: Any, context: Context, student: str, teacher: str) -> tuple[Array, Array]:
-    feature, target = match_size(name, *(mask_out(context, lookup(context, path)) for path in (student, teacher)))
+    feature, target = pool_to_match(name, *(mask_out(context, lookup(context, path)) for path in (student, teacher)))
     return dense(params["align"], feature) if "align" in params else feature, target
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import batches
-from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives.layers import (
     batch_norm,

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd.objectives._compose import lookup, mask_out, replace, term
+from jaxkd._core.batches import lookup
+from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives.layers import dense, dense_init, match_size
+from jaxkd.objectives.layers import dense, dense_init, pool_to_match
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 _LAYERS = ("first", "second", "third")
@@ -68,7 +69,7 @@ def variational(
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
         feature, target = (mask_out(context, lookup(context, path)) for path in (student, teacher))
-        feature, target = match_size("variational", feature, target)
+        feature, target = pool_to_match("variational", feature, target)
         for name in _LAYERS:
             feature = dense(params["mean"][name], feature if name == _LAYERS[0] else jax.nn.relu(feature))
         variance = jax.nn.softplus(params["raw_variance"]) + _FLOOR

@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, last_step, task_at, task_lengths, task_starts
+from jaxkd._core.train_state import strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, old_class_kd, per_task_softmax, task_cross_entropy

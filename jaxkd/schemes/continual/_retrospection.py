@@ -16,7 +16,6 @@ import optax
 from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
 from jaxkd._core import batches
-from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.tasks import (
     Tasks,
     TaskSteps,
@@ -28,6 +27,7 @@ from jaxkd._core.tasks import (
     task_lengths,
     task_starts,
 )
+from jaxkd._core.train_state import strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy

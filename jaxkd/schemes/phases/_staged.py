@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core.arrays import strongly_typed
+from jaxkd._core.train_state import strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.schemes.phases._switch import starts_of, switch
 from jaxkd.types import (

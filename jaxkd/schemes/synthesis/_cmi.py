@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd._core import axes, batches, checks
-from jaxkd._core.arrays import strongly_typed
 from jaxkd._core.axes import average_over_devices, gather
+from jaxkd._core.train_state import strongly_typed
 from jaxkd.objectives.layers import dense, dense_init, unit
 from jaxkd.schemes.synthesis import _rounds, _terms
 from jaxkd.schemes.synthesis._contract import (

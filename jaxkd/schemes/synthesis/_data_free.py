@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from jaxkd._core import checks, wrapper_state
-from jaxkd._core.arrays import shape_of as _shape_of
+from jaxkd._core import checks, train_state
+from jaxkd._core.train_state import shape_of as _shape_of
 from jaxkd.metrics import join
 from jaxkd.schemes.synthesis._contract import LABEL, Synthesis
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState
@@ -78,18 +78,18 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
         whole = {**shapes, **synthesized(shapes)}
         state = kd.init(key, whole)
         own = synthesis.init(jax.random.fold_in(key, _STREAM), whole, state.teacher)
-        return wrapper_state.put(state, _SLOT, own, "data_free")
+        return train_state.put(state, _SLOT, own, "data_free")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         synthesized(jax.tree.map(_shape_of, dict(batch)))
-        inner, own = wrapper_state.take(state, _SLOT, "data_free")
+        inner, own = train_state.take(state, _SLOT, "data_free")
         key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
         entries, own, terms = synthesis.apply(own, batch, state.teacher, state.student, key=key, step=state.step)
         new, metrics = kd.step(inner, {**batch, **entries})
         reported = join(metrics, {f"{_SLOT}/{name}": mean for name, mean in terms.items()})
-        return wrapper_state.put(new, _SLOT, own, "data_free"), reported
+        return train_state.put(new, _SLOT, own, "data_free"), reported
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        return kd.evaluate(wrapper_state.take(state, _SLOT, "data_free")[0], batch)
+        return kd.evaluate(train_state.take(state, _SLOT, "data_free")[0], batch)
 
     return Distiller(init, step, evaluate)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd._core import axes, batches
-from jaxkd._core.arrays import strongly_typed
+from jaxkd._core.train_state import strongly_typed
 from jaxkd.schemes.synthesis import _rounds, _terms
 from jaxkd.schemes.synthesis._contract import (
     IMAGE,

@@ -18,7 +18,7 @@ import numpy as np
 from jaxkd import adapters
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
-from jaxkd._core.arrays import shape_of, strongly_typed
+from jaxkd._core.train_state import shape_of, strongly_typed
 from jaxkd._core.tree_paths import by_path
 from jaxkd.distillers import step_keys, teacher_outputs
 from jaxkd.metrics import join
