@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jaxkd
 from experiments.cifar100 import objectives, points, recipe
 from experiments.cifar100.objectives import Setting
-from jaxkd.schemes import Stage
+from jaxkd.schemes.phases import Stage
 from jaxkd.types import Objective
 
 INITIAL = 30 / 240

@@ -22,7 +22,7 @@ Train = Callable[[str, Trial, list[Own]], dict[str, Any]]
 
 
 def chain(setting: Setting, own: list[Own], train: Train, path: pathlib.Path) -> tuple[str, ...]:
-    """The best chain from the teacher to the student, by `jaxkd.schemes.best_chain`; found once.
+    """The best chain from the teacher to the student, by `jaxkd.schemes.phases.best_chain`; found once.
 
     Args:
       setting: what the networks are made from.
@@ -49,6 +49,6 @@ def chain(setting: Setting, own: list[Own], train: Train, path: pathlib.Path) ->
             best[model] = accuracy, found["variables"]
         return accuracy
 
-    found, _ = schemes.best_chain(MODELS, score)
+    found, _ = schemes.phases.best_chain(MODELS, score)
     write_atomically(path, json.dumps({"chain": list(found), "validation accuracy": scores}, indent=2) + "\n")
     return found

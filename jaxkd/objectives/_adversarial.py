@@ -17,7 +17,7 @@ from jaxkd._core.axes import example_keys
 from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import class_labels
 from jaxkd.objectives._compose import add_loss, mask_out, reduce_values
-from jaxkd.objectives.discriminators import Discriminator, mlp
+from jaxkd.objectives.discriminators import Discriminator, cnn, mlp
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 

@@ -13,7 +13,7 @@ def placeholder(model: Model, *, train: bool = False) -> Teacher:
     """A frozen teacher that begins untrained, until a scheme replaces its weights.
 
     Its state has the structure of the model's `Variables` and is part of the train state, as with
-    `jaxkd.teachers.frozen`. ``jaxkd.schemes.sequential`` replaces it by the weights of the leg that trained them;
+    `jaxkd.teachers.frozen`. ``jaxkd.schemes.sequential`` replaces it by the weights of the phase that trained them;
     schemes of generations or tasks replace it by the previous student.
 
     Args:

@@ -116,7 +116,7 @@ def make_cadence(
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected a positive number, got {value}.")
     if not evaluates and eval_every is not None:
-        raise ValueError("eval_every needs an evaluation: give evaluate=, an input or several by name.")
+        raise ValueError("eval_every needs an evaluation: give eval_data=, an input or several by name.")
     if not saves and checkpoint_every is not None:
         raise ValueError("checkpoint_every needs a directory to save checkpoints in: give directory=.")
     if evaluates and eval_every is None:
@@ -137,7 +137,7 @@ def exactly_one(**given: Any) -> None:
         raise ValueError(f"expected exactly one of {' and '.join(given)}, got {' and '.join(names) or 'neither'}.")
 
 
-def splits_of(evaluate: Any, best: str | None, best_mode: str) -> dict[str, Input]:
+def splits_of(eval_data: Any, best: str | None, best_mode: str) -> dict[str, Input]:
     """Returns the inputs to evaluate on by name, after checking the arguments.
 
     Raises:
@@ -145,11 +145,11 @@ def splits_of(evaluate: Any, best: str | None, best_mode: str) -> dict[str, Inpu
     """
     if best_mode not in ("max", "min"):
         raise ValueError(f"best_mode: expected 'max' or 'min', got {best_mode!r}.")
-    if evaluate is None:
+    if eval_data is None:
         if best is not None:
-            raise ValueError(f"best={best!r} needs an evaluation: give evaluate=, an input or several by name.")
+            raise ValueError(f"best={best!r} needs an evaluation: give eval_data=, an input or several by name.")
         return {}
-    splits = dict(evaluate) if isinstance(evaluate, Mapping) else {"eval": evaluate}
+    splits = dict(eval_data) if isinstance(eval_data, Mapping) else {"eval": eval_data}
     if "train" in splits:
-        raise ValueError("evaluate: the name 'train' is reserved for the training metrics; choose another.")
+        raise ValueError("eval_data: the name 'train' is reserved for the training metrics; choose another.")
     return splits

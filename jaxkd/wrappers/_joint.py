@@ -114,7 +114,7 @@ def replicate(model: Model, count: int) -> Model:
 def get_member(variables: Variables, name: str) -> Variables:
     """Returns one model's variables from those of several.
 
-    The several are those of a `joint`, of `replicate`, of a model with exits or of a relay.
+    The several are those of a `joint`, of `replicate`, of a model with exits or of a `jaxkd.schemes.sequential`.
 
     Args:
       variables: variables of several models, such as ``state.student``.

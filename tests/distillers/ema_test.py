@@ -117,8 +117,8 @@ def test_resumed_run_has_the_same_average(tmp_path):
 
 def test_average_of_a_scheme():
     stages = [
-        schemes.Stage(combine(hint=objectives.hint("student/vector", "teacher/vector")), SGD, steps=2),
-        schemes.Stage(OBJECTIVE, SGD),
+        schemes.phases.Stage(combine(hint=objectives.hint("student/vector", "teacher/vector")), SGD, steps=2),
+        schemes.phases.Stage(OBJECTIVE, SGD),
     ]
     kd = distillers.with_ema(schemes.staged(tiny.student, tiny.teacher(), *stages), decay=0.0)
     state, step = kd.init(jax.random.key(0), tiny.batch(8)), jax.jit(kd.step)

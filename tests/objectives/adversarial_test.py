@@ -8,7 +8,7 @@ import pytest
 
 from jaxkd import Context, losses
 from jaxkd.objectives import adversarial, wasserstein
-from jaxkd.objectives.discriminators import mlp
+from jaxkd.objectives.discriminators import cnn, mlp
 from tests import objective_runs, references, tiny
 from tests.objective_runs import KEY, double, initialize, run
 

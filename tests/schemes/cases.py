@@ -82,7 +82,11 @@ def offline():
 
 def staged():
     hint = combine(hint=objectives.hint("student/map", "teacher/map"))
-    return Case(schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(hint, ADAM, 2), schemes.Stage(BOTH, SGD)))
+    return Case(
+        schemes.staged(
+            tiny.student, tiny.teacher(), schemes.phases.Stage(hint, ADAM, 2), schemes.phases.Stage(BOTH, SGD)
+        )
+    )
 
 
 def born_again():
@@ -113,7 +117,7 @@ def knowledge_flow():
     module = networks.Convolutional(norm=True)
     mixes = {"first": wrappers.FlowEdge("Conv_0", ["map"])}
     student = wrappers.with_flow(module, mixes, optax.linear_schedule(1.0, 0.0, 4))
-    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.1))
+    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.1))
     kd = schemes.knowledge_flow(student, tiny.teacher(), objective, optimizer=SGD)
     return Case(kd, adapters.linen(module), lambda state: wrappers.extract_student(state.student))
 
@@ -175,7 +179,7 @@ def learned_codebook():
 def few_sample():
     model = adapters.linen(networks.Convolutional(), taps={"first": "Conv_0"})
     taught = model.init(jax.random.key(6), tiny.batch(1))
-    layers = {"first": schemes.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
+    layers = {"first": schemes.transfer.FewSampleLayer("first", "first", "Conv_0/kernel", affine=True)}
     kd = schemes.few_sample(model, teachers.frozen(model, taught), layers, steps=4, ridge=1e-3)
     return Case(kd, adapters.linen(networks.Convolutional()))
 
@@ -247,17 +251,17 @@ def _data_free(synthesis):
 
 
 def data_free_generator():
-    return _data_free(lambda t, g: schemes.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
+    return _data_free(lambda t, g: schemes.synthesis.dafl(t, g, optax.sgd(0.01), feature="last", statistics=1.0))
 
 
 def data_free_inversion():
     options = {"iterations": 2, "slots": 2, "jitter": 1, "student": tiny.student, "competition": 1.0}
-    return _data_free(lambda t, g: schemes.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.synthesis.inversion(t, (4, 4, 2), optax.sgd(0.01), **options))
 
 
 def data_free_contrastive():
     options = {"features": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
-    return _data_free(lambda t, g: schemes.cmi(t, g, optax.sgd(0.01), **options))
+    return _data_free(lambda t, g: schemes.synthesis.cmi(t, g, optax.sgd(0.01), **options))
 
 
 TASKS = ([0, 1], [2])

@@ -91,7 +91,7 @@ def byot_with_zero_weight():
 
 def images_of_the_batch():
     """Returns a synthesizer that makes nothing, for batches with images."""
-    return schemes.Synthesis(
+    return schemes.synthesis.Synthesis(
         shapes=lambda batch: {},
         init=lambda key, batch, teacher: {},
         apply=lambda state, *_, key, step: ({}, state, {}),
@@ -137,7 +137,7 @@ PAIRS = {
         schemes.born_again(tiny.student, BOTH, first=PLAIN, generations=1, steps=9, optimizer=SGD), alone(), member("0")
     ),
     "staged with one stage is offline": lambda: Pair(
-        schemes.staged(tiny.student, tiny.teacher(), schemes.Stage(BOTH, SGD)), offline()
+        schemes.staged(tiny.student, tiny.teacher(), schemes.phases.Stage(BOTH, SGD)), offline()
     ),
     "BYOT with weight 0 trains alone": byot_with_zero_weight,
     "CS-KD with weight 0 trains alone": lambda: Pair(

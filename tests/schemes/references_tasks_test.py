@@ -93,7 +93,7 @@ def noise(i=0):
 
 def test_dafl_matches_float64_reference():
     teacher, known = normed_teacher()
-    made = schemes.dafl(
+    made = schemes.synthesis.dafl(
         teacher, generator_of(), SGD, feature="features", one_hot=0.7, activation=0.2, entropy=3.0, statistics=0.4
     )
     kd = schemes.data_free(jaxkd.distill(NORMED, teacher, kl_term(2.0), optimizer=SGD), made)
@@ -118,7 +118,7 @@ def test_inversion_matches_float64_reference():
     teacher, known = normed_teacher()
     student = adapters.linen(Normed())
     options = {"cross_entropy": 0.8, "statistics": 2.0, "total_variation": 0.03, "l2": 0.02, "competition": 1.5}
-    made = schemes.inversion(
+    made = schemes.synthesis.inversion(
         teacher, SHAPE, SGD, iterations=5, slots=2, jitter=0, student=student, temperature=3.0, **options
     )
     kd = schemes.data_free(jaxkd.distill(student, teacher, kl_term(2.0), optimizer=SGD), made)
@@ -192,8 +192,8 @@ def test_few_sample_matches_float64_least_squares():
     batches = [{"image": x, "mask": KEEP} for x in images]
     original, own = (model.init(jax.random.key(i), batches[0]) for i in range(2))
     layers = {
-        "a": schemes.FewSampleLayer("a", "a", "a/kernel", affine=True),
-        "b": schemes.FewSampleLayer("b", "b", "b/kernel"),
+        "a": schemes.transfer.FewSampleLayer("a", "a", "a/kernel", affine=True),
+        "b": schemes.transfer.FewSampleLayer("b", "b", "b/kernel"),
     }
     kd = schemes.few_sample(
         model, teachers.frozen(model, original), layers, steps=2, variables=own, metrics=lambda context: {}

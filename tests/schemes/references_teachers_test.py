@@ -173,7 +173,7 @@ def test_knowledge_flow_matches_float64_reference():
         {"m": wrappers.FlowEdge("layers_0", names, student_weight=0.6)},
         0.37,
     )
-    objective = combine(ce=CE, alone=schemes.dependence_loss(weight=0.25))
+    objective = combine(ce=CE, alone=schemes.transfer.dependence_loss(weight=0.25))
     kd = schemes.knowledge_flow(student, teachers.ensemble(members), objective, optimizer=SGD)
     share = softmax(np.float64(kd.init(KEY, batch()).student.params["flow"]["m"]["weights"]))
     np.testing.assert_allclose(share, [0.6, 0.2, 0.2], rtol=1e-5)

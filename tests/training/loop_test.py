@@ -79,7 +79,7 @@ def test_evaluation_counts_every_example_once_without_padding(mode, straight):
 
 def test_several_splits_are_reported_by_name(tmp_path):
     splits = {"val": VAL, "test": Streaming(Resident(examples=11))}
-    result = run("resident", evaluate=splits, steps=6, best="test/accuracy", best_mode="max")
+    result = run("resident", eval_data=splits, steps=6, best="test/accuracy", best_mode="max")
     assert {"val/loss", "test/loss", "test/accuracy"} < set(result.history[-1])
     assert result.best.value == max(row["test/accuracy"] for row in result.history if "test/accuracy" in row)
 
@@ -132,7 +132,7 @@ def test_states_are_donated_but_not_the_arrays_of_the_caller(mode):
     states = []
     key = jax.random.key(1)
     given = KD.init(key, TRAIN.gather(TRAIN.arrays, 0))
-    settings = {**SETTINGS, "checkpoint_every": None, "evaluate": VAL, "on_eval": lambda *args: states.append(args[2])}
+    settings = {**SETTINGS, "checkpoint_every": None, "eval_data": VAL, "on_eval": lambda *args: states.append(args[2])}
     from_state = fit(KD, data(mode), state=given, **settings)
     from_key = fit(KD, data(mode), key=key, **settings)
     assert bits(from_state.state) == bits(from_key.state)
@@ -194,11 +194,11 @@ def test_metric_with_a_count_of_zero_is_nan_and_null_in_json(tmp_path):
         ({"steps": None}, "exactly one of steps and epochs, got neither"),
         ({"steps": 0}, "steps: expected a positive number, got 0"),
         ({"log_every": 0}, "log_every: expected a positive number"),
-        ({"evaluate": None, "best": None}, "eval_every needs an evaluation: give evaluate="),
-        ({"evaluate": None, "eval_every": None}, "best='eval/loss' needs an evaluation"),
+        ({"eval_data": None, "best": None}, "eval_every needs an evaluation: give eval_data="),
+        ({"eval_data": None, "eval_every": None}, "best='eval/loss' needs an evaluation"),
         ({"best_mode": "least"}, "best_mode: expected 'max' or 'min', got 'least'"),
         ({"best": "eval/acuracy"}, "did you mean 'eval/accuracy'"),
-        ({"evaluate": {"train": VAL}}, "the name 'train' is reserved for the training metrics"),
+        ({"eval_data": {"train": VAL}}, "the name 'train' is reserved for the training metrics"),
         ({"state": 1}, "exactly one of key and state, got key and state"),
     ],
 )
@@ -218,7 +218,7 @@ def test_invalid_and_exhausted_inputs_are_refused():
     with pytest.raises(ValueError, match="expected at least one batch, and the input has none"):
         run("streaming", train=Streaming(TRAIN, end=0))
     with pytest.raises(ValueError, match="ended after 2 batches, and its steps_per_epoch is 3"):
-        run("streaming", evaluate=Streaming(VAL, end=2))
+        run("streaming", eval_data=Streaming(VAL, end=2))
 
     class Generator(Streaming):
         def batches(self, state=None):

@@ -257,15 +257,15 @@ def stream(dataset, **settings):
     ],
 )
 def test_run_on_other_data_is_refused_with_the_differences(first, second, message, tmp_path):
-    run("resident", tmp_path, steps=6, train=first(), evaluate=None, eval_every=None, best=None)
+    run("resident", tmp_path, steps=6, train=first(), eval_data=None, eval_every=None, best=None)
     with pytest.raises(ValueError, match=rf"(?s)holds a different run:\n.*{message}"):
-        run("resident", tmp_path, train=second(), evaluate=None, eval_every=None, best=None)
+        run("resident", tmp_path, train=second(), eval_data=None, eval_every=None, best=None)
 
 
 def test_run_with_other_evaluation_data_is_refused(tmp_path):
-    run("resident", tmp_path, steps=6, evaluate=resident(sets(), shuffle=False))
+    run("resident", tmp_path, steps=6, eval_data=resident(sets(), shuffle=False))
     with pytest.raises(ValueError, match=r"data\.eval\.content: stored '\w+', given '\w+'\nMake"):
-        run("resident", tmp_path, evaluate=resident(sets({"y": 3}), shuffle=False))
+        run("resident", tmp_path, eval_data=resident(sets({"y": 3}), shuffle=False))
 
 
 def test_fingerprint_omits_content_behind_a_random_transform():
@@ -276,7 +276,7 @@ def test_fingerprint_omits_content_behind_a_random_transform():
 
 def test_run_can_resume_from_a_stream_of_the_same_data(tmp_path):
     """Both give the same batches, but their compiled programs may round differently."""
-    settings = {"evaluate": None, "eval_every": None, "best": None}
+    settings = {"eval_data": None, "eval_every": None, "best": None}
     whole = run("resident", train=resident(sets()), steps=24, **settings)
     run("resident", tmp_path, train=resident(sets()), steps=12, **settings)
     found = run("resident", tmp_path, train=stream(sets()), steps=24, **settings)
@@ -370,7 +370,7 @@ def test_distilled_model_resumes_exactly(tmp_path):
     )
     teacher = jaxkd.teachers.frozen(model, weights)
     kd = jaxkd.distill(model, teacher, objective, optimizer=optax.adam(0.01))
-    settings = {"key": jax.random.key(2), "evaluate": VAL, "log_every": 4, "eval_every": 6, "progress": False}
+    settings = {"key": jax.random.key(2), "eval_data": VAL, "log_every": 4, "eval_every": 6, "progress": False}
     straight = fit(kd, TRAIN, steps=12, **settings)
     with pytest.raises(Died):
         fit(kd, TRAIN, steps=12, directory=tmp_path, on_eval=raising(6, Died()), **settings)

@@ -136,7 +136,7 @@ def run(mode, directory=None, train=None, **settings):
     train = data(mode) if train is None else train
     settings = {
         **SETTINGS,
-        "evaluate": VAL,
+        "eval_data": VAL,
         "best": "eval/loss",
         "best_mode": "min",
         "config": {"lr": 0.05},

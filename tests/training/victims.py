@@ -55,7 +55,7 @@ def run(mode, directory, train="train", **settings):
     """Calls `fit`; the last batch of a pass is ragged."""
     make = {"resident": data.Resident, "streaming": data.Stream}[mode]
     val = data.Resident(data.load("digits", "test"), batch_size=200, shuffle=False)
-    settings = {**SETTINGS, "evaluate": val, "best": "eval/nll", "best_mode": "min", "tensorboard": False, **settings}
+    settings = {**SETTINGS, "eval_data": val, "best": "eval/nll", "best_mode": "min", "tensorboard": False, **settings}
     train = make(data.load("digits", train), batch_size=128, seed=3)
     return fit(distillation(), train, key=jax.random.key(0), directory=directory, **settings)
 

@@ -127,7 +127,7 @@ def few_sample(setting: Setting) -> Trial:
     teacher = adapters.linen(problem.module("teacher"), taps=taps)
     widths = problem.module(PRUNED).widths  # type: ignore[attr-defined]
     layers = {
-        name: schemes.FewSampleLayer(name, name, f"{path}/Dense_0/kernel", channels=tuple(range(width)))
+        name: schemes.transfer.FewSampleLayer(name, name, f"{path}/Dense_0/kernel", channels=tuple(range(width)))
         for (name, path), width in zip(taps.items(), widths, strict=True)
     }
     steps = SAMPLES // min(setting.config.batch, SAMPLES // 2)

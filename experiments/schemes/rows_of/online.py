@@ -71,7 +71,7 @@ def diverse(setting: Setting) -> Trial:
             feature="pooled",
             own=CE,
             optimizer=setting.optimizer(),
-            weight=schemes.ramp_up(setting.steps // 4),
+            weight=schemes.peers.ramp_up(setting.steps // 4),
         )
 
     return trial(setting, make, "leader")

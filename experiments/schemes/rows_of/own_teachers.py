@@ -13,7 +13,7 @@ from jaxkd.types import Distiller
 def depths(setting: Setting) -> Trial:
     """Exits after the first two stages learn from the labels and the last layer."""
     pooled = {"digits": 32, "cifar100": 64}[setting.problem.name]
-    head = schemes.exit_head(setting.problem.classes, hidden_size=pooled)
+    head = schemes.self_distillation.exit_head(setting.problem.classes, hidden_size=pooled)
     exits = {"early": wrappers.Exit("stage1", head), "middle": wrappers.Exit("stage2", head)}
 
     def make(own: Own) -> Distiller:

@@ -76,7 +76,7 @@ def flow(setting: Setting) -> Trial:
     student = wrappers.with_flow(
         problem.module("student"), mixes, optax.linear_schedule(1.0, 0.0, steps // 2), taps={"pooled": taps["pooled"]}
     )
-    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.dependence_loss(weight=10.0))
+    objective = jaxkd.combine(ce=CE, kd=soft(), alone=schemes.transfer.dependence_loss(weight=10.0))
 
     # A map that grows as fast as its share falls would keep the student dependent until the last step.
     mapped = {name: {"weights": "student", "maps": "maps"} for name in mixes}

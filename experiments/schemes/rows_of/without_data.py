@@ -17,7 +17,7 @@ NOISE = 32
 TIMES = 2
 """How many times as long as a student alone it trains, and of batches twice as large: a random image says little."""
 
-Synthesis = Callable[[Setting, Teacher, Model], schemes.Synthesis]
+Synthesis = Callable[[Setting, Teacher, Model], schemes.synthesis.Synthesis]
 
 
 def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
@@ -46,15 +46,15 @@ def data_free(synthesis: Synthesis) -> Callable[[Setting], Trial]:
     return build
 
 
-def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
     """A generator trained beside the student, which also matches the BatchNorm statistics."""
-    return schemes.dafl(teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0)
+    return schemes.synthesis.dafl(teacher, generator, optax.adam(1e-2), feature="pooled", statistics=1.0)
 
 
-def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
     """Images found by gradient descent, in short rounds: many different images matter more here than good ones."""
     jitter = 0 if setting.problem.name == "digits" else 2
-    return schemes.inversion(
+    return schemes.synthesis.inversion(
         teacher,
         setting.problem.shape,
         optax.adam(0.1),
@@ -64,9 +64,9 @@ def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.S
     )
 
 
-def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.Synthesis:
+def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
     """A generator and codes found anew for each batch of images, told apart from those made before."""
-    return schemes.cmi(
+    return schemes.synthesis.cmi(
         teacher,
         generator,
         optax.adam(1e-2, b1=0.5),

@@ -31,7 +31,7 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
     its positions, with BatchNorm and a ReLU before the softmax. The gate learns by the ensemble's own loss, whose
     gradient also reaches the branches; the distillation terms send no gradient to the ensemble. The authors' code gives
     the linear map a bias, which BatchNorm cancels, adds 1e-7 to the ensemble's probabilities, and increases the weight
-    of the distillation terms gradually (`jaxkd.schemes.ramp_up`).
+    of the distillation terms gradually (`jaxkd.schemes.peers.ramp_up`).
 
     Args:
       members: names of the branches in metrics, with the names of their outputs: ``""`` for the model's own.

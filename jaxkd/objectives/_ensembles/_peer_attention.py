@@ -56,7 +56,7 @@ def peer_attention(
         cross-entropy.
       temperature: T > 0.
       hidden_size: size of the projections; an eighth of h's by default, as in the authors' code.
-      weight: w, a number or an optax schedule of the step; published with `jaxkd.schemes.ramp_up`.
+      weight: w, a number or an optax schedule of the step; published with `jaxkd.schemes.peers.ramp_up`.
       hold: stops the gradient of the distillation terms at the targets' predictions and features. Peers then serve as
         targets only, the leader does not influence them, and L and E still learn from the attention weights.
 

@@ -78,7 +78,7 @@ def assistants(
         raise ValueError(f"assistants, steps: expected a number for each assistant, got none for {missing}.")
     if unknown := [name for name in lengths if name not in assistants]:
         raise ValueError(f"assistants, steps: expected numbers for {list(assistants)} only, got one for {unknown}.")
-    legs: dict[str, Phase] = {}
+    phases: dict[str, Phase] = {}
     for i, name in enumerate(names):
         kd = distill(
             models[name],
@@ -90,8 +90,8 @@ def assistants(
             train_metrics=train_metrics,
         )
         begin = inherit(teacher=names[i - 1]) if i else None
-        legs[name] = Phase(kd, lengths.get(name), begin)
-    return sequential(**legs)
+        phases[name] = Phase(kd, lengths.get(name), begin)
+    return sequential(**phases)
 
 
 def chains(candidates: Sequence[str], student: str) -> Iterator[tuple[str, ...]]:

@@ -83,10 +83,10 @@ def born_again(
         )
 
     following = generation(teachers.placeholder(model), objective)
-    legs = {"0": Phase(generation(teachers.none(), first), steps)}
+    phases = {"0": Phase(generation(teachers.none(), first), steps)}
     for k in range(1, generations + 1):
-        legs[str(k)] = Phase(following, steps if k < generations else None, inherit(teacher=str(k - 1)))
-    inner = sequential(**legs)
+        phases[str(k)] = Phase(following, steps if k < generations else None, inherit(teacher=str(k - 1)))
+    inner = sequential(**phases)
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         metrics = inner.evaluate(state, batch)

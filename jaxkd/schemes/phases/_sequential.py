@@ -35,7 +35,7 @@ class Phase(NamedTuple):
     begin: Begin | None = None
 
 
-def sequential(**legs: Phase) -> Distiller:
+def sequential(**phases: Phase) -> Distiller:
     """Runs distillers one after another; each may begin with earlier results.
 
     Examples are a teacher and then its student, generations of one architecture, a chain of assistants, or an expert
@@ -44,12 +44,12 @@ def sequential(**legs: Phase) -> Distiller:
     counts its own steps, so that schedules begin with it. ``evaluate`` uses the phase of the last step.
 
     Args:
-      **legs: phases by name, in their order; all but the last have a number of steps.
+      **phases: phases by name, in their order; all but the last have a number of steps.
 
     Returns:
       A `Distiller`. The state contains the states of all phases: ``wrappers.get_member(state.student, NAME)`` are the
       variables of one phase's student. Inactive phases take memory but no computation. Metrics are those of the current
-      phase and its number, ``leg``.
+      phase and its number, ``phase``.
 
     Raises:
       ValueError: there are no phases, a name contains a slash, or a length is invalid; from ``init``: ``begin`` returns
@@ -67,18 +67,18 @@ def sequential(**legs: Phase) -> Distiller:
     >>> state = kd.init(jax.random.key(0), batch)
     >>> for _ in range(3):
     ...     state, metrics = jax.jit(kd.step, donate_argnums=0)(state, batch)
-    >>> float(metrics["leg"].sum), bool((state.teacher["student"].params == state.student.params["teacher"]).all())
+    >>> float(metrics["phase"].sum), bool((state.teacher["student"].params == state.student.params["teacher"]).all())
     (1.0, True)
     """
-    if slashed := [name for name in legs if "/" in name]:
+    if slashed := [name for name in phases if "/" in name]:
         raise ValueError(f"sequential: expected names without a slash, got {slashed}.")
-    names = list(legs)
-    starts = starts_of([leg.steps for leg in legs.values()], "sequential, phase")[: len(legs)]
+    names = list(phases)
+    starts = starts_of([phase.steps for phase in phases.values()], "sequential, phase")[: len(phases)]
 
     def init(key: Array, batch: Batch) -> TrainState:
-        made = {name: leg.kd.init(_own_key(key, i), batch) for i, (name, leg) in enumerate(legs.items())}
+        made = {name: phase.kd.init(_own_key(key, i), batch) for i, (name, phase) in enumerate(phases.items())}
         for i, name in enumerate(names):
-            _check_begin(name, legs[name], made[name], {earlier: made[earlier] for earlier in names[:i]})
+            _check_begin(name, phases[name], made[name], {earlier: made[earlier] for earlier in names[:i]})
         return TrainState(
             Variables({n: s.student.params for n, s in made.items()}, {n: s.student.state for n, s in made.items()}),
             {name: state.teacher for name, state in made.items()},
@@ -104,7 +104,7 @@ def sequential(**legs: Phase) -> Distiller:
         )
 
     def enter(i: int, whole: TrainState) -> TrainState:
-        fresh, begin = part(i, whole, _own_key(whole.key, i)), legs[names[i]].begin
+        fresh, begin = part(i, whole, _own_key(whole.key, i)), phases[names[i]].begin
         if begin is None:
             return fresh
         done = {name: part(j, whole, _own_key(whole.key, j)) for j, name in enumerate(names[:i])}
@@ -134,21 +134,21 @@ def sequential(**legs: Phase) -> Distiller:
         )
 
     def step_in(i: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = legs[names[i]].kd.step(enter(i, state), batch)
+        new, metrics = phases[names[i]].kd.step(enter(i, state), batch)
         return leave(i, state, new), metrics
 
     def evaluate_in(i: int, state: TrainState, batch: Batch) -> tuple[None, Metrics]:
-        return None, legs[names[i]].kd.evaluate(part(i, state, state.key), batch)
+        return None, phases[names[i]].kd.evaluate(part(i, state, state.key), batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return switch(
-            state.step, state, batch, [functools.partial(step_in, i) for i in range(len(legs))], starts, "leg"
+            state.step, state, batch, [functools.partial(step_in, i) for i in range(len(phases))], starts, "phase"
         )
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         # Between two phases, the one that just ended is evaluated: the next one has not begun.
-        last, branches = jnp.maximum(state.step - 1, 0), [functools.partial(evaluate_in, i) for i in range(len(legs))]
-        return switch(last, state, batch, branches, starts, "leg")[1]
+        last, branches = jnp.maximum(state.step - 1, 0), [functools.partial(evaluate_in, i) for i in range(len(phases))]
+        return switch(last, state, batch, branches, starts, "phase")[1]
 
     return Distiller(init, step, evaluate)
 
@@ -193,17 +193,17 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
 def _own_key(key: Array, i: int) -> Array:
     """Returns the key of phase `i`.
 
-    The first phase gets the run's own key, so that a relay of one phase equals its distiller.
+    The first phase gets the run's own key, so that a sequence of one phase equals its distiller.
     """
     return jax.random.fold_in(key, i) if i else key
 
 
-def _check_begin(name: str, leg: Phase, fresh: TrainState, done: Mapping[str, TrainState]) -> None:
-    if leg.begin is None:
+def _check_begin(name: str, phase: Phase, fresh: TrainState, done: Mapping[str, TrainState]) -> None:
+    if phase.begin is None:
         return
     if not done:
         raise ValueError(f"sequential, phase {name!r}, begin: expected None for the first phase.")
-    made = jax.eval_shape(lambda fresh, done: leg.begin(fresh, done), fresh, dict(done))  # type: ignore[misc]
+    made = jax.eval_shape(lambda fresh, done: phase.begin(fresh, done), fresh, dict(done))  # type: ignore[misc]
 
     def described(state: TrainState) -> dict[str, str]:
         leaves = by_path(state._replace(step=0, key=0))

@@ -1,4 +1,4 @@
-"""Selection of one of several programs by the step, for `staged` and `relay`."""
+"""Selection of one of several programs by the step, for `staged` and `sequence`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def starts_of(lengths: Sequence[int | None], what: str) -> list[int]:
     Raises:
       ValueError: there are no phases, a length is not positive, or not exactly the last one is None.
 
-    >>> starts_of([3, 4, None], "relay, leg")
+    >>> starts_of([3, 4, None], "sequence, phase")
     [0, 3, 7]
     """
     if not lengths:

@@ -23,9 +23,9 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
     ====================  ==============================================  ==============================================
     method                synthesizer                                     needed outputs of the teacher
     ====================  ==============================================  ==============================================
-    DAFL                  `jaxkd.schemes.dafl`                  logits, a feature
-    DeepInversion         `jaxkd.schemes.inversion`             logits, BatchNorm statistics
-    CMI                   `jaxkd.schemes.cmi`                   logits, features, BatchNorm statistics
+    DAFL                  `jaxkd.schemes.synthesis.dafl`                  logits, a feature
+    DeepInversion         `jaxkd.schemes.synthesis.inversion`             logits, BatchNorm statistics
+    CMI                   `jaxkd.schemes.synthesis.cmi`                   logits, features, BatchNorm statistics
     ====================  ==============================================  ==============================================
 
     The training input is `jaxkd.data.Noise`, which has no images. A batch with an image is an error, so that the

@@ -6,7 +6,8 @@ import pytest
 
 import jaxkd
 from jaxkd import losses, term
-from jaxkd.schemes import branches, ramp_up
+from jaxkd.schemes import branches
+from jaxkd.schemes.peers import ramp_up
 from jaxkd.wrappers import Exit, get_member
 from tests import tiny
 from tests.schemes.peers_toy import CE, KL, SGD, head, normed, run

@@ -5,7 +5,8 @@ import pytest
 
 import jaxkd
 from jaxkd import losses
-from jaxkd.schemes import diverse_peers, ramp_up
+from jaxkd.schemes import diverse_peers
+from jaxkd.schemes.peers import ramp_up
 from jaxkd.wrappers import get_member
 from tests import tiny
 from tests.schemes.peers_toy import CE, CLIPPED, SGD, assert_placed, normed, run

@@ -10,7 +10,8 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, data, losses, teachers, term, wrappers
-from jaxkd.schemes import Phase, assistants, best_chain, born_again, chains, inherit, sequential
+from jaxkd.schemes import assistants, born_again, sequential
+from jaxkd.schemes.phases import Phase, best_chain, chains, inherit
 from jaxkd.training import fit
 from tests import tiny
 
@@ -56,7 +57,7 @@ def test_relay_of_one_phase_equals_its_distiller():
     state, found = run(sequential(only=Phase(first())), 3)
     tiny.assert_equal(wrappers.get_member(state.student, "only"), plain.student)
     tiny.assert_equal(state.opt_state["only"], plain.opt_state)
-    assert [{k: v for k, v in one.items() if k != "leg"} for one in found] == expected
+    assert [{k: v for k, v in one.items() if k != "phase"} for one in found] == expected
 
 
 def test_relay_of_two_phases_equals_two_runs():
@@ -76,7 +77,7 @@ def test_relay_of_two_phases_equals_two_runs():
     tiny.assert_close(wrappers.get_member(state.student, "student"), alone.student)
     tiny.assert_close(state.opt_state["student"], alone.opt_state)
     tiny.assert_equal(state.teacher["student"], taught.student)
-    assert [one["leg"] for one in found] == [0, 0, 0, 1, 1, 1]
+    assert [one["phase"] for one in found] == [0, 0, 0, 1, 1, 1]
     # Schedules count the phase's steps, and metrics of the other phase have no count.
     assert [one["kd/weight"] for one in found[3:]] == [1.0, 0.75, 0.5]
     assert [one["kd"] for one in found[3:]] == pytest.approx([one["kd"] for one in expected])
@@ -109,15 +110,15 @@ def test_inactive_phases_do_not_change():
 
 def test_evaluation_uses_the_phase_of_the_last_step():
     kd = two()
-    for steps, leg in ((0, 0), (3, 0), (4, 1)):
+    for steps, phase in ((0, 0), (3, 0), (4, 1)):
         state, _ = run(kd, steps)
         found = tiny.numbers(jax.jit(kd.evaluate)(state, tiny.batch(8)))
-        assert found["leg"] == leg
-        assert np.isnan(found["kd"]) == (leg == 0)
-        plain = (first(), second())[leg]
-        name = ("teacher", "student")[leg]
+        assert found["phase"] == phase
+        assert np.isnan(found["kd"]) == (phase == 0)
+        plain = (first(), second())[phase]
+        name = ("teacher", "student")[phase]
         own = run(plain, 0)[0]._replace(
-            student=wrappers.get_member(state.student, name), teacher=state.teacher[name], step=state.step - 3 * leg
+            student=wrappers.get_member(state.student, name), teacher=state.teacher[name], step=state.step - 3 * phase
         )
         expected = tiny.numbers(jax.jit(plain.evaluate)(own, tiny.batch(8)))
         assert {k: found[k] for k in expected} == pytest.approx(expected)
@@ -153,7 +154,7 @@ def test_generation_is_taught_by_the_one_before():
     assert sorted(state.student.params) == ["0", "1", "2"]
     tiny.assert_equal(state.teacher["1"], wrappers.get_member(state.student, "0"))
     tiny.assert_equal(state.teacher["2"], wrappers.get_member(state.student, "1"))
-    assert [one["leg"] for one in found] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert [one["phase"] for one in found] == [0, 0, 0, 1, 1, 1, 2, 2]
     starts = run(generations(), 0)[0].student.params
     assert (starts["0"]["first"] != starts["1"]["first"]).any()
     assert (starts["1"]["first"] != starts["2"]["first"]).any()
@@ -211,7 +212,7 @@ def test_links_take_their_own_objective_and_optimizer():
     kd = assistants(tiny.student, tiny.teacher(), objective, assistants=CHAIN, steps=steps, optimizer=optimizer)
     state, found = run(kd, 3)
     assert made == ["assistant", "student"]
-    assert [one["leg"] for one in found] == [0, 0, 1]
+    assert [one["phase"] for one in found] == [0, 0, 1]
     assert len(jax.tree.leaves(state.opt_state["assistant"])) > len(jax.tree.leaves(state.opt_state["student"]))
 
 

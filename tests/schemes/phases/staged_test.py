@@ -10,7 +10,7 @@ import pytest
 
 import jaxkd
 from jaxkd import combine, losses, objectives, schemes, term
-from jaxkd.schemes import Stage
+from jaxkd.schemes.phases import Stage
 from tests import tiny
 
 HINT = combine(hint=objectives.hint("student/map", "teacher/map", weight=optax.linear_schedule(3.0, 1.0, 2)))

@@ -8,7 +8,8 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, losses, term, wrappers
-from jaxkd.schemes import byot, exit_head
+from jaxkd.schemes import byot
+from jaxkd.schemes.self_distillation import exit_head
 from jaxkd.wrappers import Exit, get_member
 from tests import tiny
 from tests.schemes import self_runs

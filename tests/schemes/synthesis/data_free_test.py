@@ -14,7 +14,8 @@ from jaxkd import adapters, data, losses, teachers, term
 from jaxkd._core.batch_norm import replicas
 from jaxkd.data import Noise
 from jaxkd.models import Generator
-from jaxkd.schemes import cmi, dafl, data_free, inversion
+from jaxkd.schemes import data_free
+from jaxkd.schemes.synthesis import cmi, dafl, inversion
 from jaxkd.training import fit
 from jaxkd.wrappers import with_batch_stat_distance
 from tests import tiny

@@ -283,15 +283,15 @@ TEACHER, SGD = tiny.teacher(), optax.sgd(0.1)
 
 
 def invert(*shape, batch=None, **options):
-    made(schemes.inversion(TEACHER, shape or (4, 4, 2), SGD, **options), batch or NOISE)
+    made(schemes.synthesis.inversion(TEACHER, shape or (4, 4, 2), SGD, **options), batch or NOISE)
 
 
 def contrasted(features="map", **options):
-    made(schemes.cmi(TEACHER, GENERATOR, SGD, feature_names=features, **options), NOISE)
+    made(schemes.synthesis.cmi(TEACHER, GENERATOR, SGD, feature_names=features, **options), NOISE)
 
 
 def learnt(generator=GENERATOR, feature="map", batch=None):
-    made(schemes.dafl(TEACHER, generator, SGD, feature=feature), batch or NOISE)
+    made(schemes.synthesis.dafl(TEACHER, generator, SGD, feature=feature), batch or NOISE)
 
 
 def made(synthesis, batch):

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 import jaxkd
 from jaxkd import adapters, teachers
-from jaxkd.schemes import FewSampleLayer, few_sample
+from jaxkd.schemes import few_sample
+from jaxkd.schemes.transfer import FewSampleLayer
 from jaxkd.schemes.transfer._few_sample import _solve
 from tests import tiny
 

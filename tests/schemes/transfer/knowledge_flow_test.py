@@ -9,7 +9,8 @@ import pytest
 
 import jaxkd
 from jaxkd import adapters, combine, losses, teachers, term
-from jaxkd.schemes import dependence_loss, knowledge_flow
+from jaxkd.schemes import knowledge_flow
+from jaxkd.schemes.transfer import dependence_loss
 from jaxkd.wrappers import FlowEdge, extract_student, with_flow
 from tests import tiny
 
