@@ -20,7 +20,7 @@ from jaxkd.cache._probes import Transform
 from jaxkd.cache.codecs import Codec
 from jaxkd.types import Batch, Model, PyTree, Variables
 
-Keep = Mapping[str, Codec]
+Codecs = Mapping[str, Codec]
 """A codec for each output that is stored."""
 
 
@@ -31,7 +31,7 @@ class Program:
       model: of the teacher.
       variables: weights of the teacher.
       transform: of the student's training, or None.
-      keep: a codec for each output that is stored.
+      codecs: a codec for each output that is stored.
       batch_size: examples per call.
       devices: to split each batch over; the default device if None.
     """
@@ -41,12 +41,12 @@ class Program:
         model: Model,
         variables: Variables,
         transform: Transform | None,
-        keep: Keep,
+        codecs: Codecs,
         *,
         batch_size: int,
         devices: Sequence[jax.Device] | None,
     ) -> None:
-        self.keep, self.batch_size, self.variables = keep, batch_size, variables
+        self.codecs, self.batch_size, self.variables = codecs, batch_size, variables
         self._sharding: NamedSharding | None = None
         if devices is not None:
             if batch_size % len(devices):
@@ -61,13 +61,13 @@ class Program:
             batch = dict(batch) if transform is None else transform(batch)
             outputs = model.apply(variables, batch, key=None, train=False)[0]
             encoded, storable, sample = {}, {}, {}
-            for name, codec in keep.items():
-                checks.known(name, {key: checks.shape(value) for key, value in outputs.items()}, "keep, teacher output")
+            for name, codec in codecs.items():
+                checks.known(name, checks.shapes(outputs), "codecs, teacher output")
                 output = outputs[name]
                 if not jnp.issubdtype(output.dtype, jnp.floating) or output.shape[:1] != (batch_size,):
                     raise ValueError(
-                        f"keep: expected {name!r} to be floating point, [batch, ...] with a batch of {batch_size}, got "
-                        f"{checks.shape(output)}."
+                        f"codecs: expected {name!r} to be floating point, [batch, ...] with a batch of {batch_size}, "
+                        f"got {checks.shape(output)}."
                     )
                 encoded[name], storable[name] = codec.encode(output), codec.storable(output)
                 sample[name] = output.reshape(batch_size, -1)[:, :64].astype(jnp.float32)
@@ -97,7 +97,7 @@ class Program:
             part = {name: value[start : start + self.batch_size] for name, value in batch.items()}
             found = jax.device_get(self._run(self.variables, self._padded(part, 0))[2])
             parts.append({name: value[: len(part["index"])] for name, value in found.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.keep}
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.codecs}
 
     def encode(self, batch: Mapping[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
         """Returns the stored fields of a batch in a view, by file name.
@@ -113,7 +113,7 @@ class Program:
                 index = int(batch["index"][np.flatnonzero(~valid[:rows])[0]])
                 raise ValueError(
                     f"{name}: the teacher's output for index {index} in view {view} is not finite, and "
-                    f"{self.keep[name].settings['codec']} cannot store it. Check the teacher on that example."
+                    f"{self.codecs[name].settings['codec']} cannot store it. Check the teacher on that example."
                 )
         return {file_name(name, field): x[:rows] for name, fields in encoded.items() for field, x in fields.items()}
 

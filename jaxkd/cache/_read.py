@@ -15,7 +15,7 @@ from jaxkd import adapters
 from jaxkd.cache import _arrays, _examples, _manifest, _shards
 from jaxkd.cache._compare import differences
 from jaxkd.cache._probes import Transform
-from jaxkd.cache._program import Keep, file_name
+from jaxkd.cache._program import Codecs, file_name
 from jaxkd.cache.codecs import Codec, from_settings
 from jaxkd.types import Array, Outputs
 
@@ -183,7 +183,7 @@ class Cache:
         Args:
           epochs: of a training run, to add the time that the cache saves.
         """
-        stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["keep"].items())
+        stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["codecs"].items())
         text = (
             f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, "
             f"{self.bytes / 2**20:.3g} MiB, {self.bytes_per_example:.4g} bytes each; teacher {self.seconds:.3g} s"
@@ -200,7 +200,7 @@ class Cache:
         outputs = self.manifest["outputs"]
         return {
             name: (from_settings(settings), tuple(outputs[name]["shape"]))
-            for name, settings in self.manifest["identity"]["keep"].items()
+            for name, settings in self.manifest["identity"]["codecs"].items()
         }
 
     @functools.cached_property
@@ -273,7 +273,7 @@ def open_cache(
     transform: Transform | None,
     variables: Any = None,
     views: int | None = None,
-    codecs: Keep | None = None,
+    codecs: Codecs | None = None,
     name: str = "cached",
 ) -> Cache:
     """Opens a finished cache without the teacher's model.
@@ -304,7 +304,7 @@ def open_cache(
     identity = {
         "teacher": None if variables is None else _manifest.digests_of(adapters.variables(variables)),
         "views": views,
-        "keep": None if codecs is None else {output: dict(codec.settings) for output, codec in codecs.items()},
+        "codecs": None if codecs is None else {output: dict(codec.settings) for output, codec in codecs.items()},
     }
     _manifest.refuse(path, differences(path, stored, identity, transform))
     return load_complete(path, transform, name)

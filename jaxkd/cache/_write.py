@@ -23,7 +23,7 @@ from jaxkd.cache import _arrays, _manifest, _probes, _shards
 from jaxkd.cache._compare import differences, teacher_difference
 from jaxkd.cache._compute import compute_shards
 from jaxkd.cache._examples import Examples, digest_of_set, digests, entries, read_examples
-from jaxkd.cache._program import Keep, Program, bytes_per_row
+from jaxkd.cache._program import Codecs, Program, bytes_per_row
 from jaxkd.cache._read import Cache, load_complete
 from jaxkd.cache.codecs import full
 from jaxkd.types import Model
@@ -39,7 +39,7 @@ def write_cache(
     *,
     transform: _probes.Transform | None,
     views: int = 1,
-    codecs: Keep | None = None,
+    codecs: Codecs | None = None,
     batch_size: int = 256,
     examples_per_shard: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -118,7 +118,7 @@ def write_shards(
     *,
     transform: _probes.Transform | None,
     views: int = 1,
-    codecs: Keep | None = None,
+    codecs: Codecs | None = None,
     batch_size: int = 256,
     examples_per_shard: int | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -205,7 +205,7 @@ def _plan(
         "data": {"examples": examples.size, "entries": names},
         "contents": None if contents is None else digest_of_set(*contents),
         "views": views,
-        "keep": {name: dict(codec.settings) for name, codec in program.keep.items()},
+        "codecs": {name: dict(codec.settings) for name, codec in program.codecs.items()},
     }
     if stored is None:
         outputs = program.shapes(probe)

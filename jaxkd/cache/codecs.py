@@ -1,7 +1,7 @@
 """Codecs: lossy encodings of a teacher's output, with bounds on their error.
 
-A codec is chosen for each output: ``keep={"logits": codecs.top_k(8), "stage2": codecs.eight_bit()}``. Encoding runs on
-the device as part of the program that evaluates the teacher, decoding as part of the training step.
+A codec is chosen for each output: ``codecs={"logits": codecs.top_k(8), "stage2": codecs.eight_bit()}``. Encoding runs
+on the device as part of the program that evaluates the teacher, decoding as part of the training step.
 """
 
 from __future__ import annotations

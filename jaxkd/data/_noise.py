@@ -56,18 +56,13 @@ class Noise(DeviceLoader):
         seed: int = 0,
         epochs: int | None = None,
     ) -> None:
-        for name, number in (("size", noise_size), ("classes", num_classes)):
+        for name, number in (("noise_size", noise_size), ("num_classes", num_classes)):
             if number is not None and number < 1:
                 raise ValueError(f"Noise, {name}: expected at least 1, got {number}.")
         self.steps_per_epoch = count_steps(examples, batch_size, drop_remainder=True)
         self.num_examples = self.steps_per_epoch * batch_size
-        self.batch_size, self.size, self.classes, self.seed, self.epochs = (
-            batch_size,
-            noise_size,
-            num_classes,
-            seed,
-            epochs,
-        )
+        self.batch_size, self.size, self.classes = batch_size, noise_size, num_classes
+        self.seed, self.epochs = seed, epochs
         self.arrays = {"seed": jnp.asarray(seed, jnp.int32)}
         self._gather = jax.jit(self.gather)
 

@@ -46,7 +46,7 @@ def permutation(position: Any, *, num_examples: int, seed: Any, epoch: Any, xp: 
     True
     """
     if not 0 < num_examples < 2**31:
-        raise ValueError(f"size: expected 1 to {2**31 - 1} rows to shuffle, got {num_examples}.")
+        raise ValueError(f"num_examples: expected 1 to {2**31 - 1} rows to shuffle, got {num_examples}.")
     arguments = xp.asarray(position).astype(np.uint32), as_uint32(seed, xp), as_uint32(epoch, xp)
     return _permute(*arguments, num_examples, xp) if xp is np else _permute_jitted(*arguments, num_examples)
 

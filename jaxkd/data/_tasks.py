@@ -36,7 +36,7 @@ def class_groups(num_classes: int, num_tasks: int, *, seed: int | None = 0) -> t
     (((0, 1, 2), (3, 4)), (1, 7))
     """
     if not 1 <= num_tasks <= num_classes:
-        raise ValueError(f"tasks: expected 1 to {num_classes}, as there are {num_classes} classes, got {num_tasks}.")
+        raise ValueError(f"num_tasks: expected 1 to {num_classes} for {num_classes} classes, got {num_tasks}.")
     order = np.arange(num_classes)
     if seed is not None:
         order = permutation(order, num_examples=num_classes, seed=seed, epoch=0, xp=np)

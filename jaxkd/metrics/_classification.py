@@ -31,6 +31,7 @@ def classification(context: Context) -> Metrics:
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> context = Context({"logits": logits}, {"logits": -logits}, {"label": jnp.array([0, 0])}, step=0)
+    >>> from jaxkd.metrics import compute
     >>> found = compute(classification(context))
     >>> found["accuracy"], found["agreement"], found["teacher_accuracy"]
     (0.5, 0.0, 0.5)
@@ -64,6 +65,7 @@ def per_teacher(context: Context) -> Metrics:
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> members = {"a/logits": logits, "b/logits": -logits, "logits": 0 * logits}
     >>> context = Context({"logits": logits}, members, {"label": jnp.array([0, 1])}, step=0)
+    >>> from jaxkd.metrics import compute
     >>> found = compute(per_teacher(context))
     >>> [found[f"{name}/{member}"] for member in "ab" for name in ("teacher_accuracy", "agreement")]
     [1.0, 1.0, 0.0, 0.0]
@@ -96,6 +98,7 @@ def per_student(context: Context) -> Metrics:
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
     >>> members = {"a/logits": logits, "b/logits": -logits, "logits": logits}
+    >>> from jaxkd.metrics import compute
     >>> found = compute(per_student(Context(members, {}, {"label": jnp.array([0, 1])}, step=0)))
     >>> [found[name] for name in ("accuracy", "accuracy/a", "accuracy/b")]
     [1.0, 1.0, 0.0]

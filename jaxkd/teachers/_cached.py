@@ -47,7 +47,7 @@ def cached(cache: BatchDecoder) -> Teacher:
     ...         directory, linear, jaxkd.Variables(jnp.eye(64, 10)), train, transform=augment, views=2, progress=False
     ...     )
     ...     kd = jaxkd.distill(linear, teachers.cached(cache), objective, optimizer=optax.sgd(0.5))
-    ...     kd = jaxkd.distillers.preprocess(kd, train=augment)
+    ...     kd = jaxkd.distillers.preprocess(kd, train_transform=augment)
     ...     loader = jaxkd.cache.attach(cache, train)
     ...     result = jaxkd.training.fit(kd, loader, epochs=3, key=jax.random.key(0), progress=False)
     >>> result.history[-1]["train/objective"] < result.history[0]["train/objective"]

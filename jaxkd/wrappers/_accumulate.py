@@ -55,7 +55,7 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     Array([ 1.,  5.,  9., 13., 17.], dtype=float32)
     """
     if micro_batches < 1:
-        raise ValueError(f"accumulate, parts: expected a positive number of micro-batches, got {micro_batches}.")
+        raise ValueError(f"accumulate, micro_batches: expected a positive number, got {micro_batches}.")
     if micro_batches == 1:
         return model
 

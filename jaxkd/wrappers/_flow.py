@@ -312,4 +312,4 @@ def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Ar
         **each,
         "dependence_loss": jnp.where(rate > 0, loss, 0),
     }
-    return add_outputs("flow", outputs, {name: jnp.broadcast_to(value, (size,)) for name, value in more.items()})
+    return add_outputs("with_flow", outputs, {name: jnp.broadcast_to(value, (size,)) for name, value in more.items()})

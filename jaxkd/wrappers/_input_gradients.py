@@ -61,9 +61,9 @@ def with_input_gradient(
             chosen = jnp.argmax(logits, axis=-1)
         else:
             root, _, key = class_path.partition("/")
-            checks.known(root, ("teacher", "batch"), f"with_input_gradient(classes={class_path!r}), root")
+            checks.known(root, ("teacher", "batch"), f"with_input_gradient(class_path={class_path!r}), root")
             entries = batch.get("teacher", {}) if root == "teacher" else batch
-            checks.known(key, list(entries), f"with_input_gradient(classes={class_path!r}), {root} entry")
+            checks.known(key, list(entries), f"with_input_gradient(class_path={class_path!r}), {root} entry")
             chosen = entries[key]
             chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
         return jax.nn.one_hot(chosen, logits.shape[-1], dtype=logits.dtype)

@@ -24,7 +24,7 @@ KD = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", tempe
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("cache"), keep=KEEP)
+    return write(tmp_path_factory.mktemp("cache"), codecs=KEEP)
 
 
 @jax.jit
@@ -163,7 +163,7 @@ def test_outputs_by_example_and_view(cache):
 
 def test_a_stream_writes_the_same_cache_and_the_reader_can_be_pickled(cache, tmp_path):
     stream = loaders()["stream"]
-    streamed = write(tmp_path, stream, keep=KEEP)
+    streamed = write(tmp_path, stream, codecs=KEEP)
     assert streamed.manifest["identity"] == cache.manifest["identity"]
     for view in range(VIEWS):
         index = SET.arrays["index"]
@@ -174,7 +174,7 @@ def test_a_stream_writes_the_same_cache_and_the_reader_can_be_pickled(cache, tmp
 
 
 def test_two_caches_for_one_student_one_of_top_k(cache, tmp_path):
-    narrow = write(tmp_path, keep={"logits": codecs.top_k(3)}, name="narrow")
+    narrow = write(tmp_path, codecs={"logits": codecs.top_k(3)}, name="narrow")
     assert narrow.bytes_per_example == 3 * 2 + 3 + 4
     loader = jaxkd.cache.attach(narrow, jaxkd.cache.attach(cache, loaders()["resident"]))
     both = teachers.ensemble({"wide": teachers.cached(cache), "narrow": teachers.cached(narrow)})
@@ -199,7 +199,7 @@ def test_two_caches_for_one_student_one_of_top_k(cache, tmp_path):
 
 def test_evaluation_uses_its_own_cache(cache, tmp_path):
     normalize = functools.partial(data.normalize, mean=(0.5,) * 3, std=(0.25,) * 3)
-    held_out = write(tmp_path, views=1, transform=normalize, keep=KEEP)
+    held_out = write(tmp_path, views=1, transform=normalize, codecs=KEEP)
     val = data.Resident(SET, EXAMPLES, shuffle=False)
     kd = jaxkd.distill(MODEL, teachers.cached(cache), KD, optimizer=optax.sgd(0.05))
     kd = preprocess(kd, train_transform=AUGMENT, eval_transform=normalize)
@@ -239,7 +239,7 @@ def test_summary_reports_size_and_time(cache, capsys):
 
 
 def test_batch_size_and_devices_of_the_writer_change_only_rounding(cache, tmp_path):
-    other = write(tmp_path, devices=jax.devices()[:2], batch_size=6, keep=FLOAT32, examples_per_shard=None)
+    other = write(tmp_path, devices=jax.devices()[:2], batch_size=6, codecs=FLOAT32, examples_per_shard=None)
     for view in range(VIEWS):
         found, expected = (one.outputs(SET.arrays["index"], view)["logits"] for one in (other, cache))
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
 
 
 def write_part(directory, shard, source=SET):
-    options = {"transform": AUGMENT, "views": VIEWS, "keep": FLOAT32, "batch_size": 4, "examples_per_shard": 8}
+    options = {"transform": AUGMENT, "views": VIEWS, "codecs": FLOAT32, "batch_size": 4, "examples_per_shard": 8}
     return jaxkd.cache.write_shards(directory, MODEL, VARIABLES, source, **options, shard=shard, progress=False)
 
 
@@ -171,7 +171,7 @@ def test_a_set_that_changes_during_writing_is_refused(tmp_path):
 
 
 def test_files_are_plain_npy(tmp_path):
-    cache = write(tmp_path, keep={"hidden": jaxkd.cache.codecs.full("bfloat16")})
+    cache = write(tmp_path, codecs={"hidden": jaxkd.cache.codecs.full("bfloat16")})
     bits = np.load(tmp_path / "shards" / "000000" / "hidden.values.npy", mmap_mode="r")
     assert bits.dtype == np.uint16 and bits.shape == (8, 16)
     expected = cache.outputs(np.load(tmp_path / "index.npy")[:8])["hidden"]

@@ -56,8 +56,11 @@ REFUSED = {
         r"views: 3 in the cache, 1 given\n.*in the cache, none given: 'image' is float32",
     ),
     "views": ({"views": 2}, "views: 3 in the cache, 2 given"),
-    "keep": ({"keep": {"logits": codecs.full("float16")}}, "keep: logits.dtype float32 in the cache, float16 given"),
-    "codec": ({"keep": {"hidden": codecs.eight_bit()}}, "keep: hidden.codec missing in the cache, eight_bit given"),
+    "codecs": (
+        {"codecs": {"logits": codecs.full("float16")}},
+        "codecs: logits.dtype float32 in the cache, float16 given",
+    ),
+    "codec": ({"codecs": {"hidden": codecs.eight_bit()}}, "codecs: hidden.codec missing in the cache, eight_bit given"),
     "image": ({"source": other_set("image")}, r"contents: sha256:\w+ in the cache, sha256:\w+ given"),
     "label": ({"source": other_set("label")}, r"contents: sha256:\w+ in the cache, sha256:\w+ given"),
     "index": ({"source": other_set("index", value=77)}, r"contents: sha256:\w+ in the cache, sha256:\w+ given"),
@@ -99,7 +102,7 @@ def test_equal_arguments_are_accepted(cache):
     [
         ({"variables": other_weights()}, "teacher: params/out"),
         ({"views": 2}, "views: 3 in the cache, 2 given"),
-        ({"keep": {"logits": codecs.top_k(2)}}, "keep: logits.codec full in the cache, top_k given"),
+        ({"codecs": {"logits": codecs.top_k(2)}}, "codecs: logits.codec full in the cache, top_k given"),
         ({"transform": augmentation(seed=2)}, r"transform: .*seed=0.* in the cache, .*seed=2.* given"),
     ],
 )
@@ -141,8 +144,8 @@ def test_a_transform_that_mixes_examples_is_refused(tmp_path):
 
 
 def test_arguments_that_cannot_be_written_are_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"keep, teacher output 'logit': .*did you mean 'logits'.*'hidden' float32"):
-        write(tmp_path, keep={"logit": codecs.full()})
+    with pytest.raises(ValueError, match=r"codecs, teacher output 'logit': .*did you mean 'logits'.*'hidden' float32"):
+        write(tmp_path, codecs={"logit": codecs.full()})
     with pytest.raises(ValueError, match="views: expected 1 without a transform, as all views are equal, got 3"):
         write(tmp_path, transform=None)
     with pytest.raises(ValueError, match=r"shard: expected \(i, n\) with 0 <= i < n, got \(2, 2\)"):

@@ -52,7 +52,7 @@ def write(directory, source=SET, **changed):
         "variables": VARIABLES,
         "transform": AUGMENT,
         "views": VIEWS,
-        "keep": FLOAT32,
+        "codecs": FLOAT32,
         "batch_size": 4,
         "examples_per_shard": 8,
         "progress": False,

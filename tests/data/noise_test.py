@@ -70,10 +70,10 @@ def test_fingerprint_differs_between_settings():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0, "size": 3}, "batch_size: expected at least 1, got 0"),
-        ({"batch_size": 2, "size": 0}, "size: expected at least 1, got 0"),
-        ({"batch_size": 2, "size": 3, "classes": 0}, "classes: expected at least 1, got 0"),
-        ({"batch_size": 8, "size": 3, "examples": 4}, "4 examples do not fill one batch of 8"),
+        ({"batch_size": 0, "noise_size": 3}, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": 2, "noise_size": 0}, "noise_size: expected at least 1, got 0"),
+        ({"batch_size": 2, "noise_size": 3, "num_classes": 0}, "num_classes: expected at least 1, got 0"),
+        ({"batch_size": 8, "noise_size": 3, "examples": 4}, "4 examples do not fill one batch of 8"),
     ],
 )
 def test_invalid_arguments_raise(arguments, message):

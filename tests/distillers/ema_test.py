@@ -104,7 +104,7 @@ def test_bfloat16_parameters_have_a_float32_average():
 
 def test_resumed_run_has_the_same_average(tmp_path):
     kd = distillers.with_ema(toy.toy(), decay=moving_average.ema_warmup(0.9))
-    settings = toy.SETTINGS | {"evaluate": toy.VAL, "key": jax.random.key(1), "steps": 24, "best": "eval/average/loss"}
+    settings = toy.SETTINGS | {"eval_data": toy.VAL, "key": jax.random.key(1), "steps": 24, "best": "eval/average/loss"}
     settings |= {"best_mode": "min"}
     straight = training.fit(kd, toy.TRAIN, directory=tmp_path / "straight", **settings)
     with pytest.raises(toy.Died):

@@ -142,7 +142,7 @@ def test_run_continues_after_a_bad_batch_and_rows_count_good_steps():
     for number in range(10):
         state, metrics = step(state, bad.gather(bad.arrays, number))
         if number >= 5 and number != 7:
-            found = metrics.merge(found, metrics)
+            found = jaxkd.metrics.merge(found, metrics)
     assert result.history[1]["train/loss"] == pytest.approx(tiny.numbers(found)["loss"], rel=1e-5)
 
 

@@ -142,7 +142,7 @@ def test_fit_logs_each_member_and_a_member_can_be_trained_further(tmp_path):
         return distillers.with_ema(kd, decay=0.5)
 
     train = data.Resident(data.load("digits", "train"), batch_size=256)
-    settings = {"epochs": 1, "evaluate": train, "progress": False, "log_every": 5}
+    settings = {"epochs": 1, "eval_data": train, "progress": False, "log_every": 5}
     result = training.fit(distillers.sweep(of, rate=[0.1, 1.0]), train, key=KEY, directory=tmp_path, **settings)
     alone = training.fit(of(1.0), train, key=KEY, **settings)
     mine = {name[:-3]: x for name, x in result.history[-1].items() if name.endswith("[1]")}

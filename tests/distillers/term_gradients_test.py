@@ -120,7 +120,7 @@ def test_gradients_are_those_of_each_term_alone_on_the_global_batch(place, expec
 @pytest.mark.slow
 def test_reports_every_few_steps():
     """Counts are 0 in other steps, so that a row holds the mean over the steps that report."""
-    _, kd = distillers(every=2)
+    _, kd = make_distillers(every=2)
     state, each = kd.init(jax.random.key(0), tiny.batch(8)), jax.jit(KD.step)
     step, counts, total = jax.jit(kd.step), [], {}
     norms = []
@@ -128,7 +128,7 @@ def test_reports_every_few_steps():
         norms.append(tiny.numbers(each(state, tiny.batch(8, number))[1])["grad_norm/kd"])
         state, metrics = step(state, tiny.batch(8, number))
         counts.append(float(metrics["grad_norm/kd"].count))
-        total = metrics.merge(total, metrics)
+        total = jaxkd.metrics.merge(total, metrics)
     assert counts == [1, 0, 1, 0]
     assert tiny.numbers(total)["grad_norm/kd"] == pytest.approx((norms[0] + norms[2]) / 2, rel=1e-4)
     # Other steps do not compute the backward passes at all.
@@ -154,7 +154,7 @@ def test_adversarial_term_reports_the_gradient_of_the_student():
 
 
 def test_single_term_has_a_norm():
-    _, kd = distillers(term(losses.cross_entropy, "student/logits", "batch/label"))
+    _, kd = make_distillers(term(losses.cross_entropy, "student/logits", "batch/label"))
     found = jax.eval_shape(kd.step, kd.init(jax.random.key(0), tiny.batch(8)), tiny.batch(8))[1]
     assert [name for name in found if name.startswith("grad_")] == ["grad_norm/objective"]
 
@@ -196,4 +196,4 @@ def test_terms_sum_to_the_value():
 
 def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="term_gradients, every: expected a positive number of steps, got 0"):
-        distillers(every=0)
+        make_distillers(every=0)

@@ -25,7 +25,7 @@ from experiments.cifar100 import (
     teachers,
     training,
 )
-from jaxkd import distillers, metrics, weights
+from jaxkd import distillers, weights
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
 from tests.weights.torch_zoo_test import resnet_shapes
@@ -266,7 +266,7 @@ def losses_of(method, wanted, place):
     state, step, found = kd.init(jax.random.key(0), batch), jax.jit(kd.step), []
     for _ in range(STEPS // 2):
         state, told = step(state, batch)
-        found.append(metrics.compute(told))
+        found.append(jaxkd.metrics.compute(told))
         batch = next(batches)
     return found
 

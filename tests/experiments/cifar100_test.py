@@ -20,7 +20,7 @@ from experiments.cifar100 import (
     recipe,
     teachers,
 )
-from jaxkd import Context, metrics
+from jaxkd import Context
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
 
@@ -52,7 +52,7 @@ def steps_of(method, count):
     state, step, found = kd.init(jax.random.key(0), batch()), jax.jit(kd.step), []
     for _ in range(count):
         state, told = step(state, batch())
-        found.append(metrics.compute(told))
+        found.append(jaxkd.metrics.compute(told))
     return state, found
 
 
@@ -216,7 +216,7 @@ def totals(step):
 
     found = evaluated(made, given)
     value = {name: float(value) for name, ((value, _), _) in found.items()}
-    terms = {name: metrics.compute(told) for name, ((_, told), _) in found.items()}
+    terms = {name: jaxkd.metrics.compute(told) for name, ((_, told), _) in found.items()}
     gradients = {name: gradient for name, (_, gradient) in found.items()}
     return value, terms, jax.tree.map(np.asarray, made), given, gradients
 

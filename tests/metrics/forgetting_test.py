@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd import metrics
+import jaxkd
 from jaxkd.metrics import _forgetting as lib
 from jaxkd.types import Context
 
@@ -58,7 +58,7 @@ def test_per_task_predicts_among_the_classes_so_far(step, seen):
     given = context(step, mask)
     logits, label = np.asarray(given.student["logits"]), np.asarray(given.batch["label"])
     known = [number for group in tasks[:seen] for number in group]
-    found = metrics.compute(lib.per_task(tasks, steps=[3, 4, 5])(given))
+    found = jaxkd.metrics.compute(lib.per_task(tasks, steps=[3, 4, 5])(given))
     for i, group in enumerate(tasks):
         rows = [n for n in range(12) if mask[n] and label[n] in group]
         right = [max(known, key=lambda c, n=n: logits[n, c]) == label[n] for n in rows]
@@ -70,7 +70,7 @@ def test_per_task_predicts_among_the_classes_so_far(step, seen):
 def test_per_task_without_steps_predicts_among_all_classes():
     given = context()
     found = lib.per_task([[0, 1, 2], [3, 4, 5]])(given)
-    plain = metrics.classification(given)
+    plain = jaxkd.metrics.classification(given)
     assert found["accuracy"] == plain["accuracy"]
     total = sum(float(found[f"accuracy/{i}"].sum) for i in range(2))
     assert total == float(plain["accuracy"].sum)

@@ -15,7 +15,7 @@ from tests.objective_runs import PLACES, context, double, initialize, run
 
 BATCH, HEADS, FEATURES, WEIGHT = 16, 2, 3, 0.7
 PATHS = (("student/front", "student/back"), ("teacher/front", "teacher/back"))
-OPTIONS: dict[str, Any] = {"heads": HEADS, "features": FEATURES, "weight": WEIGHT}
+OPTIONS: dict[str, Any] = {"heads": HEADS, "hidden_size": FEATURES, "weight": WEIGHT}
 GRAPH = attention_graph(*PATHS, **OPTIONS)
 KEEP = np.arange(BATCH) % 5 > 1
 
@@ -267,7 +267,7 @@ def test_attention_network_and_student_learn():
 
 
 def test_invalid_arguments_and_features_raise():
-    for options in {"heads": 0}, {"features": 0}:
+    for options in {"heads": 0}, {"hidden_size": 0}:
         with pytest.raises(ValueError, match=r"attention_graph, .*: expected a positive number"):
             attention_graph(*PATHS, **options)
     given = arrays()

@@ -260,7 +260,7 @@ def data_free_inversion():
 
 
 def data_free_contrastive():
-    options = {"features": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
+    options = {"feature_names": ["last"], "iterations": 2, "slots": 2, "memory": 16, "embedding": 4}
     return _data_free(lambda t, g: schemes.synthesis.cmi(t, g, optax.sgd(0.01), **options))
 
 

@@ -132,7 +132,7 @@ def test_killed_run_resumes_to_the_same_state(run, tmp_path):
     settings = {
         "steps": 6,
         "key": jax.random.key(3),
-        "evaluate": loader(run.case.to_evaluate, shuffle=False),
+        "eval_data": loader(run.case.to_evaluate, shuffle=False),
         "eval_every": 3,
         "progress": False,
     }

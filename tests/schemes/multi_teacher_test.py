@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import adapters, combine, losses, metrics, teachers, term
+from jaxkd import adapters, combine, losses, teachers, term
 from jaxkd.losses import voted_dissimilarity
 from jaxkd.metrics import _classification as metrics_lib
 from jaxkd.objectives import learned_ensemble
@@ -72,8 +72,10 @@ def of_known_classes(context):
         own = jnp.argmax(label[:, None] == jnp.asarray(classes)[None], axis=1)
         where = mask & jnp.isin(label, jnp.asarray(classes))
         for side, logits in (("teacher", context.teacher[f"{name}/known"]), ("student", context.student[f"of_{name}"])):
-            found[f"{side}_accuracy/{name}"] = metrics.from_values(jnp.argmax(logits, axis=-1) == own, where)
-            found[f"{side}_nll/{name}"] = metrics.from_values(losses.cross_entropy(logits, own, where=where), where)
+            found[f"{side}_accuracy/{name}"] = jaxkd.metrics.from_values(jnp.argmax(logits, axis=-1) == own, where)
+            found[f"{side}_nll/{name}"] = jaxkd.metrics.from_values(
+                losses.cross_entropy(logits, own, where=where), where
+            )
     return found
 
 

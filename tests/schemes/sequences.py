@@ -57,7 +57,7 @@ def run(kd, steps, *, state=None, step=None, give=batch, seed=1):
     step, found = step or jitted(kd.step), []
     for i in range(int(state.step), steps):
         state, metrics = step(state, give(i))
-        found.append(metrics.compute(metrics))
+        found.append(jaxkd.metrics.compute(metrics))
     return state, found
 
 

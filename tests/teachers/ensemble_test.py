@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import combine, losses, metrics, teachers, term
+from jaxkd import combine, losses, teachers, term
 from tests import tiny
 
 BATCH = tiny.batch(7)
@@ -95,7 +95,7 @@ def test_members_are_updated():
 def test_metrics_per_teacher():
     teacher = teachers.ensemble({"a": member(1), "b": member(2)})
     objective = term(losses.soft_target_kl, "student/logits", "teacher/logits")
-    kd = jaxkd.distill(tiny.student, teacher, objective, optimizer=optax.sgd(0.1), metrics=metrics.per_teacher)
+    kd = jaxkd.distill(tiny.student, teacher, objective, optimizer=optax.sgd(0.1), metrics=jaxkd.metrics.per_teacher)
     batch = BATCH | {"mask": np.arange(7) < 5}
     state = kd.init(jax.random.key(0), batch)
     found = tiny.numbers(kd.evaluate(state, batch))

@@ -180,7 +180,7 @@ def test_mistakes_raise_errors_that_teach():
     with pytest.raises(ValueError, match=r"expected a model with BatchNorms.*dafl"):
         distance(batch, with_batch_stat_distance(flat), flat.init(KEY, batch))
     unwatched = adapters.nnx(models.NnxNet)
-    with pytest.raises(ValueError, match=r"Wrap an nnx module as in adapters\.nnx\(adapters\.watched\(module\)\)"):
+    with pytest.raises(ValueError, match=r"adapters\.nnx\(wrappers\.track_batch_stats\(module\)\)"):
         distance(batch, with_batch_stat_distance(unwatched), unwatched.init(KEY, batch))
     twice = with_batch_stat_distance(TWO)
     with pytest.raises(ValueError, match="'batch_statistics' is an output of the model already"):

@@ -225,7 +225,7 @@ def test_invalid_arguments_raise_errors_that_teach():
         (
             {"a": FlowEdge("head", ["vector"], student_weight=1.0)},
             1.0,
-            "own: expected a weight between 0 and 1, got 1.0",
+            "student_weight: expected a weight between 0 and 1, got 1.0",
         ),
         (one, 1.5, "schedule: expected a number from 0 to 1 or a schedule of the step, got 1.5"),
     ):

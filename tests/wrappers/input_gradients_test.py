@@ -171,7 +171,7 @@ WITH_BATCH_NORM = adapters.linen(models.Net(fast=False))
 
 def distiller(form):
     extend, own = {
-        "class": (with_input_gradient, {"classes": "teacher/logits"}),
+        "class": (with_input_gradient, {"class_path": "teacher/logits"}),
         "projected": (with_projected_input_gradient, {}),
     }[form]
     variables = WITH_BATCH_NORM.init(jax.random.key(11), INPUT)
@@ -245,9 +245,9 @@ def test_no_gradient_reaches_the_choice_of_class():
         ),
         pytest.param({"input": "pixels"}, {}, "batch entry 'pixels'", id="input"),
         pytest.param({"output": "logit"}, {}, "model output 'logit'", id="output"),
-        pytest.param({"classes": "student/logits"}, {}, "root 'student'", id="root"),
-        pytest.param({"classes": "teacher/logits"}, {}, "teacher entry 'logits'", id="no-teacher"),
-        pytest.param({"classes": "batch/labels"}, {}, "did you mean 'label'", id="entry"),
+        pytest.param({"class_path": "student/logits"}, {}, "root 'student'", id="root"),
+        pytest.param({"class_path": "teacher/logits"}, {}, "teacher entry 'logits'", id="no-teacher"),
+        pytest.param({"class_path": "batch/labels"}, {}, "did you mean 'label'", id="entry"),
     ],
 )
 def test_mistakes_raise_errors_that_teach(options, batch, message):

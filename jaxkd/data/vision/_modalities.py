@@ -47,7 +47,7 @@ def halves(
     """
     x = get_images(batch, image)
     if dimension not in (1, 2):
-        raise ValueError(f"halves, axis: expected 1 (top and bottom) or 2 (left and right), got {dimension}.")
+        raise ValueError(f"halves, dimension: expected 1 (top and bottom) or 2 (left and right), got {dimension}.")
     size = x.shape[dimension]
     first, second = (
         jax.lax.slice_in_dim(x, start, start + (size + 1) // 2, axis=dimension) for start in (0, size - (size + 1) // 2)

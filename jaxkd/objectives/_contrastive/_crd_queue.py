@@ -74,7 +74,7 @@ def crd_queue(
             class_labels(context, label_path)
         batch = lookup(context, student).shape[0]
         if batch > queue_size:
-            raise ValueError(f"crd_queue, size: expected at least the batch of {batch}, got {queue_size}.")
+            raise ValueError(f"crd_queue, queue_size: expected at least the batch of {batch}, got {queue_size}.")
         state = {
             "queue": {side: jnp.zeros((queue_size, embedding_size), jnp.float32) for side in SIDES},
             "label": jnp.zeros(queue_size, jnp.int32),
@@ -109,7 +109,7 @@ def crd_queue(
     def update(state: Any, embedded: dict[str, Array], label: Array, where: Array, context: Context) -> Any:
         where, label = gather(where, context.axis_name), gather(label, context.axis_name)
         if len(where) > queue_size:
-            raise ValueError(f"crd_queue, size: expected at least the global batch of {len(where)}, got {queue_size}.")
+            raise ValueError(f"crd_queue, queue_size: expected at least the batch of {len(where)}, got {queue_size}.")
         # Unmasked examples take consecutive places of a ring; the place of a masked one is out of range, so the scatter
         # drops it.
         place = jnp.where(where, (state["written"] + jnp.cumsum(where, dtype=jnp.int32) - 1) % queue_size, queue_size)

@@ -82,7 +82,7 @@ def peer_attention(
         raise ValueError(f"peer_attention: expected at least one peer, and each name once, got {got}.")
     positive("peer_attention", temperature=temperature)
     if hidden_size is not None and hidden_size < 1:
-        raise ValueError(f"peer_attention, features: expected a positive number, or None, got {hidden_size}.")
+        raise ValueError(f"peer_attention, hidden_size: expected a positive number, or None, got {hidden_size}.")
     logits_paths = [f"student/{peer}/logits" for peer in peers]
     paths = [f"student/{peer}/{feature}" for peer in peers]
     held = jax.lax.stop_gradient if hold else lambda x: x

@@ -113,7 +113,7 @@ def cmi(
     _rounds.check("cmi", iterations, slots)
     feature_names = (feature_names,) if isinstance(feature_names, str) else tuple(feature_names)
     if not feature_names:
-        raise ValueError("cmi, features: expected at least one of the teacher's outputs, got none.")
+        raise ValueError("cmi, feature_names: expected at least one of the teacher's outputs, got none.")
     for name, number in (("memory", memory), ("embedding", embedding), ("temperature", temperature)):
         if not number > 0:
             raise ValueError(f"cmi, {name}: expected a positive number, got {number}.")

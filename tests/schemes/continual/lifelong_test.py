@@ -273,7 +273,7 @@ def _logits(state, given):
 def test_resume_in_the_second_task_is_exact(tmp_path):
     train, key = sequences.sequence(more=3), jax.random.key(3)
     kd = lwf("split_softmax", metrics=PER_TASK)
-    options = {"key": key, "progress": False, "chunk": 1, "evaluate": sequences.everything(), "eval_every": 1}
+    options = {"key": key, "progress": False, "chunk": 1, "eval_data": sequences.everything(), "eval_every": 1}
     whole = fit(kd, train, steps=9, **options)
     fit(kd, train, steps=4, directory=tmp_path, **options)
     parts = fit(kd, train, steps=9, directory=tmp_path, **options)
