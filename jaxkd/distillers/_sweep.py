@@ -151,7 +151,7 @@ def select_run(state: TrainState, i: int) -> TrainState:
 
 def _axes(shared: bool) -> Any:
     """Returns the member axis of each part of a state; None for shared parts."""
-    axes = {"student": 0, "teacher": None if shared else 0, "loss": 0, "opt_state": 0, "step": None, "key": 0}
+    axes = {"student": 0, "teacher": None if shared else 0, "objective": 0, "opt_state": 0, "step": None, "key": 0}
     return TrainState(**axes)  # type: ignore[arg-type]
 
 
