@@ -99,7 +99,7 @@ def term(
         if not getattr(result, "shape", ()):
             raise ValueError(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
-                "masked_mean: the term takes it, over the unmasked examples of all devices and micro-batches."
+                "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
         mask = _mask(context, where, result.shape, _name(loss))
         if mask is not None and "where" in accepted:

@@ -331,7 +331,7 @@ def test_mismatched_inputs_raise():
     with pytest.raises(ValueError, match=r"wasserstein, batch/image: expected \[4, 6, 6, 'channels'\], .* got \[4, 3"):
         short = {**given, "batch": {"image": np.ones((4, 3, 3, 1), np.float32)}}
         initialize(wasserstein(*MAPS, condition="batch/image"), short)
-    with pytest.raises(ValueError, match=r"conv: expected maps .* got \[4, 3\]"):
+    with pytest.raises(ValueError, match=r"cnn: expected maps .* got \[4, 3\]"):
         initialize(adversarial(*VECTORS, discriminator=cnn(4)), arrays(4))
     with pytest.raises(ValueError, match="student entry 'logit'"):
         initialize(adversarial("student/logit", "teacher/logits"), arrays(4))

@@ -69,7 +69,7 @@ def test_queue_count_never_overflows():
 
 def test_queue_smaller_than_batch_raises():
     objective, given = crd_queue(*PATHS, queue_size=6, embedding_size=FEATURES), arrays(8)
-    with pytest.raises(ValueError, match="crd_queue, size: expected at least the batch of 8, got 6"):
+    with pytest.raises(ValueError, match="crd_queue, queue_size: expected at least the batch of 8, got 6"):
         initialize(objective, given)
     with pytest.raises(ValueError, match="crd_queue, queue_size: expected at least the batch of 8, got 6"):
         objective_runs.on_devices(objective, "pmap", 2)(initialize(objective, arrays(4)), given)

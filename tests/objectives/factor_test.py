@@ -79,7 +79,7 @@ def test_second_stage_keeps_the_trained_paraphraser():
 def test_trained_parameters_of_another_rate_raise():
     learned = paraphraser("teacher/f", rate=0.3).init(jax.random.key(0), GIVEN).params
     objective = factor_translator("student/f", "teacher/f", trained=learned)
-    with pytest.raises(ValueError, match=r"factor_transfer: expected trained= as the parameters of paraphraser\("):
+    with pytest.raises(ValueError, match=r"factor_translator: expected trained= as the parameters of paraphraser\("):
         objective.init(jax.random.key(0), GIVEN)
     factor_translator("student/f", "teacher/f", rate=0.3, trained=learned).init(jax.random.key(0), GIVEN)
 

@@ -167,7 +167,7 @@ def test_invalid_teachers_and_inputs_raise():
     for change, message in (
         (
             {"teacher": {**given["teacher"], "b/logits": np.zeros((BATCH, 5), np.float32)}},
-            "logits of one shape.*place_cl",
+            "logits of one shape.*expand_classes",
         ),
         ({"student": {"logits": np.zeros((BATCH, 5), np.float32)}}, "student|teacher"),
         ({"batch": {"label": np.zeros((BATCH, CLASSES), np.float32)}}, "labels"),
