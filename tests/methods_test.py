@@ -16,8 +16,9 @@ PACKAGES = {"losses": losses, "objectives": objectives, "schemes": schemes, "tea
 # `jaxkd` does not import these by itself; once imported, the names on the page resolve.
 OTHERS = (adapters, data, training, weights)
 # Building blocks of objectives rather than methods.
-TOOLS = {"combine", "counted", "lookup", "mapped", "mean", "replace", "term", "weighted", "reverse_gradient"}
-TOOLS |= {"Discriminator", "convolutional", "mlp"}
+# Parts of methods, which are no methods themselves.
+TOOLS = {"combine", "lookup", "mask_out", "masked_mean", "reduce_values", "replace", "term", "with_projection"}
+TOOLS |= {"match_size", "reverse_gradient", "singular_directions", "continual", "discriminators", "layers"}
 
 
 class Row(NamedTuple):

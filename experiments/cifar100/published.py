@@ -1,37 +1,21 @@
-"""The tables of the literature: CIFAR-100, top-1 accuracy in per cent on the test set.
+"""The tables of the literature: top-1 test accuracy in per cent.
 
-Up to CRD, the tables of Tian et al., "Contrastive Representation Distillation", ICLR 2020: the last epoch, the mean of
-five runs where student and teacher are of one family and of three elsewhere. What came after it is from the papers of
-these methods and of those that compared with them; several report the best test epoch, which flatters.
+Methods up to CRD are from the tables of Tian et al., "Contrastive Representation Distillation", ICLR 2020: the last
+epoch, the mean of five runs where student and teacher are of one family and of three elsewhere. Later methods are from
+their own papers and from those that compared with them; several report the best test epoch, which is too high.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-TITLES = {
-    "student": "student alone",
-    "kd": "KD",
-    "fitnet": "FitNet",
-    "at": "AT",
-    "sp": "SP",
-    "cc": "CC",
-    "vid": "VID",
-    "rkd": "RKD",
-    "pkt": "PKT",
-    "ab": "AB",
-    "ft": "FT",
-    "fsp": "FSP",
-    "nst": "NST",
-    "crd": "CRD",
-    "crd_kd": "CRD + KD",
-    "dkd": "DKD",
-    "dist": "DIST",
-    "logit_std": "KD + logit std.",
-    "ofd": "OFD",
-    "review": "ReviewKD",
-}
-METHODS = tuple(TITLES)
+from experiments.kit.recipe import Protocol
+
+PROTOCOL = Protocol(epochs=240, teacher_epochs=240)
+"""The literature's settings."""
+HARMLESS = ("eval_every", "bf16")  # of `Protocol`: the published protocol with either is still the published one
+OF_TEACHERS = ("teacher_epochs", "holdout", "batch_size")
 
 _SAME = (
     "wrn_40_2:wrn_16_2",
@@ -102,14 +86,13 @@ _VALUES = {
 
 
 class Rerun(NamedTuple):
-    """What others found when they ran it again, on the last epoch: a mean and what they give as its spread."""
+    """An independent rerun, on the last epoch: the mean and the reported spread."""
 
     mean: float
     spread: float
 
 
-# Five seeds, by others than the authors: how near a faithful run comes.
-_RERUNS = {
+_RERUNS = {  # five seeds, not by the authors: how near a faithful run comes
     ("resnet32x4:resnet8x4", "student"): Rerun(72.49, 0.27),
     ("resnet32x4:resnet8x4", "kd"): Rerun(73.17, 0.21),
     ("resnet32x4:resnet8x4", "crd"): Rerun(75.33, 0.20),
@@ -118,14 +101,7 @@ _RERUNS = {
 
 
 def value(pair: str, method: str) -> float | None:
-    """The published accuracy, in per cent.
-
-    Args:
-      pair: ``teacher:student``.
-      method: one of `METHODS`, or ``teacher``.
-
-    Returns:
-      None where the literature has none.
+    """Returns the published accuracy of a method or of ``"teacher"``, if any.
 
     >>> value("resnet32x4:resnet8x4", "kd"), value("wrn_40_2:wrn_40_1", "fsp")
     (73.33, None)
@@ -134,7 +110,7 @@ def value(pair: str, method: str) -> float | None:
 
 
 def nearest(pair: str) -> str:
-    """The pair itself where it is in the tables; for other narrow ResNets the one that is most like them.
+    """Returns the published pair that a pair is compared with: itself, if it is one.
 
     >>> nearest("resnet20:resnet8"), nearest("vgg13:vgg8")
     ('resnet56:resnet20', 'vgg13:vgg8')
@@ -144,20 +120,53 @@ def nearest(pair: str) -> str:
 
 
 def gain(pair: str, method: str) -> float | None:
-    """What is published of a method less what is published of the student alone, in points, of the `nearest` pair.
+    """Returns the published gain over the student alone of the `nearest` pair.
 
     >>> round(gain("resnet32x4:resnet8x4", "kd"), 2)
     0.83
     """
     pair = nearest(pair)
-    ours, alone = value(pair, method), value(pair, "student")
-    return None if ours is None or alone is None else ours - alone
+    taught, alone = value(pair, method), value(pair, "student")
+    return None if taught is None or alone is None else taught - alone
 
 
 def rerun(pair: str, method: str) -> Rerun | None:
-    """What an independent rerun over five seeds found, where there is one.
+    """Returns the result of an independent rerun over five seeds, where there is one.
 
     >>> rerun("resnet32x4:resnet8x4", "crd_kd")
     Rerun(mean=75.33, spread=0.26)
     """
     return _RERUNS.get((pair, method))
+
+
+def unlike_published(protocol: Mapping[str, Any], teacher: bool = False) -> list[str]:
+    """Returns how settings differ from those of the literature.
+
+    Args:
+      protocol: the settings of a cell, or of a teacher.
+      teacher: whether to look only at the settings that concern a teacher.
+
+    >>> unlike_published({**PROTOCOL.settings(), "epochs": 12})
+    ['epochs: 12 here, 240 published']
+    """
+    paper = PROTOCOL.settings()
+    names = [name for name in paper if (name in OF_TEACHERS if teacher else name not in HARMLESS)]
+    here = {name: words(name, protocol[name]) if name in protocol else "not recorded" for name in names}
+    return [
+        f"{name}: {here[name]} here, {words(name, paper[name])} published"
+        for name in names
+        if name not in protocol or protocol[name] != paper[name]
+    ]
+
+
+def words(name: str, value: Any) -> str:
+    """Returns the value of a setting as text.
+
+    >>> words("images", None), words("cached", True), words("stages", [1, 2])
+    ('all', 'yes', '1, 2')
+    """
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "all" if name == "images" and value is None else str(value)

@@ -1,8 +1,8 @@
-"""``results.json``, ``report.md`` and the table for the terminal, from cells that are finished."""
+"""``results.json``, ``report.md`` and the terminal's table of finished cells."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.cifar100 import published, rows, statistics
-from experiments.cifar100.config import PRESETS, SEEDS, Config
-from experiments.cifar100.published import METHODS, TITLES
+from experiments.cifar100 import config as configs
+from experiments.cifar100 import published, tables
+from experiments.kit import plots, report, statistics
+from experiments.kit.methods import METHODS, TITLES
+from experiments.kit.report import NONE, duration, markdown_table
 
 PICTURES = {
     "learning": "Learning curves: the mean over the seeds, with its 95% interval as a band",
@@ -22,37 +24,21 @@ PICTURES = {
 }
 
 
-def read(out: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The finished cells below a folder: ``PAIR/METHOD/seedN/cell.json``, in the order of their paths."""
-    return [json.loads(path.read_text()) for path in sorted(pathlib.Path(out).glob("*/*/seed*/cell.json"))]
-
-
-def read_teachers(folder: str | pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The teachers below a folder, ``FOLDER/teacher.json``, by the name of the network.
-
-    Raises:
-      ValueError: there are two of one name, as when one was trained and another one given.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(pathlib.Path(folder).glob("*/teacher.json")):
-        teacher = json.loads(path.read_text())
-        name = teacher.get("name", path.parent.name)
-        if name in found:
-            raise ValueError(f"{path}: expected one teacher named {name}, got a second. Read them one by one.")
-        found[name] = teacher
-    return found
+def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the finished cells below a folder, ``PAIR/METHOD/seedN/cell.json``."""
+    return [json.loads(path.read_text()) for path in sorted(pathlib.Path(folder).glob("*/*/seed*/cell.json"))]
 
 
 def collect(cells: Iterable[Mapping[str, Any]], teachers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``results.json`` holds; tables and plots are made from it and from nothing else.
+    """Returns the content of ``results.json``, from which tables and plots are made.
 
     Args:
-      cells: of any pairs, methods and seeds.
-      teachers: by name; those that no cell has are left out.
+      cells: cells of any pairs, methods and seeds.
+      teachers: teachers by name; those of no cell are left out.
 
     Returns:
-      ``pairs``, each as `statistics.of_pair` gives it and with its ``teacher`` (None where that is not among the
-      teachers), in the order of the literature, others first; ``devices``, ``versions`` and ``seconds`` of everything.
+      ``pairs``, each as `statistics.of_pair` gives it and with its ``teacher`` (None where it has no record), in the
+      order of the literature, others first; ``devices``, ``versions`` and ``seconds`` of everything.
 
     Raises:
       ValueError: cells of a pair that cannot be compared.
@@ -62,60 +48,79 @@ def collect(cells: Iterable[Mapping[str, Any]], teachers: Mapping[str, Mapping[s
     for cell in cells:
         by_pair.setdefault(cell["pair"], []).append(cell)
     order = [*sorted(set(by_pair) - set(published.PAIRS)), *(pair for pair in published.PAIRS if pair in by_pair)]
-    used = {pair.split(":")[0]: None for pair in order}
     pairs = {}
     for pair in order:
         teacher = teachers.get(pair.split(":")[0])
-        found = None if teacher is None else statistics.of_teacher(teacher)
-        pairs[pair] = {"teacher": found, **statistics.of_pair(by_pair[pair])}
-    everything = [*(teachers[name] for name in used if name in teachers), *cells]
-    return {"pairs": pairs, **statistics.merged(everything)}
+        of_teacher = None if teacher is None else statistics.of_teacher(teacher, published.unlike_published)
+        pairs[pair] = {"teacher": of_teacher, **statistics.of_pair(by_pair[pair], published.unlike_published)}
+    used = dict.fromkeys(pair.split(":")[0] for pair in order)
+    return {"pairs": pairs, **statistics.merged([*(teachers[name] for name in used if name in teachers), *cells])}
 
 
 def command(pair: str, method: str, protocol: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    """The command that fills a row under the settings of the others.
+    """Returns the command that runs a method with the settings of the others.
 
-    >>> command("vgg13:vgg8", "crd", dataclasses.asdict(PRESETS["paper"]), [0, 1, 2])
+    >>> command("vgg13:vgg8", "crd", published.PROTOCOL.settings(), [0, 1, 2])
     'python -m experiments.cifar100 --data-dir DIR --pair vgg13:vgg8 --method crd --preset paper --seeds 3'
     """
-    flags = [field.name for field in dataclasses.fields(Config) if field.name in protocol]
-    plain = {name: dataclasses.asdict(preset) for name, preset in PRESETS.items()}
-    preset = min(plain, key=lambda name: sum(plain[name][flag] != protocol[flag] for flag in flags))
-    told: dict[str, Any] = {"preset": preset}
-    told |= {flag: protocol[flag] for flag in flags if plain[preset][flag] != protocol[flag]}
-    told |= {"first_seed": min(seeds)} if min(seeds) else {}
-    told["seeds"] = max(seeds) - min(seeds) + 1
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in told.items())
-    return f"python -m experiments.cifar100 --data-dir DIR --pair {pair} --method {method} {options}"
+    presets = {name: preset.settings() for name, preset in configs.PRESETS.items()}
+    flags = [name for name in configs.Config.__dataclass_fields__ if name in protocol]
+    preset = min(presets, key=lambda name: sum(presets[name][flag] != protocol[flag] for flag in flags))
+    options: dict[str, Any] = {"preset": preset}
+    options |= {flag: protocol[flag] for flag in flags if presets[preset][flag] != protocol[flag]}
+    options |= {"first_seed": min(seeds)} if min(seeds) else {}
+    options["seeds"] = max(seeds) - min(seeds) + 1
+    text = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+    return f"python -m experiments.cifar100 --data-dir DIR --pair {pair} --method {method} {text}"
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """The table for a terminal: what has been run, a section for each pair."""
-    shown = Table(title="CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds")
+    """Returns the table for a terminal: what has been run, a section for each pair."""
     heads = ("", "n", "last (%)", "best (%)", "over alone", "over KD", "agreement (%)", "published (%)", "compared")
-    for i, head in enumerate(heads):
-        shown.add_column(head, justify="right" if i else "left", no_wrap=not i)
+    title = "CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds"
+    shown = report.terminal_table(title, heads, ())
+    shown.columns[0].no_wrap = True
     for pair, found in results["pairs"].items():
         by = "test" if found["best_by"].startswith("test") else "validation"
-        shown.add_row(f"[bold]{pair.replace(':', ' → ')}[/bold]", *("",) * 2, f"by {by}", *("",) * 5)
-        for row in rows.of_pair(pair, found):
+        shown.add_row(f"[bold]{_arrow(pair)}[/bold]", *("",) * 2, f"by {by}", *("",) * 5)
+        for row in tables.rows(pair, found):
             if row[0] == "teacher" or row[1] != "0":
-                compared = " ".join(text for text in row[11:-1] if text != rows.NONE).replace("**", "") or rows.NONE
+                compared = " ".join(text for text in row[11:-1] if text != NONE).replace("**", "") or NONE
                 shown.add_row(*row[:3], row[4].split(" at ")[0], *row[5:8], row[10], compared)
         shown.add_section()
     return shown
+
+
+def picture(pair: str, kind: str) -> str:
+    """Returns the name of a plot's file.
+
+    >>> picture("resnet56:resnet20", "gains")
+    'resnet56-resnet20-gains.png'
+    """
+    return f"{pair.replace(':', '-')}-{kind}.png"
+
+
+def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Returns the plots of all pairs as PNGs, by the names of their files."""
+    drawn = {}
+    for pair, found in results["pairs"].items():
+        title = _arrow(pair)
+        drawn[picture(pair, "learning")] = plots.pair_learning(title, found)
+        drawn[picture(pair, "gains")] = plots.pair_gains(title, found, functools.partial(published.gain, pair))
+        drawn[picture(pair, "agreement")] = plots.pair_agreement(title, found)
+        drawn[picture(pair, "reliability")] = plots.pair_reliability(title, found)
+    return drawn
+
+
+def _arrow(pair: str) -> str:
+    return pair.replace(":", " → ")
 
 
 # The page.
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """``report.md``.
-
-    Args:
-      results: as `collect` makes them.
-    """
-    versions = ", ".join(f"{name} {' and '.join(found)}" for name, found in results["versions"].items())
+    """Returns ``report.md``, from what `collect` returns."""
     rest = [pair for pair in published.PAIRS if pair not in results["pairs"]]
     parts = [
         _INTRODUCTION,
@@ -123,7 +128,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         *([_not_run(rest, results)] if rest else []),
         "## Where and with what",
         f"Devices: {', '.join(results['devices']) or 'not recorded'}. Time of all trainings that are reported here, "
-        f"one after the other: {_duration(results['seconds'])}. Versions: {versions or 'not recorded'}.",
+        f"one after the other: {duration(results['seconds'])}. "
+        f"Versions: {report.versions_line(results['versions']) or 'not recorded'}.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -144,33 +150,33 @@ that a few points are noise."""
 
 def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     methods = found["methods"]
-    absent = [name for name in METHODS if name not in methods and rows.defined(pair, name)]
+    absent = [name for name in METHODS if name not in methods and tables.defined(pair, name)]
     short = [*absent, *(name for name, one in methods.items() if len(one["seeds"]) < len(found["seeds"]))]
     parts = [
-        f"## {pair.split(':')[0]} → {pair.split(':')[1]}",
+        f"## {_arrow(pair)}",
         _protocol(pair, found),
-        tabulated(rows.columns(found), rows.of_pair(pair, found)),
+        markdown_table(tables.columns(found), tables.rows(pair, found)),
         *_rerun(pair),
     ]
     if short:
         commands = "\n".join(command(pair, name, found["protocol"], found["seeds"]) for name in short)
         parts.append(f"What is not run yet, or not with all {len(found['seeds'])} seeds:\n\n```\n{commands}\n```")
     parts += [f"![{title}]({picture(pair, kind)})" for kind, title in PICTURES.items()]
-    parts += [f"### At the {rows.best_title(found).replace(' (%)', '').replace('*', '')}", _best_note(found)]
+    parts += [f"### At the {tables.best_title(found).replace(' (%)', '').replace('*', '')}", _best_note(found)]
     heads = ("method", "accuracy (%)", "gain over alone", "gain over KD", "best − last")
-    parts.append(tabulated(heads, rows.best_rows(found)))
-    if similar := rows.cka_rows(found):
+    parts.append(markdown_table(heads, tables.best_rows(found)))
+    if similar := tables.cka_rows(found):
         parts += ["### Linear CKA with the teacher's stages, on a fixed part of the test set"]
-        parts += [tabulated(similar[0], similar[1:])]
-    if classes := rows.class_rows(found):
-        parts += [f"### The {rows.EXTREMES} classes that a method helps most, and hurts most"]
-        parts += [_CLASSES, tabulated(("method", "most helped", "most hurt"), classes, numbers=False)]
+        parts += [markdown_table(similar[0], similar[1:])]
+    if classes := tables.class_rows(found):
+        parts += [f"### The {tables.EXTREMES} classes that a method helps most, and hurts most"]
+        parts += [_CLASSES, markdown_table(("method", "most helped", "most hurt"), classes, numbers=False)]
     return "\n\n".join([*parts, "### Settings", *_settings(found)])
 
 
 def _not_run(pairs: Sequence[str], results: Mapping[str, Any]) -> str:
-    """The published pairs that have no cell, and a command for them under the settings of those that have."""
-    protocol, seeds = dataclasses.asdict(PRESETS["paper"]), list(range(SEEDS["paper"]))
+    """Returns the section on published pairs without a cell."""
+    protocol, seeds = published.PROTOCOL.settings(), list(range(configs.SEEDS["paper"]))
     for found in results["pairs"].values():
         protocol, seeds = found["protocol"], found["seeds"]
     told = command(" ".join(pairs), "all", protocol, seeds)
@@ -210,8 +216,8 @@ def _rerun(pair: str) -> list[str]:
 
 
 def _settings(found: Mapping[str, Any]) -> list[str]:
-    common = tabulated(
-        ("setting", "value"), [(k, statistics.words(k, v)) for k, v in found["protocol"].items()], numbers=False
+    common = markdown_table(
+        ("setting", "value"), [(k, published.words(k, v)) for k, v in found["protocol"].items()], numbers=False
     )
     sizes = {one["parameters"] for one in found["methods"].values() if one["parameters"]}
     steps = {one["steps"] for one in found["methods"].values() if one["steps"]}
@@ -222,35 +228,14 @@ def _settings(found: Mapping[str, Any]) -> list[str]:
         teacher = found["teacher"] and found["teacher"]["parameters"]
         line += f", of the teacher: {teacher:,}." if teacher else "."
     line += f" Steps: {' or '.join(f'{step:,}' for step in sorted(steps))}." if steps else ""
-    line += f" Time of the students: {_duration(seconds)}."
+    line += f" Time of the students: {duration(seconds)}."
     if found["teacher"] and found["teacher"]["source"] != "trained":
         line += f" The teacher's weights are from elsewhere ({found['teacher']['source']})."
     elif found["teacher"]:
-        line += f" Time of the teacher: {_duration(found['teacher']['seconds'])}."
+        line += f" Time of the teacher: {duration(found['teacher']['seconds'])}."
     own = [
-        (TITLES.get(name, name), ", ".join(f"{k} = {statistics.words(k, v)}" for k, v in one["protocol"].items()))
+        (TITLES.get(name, name), ", ".join(f"{k} = {published.words(k, v)}" for k, v in one["protocol"].items()))
         for name, one in found["methods"].items()
         if one["protocol"]
     ]
-    return [common, line, *([tabulated(("method", "settings of its own"), own, numbers=False)] if own else [])]
-
-
-def picture(pair: str, kind: str) -> str:
-    """The name of a plot's file.
-
-    >>> picture("resnet56:resnet20", "gains")
-    'resnet56-resnet20-gains.png'
-    """
-    return f"{pair.replace(':', '-')}-{kind}.png"
-
-
-def tabulated(head: rows.Row, cells: Iterable[rows.Row], numbers: bool = True) -> str:
-    """A table in Markdown; what follows the first column is aligned to the right where it holds numbers."""
-    marks = ("---", *("---:" if numbers else "---",) * (len(head) - 1))
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *cells])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return [common, line, *([markdown_table(("method", "settings of its own"), own, numbers=False)] if own else [])]

@@ -1,4 +1,4 @@
-"""The settings of a run. Each was chosen on the validation split, by ``python -m experiments.digits.sweep``."""
+"""The methods and the settings of a run, as `experiments.digits.sweep` chose them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import dataclasses
 import pathlib
 from typing import Any, Literal
 
-from jaxkd.training import _run_identity as identity
+from experiments.kit import command, methods
+from jaxkd.types import Objective
 
 Method = Literal["student", "kd", "hint", "attention", "relations"]
-METHODS: tuple[Method, ...] = ("student", "kd", "hint", "attention", "relations")
+METHODS: dict[Method, str] = {
+    "student": "student",
+    "kd": "kd",
+    "hint": "fitnet",
+    "attention": "at",
+    "relations": "rkd",
+}
+"""Names of `experiments.kit.methods` by the names of this experiment."""
 TITLES = {
     "teacher": "teacher",
     "student": "student alone",
@@ -18,11 +26,13 @@ TITLES = {
     "attention": "attention transfer",
     "relations": "distance + angle",
 }
+LAYERS = ("first", "second")
+"""Taps of the networks; a hint and relations compare the second, attention both."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What each method's terms weigh; the cross-entropy of the labelled examples always weighs 1."""
+    """Weights of the methods' terms beside a cross-entropy of weight 1."""
 
     kd: float = 4.0
     """of the soft targets"""
@@ -36,27 +46,27 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train a teacher on all labels, then a small student with few, alone and with each method of distillation.
+    """Train a teacher on all labels, then small students with few labels.
 
-    Interrupted and started again, the run goes on where it was.
+    The same command resumes an interrupted run.
     """
 
     out: pathlib.Path = pathlib.Path("runs/digits")
-    """where results, checkpoints and logs go"""
+    """folder of results, checkpoints and logs"""
     restart: bool = False
-    """throw away what an earlier run left in --out"""
-    methods: tuple[Method, ...] = METHODS
-    """which to run; the student alone is always among them"""
+    """delete what an earlier run left in --out"""
+    methods: tuple[Method, ...] = tuple(METHODS)
+    """methods to run; the student alone is always among them"""
     seeds: int = 10
     """repetitions: each has its own labelled examples, teacher, student and order of batches"""
     first_seed: int = 0
-    """the number of the first of them"""
+    """first of the seeds"""
     labels: int = 100
     """labelled examples that a student sees, of 1097; the others are images without labels"""
     epochs: int = 24
-    """of a student, in passes over all training images"""
+    """passes of a student over all training images"""
     teacher_epochs: int = 16
-    """of a teacher"""
+    """passes of a teacher"""
     batch: int = 16
     """labelled examples in a batch, and as many others; a teacher's batch is the two together"""
     learning_rate: float = 3e-3
@@ -74,25 +84,42 @@ class Config:
     eval_every: int = 2
     """epochs between evaluations on the validation split"""
     checkpoint_every: int = 8
-    """epochs between checkpoints; an interrupted run goes on from the last one"""
+    """epochs between checkpoints; an interrupted run resumes from the last one"""
 
     def identity(self) -> dict[str, Any]:
-        """What makes this run this one: everything but where it is and how it is started."""
-        plain: dict[str, Any] = identity.plain(self)
-        return {name: value for name, value in plain.items() if name not in ("out", "restart")}
+        """Returns the settings that decide the numbers."""
+        return command.plain(self, "out", "restart")
+
+
+def objective(name: Method, config: Config) -> Objective:
+    """Returns the objective of a method, whose own terms see every image."""
+    w = config.weights
+    own = {
+        "ce": 1.0,
+        "kd": w.kd,
+        "hint": w.hint,
+        "at": w.attention,
+        "distance": 25 * w.relations,
+        "angle": 50 * w.relations,
+    }
+    setting = methods.Setting(
+        stages=LAYERS,
+        embedding=LAYERS[1],
+        labelled="batch/labelled",
+        temperature=config.temperature,
+        weights=own,
+    )
+    return methods.METHODS[METHODS[name]].objective(setting)
 
 
 def checked(config: Config) -> Config:
-    """The same settings with the student alone first.
+    """Returns the settings with the student alone first.
 
     Raises:
       ValueError: a setting that cannot be run.
     """
-    for name in ("seeds", "epochs", "teacher_epochs", "batch", "eval_every", "checkpoint_every", "labels"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(config, name)}.")
-    if config.seeds < 2:
-        raise ValueError("--seeds: expected at least 2, got 1: an interval needs several.")
+    command.at_least(config, "epochs", "teacher_epochs", "batch", "eval_every", "checkpoint_every", "labels")
+    command.seeds(config, least=2)
     if not config.batch <= config.labels <= 1097:
         raise ValueError(f"--labels: expected {config.batch} (a batch) to 1097 (all there are), got {config.labels}.")
     if config.checkpoint_every % config.eval_every:

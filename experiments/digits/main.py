@@ -1,145 +1,89 @@
-"""The command: train what is not trained yet, measure everything once on the test split, and report."""
+"""The command: trains, measures everything once on the test split, and reports."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import pathlib
-import platform
 import shutil
-import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
-import tyro
 from rich.console import Console
 
-from experiments.command import alone, remember_programs, same_run, status
-from experiments.digits import curves, report, setting, statistics, training
+from experiments.digits import problem, report
 from experiments.digits.config import TITLES, Config, checked
-from experiments.statistics import interval
-from jaxkd._core.files import write_atomically
-from jaxkd._core.progress import show_progress
+from experiments.kit import command, files, measures, versions
+from experiments.kit.statistics import percent
 from jaxkd.training import FitResult
-from jaxkd.types import Model
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn")
 
 
 def cli(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    config = tyro.cli(Config, args=arguments, prog="python -m experiments.digits")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-
-    def run() -> int:
-        results = main(checked(config), console)
-        console.print(report.table(results))
-        console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
-        return 0
-
-    return status("digits", run)
+    """Runs the command line; returns the exit status."""
+    return command.run("digits", Config, lambda config, console: main(checked(config), console), arguments, 120)
 
 
-def main(config: Config, console: Console) -> dict[str, Any]:
-    """Runs, or goes on, or finds that all is done; returns what is in ``results.json``."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    with alone(config.out):
-        begin(config)
-        remember_programs(config.out / ".compiled")
-        path = config.out / "results.json"
-        if not path.exists():
-            began = time.monotonic()
-            teacher, students = train(config, console)
-            results = measure(teacher, students, config)
-            write_atomically(config.out / "curves.png", curves.draw(results))
-            write_atomically(config.out / "report.md", report.markdown(results))
-            write_atomically(path, json.dumps(results, indent=2) + "\n")  # last: where it is, all is done
-            console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
-
-def begin(config: Config) -> None:
-    """Makes sure that what is in the output folder is of this run.
-
-    Raises:
-      Refused: it is of a run with other settings.
-    """
+def main(config: Config, console: Console) -> None:
+    """Runs or resumes the experiment, and prints its table."""
     if config.restart:
         for name in ("results.json", "report.md", "curves.png", "config.json"):
             (config.out / name).unlink(missing_ok=True)
         for name in (*TITLES, ".compiled"):
             shutil.rmtree(config.out / name, ignore_errors=True)
-    same_run(config.out, config.identity(), "choose another --out, or throw it away with --restart")
+    instead = "choose another --out, or delete it with --restart"
+    with command.own_folder(config.out, config.identity(), instead):
+        path = config.out / "results.json"
+        if not path.exists():
+            began = time.monotonic()
+            results = measure(train(config, console), config)
+            files.write(config.out / "curves.png", report.plot(results))
+            files.write(config.out / "report.md", report.markdown(results))
+            files.write_json(path, results, indent=2)  # last: where it exists, the run is complete
+            console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
+        console.print(report.table(json.loads(path.read_text())))
+    console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
 
 
-def train(config: Config, console: Console) -> tuple[FitResult, dict[str, FitResult]]:
-    """The teachers, then the students of every method; what an earlier run has done is read from its checkpoints."""
-    lengths = {"teacher": config.teacher_epochs * setting.for_teachers(config).steps_per_epoch}
-    lengths |= dict.fromkeys(config.methods, config.epochs * setting.for_students(config).steps_per_epoch)
-    before = 0
-    earlier = sum(steps_done(config.out / name) for name in lengths)
-    with show_progress(sum(lengths.values()), earlier, console=console) as show:
+def train(config: Config, console: Console) -> dict[str, FitResult]:
+    """Trains the teachers and the students of every method, or resumes."""
+    results: dict[str, FitResult] = {}
 
-        def on_eval(step: int, metrics: Any, state: Any) -> None:
-            show(before + step, {"validation/accuracy": statistics.per_seed(metrics, config.seeds).mean()})
+    def finished(name: str, result: FitResult) -> None:
+        results[name] = result
+        accuracy = percent(problem.validation(result, config)[1][-1])
+        told = f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds"
+        console.print(told, highlight=False)
 
-        def finished(name: str, result: FitResult) -> FitResult:
-            accuracy = 100 * statistics.per_seed(result.history[-1], config.seeds)
-            console.print(
-                f"{TITLES[name]}: {interval(accuracy)} % on the validation split, {config.seeds} seeds",
-                highlight=False,
-            )
-            return result
-
-        teacher = finished("teacher", training.train_teachers(config, config.out / "teacher", on_eval))
-        before += lengths["teacher"]
-        students: dict[str, FitResult] = {}
-        for name in config.methods:
-            result = training.train_students(name, teacher.state.student, config, config.out / name, on_eval)
-            students[name] = finished(name, result)
-            before += lengths[name]
-    return teacher, students
+    finished("teacher", problem.train_teachers(config, config.out / "teacher"))
+    weights = results["teacher"].state.student
+    for method in config.methods:
+        finished(method, problem.train_students(method, weights, config, config.out / method))
+    return results
 
 
-def steps_done(directory: pathlib.Path) -> int:
-    """How far an earlier run came."""
-    return max((int(path.name) for path in directory.glob("checkpoints/*") if path.name.isdigit()), default=0)
-
-
-def measure(teacher: FitResult, students: dict[str, FitResult], config: Config) -> dict[str, Any]:
-    """Everything that is reported. This is the one place that reads the test split."""
-    test = setting.held_out("test")
-    images = setting.normalize({"image": test.arrays["image"]})
+def measure(trained: dict[str, FitResult], config: Config) -> dict[str, Any]:
+    """Returns everything that is reported; nothing else reads the test split."""
+    test = problem.held_out("test")
+    images = problem.normalize({"image": test.arrays["image"]})
     labels = np.asarray(test.arrays["label"])
-
-    def logits(model: Model, result: FitResult) -> np.ndarray:
-        forward = jax.vmap(lambda variables: model.apply(variables, images, key=None, train=False)[0]["logits"])
-        return np.asarray(jax.jit(forward)(result.state.student))
-
-    taught = logits(training.teacher_model(config), teacher)
-    methods = {}
-    for name, result in students.items():
-        found = statistics.describe(logits(training.student_model(config), result), labels, taught)
-        methods[name] = found | details(result, config)
+    found: dict[str, Any] = {}
+    taught: list[Any] = [None] * config.seeds
+    for name, result in trained.items():
+        model = problem.network(config.teacher_widths if name == "teacher" else config.student_widths)
+        forward = jax.vmap(lambda variables, model=model: model.apply(variables, images, key=None, train=False)[0])
+        logits = np.asarray(jax.jit(forward)(result.state.student)["logits"])
+        each = [measures.describe(one, labels, teacher) for one, teacher in zip(logits, taught, strict=True)]
+        names = ("accuracy", "agreement", "calibration_error")
+        steps, accuracy = problem.validation(result, config)
+        found[name] = {key: [one[key] for one in each] for key in names if key in each[0]} | {
+            "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)) // config.seeds,
+            "validation": {"step": steps, "accuracy": accuracy.tolist()},
+        }
+        if name == "teacher":
+            taught = list(logits)
     return {
-        "methods": methods,
-        "teacher": statistics.describe(taught, labels) | details(teacher, config),
+        "methods": {name: found[name] for name in config.methods},
+        "teacher": found["teacher"],
         "config": config.identity(),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
-def details(result: FitResult, config: Config) -> dict[str, Any]:
-    """The size of a model, and the curve of its validation accuracy: a list of seeds for each step."""
-    rows = [row for row in result.history if "validation/accuracy[0]" in row]
-    return {
-        "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)) // config.seeds,
-        "validation": {
-            "step": [row["step"] for row in rows],
-            "accuracy": [statistics.per_seed(row, config.seeds).tolist() for row in rows],
-        },
+        "versions": versions.packages("scikit-learn"),
     }

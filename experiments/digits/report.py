@@ -1,4 +1,4 @@
-"""The table, for the terminal and for ``report.md``, from what is in ``results.json`` and nothing else."""
+"""The table, ``report.md`` and ``curves.png``, from ``results.json``."""
 
 from __future__ import annotations
 
@@ -7,49 +7,38 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments.digits.config import TITLES
-from experiments.statistics import Interval, interval
+from experiments.digits.config import METHODS, TITLES
+from experiments.kit import plots, report, statistics
 
 COLUMNS = ("method", "accuracy (%)", "gain over alone (points)", "agreement (%)", "calibration error (%)", "parameters")
 
 
-def gain(results: dict[str, Any], method: str) -> Interval:
-    """What a method adds to the accuracy of the student alone, in points, seed by seed."""
-    accuracy, alone = (np.array(results["methods"][name]["accuracy"]) for name in (method, "student"))
-    return interval(100 * (accuracy - alone))
+def gain(results: dict[str, Any], method: str) -> statistics.Interval:
+    """Returns the gain of a method over the student alone, paired over the seeds."""
+    return statistics.gain(*(results["methods"][name]["accuracy"] for name in (method, "student")))
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of the table: teacher first."""
-
-    def percent(found: dict[str, Any], name: str) -> str:
-        return f"{interval(100 * np.array(found[name]))}" if name in found else ""
-
-    cells: list[tuple[str, ...]] = []
-    for name, found in {"teacher": results["teacher"], **results["methods"]}.items():
+def rows(results: dict[str, Any]) -> list[report.Row]:
+    """Returns the rows of the table, the teacher first."""
+    found: list[report.Row] = []
+    for name, one in {"teacher": results["teacher"], **results["methods"]}.items():
+        measures = ("accuracy", "agreement", "calibration_error")
+        accuracy, agreement, error = (f"{statistics.percent(one[key])}" if key in one else "" for key in measures)
         gained = "" if name in ("teacher", "student") else f"{gain(results, name):+.2f}"
-        accuracy, agreement, error = (percent(found, key) for key in ("accuracy", "agreement", "calibration_error"))
-        cells.append((TITLES[name], accuracy, gained, agreement, error, f"{found['parameters']:,}"))
-    return cells
+        found.append((TITLES[name], accuracy, gained, agreement, error, f"{one['parameters']:,}"))
+    return found
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The table for a terminal."""
-    shown = Table(title=f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds")
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if i else "left")
-    for row in rows(results):
-        shown.add_row(*row)
-    return shown
+    """Returns the table for a terminal."""
+    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
+    return report.terminal_table(title, COLUMNS, rows(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """``report.md``."""
-    config, versions = results["config"], results["versions"]
+    """Returns ``report.md``."""
+    config = results["config"]
     first, last = config["first_seed"], config["first_seed"] + config["seeds"] - 1
-    lines = [" | ".join(row) for row in [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(results)]]
-    tabulated = "\n".join(f"| {line} |" for line in lines)
-    settings = "\n".join(f"| {name} | {value} |" for name, value in _flat(config).items())
     return f"""# Digits, few of them labelled
 
 A student of two small layers learns scikit-learn's handwritten digits from {config["labels"]} labelled examples. Its
@@ -62,7 +51,7 @@ a teacher, initial weights and an order of batches of its own, and the same ones
 
 ## On the 400 examples of the test split
 
-{tabulated}
+{report.markdown_table(COLUMNS, rows(results))}
 
 Means over the seeds with their 95% intervals (Student's t). The gain is that of a seed over the student alone with the
 same seed, then averaged. Agreement is how often a student chooses the class that its teacher chooses; the calibration
@@ -73,19 +62,32 @@ was read once, after all training.
 
 ## Settings
 
-| setting | value |
-| --- | --- |
-{settings}
+{report.settings_table(config)}
 
-Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
+Versions: {report.versions_line(results["versions"])}.
 """
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return flat
+def plot(results: dict[str, Any]) -> bytes:
+    """Draws validation accuracy by step, and gains on the test split, as a PNG."""
+    methods = results["methods"]
+    styles = {name: plots.style(METHODS[name]) for name in methods}
+    with plots.figure(1, 2, 12, 4.8, width_ratios=(3, 2)) as (_, (left, right), save):
+        for name, found in methods.items():
+            seeds = 100 * np.array(found["validation"]["accuracy"]).T
+            plots.band(left, found["validation"]["step"], seeds, styles[name], label=TITLES[name])
+        teacher = 100 * np.mean(results["teacher"]["validation"]["accuracy"][-1])
+        left.axhline(teacher, color="#7F7F7F", linestyle="--", label="teacher, trained")
+        lowest = min(100 * np.mean(found["validation"]["accuracy"][-1]) for found in methods.values())
+        left.set(
+            xlabel="step", ylabel="accuracy on the validation split (%)", title="Learning", ylim=(lowest - 12, 101)
+        )
+        left.grid(axis="y", alpha=0.3)
+        left.legend(loc="lower right", frameon=False, ncols=2)
+        names = [name for name in methods if name != "student"]
+        texts = [plots.gain(right, i, *gain(results, name), styles[name]) for i, name in enumerate(names)]
+        plots.rows(right, [TITLES[name] for name in names], texts)
+        title = "Gain over the student alone, 95% interval"
+        right.set(xlabel="points of accuracy on the test split", title=title)
+        right.margins(x=0.15)
+        return save()

@@ -1,4 +1,4 @@
-"""How the settings were chosen: ``python -m experiments.digits.sweep``, about ten minutes on two cores.
+"""The choice of the settings: ``python -m experiments.digits.sweep``.
 
 First the learning rate that is best for the student alone, which all methods then use; then each method's own weight
 (and temperature). A choice is the best mean accuracy on the validation split, over seeds that the experiment itself
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.digits import training
-from experiments.digits.config import Config, Weights
-from experiments.statistics import interval
-from jaxkd._core.files import write_atomically
+from experiments.digits import problem
+from experiments.digits.config import METHODS, Config, Weights
+from experiments.kit import files, report
+from experiments.kit.statistics import percent
 
-RATES = (1e-3, 3e-3, 1e-2)
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
+    "student": [{"learning_rate": rate} for rate in (1e-3, 3e-3, 1e-2)],
     "kd": [{"kd": weight, "temperature": t} for weight, t in ((1.0, 2.0), (1.0, 4.0), (4.0, 2.0), (4.0, 4.0))],
     "hint": [{"hint": weight} for weight in (1.0, 10.0, 100.0)],
     "attention": [{"attention": weight} for weight in (1e3, 1e4, 1e5)],
@@ -30,23 +30,18 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Chooses the settings of the experiment on the validation split."""
+    """Choose the settings of the experiment on the validation split."""
 
     out: pathlib.Path = pathlib.Path("runs/digits-sweep/sweep.md")
-    """where the table goes"""
+    """file of the table"""
     seeds: int = 5
     """repetitions of each candidate"""
     first_seed: int = 1000
-    """the number of the first; the experiment's own begin at 0"""
-
-
-def validation(result: Any, config: Config, metric: str = "accuracy") -> np.ndarray:
-    """The last evaluation of every seed."""
-    return np.array([result.history[-1][f"validation/{metric}[{seed}]"] for seed in range(config.seeds)])
+    """first of the seeds; the experiment's own begin at 0"""
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """The same settings but for some, weights among them."""
+    """Returns the settings with some changed, weights among them."""
     weights = {name: value for name, value in settings.items() if name in Weights.__dataclass_fields__}
     others = {name: value for name, value in settings.items() if name not in weights}
     return dataclasses.replace(config, weights=dataclasses.replace(config.weights, **weights), **others)
@@ -55,29 +50,24 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
 def main(sweep: Sweep) -> None:
     """Runs every candidate and writes the table."""
     config = Config(seeds=sweep.seeds, first_seed=sweep.first_seed)
-    teacher = training.train_teachers(config, None, None)
-    rows = [
-        "| method | setting | accuracy, validation (%) | chosen |",
-        "|---|---|---|---|",
-        f"| teacher | | {interval(100 * validation(teacher, config))} | |",
-    ]
-    print(*rows, sep="\n", flush=True)
-    weights = training.copy(teacher.state.student)
-    candidates = {"student": [{"learning_rate": rate} for rate in RATES], **CANDIDATES}
-    for method, choices in candidates.items():
-        accuracies = []
-        for choice in choices:
-            result = training.train_students(method, weights, with_settings(config, choice), None, None)
-            accuracies.append(100 * validation(result, config))
-            print(method, choice, interval(accuracies[-1]), flush=True)
-        best = int(np.argmax([accuracy.mean() for accuracy in accuracies]))
-        config = with_settings(config, choices[best])
-        for i, (choice, accuracy) in enumerate(zip(choices, accuracies, strict=True)):
+
+    def accuracy(result: Any) -> np.ndarray:
+        last: np.ndarray = problem.validation(result, config)[1][-1]
+        return last
+
+    teacher = problem.train_teachers(config, None)
+    rows = [("teacher", "", f"{percent(accuracy(teacher))}", "")]
+    for method in METHODS:
+        candidates = [with_settings(config, choice) for choice in CANDIDATES[method]]
+        found = [accuracy(problem.train_students(method, teacher.state.student, one, None)) for one in candidates]
+        best = int(np.argmax([one.mean() for one in found]))
+        config = candidates[best]
+        for i, (choice, one) in enumerate(zip(CANDIDATES[method], found, strict=True)):
             settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
-            rows.append(f"| {method} | {settings} | {interval(accuracy)} | {'yes' if i == best else ''} |")
-        sweep.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(sweep.out, "\n".join(rows) + "\n")
-    print(*rows, sep="\n")
+            rows.append((method, settings, f"{percent(one)}", "yes" if i == best else ""))
+            print(*rows[-1], flush=True)
+        head = ("method", "setting", "accuracy, validation (%)", "chosen")
+        files.write(sweep.out, report.markdown_table(head, rows, numbers=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The digits' networks: one form in several sizes, with BatchNorm, quick on a CPU when seeds are mapped over."""
+"""The networks of the digits: one form in several sizes, with BatchNorm."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
-import jax.numpy as jnp
+
+from experiments.kit.inputs import patches
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -25,23 +26,15 @@ TAPS = {"stage1": "Stage_0", "stage2": "Stage_1", "stage3": "Stage_2", "pooled":
 
 
 class Convolution(nn.Module):
-    """A 3 × 3 convolution without a bias, written as a matrix product of patches.
-
-    Under ``vmap`` over seeds a convolution primitive becomes a grouped one, which XLA runs several times slower on a
-    CPU; a matrix product becomes a batched one.
-    """
+    """A 3 × 3 convolution without a bias, quick where ``vmap`` maps over seeds."""
 
     channels: int
     stride: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w c"]:
-        height, width = x.shape[1:3]
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        offsets = [(i, j) for i in range(3) for j in range(3)]
-        patches = [x[:, i : i + height : self.stride, j : j + width : self.stride] for i, j in offsets]
         dense = nn.Dense(self.channels, use_bias=False, kernel_init=nn.initializers.he_normal())
-        return dense(jnp.concatenate(patches, axis=-1))
+        return dense(patches(x, self.stride))
 
 
 class Stage(nn.Module):
@@ -57,14 +50,14 @@ class Stage(nn.Module):
 
 
 class Flat(nn.Module):
-    """A map as one row."""
+    """Flattens a map."""
 
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
         return x.reshape(x.shape[0], -1)
 
 
 class Net(nn.Module):
-    """8 × 8 pixels to maps of 4 × 4, 4 × 4 and 2 × 2, flattened for a linear classifier."""
+    """Three stages, with maps of 4 × 4, 4 × 4 and 2 × 2, and a linear classifier."""
 
     widths: tuple[int, int, int]
     num_classes: int = 10
@@ -77,9 +70,9 @@ class Net(nn.Module):
 
 
 class Maker(nn.Module):
-    """Images from noise, by dense layers: a generator that is quick where seeds are mapped over.
+    """A generator of dense layers, which are quick where seeds are mapped over.
 
-    Its last layer is a BatchNorm without scale and bias, as that of `jaxkd.models.Generator`.
+    Its last layer is a BatchNorm without scale and bias, as in `jaxkd.models.Generator`.
     """
 
     size: tuple[int, int, int]

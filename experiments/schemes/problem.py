@@ -1,4 +1,4 @@
-"""What is learned: the digits, few of them labelled, or a part of CIFAR-100; the same schemes run on either."""
+"""The problem of a run: the digits, few of them labelled, or a part of CIFAR-100."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import flax.linen as nn
 import optax
 
 import jaxkd
-from experiments.cifar100 import inputs as cifar100
-from experiments.cifar100 import recipe
-from experiments.cifar100.config import Protocol
-from experiments.digits import setting as digits_setting
+from experiments.kit import command, inputs, recipe
+from experiments.kit.recipe import Protocol, Transform
 from experiments.schemes.config import Config
 from experiments.schemes.networks import TAPS, WIDTHS, Net
 from jaxkd import data, models
-from jaxkd.data._transforms import Transform
-from jaxkd.models import LSTM
-from jaxkd.models import taps as lstm_taps
+from jaxkd.types import Model
 
 SIZES = ("huge", "wide", "teacher", "large", "middle", "student")
 
@@ -29,20 +25,20 @@ class Problem(NamedTuple):
 
     Attributes:
       name: ``"digits"`` or ``"cifar100"``.
-      classes: how many.
-      shape: of an image.
-      students: what the students of each seed learn from.
-      teachers: what teachers learn from.
-      validation: to look at during training.
-      test: to be measured on at the end.
+      classes: number of classes.
+      shape: shape of an image.
+      students: the images that the student of each seed learns from.
+      teachers: the images that teachers learn from.
+      validation: images to evaluate on during training.
+      test: images to measure on at the end.
       module: a network by its size, one of `SIZES`; ``"half"``, a teacher of half of the classes; ``"left"``, one of
         the left half of images.
-      taps: of a module.
-      lstm: a recurrent network, of the size of a teacher or a student, which reads an image row by row.
-      augment: what a training image goes through, before `normalize`.
-      normalize: of images as they are stored.
-      optimizer: for so many steps.
-      mapped: whether the seeds are trained in one program.
+      taps: taps of a network, by its size.
+      lstm: a recurrent network of the size of a teacher or a student, which reads an image row by row.
+      augment: augmentation of a training image, before `normalize`.
+      normalize: normalization of stored images.
+      optimizer: optimizer for so many steps.
+      mapped: whether the seeds are trained as one program.
     """
 
     name: str
@@ -54,40 +50,35 @@ class Problem(NamedTuple):
     test: data.Dataset
     module: Callable[[str], nn.Module]
     taps: Callable[[str], dict[str, str]]
-    lstm: Callable[..., jaxkd.Model]
+    lstm: Callable[..., Model]
     augment: Transform
     normalize: Transform
     optimizer: Callable[[int], optax.GradientTransformation]
     mapped: bool
 
-    def network(self, size: str, **options: Any) -> jaxkd.Model:
-        """A network as a model with its taps: ``stage1``, ``stage2``, ``stage3``, ``pooled``."""
+    def network(self, size: str, **options: Any) -> Model:
+        """Returns a network tapped at its three stages and at ``pooled``."""
         return jaxkd.adapters.linen(self.module(size), taps=self.taps(size), **options)
 
 
-def _recurrent(features: int, classes: int, **options: Any) -> jaxkd.Model:
-    network = LSTM((features,), classes)
-    return jaxkd.adapters.linen(network, taps=lstm_taps(network), **options)
+def _recurrent(features: int, classes: int, **options: Any) -> Model:
+    taps = {"hidden": "RNN_0", "pooled": "LastState_0"}
+    return jaxkd.adapters.linen(models.LSTM((features,), classes), taps=taps, **options)
 
 
 def of(config: Config) -> Problem:
-    """The problem that a configuration names."""
-    return digits(config) if config.data_dir is None else cifar(config)
-
-
-def numbers(config: Config) -> list[int]:
-    """The numbers of the seeds."""
-    return list(range(config.first_seed, config.first_seed + config.seeds))
+    """Returns the problem that a configuration names."""
+    return digits(config) if config.data == "digits" else cifar100(config)
 
 
 def digits(config: Config) -> Problem:
-    """Scikit-learn's handwritten digits: a student sees few of the 1097 training images, its teacher all."""
+    """Returns the handwritten digits, of which a student sees few."""
     train = data.load("digits", "train")
     return Problem(
         name="digits",
         classes=10,
         shape=(8, 8, 1),
-        students=[data.split(train, [config.images], seed=seed)[0] for seed in numbers(config)],
+        students=[data.split(train, [config.images], seed=seed)[0] for seed in command.seeds(config)],
         teachers=train,
         validation=data.load("digits", "validation"),
         test=data.load("digits", "test"),
@@ -95,8 +86,8 @@ def digits(config: Config) -> Problem:
         taps=lambda size: TAPS,
         lstm=lambda size, **options: _recurrent({"teacher": 64, "student": 16}[size], 10, **options),
         augment=functools.partial(data.shift, seed=0),
-        normalize=digits_setting.normalize,
-        optimizer=lambda steps: optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
+        normalize=inputs.normalize_digits,
+        optimizer=lambda steps: recipe.adam(1e-2, steps),
         mapped=True,
     )
 
@@ -113,10 +104,10 @@ ZOO = {
 }
 
 
-def cifar(config: Config) -> Problem:
-    """CIFAR-100: a student sees some of the images, its teacher all; the recipe is that of `experiments.cifar100`."""
+def cifar100(config: Config) -> Problem:
+    """Returns CIFAR-100 with the published recipe; a student sees some images."""
     protocol = Protocol(config.epochs, config.teacher_epochs, images=config.images, holdout=1_000)
-    whole, held = cifar100.parts(config.data_dir, protocol, student=False)
+    whole, held = inputs.parts(inputs.cifar100(config.data_dir, "train"), protocol, student=False)
     assert held is not None
 
     def taps(size: str) -> dict[str, str]:
@@ -125,17 +116,17 @@ def cifar(config: Config) -> Problem:
 
     return Problem(
         name="cifar100",
-        classes=recipe.CLASSES,
+        classes=100,
         shape=(32, 32, 3),
-        students=[data.split(whole, [config.images], seed=seed)[0] for seed in numbers(config)],
+        students=[data.split(whole, [config.images], seed=seed)[0] for seed in command.seeds(config)],
         teachers=whole,
         validation=held,
-        test=cifar100.whole(config.data_dir, "test"),
-        module=lambda size: models.create(ZOO[size], recipe.CLASSES // (2 if size == "half" else 1)),
+        test=inputs.cifar100(config.data_dir, "test"),
+        module=lambda size: models.create(ZOO[size], 100 // (2 if size == "half" else 1)),
         taps=taps,
-        lstm=lambda size, **options: _recurrent({"teacher": 256, "student": 64}[size], recipe.CLASSES, **options),
+        lstm=lambda size, **options: _recurrent({"teacher": 256, "student": 64}[size], 100, **options),
         augment=functools.partial(data.random_crop_flip, seed=0),
-        normalize=recipe.normalize,
+        normalize=inputs.normalize_cifar100,
         optimizer=lambda steps: recipe.optimizer("resnet8", steps),
         mapped=False,
     )

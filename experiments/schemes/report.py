@@ -1,4 +1,4 @@
-"""The table, for the terminal and for ``report.md``, from what is in ``results.json`` and nothing else."""
+"""The table for the terminal, and ``report.md``, from ``results.json``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from experiments.statistics import Interval, interval
-from jaxkd.metrics import _forgetting
+from experiments.kit import report, statistics
+from experiments.kit.statistics import Interval, percent
+from jaxkd import metrics
 
 REFERENCES = ("alone", "offline")
 
@@ -26,12 +27,12 @@ COLUMNS = (
 
 
 def gain(found: dict[str, Any], over: str) -> Interval:
-    """What a scheme adds to a baseline of equal cost, in points, seed by seed."""
-    return interval(100 * (np.array(found["accuracy"]) - np.array(found[over]["accuracy"])))
+    """Returns the gain over a baseline of equal cost in points, paired over the seeds."""
+    return statistics.gain(found["accuracy"], found[over]["accuracy"])
 
 
 def verdict(found: dict[str, Any], over: str) -> str:
-    """Whether the difference is more than chance: ``helps``, ``hurts`` or ``unclear``.
+    """Returns ``helps`` or ``hurts`` if the gain excludes 0, else ``unclear``.
 
     >>> verdict({"accuracy": [0.9, 0.91, 0.92], "alone": {"accuracy": [0.8, 0.81, 0.83]}}, "alone")
     'helps'
@@ -41,34 +42,26 @@ def verdict(found: dict[str, Any], over: str) -> str:
 
 
 def one_line(found: dict[str, Any]) -> str:
-    """A finished row in a line of the log."""
-    return (
-        f"{interval(100 * np.array(found['accuracy']))} %, over alone {gain(found, 'alone'):+.2f}, over offline "
-        f"{gain(found, 'offline'):+.2f}"
-    )
+    """Returns a finished method as a line of the log."""
+    gains = (f"over {over} {gain(found, over):+.2f}" for over in REFERENCES)
+    return ", ".join((f"{percent(found['accuracy'])} %", *gains))
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of the table."""
-    cells: list[tuple[str, ...]] = []
-    for found in results["rows"].values():
-        alone = found["alone"]["flops_per_step"]
-        batch = results["config"]["batch"]
-        steps = results["config"]["epochs"] * (results["config"]["images"] // batch)
-        cells.append(
-            (
-                found["title"],
-                f"{interval(100 * np.array(found['accuracy']))}",
-                f"{interval(100 * np.array(found['alone']['accuracy']))}",
-                f"{interval(100 * np.array(found['offline']['accuracy']))}",
-                f"{gain(found, 'alone'):+.2f}",
-                f"{gain(found, 'offline'):+.2f}",
-                f"{found['flops'] / found['examples'] / 1e6:.3g}",
-                _time(found),
-                f"{found['flops'] / (alone * steps):.2f}×",
-            )
+def rows(results: dict[str, Any]) -> list[report.Row]:
+    """Returns the rows of the table."""
+    config = results["config"]
+    steps = config["epochs"] * (config["images"] // config["batch"])
+    return [
+        (
+            found["title"],
+            *(f"{percent(one['accuracy'])}" for one in (found, *(found[over] for over in REFERENCES))),
+            *(f"{gain(found, over):+.2f}" for over in REFERENCES),
+            f"{found['flops'] / found['examples'] / 1e6:.3g}",
+            _time(found),
+            f"{found['flops'] / (found['alone']['flops_per_step'] * steps):.2f}×",
         )
-    return cells
+        for found in results["rows"].values()
+    ]
 
 
 def _time(found: dict[str, Any]) -> str:
@@ -79,30 +72,24 @@ def _time(found: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The table for a terminal."""
-    shown = Table(title=f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds")
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if i else "left")
-    for row in rows(results):
-        shown.add_row(*row)
-    return shown
+    """Returns the table for a terminal."""
+    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
+    return report.terminal_table(title, COLUMNS, rows(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """``report.md``."""
-    config, versions = results["config"], results["versions"]
+    """Returns ``report.md``."""
+    config = results["config"]
     networks = ", ".join(
-        f"{name} {interval(100 * np.array(found['accuracy']))} %"
+        f"{name} {percent(found['accuracy'])} %"
         for name, found in results["networks"].items()
         if not name.startswith("half")
     )
     notes = "\n".join(
-        f"- **{found['title']}** {_words(found)} {found['note']}".rstrip()
-        for name, found in results["rows"].items()
-        if name not in REFERENCES
+        f"- **{found['title']}** {_words(found)}" for name, found in results["rows"].items() if name not in REFERENCES
     )
-    settings = _table(("setting", "value"), [(name, str(value)) for name, value in config.items()])
-    capacity = "![Students of teachers of all sizes](capacity.png)\n\n" if _gaps(results) else ""
+    gaps = any(name.startswith("gap_") for name in results["rows"])
+    capacity = "![Students of teachers of all sizes](capacity.png)\n\n" if gaps else ""
     return f"""# Every scheme on {config["data"]}
 
 Mean test accuracy over {config["seeds"]} seeds with 95% intervals (Student's t); gains are differences seed by seed.
@@ -111,7 +98,7 @@ more steps where it costs more, with a schedule of that length. The teacher's fo
 distillation too. The training of networks that are there beforehand does not, neither for a scheme nor for offline
 distillation; a network that is trained in the course of a scheme does. Beforehand are: {networks}.
 
-{_table(COLUMNS, rows(results))}
+{report.markdown_table(COLUMNS, rows(results))}
 
 MFLOPs per example are those of the compiled steps, over the examples that they take. Time per example is measured for
 one seed beside the student alone, in turn, and given as a multiple of it as well ({results["device"]}). The training
@@ -128,30 +115,19 @@ whose student is another one (a recurrent one, one of another input, a pruned on
 
 ## Settings
 
-{settings}
+{report.settings_table(config)}
 
-Versions: {", ".join(f"{name} {version}" for name, version in versions.items())}.
+Versions: {report.versions_line(results["versions"])}.
 """
 
 
-def _table(columns: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
-    rule = ("---",) + ("---:",) * (len(columns) - 1)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *cells])
-
-
-def _gaps(results: dict[str, Any]) -> dict[str, Any]:
-    """Students of teachers of a size, by the size."""
-    rows = results["rows"]
-    return {name.removeprefix("gap_"): found for name, found in rows.items() if name.startswith("gap_")}
-
-
 def _bits(results: dict[str, Any]) -> str:
-    """The size of students of few bits."""
+    """Returns the section on the size of students of few bits."""
     cells = []
     for found in results["rows"].values():
         if "extra" in found and "bytes" in found["extra"]:
             extra = found["extra"]
-            accuracy = f"{interval(100 * np.array(found['accuracy']))}"
+            accuracy = f"{percent(found['accuracy'])}"
             times = f"{extra['float32_bytes'] / extra['bytes']:.2f}×"
             sizes = (f"{extra[key]:,}" for key in ("bytes", "codes", "scales", "float32_bytes"))
             cells.append((found["title"], accuracy, *sizes, times))
@@ -160,7 +136,7 @@ def _bits(results: dict[str, Any]) -> str:
     columns = ("student", "accuracy (%)", "bytes on disk", "of them codes", "of them scales", "in float32", "smaller")
     return f"""## Few bits
 
-{_table(columns, cells)}
+{report.markdown_table(columns, cells)}
 
 Files of the first seed, as `jaxkd.weights.save_quantized` writes them: with BatchNorm, biases and the header.
 
@@ -168,7 +144,7 @@ Files of the first seed, as `jaxkd.weights.save_quantized` writes them: with Bat
 
 
 def _tasks(results: dict[str, Any]) -> str:
-    """What lifelong learning forgets."""
+    """Returns the section on what continual learning forgets."""
     cells, fine_tuned = [], False
     for found in results["rows"].values():
         if found["group"] != "lifelong":
@@ -182,7 +158,7 @@ def _tasks(results: dict[str, Any]) -> str:
     columns = ("student", "average accuracy (%)", "forgetting", "backward transfer", "told the task (%)")
     return f"""## Task after task
 
-{_table(columns, cells)}
+{report.markdown_table(columns, cells)}
 
 Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; Lopez-Paz &
 Ranzato, 2017), on the validation split. Told the task, only the task's own classes are answers.
@@ -194,16 +170,16 @@ def _forgotten(title: str, found: dict[str, Any]) -> tuple[str, ...]:
     matrices = [_matrix(curve, "accuracy/{task}") for curve in found["curve"]]
     within = [_matrix(curve, "accuracy_within/{task}") for curve in found["curve"]]
     measures = (
-        [_forgetting.average_accuracy(one) for one in matrices],
-        [_forgetting.forgetting(one) for one in matrices],
-        [_forgetting.backward_transfer(one) for one in matrices],
-        [_forgetting.average_accuracy(one) for one in within],
+        [metrics.average_accuracy(one) for one in matrices],
+        [metrics.forgetting(one) for one in matrices],
+        [metrics.backward_transfer(one) for one in matrices],
+        [metrics.average_accuracy(one) for one in within],
     )
-    return (title, *(f"{interval(100 * np.array(values))}" for values in measures))
+    return (title, *(f"{percent(values)}" for values in measures))
 
 
 def _matrix(curve: dict[str, Any], name: str) -> np.ndarray:
-    """Accuracy on each task after each task, of evaluations at the tasks' ends."""
+    """Returns the accuracy on each task after each task."""
     tasks = len(curve["step"])
     return np.array([curve[name.format(task=task)] for task in range(tasks)], np.float64).T
 

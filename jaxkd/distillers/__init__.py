@@ -9,9 +9,11 @@
 `sweep`, `select_run`                         several seeds or hyperparameters as one program
 `term_gradients`                              reports norms and cosines of the terms' gradients among the metrics
 `step_keys`, `teacher_outputs`, `forward_fn`  the parts of a step, for distillers of your own
+`mapped_axis`                                 the mapped axis of the code that is traced, or None
 ============================================  =====================================================================
 """
 
+from jaxkd._core.axes import mapped_axis
 from jaxkd._core.moving_average import ema_warmup
 from jaxkd.distillers._distill import distill, forward_fn, step_keys, teacher_outputs
 from jaxkd.distillers._ema import ema_params, with_ema
@@ -26,6 +28,7 @@ __all__ = [
     "ema_params",
     "ema_warmup",
     "forward_fn",
+    "mapped_axis",
     "per_model",
     "preprocess",
     "select_run",

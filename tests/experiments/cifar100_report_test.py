@@ -14,7 +14,8 @@ import tyro
 from rich.console import Console
 from scipy import stats
 
-from experiments.cifar100 import config, curves, published, report, rows, statistics
+from experiments.cifar100 import config, published, report, tables
+from experiments.kit import methods, plots, statistics
 
 PAIR = "resnet56:resnet20"
 PAPER = dataclasses.asdict(config.PRESETS["paper"])
@@ -71,8 +72,8 @@ def collected(accuracies, teachers=None, **options):
 
 def row_of(results, title, pair=PAIR):
     found = results["pairs"][pair]
-    row = next(row for row in rows.of_pair(pair, found) if row[0] == title)
-    return dict(zip(rows.columns(found), row, strict=True))
+    row = next(row for row in tables.rows(pair, found) if row[0] == title)
+    return dict(zip(tables.columns(found), row, strict=True))
 
 
 # Statistics.
@@ -111,23 +112,25 @@ def test_differences_are_paired_over_the_seeds_that_both_have():
 def test_last_and_best_are_paired_apart():
     made = [cell("student", 0, 0.40, best=0.45), cell("student", 1, 0.42, best=0.43)]
     made += [cell("kd", 0, 0.50, best=0.51), cell("kd", 1, 0.54, best=0.57)]
-    gain = statistics.of_pair(made)["methods"]["kd"]["gain"]
+    gain = statistics.of_pair(made, published.unlike_published)["methods"]["kd"]["gain"]
     assert gain["last"]["student"]["values"] == pytest.approx([0.10, 0.12])
     assert gain["best"]["student"]["values"] == pytest.approx([0.06, 0.14])
     assert "kd" not in gain["last"]
-    assert statistics.of_pair(made)["methods"]["student"]["gain"]["last"]["kd"]["mean"] == pytest.approx(-0.11)
+    assert statistics.of_pair(made, published.unlike_published)["methods"]["student"]["gain"]["last"]["kd"][
+        "mean"
+    ] == pytest.approx(-0.11)
 
 
 def test_gains_of_classes_are_paired_too():
     per_class = {0: [0.9, 0.1, 0.5], 1: [0.2, 0.4, 0.5], 2: [0.3, 0.3, None]}
     made = [cell("kd", seed, per_class=values) for seed, values in per_class.items()]
     made += [cell("student", seed, per_class=[0.25, 0.25, 0.25]) for seed in (1, 2, 5)]
-    found = statistics.of_pair(made)["methods"]
+    found = statistics.of_pair(made, published.unlike_published)["methods"]
     assert found["kd"]["class_gain"]["seeds"] == [1, 2]
     assert found["kd"]["class_gain"]["mean"][:2] == pytest.approx([0.0, 0.1])
     assert found["kd"]["class_gain"]["mean"][2] is None
     assert found["student"]["class_gain"] is None
-    assert statistics.of_pair(made[:3])["methods"]["kd"]["class_gain"] is None
+    assert statistics.of_pair(made[:3], published.unlike_published)["methods"]["kd"]["class_gain"] is None
 
 
 def test_empty_bins_do_not_reach_the_pooled_ones():
@@ -149,7 +152,7 @@ def test_empty_bins_do_not_reach_the_pooled_ones():
 )
 def test_cells_that_do_not_pair_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        statistics.of_pair([cell("kd", 0), cell("kd", 1) | change])
+        statistics.of_pair([cell("kd", 0), cell("kd", 1) | change], published.unlike_published)
 
 
 def test_a_cell_that_is_not_whole_is_refused():
@@ -158,28 +161,24 @@ def test_a_cell_that_is_not_whole_is_refused():
     with pytest.raises(
         ValueError, match=r"cell resnet56:resnet20 / kd / seed 0: expected the keys .* there is no test"
     ):
-        statistics.of_pair([broken])
+        statistics.of_pair([broken], published.unlike_published)
 
 
 def test_methods_may_have_settings_of_their_own():
     made = [cell("kd", protocol={**REDUCED, "temperature": 4.0}), cell("student", protocol=REDUCED)]
-    found = statistics.of_pair(made)
+    found = statistics.of_pair(made, published.unlike_published)
     assert found["protocol"] == REDUCED
     assert found["methods"]["kd"]["protocol"] == {"temperature": 4.0} and not found["methods"]["student"]["protocol"]
     assert "temperature = 4.0" in report.markdown(report.collect(made, {}))
 
 
 def test_what_is_not_the_published_protocol_is_told():
-    assert statistics.unlike_published(PAPER | {"bf16": True, "eval_every": 10}) == []
-    assert statistics.unlike_published(PAPER | {"images": 10000}) == ["images: 10000 here, all published"]
-    assert statistics.unlike_published({k: v for k, v in PAPER.items() if k != "epochs"}) == [
+    assert published.unlike_published(PAPER | {"bf16": True, "eval_every": 10}) == []
+    assert published.unlike_published(PAPER | {"images": 10000}) == ["images: 10000 here, all published"]
+    assert published.unlike_published({k: v for k, v in PAPER.items() if k != "epochs"}) == [
         "epochs: not recorded here, 240 published"
     ]
-    assert statistics.unlike_published(PAPER | {"epochs": 12}, teacher=True) == []
-    # The same judgement as that of the protocol itself.
-    for change in ({}, {"epochs": 12}, {"holdout": 5000}, {"cached": True}, {"bf16": True}, {"batch_size": 128}):
-        changed = dataclasses.replace(config.PRESETS["paper"], **change)
-        assert changed.full == (not statistics.unlike_published(dataclasses.asdict(changed)))
+    assert published.unlike_published(PAPER | {"epochs": 12}, teacher=True) == []
 
 
 # Tables.
@@ -217,14 +216,14 @@ def test_accuracies_are_compared_only_under_the_published_protocol():
     full = collected(
         {"student": {0: 0.69, 1: 0.70}, "kd": {0: 0.71, 1: 0.71}}, {"resnet56": teacher(PAPER, 0.72)}, protocol=PAPER
     )
-    assert "published gain" not in rows.columns(full["pairs"][PAIR])
+    assert "published gain" not in tables.columns(full["pairs"][PAIR])
     assert row_of(full, "KD")["ours − published"] == "+0.34"
     assert row_of(full, "student alone")["ours − published"] == "+0.44"
     assert row_of(full, "teacher")["ours − published"] == "-0.34"
     assert row_of(full, "CRD + KD")["ours − published"] == row_of(full, "CRD + KD")["published (%)"] == "–"
     assert "The published protocol: accuracies can be compared" in report.markdown(full)
     short = collected(THREE)
-    assert "ours − published" not in rows.columns(short["pairs"][PAIR])
+    assert "ours − published" not in tables.columns(short["pairs"][PAIR])
     assert "epochs: 12 here, 240 published" in report.markdown(short)
 
 
@@ -260,7 +259,7 @@ def test_methods_that_are_not_run():
     )
     page = report.markdown(results)
     told = [line for line in page.splitlines() if line.startswith("python -m") and "--method all" not in line]
-    assert len(told) == len(published.METHODS) - len(THREE)
+    assert len(told) == len(methods.METHODS) - len(THREE)
     # What is told can be typed, and leads to the same protocol and seeds.
     for line in told:
         typed = tyro.cli(config.Config, args=shlex.split(line)[3:])
@@ -288,14 +287,14 @@ def test_a_method_of_ones_own_has_a_row():
     results = collected({**THREE, "mine": {0: 0.5, 1: 0.5, 2: 0.5}})
     assert row_of(results, "mine")["published (%)"] == "–"
     assert list(results["pairs"][PAIR]["methods"])[-1] == "mine"
-    assert curves.draw(results)["resnet56-resnet20-gains.png"].startswith(b"\x89PNG")
+    assert report.draw(results)["resnet56-resnet20-gains.png"].startswith(b"\x89PNG")
 
 
 def test_the_best_epoch_says_what_it_is_chosen_on():
     by_test, held_out = collected(THREE), collected(THREE, by="validation/accuracy")
-    assert rows.best_title(by_test["pairs"][PAIR]) == "best *test* epoch (%)"
+    assert tables.best_title(by_test["pairs"][PAIR]) == "best *test* epoch (%)"
     assert "chosen on the very images" in report.markdown(by_test)
-    assert rows.best_title(held_out["pairs"][PAIR]) == "best validation epoch (%)"
+    assert tables.best_title(held_out["pairs"][PAIR]) == "best validation epoch (%)"
     assert "best *test*" not in report.markdown(held_out)
 
 
@@ -306,7 +305,7 @@ def test_classes_that_are_helped_and_hurt():
     made = [cell("student", s, per_class=alone.tolist()) for s in (0, 1)]
     made += [cell("kd", s, per_class=taught.tolist()) for s in (0, 1)]
     found = report.collect(made, {})["pairs"][PAIR]
-    assert rows.class_rows(found) == [("KD", "beetle +40.0, bear +20.0, chair +10.0", "worm -40.0, apple -5.0")]
+    assert tables.class_rows(found) == [("KD", "beetle +40.0, bear +20.0, chair +10.0", "worm -40.0, apple -5.0")]
 
 
 def test_nan_is_never_printed():
@@ -323,7 +322,7 @@ def test_nan_is_never_printed():
     console.print(report.table(results))
     for text in (report.markdown(results), console.export_text()):
         assert not re.search(r"\b(nan|inf|None)\b", text, re.IGNORECASE)
-    assert all(png.startswith(b"\x89PNG") for png in curves.draw(results).values())
+    assert all(png.startswith(b"\x89PNG") for png in report.draw(results).values())
 
 
 def test_a_teacher_from_elsewhere_has_no_history():
@@ -351,7 +350,7 @@ def test_pairs_stay_apart_and_in_order():
 def test_an_empty_report():
     results = report.collect([], {})
     page = report.markdown(results)
-    assert all(pair in page for pair in published.PAIRS) and curves.draw(results) == {}
+    assert all(pair in page for pair in published.PAIRS) and report.draw(results) == {}
     assert report.table(results).row_count == 0
 
 
@@ -360,15 +359,9 @@ def test_cells_are_read_from_their_folders(tmp_path):
         folder = tmp_path / PAIR.replace(":", "-") / one["method"] / f"seed{one['seed']}"
         folder.mkdir(parents=True)
         (folder / "cell.json").write_text(json.dumps(one))
-    (tmp_path / "teachers" / "resnet56").mkdir(parents=True)
-    (tmp_path / "teachers" / "resnet56" / "teacher.json").write_text(json.dumps(teacher()))
     (tmp_path / PAIR.replace(":", "-") / "kd" / "seed9").mkdir()  # of a cell that is not finished
-    found = report.collect(report.read(tmp_path), report.read_teachers(tmp_path / "teachers"))
+    found = report.collect(report.read(tmp_path), {"resnet56": teacher()})
     assert json.dumps(found) == json.dumps(report.collect(cells(THREE), {"resnet56": teacher()}))
-    (tmp_path / "teachers" / "resnet56-given").mkdir()
-    (tmp_path / "teachers" / "resnet56-given" / "teacher.json").write_text(json.dumps(teacher() | {"name": "resnet56"}))
-    with pytest.raises(ValueError, match="expected one teacher named resnet56"):
-        report.read_teachers(tmp_path / "teachers")
 
 
 def test_the_order_of_cells_does_not_matter():
@@ -379,22 +372,23 @@ def test_the_order_of_cells_does_not_matter():
 # Plots.
 
 
+@pytest.mark.slow
 def test_every_plot_that_the_report_shows_is_made_and_is_always_the_same():
     results = collected(THREE)
-    drawn, again = curves.draw(results), curves.draw(results)
+    drawn, again = report.draw(results), report.draw(results)
     assert drawn == again
     assert set(re.findall(r"!\[.*?\]\((.*?)\)", report.markdown(results))) == set(drawn)
     assert len(set(drawn.values())) == len(drawn) == 4
 
 
 def test_styles_tell_methods_apart():
-    styles = [tuple(curves.style(name).values()) for name in published.METHODS]
+    styles = [tuple(plots.style(name).values()) for name in methods.METHODS]
     assert len(set(styles)) == len(styles)
     lines = [style[:2] for style in styles]
     assert len(set(lines)) == len(lines)
 
 
-@pytest.mark.parametrize("module", [curves, report, rows, statistics], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [report, tables], ids=lambda m: m.__name__)
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted > 0

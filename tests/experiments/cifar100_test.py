@@ -1,377 +1,228 @@
-"""The rows of the CIFAR-100 benchmark: weights, schedules and stages as published, for every pair of the tables."""
+"""The command of the CIFAR-100 benchmark: what it would do, what it refuses, and one run of it to its report."""
 
-import functools
-import itertools
-import math
+import json
+import os
+import subprocess
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import jaxkd
-from experiments.cifar100 import (
-    cells,
-    config,
-    methods,
-    objectives,
-    points,
-    published,
-    recipe,
-    teachers,
-)
-from jaxkd import Context
-from tests import references
+from experiments.cifar100 import config, main, problem, published, report
+from experiments.kit import cell as cells
+from experiments.kit import command, methods, plan, teachers
+from experiments.kit.recipe import Protocol
+from experiments.kit.teachers import Place
+from jaxkd.training import Preempted
 from tests.experiments import cifar100_tiny as tiny
 
-METHODS = tuple(methods.METHODS)
-PAIRS = [pair.split(":") for pair in published.PAIRS]
-OTHERS = [name for name in METHODS if name not in ("student", "kd", "rkd", "at", "ab", "ft", "crd")]  # others run these
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch):
+    monkeypatch.setattr(command, "remember_programs", lambda path: None)
 
 
-def own_margin(tap):
-    """Of as many channels as the teacher has there."""
-    return jnp.full(recipe.shapes(tiny.TEACHER)[tap][-1], -0.5, jnp.float32)
-
-
-# Each row trains.
-
-
-def batch(examples=8):
-    random = np.random.default_rng(3)
-    image = random.normal(size=(examples, tiny.SIZE, tiny.SIZE, 3)).astype(np.float32)
-    return {"image": image, "label": np.arange(examples) % 4, "row": np.arange(examples, dtype=np.int32)}
-
-
-def steps_of(method, count):
-    """The state, and what each of the first steps reports."""
-    student = recipe.model(tiny.STUDENT, method.student_taps(tiny.TEACHER, tiny.STUDENT))
-    teacher = recipe.model(tiny.TEACHER, method.teacher_taps(tiny.TEACHER, tiny.STUDENT))
-    frozen = jaxkd.teachers.frozen(teacher, tiny.variables())
-    kd = methods.build(method, tiny.setting(steps=8, margin=own_margin), student, frozen)
-    state, step, found = kd.init(jax.random.key(0), batch()), jax.jit(kd.step), []
-    for _ in range(count):
-        state, told = step(state, batch())
-        found.append(jaxkd.metrics.compute(told))
-    return state, found
-
-
-def test_every_term_of_every_row_counts_in_a_step():
-    """Of the rows that are not run as cells elsewhere; together, which is one program to compile."""
-    rows = {name: methods.METHODS[name] for name in OTHERS if name != "fsp"}
-
-    def taps(teacher, student):
-        both = [row.taps(teacher, student) for row in rows.values()]
-        return tuple(tuple(dict.fromkeys(itertools.chain(*side))) for side in zip(*both, strict=True))
-
-    method = methods.Method(lambda of: jaxkd.combine(**{name: row.objective(of) for name, row in rows.items()}), taps)
-    state, (_, found) = steps_of(method, 2)
-    assert tiny.moved(state.student.params)
-    loss = found.pop("loss")
-    weights = {term.removesuffix("/weight"): value for term, value in found.items() if term.endswith("/weight")}
-    assert set(weights) == {term for term in found if not term.endswith("/weight")}
-    assert {term.split("/")[0] for term in weights} == set(rows)
-    assert all(math.isfinite(value) and value != 0 for value in found.values()), found  # a warm-up is over
-    assert loss == pytest.approx(sum(found[term] * weight for term, weight in weights.items()), rel=1e-4)
-
-
-def test_a_flow_first_and_then_the_task():
-    state, (first, then) = steps_of(methods.METHODS["fsp"], 2)
-    assert (first["stage"], then["stage"]) == (0, 1) and tiny.moved(state.student.params)
-    flows = ["fsp/stem-stage1", "fsp/stage1-stage2", "fsp/stage2-stage3"]
-    assert all(first[flow] > 0 and math.isnan(then[flow]) for flow in flows)
-    assert first["loss"] == pytest.approx(sum(first[flow] for flow in flows), rel=1e-4)
-    assert math.isnan(first["ce"]) and then["loss"] == pytest.approx(then["ce"], rel=1e-5)
-
-
-# Every published pair.
-
-
-@functools.cache
-def outputs(name, taps):
-    """Shapes of what a network gives for a batch of four."""
-    shapes = recipe.shapes(name)
-    return {tap: jax.ShapeDtypeStruct((4, *shapes[tap]), jnp.float32) for tap in taps} | {
-        "logits": jax.ShapeDtypeStruct((4, recipe.CLASSES), jnp.float32)
-    }
-
-
-def traced(objective, name, of):
-    """The metrics of an objective, from the points alone that its row is said to read."""
-    method = methods.METHODS[name]
-    integers = jax.ShapeDtypeStruct((4,), jnp.int32)
-    context = Context(
-        outputs(of.student, method.student_taps(of.teacher, of.student)),
-        outputs(of.teacher, method.teacher_taps(of.teacher, of.student)),
-        {"label": integers, "row": integers},
-        jax.ShapeDtypeStruct((), jnp.int32),
-    )
-
-    def trained(context):
-        made = objective.init(jax.random.key(0), context)
-        return objective.apply(made.params, made.state, context, jax.random.key(0))
-
-    out = jax.eval_shape(trained, context)
-    assert out.value.shape == ()
-    return {term for term in out.metrics if not term.endswith("/weight")}
-
-
-@pytest.mark.parametrize(("teacher", "student"), PAIRS, ids=published.PAIRS)
-def test_every_row_is_defined_for_every_published_pair(teacher, student):
-    of = tiny.setting(teacher, student, margin=lambda tap: jnp.zeros(recipe.shapes(teacher)[tap][-1:], jnp.float32))
-    stages = points.stages(student)
-    each = {name: {f"{name}/{stage}" for stage in stages} for name in ("at", "vid", "nst", "ofd", "ab")}
-    maps = ["stem", *stages]
-    initial = {
-        "ab": each["ab"],
-        "ft": {"ft/paraphraser"},
-        "fsp": {f"fsp/{a}-{b}" for a, b in itertools.pairwise(maps)},
-    }
-    own = {
-        **{"student": set(), "kd": {"kd"}, "fitnet": {"hint"}, "at": each["at"], "sp": {"sp"}, "cc": {"cc"}},
-        **{"vid": each["vid"], "rkd": {"distance", "angle"}, "pkt": {"pkt"}, "ab": set(), "ft": {"ft"}, "fsp": set()},
-        **{"nst": each["nst"], "crd": {"crd"}, "crd_kd": {"crd", "kd"}, "dkd": {"dkd"}, "dist": {"dist"}},
-        **{"logit_std": {"kd"}, "ofd": each["ofd"], "review": {"review"}},
-    }
-    assert own.keys() == set(METHODS)
-    for name, method in methods.METHODS.items():
-        if methods.undefined(name, teacher, student) is None:
-            assert traced(method.objective(of), name, of) == {"ce"} | own[name], name
-            if method.initial is not None:
-                assert traced(method.initial(of), name, of) == initial[name], name
-            else:
-                assert name not in initial
-
-
-def test_fsp_alone_is_undefined_and_only_for_pairs_without_a_published_number():
-    undefined = {
-        (pair, name) for pair in published.PAIRS for name in METHODS if methods.undefined(name, *pair.split(":"))
-    }
-    assert undefined == {(pair, "fsp") for pair in published.PAIRS if published.value(pair, "fsp") is None}
-    assert len(undefined) == 7
-    assert {name for name in METHODS if methods.undefined(name, "vgg13", "resnet8")} == {
-        "at", "vid", "ab", "fsp", "nst", "ofd", "review"
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("teacher", dict.fromkeys(teacher for teacher, _ in PAIRS))
-def test_every_published_teacher_has_ofd_margins(teacher):
-    variables = teachers._shapes(teacher, config.PRESETS["paper"])
-    for stage in points.stages(teacher):
-        tap = f"{stage}_preact"
-        trained = functools.partial(teachers.Trained, teacher, test_logits=None, directory=None)
-        margin = jax.eval_shape(lambda v, tap=tap, t=trained: cells.margin(t(variables=v), tap), variables)
-        assert margin.shape == recipe.shapes(teacher)[tap][-1:]
-
-
-# The published weights, from the common protocol: total = γ·CE + α·KD + β·method.
-
-EXAMPLES, CLASSES, STAGES = 5, 12, ("stage1", "stage2", "stage3")
-WIDTHS = {"stem": (8, 4), "stage1": (8, 4), "stage2": (4, 5), "stage3": (2, 6)}
-
-
-def context(step):
-    """Small random outputs of two networks of three stages."""
-    random = np.random.default_rng(1)
-
-    def network():
-        maps = {name: random.normal(size=(EXAMPLES, size, size, c)) for name, (size, c) in WIDTHS.items()}
-        both = {f"{stage}_preact": maps[stage] for stage in STAGES} | {
-            name: np.maximum(x, 0) for name, x in maps.items()
-        }
-        vectors = {"pooled": random.normal(size=(EXAMPLES, 6)), "logits": 3 * random.normal(size=(EXAMPLES, CLASSES))}
-        return {name: x.astype(np.float32) for name, x in {**both, **vectors}.items()}
-
-    rows = {"label": random.integers(0, CLASSES, EXAMPLES), "row": np.arange(EXAMPLES)}
-    return Context(network(), network(), {name: x.astype(np.int32) for name, x in rows.items()}, np.int32(step))
-
-
-def margin(tap):
-    return -jnp.linspace(0.1, 1.0, WIDTHS[tap.removesuffix("_preact")][1])
-
-
-@functools.cache
-def totals(step):
-    """Of every row the total as an evaluation has it, the terms, the gradient, and what it has learned."""
-    of = tiny.setting(margin=margin)
-    rows = {name: method.objective(of) for name, method in methods.METHODS.items()}
-    rows |= {f"{name}, first": m.initial(of) for name, m in methods.METHODS.items() if m.initial is not None}
-    rows |= {f"dkd, {pair}": objectives.dkd(tiny.setting(*pair.split(":"))) for pair in published.PAIRS[:7]}
-    rows |= {
-        "crd of its own": objectives.objectives.crd(
-            "student/pooled", "teacher/pooled", of.labels, index_path="batch/row"
-        )
-    }
-    given = context(step)
-    made = jax.jit(lambda: {name: row.init(jax.random.key(2), given) for name, row in rows.items()})()
-    made["crd of its own"] = jaxkd.ObjectiveVars(made["crd"].params["crd"], made["crd"].state["crd"])
-
-    @jax.jit
-    def evaluated(made, given):
-        def total(student, name):
-            out = rows[name].apply(*made[name], given._replace(student=student), None)
-            return out.value, out.metrics
-
-        return {name: jax.value_and_grad(total, has_aux=True)(given.student, name) for name in rows}
-
-    found = evaluated(made, given)
-    value = {name: float(value) for name, ((value, _), _) in found.items()}
-    terms = {name: jaxkd.metrics.compute(told) for name, ((_, told), _) in found.items()}
-    gradients = {name: gradient for name, (_, gradient) in found.items()}
-    return value, terms, jax.tree.map(np.asarray, made), given, gradients
-
-
-def expected(step=239):
-    """The totals once more, in NumPy; of what convolutions have learned, from the unweighted terms."""
-    _, terms, made, given, _ = totals(step)
-    s, t, label = given.student, given.teacher, given.batch["label"]
-    ce = references.cross_entropy(s["logits"], label).mean()
-    soft = references.soft_target_kl(s["logits"], t["logits"], temperature=4.0).mean()
-
-    def stages(loss):
-        return [loss(s[stage], t[stage]).mean() for stage in STAGES]
-
-    def embedded(row, side, feature):
-        own = made[row].params["cc"][side]
-        return feature @ own["kernel"] + own["bias"]
-
-    def connected(row, name, stage):
-        own = made[row].params[name][stage]
-        return s[f"{stage}_preact"] @ own["kernel"] / math.sqrt(1 + 1e-5) * own["norm"]["scale"] + own["norm"]["bias"]
-
-    def predicted(stage):
-        own = made["vid"].params["vid"][stage]
-        x = s[stage]
-        for i, layer in enumerate(("first", "second", "third")):
-            x = (np.maximum(x, 0) if i else x) @ own["mean"][layer]["kernel"]
-        return x, np.log1p(np.exp(own["raw_variance"])) + 1e-5
-
-    vid = [references.gaussian_nll(predicted(k)[0], t[k], predicted(k)[1]).mean() for k in STAGES]
-    ofd = [
-        references.overhaul(connected("ofd", "ofd", k), t[f"{k}_preact"], np.asarray(margin(k))).mean() for k in STAGES
+@pytest.mark.slow
+def test_a_dry_run_tells_the_work_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    plans, lines = [], plan.lines
+    monkeypatch.setattr(plan, "_timed", lambda step, state, batch: 0.5)
+    monkeypatch.setattr(plan, "lines", lambda *arguments: plans.append(lines(*arguments)) or plans[-1])
+    unread = problem.PROBLEM._replace(load=lambda *_: pytest.fail("it reads no data"))
+    monkeypatch.setattr(problem, "PROBLEM", unread)
+    out = tmp_path / "out"
+    arguments = ["--pair", tiny.PAIR, "--preset", "reduced", "--images", "5000", "--seeds", "2", "--workers", "2"]
+    finished = out / "12-epochs-5000-images-cached" / "resnet14-resnet8" / "student" / "seed1" / "cell.json"
+    finished.parent.mkdir(parents=True)
+    finished.write_text("{}")
+    before = sorted(out.rglob("*"))
+    assert main.cli([*arguments, "--method", "crd", "fsp", "--out", str(out), "--dry-run"]) == 0
+    assert sorted(out.rglob("*")) == before
+    (teacher, outputs, student, fsp, crd) = plans[0]
+    assert [line.what for line in plans[0]] == [
+        "teacher resnet14",
+        "outputs of resnet14 for 1 methods, 12 views",
+        "resnet14 → resnet8: student alone",
+        "resnet14 → resnet8: FSP",
+        "resnet14 → resnet8: CRD",
     ]
-    ab = [references.activation_boundary(connected("ab, first", "ab", k), t[f"{k}_preact"]).mean() for k in STAGES]
-    maps = ["stem", *STAGES]
-    flows = [references.solution_flow((s[a], s[b]), (t[a], t[b])).mean() for a, b in itertools.pairwise(maps)]
-    embeddings = [embedded("cc", side, of["pooled"]) for side, of in (("student", s), ("teacher", t))]
-    standardized = [references.standardize_logits(of["logits"]) for of in (s, t)]
-    crd = terms["crd of its own"][""]
-
-    def dkd(beta):
-        return references.decoupled_kd(s["logits"], t["logits"], label, alpha=1.0, beta=beta, temperature=4.0).mean()
-
-    pooled = s["pooled"], t["pooled"]
-    return {
-        "student": ce,
-        "kd": 0.1 * ce + 0.9 * soft,
-        "fitnet": ce + 100 * references.hint_mse(s["stage2"], t["stage2"]).mean(),
-        "at": ce + 1000 * sum(stages(references.attention_transfer)),
-        "sp": ce + 3000 * references.similarity_preserving(s["stage3"], t["stage3"]).mean(),
-        "cc": ce + 0.02 * references.consecutive_correlation(*embeddings).mean(),
-        "vid": ce + sum(vid),
-        "rkd": ce + 25 * references.distance_relation(*pooled).mean() + 50 * references.angle_relation(*pooled).mean(),
-        "pkt": ce + 3e4 * references.probabilistic_transfer(*pooled).mean(),
-        "ab": ce,
-        "ab, first": sum(3e-3 * scale * value for scale, value in zip((1 / 4, 1 / 2, 1), ab, strict=True)),
-        "ft": ce + 200 * terms["ft"]["ft"],
-        "ft, first": terms["ft, first"]["ft/paraphraser"],
-        "fsp": ce,
-        "fsp, first": sum(flows),
-        "nst": ce + 50 * sum(stages(references.neuron_selectivity)),
-        "crd": ce + 0.8 * crd,
-        "crd_kd": ce + soft + 0.8 * terms["crd_kd"]["crd"],
-        "dkd": ce + dkd(2.0),
-        "dist": ce + 2 * references.dist(s["logits"], t["logits"], beta=1.0, gamma=1.0, temperature=4.0).mean(),
-        "logit_std": 0.1 * ce + 9 * references.soft_target_kl(*standardized, temperature=2.0).mean(),
-        "ofd": ce + sum(1e-3 * scale * value for scale, value in zip((1 / 4, 1 / 2, 1), ofd, strict=True)),
-        "review": ce + 1.0 * terms["review"]["review"],
-        **{
-            f"dkd, {pair}": ce + dkd(beta)
-            for pair, beta in zip(published.PAIRS[:7], (6, 6, 2, 2, 2, 8, 6), strict=True)
-        },
-    }
-
-
-def test_the_weights_are_those_of_the_common_protocol():
-    found, ours = totals(239)[0], expected()
-    assert set(METHODS) <= ours.keys() == found.keys() - {"crd of its own"}
-    for name, value in ours.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
-    assert len({round(value, 4) for name, value in found.items() if name in METHODS}) == len(METHODS) - 2  # ab, fsp: CE
-
-
-def test_a_gradient_reaches_every_point_that_a_row_reads_and_no_other():
-    found = {name: {tap for tap, x in gradient.items() if np.any(x)} for name, gradient in totals(239)[-1].items()}
-    for name, method in methods.METHODS.items():
-        taps = set(method.student_taps(tiny.TEACHER, tiny.STUDENT))
-        if method.initial is not None:
-            assert found[f"{name}, first"] == (taps if method.train_student else set()), name
-        assert found[name] == {"logits"} | (set() if name in ("ab", "fsp") else taps), name
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(totals(239)[-1]))
-
-
-@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (10, 0.5), (20, 1.0), (21, 1.0), (239, 1.0)])
-def test_dkd_and_review_warm_up_over_the_first_20_of_240_epochs(step, share):
-    for objective, pair, full, name in [
-        (objectives.dkd, "resnet32x4:resnet8x4", 1.0, "dkd"),
-        (objectives.review_kd, "resnet32x4:shufflenet_v2", 8.0, "review"),
-    ]:
-        weight = _weight_at(objective, pair, name)
-        assert float(weight(step)) == pytest.approx(full * share)
-
-
-def _weight_at(objective, pair, name):
-    """The weight that a term reports at a step."""
-    row, given = objective(tiny.setting(*pair.split(":"))), context(0)
-    made = row.init(jax.random.key(0), given)
-    return lambda step: (
-        row.apply(made.params, made.state, given._replace(step=step), None).metrics[f"{name}/weight"].sum
+    assert [(line.runs, line.done, line.left) for line in plans[0]] == [
+        (1, 0, 1), (1, 0, 1), (2, 1, 1), (2, 0, 2), (2, 0, 2)
+    ]  # fmt: skip
+    steps = 12 * 79  # batches of 64, the last of 5000 images not full
+    assert [line.steps for line in plans[0]] == [12 * 782, 12 * 5000 // 64, steps, steps + 118, steps]
+    assert teacher.seconds == pytest.approx(teacher.steps * 0.5) and student.seconds == pytest.approx(
+        steps * 0.5, rel=1e-4
     )
-
-
-def test_the_weights_that_depend_on_the_pair():
-    beta = {pair: objectives.dkd_beta(*pair.split(":")) for pair in published.PAIRS}
-    assert beta == dict(zip(published.PAIRS, (6, 6, 2, 2, 2, 8, 6, 6, 8, 8, 8, 8, 8), strict=True))
-    review = {pair: objectives.review_weight(*pair.split(":")) for pair in published.PAIRS}
-    known = {
-        **{"wrn_40_2:wrn_16_2": 5, "wrn_40_2:wrn_40_1": 5, "resnet32x4:resnet8x4": 5, "resnet32x4:shufflenet_v1": 5},
-        **{
-            "wrn_40_2:shufflenet_v1": 5,
-            "resnet32x4:shufflenet_v2": 8,
-            "resnet56:resnet20": 0.6,
-            "resnet110:resnet32": 1,
-        },
-    }
-    assert {pair: review[pair] for pair in known} == known
+    assert fsp.seconds == pytest.approx(fsp.steps * fsp.flops / student.flops * 0.5, rel=1e-4)
+    assert student.flops < crd.flops < fsp.flops and 2 * student.flops > crd.flops  # CRD's teacher is not evaluated
+    forward = teacher.flops / 3
+    assert outputs.seconds == pytest.approx(5000 * 12 / 64 * forward / teacher.flops * 0.5)
+    assert outputs.bytes == 5000 * 12 * (100 + 64) * 2 and student.bytes > 4 * 83_892 > student.bytes / 2
+    # A checkpoint holds momenta as well, and CRD's two banks.
+    assert student.working > 2 * 2 * student.bytes * 0.9 and crd.working - student.working > 2 * 2 * 5000 * 128 * 4
+    shown = capsys.readouterr().out
+    assert all(line.what in shown for line in plans[0])
+    left = sum(line.left * line.seconds for line in plans[0])
+    assert plan.duration(left / 2) in shown and plan.size(outputs.bytes) in shown
 
 
 @pytest.mark.parametrize(
-    ("pair", "weights"), [("vgg13:vgg8", (1 / 8, 1 / 4, 1 / 2, 1)), (tiny.PAIR, (1 / 4, 1 / 2, 1))]
+    ("arguments", "message"),
+    [
+        (["--pair", "resnet20"], "--pair: expected TEACHER:STUDENT of resnet8, resnet14"),
+        (["--pair", "resnet20:resnet9"], "got 'resnet20:resnet9'"),
+        (["--method", "kd", "kdd"], "--method: expected some of student, kd, fitnet"),
+        (["--images", "150"], "--images: expected a multiple of 100"),
+        (["--seeds", "0"], "--seeds: expected at least 1"),
+        ([], "--data-dir: name the TFDS data_dir in which cifar100 is prepared"),
+        (["--teacher-weights", "resnet20"], "--teacher-weights: expected NAME=FILE with a file that exists"),
+        (["--teacher-weights", "resnet20=nowhere.safetensors"], "got 'resnet20=nowhere.safetensors'"),
+        (["--teacher-weights", f"resnet8={__file__}"], "for some of the teachers resnet20, got 'resnet8="),
+    ],
 )
-def test_deeper_stages_weigh_more(pair, weights):
-    teacher, student = pair.split(":")
-    of = tiny.setting(teacher, student, margin=lambda tap: jnp.zeros(2))
-    feature = {f"stage{i}_preact": jnp.zeros((2, 2, 2, 2)) for i in range(1, 6)}
-    given = Context({**feature, "logits": jnp.zeros((2, 3))}, feature, {"label": jnp.zeros(2, jnp.int32)}, 0)
-    for objective, scale, name in ((objectives.ofd, 1e-3, "ofd"), (objectives.ab_initial, 3e-3, "ab")):
-        row = objective(of)
-        made = row.init(jax.random.key(0), given)
-        found = row.apply(made.params, made.state, given, None).metrics
-        reported = [float(found[f"{name}/stage{i + 1}/weight"].sum) for i in range(len(weights))]
-        np.testing.assert_allclose(reported, scale * np.array(weights), rtol=1e-6)
-        assert f"{name}/stage{len(weights) + 1}" not in found
+def test_commands_that_cannot_be_run_are_refused(arguments, message, tmp_path, capsys):
+    assert main.cli([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["ab, first", "ofd"])
-def test_a_smaller_map_of_the_student_is_enlarged(name):
-    """The same as a map that was enlarged before: what is compared neuron by neuron needs as many of them."""
-    row = methods.METHODS["ab"].initial if name != "ofd" else objectives.ofd
-    row, given = row(tiny.setting(margin=margin)), context(239)
-    doubled = {f"{stage}_preact": np.kron(given.student[f"{stage}_preact"], np.ones((1, 2, 2, 1))) for stage in STAGES}
-    teacher = {f"{stage}_preact": given.teacher[f"{stage}_preact"].repeat(2, 1).repeat(2, 2) for stage in STAGES}
-    small = given._replace(teacher={**given.teacher, **teacher})
-    large = small._replace(student={**given.student, **{k: x.astype(np.float32) for k, x in doubled.items()}})
-    made = row.init(jax.random.key(0), small)
-    values = [jax.jit(row.apply)(*made, one, jax.random.key(1)).value for one in (small, large)]
-    np.testing.assert_allclose(*values, rtol=1e-6)
-    assert float(values[0]) > 0
+def test_a_data_dir_without_the_set_is_refused(tmp_path, capsys):
+    assert main.cli(["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--preset", "reduced"]) == 2
+    assert "cifar100" in capsys.readouterr().err.removeprefix("cifar100: ")
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Preempted(5), 75)])
+def test_an_interrupted_command_says_how_to_go_on(error, status, monkeypatch, capsys):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(main, "main", stop)
+    assert main.cli([]) == status
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+def test_what_a_command_chooses():
+    chosen = config.Config(method=("crd", "kd"), pair=("vgg13:vgg8", "resnet20:resnet8", "vgg13:vgg8"))
+    assert config.chosen_methods(chosen) == ["student", "kd", "crd"]
+    assert config.chosen_pairs(chosen) == ["vgg13:vgg8", "resnet20:resnet8"]
+    everything = config.Config(method=("kd", "all"), pair=("all",))
+    assert config.chosen_methods(everything) == list(methods.METHODS)
+    assert config.chosen_pairs(everything) == list(published.PAIRS)
+    assert config.chosen_methods(config.Config()) == ["student", "kd"]
+
+
+class Worker:
+    """In the place of a process."""
+
+    started: list["Worker"] = []
+
+    def __init__(self, command, env):
+        self.command, self.env, self.stopped = command, env, False
+        self.started.append(self)
+
+    def wait(self):
+        if not self.stopped and self.env.get("ENDS") == "interrupted":
+            raise KeyboardInterrupt
+        return int(self.env.get("ENDS", "0")) if not self.stopped else -15
+
+    def terminate(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    monkeypatch.setattr(Worker, "started", [])
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 3, 5, 7, 9}, raising=False)
+    return Worker.started
+
+
+def test_workers_share_the_cores(workers):
+    command.spawn("cifar100", ["--method", "all"], 2)
+    assert [worker.env[command.WORKER] for worker in workers] == ["1,5,9", "3,7"]
+    assert all(worker.command[-4:] == ["-m", "experiments.cifar100", "--method", "all"] for worker in workers)
+    with pytest.raises(ValueError, match="--workers: 6 are more than the 5 cores there are"):
+        command.spawn("cifar100", [], 6)
+
+
+def test_workers_that_fail_or_are_interrupted(workers, monkeypatch):
+    monkeypatch.setenv("ENDS", "1")
+    with pytest.raises(ValueError, match=r"--workers: processes ended with \[1, 1\]"):
+        command.spawn("cifar100", [], 2)
+    workers.clear()
+    monkeypatch.setenv("ENDS", "interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        command.spawn("cifar100", [], 2)
+    assert len(workers) == 2 and all(worker.stopped for worker in workers)
+
+
+def test_given_teachers_and_precision_have_folders_of_their_own(tmp_path):
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for file in files:
+        file.write_text(file.name)
+    protocols = config.PRESETS["paper"], Protocol(240, 240, bf16=True)
+    given = [{}, *({"resnet20": str(file)} for file in files)]
+    places = [Place(problem.PROBLEM, protocol, None, tmp_path, one) for protocol in protocols for one in given]
+    assert len({place.folder for place in places}) == len({place.teacher_file("resnet20") for place in places}) == 6
+    students = {place.teacher_file("resnet8") for place in places}  # the file is of another network
+    assert len(students) == 2
+
+
+@pytest.mark.slow
+def test_a_command_to_its_report_and_once_more(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(problem, "PROBLEM", tiny.PROBLEM)
+    monkeypatch.setattr(teachers, "_train", lambda *_: pytest.fail("its weights are given"))
+    out = tmp_path / "out"
+    arguments = ["--data-dir", str(tmp_path), "--out", str(out), "--pair", tiny.PAIR, "--method", "kd"]
+    arguments += ["--preset", "reduced", "--epochs", "1", "--seeds", "1", "--first-seed", "3"]
+    arguments += ["--teacher-weights", f"{tiny.TEACHER}={tiny.save(tmp_path)}"]
+    assert main.cli(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "[2/2] resnet14:resnet8 kd seed 3: test accuracy" in printed and "KD" in printed
+    (folder,) = out.glob("1-epochs-cached-given-resnet14-*")
+    assert f"{folder}: report.md, results.json and plots" in printed.replace("\n", "")
+    results = json.loads((folder / "results.json").read_text())["pairs"][tiny.PAIR]
+    assert list(results["methods"]) == ["student", "kd"] and results["methods"]["kd"]["seeds"] == [3]
+    assert results["teacher"]["last"] == pytest.approx(
+        json.loads(next(out.glob("teachers/given-*/resnet14/teacher.json")).read_text())["test"]["accuracy"]
+    )
+    page = (folder / "report.md").read_text()
+    told = "python -m experiments.cifar100 --data-dir DIR --pair resnet14:resnet8 --method at --preset reduced"
+    assert told in page and "--epochs 1" in page and "--first-seed 3" in page
+    for kind in report.PICTURES:
+        picture = report.picture(tiny.PAIR, kind)
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG") and str(picture) in page
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("cell.json")}
+    assert len(kept) == 2
+    monkeypatch.setattr(cells, "run", lambda *_: pytest.fail("it is finished"))
+    monkeypatch.setattr(Place, "teacher", lambda *_: pytest.fail("nobody needs it"))
+    monkeypatch.setenv(command.WORKER, "")  # a worker leaves the report to the process that started it
+    assert main.cli(arguments) == 0 and "report.md" not in capsys.readouterr().out
+    monkeypatch.delenv(command.WORKER)
+    assert main.cli(arguments) == 0 and "report.md" in capsys.readouterr().out
+    assert page == (folder / "report.md").read_text()
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("cell.json")}
+
+
+# What is published.
+
+
+def test_published_values():
+    # The corners of both tables, and what is missing in between.
+    assert published.value("wrn_40_2:wrn_16_2", "teacher") == 75.61
+    assert published.value("vgg13:vgg8", "logit_std") == 74.36
+    assert published.value("wrn_40_2:wrn_40_1", "dist") == 74.43
+    assert published.value("vgg13:mobilenet_v2", "student") == 64.60
+    assert published.value("wrn_40_2:shufflenet_v1", "dkd") == 76.70
+    assert published.value("wrn_40_2:wrn_40_1", "fsp") is None
+    assert published.value("resnet50:vgg8", "dkd") is None
+    assert published.value("resnet20:resnet8", "kd") is None
+    assert published.value("resnet56:resnet20", "crd_kd") is None
+    for pair in published.PAIRS:
+        assert all(published.value(pair, name) is not None for name in ("teacher", "student", "kd", "crd"))
+        assert published.gain(pair, "kd") > 0
+    assert published.gain("vgg13:mobilenet_v2", "at") == pytest.approx(-5.2)
+    assert published.rerun("resnet32x4:resnet8x4", "student") == (72.49, 0.27)
+    assert published.rerun("resnet56:resnet20", "student") is None
+
+
+def test_the_classes_have_names():
+    assert len(set(problem.CLASS_NAMES)) == 100 and list(problem.CLASS_NAMES) == sorted(problem.CLASS_NAMES)

@@ -1,4 +1,4 @@
-"""CIFAR-100 of a few small random images, and a teacher of random weights: what tests of the benchmark run on."""
+"""CIFAR-100 of a few small random images, and a teacher of random weights, for the tests of the kit."""
 
 import functools
 import pathlib
@@ -6,7 +6,8 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments.cifar100 import objectives, recipe
+from experiments.cifar100 import problem
+from experiments.kit import methods
 from jaxkd import data, weights
 
 TRAIN, TEST, SIZE = 16, 24, 8
@@ -16,7 +17,7 @@ PAIR = f"{TEACHER}:{STUDENT}"
 
 @functools.cache
 def whole(data_dir, split):
-    """In the place of `experiments.cifar100.inputs.whole`: as many images as two batches, of 8×8 pixels."""
+    """A `Problem.load` of as many images as two batches, of 8×8 pixels."""
     return images(TRAIN if split == "train" else TEST, seed=len(split))
 
 
@@ -26,16 +27,19 @@ def images(examples, size=SIZE, seed=0):
     return data.from_arrays(image, np.arange(examples) % 100, num_classes=100, name="tiny")
 
 
+PROBLEM = problem.PROBLEM._replace(load=whole)
+
+
 def setting(teacher=TEACHER, student=STUDENT, steps=240, labels=(0, 0, 1, 1, 2, 2, 3, 3), margin=None):
     """What an objective may depend on."""
-    return objectives.Setting(teacher, student, steps, np.array(labels), margin or (lambda tap: None))
+    return methods.Setting(teacher, student, steps, np.array(labels), margin or (lambda tap: None))
 
 
 @functools.cache
 def variables(name=TEACHER):
     """Random weights, each BatchNorm with scales and biases of its own."""
     batch = {"image": np.zeros((1, SIZE, SIZE, 3), np.float32)}
-    made = jax.jit(recipe.model(name).init)(jax.random.key(7), batch)
+    made = jax.jit(PROBLEM.model(name).init)(jax.random.key(7), batch)
     random = np.random.default_rng(7)
     return jax.tree.map(
         lambda x: x if x.ndim > 1 else np.asarray(x + 0.1 * random.normal(size=x.shape), np.float32), made

@@ -1,6 +1,5 @@
 """The demo's command: what it leaves, what it refuses, and that a killed run ends as one that was not."""
 
-import doctest
 import json
 import os
 import pathlib
@@ -12,9 +11,9 @@ import time
 
 import pytest
 
-from experiments.digits import statistics
 from experiments.digits.config import Config, checked
 from experiments.digits.main import cli
+from experiments.kit import files
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
@@ -46,6 +45,7 @@ def whole(tmp_path_factory):
     return out, printed
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(whole):
     out, printed = whole
     results = json.loads((out / "results.json").read_text())
@@ -63,6 +63,7 @@ def test_what_a_run_leaves(whole):
     assert "ETA" in printed and "soft targets" in printed and "gain" in printed
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
     out = tmp_path / "killed"
     out.mkdir()
@@ -81,23 +82,25 @@ def test_a_killed_run_ends_as_one_that_was_not(whole, tmp_path):
         assert (out / name).read_bytes() == (whole[0] / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_finished_run_prints_its_table_again(whole, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.digits.main.remember_programs", lambda folder: None)
+    monkeypatch.setattr("experiments.kit.command.remember_programs", lambda folder: None)
     written = (whole[0] / "results.json").stat().st_mtime_ns
     assert cli(["--out", str(whole[0]), *TINY]) == 0
     assert "soft targets" in capsys.readouterr().out
     assert (whole[0] / "results.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(whole, capsys):
     assert cli(["--out", str(whole[0]), *TINY, "--weights.kd", "3"]) == 2
-    assert "weights.kd: stored 4.0, given 3.0" in capsys.readouterr().err
+    assert "weights.kd: 4.0 there, 3.0 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_place_are_refused(whole, capsys):
-    from experiments.command import alone
-
-    with alone(whole[0]):
+    with files.claim(whole[0] / "run") as ours:
+        assert ours
         assert cli(["--out", str(whole[0]), *TINY]) == 2
     assert "another run" in capsys.readouterr().err
 
@@ -107,7 +110,3 @@ def test_settings_that_cannot_be_run_are_refused():
         with pytest.raises(ValueError, match="--"):
             checked(wrong)
     assert checked(Config(methods=("hint",))).methods == ("student", "hint")
-
-
-def test_doctests():
-    assert doctest.testmod(statistics).failed == 0

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.schemes import costs, report, running, trials
+from experiments.kit.inputs import Seeds
+from experiments.schemes import method, plan, report
 from experiments.schemes import problem as problems
 from experiments.schemes.config import Config, checked
-from experiments.schemes.inputs import Seeds
 from experiments.schemes.main import cli
-from experiments.schemes.rows import ROWS
+from experiments.schemes.methods import METHODS
 from jaxkd import data
 
 TINY = Config(seeds=2, images=64, epochs=10, teacher_epochs=1)
@@ -27,7 +27,7 @@ KINDS = (
 @pytest.fixture(scope="module")
 def setting():
     config = checked(TINY)
-    return trials.Setting(problems.of(config), config)
+    return method.Setting(problems.of(config), config)
 
 
 def own_of(setting, names):
@@ -37,21 +37,26 @@ def own_of(setting, names):
 
 
 def batch_of(setting, trial):
-    loader = running.loader_of(trial, setting.problem.students[0], setting.config, 0)
+    loader = trial.input(setting.problem.students[0], setting.config, 0)
     return jax.eval_shape(lambda: loader.gather(loader.arrays, 0))
 
 
-@pytest.mark.parametrize("name", KINDS)
+QUICK = ("tf_self", "spectrum")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in KINDS]
+)
 def test_a_row_makes_a_distiller(setting, name):
     """Its step, for a seed, from batches of the row's own input; whoever it is compared with as well."""
-    row = ROWS[name]
+    row = METHODS[name]
     made = [row.build(setting), *(build(setting, 20) for build in (row.alone, row.offline) if build is not None)]
     for trial in made:
         batch, own = batch_of(setting, trial), own_of(setting, trial.needs)
         seen = np.zeros((8, *setting.problem.shape), np.uint8)
 
         def take(own, batch, trial=trial, seen=seen):
-            kd = trials.measured(trial.make(own), trial, setting.problem.normalize)
+            kd = trial.measured(own, setting.problem.normalize)
             state = kd.init(jax.random.key(0), batch)
             state, metrics = kd.step(state, batch)
             return state, metrics, kd.evaluate(state, {"image": seen, "label": np.zeros(8, np.int32)})
@@ -68,30 +73,31 @@ def test_a_row_makes_a_distiller(setting, name):
         assert outputs.shape == (8, setting.problem.classes)
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_parts(setting):
     """A chain costs what its links cost: the middle network and the student, each with its teacher's forward pass."""
     own = own_of(setting, ["teacher", "middle"])
-    chain = ROWS["assistant"].build(setting)
+    chain = METHODS["assistant"].build(setting)
     batch = batch_of(setting, chain)
 
     def link(size, before):
-        trial = trials.taught(
+        trial = method.taught(
             setting, setting.steps, setting.problem.network(size), lambda own: setting.teacher(own, before, before)
         )
-        return setting.steps * costs.flops_of_step(trial.make, own, batch)
+        return setting.steps * plan.flops_of_step(trial.make, own, batch)
 
     expected = link("middle", "teacher") + link("student", "middle")
-    assert costs.total_flops(chain, own, batch) == pytest.approx(expected, rel=1e-6)
-    alone = trials.alone(setting, 7)
-    assert costs.total_flops(alone, {}, batch) == 7 * costs.flops_of_step(alone.make, {}, batch)
+    assert plan.total_flops(chain, own, batch) == pytest.approx(expected, rel=1e-6)
+    alone = method.alone(setting, 7)
+    assert plan.total_flops(alone, {}, batch) == 7 * plan.flops_of_step(alone.make, {}, batch)
 
 
 @pytest.mark.parametrize("steps", [240, 777, 1200, 3833, 12_345, 99_999])
 def test_equal_cost_is_nearly_equal(steps):
-    found = costs.budget(steps)
+    found = plan.budget(steps)
     assert abs(found / steps - 1) < 0.04
     assert found % 12 == 0
-    assert costs.budget(found) == found  # so that what is rounded twice stays
+    assert plan.budget(found) == found  # so that what is rounded twice stays
 
 
 def test_each_seed_has_its_own_batches(setting):
@@ -111,9 +117,10 @@ def whole(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(whole):
     results = json.loads((whole / "results.json").read_text())
-    assert list(results["rows"]) == [name for name in ROWS if name in ("offline", "tf_virtual", "lwf", "rounded2")]
+    assert list(results["rows"]) == [name for name in METHODS if name in ("offline", "tf_virtual", "lwf", "rounded2")]
     for found in results["rows"].values():
         for one in (found, found["alone"], found["offline"]):
             assert len(one["accuracy"]) == 2 and all(0 <= value <= 1 for value in one["accuracy"])
@@ -132,6 +139,7 @@ def test_what_a_run_leaves(whole):
         assert part in said
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(whole, capsys):
     """A row that is lost is made again of what was trained; nothing else is trained again, the numbers are equal."""
     row = whole / "rows" / "tf_virtual.json"
@@ -144,11 +152,21 @@ def test_it_goes_on_where_it_was(whole, capsys):
     assert "offline:" not in printed and "tf_virtual:" in printed
 
 
+@pytest.mark.slow
 def test_what_it_refuses(whole, capsys):
     assert cli([*ARGUMENTS, "--out", str(whole), "--batch", "16"]) == 2
     assert "other settings" in capsys.readouterr().err
     assert cli([*ARGUMENTS, "--out", str(whole), "--schemes", "dmll"]) == 2
     assert "'dml'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--seeds: expected at least 2, got 1"):
+        checked(Config(seeds=1))
+    with pytest.raises(ValueError, match="give --data-dir too"):
+        checked(Config(teacher_weights="weights.safetensors"))
+
+
+def test_settings_that_cannot_be_run_are_refused(tmp_path, capsys):
+    assert cli([*ARGUMENTS, "--out", str(tmp_path / "out"), "--schemes", "dmll"]) == 2
+    assert "'dml'" in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="--seeds: expected at least 2, got 1"):
         checked(Config(seeds=1))
     with pytest.raises(ValueError, match="give --data-dir too"):

@@ -1,0 +1,165 @@
+"""The rows of the report's tables, from `experiments.kit.statistics.of_pair`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.cifar100 import problem, published
+from experiments.kit import methods, report, statistics
+from experiments.kit.methods import METHODS, TITLES
+from experiments.kit.report import NONE, Row
+
+EXTREMES = 5
+
+
+def defined(pair: str, method: str) -> bool:
+    """Returns whether the method exists for the pair: some need layers of one shape.
+
+    >>> defined("resnet14:resnet8", "fsp"), defined("wrn_16_2:wrn_16_1", "fsp")
+    (True, False)
+    """
+    teacher, student = pair.split(":")
+    return methods.undefined(method, teacher, student, problem.PROBLEM) is None
+
+
+def best_title(found: Mapping[str, Any]) -> str:
+    """Returns the title of the best epoch, which names what it is chosen on."""
+    return "best *test* epoch (%)" if found["best_by"].startswith("test") else "best validation epoch (%)"
+
+
+def columns(found: Mapping[str, Any]) -> Row:
+    """Returns the head of a pair's table."""
+    compared = ("published gain", "direction") if found["unlike_published"] else ("ours − published",)
+    return (
+        *("method", "seeds", "last epoch (%)", "95% interval", best_title(found)),
+        *("gain over alone", "gain over KD", "agreement (%)", "KL to teacher", "calibration error (%)"),
+        *("published (%)", *compared, "images/s"),
+    )
+
+
+def rows(pair: str, found: Mapping[str, Any]) -> list[Row]:
+    """Returns a pair's table: teacher, methods of the literature, others."""
+    names = [*METHODS, *(name for name in found["methods"] if name not in METHODS)]
+    return [_teacher_row(pair, found), *(_row(pair, name, found) for name in names)]
+
+
+def _teacher_row(pair: str, found: Mapping[str, Any]) -> Row:
+    teacher, paper = found["teacher"], published.value(pair, "teacher")
+    compared = [report.number(paper), NONE, NONE] if found["unlike_published"] else [report.number(paper), NONE]
+    if teacher is None:
+        return ("teacher", NONE, "no record", *(NONE,) * 7, *compared, NONE)
+    if not found["unlike_published"] and not teacher["unlike_published"] and paper is not None:
+        compared[1] = _over(teacher["last"], paper)
+    best = NONE
+    if teacher["best"] is not None:
+        best = f"{report.percent(teacher['best'])} at {report.epochs([teacher['best_epoch']])}"
+    error = report.percent(teacher["calibration_error"])
+    rate = report.number(teacher["images_per_second"], ",.0f")
+    return ("teacher", "1", report.percent(teacher["last"]), "n = 1", best, *(NONE,) * 4, error, *compared, rate)
+
+
+def _row(pair: str, name: str, found: Mapping[str, Any]) -> Row:
+    paper, title, one = report.number(published.value(pair, name)), TITLES.get(name, name), found["methods"].get(name)
+    compared = _compared(pair, name, found)
+    if one is None:
+        missing = "not run yet" if defined(pair, name) else "not defined"
+        return (title, "0", missing, *(NONE,) * 7, paper, *compared, NONE)
+    return (
+        title,
+        str(len(one["seeds"])),
+        report.mean_and_sd(one["last"]),
+        report.interval(one["last"]),
+        f"{report.mean_and_sd(one['best'])} at {report.epochs(one['best_epochs'])}",
+        *_gains(found, name, "last"),
+        report.mean(one["agreement"]),
+        report.mean(one["kl_to_teacher"], 1, ".3f"),
+        report.mean(one["calibration_error"]),
+        paper,
+        *compared,
+        report.number(one["images_per_second"], ",.0f"),
+    )
+
+
+def _over(share: float | None, paper: float | None) -> str:
+    return report.difference(None if share is None else 100 * share, paper)
+
+
+def _compared(pair: str, name: str, found: Mapping[str, Any]) -> Row:
+    """Returns the comparison with the published number, or with the published gain."""
+    one = found["methods"].get(name)
+    if not found["unlike_published"]:
+        return (NONE if one is None else _over(one["last"]["mean"], published.value(pair, name)),)
+    paper = None if name == "student" else published.gain(pair, name)
+    ours = None if one is None else one["gain"]["last"].get("student")
+    return report.number(paper, "+z.2f"), direction(ours, paper)
+
+
+def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
+    """Returns whether a gain has the published sign, if its interval excludes 0.
+
+    >>> direction({"mean": 0.02, "half": 0.01, "seeds": [0, 1]}, 0.83)
+    'agrees'
+    >>> direction({"mean": 0.02, "half": 0.03, "seeds": [0, 1]}, 0.83)
+    'unclear'
+    """
+    if ours is None or paper is None or ours["mean"] is None:
+        return NONE
+    if ours["half"] is None:
+        return "unclear (n = 1)"
+    if abs(ours["mean"]) <= ours["half"] or paper == 0:
+        return "unclear"
+    return "agrees" if (ours["mean"] > 0) == (paper > 0) else "**opposite**"
+
+
+def _gains(found: Mapping[str, Any], name: str, when: str) -> Row:
+    """Returns the gains over the baselines."""
+    one = found["methods"][name]
+    return tuple(
+        NONE
+        if name == baseline or baseline not in found["methods"]
+        else report.gain(one["gain"][when][baseline], len(one["seeds"]))
+        for baseline in statistics.BASELINES
+    )
+
+
+def best_rows(found: Mapping[str, Any]) -> list[Row]:
+    """Returns the gains at each cell's best epoch."""
+    return [
+        (
+            TITLES.get(name, name),
+            report.mean_and_sd(one["best"]),
+            *_gains(found, name, "best"),
+            report.difference(one["best"]["mean"], one["last"]["mean"], 100),
+        )
+        for name, one in found["methods"].items()
+    ]
+
+
+def cka_rows(found: Mapping[str, Any]) -> list[Row]:
+    """Returns head and rows of the table of similarities; none where no cell has them."""
+    similar = {name: one["cka"] for name, one in found["methods"].items() if one["cka"]}
+    stages = list(dict.fromkeys(stage for one in similar.values() for stage in one))
+    cells = [
+        (TITLES.get(name, name), *(report.mean(one.get(stage), 1, ".3f") for stage in stages))
+        for name, one in similar.items()
+    ]
+    return [("method", *stages), *cells] if stages else []
+
+
+def class_rows(found: Mapping[str, Any]) -> list[Row]:
+    """Returns the classes that each method helps most, and those that it hurts most."""
+    rows = []
+    for name, one in found["methods"].items():
+        if one["class_gain"] is None:
+            continue
+        names = problem.CLASS_NAMES
+        if len(one["class_gain"]["mean"]) != len(names):
+            names = tuple(f"class {i}" for i in range(len(one["class_gain"]["mean"])))
+        means = {c: mean for c, mean in enumerate(one["class_gain"]["mean"]) if mean is not None}
+        order = sorted(means, key=lambda c: (-means[c], c))
+        extremes = [c for c in order if means[c] > 0], [c for c in reversed(order) if means[c] < 0]
+        texts = (", ".join(f"{names[c]} {100 * means[c]:+z.1f}" for c in side[:EXTREMES]) or NONE for side in extremes)
+        of = "(n = 1)" if len(one["class_gain"]["seeds"]) == 1 else ""
+        rows.append((f"{TITLES.get(name, name)} {of}".strip(), *texts))
+    return rows

@@ -1,0 +1,132 @@
+"""The data and the trainings: teachers see all labels, students few of them.
+
+Every method sees the same batches in the same order: half of each is labelled, the other half is drawn from all
+training images without their labels.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import jaxkd
+from experiments.digits.config import LAYERS, Config, Method, objective
+from experiments.digits.models import LAYERS as PATHS
+from experiments.digits.models import Net
+from experiments.kit import command, inputs, methods, recipe, training
+from jaxkd import adapters, data, teachers
+from jaxkd.types import Distiller, Model, Variables
+
+normalize = inputs.normalize_digits
+
+
+def network(widths: tuple[int, int]) -> Model:
+    """Returns a network with its taps."""
+    return adapters.linen(Net(widths), taps=dict(zip(LAYERS, PATHS, strict=True)))
+
+
+def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:
+    """Returns a set with the mask ``labelled``, and without its labels if False."""
+    count = data.num_examples(dataset)
+    label = dataset.arrays["label"] if labelled else np.full(count, -1, np.int32)
+    return dataset._replace(arrays={**dataset.arrays, "label": label, "labelled": np.full(count, labelled)})
+
+
+def for_teachers(config: Config) -> inputs.Seeds:
+    """Returns all training examples with their labels, in the order of each seed."""
+    train = with_labels(data.load("digits", "train"), True)
+    return inputs.Seeds([data.Resident(train, 2 * config.batch, drop_remainder=True)], command.seeds(config, 2))
+
+
+@functools.lru_cache(maxsize=4)  # all methods share one input, whose program is compiled once
+def for_students(config: Config) -> inputs.Seeds:
+    """Returns each seed's labelled examples, and all images without labels."""
+    train, seeds = data.load("digits", "train"), command.seeds(config, 2)
+    images = data.Resident(with_labels(train, False), config.batch, drop_remainder=True)
+    few = [with_labels(data.split(train, [config.labels], seed=seed)[0], True) for seed in seeds]
+    loaders = [inputs.Joined(data.Resident(one, config.batch, drop_remainder=True), images) for one in few]
+    return inputs.Seeds(loaders, seeds)
+
+
+@functools.lru_cache(maxsize=4)
+def held_out(split: str) -> data.Resident:
+    """Returns the validation or the test split in its own order."""
+    return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
+
+
+def train_teachers(config: Config, directory: pathlib.Path | None) -> jaxkd.training.FitResult:
+    """Trains a teacher for each seed, on all labels."""
+
+    def build(own: Any, optimizer: optax.GradientTransformation) -> Distiller:
+        ce = methods.cross_entropy(where="batch/labelled")
+        return jaxkd.distill(network(config.teacher_widths), teachers.none(), ce, optimizer=optimizer)
+
+    own, rate = [()] * config.seeds, config.teacher_learning_rate
+    return _run(build, own, for_teachers(config), config.teacher_epochs, rate, "teacher", config, directory)
+
+
+def train_students(
+    method: Method, weights: Variables, config: Config, directory: pathlib.Path | None
+) -> jaxkd.training.FitResult:
+    """Trains a student for each seed, taught by that seed's teacher.
+
+    Args:
+      method: name of the method.
+      weights: variables of the teachers, stacked over the seeds.
+      config: the settings.
+      directory: folder of checkpoints and logs; None keeps nothing.
+    """
+
+    def build(own: Variables, optimizer: optax.GradientTransformation) -> Distiller:
+        teacher = teachers.frozen(network(config.teacher_widths), own)
+        return jaxkd.distill(network(config.student_widths), teacher, objective(method, config), optimizer=optimizer)
+
+    own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
+    return _run(build, own, for_students(config), config.epochs, config.learning_rate, method, config, directory)
+
+
+def _run(
+    build: Callable[[Any, optax.GradientTransformation], Distiller],
+    own: Sequence[Any],
+    train: inputs.Seeds,
+    epochs: int,
+    rate: float,
+    name: str,
+    config: Config,
+    directory: pathlib.Path | None,
+) -> jaxkd.training.FitResult:
+    epoch = train.steps_per_epoch
+    optimizer = recipe.adam(rate, epochs * epoch)
+
+    def make(own: Any) -> Distiller:
+        return jaxkd.distillers.preprocess(build(own, optimizer), train_transform=normalize, eval_transform=normalize)
+
+    kd, keys = training.over_seeds(make, own, command.seeds(config, 2))
+    return training.run(
+        kd,
+        train,
+        {"validation": held_out("validation")},
+        steps=epochs * epoch,
+        eval_every=config.eval_every * epoch,
+        chunk=100,
+        key=keys,
+        log_every=config.eval_every * epoch,
+        checkpoint_every=None if directory is None else config.checkpoint_every * epoch,
+        directory=directory,
+        config={"run": name, **config.identity()},
+        tensorboard=False,
+        progress=directory is not None,
+    )
+
+
+def validation(result: jaxkd.training.FitResult, config: Config) -> tuple[list[int], np.ndarray]:
+    """Returns the steps of evaluations, and the accuracy ``[evaluations, seeds]``."""
+    rows = [row for row in result.history if "validation/accuracy[0]" in row]
+    accuracy = [[row[f"validation/accuracy[{i}]"] for i in range(config.seeds)] for row in rows]
+    return [int(row["step"]) for row in rows], np.array(accuracy)

@@ -1,0 +1,20 @@
+"""The skeleton of experiments; a new field adds a problem and configurations.
+
+============  ======================================================================================================
+`command`     the command line: exit statuses, worker processes, compiled-program cache, one run to a folder
+`recipe`      `Protocol` (the settings that decide a number), `Problem` (data and networks), the published optimizer
+`methods`     the table of methods: objective, taps, stages, published weights
+`taps`        the taps of teacher and student that a method compares
+`inputs`      data on the device, and which images students and teachers see
+`training`    one training: evaluation, clock, curve, and several seeds as one program
+`teachers`    teachers: trained once, measured once, with their outputs cached
+`cell`        cells: a pair, a method and a seed, run once by one process
+`plan`        FLOPs, time and disk of a command before it runs
+`measures`    what is measured of trained models
+`statistics`  means, t intervals and paired gains over seeds
+`report`      tables in Markdown and for the terminal, and numbers as text
+`plots`       panels of figures
+`versions`    devices and package versions
+`files`       files that several processes share: locks, atomic writes, JSON results
+============  ======================================================================================================
+"""

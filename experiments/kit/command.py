@@ -1,0 +1,203 @@
+"""The command line of an experiment: settings, exit statuses, workers, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments.kit import files
+from jaxkd.training import Preempted
+
+
+class Refused(Exception):
+    """The output folder cannot be used with the settings that were given."""
+
+
+def run(
+    name: str,
+    config: type[Any],
+    main: Callable[[Any, Console], int | None],
+    arguments: Sequence[str] | None = None,
+    width: int = 140,
+) -> int:
+    """Runs a command and returns its exit status.
+
+    Args:
+      name: name of the command's package below ``experiments``.
+      config: dataclass that the command line is made from.
+      main: the command, given its settings and a console.
+      arguments: of the command line; those of the process by default.
+      width: columns of the console where standard output is not a terminal.
+    """
+    settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
+    console = Console(width=None if sys.stdout.isatty() else width)
+    return status(name, lambda: main(settings, console))
+
+
+def status(name: str, main: Callable[[], int | None]) -> int:
+    """Returns the exit status: 2 for refused settings, 130 on Ctrl-C, 75 on SIGTERM."""
+    try:
+        return main() or 0
+    except (Refused, ValueError, FileNotFoundError, ImportError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to resume.", file=sys.stderr)
+        return 130
+    except Preempted as stop:
+        print(f"{name}: terminated; run the same command again to resume.", file=sys.stderr)
+        return stop.code
+
+
+def at_least(config: Any, *names: str, least: int = 1, why: str = "") -> None:
+    """Raises unless settings, where they are given, are as large as they must be."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}{why}.")
+
+
+def seeds(config: Any, least: int = 1) -> list[int]:
+    """Returns the seeds of a configuration, which has ``seeds`` and ``first_seed``.
+
+    Raises:
+      ValueError: there are fewer than ``least``.
+    """
+    at_least(config, "seeds", least=least, why=": an interval needs several" if least > 1 else "")
+    return list(range(config.first_seed, config.first_seed + config.seeds))
+
+
+def plain(config: Any, *leave_out: str) -> dict[str, Any]:
+    """Returns a configuration as JSON holds it, without some of its fields.
+
+    >>> @dataclasses.dataclass
+    ... class Config:
+    ...     out: pathlib.Path = pathlib.Path("runs")
+    ...     widths: tuple[int, int] = (4, 8)
+    >>> plain(Config(), "out")
+    {'widths': [4, 8]}
+    """
+    fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return {name: value for name, value in fields.items() if name not in leave_out}
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of nested mappings by dotted names.
+
+    >>> flat({"epochs": 2, "weights": {"kd": 4.0}})
+    {'epochs': 2, 'weights.kd': 4.0}
+    """
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
+@contextlib.contextmanager
+def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "choose another --out") -> Iterator[None]:
+    """Holds the output folder of a run, whose settings are kept in ``config.json``.
+
+    Args:
+      out: the folder, which is made.
+      settings: the settings that decide the run's numbers.
+      instead: the alternative that the message offers.
+
+    Raises:
+      Refused: another process holds the folder, or it holds a run with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "config.json"
+    with files.claim(out / "run") as ours:
+        if not ours:
+            raise Refused(f"another run is at work in {out}; wait for its end, or choose another --out.")
+        stored, given = flat(json.loads(path.read_text()) if path.exists() else settings), flat(settings)
+        different = [
+            f"{name}: {stored.get(name, 'nothing')!r} there, {given.get(name, 'nothing')!r} here"
+            for name in sorted({**stored, **given})
+            if stored.get(name) != given.get(name)
+        ]
+        if different:
+            listed = "\n  ".join(different)
+            raise Refused(
+                f"{out} holds a run with other settings:\n  {listed}\nMake them equal to resume it, {instead}."
+            )
+        files.write_json(path, settings, indent=2)
+        remember_programs(out / ".compiled")
+        yield
+
+
+def remember_programs(folder: pathlib.Path) -> None:
+    """Keeps compiled programs on disk, for later trainings and resumed runs."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+WORKER = "JAXKD_WORKER"
+"""Environment variable of the processes that `spawn` starts: the CPU cores of the worker, separated by commas."""
+
+
+def is_worker() -> bool:
+    """Returns whether `spawn` started this process, which then writes no report."""
+    return WORKER in os.environ
+
+
+def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
+    """Runs a command in several processes and waits for them.
+
+    On a CPU each process gets a share of the cores, since two processes of one core do more work than one of two.
+    Elsewhere each gets one device.
+
+    Raises:
+      ValueError: there are fewer cores or devices than workers, or a worker failed.
+    """
+    if jax.default_backend() == "cpu":
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
+        count, kind = len(cores), "cores"
+        environments = [{WORKER: ",".join(map(str, cores[i::workers]))} for i in range(workers)]
+    else:
+        count, kind = len(jax.devices()), "devices"
+        environments = [{WORKER: "", "CUDA_VISIBLE_DEVICES": str(i)} for i in range(workers)]
+    if workers > count:
+        raise ValueError(f"--workers: {workers} are more than the {count} {kind} there are.")
+    command = [sys.executable, "-m", f"experiments.{name}", *arguments]
+    started = [subprocess.Popen(command, env={**os.environ, **extra}) for extra in environments]
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Preempted(0)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        codes = [process.wait() for process in started]
+    except BaseException:  # a terminated worker saves its cell before it ends
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if any(codes):
+        raise ValueError(f"--workers: processes ended with {codes}; finished cells are kept. Run the command again.")
+
+
+def check_names(option: str, names: Iterable[str], available: Iterable[str]) -> None:
+    """Raises unless every name of an option is available.
+
+    Raises:
+      ValueError: some are not; the message lists those that are.
+    """
+    available = list(available)
+    if unknown := [name for name in names if name not in available]:
+        raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")

@@ -1,0 +1,58 @@
+"""Files that processes share: locks, atomic writes, results computed once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def claim(path: pathlib.Path, wait: bool = False) -> Iterator[bool]:
+    """Locks a path until the block or the process ends, by ``NAME.lock`` beside it.
+
+    Args:
+      path: file or folder to lock; it need not exist.
+      wait: whether to wait for a process that holds the lock.
+
+    Yields:
+      False if another process holds the lock and ``wait`` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            print(f"waiting for another process that is at work on {path}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True
+
+
+def write(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file atomically: a reader sees the old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with new.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
+    """Writes a JSON file atomically."""
+    write(path, json.dumps(content, indent=indent) + "\n")
+
+
+def once(path: pathlib.Path, compute: Callable[[], Any], indent: int | None = None) -> Any:
+    """Returns the content of a JSON file, computed first if it does not exist."""
+    if not path.exists():
+        write_json(path, compute(), indent)
+    return json.loads(path.read_text())

@@ -1,0 +1,435 @@
+"""The table of methods: objectives, taps, stages and published weights.
+
+Durations of the literature are those of 240 epochs. Here they are shares of the training, so that a shorter one is the
+same recipe, compressed: 30 epochs of initialization are an eighth of the epochs that follow, 20 epochs of warm-up are a
+twelfth.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import jaxkd
+from experiments.kit.recipe import Problem
+from experiments.kit.taps import Taps, each_stage, fixed, fused, last, paired
+from jaxkd import losses, objectives, schemes
+from jaxkd.types import Context, Objective
+
+INITIAL = 30 / 240
+WARM_UP = 20 / 240
+
+Weights = Mapping[str, float]
+
+
+class Setting(NamedTuple):
+    """Networks, data and weights that an objective may depend on.
+
+    Attributes:
+      teacher: name of the network.
+      student: name of the network.
+      steps: steps of the training itself, without an initialization.
+      labels: labels of the training images, in the order of ``batch["row"]``, for CRD.
+      margins: OFD's margins of the teacher's channels at a tap before a ReLU.
+      stages: taps that are compared stage by stage; by default all stages of the networks, which are paired in order.
+      embedding: tap of the embedding that relations compare.
+      labelled: path of the mask of examples that have a label; None if all have one.
+      temperature: temperature of soft targets.
+      weights: weights of terms in place of the published ones.
+    """
+
+    teacher: str = ""
+    student: str = ""
+    steps: int = 1
+    labels: np.ndarray | None = None
+    margins: Callable[[str], Any] | None = None
+    stages: tuple[str, ...] | None = None
+    embedding: str = "pooled"
+    labelled: str | None = None
+    temperature: float = 4.0
+    weights: Weights = {}
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Stages that are compared, from shallow to deep."""
+        return self.stages or tuple(paired(self.teacher, self.student))
+
+
+class Method(NamedTuple):
+    """A method of the tables.
+
+    Attributes:
+      title: name in tables.
+      terms: ``(setting, weights) -> Objective`` of the training itself.
+      taps: ``(teacher, student) -> Taps`` that the terms read beside the logits.
+      weights: published weights of the terms that are added to a cross-entropy of weight 1.
+      initial: ``(setting, weights) -> Objective`` of an initialization stage, if any.
+      train_student: whether the initialization trains the student, and not only what the objective learns.
+    """
+
+    title: str
+    terms: Callable[[Setting, Weights], Objective]
+    taps: Callable[[str, str], Taps]
+    weights: Weights = {}
+    initial: Callable[[Setting, Weights], Objective] | None = None
+    train_student: bool = True
+
+    def weigh(self, setting: Setting) -> Weights:
+        """Returns the weights of all terms in a setting."""
+        return {"ce": 1.0, **self.weights, **setting.weights}
+
+    def objective(self, setting: Setting) -> Objective:
+        """Returns the objective of the training itself."""
+        return self.terms(setting, self.weigh(setting))
+
+    def initial_objective(self, setting: Setting) -> Objective:
+        """Returns the objective of the initialization stage."""
+        assert self.initial is not None
+        return self.initial(setting, self.weigh(setting))
+
+    def teacher_taps(self, teacher: str, student: str) -> tuple[str, ...]:
+        """Returns the teacher's taps that the terms read, beside its logits."""
+        return self.taps(teacher, student)[0]
+
+    def student_taps(self, teacher: str, student: str) -> tuple[str, ...]:
+        """Returns the student's taps that the terms read, beside its logits."""
+        return self.taps(teacher, student)[1]
+
+
+# Terms.
+
+
+def cross_entropy(weight: float = 1.0, where: str | None = None) -> Objective:
+    """Returns the cross-entropy on the labels, of the examples where a mask is True."""
+    return jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight, where=where)
+
+
+def soft_targets(weight: float = 1.0, temperature: float = 4.0, teacher: str = "teacher/logits") -> Objective:
+    """Returns the divergence from the teacher's softened probabilities."""
+    return jaxkd.term(losses.soft_target_kl, "student/logits", teacher, weight=weight, temperature=temperature)
+
+
+def decoupled(weight: Any = 1.0, beta: float = 8.0) -> Objective:
+    """Returns decoupled soft targets."""
+    return jaxkd.term(
+        losses.decoupled_kd,
+        "student/logits",
+        "teacher/logits",
+        "batch/label",
+        weight=weight,
+        alpha=1.0,
+        beta=beta,
+        temperature=4.0,
+    )
+
+
+def relations(distance: float, angle: float, tap: str = "pooled") -> dict[str, Objective]:
+    """Returns the terms of distances and angles between the embeddings of a batch."""
+    both = f"student/{tap}", f"teacher/{tap}"
+    return {
+        "distance": jaxkd.term(losses.distance_relation, *both, weight=distance),
+        "angle": jaxkd.term(losses.angle_relation, *both, weight=angle),
+    }
+
+
+def _ce(of: Setting, w: Weights) -> Objective:
+    return cross_entropy(w["ce"], of.labelled)
+
+
+def _logits(loss: Callable[..., Any], weight: Any, **hyperparameters: Any) -> Objective:
+    return jaxkd.term(loss, "student/logits", "teacher/logits", weight=weight, **hyperparameters)
+
+
+def _embeddings(loss: Callable[..., Any], of: Setting, weight: float) -> Objective:
+    return jaxkd.term(loss, f"student/{of.embedding}", f"teacher/{of.embedding}", weight=weight)
+
+
+def _by_stage(loss: Callable[..., Any], of: Setting, weight: float) -> Objective:
+    """Returns a term for every stage, all of one weight."""
+    return jaxkd.combine(
+        **{tap: jaxkd.term(loss, f"student/{tap}", f"teacher/{tap}", weight=weight) for tap in of.compared}
+    )
+
+
+def _deeper_weigh_more(make: Callable[..., Objective], of: Setting, weight: float) -> Objective:
+    """Returns a term for every stage; weights double with depth, up to ``weight``."""
+    terms = {}
+    for i, stage in enumerate(of.compared):
+        maps = f"student/{stage}_preact", f"teacher/{stage}_preact"
+        terms[stage] = _of_one_size(make(stage, *maps, weight=weight * 2.0 ** (i + 1 - len(of.compared))), *maps)
+    return jaxkd.combine(**terms)
+
+
+def _of_one_size(objective: Objective, student_path: str, teacher_path: str) -> Objective:
+    """Returns an objective that sees the student's map at the size of the teacher's.
+
+    Light students have smaller maps than their teachers, and a comparison neuron by neuron needs equally many. The
+    reference learns a transposed convolution there; here the objective's own connector follows. Maps of one size are
+    left unchanged.
+    """
+
+    def resized(context: Context) -> Context:
+        student, teacher = (objectives.lookup(context, path) for path in (student_path, teacher_path))
+        if student.shape[1:3] == teacher.shape[1:3]:
+            return context
+        shape = (student.shape[0], *teacher.shape[1:3], student.shape[3])
+        return objectives.replace(context, {student_path: jax.image.resize(student, shape, "nearest")})
+
+    return Objective(
+        lambda key, context: objective.init(key, jax.eval_shape(resized, context)),
+        lambda params, state, context, key: objective.apply(params, state, resized(context), key),
+    )
+
+
+def alone(of: Setting, w: Weights) -> Objective:
+    """Returns the cross-entropy alone."""
+    return jaxkd.combine(ce=_ce(of, w))
+
+
+def with_labels(**terms: Callable[[Setting, Weights], Objective]) -> Callable[[Setting, Weights], Objective]:
+    """Returns the terms of a method beside the cross-entropy."""
+    return lambda of, w: jaxkd.combine(ce=_ce(of, w), **{name: make(of, w) for name, make in terms.items()})
+
+
+def _kd(of: Setting, w: Weights) -> Objective:
+    return soft_targets(w["kd"], of.temperature)
+
+
+def _hint(of: Setting, w: Weights) -> Objective:
+    second = (of.stages or ("stage1", "stage2"))[1]
+    return objectives.hint(f"student/{second}", f"teacher/{second}", weight=w["hint"])
+
+
+def _last(make: Callable[..., Objective], name: str) -> Callable[[Setting, Weights], Objective]:
+    """Returns a term between the last stages."""
+
+    def term(of: Setting, w: Weights) -> Objective:
+        (teacher,), (student,) = last(of.teacher, of.student)
+        return make(f"student/{student}", f"teacher/{teacher}", weight=w[name])
+
+    return term
+
+
+def _similarities(student: str, teacher: str, weight: float) -> Objective:
+    return jaxkd.term(losses.similarity_preserving, student, teacher, weight=weight)
+
+
+def _vid(of: Setting, w: Weights) -> Objective:
+    return jaxkd.combine(**{tap: objectives.variational(f"student/{tap}", f"teacher/{tap}") for tap in of.compared})
+
+
+def _rkd(of: Setting, w: Weights) -> Objective:
+    return jaxkd.combine(ce=_ce(of, w), **relations(w["distance"], w["angle"], of.embedding))
+
+
+def _ab_initial(of: Setting, w: Weights) -> Objective:
+    def make(stage: str, student: str, teacher: str, weight: float) -> Objective:
+        return objectives.boundary_connector(student, teacher, margin=1.0, weight=weight)
+
+    return jaxkd.combine(ab=_deeper_weigh_more(make, of, w["ab"]))
+
+
+def _ft_initial(of: Setting, w: Weights) -> Objective:
+    """Returns the objective of the paraphraser of the teacher's last stage."""
+    (teacher,), _ = last(of.teacher, of.student)
+    return jaxkd.combine(ft=jaxkd.combine(paraphraser=objectives.paraphraser(f"teacher/{teacher}")))
+
+
+def _fsp_initial(of: Setting, w: Weights) -> Objective:
+    terms = {}
+    for first, second in itertools.pairwise(("stem", *of.compared)):
+        maps = [tuple(f"{side}/{tap}" for tap in (first, second)) for side in ("student", "teacher")]
+        terms[f"{first}-{second}"] = jaxkd.term(losses.solution_flow, *maps)
+    return jaxkd.combine(fsp=jaxkd.combine(**terms))
+
+
+def _crd(of: Setting, w: Weights) -> Objective:
+    return objectives.crd("student/pooled", "teacher/pooled", of.labels, weight=w["crd"], index_path="batch/row")
+
+
+def _dkd(of: Setting, w: Weights) -> Objective:
+    return decoupled(warm_up(w["dkd"], of.steps), dkd_beta(of.teacher, of.student))
+
+
+def _standardized_kl(student: Any, teacher: Any, *, temperature: float, where: Any = None) -> Any:
+    standardized = losses.standardize_logits(student), losses.standardize_logits(teacher)
+    return losses.soft_target_kl(*standardized, temperature=temperature, where=where)
+
+
+def _ofd(of: Setting, w: Weights) -> Objective:
+    def make(stage: str, student: str, teacher: str, weight: float) -> Objective:
+        assert of.margins is not None
+        return objectives.overhaul_connector(student, teacher, of.margins(f"{stage}_preact"), weight=weight)
+
+    return _deeper_weigh_more(make, of, w["ofd"])
+
+
+def _review(of: Setting, w: Weights) -> Objective:
+    teacher, student = fused(of.teacher, of.student)
+    return objectives.review(
+        [f"student/{tap}" for tap in student],
+        [f"teacher/{tap}" for tap in teacher],
+        weight=warm_up(w.get("review", review_weight(of.teacher, of.student)), of.steps),
+    )
+
+
+def warm_up(weight: float, steps: int) -> optax.Schedule:
+    """Returns a schedule from 0 to the weight over a twelfth of the training.
+
+    >>> schedule = warm_up(8.0, 240)
+    >>> float(schedule(0)), float(schedule(10)), float(schedule(100))
+    (0.0, 4.0, 8.0)
+    """
+    return optax.linear_schedule(0.0, weight, max(round(steps * WARM_UP), 1))
+
+
+def dkd_beta(teacher: str, student: str) -> float:
+    """Returns DKD's β, which is larger where the teacher is more confident.
+
+    The authors' code has 8 for teachers of width 4, ResNet50 and WRN → ShuffleNetV1, 6 for WRN → WRN and VGG13, and 2
+    for the narrow ResNets, which pairs without a published value get here as well.
+
+    >>> dkd_beta("resnet32x4", "resnet8x4"), dkd_beta("wrn_40_2", "wrn_16_2"), dkd_beta("resnet56", "resnet20")
+    (8.0, 6.0, 2.0)
+    """
+    if teacher in ("resnet32x4", "resnet50"):
+        return 8.0
+    if teacher.startswith("wrn"):
+        return 8.0 if student.startswith("shufflenet") else 6.0
+    return 6.0 if teacher.startswith("vgg") else 2.0
+
+
+def review_weight(teacher: str, student: str) -> float:
+    """Returns ReviewKD's weight.
+
+    Published: 5 for WRN, resnet32x4 → resnet8x4 and ShuffleNetV1, 8 for ShuffleNetV2, 0.6 for resnet56 → resnet20 and
+    1 for resnet110 → resnet32, which pairs without a published value get here as well.
+
+    >>> review_weight("resnet32x4", "shufflenet_v2"), review_weight("resnet56", "resnet20")
+    (8.0, 0.6)
+    """
+    if student == "shufflenet_v2":
+        return 8.0
+    if teacher.startswith("wrn") or teacher == "resnet32x4" or student == "shufflenet_v1":
+        return 5.0
+    return 0.6 if (teacher, student) == ("resnet56", "resnet20") else 1.0
+
+
+METHODS: Mapping[str, Method] = {
+    "student": Method("student alone", alone, fixed()),
+    "kd": Method("KD", with_labels(kd=_kd), fixed(), {"ce": 0.1, "kd": 0.9}),
+    "fitnet": Method("FitNet", with_labels(hint=_hint), fixed("stage2"), {"hint": 100.0}),
+    "at": Method(
+        "AT",
+        with_labels(at=lambda of, w: _by_stage(losses.attention_transfer, of, w["at"])),
+        each_stage(),
+        {"at": 1000.0},
+    ),
+    "sp": Method("SP", with_labels(sp=_last(_similarities, "sp")), last, {"sp": 3000.0}),
+    "cc": Method(
+        "CC",
+        with_labels(
+            cc=lambda of, w: objectives.on_embeddings(
+                losses.consecutive_correlation, "student/pooled", "teacher/pooled", weight=w["cc"]
+            )
+        ),
+        fixed("pooled"),
+        {"cc": 0.02},
+    ),
+    "vid": Method("VID", with_labels(vid=_vid), each_stage()),
+    "rkd": Method("RKD", _rkd, fixed("pooled"), {"distance": 25.0, "angle": 50.0}),
+    "pkt": Method(
+        "PKT",
+        with_labels(pkt=lambda of, w: _embeddings(losses.probabilistic_transfer, of, w["pkt"])),
+        fixed("pooled"),
+        {"pkt": 3e4},
+    ),
+    "ab": Method("AB", alone, each_stage("{}_preact"), {"ab": 3e-3}, _ab_initial),
+    "ft": Method(
+        "FT",
+        with_labels(ft=_last(objectives.factor_translator, "ft")),
+        last,
+        {"ft": 200.0},
+        _ft_initial,
+        train_student=False,
+    ),
+    "fsp": Method("FSP", alone, each_stage("{}", "stem"), {}, _fsp_initial),
+    "nst": Method(
+        "NST",
+        with_labels(nst=lambda of, w: _by_stage(losses.neuron_selectivity, of, w["nst"])),
+        each_stage(),
+        {"nst": 50.0},
+    ),
+    "crd": Method("CRD", with_labels(crd=_crd), fixed("pooled"), {"crd": 0.8}),
+    "crd_kd": Method("CRD + KD", with_labels(kd=_kd, crd=_crd), fixed("pooled"), {"kd": 1.0, "crd": 0.8}),
+    "dkd": Method("DKD", with_labels(dkd=_dkd), fixed(), {"dkd": 1.0}),
+    "dist": Method(
+        "DIST",
+        with_labels(dist=lambda of, w: _logits(losses.dist, w["dist"], beta=1.0, gamma=1.0, temperature=4.0)),
+        fixed(),
+        {"dist": 2.0},
+    ),
+    "logit_std": Method(
+        "KD + logit std.",
+        with_labels(kd=lambda of, w: _logits(_standardized_kl, w["kd"], temperature=2.0)),
+        fixed(),
+        {"ce": 0.1, "kd": 9.0},
+    ),
+    "ofd": Method("OFD", with_labels(ofd=_ofd), each_stage("{}_preact"), {"ofd": 1e-3}),
+    "review": Method("ReviewKD", with_labels(review=_review), fused),
+}
+TITLES = {name: method.title for name, method in METHODS.items()}
+
+
+def in_order(names: Any) -> list[str]:
+    """Returns names of methods in the order of the tables, and then others by name."""
+    return [*(name for name in METHODS if name in names), *sorted(set(names) - set(METHODS))]
+
+
+def initial_steps(method: Method, steps: int) -> int:
+    """Returns the number of initialization steps before so many training steps."""
+    return 0 if method.initial is None else max(round(steps * INITIAL), 1)
+
+
+def build(
+    method: Method, setting: Setting, student: jaxkd.Model, teacher: jaxkd.Teacher, problem: Problem
+) -> jaxkd.Distiller:
+    """Returns a method as a distiller for normalized images, ``label`` and ``row``.
+
+    Args:
+      method: the method.
+      setting: what its objective depends on.
+      student: network with the taps that the method reads.
+      teacher: likewise.
+      problem: the optimizers.
+    """
+    optimizer = problem.optimizer(setting.student, setting.steps)
+    objective = method.objective(setting)
+    if method.initial is None:
+        return jaxkd.distill(student, teacher, objective, optimizer=optimizer)
+    first = schemes.phases.Stage(
+        method.initial_objective(setting),
+        problem.initial_optimizer(setting.student, method.train_student),
+        steps=initial_steps(method, setting.steps),
+        student=method.train_student,
+    )
+    return schemes.staged(student, teacher, first, schemes.phases.Stage(objective, optimizer))
+
+
+def undefined(name: str, teacher: str, student: str, problem: Problem) -> str | None:
+    """Returns why a method does not exist for a pair of networks, or None if it does."""
+    try:
+        maps, _ = METHODS[name].taps(teacher, student)
+    except ValueError:
+        return "it compares stage by stage, and the two networks have different numbers of stages"
+    if name != "fsp":
+        return None
+    of_student, of_teacher = ([problem.shapes(network)[tap][-1] for tap in maps] for network in (student, teacher))
+    if of_student != of_teacher:
+        return "FSP compares matrices of channels by channels, and the two networks have different channels"
+    return None

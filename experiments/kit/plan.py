@@ -1,0 +1,288 @@
+"""The plan of a command: runs, FLOPs, time and disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import track
+from rich.table import Table
+
+import jaxkd
+from experiments.kit import cell as cells
+from experiments.kit import methods, versions
+from experiments.kit.recipe import Problem, Protocol
+from experiments.kit.teachers import Place
+from jaxkd.types import Context, Objective
+
+STEPS = 3
+"""Steps that are timed, after one that compiles."""
+
+
+class Line(NamedTuple):
+    """One kind of work.
+
+    Attributes:
+      what: its name.
+      runs: number of runs: seeds, or 1.
+      done: number of finished runs.
+      steps: steps of a run.
+      flops: FLOPs of a step.
+      seconds: seconds of a run on this machine.
+      bytes: bytes on disk of a finished run.
+      working: further bytes on disk during a run.
+    """
+
+    what: str
+    runs: int
+    done: int
+    steps: int
+    flops: float
+    seconds: float
+    bytes: int
+    working: int
+
+    @property
+    def left(self) -> int:
+        """Number of runs that are not finished."""
+        return self.runs - self.done
+
+
+class Network(NamedTuple):
+    """The cost of training a network on labels.
+
+    Attributes:
+      flops: FLOPs of a step.
+      rate: FLOPs a second.
+      weights: bytes of parameters and statistics.
+      state: bytes of a checkpoint.
+    """
+
+    flops: float
+    rate: float
+    weights: int
+    state: int
+
+
+def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
+    """Returns a line for each teacher, each cache, and each pair and method.
+
+    Nothing is written, and no data is read: the images are random. Of each network a few steps are timed and traced for
+    their FLOPs, of each method its objective is traced. A method's step costs the student's step, the teacher's forward
+    pass where its outputs are not cached, and the objective.
+    """
+    names = dict.fromkeys(name for cell in wanted for name in cell[:2])
+    networks = {name: _network(name, place) for name in track(names, "networks", transient=True)}
+    found = []
+    for name in dict.fromkeys(cell.teacher for cell in wanted):
+        found += _teacher(name, networks[name], wanted, place)
+    rows = list(dict.fromkeys(cell[:3] for cell in wanted))
+    for teacher, student, name in track(rows, "methods", transient=True):
+        same = [cell for cell in wanted if cell[:3] == (teacher, student, name)]
+        found.append(_students(same, networks[teacher], networks[student], place))
+    return found
+
+
+def _network(name: str, place: Place) -> Network:
+    problem, protocol = place.problem, place.protocol
+    kd = jaxkd.distill(
+        problem.model(name, (), protocol.bf16),
+        jaxkd.teachers.none(),
+        methods.cross_entropy(),
+        optimizer=problem.optimizer(name, 240),
+    )
+    batch = {"image": _shape(protocol.batch_size, *problem.shape), **_rows(protocol)}
+    state = jax.eval_shape(kd.init, jax.random.key(0), batch)
+    count = flops(kd.step, state, batch)
+    return Network(count, count / _timed(kd.step, state, batch), _bytes(state.student), _bytes(state))
+
+
+def _teacher(name: str, network: Network, wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
+    """Returns the training of a teacher, and the computation of its cached outputs."""
+    problem, protocol = place.problem, place.protocol
+    steps = protocol.teacher_epochs * -(-(problem.examples - protocol.holdout) // protocol.batch_size)
+    done = int(name in place.given or place.teacher_file(name).exists())
+    seconds = steps * network.flops / network.rate
+    found = [Line(f"teacher {name}", 1, done, steps, network.flops, seconds, network.weights, 2 * network.state)]
+    reading = {cell.method for cell in wanted if cell.teacher == name and _cached(cell, protocol)}
+    if reading:
+        forward = network.flops / 3
+        views = _images(place) * protocol.epochs
+        row = 2 * (problem.classes + int(np.prod(problem.shapes(name)["pooled"])))
+        what = f"outputs of {name} for {len(reading)} methods, {protocol.epochs} views"
+        seconds = views / protocol.batch_size * forward / network.rate
+        found.append(Line(what, 1, 0, views // protocol.batch_size, forward, seconds, views * row, 0))
+    return found
+
+
+def _students(same: Sequence[cells.Cell], teacher_cost: Network, cost: Network, place: Place) -> Line:
+    """Returns the students of a pair and a method."""
+    problem, protocol, (teacher, student, name, _) = place.problem, place.protocol, same[0]
+    method = methods.METHODS[name]
+    labels = np.arange(_images(place), dtype=np.int32) % problem.classes
+
+    def margins(tap: str) -> Any:
+        return jnp.zeros(problem.shapes(teacher)[tap][-1:], jnp.float32)
+
+    setting = methods.Setting(teacher, student, 240, labels, margins)
+    live = name != "student" and not _cached(same[0], protocol)
+    steps = protocol.epochs * -(-_images(place) // protocol.batch_size)
+    first = methods.initial_steps(method, steps)
+    parts = [(steps, method.objective(setting))]
+    if method.initial is not None:
+        parts.append((first, method.initial_objective(setting)))
+    own, _ = _objective(methods.cross_entropy(), same[0], place)  # the network's step includes it already
+    total, kept = 0.0, 0
+    for count, objective in parts:
+        extra, size_of = _objective(objective, same[0], place)
+        total += count * (cost.flops + extra - own + live * teacher_cost.flops / 3)
+        kept += size_of
+    return Line(
+        f"{teacher} → {student}: {method.title}",
+        len(same),
+        sum(place.file(cell).exists() for cell in same),
+        steps + first,
+        total / (steps + first),
+        total / cost.rate,
+        cost.weights,
+        2 * (cost.state + kept + live * teacher_cost.weights),
+    )
+
+
+def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[float, int]:
+    """Returns FLOPs of an objective with its gradients, and its checkpoint's bytes."""
+    size, key, problem = place.protocol.batch_size, jax.random.key(0), place.problem
+    student, teacher = (_outputs(name, size, problem) for name in (cell.student, cell.teacher))
+    batch: Any = _rows(place.protocol)
+    made = jax.eval_shape(lambda: objective.init(key, Context(student, teacher, batch, jnp.int32(0))))
+
+    def value(params: Any, student: Any, state: Any, teacher: Any, batch: Any) -> Any:
+        return objective.apply(params, state, Context(student, teacher, batch, jnp.int32(0)), key).value
+
+    count = flops(jax.grad(value, argnums=(0, 1)), made.params, student, made.state, teacher, batch)
+    return count, 2 * _bytes(made.params) + _bytes(made.state)  # with the momenta of the parameters
+
+
+def _outputs(name: str, size: int, problem: Problem) -> dict[str, Any]:
+    taps = {tap: _shape(size, *shape) for tap, shape in problem.shapes(name).items()}
+    return {"logits": _shape(size, problem.classes), **taps}
+
+
+def _cached(cell: cells.Cell, protocol: Protocol) -> bool:
+    return cell.method != "student" and cells.reads_cache(cell, protocol)
+
+
+def _images(place: Place) -> int:
+    return place.protocol.images or place.problem.examples - place.protocol.holdout
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _rows(protocol: Protocol) -> dict[str, jax.ShapeDtypeStruct]:
+    rows = (protocol.batch_size,)
+    integers = jax.ShapeDtypeStruct(rows, jnp.int32)
+    return {"label": integers, "row": integers, "mask": jax.ShapeDtypeStruct(rows, bool)}
+
+
+def _bytes(tree: Any) -> int:
+    """Returns the bytes of a tree's arrays in a checkpoint; a key is two numbers."""
+    leaves = jax.tree.leaves(tree)
+    return sum(8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.size * x.dtype.itemsize for x in leaves)
+
+
+def flops(function: Any, *arguments: Any, compiled: bool = False) -> float:
+    """Returns the FLOPs of a function; the body of a loop counts once.
+
+    Args:
+      function: the function.
+      *arguments: its arguments, or their shapes.
+      compiled: whether to count after the compiler's optimizations, which change convolutions and products little.
+    """
+    lowered = jax.jit(function).lower(*arguments)
+    analysis: Any = (lowered.compile() if compiled else lowered).cost_analysis()
+    return float(analysis["flops"])
+
+
+def seconds_per_step(step: Any, state: Any, batch: Any, steps: int = 1) -> tuple[float, Any]:
+    """Returns the mean seconds of some steps, and the state after them."""
+    began = time.perf_counter()
+    metrics = None
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+    jax.block_until_ready((state, metrics))
+    return (time.perf_counter() - began) / steps, state
+
+
+def _timed(step: Any, state: Any, batch: Any) -> float:
+    """Returns the seconds of a step on random arrays, the shortest of a few."""
+    random = np.random.default_rng(0)
+
+    def filled(shape: Any) -> Any:
+        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jax.random.key(0)
+        if jnp.issubdtype(shape.dtype, jnp.floating):
+            return jnp.asarray(random.normal(size=shape.shape), shape.dtype)
+        return jnp.zeros(shape.shape, shape.dtype) + jnp.asarray(shape.dtype == bool, shape.dtype)
+
+    state, batch = jax.tree.map(filled, (state, batch))
+    compiled = jax.jit(step)
+    return min([seconds_per_step(compiled, state, batch)[0] for _ in range(1 + STEPS)][1:])
+
+
+def table(planned: Sequence[Line], workers: int) -> Table:
+    """Returns the plan as a table for a terminal."""
+    shown = Table(title=f"What would be run, {workers} at a time", show_footer=True)
+    left = [line for line in planned if line.left]
+    seconds = sum(line.left * line.seconds for line in left)
+    disk = sum(line.runs * line.bytes for line in planned) + workers * max((line.working for line in left), default=0)
+    totals = ("all", "", "", "", "", "", duration(seconds / workers), f"at most {size(disk)}")
+    heads = ("", "runs", "done", "steps", "GFLOP a step", "each", "still", "disk")
+    for head, foot in zip(heads, totals, strict=True):
+        shown.add_column(head, foot, justify="right" if head else "left")
+    for line in planned:
+        shown.add_row(
+            line.what,
+            str(line.runs),
+            str(line.done),
+            f"{line.steps:,}",
+            f"{line.flops / 1e9:.2f}",
+            duration(line.seconds),
+            duration(line.left * line.seconds),
+            size(line.runs * line.bytes),
+        )
+    shown.caption = (
+        f"Times are for {versions.device()}: {STEPS} steps of each network were measured, and what methods add "
+        "follows from its FLOPs. Evaluation and compilation are not included."
+    )
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """Returns hours and minutes.
+
+    >>> duration(5400), duration(59)
+    ('1 h 30 min', '1 min')
+    """
+    minutes = round(seconds / 60)
+    if not minutes:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def size(count: float) -> str:
+    """Returns bytes in the largest unit of which there is at least one.
+
+    >>> size(1536), size(5 * 2**20)
+    ('1.5 KiB', '5.0 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,165 @@
+"""Protocols, problems, and the published recipe for small images.
+
+SGD with momentum 0.9 and weight decay 5e-4, rate 0.05 (0.01 for the networks made of depthwise convolutions), ×0.1
+after 62.5, 75 and 87.5 % of training (epochs 150, 180 and 210 of 240).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxkd
+from jaxkd import data, models
+from jaxkd.types import Batch, Model
+
+Transform = Callable[[Batch], dict[str, Any]]
+DECAYS = (0.625, 0.75, 0.875)
+LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Settings that two runs must share for their numbers to be comparable.
+
+    Attributes:
+      epochs: passes of a student over its images. Decays and warm-ups are shares of them.
+      teacher_epochs: passes of a teacher, which sees all images that are not held out.
+      images: images that a student sees, equally many of each class; None for all.
+      holdout: training images on which the best epoch is chosen; 0 chooses it on the test set, as the literature does.
+      batch_size: examples in a step.
+      eval_every: epochs between evaluations.
+      cached: whether all seeds see the same augmented views, on which the teacher's outputs are computed once for all
+        methods that read no feature maps.
+      bf16: whether to compute in bfloat16; parameters, statistics and losses stay float32.
+    """
+
+    epochs: int
+    teacher_epochs: int
+    images: int | None = None
+    holdout: int = 0
+    batch_size: int = 64
+    eval_every: int = 1
+    cached: bool = False
+    bf16: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the folder of students. It differs wherever the numbers do."""
+        parts = [f"{self.epochs}-epochs"]
+        parts += [f"{self.images}-images"] if self.images else []
+        parts += [f"teacher-{self.teacher_epochs}"] if self.teacher_epochs != self.epochs else []
+        parts += self._marks
+        parts += ["cached"] if self.cached else []
+        parts += [f"every-{self.eval_every}"] if self.eval_every != 1 else []  # the best epoch is one of fewer
+        return "-".join(parts)
+
+    @property
+    def teacher_name(self) -> str:
+        """Name of the folder of teachers."""
+        return "-".join([f"{self.teacher_epochs}-epochs", *self._marks])
+
+    @property
+    def _marks(self) -> list[str]:
+        marks = [f"holdout-{self.holdout}"] if self.holdout else []
+        marks += [f"batch-{self.batch_size}"] if self.batch_size != 64 else []
+        return marks + (["bf16"] if self.bf16 else [])
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the protocol as JSON holds it."""
+        return dataclasses.asdict(self)
+
+
+class Problem(NamedTuple):
+    """A field: its data, its networks and how these are trained.
+
+    Attributes:
+      name: name of the data set.
+      classes: number of classes.
+      examples: number of training images.
+      shape: shape of an image.
+      load: ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``.
+      model: ``(network, taps, bf16) -> Model`` for normalized images.
+      normalize: transform of stored images.
+      augment: ``seed -> Transform`` of training images, normalization included; the seed may be traced.
+      optimizer: ``(network, steps) -> GradientTransformation`` of a whole training.
+      initial_optimizer: ``(network, train_student) -> GradientTransformation`` of an initialization stage.
+    """
+
+    name: str
+    classes: int
+    examples: int
+    shape: tuple[int, int, int]
+    load: Callable[[Any, str], data.Dataset]
+    model: Callable[..., Model]
+    normalize: Transform
+    augment: Callable[[Any], Transform]
+    optimizer: Callable[[str, int], optax.GradientTransformation]
+    initial_optimizer: Callable[[str, bool], optax.GradientTransformation]
+
+    def shapes(self, network: str) -> Mapping[str, tuple[int, ...]]:
+        """Returns the shape of every tap of a network for one image, without the batch."""
+        return _shapes(self.model, self.shape, network)
+
+    def parameters(self, network: str, bf16: bool = False) -> Any:
+        """Returns the shapes of a network's variables."""
+        image = {"image": jax.ShapeDtypeStruct((2, *self.shape), jnp.float32)}
+        return jax.eval_shape(self.model(network, (), bf16).init, jax.random.key(0), image)
+
+
+@functools.cache
+def _shapes(model: Callable[..., Model], shape: tuple[int, ...], network: str) -> dict[str, tuple[int, ...]]:
+    tapped = model(network, tuple(models.taps(network)))
+
+    def outputs() -> Any:
+        zeros = {"image": jnp.zeros((1, *shape))}
+        return tapped.apply(tapped.init(jax.random.key(0), zeros), zeros, key=None, train=False)[0]
+
+    return {tap: found.shape[1:] for tap, found in jax.eval_shape(outputs).items()}
+
+
+def zoo(classes: int) -> Callable[..., Model]:
+    """Returns a `Problem.model` that makes networks of `jaxkd.models`."""
+
+    def model(network: str, taps: tuple[str, ...] = (), bf16: bool = False) -> Model:
+        made = models.create(network, classes, dtype=jnp.bfloat16 if bf16 else None)
+        paths = models.taps(network)
+        return jaxkd.adapters.linen(made, taps={tap: paths[tap] for tap in taps})
+
+    return model
+
+
+def learning_rate(network: str) -> float:
+    """Returns the first learning rate of a network."""
+    return 0.01 if network in LIGHT else 0.05
+
+
+def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Returns SGD with momentum and weight decay."""
+    return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+
+def optimizer(network: str, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer of a whole training."""
+    decays = {int(steps * share): 0.1 for share in DECAYS}
+    return sgd(optax.piecewise_constant_schedule(learning_rate(network), decays))
+
+
+def initial_optimizer(network: str, train_student: bool) -> optax.GradientTransformation:
+    """Returns the optimizer of an initialization stage.
+
+    The reference trains FT's paraphraser at 0.01 for residual students, and all else at the student's own rate.
+    """
+    slow = not train_student and network.startswith(("resnet", "wrn"))
+    return sgd(0.01 if slow else learning_rate(network))
+
+
+def adam(rate: float, steps: int) -> optax.GradientTransformation:
+    """Returns Adam with a rate that falls to 0 along a cosine."""
+    return optax.adam(optax.cosine_decay_schedule(rate, steps))

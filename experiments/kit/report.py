@@ -1,0 +1,126 @@
+"""Tables in Markdown and for the terminal, and numbers as text.
+
+A number that is None, which also stands for NaN, is never printed as a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from experiments.kit import command
+
+Row = tuple[str, ...]
+NONE = "–"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
+    """Returns a table in Markdown, with columns of numbers aligned to the right.
+
+    >>> print(markdown_table(("method", "%"), [("kd", "1.5")]))
+    | method | % |
+    | --- | ---: |
+    | kd | 1.5 |
+    """
+    marks = ("---", *("---:" if numbers else "---",) * (len(head) - 1))
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
+
+
+def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Returns a table for a terminal."""
+    shown = Table(title=title)
+    for i, column in enumerate(head):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def settings_table(config: Mapping[str, Any]) -> str:
+    """Returns the settings of a run as a table in Markdown."""
+    settings = command.flat(config).items()
+    rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
+    return markdown_table(("setting", "value"), rows, numbers=False)
+
+
+def versions_line(versions: Mapping[str, Any]) -> str:
+    """Returns package versions as text, several of a package where they differ."""
+    several = {name: [found] if isinstance(found, str) else found for name, found in versions.items()}
+    return ", ".join(f"{name} {' and '.join(found)}" for name, found in several.items())
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration in its natural unit.
+
+    >>> duration(90), duration(600), duration(9000)
+    ('90 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# Numbers as text. A `summary` is that of `statistics.summary`.
+
+
+def number(value: float | None, spec: str = "z.2f") -> str:
+    """Returns a number in a format, or a dash for None."""
+    return NONE if value is None else f"{value:{spec}}"
+
+
+def percent(share: float | None) -> str:
+    """Returns a share in per cent."""
+    return "not finite" if share is None else f"{100 * share:.2f}"
+
+
+def difference(a: float | None, b: float | None, scale: float = 1) -> str:
+    """Returns a difference with its sign, or a dash where one of the numbers is None."""
+    return NONE if a is None or b is None else f"{scale * (a - b):+z.2f}"
+
+
+def mean(summary: Mapping[str, Any] | None, scale: float = 100, spec: str = ".2f") -> str:
+    """Returns the mean of a summary, in per cent by default."""
+    if summary is None:
+        return NONE
+    return "not finite" if summary["mean"] is None else f"{scale * summary['mean']:{spec}}"
+
+
+def mean_and_sd(summary: Mapping[str, Any]) -> str:
+    """Returns mean and standard deviation in per cent."""
+    if summary["mean"] is None:
+        return "not finite"
+    return f"{mean(summary)} " + ("(n = 1)" if summary["sd"] is None else f"± {100 * summary['sd']:.2f}")
+
+
+def interval(summary: Mapping[str, Any]) -> str:
+    """Returns the ends of the 95% interval in per cent."""
+    if summary["mean"] is None:
+        return "not finite"
+    if summary["half"] is None:
+        return "n = 1"
+    return f"{100 * (summary['mean'] - summary['half']):.2f} to {100 * (summary['mean'] + summary['half']):.2f}"
+
+
+def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
+    """Returns a paired gain in points, and its seeds where the method has more.
+
+    Args:
+      summary: the gain; None where method and baseline share no seed.
+      seeds: number of seeds of the method.
+    """
+    if summary is None:
+        return "no seed in common"
+    if summary["mean"] is None:
+        return "not finite"
+    spread = "(n = 1)" if summary["half"] is None else f"± {100 * summary['half']:.2f}"
+    count = len(summary["seeds"])
+    fewer = f" ({count} of {seeds} seeds)" if count < seeds else ""
+    return f"{100 * summary['mean']:+z.2f} {spread}{fewer}"
+
+
+def epochs(numbers: Sequence[float]) -> str:
+    """Returns the range of some epochs."""
+    first, last = min(numbers), max(numbers)
+    return f"epoch {first:g}" if first == last else f"epochs {first:g} to {last:g}"

@@ -1,0 +1,207 @@
+"""Teachers: trained once, measured once, shared by all students and all processes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxkd
+from experiments.kit import files, inputs, measures, methods, training, versions
+from experiments.kit.recipe import Problem, Protocol, Transform
+from jaxkd import data, losses, models, teachers, weights
+from jaxkd.types import Variables
+
+SEED = 0  # of every teacher: the literature's students of a pair share one teacher
+CACHED = ("logits", "pooled")
+
+
+class Trained(NamedTuple):
+    """A teacher that is trained and measured.
+
+    Attributes:
+      name: name of the network.
+      variables: its variables.
+      test_logits: its logits of the test images, ``[examples, classes]``.
+      directory: its folder.
+    """
+
+    name: str
+    variables: Variables
+    test_logits: np.ndarray
+    directory: pathlib.Path
+
+    def margin(self, tap: str) -> Any:
+        """Returns OFD's margins at a tap before a ReLU, from the BatchNorm before it."""
+        norm: Any = self.variables.params
+        for name in models.margin_norms(self.name)[tap].split("/"):
+            norm = norm[name]
+        return losses.overhaul_margin(jnp.asarray(norm["bias"]), jnp.asarray(norm["scale"]))
+
+
+class Place(NamedTuple):
+    """Problem, protocol and folders that the cells of a command share.
+
+    Attributes:
+      problem: the field.
+      protocol: the settings that decide a number.
+      data_dir: folder of the data.
+      out: output folder of the command.
+      given: files of teachers' weights that were trained elsewhere, by the network's name.
+      progress: whether to show progress.
+    """
+
+    problem: Problem
+    protocol: Protocol
+    data_dir: Any
+    out: pathlib.Path
+    given: Mapping[str, str] = {}
+    progress: bool = True
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Folder of all cells that can be compared, and of their report."""
+        given = "-".join(f"{name}-{digest(file)}" for name, file in sorted(self.given.items()))
+        return self.out / (f"{self.protocol.name}-given-{given}" if given else self.protocol.name)
+
+    def directory(self, cell: Any) -> pathlib.Path:
+        """Returns the folder of a cell."""
+        return self.folder / cell.path
+
+    def file(self, cell: Any) -> pathlib.Path:
+        """Returns the file that exists when a cell is finished."""
+        return self.directory(cell) / "cell.json"
+
+    def teacher_file(self, name: str) -> pathlib.Path:
+        """Returns the file that exists when a teacher is trained.
+
+        The folder of a given teacher is named after the content of its file and the precision it is computed in.
+        """
+        folder = self.protocol.teacher_name
+        if name in self.given:
+            folder = f"given-{digest(self.given[name])}{'-bf16' if self.protocol.bf16 else ''}"
+        return self.out / "teachers" / folder / name / "teacher.json"
+
+    def teacher(self, name: str) -> Trained:
+        """Returns a teacher, which is trained and measured first if it was not yet."""
+        file = self.teacher_file(name)
+        with files.claim(file.parent, wait=True):
+            if not file.exists():
+                _adopt(self, name) if name in self.given else _train(self, name)
+        like = self.problem.parameters(name, self.protocol.bf16)
+        variables = weights.fit_to(like, weights.load_safetensors(file.with_name("weights.safetensors")))
+        return Trained(name, variables, np.load(file.with_name("test_logits.npy")), file.parent)
+
+
+def cache(place: Place, trained: Trained, train: data.Dataset) -> teachers.Cache:
+    """Returns the teacher's outputs on every view of the students, computed once."""
+    protocol = place.protocol
+    part = f"{protocol.images or 'all'}-images" + (f"-holdout-{protocol.holdout}" if protocol.holdout else "")
+    directory = trained.directory / f"outputs-{protocol.epochs}-views-{part}"
+    with files.claim(directory, wait=True):
+        return teachers.write_cache(
+            directory,
+            place.problem.model(trained.name, ("pooled",), protocol.bf16),
+            trained.variables,
+            train,
+            transform=shared_views(place.problem),
+            views=protocol.epochs,
+            codecs={name: teachers.codecs.full("float16") for name in CACHED},
+            progress=place.progress,
+        )
+
+
+@functools.cache
+def digest(file: str) -> str:
+    """Returns a digest of a file of weights."""
+    return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12]
+
+
+def shared_views(problem: Problem) -> Transform:
+    """Returns the augmentation that all seeds share where outputs are cached."""
+    return _shared(problem.augment)
+
+
+@functools.cache
+def _shared(augment: Any) -> Transform:
+    shared: Transform = augment(0)
+    return shared
+
+
+def _train(place: Place, name: str) -> None:
+    problem, protocol, directory = place.problem, place.protocol, place.teacher_file(name).parent
+    train, held = inputs.parts(problem.load(place.data_dir, "train"), protocol, student=False)
+    loader = inputs.training(train, protocol, SEED)
+    steps = protocol.teacher_epochs * loader.steps_per_epoch
+    model = problem.model(name, (), protocol.bf16)
+    kd = jaxkd.distill(
+        model,
+        teachers.none(),
+        jaxkd.combine(ce=methods.cross_entropy()),
+        optimizer=problem.optimizer(name, steps),
+    )
+    splits = inputs.evaluations(problem.load(place.data_dir, "test"), held)
+    clock = training.Clock(directory / "seconds.json")
+    result = training.run(
+        jaxkd.distillers.preprocess(
+            training.measured(kd, model), train_transform=problem.augment(SEED), eval_transform=problem.normalize
+        ),
+        loader,
+        splits,
+        steps=steps,
+        eval_every=loader.steps_per_epoch,  # students with other intervals share the teacher
+        checkpoint_every=loader.steps_per_epoch,
+        key=jax.random.key(SEED),
+        best=training.judge(splits),
+        directory=directory,
+        config={
+            "steps": steps,
+            "teacher": name,
+            "batch_size": protocol.batch_size,
+            "bf16": protocol.bf16,
+            "holdout": protocol.holdout,
+        },
+        on_eval=clock,
+        progress=place.progress,
+    )
+    curve = training.curve(result.history)
+    found = {"name": name, "source": "trained", "steps": int(result.state.step), "seconds": clock.seconds}
+    _keep(place, name, result.state.student, found | {"curve": curve, "best": training.best(curve)})
+
+
+def _adopt(place: Place, name: str) -> None:
+    """Takes weights from safetensors, or a PyTorch state dict of reference names."""
+    file, like = place.given[name], place.problem.parameters(name, place.protocol.bf16)
+    try:
+        state_dict = weights.load_torch(file)
+    except TypeError:  # a checkpoint of the reference repositories holds the state dict among other things
+        state_dict = weights.load_torch(file, key="model")
+    if all("/" in array for array in state_dict):  # our params/Dense_0/kernel is fc.weight in PyTorch
+        variables = weights.fit_to(like, state_dict)
+    else:
+        names = weights.torch_cifar(name)
+        variables = weights.fit_torch_to(like, state_dict, names=names, ignore=weights.NUM_BATCHES_TRACKED)
+    _keep(place, name, variables, {"name": name, "source": f"sha256 {digest(file)}"})
+
+
+def _keep(place: Place, name: str, variables: Variables, found: dict[str, Any]) -> None:
+    problem, directory = place.problem, place.teacher_file(name).parent
+    directory.mkdir(parents=True, exist_ok=True)
+    test = problem.load(place.data_dir, "test")
+    model = problem.model(name, (), place.protocol.bf16)
+    logits = training.outputs_of(model, variables, test, ("logits",), problem.normalize)["logits"]
+    weights.save_safetensors(directory / "weights.safetensors", variables, overwrite=True)
+    np.save(directory / "test_logits.npy", logits)
+    found |= {
+        "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
+        "protocol": place.protocol.settings(),
+        "test": measures.describe(logits, test.arrays["label"]),
+        **versions.record(),
+    }
+    files.write_json(place.teacher_file(name), found, indent=1)  # last: where it exists, the teacher is complete

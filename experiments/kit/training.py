@@ -1,0 +1,193 @@
+"""One training: evaluation, clock, curve, and several seeds as one program."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxkd
+from experiments.kit import files, inputs
+from experiments.kit.recipe import Transform
+from jaxkd import data, distillers, training
+from jaxkd.types import Batch, Context, Distiller, Metrics, Model, PyTree, TrainState, Variables
+
+OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
+
+
+class Clock:
+    """The time that a run has trained, over all its processes.
+
+    Args:
+      path: file that keeps the time. The clock, called after each evaluation, writes the time until then.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._path, self._began, self._before, self.seconds = path, time.monotonic(), 0.0, 0.0
+        if path.exists():
+            self._before = self.seconds = float(json.loads(path.read_text())["seconds"])
+
+    def __call__(self, step: int, metrics: Mapping[str, float], state: TrainState) -> None:
+        """Notes the time; an ``on_eval`` of `jaxkd.training.fit`."""
+        self.seconds = self._before + time.monotonic() - self._began
+        files.write_json(self._path, {"step": step, "seconds": self.seconds})
+
+
+def measured(
+    kd: Distiller,
+    model: Model,
+    pick: Callable[[TrainState], Variables] = lambda state: state.student,
+    look: Transform | None = None,
+    metrics: Callable[[Context], Metrics] | None = None,
+) -> Distiller:
+    """Returns a distiller whose evaluation runs one model and not the teacher.
+
+    The teacher's outputs for an image that is not augmented never change: where the batch has them, as
+    ``teacher_logits``, agreement is measured. So every method is measured in the same way, at the cost of one forward
+    pass of the student.
+
+    Args:
+      kd: the distiller.
+      model: model to measure.
+      pick: its variables in a state.
+      look: transform of a batch before the model.
+      metrics: metrics of the evaluation; by default those of a classifier.
+    """
+
+    def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        given = look(batch) if look is not None else batch
+        outputs, _ = model.apply(pick(state), given, key=None, train=False)
+        teacher = {"logits": given["teacher_logits"]} if "teacher_logits" in given else {}
+        context = Context({"logits": outputs["logits"]}, teacher, given, state.step, jaxkd.distillers.mapped_axis())
+        return (metrics or metrics.classification)(context)
+
+    return kd._replace(evaluate=evaluate)
+
+
+def run(
+    kd: Distiller,
+    train: Any,
+    splits: Mapping[str, Any],
+    *,
+    steps: int,
+    eval_every: int,
+    chunk: int | None = None,
+    **options: Any,
+) -> training.FitResult:
+    """Trains, or resumes an interrupted training, and keeps one checkpoint.
+
+    Args:
+      kd: distiller for the images as they are stored.
+      train: input to train on.
+      splits: inputs to evaluate on.
+      steps: updates.
+      eval_every: steps between evaluations.
+      chunk: steps in a dispatch; by default 1 on a CPU, where XLA runs the gradients of convolutions in a loop of its
+        own many times slower, and 100 elsewhere.
+      **options: further options of `jaxkd.training.fit`.
+    """
+    chunk = chunk or (1 if jax.default_backend() == "cpu" else 100)
+    return training.fit(kd, train, steps=steps, eval_data=splits, eval_every=eval_every, keep=1, chunk=chunk, **options)
+
+
+def judge(splits: Mapping[str, Any]) -> str:
+    """Returns the metric that the best epoch is chosen by."""
+    return f"{'validation' if 'validation' in splits else 'test'}/accuracy"
+
+
+def outputs_of(
+    model: Model, variables: Variables, dataset: data.Dataset, names: tuple[str, ...], normalize: Transform
+) -> Any:
+    """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name.
+
+    Args:
+      model: model for normalized images, with taps for the names.
+      variables: its variables.
+      dataset: the set.
+      names: names of outputs.
+      normalize: transform of the stored images.
+    """
+
+    @jax.jit
+    def forward(variables: Variables, image: Any) -> dict[str, Any]:
+        outputs, _ = model.apply(variables, normalize({"image": image}), key=None, train=False)
+        return {name: jnp.asarray(outputs[name], jnp.float32) for name in names}
+
+    images = dataset.arrays["image"]
+    size = min(inputs.EVAL_BATCH, len(images))
+    pieces = []
+    for start in range(0, len(images), size):
+        piece = images[start : start + size]
+        filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])  # one shape, one program
+        pieces.append(jax.device_get(forward(variables, filled)))
+    return {name: np.concatenate([piece[name] for piece in pieces])[: len(images)] for name in names}
+
+
+def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Returns the evaluations of a run, and the mean training loss before each.
+
+    >>> curve(({"step": 1, "train/loss": 4.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0, "test/accuracy": 0.5}))
+    {'epoch': [1.0], 'test/accuracy': [0.5], 'train/loss': [3.0]}
+    """
+    found: dict[str, list[float]] = {}
+    losses: list[float] = []
+    for row in history:
+        losses += [row["train/loss"]] if "train/loss" in row else []
+        kept = {name: value for name, value in row.items() if name.startswith(("test/", "validation/"))}
+        if kept:
+            kept = {"epoch": row["epoch"]} | kept | ({"train/loss": float(np.mean(losses))} if losses else {})
+            losses = []
+        for name, value in kept.items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Returns the first of the best evaluations of a curve.
+
+    >>> best({"epoch": [1.0, 2.0, 3.0], "test/accuracy": [0.25, 0.5, 0.5]})
+    {'epoch': 2.0, 'by': 'test/accuracy', 'test/accuracy': 0.5}
+    """
+    by = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
+    where = curve[by].index(max(curve[by]))
+    return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
+
+
+# Several seeds as one program.
+
+
+def over_seeds(make: Callable[[PyTree], Distiller], own: Sequence[PyTree], seeds: Sequence[int]) -> Any:
+    """Returns several seeds as one distiller, and their keys.
+
+    Args:
+      make: makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights.
+      own: these arrays, for each seed.
+      seeds: seeds of the initial weights, each of which depends on its own number only.
+
+    Returns:
+      A distiller for batches ``[seeds, batch, ...]`` to train on and ``[batch, ...]`` to evaluate on, and keys.
+    """
+    stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
+    kd = distillers.sweep(
+        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(seeds))
+    )
+    return kd, jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(jnp.asarray(seeds))
+
+
+def of_seed(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:
+    """Returns the history of one of several seeds that were trained as one program.
+
+    >>> of_seed([{"step": 50, "train/loss[0]": 4.0, "train/loss[1]": 3.0}], 1)
+    ({'step': 50, 'train/loss': 3.0},)
+    """
+    end = f"[{i}]"
+    return tuple(
+        {name.removesuffix(end): value for name, value in row.items() if name.endswith(end) or "[" not in name}
+        for row in history
+    )

@@ -1,0 +1,201 @@
+"""A method of the table: a training made for a problem, and its baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+
+import jaxkd
+from experiments.kit import methods, training
+from experiments.kit.recipe import Transform
+from experiments.schemes.config import Config
+from experiments.schemes.problem import Problem
+from jaxkd import data, teachers
+from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, TrainState, Variables
+
+Own = Mapping[str, Variables]
+"""The variables that a seed has before a method begins: those of its teachers, by name."""
+
+Make = Callable[[Own], Distiller]
+"""Makes a seed's distiller from what the seed has."""
+
+
+class Part(NamedTuple):
+    """A part of a training, to count its cost: a distiller, and its number of steps."""
+
+    make: Make
+    steps: int
+
+
+class Training(NamedTuple):
+    """A training of all seeds.
+
+    Attributes:
+      make: makes the distiller of a seed, for images as they are stored.
+      steps: its steps.
+      model: the model that is measured at the end, and exported; it reads normalized images.
+      pick: the model's variables in the final state.
+      parts: the parts of the training, where the distiller of ``make`` is not that of all steps.
+      loader: makes the input of a seed from its images.
+      needs: the networks that it begins with, of `teachers.NETWORKS`.
+      look: transform of an image before it is measured; `Problem.normalize` by default.
+      every: steps between evaluations, where these must be at certain steps.
+      metrics: metrics of an evaluation; by default those of a classifier.
+      extra: further numbers about the first seed's student, by name.
+    """
+
+    make: Make
+    steps: int
+    model: Model
+    pick: Callable[[TrainState], Variables] = lambda state: state.student
+    parts: Sequence[Part] = ()
+    loader: Callable[[data.Dataset, int], Any] | None = None
+    needs: tuple[str, ...] = ("teacher",)
+    look: Transform | None = None
+    every: int | None = None
+    metrics: Callable[[Context], Metrics] | None = None
+    extra: Callable[[Variables], Mapping[str, float]] | None = None
+
+    @property
+    def all_parts(self) -> list[Part]:
+        """The parts of the training."""
+        return list(self.parts) or [Part(self.make, self.steps)]
+
+    def measured(self, own: Own, normalize: Transform) -> Distiller:
+        """Returns the distiller of a seed, whose evaluation measures the exported model."""
+        look = self.look or normalize
+        return training.measured(self.make(own), self.model, self.pick, look, self.metrics)
+
+    def input(self, images: data.Dataset, config: Config, seed: int) -> Any:
+        """Returns the input of a seed."""
+        if self.loader is not None:
+            return self.loader(images, seed)
+        return data.Resident(images, config.batch, drop_remainder=True)
+
+
+class Method(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      title: name in the table.
+      group: family of schemes.
+      build: makes its training.
+      alone: the student alone for so many steps, where it is not the usual one.
+      offline: offline distillation for so many steps, where it is not the usual one.
+      searched: whether it needs the chain of assistants that is searched for first.
+      problems: the problems that it exists for.
+    """
+
+    title: str
+    group: str
+    build: Callable[[Setting], Training]
+    alone: Callable[[Setting, int], Training] | None = None
+    offline: Callable[[Setting, int], Training] | None = None
+    searched: bool = False
+    problems: tuple[str, ...] = ("digits", "cifar100")
+
+
+class Setting(NamedTuple):
+    """Problem and settings that every method is built from."""
+
+    problem: Problem
+    config: Config
+    chain: tuple[str, ...] = ()
+    """The chain of assistants that was found, the student last."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of a student alone, and of every method whose student trains as long."""
+        return self.config.epochs * (self.config.images // self.config.batch)
+
+    @property
+    def student(self) -> Model:
+        """The student's network."""
+        return self.problem.network("student")
+
+    def optimizer(self, steps: int | None = None) -> optax.GradientTransformation:
+        """Returns the problem's optimizer, for so many steps."""
+        return self.problem.optimizer(self.steps if steps is None else steps)
+
+    def teacher(self, own: Own, name: str = "teacher", size: str = "teacher") -> Teacher:
+        """Returns a trained network as a teacher."""
+        return teachers.frozen(self.problem.network(size), own[name])
+
+    def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
+        """Returns a distiller for stored images: augmented to train, and normalized.
+
+        Args:
+          kd: distiller for normalized images.
+          *more: transforms after the normalization.
+          train: transform of training images, instead of the usual augmentation and normalization.
+        """
+        usual = data.compose(self.problem.augment, self.problem.normalize)
+        look = data.compose(self.problem.normalize, *more)
+        return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
+
+    def training(
+        self,
+        kd: Make,
+        *more: Transform,
+        steps: int | None = None,
+        model: Model | None = None,
+        train: Transform | None = None,
+        **options: Any,
+    ) -> Training:
+        """Returns the training of a distiller for normalized images.
+
+        Args:
+          kd: makes the distiller of a seed.
+          *more: transforms after the normalization.
+          steps: steps of the training; by default those of a student alone.
+          model: the model that is measured; by default the student.
+          train: see `placed`.
+          **options: further attributes of the training.
+        """
+        return Training(
+            lambda own: self.placed(kd(own), *more, train=train),
+            self.steps if steps is None else steps,
+            model or self.student,
+            look=data.compose(self.problem.normalize, *more),
+            **options,
+        )
+
+
+CE = methods.cross_entropy()
+BOTH = methods.METHODS["kd"].objective(methods.Setting(weights={"ce": 1.0, "kd": 1.0}))
+"""Cross-entropy and soft targets: the objective of offline distillation, and of every method with a teacher."""
+
+
+def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
+    """Returns the training of a network alone."""
+    return taught(setting, steps, model, None, *more, objective=jaxkd.combine(ce=CE), needs=())
+
+
+def taught(
+    setting: Setting,
+    steps: int,
+    model: Model,
+    teacher: Callable[[Own], Teacher] | None,
+    *more: Transform,
+    objective: Objective = BOTH,
+    needs: tuple[str, ...] = ("teacher",),
+) -> Training:
+    """Returns the training of a network by a teacher; both may read transforms."""
+
+    def kd(own: Own) -> Distiller:
+        made = teachers.none() if teacher is None else teacher(own)
+        return jaxkd.distill(model, made, objective, optimizer=setting.optimizer(steps))
+
+    return setting.training(kd, *more, steps=steps, model=model, needs=needs)
+
+
+def alone(setting: Setting, steps: int) -> Training:
+    """Returns the training of the student alone."""
+    return supervised(setting, steps, setting.student)
+
+
+def offline(setting: Setting, steps: int) -> Training:
+    """Returns offline distillation from the trained teacher."""
+    return taught(setting, steps, setting.student, setting.teacher)

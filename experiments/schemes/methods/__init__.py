@@ -1,0 +1,33 @@
+"""The methods of the table, in its order; each family has its module."""
+
+from __future__ import annotations
+
+from experiments.schemes.method import Method, alone, offline
+from experiments.schemes.methods import (
+    chains,
+    compression,
+    continual,
+    data_free,
+    modalities,
+    online,
+    own_teacher,
+    several_teachers,
+)
+
+_ALL = {
+    "alone": Method("student alone", "references", lambda setting: alone(setting, setting.steps)),
+    "offline": Method("offline distillation", "references", lambda setting: offline(setting, setting.steps)),
+    **online.METHODS,
+    **own_teacher.METHODS,
+    **chains.METHODS,
+    **several_teachers.METHODS,
+    **chains.CAPACITY,
+    **modalities.METHODS,
+    **data_free.METHODS,
+    **compression.METHODS,
+    **continual.METHODS,
+}
+_GROUPS = [group for group in dict.fromkeys(one.group for one in _ALL.values()) if group != "composed"] + ["composed"]
+
+METHODS: dict[str, Method] = dict(sorted(_ALL.items(), key=lambda item: _GROUPS.index(item[1].group)))
+"""Every method by name; schemes that are composed with other objectives come last."""

@@ -1,1 +1,0 @@
-"""The rows of each group of schemes."""
