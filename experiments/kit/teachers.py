@@ -181,7 +181,7 @@ def _adopt(place: Place, name: str) -> None:
     try:
         state_dict = weights.load_torch(file)
     except TypeError:  # a checkpoint of the reference repositories holds the state dict among other things
-        state_dict = weights.load_torch(file, key="model")
+        state_dict = weights.load_torch(file, state_dict_key="model")
     if all("/" in array for array in state_dict):  # our params/Dense_0/kernel is fc.weight in PyTorch
         variables = weights.fit_to(like, state_dict)
     else:

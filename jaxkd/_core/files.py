@@ -66,13 +66,13 @@ def write(path: pathlib.Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomically(file: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces a file atomically: it always holds its old or its new content.
 
     The content is written to a temporary file in the same folder, flushed to the disk and renamed.
 
     Args:
-      path: path of the file.
+      file: path of the file.
       content: its whole content.
 
     Raises:
@@ -84,18 +84,18 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
     >>> path.read_text()
     'whole'
     """
-    path = pathlib.Path(path)
+    file = pathlib.Path(file)
     content = content.encode() if isinstance(content, str) else content
-    if path.exists() and path.read_bytes() == content:
+    if file.exists() and file.read_bytes() == content:
         return
-    temporary = unfinished(path)
+    temporary = unfinished(file)
     try:
         write(temporary, content)
-        temporary.replace(path)
-        sync(path.parent)
+        temporary.replace(file)
+        sync(file.parent)
     except OSError as error:
         what = f"{error.strerror or error}: it could not be replaced; its old content is intact"
-        raise OSError(error.errno, what, str(path)) from error
+        raise OSError(error.errno, what, str(file)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -86,11 +86,11 @@ def pack(metrics: Metrics) -> Packed:
     return Packed(jnp.stack([jnp.concatenate(sums), jnp.concatenate(counts)]), tuple(names))
 
 
-def packing(step: Callable[..., Any]) -> Callable[..., Any]:
+def packing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a step or an evaluation such that, compiled, it returns packed metrics.
 
     Args:
-      step: function that returns metrics, or a tuple whose last item is metrics.
+      function: function that returns metrics, or a tuple whose last item is metrics.
 
     Returns:
       The function with packed metrics if all of them are float32 scalars, which packing preserves exactly.
@@ -101,9 +101,9 @@ def packing(step: Callable[..., Any]) -> Callable[..., Any]:
     (1, Array(3., dtype=float32))
     """
 
-    @functools.wraps(step)
+    @functools.wraps(function)
     def packed(*arguments: Any, **options: Any) -> Any:
-        result = step(*arguments, **options)
+        result = function(*arguments, **options)
         if isinstance(result, tuple):
             return (*result[:-1], _pack_if_exact(result[-1]))
         return _pack_if_exact(result)

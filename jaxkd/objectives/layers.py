@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 
-def dense_init(key: Array, features: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
+def dense_init(key: Array, channels: int, outputs: int, *, bias: bool = True) -> dict[str, Array]:
     """Initializes a linear map of the last axis.
 
     >>> jax.tree.map(jnp.shape, dense_init(jax.random.key(0), 3, 5))
     {'bias': (5,), 'kernel': (3, 5)}
     """
-    return _init(key, (features, outputs), bias)
+    return _init(key, (channels, outputs), bias)
 
 
 def dense(params: dict[str, Array], x: Array) -> Array:
@@ -73,7 +73,7 @@ def conv(params: dict[str, Array], x: Array) -> Array:
     return _biased(mapped, params)
 
 
-def batch_norm_init(features: int) -> ObjectiveVars:
+def batch_norm_init(channels: int) -> ObjectiveVars:
     """Initializes the parameters and running statistics of a BatchNorm.
 
     >>> batch_norm_init(1).state
@@ -81,8 +81,8 @@ def batch_norm_init(features: int) -> ObjectiveVars:
     """
     # Four arrays rather than two used twice: a train state is donated, and a buffer can be donated only once.
     return ObjectiveVars(
-        {"scale": jnp.ones(features, jnp.float32), "bias": jnp.zeros(features, jnp.float32)},
-        {"mean": jnp.zeros(features, jnp.float32), "var": jnp.ones(features, jnp.float32)},
+        {"scale": jnp.ones(channels, jnp.float32), "bias": jnp.zeros(channels, jnp.float32)},
+        {"mean": jnp.zeros(channels, jnp.float32), "var": jnp.ones(channels, jnp.float32)},
     )
 
 
@@ -138,14 +138,14 @@ def batch_norm(
     return by_replica(normalize, x, mean, var), state
 
 
-def connector_init(key: Array, features: int, outputs: int) -> ObjectiveVars:
+def connector_init(key: Array, channels: int, outputs: int) -> ObjectiveVars:
     """Initializes the parameters and state of a `connector`.
 
     >>> jax.tree.map(jnp.shape, connector_init(jax.random.key(0), 3, 5).params)
     {'kernel': (3, 5), 'norm': {'bias': (5,), 'scale': (5,)}}
     """
     norm = batch_norm_init(outputs)
-    return ObjectiveVars({**dense_init(key, features, outputs, bias=False), "norm": norm.params}, norm.state)
+    return ObjectiveVars({**dense_init(key, channels, outputs, bias=False), "norm": norm.params}, norm.state)
 
 
 def connector(params: Any, state: Any, x: Array, context: Context, *, train: bool) -> tuple[Array, Any]:

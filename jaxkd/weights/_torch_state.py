@@ -73,13 +73,13 @@ def fit_torch_to(
     )
 
 
-def load_torch(source: Any, *, key: str | None = None) -> dict[str, np.ndarray]:
+def load_torch(source: Any, *, state_dict_key: str | None = None) -> dict[str, np.ndarray]:
     """Reads a PyTorch state dict as NumPy arrays.
 
     Args:
       source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file, or of a file that
         ``torch.load(weights_only=True)`` reads, which requires PyTorch.
-      key: of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
+      state_dict_key: of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
 
     Returns:
       PyTorch's names to arrays; bfloat16 stays bfloat16.
@@ -98,11 +98,13 @@ def load_torch(source: Any, *, key: str | None = None) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         source = _unpickled(path)
-    if key is not None:
+    if state_dict_key is not None:
         if not isinstance(source, Mapping):
-            raise TypeError(f"key={key!r}: expected a mapping around the state dict, got {type(source).__name__}.")
-        checks.known(key, source, "key")
-        source = source[key]
+            raise TypeError(
+                f"key={state_dict_key!r}: expected a mapping around the state dict, got {type(source).__name__}."
+            )
+        checks.known(state_dict_key, source, "state_dict_key")
+        source = source[state_dict_key]
     if not isinstance(source, Mapping):
         hint = " Pass its state_dict()." if hasattr(source, "state_dict") else ""
         raise TypeError(f"expected a state dict, names to tensors, or a path, got {type(source).__name__}.{hint}")

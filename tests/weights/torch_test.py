@@ -302,11 +302,11 @@ def test_pickles_are_read_by_torch(tmp_path, monkeypatch):
         return {"model": {"fc.bias": Tensor(np.ones(2))}, "epoch": 3}
 
     monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
-    assert list(weights.load_torch(path, key="model")) == ["fc.bias"]
+    assert list(weights.load_torch(path, state_dict_key="model")) == ["fc.bias"]
     with pytest.raises(TypeError, match=r"'model': expected a tensor, got dict\..*load_torch\(\.\.\., key='model'\)"):
         weights.load_torch(path)
     with pytest.raises(ValueError, match=r"key 'modle': there is no such name \(did you mean 'model'\?\)"):
-        weights.load_torch(path, key="modle")
+        weights.load_torch(path, state_dict_key="modle")
 
     def refuse(*args, **kwargs):
         raise RuntimeError("Unsupported global")
@@ -322,4 +322,4 @@ def test_sources_that_are_not_state_dicts_are_errors():
     with pytest.raises(TypeError, match=r"Pass its state_dict\(\)"):
         weights.load_torch(types.SimpleNamespace(state_dict=dict))
     with pytest.raises(TypeError, match="expected a mapping around the state dict"):
-        weights.load_torch(3, key="model")
+        weights.load_torch(3, state_dict_key="model")

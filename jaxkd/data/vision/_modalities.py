@@ -157,7 +157,7 @@ def strokes(
     *,
     steps: int = 32,
     threshold: float = 0.25,
-    order: Order = nearest_next,
+    scan_order: Order = nearest_next,
     name: str = "strokes",
     image: str = "image",
 ) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def strokes(
         point between 0 and 1, not yet normalized. Channels are averaged.
       steps: length of the sequence, at most height × width.
       threshold: least ink of a point, between 0 and 1.
-      order: order of the points: `nearest_next`, `by_scan`, or another function of this signature.
+      scan_order: order of the points: `nearest_next`, `by_scan`, or another function of this signature.
       name: name of the new entry; its mask is ``NAME_mask``.
       image: name of the entry to read.
 
@@ -205,7 +205,7 @@ def strokes(
         valid = pixels < height * width
         pixels = jnp.where(valid, pixels, 0)
         positions = jnp.stack([pixels // width, pixels % width], axis=1).astype(jnp.int32)
-        visited = order(positions, valid)
+        visited = scan_order(positions, valid)
         positions, valid, pixels = positions[visited], valid[visited], pixels[visited]
         before = jnp.concatenate([positions[:1], positions[:-1]])
         moved = positions - before

@@ -24,8 +24,8 @@ _TARGET = "target"
 
 
 def peer_attention(
-    peers: Sequence[str],
-    leader: str,
+    peer_names: Sequence[str],
+    leader_name: str,
     feature: str,
     *,
     own: Objective,
@@ -48,8 +48,8 @@ def peer_attention(
     from the paper in averaging probabilities instead of logits, and adds 1e-7 to the targets' probabilities.
 
     Args:
-      peers: names of the auxiliary peers' outputs, such as ``["peers/0", "peers/1"]``.
-      leader: name of the leader's outputs.
+      peer_names: names of the auxiliary peers' outputs, such as ``["peers/0", "peers/1"]``.
+      leader_name: name of the leader's outputs.
       feature: name of the feature h of each peer ``[batch, ..., features]``, averaged over its positions; all peers
         have the same number of features.
       own: objective that every peer and the leader minimize individually, on ``student/logits``, usually the
@@ -77,18 +77,18 @@ def peer_attention(
     >>> jax.tree.map(jnp.shape, variables.params["parts"])
     {'key': {'kernel': (4, 2)}, 'query': {'kernel': (4, 2)}}
     """
-    if not peers or len({*peers, leader}) != len(peers) + 1:
-        got = f"{[*peers, leader]}" if peers else "none"
+    if not peer_names or len({*peer_names, leader_name}) != len(peer_names) + 1:
+        got = f"{[*peer_names, leader_name]}" if peer_names else "none"
         raise ValueError(f"peer_attention: expected at least one peer, and each name once, got {got}.")
     positive("peer_attention", temperature=temperature)
     if hidden_size is not None and hidden_size < 1:
         raise ValueError(f"peer_attention, hidden_size: expected a positive number, or None, got {hidden_size}.")
-    logits_paths = [f"student/{peer}/logits" for peer in peers]
-    paths = [f"student/{peer}/{feature}" for peer in peers]
+    logits_paths = [f"student/{peer}/logits" for peer in peer_names]
+    paths = [f"student/{peer}/{feature}" for peer in peer_names]
     held = jax.lax.stop_gradient if hold else lambda x: x
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        same_shape("peer_attention", {p: lookup(context, p) for p in (*logits_paths, f"student/{leader}/logits")})
+        same_shape("peer_attention", {p: lookup(context, p) for p in (*logits_paths, f"student/{leader_name}/logits")})
         given = {path: lookup(context, path) for path in paths}
         sizes = {x.shape[-1] for x in given.values() if len(x.shape) > 1 and jnp.issubdtype(x.dtype, jnp.floating)}
         if len(sizes) != 1 or any(len(x.shape) < 2 for x in given.values()):
@@ -112,10 +112,10 @@ def peer_attention(
         log_q = jax.nn.log_softmax(logits / temperature, axis=-1)
         targets = {
             f"{_TARGET}/{peer}/logits": temperature * _log_mixture(log_alpha[:, i], log_q)
-            for i, peer in enumerate(peers)
+            for i, peer in enumerate(peer_names)
         }
-        uniform = jnp.full(log_alpha.shape[::2], -math.log(len(peers)), log_alpha.dtype)
-        return {**targets, f"{_TARGET}/{leader}/logits": temperature * _log_mixture(uniform, log_q)}, state
+        uniform = jnp.full(log_alpha.shape[::2], -math.log(len(peer_names)), log_alpha.dtype)
+        return {**targets, f"{_TARGET}/{leader_name}/logits": temperature * _log_mixture(uniform, log_q)}, state
 
     def kl(name: str) -> Objective:
         # Target and prediction are both student outputs, so gradients flow through both; `select` would stop those
@@ -128,7 +128,7 @@ def peer_attention(
             temperature=temperature,
         )
 
-    members = [*peers, leader]
+    members = [*peer_names, leader_name]
     terms = combine(
         own=combine(**{name: select(own, student=name) for name in members}),
         taught=combine(**{name: kl(name) for name in members}),

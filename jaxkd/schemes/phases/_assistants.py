@@ -113,7 +113,7 @@ def chains(candidates: Sequence[str], student: str) -> Iterator[tuple[str, ...]]
 
 
 def best_chain(
-    models: Sequence[str], score: Callable[[str | None, str], float]
+    model_names: Sequence[str], score: Callable[[str | None, str], float]
 ) -> tuple[tuple[str, ...], dict[str, float]]:
     """Finds the best chain: each network is taught by its best possible teacher.
 
@@ -122,7 +122,7 @@ def best_chain(
     and (n + 1) (n + 2) / 2 distillations find it.
 
     Args:
-      models: names of the assistants, from the teacher's side, and last that of the student.
+      model_names: names of the assistants, from the teacher's side, and last that of the student.
       score: ``score(before, model)`` distills a model from the best network of an earlier name, or from the teacher,
         where ``before`` is None, and returns the model's score (higher is better). It is called once for each pair, in
         an order in which the best network of ``before`` is known.
@@ -137,16 +137,16 @@ def best_chain(
     >>> best_chain(["large", "small", "student"], lambda before, model: -((gap[before] - gap[model]) ** 2))[0]
     ('large', 'small', 'student')
     """
-    if not models or len(set(models)) < len(models):
-        raise ValueError(f"best_chain, models: expected different names, the student's last, got {list(models)}.")
+    if not model_names or len(set(model_names)) < len(model_names):
+        raise ValueError(f"best_chain, models: expected different names, the student's last, got {list(model_names)}.")
     teacher_of: dict[str, str | None] = {}
     best: dict[str, float] = {}
-    for i, model in enumerate(models):
-        scores = {before: float(score(before, model)) for before in (None, *models[:i])}
+    for i, model in enumerate(model_names):
+        scores = {before: float(score(before, model)) for before in (None, *model_names[:i])}
         teacher_of[model] = max(scores, key=lambda before: scores[before])
         best[model] = scores[teacher_of[model]]
     chain: list[str] = []
-    at: str | None = models[-1]
+    at: str | None = model_names[-1]
     while at is not None:
         chain.insert(0, at)
         at = teacher_of[at]

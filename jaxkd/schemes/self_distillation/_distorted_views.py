@@ -26,7 +26,7 @@ def distorted_views(
     temperature: float | Schedule = 4.0,
     feature_weight: float | Array | Schedule = 5e-4,
     image: str = "image",
-    view: str = "view",
+    view_name: str = "view",
     label_path: str = "batch/label",
     metrics: Callable[[Context], Metrics] = metrics_lib.classification,
     train_metrics: Callable[[Context], Metrics] | None = None,
@@ -54,7 +54,7 @@ def distorted_views(
       temperature: T, a number or a schedule.
       feature_weight: μ, a number or a schedule.
       image: batch entry that the model reads.
-      view: batch entry that replaces it for the second version.
+      view_name: batch entry that replaces it for the second version.
       label_path: path of integer classes ``[batch]``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. In a batch of single images, each
         image is its own second version.
@@ -89,7 +89,7 @@ def distorted_views(
         paths = f"student/{feature}", f"student/{_VIEW}/{feature}"
         terms["mmd"] = term(mean_discrepancy, *paths, weight=feature_weight)
     return distill(
-        views(model, {_VIEW: {image: view}}),
+        views(model, {_VIEW: {image: view_name}}),
         teachers.none(),
         combine(**terms),
         optimizer=optimizer,

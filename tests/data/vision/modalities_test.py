@@ -16,7 +16,7 @@ TRANSFORMS = {
     "rows": lib.rows,
     "columns": lib.columns,
     "strokes": functools.partial(lib.strokes, steps=7),
-    "scan": functools.partial(lib.strokes, steps=7, order=lib.by_scan),
+    "scan": functools.partial(lib.strokes, steps=7, scan_order=lib.by_scan),
 }
 
 
@@ -97,7 +97,7 @@ def test_strokes_equal_the_path_by_hand(steps, nearest):
     image[1] = 0  # no ink
     image[2, :, :, :] = np.where(image[2] > 220, 200, 0)  # equal amounts of ink
     order = lib.nearest_next if nearest else lib.by_scan
-    found = lib.strokes({"image": image}, steps=steps, order=order)
+    found = lib.strokes({"image": image}, steps=steps, scan_order=order)
     for n in range(len(image)):
         expected, mask = path(image[n], steps, nearest=nearest)
         np.testing.assert_array_equal(found["strokes_mask"][n], mask)
