@@ -55,7 +55,7 @@ class RowAccumulator:
     It holds the metrics of steps that the device has not finished, and the sums of the row that is not complete. Sums
     are float64 on the host, added step by step, so that a row does not depend on how steps were grouped in dispatches.
 
-    >>> from jaxkd.metrics._packed_metrics import pack
+    >>> from jaxkd.metrics import pack
     >>> from jaxkd.types import Mean
     >>> rows = RowAccumulator(Cadence(steps=3, log_every=2), steps_per_epoch=2)
     >>> for step in range(3):
