@@ -60,7 +60,7 @@ def distill(
       objective_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
         ``optimizer``, with a separate state.
       metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
-      train_metrics: function of the `Context` that returns metrics of `step`; by default a step reports its losses only.
+      train_metrics: function of the `Context` that returns further metrics of `step`; by default there are none.
 
     Returns:
       A `Distiller`. ``init(key, batch)`` needs one training batch, or its shapes. ``step`` and ``evaluate`` are pure:
