@@ -73,7 +73,7 @@ def entries(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def digests(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Returns a digest of each example's bytes of some entries, uint64 ``[rows]``.
+    """Returns a 64-bit digest of each example, from the bytes of its named entries.
 
     >>> first, second = digests({"label": np.array([3, 4])}, ["label"])
     >>> bool(first != second)
@@ -103,7 +103,8 @@ def digest_of_set(index: np.ndarray, digests: np.ndarray) -> str:
 def content_difference(cached: np.ndarray, batch: Mapping[str, np.ndarray], names: Mapping[str, str]) -> str | None:
     """Returns how a batch differs from the examples that the teacher saw, or None.
 
-    ``cached`` has the digests of these examples, uint64 ``[rows]``, and ``names`` the `entries` that the teacher saw.
+    ``cached`` has the digests of these examples, uint64 ``[rows]``, and ``names`` the `entries` that the teacher saw;
+    further entries are ignored.
     """
     given = entries(batch)
     if changed := [

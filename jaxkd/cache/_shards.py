@@ -92,7 +92,7 @@ def facts(directory: pathlib.Path, number: int) -> dict[str, Any] | None:
 
 
 def damage(directory: pathlib.Path, number: int, known: Mapping[str, Any] | None) -> str | None:
-    """Returns the first file whose digest is not that in the shard's `facts`, or None."""
+    """Returns the first fault of a shard with these `facts`, or None."""
     folder = _folder(directory, number)
     if known is None:
         return f"{folder} is missing or incomplete"

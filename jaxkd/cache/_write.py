@@ -130,6 +130,9 @@ def write_shards(
 
     Returns:
       Number of shards of the whole cache that are still missing.
+
+    Raises:
+      ValueError: as `write_cache`, whose `StaleCacheError` is one; or ``shard`` is out of range.
     """
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard}.")

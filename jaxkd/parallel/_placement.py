@@ -117,7 +117,7 @@ def shard(
       kd: a distiller.
       mesh: the devices, as from `jax.make_mesh`.
       axis: mesh axis that splits the batch; the first by default.
-      rules: regular expressions of paths in the state, such as ``"loss/state/crd/bank/teacher"``, each with the
+      rules: regular expressions of paths in the state, such as ``"objective/state/crd/bank/teacher"``, each with the
         `PartitionSpec` of the arrays there, or a function from a shape to one, such as `fully_sharded`. The first
         expression that is found in a path applies.
       replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per part of the

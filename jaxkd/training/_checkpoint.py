@@ -191,6 +191,8 @@ class Checkpoints:
     def extra(self, step: int | None = None) -> dict[str, Any]:
         """Returns the ``extra`` of a checkpoint, by default of the last intact one.
 
+        The state is not read.
+
         Raises:
           CheckpointError: there is no such checkpoint, or it is damaged.
         """
