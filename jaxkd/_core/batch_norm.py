@@ -12,7 +12,7 @@ and variance of each replica with `statistics`, lets the layer normalize by them
 a contiguous part of this device's examples (``groups`` > 1, a reshape) or a run of consecutive devices
 (``devices`` > 1, a sum over the mapped axis).
 
-The layers of objectives use the same functions, and `positions` numbers the examples of the global batch.
+The layers of objectives use the same functions.
 """
 
 from __future__ import annotations
