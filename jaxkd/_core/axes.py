@@ -25,13 +25,8 @@ def mapped_axis() -> str | None:
 def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
     """Returns each example's index among the unmasked examples of the global batch.
 
-    Args:
-      mask: True for the examples to include ``[size]``, or None for all.
-      size: the number of examples on this device.
-      axis_name: the mapped axis that splits the batch, or None.
-
-    Returns:
-      int32 ``[size]``, numbered over the devices in their order. Masked examples get an arbitrary non-negative index.
+    They are int32 ``[size]``, numbered over the devices in their order. Masked examples get an arbitrary non-negative
+    index.
 
     >>> positions(jnp.array([True, False, True]), 3, None)
     Array([0, 0, 1], dtype=int32)

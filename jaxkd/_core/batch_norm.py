@@ -2,7 +2,7 @@
 
 The literature's networks were trained with BatchNorms that see one device's share of the batch. Such a share is
 called a *replica* here, and the number of replicas is a setting, `replicas`: by default one per device of the mapped
-axis, which reproduces published numbers; 1 for the statistics of the whole batch; or k, for the same numbers on any
+axis, which reproduces published numbers; 1 for the statistics of the whole batch; or k, for equal results on any
 number of devices.
 
 How it works. An adapter asks `of_layer` for each BatchNorm call in training. The answer is None where Flax computes
@@ -12,7 +12,7 @@ and variance of each replica with `statistics`, lets the layer normalize by them
 a contiguous part of this device's examples (``groups`` > 1, a reshape) or a run of consecutive devices
 (``devices`` > 1, a sum over the mapped axis).
 
-The layers of objectives use the same functions, and `positions` numbers the examples of the global batch.
+The layers of objectives use the same functions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def replicas(count: int | None) -> Iterator[None]:
     """Sets the number of batch parts that BatchNorm normalizes separately.
 
     The parts of the global batch are contiguous and equal. Their number belongs to the traced program and not to the
-    devices: ``replicas(8)`` gives the numbers of eight devices on one, and ``replicas(1)`` those of one device on
+    devices: ``replicas(8)`` gives the results of eight devices on one, and ``replicas(1)`` those of one device on
     eight. The running statistics are the mean over the replicas. A layer with an axis of its own (Flax's ``axis_name``)
     requests the statistics of the whole batch, and gets them for any number of replicas.
 
@@ -94,11 +94,8 @@ class Share(NamedTuple):
 def share_of(mask: Array | None, axis_name: str | None, size: int | None = None, count: int | None = None) -> Share:
     """Builds the `Share` of the code being traced.
 
-    Args:
-      mask: True for the examples to include ``[batch]``, or None for all.
-      axis_name: the mapped axis that splits the batch, or None.
-      size: the number of examples on this device; give it where a layer may see another number of rows.
-      count: the number of replicas; by default that of `replicas`.
+    ``count`` is the number of replicas, by default that of `replicas`. Give ``size``, the number of examples on this
+    device, where a layer may see another number of rows.
 
     Raises:
       ValueError: neither of the numbers of replicas and devices is a multiple of the other.
@@ -200,15 +197,10 @@ def by_replica(normalize: Callable[[Array, Array, Array], Array], x: Array, mean
 
 
 def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
-    """Updates a running statistic with the mean over the replicas.
+    """Updates a running statistic ``[features]`` with the mean over the replicas.
 
-    A replica without examples keeps the old value.
-
-    Args:
-      old: the running statistic ``[features]``.
-      new: the replicas' statistics ``[groups, features]``, from `statistics`.
-      momentum: the weight of ``old``.
-      count: the counts from `statistics`.
+    ``new`` ``[groups, features]`` and ``count`` are those of `statistics`; ``momentum`` weights ``old``. A replica
+    without examples keeps the old value.
 
     >>> running(jnp.zeros(1), jnp.array([[2.0], [8.0]]), 0.5, jnp.array([[3.0], [0.0]]))
     Array([0.5], dtype=float32)

@@ -19,10 +19,7 @@ _THREADS = 8  # hashlib releases the GIL, and a large checkpoint has many files
 
 
 def write_digests(folder: str | os.PathLike[str]) -> None:
-    """Writes the digests of all files of a folder. Each file is read once.
-
-    Args:
-      folder: folder whose files are complete.
+    """Writes the digests of all files of a complete folder. Each file is read once.
 
     >>> import tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -45,11 +42,7 @@ def write_digests(folder: str | os.PathLike[str]) -> None:
 def find_damage(folder: str | os.PathLike[str]) -> list[str]:
     """Compares the files of a folder with their digests. Each file is read once.
 
-    Args:
-      folder: folder in which `write_digests` was called.
-
-    Returns:
-      One line for each file that is missing, changed or not in the list; an empty list if there is no damage.
+    The result has one line for each file that is missing, changed or not in the list of `write_digests`.
     """
     folder = pathlib.Path(folder)
     try:

@@ -15,9 +15,6 @@ from collections.abc import Iterator
 def reason(error: Exception) -> str:
     """Returns why something could not be written, in a few words.
 
-    Args:
-      error: an error of the operating system, or of a library that wraps one.
-
     >>> reason(OSError(28, "No space left on device"))
     'No space left on device'
     >>> reason(ValueError("OUT_OF_RANGE: Error writing local file: {a long story} [os_error_code='27']"))
@@ -35,9 +32,6 @@ def sync(path: pathlib.Path) -> None:
 
     A folder is flushed after a rename in it, so that the rename survives a failure of the machine. Some file systems
     cannot flush a folder; nothing is done there.
-
-    Args:
-      path: file or folder.
     """
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)

@@ -147,10 +147,7 @@ def recorded(intermediates: Mapping[Any, Any], prefix: str = "") -> Iterator[tup
 def collect(taps: Mapping[str, str], intermediates: Mapping[Any, Any], available: Any = None) -> dict[str, Array]:
     """Returns the tapped outputs by the user's names.
 
-    Args:
-      taps: the user's names and their paths.
-      intermediates: the recorded outputs.
-      available: function that records every submodule's output, for the message about a missing path.
+    ``available`` records every submodule's output, for the message about a missing path.
 
     Raises:
       ValueError: a path does not exist (the message lists those that do, with their shapes), a module with several

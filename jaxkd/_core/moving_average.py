@@ -60,13 +60,8 @@ def begin(tree: PyTree) -> PyTree:
 def follow(average: PyTree, new: PyTree, decay: Decay, step: Any) -> PyTree:
     """Computes ``decay · average + (1 − decay) · new`` for floating-point leaves.
 
-    Integers and PRNG keys are taken from ``new``.
-
-    Args:
-      average: the result of `begin` or of the previous update.
-      new: the values to follow, in the same structure.
-      decay: weight of the old average; 1 leaves the average unchanged and 0 returns the new value, both exactly.
-      step: the number of updates before this one, for a schedule.
+    Integers and PRNG keys are taken from ``new``. A decay of 1 leaves the average unchanged and 0 returns the new
+    value, both exactly; a schedule is a function of ``step``, the number of updates before this one.
 
     Raises:
       ValueError: the two trees differ in structure.

@@ -10,10 +10,7 @@ from jax.experimental import multihost_utils
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has reached this point.
-
-    Args:
-      name: name of the point, the same in all processes.
+    """Waits until every process has reached this point, named equally in all of them.
 
     >>> barrier("saved")
     """
@@ -22,13 +19,7 @@ def barrier(name: str) -> None:
 
 
 def from_first(value: int) -> int:
-    """Returns the value of the first process in all processes.
-
-    Args:
-      value: a 32-bit integer; the values of the other processes are ignored.
-
-    Returns:
-      The first process's value.
+    """Returns the 32-bit integer of the first process in all processes.
 
     >>> from_first(3)
     3

@@ -59,9 +59,6 @@ def show_progress(
 def summary(row: Mapping[str, float]) -> str:
     """Formats the loss, accuracy and NLL of a metrics row, or else its first values.
 
-    Args:
-      row: metrics by name.
-
     >>> summary({"step": 5, "train/loss": 1.0, "train/kd": 0.25, "eval/accuracy": 0.5})
     'train/loss 1.0000  eval/accuracy 0.5000'
     """

@@ -13,13 +13,7 @@ from jaxkd.types import PyTree
 
 
 def named(tree: PyTree) -> dict[str, Any]:
-    """Returns every leaf by its path, with ``/`` between the parts of a path.
-
-    Args:
-      tree: any pytree.
-
-    Returns:
-      The leaves in the tree's order.
+    """Returns every leaf by its path, with ``/`` between parts, in the tree's order.
 
     Raises:
       ValueError: two leaves have the same name.
@@ -40,9 +34,6 @@ def named(tree: PyTree) -> dict[str, Any]:
 def manifest(tree: PyTree) -> dict[str, str]:
     """Returns the dtype and shape of every leaf by name.
 
-    Args:
-      tree: pytree of arrays, or of the results of `jax.eval_shape`.
-
     >>> manifest({"w": jnp.zeros((2, 3)), "key": jax.random.key(0)})
     {'key': 'key<fry>[]', 'w': 'float32[2,3]'}
     """
@@ -56,14 +47,7 @@ def describe(leaf: Any) -> str:
 
 
 def differences(stored: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
-    """Returns one line for each leaf in which two manifests differ.
-
-    Args:
-      stored: manifest of a checkpoint.
-      wanted: manifest of a state.
-
-    Returns:
-      An empty list if the checkpoint can be restored into the state.
+    """Returns one line for each leaf in which the manifests of two states differ.
 
     >>> differences({"w": "float32[2]"}, {"w": "float32[3]"})
     ['w: float32[2] in the checkpoint, float32[3] in the state']

@@ -43,9 +43,7 @@ def replace_array(path: pathlib.Path, array: np.ndarray) -> None:
 def open_array(path: str, dtype: str) -> np.ndarray:
     """Maps a ``.npy`` file into memory; an unchanged file is mapped once.
 
-    Args:
-      path: of the file.
-      dtype: of the array; a bfloat16 array lies in the file as uint16.
+    ``dtype`` is that of the array: a bfloat16 array lies in the file as uint16.
     """
     stat = os.stat(path)
     return _mapped(path, dtype, (stat.st_ino, stat.st_mtime_ns, stat.st_size))

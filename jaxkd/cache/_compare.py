@@ -24,17 +24,10 @@ def differences(
     transform: _probes.Transform | None,
     probe: Mapping[str, np.ndarray] | None = None,
 ) -> list[str]:
-    """Returns the differences between a cache and what is given, one line each.
+    """Returns one line for each difference between a cache and what is given.
 
-    Args:
-      path: of the cache.
-      stored: its manifest.
-      identity: the given identity; parts that are None or absent are not compared.
-      transform: the given transform.
-      probe: the set's probe examples, if the set is available.
-
-    Returns:
-      One line for each part that differs; none if all parts are equal.
+    Parts of ``identity`` that are None or absent are not compared. ``stored`` is the manifest of the cache, ``probe``
+    the set's probe examples, if the set is available.
     """
     lines = _manifest.compare(stored["identity"], identity)
     saved = _probes.load(path / "probes.npz")
@@ -54,12 +47,7 @@ def differences(
 
 
 def teacher_difference(path: pathlib.Path, program: Program) -> list[str]:
-    """Returns a line if the same weights give other outputs: another network or tap.
-
-    Args:
-      path: of the cache.
-      program: of the given teacher.
-    """
+    """Returns a line if the same weights give other outputs: another network or tap."""
     saved = _probes.load(path / "probes.npz")
     line = _probes.difference(saved["teacher"], program.sample(saved["examples"]), _TEACHER_TOLERANCE)
     return [f"teacher: the same weights give other outputs: {line}"] if line else []

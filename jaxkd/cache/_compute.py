@@ -39,14 +39,7 @@ def compute_shards(
 ) -> None:
     """Evaluates the teacher on the rows of the missing shards, and writes them.
 
-    Args:
-      path: of the cache.
-      program: of the teacher.
-      examples: of the set.
-      layout: of the shards.
-      missing: numbers of the shards to compute, in this order.
-      names: entries of an example that are digested.
-      progress: show progress.
+    ``missing`` has the numbers of these shards, ``names`` the entries of an example that are digested.
     """
     places = [layout.place(number) for number in missing]
     total = sum(last - first for _, first, last in places)

@@ -73,14 +73,7 @@ def entries(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
 
 
 def digests(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    """Returns a 64-bit digest of each example, from the bytes of its entries.
-
-    Args:
-      batch: arrays with one row per example.
-      names: entries that are digested.
-
-    Returns:
-      uint64 ``[rows]``.
+    """Returns a 64-bit digest of each example, from the bytes of its named entries.
 
     >>> first, second = digests({"label": np.array([3, 4])}, ["label"])
     >>> bool(first != second)
@@ -97,11 +90,7 @@ def digests(batch: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray
 
 
 def digest_of_set(index: np.ndarray, digests: np.ndarray) -> str:
-    """Returns one digest of a sequence of examples; it depends on their order.
-
-    Args:
-      index: of the examples, integers ``[rows]``.
-      digests: their `digests`, uint64 ``[rows]``.
+    """Returns one digest of the indices and digests of examples; their order matters.
 
     >>> digest_of_set(np.arange(2), np.array([7, 8])) == digest_of_set(np.arange(2), np.array([8, 7]))
     False
@@ -114,10 +103,8 @@ def digest_of_set(index: np.ndarray, digests: np.ndarray) -> str:
 def content_difference(cached: np.ndarray, batch: Mapping[str, np.ndarray], names: Mapping[str, str]) -> str | None:
     """Returns how a batch differs from the examples that the teacher saw, or None.
 
-    Args:
-      cached: digests of the examples that the teacher saw, uint64 ``[rows]``.
-      batch: the same examples now; entries that the teacher did not see are ignored.
-      names: `entries` that the teacher saw.
+    ``cached`` has the digests of these examples, uint64 ``[rows]``, and ``names`` the `entries` that the teacher saw;
+    further entries are ignored.
     """
     given = entries(batch)
     if changed := [

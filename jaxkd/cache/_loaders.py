@@ -90,10 +90,6 @@ class _Attached(abc.ABC):
 class AttachedResident(_Attached):
     """A resident loader with the cached outputs on the same device.
 
-    Args:
-      cache: the outputs.
-      loader: has ``arrays``, a dict with one row per example, and ``gather(arrays, step)``.
-
     Attributes:
       arrays: the loader's arrays, the stored fields ``[views, cached examples, ...]`` in their stored dtypes, and the
         row in these fields of each of the loader's examples.
@@ -114,13 +110,9 @@ class AttachedResident(_Attached):
     def gather(self, arrays: Mapping[str, Array], step: Any, **options: Any) -> Batch:
         """Returns the batch of a step: a pure function, for use under jit, scan and vmap.
 
-        Args:
-          arrays: `AttachedResident.arrays`, as an argument of the jitted function rather than a constant in it.
-          step: global step; it may be traced.
-          **options: for the loader's own ``gather``, such as ``seed``.
-
-        Returns:
-          The loader's batch with the cached fields; its ``epoch`` is the number of the view.
+        ``arrays`` is `AttachedResident.arrays`, an argument of the jitted function rather than a constant in it.
+        Options, such as ``seed``, are those of the loader's ``gather``. The ``epoch`` of the batch is the number of the
+        view.
         """
         # The loader gathers the row number like any other per-example array; the fields have a leading axis of views,
         # so they are indexed here, by (view, row).
@@ -138,9 +130,7 @@ class AttachedResident(_Attached):
 class AttachedLoader(_Attached):
     """A streaming loader with cached outputs read on the host.
 
-    Args:
-      cache: the outputs.
-      loader: if it has ``map(function)``, as `jaxkd.data.Stream` does, its read-ahead workers read the outputs too.
+    If the loader has ``map(function)``, as `jaxkd.data.Stream` does, its read-ahead workers read the outputs too.
     """
 
     def __init__(self, cache: Cache, loader: Any) -> None:

@@ -2,7 +2,8 @@
 
 ``manifest.json`` is written before the first shard, with ``"complete": false``, and replaced when all shards exist.
 Every writer and reader first compares its own arguments with the stored identity, so that outputs of two teachers, sets
-or settings are never mixed. Functions have no digest: a transform and a network are compared by `jaxkd.cache._probes`.
+or settings are never mixed. Functions have no digest: a transform and a network are compared by their results on
+probes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,6 @@ class StaleCacheError(ValueError):
 
 def digests_of(variables: Variables) -> dict[str, str]:
     """Returns dtype, shape and digest of every array of a model, by its path.
-
-    Args:
-      variables: parameters and state of the model.
-
-    Returns:
-      ``{"params/...": "float32[3, 4] sha256:..."}``.
 
     >>> digests_of(Variables({"w": np.zeros((2, 3), np.float32)}))
     {'params/w': 'float32[2, 3] sha256:9d908ecfb6b256de'}
@@ -103,9 +98,7 @@ def write(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
 def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Returns the differences between two identities, one line for each part.
 
-    Args:
-      stored: identity in the manifest.
-      given: identity at hand. A part that is None in either is unknown and not compared.
+    A part that is None in either is unknown and not compared.
 
     >>> compare({"views": 2, "teacher": {"w": "a"}}, {"views": 3, "teacher": {"w": "a"}})
     ['views: 2 in the cache, 3 given']

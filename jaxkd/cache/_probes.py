@@ -42,13 +42,7 @@ def view_of(batch: Mapping[str, Any], view: Any) -> dict[str, Any]:
 def effect(transform: Transform | None, batch: Mapping[str, np.ndarray], views: int) -> dict[str, np.ndarray]:
     """Returns samples of a transform's results on some examples in each view.
 
-    Args:
-      transform: a pure function of a batch; None for the identity.
-      batch: the examples.
-      views: number of views.
-
-    Returns:
-      Arrays ``[views, examples, values]`` by name; of large entries, a fixed subset of the values.
+    They are arrays ``[views, examples, values]`` by name; of large entries, a fixed subset of the values.
 
     Raises:
       ValueError: the result for an example depends on the other examples of the batch, as in mixup.
@@ -81,10 +75,7 @@ def effect(transform: Transform | None, batch: Mapping[str, np.ndarray], views: 
 def difference(stored: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], tolerance: float) -> str | None:
     """Returns the first difference of two effects beyond rounding, or None.
 
-    Args:
-      stored: effect in the cache.
-      given: effect at hand.
-      tolerance: for floating-point values, relative to the largest; integers have to be equal.
+    ``tolerance`` applies to floating-point values, relative to the largest; integers have to be equal.
     """
     if sorted(stored) != sorted(given):
         return f"entries {sorted(stored)} in the cache, {sorted(given)} given"

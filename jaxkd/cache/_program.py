@@ -27,13 +27,8 @@ Codecs = Mapping[str, Codec]
 class Program:
     """The teacher, compiled once for all views.
 
-    Args:
-      model: of the teacher.
-      variables: weights of the teacher.
-      transform: of the student's training, or None.
-      codecs: a codec for each output that is stored.
-      batch_size: examples per call.
-      devices: to split each batch over; the default device if None.
+    ``transform`` is that of the student's training, or None. Each call evaluates ``batch_size`` examples, split over
+    ``devices``, or on the default device if they are None.
     """
 
     def __init__(

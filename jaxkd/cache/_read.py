@@ -33,8 +33,8 @@ class Reader:
     """A picklable function that adds the cached fields to a NumPy batch on the host.
 
     Attributes:
-      directory: of the cache.
-      layout: of its shards.
+      directory: directory of the cache.
+      layout: layout of its shards.
       entries: stored fields by their names in a batch.
       data: entries of an example that the teacher saw, with dtypes and shapes; they are compared.
       contents: digest of all examples in their order.
@@ -74,12 +74,7 @@ class Reader:
             _manifest.refuse(self.directory, [line])
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns fields of some rows, each in its own view, by their names in a batch.
-
-        Args:
-          rows: integers ``[batch]``.
-          views: integers ``[batch]``.
-        """
+        """Returns fields of some rows, each in its own view, by their names in a batch."""
         numbers = views * self.layout.per_view + rows // self.layout.per_shard
         found = {
             name: np.empty((len(rows), *entry.shape), _arrays.dtype_of(entry.dtype))
@@ -137,7 +132,7 @@ class Cache:
     """Teacher outputs on disk, from `write_cache` or `open_cache`.
 
     Attributes:
-      directory: of the files.
+      directory: directory of the files.
       manifest: identity of teacher, data and settings, and sizes.
       transform: the transform of the cached views. Pass it to `jaxkd.distillers.preprocess`.
       name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
@@ -178,11 +173,7 @@ class Cache:
         return self.seconds / self.views * (epochs - self.views)
 
     def summary(self, epochs: int | None = None) -> str:
-        """Returns size and time as text.
-
-        Args:
-          epochs: of a training run, to add the time that the cache saves.
-        """
+        """Returns size and time as text, and the time that the cache saves in some epochs."""
         stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["codecs"].items())
         text = (
             f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, "
@@ -220,13 +211,8 @@ class Cache:
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
         """Returns the teacher's outputs from a batch of an attached loader.
 
-        `jaxkd.teachers.cached` calls it inside the step.
-
-        Args:
-          batch: has the stored fields, ``[batch, ...]``.
-
-        Returns:
-          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
+        They are float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs. `jaxkd.teachers.cached`
+        calls this function inside the step.
 
         Raises:
           ValueError: the batch lacks a stored field.
@@ -249,14 +235,9 @@ class Cache:
         return outputs
 
     def outputs(self, index: Any, view: int = 0) -> Outputs:
-        """Returns the teacher's outputs for some examples in a view.
+        """Returns the teacher's outputs for the examples of some indices in a view.
 
-        Args:
-          index: of the examples, integers ``[batch]``.
-          view: number of the draw of the transform.
-
-        Returns:
-          Float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
+        They are float32 arrays ``[batch, ...]`` by name, and the further arrays of the codecs.
 
         Raises:
           ValueError: the cache has no such example or view.
@@ -279,16 +260,13 @@ def open_cache(
     """Opens a finished cache without the teacher's model.
 
     Args:
-      directory: of the cache.
-      transform: of the student's training; its results on the probes have to equal those of the transform that the
-        cache was written with. None for none.
-      variables: weights of the teacher, to compare; not compared if None.
-      views: number of views, to compare; not compared if None.
-      codecs: codecs, to compare; not compared if None.
+      directory: directory of the cache.
+      transform: transform of the student's training, or None. Its results on the probes have to equal those of the
+        transform that the cache was written with.
+      variables: weights of the teacher, to compare; like the next two, not compared if None.
+      views: number of views.
+      codecs: codec of each output.
       name: prefix of the entries that `jaxkd.cache.attach` adds to a batch.
-
-    Returns:
-      The opened `Cache`.
 
     Raises:
       FileNotFoundError: the directory holds no cache.
@@ -333,9 +311,8 @@ def _joined(settings: Mapping[str, Any]) -> str:
     return " ".join(str(value) for value in settings.values())
 
 
-@functools.lru_cache(
-    maxsize=8
-)  # `contents` is part of the key: a directory may be deleted and written with another set
+# `contents` is part of the key: a directory may be deleted and written with another set.
+@functools.lru_cache(maxsize=8)
 def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices of all rows, and the permutation that sorts them."""
     known = np.asarray(_arrays.open_array(str(directory / "index.npy"), "int64"))

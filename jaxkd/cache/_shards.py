@@ -56,11 +56,7 @@ def write_shard(
 ) -> None:
     """Writes a complete shard, or leaves nothing under its name.
 
-    Args:
-      directory: of the cache.
-      number: of the shard.
-      arrays: by file name without ``.npy``.
-      notes: further facts, stored with the files' sizes and digests.
+    The arrays are named by file name without ``.npy``; the notes are stored with the files' sizes and digests.
     """
     final = _folder(directory, number)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +81,7 @@ def write_shard(
 def facts(directory: pathlib.Path, number: int) -> dict[str, Any] | None:
     """Returns the facts of a shard, or None if it is absent or has a wrong size.
 
-    Args:
-      directory: of the cache.
-      number: of the shard.
-
-    Returns:
-      ``{"files": {name: {"bytes": ..., "sha256": ...}}, ...}`` and the notes that it was written with.
+    They are ``{"files": {name: {"bytes": ..., "sha256": ...}}, ...}`` and the notes that the shard was written with.
     """
     folder = _folder(directory, number)
     with contextlib.suppress(OSError, ValueError):
@@ -101,13 +92,7 @@ def facts(directory: pathlib.Path, number: int) -> dict[str, Any] | None:
 
 
 def damage(directory: pathlib.Path, number: int, known: Mapping[str, Any] | None) -> str | None:
-    """Returns the first fault of a shard by its files' sizes and digests, or None.
-
-    Args:
-      directory: of the cache.
-      number: of the shard.
-      known: its `facts`.
-    """
+    """Returns the first fault of a shard with these `facts`, or None."""
     folder = _folder(directory, number)
     if known is None:
         return f"{folder} is missing or incomplete"
@@ -118,14 +103,7 @@ def damage(directory: pathlib.Path, number: int, known: Mapping[str, Any] | None
 
 
 def load(directory: pathlib.Path, number: int, name: str, dtype: str) -> np.ndarray:
-    """Maps an array of a shard into memory.
-
-    Args:
-      directory: of the cache.
-      number: of the shard.
-      name: of the file, without ``.npy``.
-      dtype: of the array.
-    """
+    """Maps an array of a shard, named without ``.npy``, into memory."""
     return _arrays.open_array(str(_folder(directory, number) / f"{name}.npy"), dtype)
 
 

@@ -53,23 +53,20 @@ def write_cache(
     setting. On several hosts, each writes its share of the shards to one shared directory.
 
     Args:
-      directory: for the cache; new, or of the same cache.
-      model: of the teacher, with taps for the outputs to store.
+      directory: directory of the cache; new, or of the same cache.
+      model: teacher, with taps for the outputs to store.
       variables: weights of the teacher: linen's dict, an nnx module or `Variables`. It runs in inference mode.
       data: a `jaxkd.data.Dataset`, or the `Resident` or `Stream` of the student's training.
-      transform: of the student's training, a pure function of the batch whose draws are functions of
+      transform: transform of the student's training, a pure function of the batch whose draws are functions of
         ``(seed, epoch, index)``; None for none. Pass the same one to `jaxkd.distillers.preprocess`.
       views: number of draws of the transform. The student sees view ``e % views`` in epoch ``e``.
       codecs: a codec for each output to store; ``{"logits": codecs.full("float16")}`` by default.
       batch_size: examples per call of the teacher. It affects rounding only.
       examples_per_shard: by default a sixteenth of the set, or as many as fill 256 MiB. An unfinished cache keeps the
         number that it was begun with.
-      devices: of this host, to split each batch over; by default one.
+      devices: devices of this host to split each batch over; by default one.
       progress: show progress, with the time left.
       name: prefix of the entries that `jaxkd.cache.attach` adds to a batch. Two caches for one student need two names.
-
-    Returns:
-      The opened `Cache`.
 
     Raises:
       StaleCacheError: the directory holds other outputs; the message names each difference.
@@ -127,29 +124,15 @@ def write_shards(
 ) -> int:
     """Writes one writer's share of a cache, for processes that run independently.
 
-    An array of jobs, for example. `write_cache` with the same arguments then finishes the cache, and computes any share
-    that is missing.
-
-    Args:
-      directory: as in `write_cache`.
-      model: as in `write_cache`.
-      variables: as in `write_cache`.
-      data: as in `write_cache`.
-      transform: as in `write_cache`.
-      views: as in `write_cache`.
-      codecs: as in `write_cache`.
-      batch_size: as in `write_cache`.
-      examples_per_shard: as in `write_cache`.
-      shard: ``(i, n)`` for writer i of n, which computes the shards whose number modulo n is i.
-      devices: as in `write_cache`.
-      progress: as in `write_cache`.
+    An array of jobs calls it, for example. `write_cache` with the same arguments then finishes the cache, and computes
+    any share that is missing. Arguments and errors are those of `write_cache`. Writer i of n, with ``shard=(i, n)``,
+    computes the shards whose number modulo n is i.
 
     Returns:
       Number of shards of the whole cache that are still missing.
 
     Raises:
-      StaleCacheError: as in `write_cache`.
-      ValueError: as in `write_cache`.
+      ValueError: as `write_cache`, whose `StaleCacheError` is one; or ``shard`` is out of range.
     """
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard}.")
@@ -250,10 +233,7 @@ def _shard_size(count: int, batch_size: int, outputs: Mapping[str, Any]) -> int:
 
 
 def _finish(path: pathlib.Path) -> bool:
-    """Writes the index and completes the manifest, unless a shard is missing.
-
-    Returns:
-      False if a shard is missing.
+    """Completes index and manifest; returns False if a shard is missing.
 
     Raises:
       ValueError: examples share an index, or the set changed while it was read.

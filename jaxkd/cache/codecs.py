@@ -111,7 +111,7 @@ def top_k(k: int, dtype: str = "float16") -> Codec:
 
     Args:
       k: number of classes to store.
-      dtype: of the stored logits, ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+      dtype: dtype of the stored logits, ``"float16"``, ``"bfloat16"`` or ``"float32"``.
 
     Returns:
       A `Codec` for ``[..., classes]``. It rejects NaN and ``+inf``.

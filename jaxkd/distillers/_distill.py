@@ -60,7 +60,7 @@ def distill(
       objective_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
         ``optimizer``, with a separate state.
       metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
-      train_metrics: the same for `step`; none by default, so that a step computes nothing but its losses.
+      train_metrics: function of the `Context` that returns further metrics of `step`; by default there are none.
 
     Returns:
       A `Distiller`. ``init(key, batch)`` needs one training batch, or its shapes. ``step`` and ``evaluate`` are pure:
@@ -195,8 +195,8 @@ def forward_fn(
 def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, Array]:
     """Returns the PRNG keys of a step for student, teacher and objective.
 
-    They are functions of the run's key, the step and, for student and teacher, the device. The objective's key is the
-    same on all devices, because what it draws for an example must not depend on the number of devices.
+    They are functions of the run's key, the step and, for student and teacher, the device. The objective's key is
+    equal on all devices, because its draws for an example must not depend on the number of devices.
     """
     shared = key = jax.random.fold_in(state.key, state.step)
     if axis_name is not None:

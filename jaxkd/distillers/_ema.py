@@ -69,12 +69,6 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
 def ema_params(state: TrainState) -> Variables:
     """Returns the averaged student of a state, in the student's dtypes.
 
-    Args:
-      state: state of a distiller from `with_ema`.
-
-    Returns:
-      `Variables` with the structure of ``state.student``.
-
     Raises:
       ValueError: the state has no average.
     """

@@ -15,22 +15,20 @@ from jaxkd.types import REPLICAS, PyTree
 def per_model(
     optimizers: optax.GradientTransformation | Mapping[str, optax.GradientTransformation],
 ) -> optax.GradientTransformation:
-    """Returns an optimizer that updates each member of a group separately.
+    """Returns an optimizer that updates each of several models separately.
 
     A transformation of the whole tree, such as ``optax.clip_by_global_norm``, would otherwise couple the updates of
-    independent models. The parameters are those of `jaxkd.wrappers.joint`, a dict by member, or of
-    `jaxkd.wrappers.replicate`, which are stacked and updated under `jax.vmap`. It can be nested, for groups of groups.
+    independent models. The parameters are those of `jaxkd.wrappers.joint`, a dict by model, or of
+    `jaxkd.wrappers.replicate`, which are stacked and updated under `jax.vmap`. Joint models of joint models need one
+    `per_model` inside another.
 
     Args:
-      optimizers: one optax transformation, of which every member has a separate state, or one for each member by name.
+      optimizers: one optax transformation, of which every model has a separate state, or one for each model by name.
         Names without parameters are ignored.
 
-    Returns:
-      An optax transformation, whose state has the structure of the group.
-
     Raises:
-      ValueError: from ``init``: the parameters are not those of a group, a member has no optimizer, or several
-        optimizers are given for `copies`, which are one program.
+      ValueError: from ``init``: the parameters are not those of several models, a model has no optimizer, or
+        several optimizers are given for `jaxkd.wrappers.replicate`, whose models are one program.
 
     >>> import jax.numpy as jnp
     >>> clipped = per_model(optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)))

@@ -15,16 +15,13 @@ Transform = Callable[[Batch], Batch]
 def preprocess(
     kd: Distiller, *, train_transform: Transform | None = None, eval_transform: Transform | None = None
 ) -> Distiller:
-    """Returns a distiller that transforms its batches before each step.
+    """Returns a distiller of raw batches, which it transforms before each step.
 
     Args:
       kd: a distiller.
       train_transform: pure function of the batch for ``step``, such as a random crop keyed by the batch's ``epoch`` and
         ``index``. ``init`` gets the shapes of its result.
-      eval_transform: the same for ``eval_transform``, which does not use ``train_transform``.
-
-    Returns:
-      A `Distiller` for raw batches.
+      eval_transform: the same for ``evaluate``, which does not use ``train_transform``.
 
     >>> import jax, jax.numpy as jnp, optax, jaxkd
     >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w)

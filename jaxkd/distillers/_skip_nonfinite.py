@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import axes, train_state
-from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
+from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, TrainState
 
 _SLOT = "skipped"
 _IN_A_ROW, _TOTAL = "in_a_row", "total"
@@ -18,7 +18,7 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
     The loss and every floating-point array of the new state are checked: student, parameters and state of the
     objective, optimizer, teacher. Values that were not finite before the step are ignored. A skipped step leaves the
     state unmodified, except for the step number. The check costs one pass over the state. Apply it last:
-    ``skip_nonfinite(averaged(kd))``.
+    ``skip_nonfinite(with_ema(kd))``.
 
     Args:
       kd: any distiller.
@@ -79,13 +79,10 @@ def _stays_finite(old: TrainState, new: TrainState) -> Array:
     def stays(before: Array, after: Array) -> Array:
         return jnp.all(jnp.isfinite(after) | ~(jnp.isfinite(before) | jnp.isnan(after)) | jnp.isnan(before))
 
-    pairs = zip(*(jax.tree.leaves(_checked(state)) for state in (old, new)), strict=True)
+    parts = ((state.student, state.teacher, state.objective, state.opt_state) for state in (old, new))
+    pairs = zip(*map(jax.tree.leaves, parts), strict=True)
     finite = [stays(x, y) for x, y in pairs if jnp.issubdtype(y.dtype, jnp.inexact)]
     return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)
-
-
-def _checked(state: TrainState) -> PyTree:
-    return state.student, state.teacher, state.objective, state.opt_state
 
 
 def _losses(metrics: Metrics) -> list[str]:

@@ -119,16 +119,9 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
 
 
 def select_run(state: TrainState, i: int) -> TrainState:
-    """Returns the state of one member of a sweep.
+    """Returns the state of one member of a sweep, numbered from 0.
 
     It is a state of the distiller that ``make`` returns for the member's values.
-
-    Args:
-      state: state of a distiller from `sweep`.
-      i: number of the member, from 0.
-
-    Returns:
-      An ordinary `TrainState`.
 
     Raises:
       IndexError: there is no such member.

@@ -42,7 +42,7 @@ def term_gradients(
 
     Args:
       kd: distiller of this student, teacher and objective, which may have been wrapped already, for instance by
-        `averaged`. Apply `preprocess`, which transforms batches, after this.
+        `with_ema`. Apply `preprocess`, which transforms batches, after this.
       student: student of ``kd``.
       teacher: teacher of ``kd``.
       objective: objective of ``kd``.

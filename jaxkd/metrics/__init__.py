@@ -1,11 +1,15 @@
 """Metrics as (sum, count) pairs, merged before they are divided.
 
+A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
+split over devices. `jaxkd.types.Mean` postpones the division. `compute`,
+`task_accuracies` and its summaries run on the host; all other functions can be used under jit too.
+
 ==================================  =========================================================================
 `from_values`                       a metric of one value per example
 `merge`, `total`, `psum`, `join`    metrics of two parts, of stacked parts, of all devices, of several groups
 `compute`                           divides, on the host
 `classification`                    accuracy, cross-entropy and agreement with the teacher
-`per_teacher`, `per_student`        the same for each member of an ensemble, each part of a student
+`per_teacher`, `per_student`        metrics of each teacher of an ensemble, of each part of a student
 `per_task`, `task_accuracies`       accuracy by task of a sequence
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
 `linear_cka`, `svcca`               similarity of two layers; `layer_similarity`: as metrics of an evaluation

@@ -1,8 +1,4 @@
-"""Metrics as sums and counts, merged over steps and devices before dividing.
-
-A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
-split over devices. `jaxkd.types.Mean` postpones the division. All functions but `compute` can be used under jit.
-"""
+"""Metrics of classifiers: accuracy, cross-entropy, agreement with the teacher."""
 
 from __future__ import annotations
 
@@ -41,18 +37,18 @@ def classification(context: Context) -> Metrics:
     found: dict[str, Mean] = {}
     if label is not None and student is not None and _labels(label, student):
         where = _expand(mask, label)
-        found["accuracy"] = from_values(_equal(jnp.argmax(student, axis=-1), label), where)
+        found["accuracy"] = from_values(jnp.equal(jnp.argmax(student, axis=-1), label), where)
         found["nll"] = from_values(losses.cross_entropy(student, label, where=where), where)
     if label is not None and teacher is not None and _labels(label, teacher):
-        found["teacher_accuracy"] = from_values(_equal(jnp.argmax(teacher, axis=-1), label), _expand(mask, label))
+        found["teacher_accuracy"] = from_values(jnp.equal(jnp.argmax(teacher, axis=-1), label), _expand(mask, label))
     if student is not None and teacher is not None and student.shape == teacher.shape:
-        same = _equal(jnp.argmax(student, axis=-1), jnp.argmax(teacher, axis=-1))
+        same = jnp.equal(jnp.argmax(student, axis=-1), jnp.argmax(teacher, axis=-1))
         found["agreement"] = from_values(same, _expand(mask, same))
     return found
 
 
 def per_teacher(context: Context) -> Metrics:
-    """Metrics of `classification`, and the same for every member of an ensemble.
+    """Metrics of `classification`, and teacher metrics of each member of an ensemble.
 
     Args:
       context: context with the outputs ``teacher/NAME/logits`` of `jaxkd.teachers.ensemble`.
@@ -84,16 +80,15 @@ def per_teacher(context: Context) -> Metrics:
 
 
 def per_student(context: Context) -> Metrics:
-    """Metrics of `classification`, and the same for every part of the student.
+    """Metrics of `classification`, for the student and for each of its parts.
 
-    Parts are members of `jaxkd.wrappers.joint` and `jaxkd.wrappers.replicate`, exits and views: everything with outputs
-    ``NAME/logits``.
+    Parts are the models of `jaxkd.wrappers.joint` and `jaxkd.wrappers.replicate`, exits and views.
 
     Args:
       context: context with the parts' outputs ``student/NAME/logits``.
 
     Returns:
-      Beside the metrics of `classification` for the group's own logits: ``accuracy/NAME`` and ``nll/NAME``, if there
+      Beside the metrics of `classification` for the student's own logits: ``accuracy/NAME`` and ``nll/NAME``, if there
       are integer labels.
 
     >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
@@ -128,10 +123,6 @@ def _mask_unknown_classes(batch: Batch, logits: Array) -> Batch:
     known = jnp.take_along_axis(logits, jnp.clip(label, 0)[:, None], axis=-1)[:, 0] > -jnp.inf
     mask = batch.get("mask")
     return {**batch, "mask": known if mask is None else known & mask}
-
-
-def _equal(a: Array, b: Array) -> Array:
-    return jnp.equal(a, b)
 
 
 def _expand(mask: Array | None, values: Array) -> Array | None:

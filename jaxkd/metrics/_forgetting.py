@@ -19,7 +19,7 @@ def per_task(
 ) -> Callable[[Context], Metrics]:
     """Returns a metrics function for the student's accuracy on each task.
 
-    It is used as ``schemes.lifelong(..., metrics=per_task(tasks))``.
+    Pass it as ``schemes.lifelong(..., metrics=per_task(tasks))``.
 
     Args:
       tasks: class numbers of each task.
@@ -112,9 +112,6 @@ def average_accuracy(matrix: Any, after: int = -1) -> float:
       matrix: ``A[i, j]``, accuracy on task j after task i.
       after: k, number of a task counted from 0; the last by default.
 
-    Returns:
-      The mean, in [0, 1].
-
     Raises:
       ValueError: the matrix is not square, or there is no such task.
 
@@ -128,17 +125,13 @@ def average_accuracy(matrix: Any, after: int = -1) -> float:
 def forgetting(matrix: Any, after: int = -1) -> float:
     """Mean drop of old tasks from their best accuracy, after task k.
 
-    ``F_k = 1/(k−1) Σ_{j<k} (max_{l<k} a_{l,j} − a_{k,j})``.
-
-    Chaudhry et al., ECCV 2018. It lies in [−1, 1]; a negative value means that old tasks have improved.
+    ``F_k = 1/(k−1) Σ_{j<k} (max_{l<k} a_{l,j} − a_{k,j})``, in [−1, 1]; a negative value means that old tasks have
+    improved. Chaudhry et al., ECCV 2018.
 
     Args:
       matrix: ``A[i, j]``, accuracy on task j after task i. Entries that were not evaluated, such as those of tasks
         that had not begun, may be NaN.
       after: k, number of a task counted from 0; the last by default.
-
-    Returns:
-      The mean over the tasks before k.
 
     Raises:
       ValueError: the matrix is not square, or there is no task before.
@@ -152,17 +145,13 @@ def forgetting(matrix: Any, after: int = -1) -> float:
 
 
 def backward_transfer(matrix: Any) -> float:
-    """Mean change of each task's accuracy since it was learned.
+    """Mean change of each task's accuracy since it was learned, in [−1, 1].
 
-    ``BWT = 1/(T−1) Σ_{i<T} (a_{T,i} − a_{i,i})``.
-
-    Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017, equation 3.
+    ``BWT = 1/(T−1) Σ_{i<T} (a_{T,i} − a_{i,i})``, negative if tasks are forgotten. Lopez-Paz & Ranzato, "Gradient
+    Episodic Memory for Continual Learning", NeurIPS 2017, equation 3.
 
     Args:
       matrix: ``A[i, j]``, accuracy on task j after task i.
-
-    Returns:
-      The mean over all tasks but the last, in [−1, 1]; negative if tasks are forgotten.
 
     Raises:
       ValueError: the matrix is not square, or there is only one task.

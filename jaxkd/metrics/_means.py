@@ -62,12 +62,7 @@ def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | 
 def merge(a: Metrics, b: Metrics) -> Metrics:
     """Merges the metrics of two parts of a set: sums and counts are added.
 
-    Args:
-      a: metrics of one part.
-      b: metrics of another part, which may have other names.
-
-    Returns:
-      The metrics of both parts together, with the names of either.
+    The result has the names of either part.
 
     >>> both = merge({"loss": Mean(6.0, 3.0)}, {"loss": Mean(2.0, 1.0), "kd": Mean(5.0, 1.0)})
     >>> compute(both)
@@ -89,9 +84,6 @@ def total(metrics: Metrics) -> Metrics:
     Args:
       metrics: metrics whose sums and counts have the shape ``[n, ...]``.
 
-    Returns:
-      The metrics of all n parts together.
-
     >>> _, stacked = jax.lax.scan(lambda _, x: (None, {"x": from_values(x)}), None, jnp.array([[1.0, 2.0], [3.0, 4.0]]))
     >>> compute(total(stacked))
     {'x': 2.5}
@@ -109,7 +101,7 @@ def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
       axis_name: axis of `jax.pmap` or `jax.shard_map`; None returns the metrics unmodified.
 
     Returns:
-      The metrics of the global batch, the same on every device.
+      The metrics of the global batch, equal on every device.
 
     >>> mapped = jax.pmap(lambda x: psum({"x": from_values(x)}, "d"), axis_name="d")
     >>> compute(jax.tree.map(lambda x: x[0], mapped(jnp.array([[1.0, 3.0]]))))
@@ -123,12 +115,7 @@ def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
 
 
 def compute(metrics: Metrics) -> dict[str, float]:
-    """Divides sums by counts, on the host.
-
-    It waits for the device, so call it after merging.
-
-    Args:
-      metrics: metrics with scalar sums and counts.
+    """Divides sums by counts, on the host; it waits for the device, so merge first.
 
     Returns:
       Floats by name; NaN where the count is 0.

@@ -112,7 +112,7 @@ def layer_similarity(
 ) -> Callable[[Context], Metrics]:
     """Returns a metrics function for the similarities of pairs of layers.
 
-    It is used as ``distill(..., metrics=layer_similarity({"stage2": (...)}))``.
+    Pass it as ``distill(..., metrics=layer_similarity({"stage2": (...)}))``.
 
     Args:
       pairs: paths of two features, by the name to report them under.

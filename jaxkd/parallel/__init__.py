@@ -1,6 +1,6 @@
 """Placement of a pure step on one device, on all devices, or over a mesh.
 
-The results are the same.
+The results are equal up to rounding.
 
 ================================  ==========================================================================
 `jit`                             one device, or the devices of the arguments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +20,11 @@ Intake = Callable[[Batch], Batch]
 def pad(batch: Batch, multiple: int) -> Batch:
     """Pads a batch to a multiple, with masked copies of its last example.
 
-    A batch that divides is returned unmodified.
+    A batch that divides is returned unmodified; others get a ``mask``.
 
     Args:
       batch: dict of arrays ``[batch, ...]``.
       multiple: divisor of the padded size, such as the number of devices.
-
-    Returns:
-      The batch, with a ``mask`` if examples had to be added.
 
     Raises:
       ValueError: the arrays have no common leading dimension.
@@ -46,13 +42,8 @@ def pad(batch: Batch, multiple: int) -> Batch:
 def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
     """Returns a builder of intakes for a mesh with batches split over one axis.
 
-    Args:
-      mesh: devices, of one host or several.
-      axis: mesh axis over which the batch is split.
-      multiple: divisor of the size of a global batch.
-
-    Returns:
-      A function that builds an `Intake`, one for each input, because the hosts agree on a batch size for each input.
+    ``multiple`` divides the size of a global batch. Each input needs its own intake, because the hosts agree on a batch
+    size for each input.
     """
     split, parts = NamedSharding(mesh, PartitionSpec(axis)), mesh.shape[axis]
     if split.is_fully_addressable:
@@ -79,11 +70,7 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
 def over_devices(devices: int, multiple: int) -> Callable[[], Intake]:
     """Returns a builder of intakes for `jax.pmap`.
 
-    Its batches are ``[local devices, share, ...]``.
-
-    Args:
-      devices: number of devices of this host.
-      multiple: divisor of the size of this host's part of a batch.
+    Its batches are ``[local devices, share, ...]``; ``multiple`` divides the size of this host's part of a batch.
     """
 
     def split(batch: Batch) -> Batch:
@@ -142,12 +129,3 @@ def _local_parts(mesh: Mesh, axis: str) -> int:
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0)
     this = jax.process_index()
     return sum(any(device.process_index == this for device in np.ravel(devices)) for devices in along)
-
-
-def common_multiple(parts: int, replicas: int | None) -> int:
-    """Returns the divisor of a global batch size for equal parts and replicas.
-
-    >>> common_multiple(4, None), common_multiple(4, 8), common_multiple(4, 1)
-    (4, 8, 4)
-    """
-    return math.lcm(parts, replicas or 1)

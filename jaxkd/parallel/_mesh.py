@@ -19,12 +19,7 @@ _REPLICATED: weakref.WeakKeyDictionary[Any, tuple[PyTree, PyTree]] = weakref.Wea
 def globally(x: Any, sharding: Any) -> Array:
     """Returns an array with a sharding; each host sends the parts of its own devices.
 
-    Args:
-      x: an array of this host, equal on every host, or a global array. It may be a typed PRNG key.
-      sharding: sharding over any devices.
-
-    Returns:
-      ``x`` itself if it has this sharding already.
+    The array is equal on every host or global, and may be a typed PRNG key. With this sharding, it is returned itself.
 
     >>> whole = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec())
     >>> globally(np.ones(3), whole).sharding == whole
@@ -43,14 +38,9 @@ def globally(x: Any, sharding: Any) -> Array:
 
 
 def replicated_arrays(state: TrainState, data: Any) -> PyTree:
-    """Returns a resident input's arrays, replicated once over a state's mesh.
+    """Returns a resident input's ``arrays``, replicated once over a state's mesh.
 
-    Args:
-      state: state that is trained. If it is not on a mesh, the arrays are returned unmodified.
-      data: a resident input.
-
-    Returns:
-      The replicated ``data.arrays``.
+    If the state is not on a mesh, they are returned unmodified.
     """
     sharding = jax.tree.leaves(state)[0].sharding
     if not isinstance(sharding, NamedSharding):

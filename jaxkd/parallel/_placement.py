@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxkd._core import batch_norm, checks
 from jaxkd.metrics import packing
 from jaxkd.parallel import _states
-from jaxkd.parallel._batches import Intake, common_multiple, on_mesh, over_devices, pad
+from jaxkd.parallel._batches import Intake, on_mesh, over_devices, pad
 from jaxkd.parallel._rules import Rule, layout
 from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
@@ -27,10 +28,10 @@ class Placed(Distiller):
         around a step, such as those of `jaxkd.training.fit`, needs batches that are in place.
     """
 
-    intake: Callable[[], Intake] = staticmethod(lambda: _identity)
+    intake: Callable[[], Intake] = staticmethod(lambda: lambda batch: batch)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Makes one step; ``state`` is donated."""
+        """Makes one step; it donates ``state``, as ``step`` does."""
         return self.step(state, batch)
 
     def _replace(self, **changed: Any) -> Placed:
@@ -46,12 +47,8 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
       kd: a distiller.
       replicas: number of equal parts of the batch that BatchNorm normalizes separately; None is 1 here. With 8, the
         results are those of eight devices. A batch that does not divide is padded and masked.
-
-    Returns:
-      A `Placed`; its step donates the state.
     """
-    multiple = common_multiple(1, replicas)
-    step, evaluate = (_within(replicas, function, multiple) for function in (kd.step, kd.evaluate))
+    step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
     return Placed(kd.init, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
 
 
@@ -68,9 +65,6 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
       devices: devices to use; all by default.
       replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per device, 1 for
         statistics of the whole batch, or any multiple or divisor of the number of devices.
-
-    Returns:
-      A `Placed`; its step donates the state.
     """
     all_devices = list(jax.devices() if devices is None else devices)
     local = sum(device.process_index == jax.process_index() for device in all_devices)
@@ -80,7 +74,7 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
 
     # pmap returns a state with this sharding. A state with another one would be compiled for a second time.
     replicated = NamedSharding(Mesh(np.array(all_devices), (DATA_AXIS,)), PartitionSpec())
-    split = over_devices(local, common_multiple(len(all_devices), replicas) // len(all_devices) * local)()
+    split = over_devices(local, math.lcm(len(all_devices), replicas or 1) // len(all_devices) * local)()
 
     def put(state: TrainState) -> TrainState:
         if isinstance(state.step, jax.core.Tracer):
@@ -123,14 +117,11 @@ def shard(
       kd: a distiller.
       mesh: the devices, as from `jax.make_mesh`.
       axis: mesh axis that splits the batch; the first by default.
-      rules: regular expressions of paths in the state, such as ``"loss/state/crd/bank/teacher"``, each with the
+      rules: regular expressions of paths in the state, such as ``"objective/state/crd/bank/teacher"``, each with the
         `PartitionSpec` of the arrays there, or a function from a shape to one, such as `fully_sharded`. The first
         expression that is found in a path applies.
       replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per part of the
         axis, 1 for statistics of the whole batch, or any other number.
-
-    Returns:
-      A `Placed`; its step donates the state.
 
     Raises:
       ValueError: the mesh has no such axis; a rule matches no path of a state, or asks for parts that do not divide an
@@ -143,7 +134,7 @@ def shard(
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     parts = mesh.shape[axis]
     replicas = parts if replicas is None else replicas
-    multiple = common_multiple(parts, replicas)
+    multiple = math.lcm(parts, replicas or 1)
     intake = on_mesh(mesh, axis, multiple)
 
     def place(state: TrainState) -> Any:
@@ -173,11 +164,8 @@ def _on_mesh(
 ) -> Callable[..., Any]:
     """Returns a function that places its arguments and runs a compiled program.
 
-    Args:
-      compiled: function from the placement of a state to a compiled program.
-      place: function from a state to its placement, `layout` with the user's rules.
-      take: intake for the batches.
-      multiple: divisor of the batch size.
+    ``compiled`` maps the placement of a state to a program, and ``place`` a state to its placement: `layout` with the
+    user's rules.
     """
 
     @functools.lru_cache(maxsize=4)
@@ -218,22 +206,12 @@ def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 
     return within
 
 
-def _identity(batch: Batch) -> Batch:
-    return batch
-
-
 def batch_placer(kd: Distiller) -> Callable[[Batch], Batch]:
     """Returns a function that places the batches of one input for a step.
 
-    Args:
-      kd: a distiller, which may have been placed by `jaxkd.parallel`.
-
-    Returns:
-      A function of a batch.
-
     Raises:
-      ValueError: from that function: there are several hosts, the batch is this host's part, and the distiller does
-        not know how to assemble the parts.
+      ValueError: from that function: there are several hosts, the batch is this host's part, and the distiller,
+        wrapped after it was placed, cannot assemble the parts.
     """
     if isinstance(kd, Placed):
         return kd.intake()

@@ -61,16 +61,10 @@ def fully_sharded(mesh: Mesh, axis: str | None = None, *, min_size: int = 2**14)
 
 
 def layout(state: PyTree, mesh: Mesh, rules: Mapping[str, Rule]) -> PyTree:
-    """Returns the sharding of every array of a state.
+    """Returns the sharding of every array of a state, or of its shapes.
 
-    Args:
-      state: arrays, or their shapes.
-      mesh: the devices.
-      rules: a rule for each regular expression. The first expression that is found in an array's path applies; an array
-        that matches none is replicated.
-
-    Returns:
-      The structure of the state, with a `NamedSharding` for each array.
+    The first regular expression that is found in an array's path gives its rule; an array that matches none is
+    replicated.
 
     Raises:
       ValueError: a rule matches no path, has more dimensions than an array, or asks for parts that do not divide it.

@@ -18,12 +18,7 @@ from jaxkd.types import Array, PyTree
 def put(state: PyTree, placed: PyTree) -> PyTree:
     """Puts a state on its devices; arrays in place are returned unmodified.
 
-    Args:
-      state: arrays of this host, equal on every host; or global arrays.
-      placed: a sharding for each array.
-
-    Returns:
-      The placed state.
+    The arrays are equal on every host, or global; ``placed`` has a sharding for each.
     """
     shardings = jax.tree.leaves(placed)
     leaves, treedef = jax.tree.flatten(state)
@@ -36,15 +31,8 @@ def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], 
     """Computes ``init(key)`` such that each device makes its part of the result.
 
     Arrays that ``init`` closes over, such as a teacher's trained weights, become arguments of the program and not
-    constants in it, and those that it returns unmodified are sent to the devices in parts.
-
-    Args:
-      init: traceable function of a key.
-      key: PRNG key.
-      place: function from the shapes of the result to a sharding for each array.
-
-    Returns:
-      The placed result.
+    constants in it, and those that it returns unmodified are sent to the devices in parts. ``place`` maps the shapes of
+    the result to shardings.
 
     >>> whole = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec())
     >>> weights = jax.numpy.ones(3)

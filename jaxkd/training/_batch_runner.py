@@ -66,16 +66,7 @@ class BatchRunner(Protocol):
 def make_batch_runner(
     kd: Distiller, data: Any, cadence: Cadence, position: Mapping[str, Any] | None = None
 ) -> BatchRunner:
-    """Builds the runner for an input.
-
-    Args:
-      kd: distiller whose step is run.
-      data: an `Input`.
-      cadence: intervals of the run.
-      position: position of an earlier runner of the same input.
-
-    Returns:
-      A runner at that position.
+    """Builds the runner of an input, at the position of an earlier runner.
 
     Raises:
       TypeError: ``data`` is not an input.

@@ -37,11 +37,6 @@ class Cadence(NamedTuple):
 def due(every: int | None, step: int, cadence: Cadence) -> bool:
     """Returns whether an event is due after a step: at its interval, and at the end.
 
-    Args:
-      every: interval of the event in steps; None for never.
-      step: number of updates made.
-      cadence: intervals of the run.
-
     >>> cadence = Cadence(steps=10, log_every=1)
     >>> [step for step in range(1, 11) if due(4, step, cadence)]
     [4, 8, 10]
@@ -51,10 +46,6 @@ def due(every: int | None, step: int, cadence: Cadence) -> bool:
 
 def next_event(cadence: Cadence, step: int) -> int:
     """Returns the next step with an evaluation or a checkpoint, or the last step.
-
-    Args:
-      cadence: intervals of the run.
-      step: number of updates made.
 
     >>> next_event(Cadence(steps=100, log_every=10, eval_every=30, checkpoint_every=40), 30)
     40
@@ -69,10 +60,6 @@ def next_piece(cadence: Cadence, step: int) -> int:
     Between two events, a run is cut into equal pieces of at most ``chunk`` steps, which may differ by one. If neither
     interval divides the other, the distances between events take many values; pieces are then powers of two, so that
     few programs have to be compiled.
-
-    Args:
-      cadence: intervals of the run.
-      step: number of updates made.
 
     >>> cadence = Cadence(steps=500, log_every=10, eval_every=250, checkpoint_every=250)
     >>> next_piece(cadence, 0), next_piece(cadence, 83), next_piece(cadence, 166), next_piece(cadence, 250)

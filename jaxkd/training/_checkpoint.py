@@ -103,11 +103,7 @@ class Checkpoints:
     def damage(self, step: int) -> list[str]:
         """Returns one line for each damaged file of a checkpoint.
 
-        Args:
-          step: step of the checkpoint. One that this object has saved or verified is not read again.
-
-        Returns:
-          An empty list if all files hold the bytes that were written.
+        A checkpoint that this object has saved or verified is not read again.
         """
         problems = [] if step in self._verified else digests.find_damage(self.directory / str(step))
         if not problems:
@@ -122,7 +118,7 @@ class Checkpoints:
         Args:
           step: number of updates made.
           state: pytree of arrays, which may include typed PRNG keys.
-          extra: data that JSON can hold.
+          extra: data that JSON can hold, which `extra` and `restore` return.
           best: step of the best checkpoint so far, this or an older one, which is kept as long as this one.
 
         Raises:
@@ -193,13 +189,9 @@ class Checkpoints:
         return None if chosen == _NONE else chosen
 
     def extra(self, step: int | None = None) -> dict[str, Any]:
-        """Returns the caller's data of a checkpoint, without reading the state.
+        """Returns the ``extra`` of a checkpoint, by default of the last intact one.
 
-        Args:
-          step: step of the checkpoint; the last intact one by default.
-
-        Returns:
-          The ``extra`` of `save`.
+        The state is not read.
 
         Raises:
           CheckpointError: there is no such checkpoint, or it is damaged.
@@ -216,9 +208,6 @@ class Checkpoints:
         Args:
           target: a state of this structure: arrays, or `jax.ShapeDtypeStruct` with shardings. Its values are not read.
           step: step of the checkpoint; the last intact one by default, with a warning if later ones are damaged.
-
-        Returns:
-          The state, with the dtypes, shapes and devices of the target.
 
         Raises:
           CheckpointError: there is no such checkpoint, it is damaged, or its arrays are not those of the target; the

@@ -49,14 +49,7 @@ class StepProgram(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def run_step(step: Step) -> StepProgram:
-    """Compiles one step on a given batch.
-
-    Args:
-      step: step function of a distiller.
-
-    Returns:
-      The two functions of the program, which trace the step once between them.
-    """
+    """Compiles one step on a given batch; its two functions share one trace."""
 
     @jax.jit
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, Packed]:
@@ -84,12 +77,7 @@ def run_step(step: Step) -> StepProgram:
 def gather_batch(gather: Gather) -> Callable[[PyTree, Array], Batch]:
     """Compiles the gathering of one batch of resident data.
 
-    Args:
-      gather: ``(arrays, step) -> batch`` of a resident input.
-
-    Returns:
-      The compiled function. `jax.jit` alone would forget it together with the bound method, and every `fit` would
-      compile it again.
+    `jax.jit` alone would discard the program together with the bound method, and every `fit` would compile it again.
     """
     return jax.jit(gather)
 
@@ -98,13 +86,8 @@ def gather_batch(gather: Gather) -> Callable[[PyTree, Array], Batch]:
 def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Packed]]:
     """Compiles several steps on resident data as one dispatch; the state is donated.
 
-    Args:
-      step: step function of a distiller.
-      gather: ``(arrays, step) -> batch`` of a resident input.
-
-    Returns:
-      The compiled ``(state, arrays, first, *, length) -> (state, packed metrics [length, 2, names])``. It is compiled
-      once for each length. The arrays are an argument: closed over, they would be copied into every program.
+    The result is ``(state, arrays, first, *, length) -> (state, packed metrics [length, 2, names])``, compiled once for
+    each length. The arrays are an argument: closed over, they would be copied into every program.
     """
 
     def chunk(state: TrainState, arrays: PyTree, first: Array, *, length: int) -> tuple[TrainState, Packed]:
@@ -123,14 +106,7 @@ def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Pac
 
 @functools.lru_cache(maxsize=4)
 def evaluate_batch(evaluate: Evaluate) -> Callable[[TrainState, Batch], Packed]:
-    """Compiles the evaluation of one given batch.
-
-    Args:
-      evaluate: evaluate function of a distiller.
-
-    Returns:
-      The compiled ``(state, batch) -> packed metrics``.
-    """
+    """Compiles the evaluation of a batch: ``(state, batch) -> packed metrics``."""
     return jax.jit(lambda state, batch: pack(evaluate(state, batch)))
 
 
@@ -138,12 +114,7 @@ def evaluate_batch(evaluate: Evaluate) -> Callable[[TrainState, Batch], Packed]:
 def evaluate_resident(evaluate: Evaluate, gather: Gather) -> Callable[..., Packed]:
     """Compiles the evaluation of all batches of resident data as one dispatch.
 
-    Args:
-      evaluate: evaluate function of a distiller.
-      gather: ``(arrays, step) -> batch`` of a resident input.
-
-    Returns:
-      The compiled ``(state, arrays, *, length) -> packed metrics [length, 2, names]``.
+    The result is ``(state, arrays, *, length) -> packed metrics [length, 2, names]``.
     """
 
     def chunk(state: TrainState, arrays: PyTree, *, length: int) -> Packed:
@@ -156,9 +127,7 @@ def evaluate_resident(evaluate: Evaluate, gather: Gather) -> Callable[..., Packe
 
 
 def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
-    """Evaluates one pass over an input.
-
-    Sums and counts are added over its batches, and divided at the end.
+    """Evaluates one pass over an input; sums and counts are divided at its end.
 
     Args:
       kd: distiller whose ``evaluate`` is run.

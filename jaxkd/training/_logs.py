@@ -55,7 +55,7 @@ class RowAccumulator:
     It holds the metrics of steps that the device has not finished, and the sums of the row that is not complete. Sums
     are float64 on the host, added step by step, so that a row does not depend on how steps were grouped in dispatches.
 
-    >>> from jaxkd.metrics._packed_metrics import pack
+    >>> from jaxkd.metrics import pack
     >>> from jaxkd.types import Mean
     >>> rows = RowAccumulator(Cadence(steps=3, log_every=2), steps_per_epoch=2)
     >>> for step in range(3):
@@ -67,13 +67,7 @@ class RowAccumulator:
     def __init__(
         self, cadence: Cadence, steps_per_epoch: int, partial_row: Mapping[str, list[float]] | None = None
     ) -> None:
-        """Starts with an empty row, or with the partial row of a checkpoint.
-
-        Args:
-          cadence: intervals of the run, which say when a row is complete.
-          steps_per_epoch: steps in one pass over the training input, for the ``epoch`` of a row.
-          partial_row: `partial_row` at the time of the checkpoint.
-        """
+        """Starts with an empty row, or with the `partial_row` of a checkpoint."""
         self._cadence, self._steps_per_epoch = cadence, steps_per_epoch
         self._in_flight: collections.deque[tuple[int, Packed, int]] = collections.deque()
         restored = dict(partial_row or {})
@@ -83,22 +77,15 @@ class RowAccumulator:
     def add(self, first: int, packed: Packed, count: int) -> None:
         """Adds the metrics of some steps, without waiting for the device.
 
-        Args:
-          first: number of updates made before these steps.
-          packed: metrics ``[..., 2, names]``.
-          count: number of steps, whose metrics are the last ``count`` in ``packed``.
+        The last ``count`` entries of ``packed``, ``[..., 2, names]``, are those of the steps after step ``first``.
         """
         packed.array.copy_to_host_async()
         self._in_flight.append((first, packed, count))
 
     def complete(self, in_flight: int = 0) -> Iterator[dict[str, float]]:
-        """Yields the rows that are complete, waiting for all but the last few steps.
+        """Yields the complete rows, without waiting for the last ``in_flight`` additions.
 
-        Args:
-          in_flight: number of last calls of `add` whose steps are not waited for.
-
-        Yields:
-          ``step``, ``epoch`` and the means over the row's steps, named ``train/...``.
+        A row holds ``step``, ``epoch`` and the means over its steps, named ``train/...``.
 
         Raises:
           NonFiniteError: the loss of a step is not finite; the rows before it have been yielded.
@@ -215,11 +202,7 @@ class Logs:
             ) from error
 
     def truncate(self, step: float) -> None:
-        """Removes every row after a step from all files.
-
-        Args:
-          step: last step to keep.
-        """
+        """Removes every row after a step from all files."""
         rows = [row for row in self.rows if row["step"] <= step]
         self.close()
         self._open(rows)

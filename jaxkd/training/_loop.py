@@ -3,7 +3,7 @@
 Exact resume rests on four things. All that a step reads is in the `TrainState`, PRNG key included, or in the batch. A
 checkpoint holds, beside that state, a `Snapshot` of the host: position in the input, logged rows, the sums of the row
 that is not complete, the best evaluation. Steps are dispatched in pieces whose boundaries do not depend on where a
-process starts (`cadence`). And a snapshot is only taken between two steps, after every row that is due has been logged.
+process starts. And a snapshot is only taken between two steps, after every row that is due has been logged.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def fit(
       train_data: an input that repeats. A resident input (one with ``arrays`` and ``gather``) is trained on in chunks
         of many steps, each a single dispatch; otherwise batches come from ``batches()``.
       steps: total number of updates. Give this or ``epochs``.
-      epochs: the same in passes over ``train_data``.
+      epochs: total number of passes over ``train_data``.
       key: PRNG key for ``kd.init``. Give this or ``state``.
       state: initial state, for instance with pretrained weights. It is copied.
       eval_data: an input, whose metrics are named ``eval/...``, or several by name: ``{"val": ..., "test": ...}``.

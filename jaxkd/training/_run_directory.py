@@ -32,11 +32,11 @@ class Snapshot(NamedTuple):
 
     Attributes:
       step: number of updates made.
-      position: position in the training input, for `jaxkd.training.make_batch_runner`.
+      position: position in the training input, for `make_batch_runner`.
       partial_row: sums and counts of the row of metrics that is not complete.
       history: rows that have been logged.
       best: best evaluation so far, or None.
-      identity: settings and data of the run, as `jaxkd.training._run_identity` describes them.
+      identity: settings and data of the run, as `describe_run` and `describe_data` return them.
     """
 
     step: int = 0
@@ -57,10 +57,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Snapshot:
-        """Builds the snapshot that `to_json` described.
-
-        Args:
-          stored: value of `to_json`, after a round trip through JSON.
+        """Builds the snapshot that `to_json` described, after a round trip through JSON.
 
         Raises:
           CheckpointError: it has other entries, because another version of jaxkd or another program wrote it.
@@ -79,13 +76,6 @@ def load_snapshot(
     store: Checkpoints, directory: pathlib.Path, identity: Mapping[str, Any], *, steps: int, resume: bool
 ) -> Snapshot:
     """Returns the snapshot of the last good checkpoint, or an empty one for a new run.
-
-    Args:
-      store: checkpoints of the directory.
-      directory: directory of the run.
-      identity: settings and data of this call.
-      steps: last step of this call.
-      resume: False raises if the directory holds a run.
 
     Raises:
       ValueError: the directory holds a different run, or one that has made more steps; or it holds a run at all and

@@ -18,12 +18,8 @@ from jaxkd.types import Array
 def plain(value: Any, where: str = "config") -> Any:
     """Returns a configuration in the form that JSON would give it back.
 
-    Args:
-      value: dicts, dataclasses, sequences, named tuples, numbers, strings, paths, None.
-      where: name of the value, for the error message.
-
-    Returns:
-      Dicts, lists, numbers, strings and None.
+    It may hold dicts, dataclasses, sequences, named tuples, numbers, strings, paths and None. ``where`` is its name in
+    the error message.
 
     Raises:
       TypeError: a part of the value has no such form, for instance a function or an array.
@@ -55,13 +51,6 @@ def plain(value: Any, where: str = "config") -> Any:
 def differences(stored: Any, given: Any) -> list[str]:
     """Returns one line for each entry in which two plain configurations differ.
 
-    Args:
-      stored: configuration on disk.
-      given: configuration of this call.
-
-    Returns:
-      An empty list if they are equal.
-
     >>> differences({"lr": 0.1, "model": {"depth": 8}}, {"lr": 0.2, "model": {"depth": 8}, "seed": 1})
     ['lr: stored 0.1, given 0.2', 'seed: stored nothing, given 1']
     """
@@ -76,20 +65,10 @@ def differences(stored: Any, given: Any) -> list[str]:
 def describe_run(
     train: Input, cadence: Cadence, splits: Mapping[str, Input], *, key: Array | None, best: str | None, config: Any
 ) -> dict[str, Any]:
-    """Returns the settings that must be equal for a run to be resumed.
+    """Returns the settings that must be equal for a run to be resumed, as plain data.
 
-    The number of steps is not among them, so that a run can be made longer.
-
-    Args:
-      train: training input.
-      cadence: intervals of the run.
-      splits: inputs to evaluate on, by name.
-      key: PRNG key of the initial state.
-      best: metric and mode that select the best state.
-      config: settings of the user.
-
-    Returns:
-      A plain configuration.
+    The number of steps is not among them, so that a run can be made longer. ``best`` is the metric and mode that select
+    the best state.
 
     Raises:
       TypeError: ``config`` holds something that JSON cannot hold.
@@ -102,15 +81,7 @@ def describe_run(
 
 
 def describe_data(train: Input, splits: Mapping[str, Input]) -> dict[str, Any]:
-    """Returns the fingerprints of the inputs that have a method ``fingerprint()``.
-
-    Args:
-      train: training input.
-      splits: inputs to evaluate on, by name.
-
-    Returns:
-      ``{"data": {"train": ..., "eval": ...}}``, plain.
-    """
+    """Returns ``{"data": ...}`` with the fingerprint of each input that has one."""
     methods = {name: getattr(data, "fingerprint", None) for name, data in {"train": train, **splits}.items()}
     return {"data": {name: plain(method(), f"data.{name}") for name, method in methods.items() if method is not None}}
 
@@ -120,10 +91,6 @@ def comparable(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
     A streaming input cannot fingerprint as much of its content as an input in memory, and both may give the same
     batches. Entries about data that only one of the two has are therefore taken from the stored settings.
-
-    Args:
-      stored: settings on disk.
-      given: settings of this call.
 
     >>> comparable({"data": {"train": {"content": "ab"}}}, {"data": {"train": {"examples": 5}}, "key": 1})
     {'data': {'train': {'content': 'ab'}}, 'key': 1}

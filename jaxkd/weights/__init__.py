@@ -9,7 +9,7 @@
 `quantized_size`, `QuantizedSize`                   the size of such a file, by parts
 `load_run`                                          the student of a training run's directory
 `fit_to`                                            arrays by name into a model, names and shapes checked
-`fit_torch_to`, `load_torch`                        the same for PyTorch's state dicts
+`fit_torch_to`, `load_torch`                        PyTorch's state dicts into a model; out of a file
 `NUM_BATCHES_TRACKED`                               pattern of the BatchNorm counters, which Flax lacks
 `torch_cifar`                                       the name map of any CIFAR model that `jaxkd.models` shares with
                                                     PyTorch distillation repositories

@@ -31,9 +31,9 @@ def save_orbax(
     one writes.
 
     Args:
-      directory: to create.
+      directory: directory to create.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
-      metadata: JSON-serializable; stored as orbax's custom metadata.
+      metadata: JSON-serializable mapping, stored as orbax's custom metadata.
       overwrite: replace an existing checkpoint.
 
     Raises:
@@ -75,16 +75,13 @@ def save_orbax(
 
 
 def load_orbax(directory: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of an orbax checkpoint, as NumPy arrays.
+    """Reads the arrays of an orbax checkpoint as NumPy arrays, by their paths.
 
-    The devices that the arrays were on need not exist.
+    A name is a path joined by ``/``. The devices that the arrays were on need not exist.
 
     Args:
-      directory: of one checkpoint: written by `save_orbax`, by a ``StandardCheckpointer`` or ``PyTreeCheckpointer``, or
+      directory: one checkpoint: written by `save_orbax`, by a ``StandardCheckpointer`` or ``PyTreeCheckpointer``, or
         one item of a ``CheckpointManager``'s step, such as ``run/100/default``.
-
-    Returns:
-      Names to arrays: the path of each, joined by ``/``.
 
     Raises:
       FileNotFoundError: the directory does not exist.
@@ -110,15 +107,13 @@ def load_orbax_metadata(directory: Path) -> dict[str, Any]:
 def load_run(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Reads the student's weights from a directory that `jaxkd.training.fit` wrote.
 
-    Only the student is read, and nothing is written, so the run may still be active. The checkpoint is verified first.
+    Names are those of `load_orbax`. Only the student is read, and nothing is written, so the run may still be active.
+    The checkpoint is verified first.
 
     Args:
-      directory: of the run, or of its checkpoints.
-      step: of the checkpoint, such as ``training.Checkpoints(directory).best()``; by default the last undamaged one,
-        with a warning if later ones are damaged.
-
-    Returns:
-      Names to arrays, as from `load_orbax`.
+      directory: directory of the run, or of its checkpoints.
+      step: step of the checkpoint, such as ``training.Checkpoints(directory).best()``; by default that of the last
+        undamaged one, with a warning if later ones are damaged.
 
     Raises:
       FileNotFoundError: the directory does not exist.

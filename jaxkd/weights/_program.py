@@ -41,15 +41,15 @@ def save_program(
     too, with `save_safetensors`, to export the program again.
 
     Args:
-      file: of the file.
-      model: from an adapter.
+      file: path of the file.
+      model: model from an adapter.
       variables: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
       batch: inputs of the model before ``preprocess``, and no others: the program requires all of them. Arrays or
         `jax.ShapeDtypeStruct`; values are not read. If a shape has dimensions of `jax.export.symbolic_shape`, exactly
         those may vary.
       preprocess: a pure function of the batch, such as the normalization; the same as in `jaxkd.distillers.preprocess`.
       output_names: names of the model outputs and taps that the program returns; None for all.
-      platforms: that the program runs on, of ``cpu``, ``cuda``, ``rocm`` and ``tpu``.
+      platforms: platforms that the program runs on, of ``cpu``, ``cuda``, ``rocm`` and ``tpu``.
       overwrite: replace an existing file.
 
     Raises:

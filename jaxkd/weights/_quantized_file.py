@@ -81,19 +81,16 @@ def save_quantized(
     completely or not at all. With several processes, the first one writes; the others return a header size of 0.
 
     Args:
-      file: of the file.
+      file: path of the file.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts: the
         full-precision weights, which the model quantizes in its forward pass. With ``codebook``, the trained weights
         that `learned_codebook` was given, with the state to store.
-      bits: of the model.
-      bucket: of the model.
-      include: of the model.
-      codebook: learned by `learned_codebook`, ``state.student.params``; they determine bits and tensors.
+      bits: bits of the model's weights; like the next two, as in `jaxkd.wrappers.quantized`.
+      bucket: number of weights with a scale of their own.
+      include: selection of the tensors.
+      codebook: points from `learned_codebook`, ``state.student.params``, which determine bits and tensors.
       metadata: names to strings, stored in the header.
       overwrite: replace an existing file.
-
-    Returns:
-      The `QuantizedSize` of the file.
 
     Raises:
       FileExistsError: the file exists and ``overwrite`` is False.
@@ -139,14 +136,9 @@ def save_quantized(
 def load_quantized(file: Path) -> Variables:
     """Reads the dense weights of a file that `save_quantized` wrote.
 
-    They equal the weights in the quantized model's forward pass, bit for bit.
-
-    Args:
-      file: of the file.
-
-    Returns:
-      `Variables` of nested dicts, in their original dtypes, for the model itself rather than the quantized one. For a
-      model whose parameters are not dicts, ``fit_to(template, flatten(variables))`` restores the structure.
+    They equal the weights in the quantized model's forward pass, bit for bit, and are nested dicts in their original
+    dtypes, for the model itself rather than the quantized one. For a model whose parameters are not dicts,
+    ``fit_to(template, flatten(variables))`` restores the structure.
 
     Raises:
       FileNotFoundError: the file does not exist.

@@ -41,11 +41,10 @@ def save_safetensors(
 ) -> None:
     """Writes weights as one ``.safetensors`` file.
 
-    Names are such as ``params/Dense_0/kernel``. The file is written completely or not at all. With several processes,
-    the first one writes.
+    The file is written completely or not at all. With several processes, the first one writes.
 
     Args:
-      file: of the file.
+      file: path of the file.
       source: a `TrainState`, whose student is written, or weights in any form that an adapter accepts.
       metadata: names to strings, stored in the header beside ``format`` and ``producer``.
       overwrite: replace an existing file.
@@ -80,13 +79,10 @@ def save_safetensors(
 
 
 def load_safetensors(file: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of any ``.safetensors`` file.
+    """Reads the arrays of any ``.safetensors`` file by name.
 
-    Args:
-      file: of the file. Merge several files of one model by ``{**load_safetensors(a), **load_safetensors(b)}``.
-
-    Returns:
-      Names to arrays in their dtypes, including bfloat16 and 8-bit floats.
+    Their dtypes are those of the file, including bfloat16 and 8-bit floats. Merge several files of one model by
+    ``{**load_safetensors(a), **load_safetensors(b)}``.
 
     Raises:
       FileNotFoundError: the file does not exist.

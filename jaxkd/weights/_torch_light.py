@@ -16,10 +16,8 @@ def torch_resnet50() -> dict[str, str]:
     """Returns the name map of ResNet50 in PyTorch distillation repositories.
 
     It maps ``conv1, bn1, layer1.0.conv1, layer1.0.bn1, …, layer1.0.shortcut.0, …, layer4.2.bn3, linear`` to the modules
-    of `jaxkd.models`. ``downsample`` for ``shortcut`` and ``fc`` for ``linear`` are mapped too.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+    of `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``. ``downsample`` for ``shortcut`` and
+    ``fc`` for ``linear`` are mapped too.
 
     >>> names = torch_resnet50()
     >>> names["layer4.2.bn3"], names["layer1.0.shortcut.0"], names["linear"]
@@ -40,10 +38,8 @@ def torch_mobilenet_v2() -> dict[str, str]:
     """Returns the name map of MobileNetV2 in PyTorch distillation repositories.
 
     It maps ``conv1.0, conv1.1, blocks.0.0.conv.0, blocks.0.0.conv.1, blocks.0.0.conv.3, …, conv2.1, classifier.0``, of
-    any width and expansion, to the modules of `jaxkd.models`.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+    any width and expansion, to the modules of `jaxkd.models`, for
+    ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``.
 
     >>> names = torch_mobilenet_v2()
     >>> names["blocks.5.2.conv.7"], names["classifier.0"]
@@ -62,10 +58,7 @@ def torch_shufflenet_v1() -> dict[str, str]:
     """Returns the name map of ShuffleNetV1 in PyTorch distillation repositories.
 
     It maps ``conv1, bn1, layer1.0.conv1, layer1.0.bn1, …, layer3.3.bn3, linear``, of any width, to the modules of
-    `jaxkd.models`.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+    `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``.
 
     >>> torch_shufflenet_v1()["layer2.7.conv3"]
     'ShuffleNetV1Stage_1/ShuffleUnit_7/Conv_2'
@@ -81,10 +74,8 @@ def torch_shufflenet_v2() -> dict[str, str]:
     """Returns the name map of ShuffleNetV2 in PyTorch distillation repositories.
 
     It maps ``conv1, bn1, layer1.0.conv1, …, layer1.0.bn5, layer1.1.conv1, …, layer3.3.bn3, conv2, bn2, linear``, of any
-    size, to the modules of `jaxkd.models`. The first unit of a layer has five convolutions, the others three.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+    size, to the modules of `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``. The first unit
+    of a layer has five convolutions, the others three.
 
     >>> names = torch_shufflenet_v2()
     >>> names["layer2.0.conv5"], names["layer2.7.conv3"]

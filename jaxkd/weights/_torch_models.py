@@ -15,14 +15,11 @@ def torch_cifar_resnet(depth: int) -> dict[str, str]:
     """Returns the name map of CIFAR ResNets in PyTorch distillation repositories.
 
     It maps ``conv1, bn1, layer1.0.conv1, layer1.0.bn1, …, layer2.0.downsample.0, …, fc``, of any width, to the modules
-    of `jaxkd.models`: ``32`` is the depth of resnet32 and resnet32x4. ``shortcut`` for ``downsample`` and ``linear``
-    for ``fc`` are mapped too.
+    of `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``: ``32`` is the depth of resnet32 and
+    resnet32x4. ``shortcut`` for ``downsample`` and ``linear`` for ``fc`` are mapped too.
 
     Args:
       depth: ``6 n + 2``.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
       ValueError: the depth is not one of 8, 14, 20, ….
@@ -51,7 +48,7 @@ def split_attention(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     Args:
       state_dict: names to arrays, as from `load_torch`.
-      name: of the module; ``""`` if the state dict is the module's own.
+      name: name of the module; ``""`` if the state dict is the module's own.
 
     Returns:
       A new state dict, with ``<name>.query.weight``, …, ``<name>.out.weight`` in place of the module's arrays.
@@ -86,7 +83,7 @@ def split_lstm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     Args:
       state_dict: names to arrays, as from `load_torch`.
-      name: of the module; ``""`` if the state dict is the module's own.
+      name: name of the module; ``""`` if the state dict is the module's own.
 
     Returns:
       A new state dict, with ``<name>.ii.weight``, ``<name>.hi.weight``, ``<name>.hi.bias`` and so on in place of the

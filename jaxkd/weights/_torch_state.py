@@ -48,9 +48,6 @@ def fit_torch_to(
         or without the collection, to functions such as those in `jaxkd.weights.layouts`. The first match is used.
       ignore: regular expressions of whole PyTorch names that the model does not need, such as `NUM_BATCHES_TRACKED`.
 
-    Returns:
-      The weights, as from `fit_to`.
-
     Raises:
       WeightsError: an array is missing, unused or does not fit.
       ValueError: an entry of ``layouts`` matches no array of the model, or the source cannot be read.
@@ -61,13 +58,12 @@ def fit_torch_to(
     >>> jax.tree.map(jnp.shape, fit_torch_to(template, state_dict, names=[(r"^fc\.", "")]))
     {'params': {'bias': (2,), 'kernel': (3, 2)}}
     """
-    convert = _converter(template, layouts or {})
     return _fitting.fill(
         template,
         load_torch(source),
         names_lib.renamer(names),
         spellings=_spellings,
-        convert=convert,
+        convert=_converter(template, layouts or {}),
         ignore=ignore,
         advise=_advice,
     )
@@ -79,7 +75,7 @@ def load_torch(source: Any, *, state_dict_key: str | None = None) -> dict[str, n
     Args:
       source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file, or of a file that
         ``torch.load(weights_only=True)`` reads, which requires PyTorch.
-      state_dict_key: of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
+      state_dict_key: key of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
 
     Returns:
       PyTorch's names to arrays; bfloat16 stays bfloat16.

@@ -15,13 +15,11 @@ def torch_wrn(depth: int) -> dict[str, str]:
     """Returns the name map of CIFAR wide ResNets in PyTorch distillation repositories.
 
     It maps ``conv1, block1.layer.0.bn1, block1.layer.0.conv1, …, block2.layer.0.convShortcut, …, bn1, fc``, of any
-    width, to the modules of `jaxkd.models`: ``40`` is the depth of wrn_40_1 and wrn_40_2.
+    width, to the modules of `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``: ``40`` is the
+    depth of wrn_40_1 and wrn_40_2.
 
     Args:
       depth: ``6 n + 4``.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
       ValueError: the depth is not one of 10, 16, 22, ….
@@ -42,13 +40,10 @@ def torch_vgg(depth: int) -> dict[str, str]:
     """Returns the name map of CIFAR VGGs in PyTorch distillation repositories.
 
     It maps ``block0.0, block0.1, block0.3, …, block4.1, …, classifier`` of the VGGs with BatchNorm to the modules of
-    `jaxkd.models`.
+    `jaxkd.models`, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``.
 
     Args:
       depth: 8, 11, 13, 16 or 19.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
 
     Raises:
       ValueError: the depth is none of these.
@@ -66,15 +61,10 @@ def torch_vgg(depth: int) -> dict[str, str]:
 
 
 def torch_cifar(name: str) -> dict[str, str]:
-    """Returns the name map of any CIFAR model of `jaxkd.models`.
+    """Returns the name map of any CIFAR model of `jaxkd.models`, by its name.
 
-    It maps the names of PyTorch distillation repositories.
-
-    Args:
-      name: one of `jaxkd.models.names`.
-
-    Returns:
-      For ``fit_torch_to(names=...)``, with ``ignore=NUM_BATCHES_TRACKED``.
+    It maps the names of PyTorch distillation repositories, for ``fit_torch_to(names=..., ignore=NUM_BATCHES_TRACKED)``.
+    The names of the models are those of `jaxkd.models.names`.
 
     Raises:
       ValueError: the name is unknown; the message lists the names.

@@ -16,15 +16,12 @@ from jaxkd.types import PyTree, TrainState, Variables
 
 
 def student_of(source: Any) -> Variables:
-    """Returns the weights of a model, or of the student in a train state.
+    """Returns the `Variables` of a model, or of the student in a train state.
 
     Of a train state, the teacher, the objective's parameters and state, and the optimizer state are left out.
 
     Args:
       source: a `TrainState`, `Variables`, linen's ``{"params": ..., ...}``, or an nnx module or its state.
-
-    Returns:
-      The `Variables`.
 
     Raises:
       TypeError: the source is none of these.
@@ -38,11 +35,7 @@ def student_of(source: Any) -> Variables:
 def flatten(source: Any) -> dict[str, Any]:
     """Returns the arrays of a model by name, ``params/…``, ``batch_stats/…``, ….
 
-    Args:
-      source: weights in any form that `student_of` takes.
-
-    Returns:
-      Names to arrays, parameters first.
+    Parameters come first. Weights may have any form that `student_of` takes.
 
     Raises:
       TypeError: the source has an unknown form, or a leaf is not an array.
@@ -125,17 +118,10 @@ def producer() -> str:
 
 
 def cast(source: Any, dtype: Any) -> Variables:
-    """Returns weights with floating-point parameters in another dtype.
+    """Returns the `Variables` of a model with floating-point parameters in a dtype.
 
     In bfloat16 a file takes half the size. The state (running statistics) is unchanged: it is small, and its precision
-    matters.
-
-    Args:
-      source: weights in any form that `student_of` takes.
-      dtype: of the floating-point parameters.
-
-    Returns:
-      The `Variables`.
+    matters. Weights may have any form that `student_of` takes.
 
     >>> small = cast({"params": {"w": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}}, jnp.bfloat16)
     >>> small.params["w"].dtype, small.state["batch_stats"]["mean"].dtype

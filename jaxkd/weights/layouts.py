@@ -34,13 +34,7 @@ def as_is(weight: Any) -> np.ndarray:
 
 
 def linear(weight: Any) -> np.ndarray:
-    """Converts the weight of ``torch.nn.Linear`` to ``Dense``.
-
-    Args:
-      weight: ``[out, in]``.
-
-    Returns:
-      ``[in, out]``.
+    """Converts the ``[out, in]`` weight of ``torch.nn.Linear`` to ``Dense``'s.
 
     Raises:
       ValueError: the weight does not have two axes.
@@ -54,14 +48,9 @@ def linear(weight: Any) -> np.ndarray:
 def conv(weight: Any) -> np.ndarray:
     """Converts the weight of ``torch.nn.Conv{1,2,3}d`` to ``Conv``.
 
-    Grouped and depthwise convolutions are included. The same function converts PyTorch's transposed convolutions to
+    It maps ``[out, in / groups, *window]``, grouped and depthwise convolutions included, to
+    ``[*window, in / groups, out]``. PyTorch's transposed convolutions are converted by the same function to
     ``ConvTranspose(transpose_kernel=True)``, which computes the same.
-
-    Args:
-      weight: ``[out, in / groups, *window]``.
-
-    Returns:
-      ``[*window, in / groups, out]``.
 
     Raises:
       ValueError: the weight does not have three, four or five axes.
@@ -75,15 +64,10 @@ def conv(weight: Any) -> np.ndarray:
 def conv_transpose(weight: Any) -> np.ndarray:
     """Converts the weight of ``torch.nn.ConvTranspose{1,2,3}d`` to ``ConvTranspose``.
 
-    Flax's window is not reversed, so it is flipped here. PyTorch's padding p is Flax's
+    It maps ``[in, out, *window]`` to ``[*window, in, out]``; Flax has no grouped transposed convolution. Flax's window
+    is not reversed, so it is flipped here. PyTorch's padding p is Flax's
     ``padding=[(d (k - 1) - p, d (k - 1) - p + o), ...]``, for a window of k, a dilation of d and an output padding of
     o.
-
-    Args:
-      weight: ``[in, out, *window]``; Flax has no grouped transposed convolution.
-
-    Returns:
-      ``[*window, in, out]``.
 
     Raises:
       ValueError: the weight does not have three, four or five axes.
@@ -128,12 +112,7 @@ def after_flatten(channels: int, *window: int) -> Layout:
 def into_heads(heads: int) -> Layout:
     """Returns the layout of a projection into attention heads, for ``DenseGeneral``.
 
-    Args:
-      heads: number of heads.
-
-    Returns:
-      A function of ``[heads · features, in]``, which returns ``[in, heads, features]``, or of ``[heads · features]``,
-      which returns ``[heads, features]``.
+    It maps ``[heads · features, in]`` to ``[in, heads, features]`` and ``[heads · features]`` to ``[heads, features]``.
 
     >>> into_heads(4)(np.zeros((32, 16))).shape, into_heads(4)(np.zeros(32)).shape
     ((16, 4, 8), (4, 8))
@@ -150,11 +129,7 @@ def into_heads(heads: int) -> Layout:
 def out_of_heads(heads: int) -> Layout:
     """Returns the layout of a projection out of attention heads, for ``DenseGeneral``.
 
-    Args:
-      heads: number of heads.
-
-    Returns:
-      A function of ``[out, heads · features]``, which returns ``[heads, features, out]``.
+    It maps ``[out, heads · features]`` to ``[heads, features, out]``.
 
     >>> out_of_heads(4)(np.zeros((16, 32))).shape
     (4, 8, 16)
@@ -172,13 +147,6 @@ def usual(name: str, weight: Any) -> Any:
 
     A ``kernel`` with two axes belongs to a linear layer; one with more axes to a convolution, which is transposed if
     its module is named ``ConvTranspose…``. Any other array is returned unmodified.
-
-    Args:
-      name: in the model, such as ``params/Dense_0/kernel``.
-      weight: in PyTorch's layout.
-
-    Returns:
-      The weight in Flax's layout.
 
     >>> usual("params/Dense_0/kernel", np.zeros((10, 64))).shape
     (64, 10)
