@@ -1,4 +1,4 @@
-"""Adapter of Flax linen modules, whose BatchNorm computes masked statistics by replica."""
+"""Adapter of Flax linen modules, with masked BatchNorm statistics by replica."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def linen(
     Training mode reaches the module through whichever of ``train``, ``training``, ``is_training``, ``deterministic``
     and ``use_running_average`` its ``__call__`` accepts. In training, all collections but ``params`` are mutable and
     return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's key. Inference leaves the state unchanged.
+    step's key. Inference leaves the state unchanged. BatchNorm normalizes each replica by its unmasked examples.
 
     Args:
       module: the unbound module.

@@ -1,4 +1,4 @@
-"""Adapter of Flax nnx modules, whose BatchNorm computes masked statistics by replica."""
+"""Adapter of Flax nnx modules, with masked BatchNorm statistics by replica."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def nnx_module(
 
     Training mode reaches the module through its own ``train()`` and ``eval()``, and through a flag of its ``__call__``
     if it has one. The given module is never changed: each call works on a copy. In training, the random streams of the
-    copy (dropout) are set from the step's key, so that a step is a function of its key.
+    copy (dropout) are set from the step's key, so that a step is a function of its key. BatchNorm normalizes each
+    replica by its unmasked examples.
 
     Args:
       module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init`` calls

@@ -158,8 +158,8 @@ class _AddPairs:
 def _tables(classes: np.ndarray) -> dict[str, np.ndarray]:
     """Sorts the rows by class, and locates each row in the run of its class.
 
-    int32 ``[examples]`` each: ``order``, the rows sorted by class; and for each row the ``start`` and ``size`` of its
-    class in that order, and its ``rank`` within the class.
+    The tables are int32 ``[examples]``: ``order``, the rows sorted by class; and for each row the ``start`` and
+    ``size`` of its class in that order, and its ``rank`` within the class.
     """
     _, of_class, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     order = np.argsort(of_class, kind="stable").astype(np.int32)
