@@ -1,7 +1,4 @@
-"""Adapter of Flax linen modules.
-
-Its BatchNorm interceptor computes masked and per-replica statistics; see `jaxkd._core.batch_norm` for the rule.
-"""
+"""Adapter of Flax linen modules, with masked BatchNorm statistics by replica."""
 
 from __future__ import annotations
 
@@ -32,12 +29,11 @@ def linen(
     Training mode reaches the module through whichever of ``train``, ``training``, ``is_training``, ``deterministic``
     and ``use_running_average`` its ``__call__`` accepts. In training, all collections but ``params`` are mutable and
     return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's key. Inference leaves the state unchanged. BatchNorm normalizes each of the `jaxkd._core.batch_norm.replicas`
-    by its unmasked examples.
+    step's key. Inference leaves the state unchanged. BatchNorm normalizes each replica by its unmasked examples.
 
     Args:
       module: the unbound module.
-      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd._core.model_calls`.
+      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 

@@ -1,7 +1,4 @@
-"""Adapter of Flax nnx modules.
-
-Its BatchNorms compute masked and per-replica statistics; see `jaxkd._core.batch_norm` for the rule.
-"""
+"""Adapter of Flax nnx modules, with masked BatchNorm statistics by replica."""
 
 from __future__ import annotations
 
@@ -27,13 +24,13 @@ def nnx_module(
 
     Training mode reaches the module through its own ``train()`` and ``eval()``, and through a flag of its ``__call__``
     if it has one. The given module is never changed: each call works on a copy. In training, the random streams of the
-    copy (dropout) are set from the step's key, so that a step is a function of its key. BatchNorm normalizes each of
-    the `jaxkd._core.batch_norm.replicas` by its unmasked examples.
+    copy (dropout) are set from the step's key, so that a step is a function of its key. BatchNorm normalizes each
+    replica by its unmasked examples.
 
     Args:
       module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init`` calls
         with its key, so that each seed has weights of its own.
-      taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd._core.model_calls`.
+      taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd.adapters`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
 
@@ -63,8 +60,7 @@ def nnx_module(
 
     def init(key: Array, batch: Batch) -> Variables:
         del batch
-        made = module if isinstance(module, nnx.Module) else module(nnx.Rngs(key))
-        return variables_of(made)
+        return variables_of(module if isinstance(module, nnx.Module) else module(nnx.Rngs(key)))
 
     def rebuild(variables: Variables, key: Array | None, train: bool) -> nnx.Module:
         params, state, streams = jax.tree.map(lambda x: x, (params_like, state_like, streams_like))  # unshared trees

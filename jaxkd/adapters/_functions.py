@@ -10,12 +10,7 @@ from jaxkd._core.model_calls import Inputs, arguments, mode_flags, name_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
-def plain(
-    init: Callable[..., Any],
-    apply: Callable[..., Any],
-    *,
-    inputs: Inputs = "image",
-) -> Model:
+def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs = "image") -> Model:
     """Wraps a pair of functions ``(init, apply)`` as a `Model`.
 
     ``init(key, *inputs)`` returns the parameters, and ``apply(params, *inputs)`` returns logits or ``{name: array}``.

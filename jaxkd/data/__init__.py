@@ -1,20 +1,15 @@
 """Data: batches as a function of the step, resident on the device or streamed.
 
-======================  ==============================================================================================
-`dataset`               `Dataset`, a set in memory, and `from_arrays`
-`loading`               `digits` (bundled with scikit-learn) and `load` (any prepared TFDS name)
-`splits`                `split`: disjoint, deterministic, stratified parts of a set
-`tfds_source`           `source`: a prepared TFDS set, with random access to array_record files, without TensorFlow
-`protocol`              `Loader` and `BatchIterator`, the protocol between inputs and a training loop
-`resident`              `Resident`: the whole set on the device, batches gathered inside a scan
-`stream`                `Stream`: grain reads, decodes and transfers ahead; one shard per host
-`order`                 `permutation`: the shuffle that both modes share, computed per position
-`transforms`            `compose`, `example_keys`: transforms of a batch on the device, replayable
-`pairs`                 `SameClass`, `same_class`: adds another example of its class to each example
-`tasks`                 `class_incremental`, `class_groups`, `exemplars`, `Tasks`: a sequence of tasks
-`noise`                 `Noise`: an input without data, for data-free distillation
-`vision`                transforms of images: `random_crop_flip`, `normalize`, `two_views`, `strokes` …
-======================  ==============================================================================================
+============  ========================================================================================================
+sets          `Dataset`, a set in memory, and `from_arrays`; `digits` (bundled with scikit-learn); `load` (any prepared
+              TFDS name); `source`, a prepared TFDS set with random access, without TensorFlow; `prepared` lists them
+parts         `split`: disjoint, deterministic and stratified; `class_incremental`, `class_groups`, `exemplars`: tasks
+loaders       `Resident`: the whole set on the device, batches gathered inside a scan; `Stream`: grain reads, decodes
+              and transfers ahead, one shard per host; `SameClass`, `same_class`: with another example of each
+              example's class; `Tasks`: a sequence of tasks; `Noise`: no data, for data-free distillation
+protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
+transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
+============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
 

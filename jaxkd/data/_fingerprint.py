@@ -10,15 +10,9 @@ import numpy as np
 
 
 def digest(arrays: Mapping[str, Any]) -> str:
-    """Computes a digest of the names, dtypes, shapes and values of arrays.
+    """Computes a digest, 32 hexadecimal digits, of arrays by name in any order.
 
-    The order of the mapping does not matter.
-
-    Args:
-      arrays: NumPy or JAX arrays, by name.
-
-    Returns:
-      32 hexadecimal digits.
+    It covers their names, dtypes, shapes and values.
 
     >>> one = {"image": np.zeros((2, 3)), "label": np.array([0, 1])}
     >>> digest(one) == digest(dict(reversed(one.items())))
@@ -38,9 +32,6 @@ def of_rows(arrays: Mapping[str, Any]) -> str:
     """Computes the digest of the first and the last row.
 
     A set that is too large to be read whole can compute it too.
-
-    Args:
-      arrays: arrays with one row per example, by name.
 
     >>> of_rows({"label": np.array([3, 4, 5])}) == of_rows({"label": np.array([3, 9, 5])})
     True

@@ -19,8 +19,8 @@ DIGITS_SPLITS: Mapping[str, int] = {"train": 1097, "validation": 300, "test": 40
 def digits() -> Dataset:
     """Returns scikit-learn's bundled handwritten digits: 1797 real images.
 
-    The original values count the ink in blocks of 4 × 4 pixels, 0 to 16. They are rescaled to the range of uint8 (16,
-    full ink, becomes 255), so that one pipeline serves every set; ``round(image / 255 * 16)`` restores them.
+    The original values, 0 to 16, are rescaled to the range of uint8 (16, full ink, becomes 255), so that one pipeline
+    serves every set; ``round(image / 255 * 16)`` restores them.
 
     Returns:
       ``image`` uint8 ``[1797, 8, 8, 1]``, ``label`` int32, ``index`` int32 (the position in scikit-learn's order).
@@ -51,8 +51,7 @@ def load(name: str, split: str, data_dir: Any = None) -> Dataset:
 
     Raises:
       ValueError: no such split; or the examples differ in shape, so that they need a `Stream` with a ``transform``.
-      FileNotFoundError: the set is not prepared; the message gives the command that prepares it.
-      ImportError: a library is not installed; the message names it.
+      FileNotFoundError, ImportError: as for `source`.
 
     >>> from jaxkd import data
     >>> data.num_examples(load("digits", "test"))

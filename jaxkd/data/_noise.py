@@ -40,10 +40,8 @@ class Noise(DeviceLoader):
 
     >>> noise = Noise(4, 8, num_classes=10, examples=100)
     >>> batch = next(iter(noise))
-    >>> {name: (value.dtype.name, value.shape) for name, value in sorted(batch.items())}["noise"], noise.steps_per_epoch
-    (('float32', (4, 8)), 25)
-    >>> sorted(batch)
-    ['epoch', 'index', 'label', 'noise']
+    >>> sorted(batch), batch["noise"].shape, noise.steps_per_epoch
+    (['epoch', 'index', 'label', 'noise'], (4, 8), 25)
     """
 
     def __init__(
@@ -67,16 +65,10 @@ class Noise(DeviceLoader):
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
-        """Returns the batch of a step, as a pure function for jit, scan and vmap.
+        """Returns the batch of a step, with the arguments of `Resident.gather`.
 
-        Args:
-          arrays: `Noise.arrays`.
-          step: global step, counted from the start of training; it may be traced.
-          seed: seed that replaces the loader's; it may be traced.
-
-        Returns:
-          ``noise`` float32 ``[batch, size]``; ``label`` int32 ``[batch]``, if there are classes; ``index``, the
-          position in the epoch, and ``epoch``, int32 ``[batch]``.
+        It has ``noise`` float32 ``[batch, size]``; ``label`` int32 ``[batch]``, if there are classes; ``index``, the
+        position in the epoch, and ``epoch``, int32 ``[batch]``.
         """
         step = jnp.asarray(step, jnp.int32)
         # Threefry by name, so that the numbers depend neither on the default generator nor on the sharding.

@@ -7,17 +7,7 @@ from types import ModuleType
 
 
 def require(module: str, purpose: str) -> ModuleType:
-    """Imports an optional library.
-
-    Args:
-      module: import name.
-      purpose: feature that needs the library, for the error message.
-
-    Returns:
-      The module.
-
-    Raises:
-      ImportError: the library, or one that it imports, is not installed.
+    """Imports an optional library, or raises an error that names the purpose.
 
     >>> require("json", purpose="reading configurations").dumps([1])
     '[1]'

@@ -18,7 +18,6 @@ from jaxkd.data._stream import Rows, Stream
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
 
-
 _TABLES = ("rank", "start", "size")
 
 
@@ -33,7 +32,7 @@ class SameClass(DeviceLoader):
     its own partner.
 
     Args:
-      loader: a `Resident`. A `Stream` does not know the labels of examples that it has not read: see `same_class`.
+      loader: a `Resident`. A `Stream` has no labels of examples that it has not read: see `same_class`.
       label_entry: name of the entry with the classes, integers.
       image: name of the entry from which ``pair`` is taken.
 
@@ -43,7 +42,7 @@ class SameClass(DeviceLoader):
 
     Attributes:
       arrays: the set and an index of its classes. Pass them to jitted functions as an argument.
-      batch_size, steps_per_epoch, num_examples, padded, seed, epochs: as of the loader.
+      batch_size, steps_per_epoch, num_examples, padded, seed, epochs: those of the loader.
 
     >>> from jaxkd import data
     >>> images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
@@ -76,15 +75,9 @@ class SameClass(DeviceLoader):
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Any], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:
-        """Returns the batch of a step, as a pure function for jit, scan and vmap.
+        """Returns the batch of a step, with the arguments of `Resident.gather`.
 
-        Args:
-          arrays: `SameClass.arrays`, passed to the jitted function as an argument.
-          step: global step; it may be traced.
-          seed: seed that replaces the loader's; it may be traced.
-
-        Returns:
-          The loader's batch with ``pair``, stored images in their dtype, and ``pair_index``.
+        It is the loader's batch with ``pair``, stored images in their dtype, and ``pair_index``.
         """
         columns = {f"pairs/{name}": arrays["classes"][name] for name in _TABLES}
         batch = self._loader.gather({**arrays["set"], **columns}, step, seed=seed)
@@ -165,9 +158,8 @@ class _AddPairs:
 def _tables(classes: np.ndarray) -> dict[str, np.ndarray]:
     """Sorts the rows by class, and locates each row in the run of its class.
 
-    Returns:
-      int32 ``[examples]`` each: ``order``, the rows sorted by class; and for each row the ``start`` and ``size`` of its
-      class in that order, and its ``rank`` within the class.
+    The tables are int32 ``[examples]``: ``order``, the rows sorted by class; and for each row the ``start`` and
+    ``size`` of its class in that order, and its ``rank`` within the class.
     """
     _, of_class, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     order = np.argsort(of_class, kind="stable").astype(np.int32)

@@ -21,23 +21,18 @@ class BatchIterator(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Returns itself."""
-        ...
 
     def __next__(self) -> Batch:
         """Returns the next batch, on the device."""
-        ...
 
     def get_state(self) -> State:
         """Returns ``{"step": number of batches returned since the start of training}``."""
-        ...
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Moves to the position of another iterator, backward or forward."""
-        ...
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead, if there are any."""
-        ...
 
 
 @runtime_checkable
@@ -54,24 +49,13 @@ class Loader(Protocol):
 
     def batches(self, state: Mapping[str, Any] | None = None) -> BatchIterator:
         """Returns an iterator from the start, or from the state of an earlier iterator."""
-        ...
 
     def __iter__(self) -> BatchIterator:
         """Equivalent to ``batches()``."""
-        ...
 
 
 def step_of(state: Mapping[str, Any]) -> int:
-    """Returns the step in an iterator's state.
-
-    Args:
-      state: state from `BatchIterator.get_state`.
-
-    Returns:
-      The number of batches that the iterator's consumer had received.
-
-    Raises:
-      ValueError: the state has another form.
+    """Returns the step in a state of `BatchIterator.get_state`, or raises.
 
     >>> step_of({"step": 7})
     7
@@ -85,18 +69,7 @@ def step_of(state: Mapping[str, Any]) -> int:
 
 
 def count_steps(examples: int, batch_size: int, drop_remainder: bool) -> int:
-    """Returns the number of batches in one epoch.
-
-    Args:
-      examples: number of examples in the set.
-      batch_size: examples in a batch.
-      drop_remainder: whether to leave out the last examples of an epoch when they do not fill a batch.
-
-    Returns:
-      The steps per epoch.
-
-    Raises:
-      ValueError: a size is not positive, or no batch can be filled.
+    """Returns the number of batches in one epoch, or raises if a size is not positive.
 
     >>> count_steps(10, 4, drop_remainder=False), count_steps(10, 4, drop_remainder=True)
     (3, 2)

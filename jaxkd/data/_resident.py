@@ -36,14 +36,7 @@ class DeviceLoader:
     _gather: Callable[..., Batch]
 
     def batches(self, state: Mapping[str, Any] | None = None) -> ResidentIterator:
-        """Returns an iterator over batches, for a loop on the host.
-
-        Args:
-          state: state of an earlier iterator, ``{"step": n}``; by default, the start of training.
-
-        Returns:
-          The iterator; its state is ``{"step": n}``.
-        """
+        """Returns an iterator over batches, from the start or a state ``{"step": n}``."""
         return ResidentIterator(self, state)
 
     def __iter__(self) -> ResidentIterator:
@@ -132,8 +125,7 @@ class Resident(DeviceLoader):
     def fingerprint(self) -> dict[str, Any]:
         """Returns the settings and digests by which a resumed run recognizes its input.
 
-        Returns:
-          A dict that JSON can represent. Its common entries with a `Stream` of the same set are equal.
+        JSON can represent them. The entries in common with a `Stream` of the same set are equal.
 
         >>> from jaxkd import data
         >>> Resident(data.load("digits", "test"), batch_size=50).fingerprint()["examples"]
@@ -149,23 +141,16 @@ class Resident(DeviceLoader):
 
 
 class ResidentIterator:
-    """A `BatchIterator` over a `Resident` or another `DeviceLoader`.
-
-    Args:
-      loader: loader of the batches.
-      state: state from which to resume; by default, the start of training.
-    """
+    """A `BatchIterator` over a `Resident` or another `DeviceLoader`."""
 
     def __init__(self, loader: DeviceLoader, state: Mapping[str, Any] | None = None) -> None:
         self._loader = loader
         self._step = 0 if state is None else step_of(state)
 
     def __iter__(self) -> ResidentIterator:
-        """Returns itself."""
         return self
 
     def __next__(self) -> Batch:
-        """Returns the next batch."""
         epochs = self._loader.epochs
         if epochs is not None and self._step >= epochs * self._loader.steps_per_epoch:
             raise StopIteration

@@ -113,10 +113,8 @@ class Stream:
     def fingerprint(self) -> dict[str, Any]:
         """Returns the settings and a digest by which a resumed run recognizes its input.
 
-        The digest covers the first and the last example, as the transform returns them.
-
-        Returns:
-          A dict that JSON can represent. Its common entries with a `Resident` of the same set are equal.
+        JSON can represent them. The digest covers the first and the last example, as the transform returns them. The
+        entries in common with a `Resident` of the same set are equal.
 
         >>> from jaxkd import data
         >>> Stream(data.load("digits", "test"), batch_size=50).fingerprint()["examples"]
@@ -135,11 +133,8 @@ class Stream:
     def batches(self, state: Mapping[str, Any] | None = None) -> StreamIterator:
         """Returns an iterator over batches, from the start or from a state.
 
-        Args:
-          state: state of an earlier iterator, of this stream or of a `Resident` with the same set, seed and batch size.
-
-        Returns:
-          The iterator. Its threads and processes stop when it is closed or garbage-collected.
+        The state may be that of a `Resident` with the same set, seed and batch size. The iterator's threads and
+        processes stop when it is closed or garbage-collected.
         """
         return StreamIterator(self, state)
 
@@ -148,25 +143,14 @@ class Stream:
         return self.batches()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Reads examples of the source, transformed and stacked as in a batch.
-
-        Args:
-          rows: positions in the source, integers ``[examples]``.
-
-        Returns:
-          NumPy arrays with one row per position, in the given order.
-        """
+        """Reads the examples at positions of the source, stacked as in a batch."""
         return self._read.take(np.asarray(rows))
 
     def map(self, function: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Stream:
-        """Returns a stream that applies a function to each batch on the host.
+        """Returns a new stream that applies a function to each batch on the host.
 
-        Args:
-          function: function of this host's part of a batch, a dict of NumPy arrays. It runs where batches are read
-            ahead; with workers it must be picklable.
-
-        Returns:
-          A new stream; this one is unchanged.
+        The function takes this host's part of a batch, a dict of NumPy arrays. It runs where batches are read ahead;
+        with workers it must be picklable.
         """
         other = copy.copy(self)
         other._ahead = _Then(self._ahead, function)
@@ -194,18 +178,12 @@ class Stream:
             # A worker's arrays lie in shared memory that grain frees, and on a CPU a device array may alias them.
             batch = {key: np.array(value) for key, value in batch.items()}
         if isinstance(self.device, jax.sharding.Sharding):
-            sharding = self.device
-            return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+            return {key: jax.make_array_from_process_local_data(self.device, x) for key, x in batch.items()}
         return jax.device_put(batch, self.device)
 
 
 class StreamIterator:
-    """A `BatchIterator` over a `Stream`.
-
-    Args:
-      stream: loader of the batches.
-      state: state from which to resume; by default, the start of training.
-    """
+    """A `BatchIterator` over a `Stream`."""
 
     def __init__(self, stream: Stream, state: Mapping[str, Any] | None = None) -> None:
         self._stream = stream
@@ -213,11 +191,9 @@ class StreamIterator:
         self._pipeline: Any = None
 
     def __iter__(self) -> StreamIterator:
-        """Returns itself."""
         return self
 
     def __next__(self) -> Batch:
-        """Returns the next batch, on the device."""
         if self._pipeline is None:
             self._pipeline = self._stream._pipeline(self._step)
         batch: Batch = next(self._pipeline)

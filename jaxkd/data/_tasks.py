@@ -192,15 +192,10 @@ class Tasks(DeviceLoader):
         self.arrays["retained"] = jax.device_put(joined, sharding)
 
     def gather(self, arrays: Mapping[str, Any], step: Any) -> Batch:
-        """Returns the batch of a step, as a pure function for jit and scan.
+        """Returns the batch of a global step, a pure function for jit and scan.
 
-        Args:
-          arrays: `Tasks.arrays`, passed to the jitted function as an argument.
-          step: global step, counted from the start of training through all tasks; it may be traced.
-
-        Returns:
-          The batch of the task's `Resident` at the number of steps since the task began, followed by the retained rows;
-          with a ``mask`` if `padded`.
+        It is the batch of the task's `Resident` at the number of steps since the task began, followed by the retained
+        rows; with a ``mask`` if `padded`. ``arrays`` is `Tasks.arrays`, and the step may be traced.
         """
         step = jnp.asarray(step, jnp.int32)
         branches = [self._branch(i) for i in range(len(self.loaders))]
@@ -263,10 +258,8 @@ def _lengths(steps: int | Sequence[int], tasks: int) -> tuple[int, ...]:
     each = (steps,) * tasks if isinstance(steps, int) else tuple(int(number) for number in steps)
     positive = each[1:] if each and each[0] == 0 and len(each) > 1 and not isinstance(steps, int) else each
     if not tasks or len(each) != tasks or any(number < 1 for number in positive):
-        raise ValueError(
-            f"steps: expected a positive number, or one for each of the {tasks} tasks (the first may be 0), got "
-            f"{steps}."
-        )
+        expected = f"a positive number, or one for each of the {tasks} tasks (the first may be 0)"
+        raise ValueError(f"steps: expected {expected}, got {steps}.")
     return each
 
 

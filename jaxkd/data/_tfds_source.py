@@ -18,22 +18,11 @@ _PURPOSE = "Reading TFDS sets"
 
 
 class Source:
-    """A prepared split with random access.
+    """A prepared split with random access; `source` opens one.
 
-    It supports ``len(source)``, ``source[i]`` and ``source.__getitems__([i, j])``.
-
-    An example is a dict of NumPy values: ``image`` and ``label`` where the set declares an input and a target, its
-    other features under their own names, undecoded text as bytes. A `Source` can be pickled for worker processes.
-
-    Use `source` to open one.
-
-    Args:
-      reader: TFDS data source.
-      name: name of the set.
-      split: split of the set.
-      renamed: new name of each feature that is renamed.
-      num_classes: number of classes of the label.
-      class_names: names of the classes.
+    It supports ``len(source)``, ``source[i]`` and ``source.__getitems__([i, j])``. An example is a dict of NumPy
+    values: ``image`` and ``label`` where the set declares an input and a target, its other features under their own
+    names, undecoded text as bytes. A `Source` can be pickled for worker processes.
 
     Attributes:
       name: name of the set in TFDS's notation, ``"cifar100:3.0.2"``.
@@ -57,11 +46,9 @@ class Source:
         self._reader, self._renamed = reader, dict(renamed)
 
     def __len__(self) -> int:
-        """Returns the number of examples."""
         return len(self._reader)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Returns the example at a position."""
         return self._rename(self._reader[position])
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict[str, Any]]:
@@ -69,7 +56,6 @@ class Source:
         return [self._rename(example) for example in self._reader.__getitems__([int(p) for p in positions])]  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        """Returns the set, the split and the number of examples."""
         return f"Source({self.name!r}, split={self.split!r}, {len(self)} examples)"
 
     def _rename(self, example: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +78,6 @@ class Prepared(NamedTuple):
     path: Any
 
     def __str__(self) -> str:
-        """Returns ``name:version``, TFDS's notation."""
         return f"{self.name}:{self.version}"
 
 
@@ -100,7 +85,7 @@ def prepared(data_dir: Any = None) -> list[Prepared]:
     """Lists the prepared sets of a directory, the newest version of each last.
 
     Args:
-      data_dir: the directory; by default the environment variable ``TFDS_DATA_DIR``, or else
+      data_dir: the directory; by default that of the environment variable ``TFDS_DATA_DIR``, or
         ``~/tensorflow_datasets``.
 
     Returns:
@@ -127,8 +112,7 @@ def source(name: str, split: str, data_dir: Any = None) -> Source:
       name: name of the set, ``"cifar100"``; with a configuration ``"name/config"`` or a version ``"name:3.0.2"`` where
         there are several.
       split: ``"train"``, or a part of a split in TFDS's notation, ``"train[:10%]"``.
-      data_dir: directory of prepared sets; by default the environment variable ``TFDS_DATA_DIR``, or else
-        ``~/tensorflow_datasets``.
+      data_dir: directory of prepared sets, as for `prepared`.
 
     Returns:
       The split. No example is read yet.

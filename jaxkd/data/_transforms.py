@@ -1,4 +1,4 @@
-"""Batch transforms: what all of them share, whatever the modality.
+"""Batch transforms of any modality: their keys and their composition.
 
 A transform is a function from batch to batch; bind its arguments with `functools.partial` and chain with `compose`.
 
@@ -61,11 +61,7 @@ def example_keys(batch: Batch, *, seed: Any, view: int = 0) -> jax.Array:
 def compose(*transforms: Transform) -> Transform:
     """Returns one transform that applies several from left to right.
 
-    Args:
-      *transforms: functions from batch to batch.
-
-    Returns:
-      Their composition. Without transforms it copies the batch.
+    Without transforms it copies the batch.
 
     >>> from functools import partial
     >>> from jaxkd import data
@@ -79,10 +75,7 @@ def compose(*transforms: Transform) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class _Composed:
-    """Several transforms as one.
-
-    A class rather than a closure, so that a run's identity can list the parts.
-    """
+    """Several transforms as one: a class, so that a run's identity can list the parts."""
 
     transforms: tuple[Transform, ...]
 

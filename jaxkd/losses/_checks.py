@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 def floating(name: str, x: Any, form: str, *, rank: int | None = None, least_rank: int = 0) -> Array:
     """Returns floating-point ``x`` of the rank, or at least ``least_rank``, upcast.
 
-    The result is float32 or better.
-
-    ``form`` is the kind and the shape in words, such as ``logits [..., classes]``.
+    The result is float32 or better. ``form`` is the kind and the shape, such as ``logits [..., classes]``.
     """
     x = jnp.asarray(x)
     fits = x.ndim >= least_rank if rank is None else x.ndim == rank

@@ -87,7 +87,7 @@ def log_mixture(log_p: Array, log_q: Array, share: float | Array) -> Array:
 
 
 def _excess(gap: Array) -> Array:
-    """< 1 from its series.
+    """Computes ``e⁻ᵍ + g − 1`` for ``|g| < 1`` from its series.
 
     The series is exact where the terms cancel, and cheaper than an `expm1`.
     """
@@ -130,10 +130,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 @jax.custom_jvp
 def softmax_kl(x: Array, y: Array) -> Array:
-    """``KL(softmax(x) ‖ softmax(y))`` over the last axis.
-
-    It takes fewer exponentials than `kl` of two log-softmaxes.
-    """
+    """``KL(softmax(x) ‖ softmax(y))``, with fewer exponentials than `kl` takes."""
     return _divergence(jax.nn.log_softmax(x), jax.nn.log_softmax(y), jax.nn.softmax(x), jax.nn.softmax(y))
 
 
@@ -184,7 +181,7 @@ def unit(x: Array, axis: int | tuple[int, ...] = -1) -> Array:
 def direction(x: Array, axis: int | tuple[int, ...] = -1, least: float | Array = 1e-12) -> tuple[Array, Array]:
     """Returns ``x / ‖x‖``, or 0 where the norm is at most ``least``; and that mask.
 
-    For cosines, where a vector of rounding errors must not count as a direction; `unit` shrinks it instead.
+    For cosines, where a vector of rounding errors must not be taken for a direction; `unit` shrinks it instead.
     """
     square = jnp.sum(x**2, axis=axis, keepdims=True)
     none = square <= least**2
@@ -192,10 +189,7 @@ def direction(x: Array, axis: int | tuple[int, ...] = -1, least: float | Array =
 
 
 def einsum(axes: str, *arrays: Array) -> Array:
-    """`jnp.einsum` in full precision.
-
-    An accelerator's default would round the factors of float32 products to 8 or 11 bits.
-    """
+    """`jnp.einsum` in full precision: accelerators round factors to 8 or 11 bits."""
     return jnp.einsum(axes, *arrays, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -213,8 +207,8 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
     """Pools the larger of two maps, on each axis, to the size of the smaller.
 
     Args:
-      student: ``[batch, height, width, channels]``.
-      teacher: the same rank; sizes and channels may differ.
+      student: a feature map ``[batch, height, width, channels]``.
+      teacher: a feature map of the same rank; sizes and channels may differ.
 
     Returns:
       Both maps, of one height and width, as means over adaptive windows.
@@ -229,10 +223,7 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
 
 
 def adaptive_mean(x: Array, axis: int, size: int) -> Array:
-    """Adaptive average pooling of one axis, with PyTorch's windows.
-
-    Window i of n over N entries covers ⌊iN/n⌋ to ⌈(i+1)N/n⌉.
-    """
+    """Averages one axis in PyTorch's adaptive windows, ⌊iN/n⌋ to ⌈(i+1)N/n⌉ of N."""
     full = x.shape[axis]
     if full == size:
         return x

@@ -51,8 +51,7 @@ def linear_soft_target_kl(
     Also known as: chunked (fused linear) KD loss, soft targets.
 
     ``T² KL(p_t ‖ p_s)`` with ``p = softmax((hidden @ kernel + bias) / T)``: `soft_target_kl` of the two networks'
-    logits, without holding them. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, section
-    2.
+    logits, without holding them. Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015.
 
     **Derivatives.** The gradients are computed together with the values, for a cotangent of 1, and scaled in the
     backward pass. That is exact for a mean or a weighted mean, over all tokens or over those of ``where``; with any
@@ -63,7 +62,7 @@ def linear_soft_target_kl(
     **Devices.** With ``vocabulary_axis``, kernels and biases hold this device's slice of the vocabulary, and hidden
     states and the result are the same on all devices of that axis. Differentiate inside the mapped function: every
     device then gets the gradients of the hidden states and of its slices for the one loss that all of them hold (not
-    for the sum of their copies). Under `jax.shard_map` with ``check_vma=True`` differentiating outside is right too.
+    for the sum over the devices). Under `jax.shard_map` with ``check_vma=True`` differentiating outside is right too.
     Without the axis, arrays that `jax.jit` places with a `NamedSharding` may be split along the tokens, the vocabulary
     or both.
 

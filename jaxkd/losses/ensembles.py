@@ -31,7 +31,7 @@ def best_logits(
     Distillation via Collaborative Learning", CVPR 2020.
 
     Args:
-      logits: of all members ``[members, ..., classes]``.
+      logits: logits of all members ``[members, ..., classes]``.
       labels: integer class of each example ``[...]``.
 
     Returns:
@@ -62,7 +62,7 @@ def combined_logits(
     than there are members.
 
     Args:
-      logits: of all members ``[members, ..., classes]``.
+      logits: logits of all members ``[members, ..., classes]``.
       labels: integer class of each example ``[...]``.
       sweeps: number of sweeps of moves; more than four change little.
 
@@ -97,7 +97,7 @@ def min_logits(
     Collaborative Learning", CVPR 2020. Its cross-entropy is at most that of the best member.
 
     Args:
-      logits: of all members ``[members, ..., classes]``.
+      logits: logits of all members ``[members, ..., classes]``.
       labels: integer class of each example ``[...]``.
 
     Returns:
@@ -127,7 +127,7 @@ def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
             f"without members and classes), got {labels.dtype}{list(labels.shape)}."
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    # The loss that the result is for treats an invalid label; here it only has to index some class.
+    # A loss of the result treats an invalid label; here the label only has to index some class.
     place = jnp.clip(labels.astype(jnp.int32), 0, logits.shape[-1] - 1)[..., None]
     own = jnp.take_along_axis(logits, jnp.broadcast_to(place, (logits.shape[0], *place.shape)), axis=-1)
     gaps = jnp.where(logits == -jnp.inf, -_FAR, jnp.clip(logits - own, -_FAR, _FAR))

@@ -65,8 +65,8 @@ def reverse_gradient(x: Float[Array, "*shape"], scale: float | Float[Array, ""] 
     Also known as: GRL (gradient reversal layer).
 
     Ganin & Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015. Parameters before it ascend the
-    loss that all others descend: so is the temperature of CTKD learned (Li et al., "Curriculum Temperature for
-    Knowledge Distillation", AAAI 2023). Forward mode has the same, negated derivative.
+    loss that all others descend, such as the temperature of CTKD (Li et al., "Curriculum Temperature for Knowledge
+    Distillation", AAAI 2023). Forward mode has the same, negated derivative.
 
     Args:
       x: any floating-point array.

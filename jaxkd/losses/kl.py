@@ -1,7 +1,7 @@
 """KL divergences between the softmaxes of student and teacher, and their mixtures.
 
-Every loss takes logits and returns one value per example (or token). Probabilities are handled by their logarithms and
-never clipped, so that confident networks and excluded (``-inf``) classes keep exact values and finite gradients.
+Probabilities are handled by their logarithms and never clipped, so that confident networks and excluded (``-inf``)
+classes keep exact values and finite gradients.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Losses without a teacher network, from labels or given probabilities.
-
-Every loss takes logits and returns one value per example, in log-space: no probability is clipped.
-"""
+"""Losses in log-space of labels or given probabilities, without a teacher network."""
 
 from __future__ import annotations
 
@@ -158,7 +155,7 @@ def virtual_teacher_kl(
     (Tf-KD_self) is `soft_target_kl` with the outputs of an earlier student as the teacher's.
 
     Args:
-      logits: the student's ``[..., classes]``.
+      logits: the student's logits ``[..., classes]``.
       labels: integer class of each example ``[...]``.
       correct: a, the virtual teacher's probability of the label, above 0 and at most 1.
       temperature: T > 0, a scalar or one for each example ``[...]``.

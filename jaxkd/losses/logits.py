@@ -1,8 +1,4 @@
-"""Losses of logits other than a KL of two softmaxes, and logit standardization.
-
-Every loss takes logits and returns one value per example. `jaxkd.losses.kl` has the KL divergences,
-`jaxkd.losses.labels` the losses of labels.
-"""
+"""Losses of logits other than a KL of two softmaxes, and logit standardization."""
 
 from __future__ import annotations
 

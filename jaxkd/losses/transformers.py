@@ -47,7 +47,7 @@ def attention_kl(
         for cross-attention, set the scores of padded keys to ``-inf``.
 
     Returns:
-      One value per query ``[batch, queries]``, in nats. A query without any key gives 0. The value is infinite, where
+      One value per query ``[batch, queries]``, in nats. A query without any key gives 0. The value is infinite where
       the teacher allows a key that the student forbids; the gradients are finite.
 
     Raises:
@@ -167,9 +167,7 @@ def hidden_cosine(
     ``1 − cos(h_s, h_t)`` for each token. Sanh et al., "DistilBERT, a distilled version of BERT: smaller, faster,
     cheaper and lighter", 2019, section 2. As in the authors' code, only the tokens that are not padding belong in the
     mean. Liger's fused cosine loss sums over all tokens, padding included, and divides by the number of those that are
-    not padding.
-
-    It is computed as ``½ ‖n(h_s) − n(h_t)‖²``, the same number without the rounding error of 1 − 1.
+    not padding. It is computed as ``½ ‖n(h_s) − n(h_t)‖²``, an equal value without the rounding error of 1 − 1.
 
     Args:
       student: hidden states ``[batch, tokens, features]``.
@@ -209,7 +207,7 @@ def hidden_mse(
 
     Args:
       student: hidden states or embeddings ``[batch, tokens, features]``.
-      teacher: those of the teacher, of the same shape.
+      teacher: the teacher's, of the same shape.
       where: mask, True for the tokens to include ``[batch, tokens]``.
 
     Returns:

@@ -1,15 +1,13 @@
 """Models: a small zoo in Flax linen, for the experiments and as examples.
 
 ====================  ========================================================================================
-`layers`              layers that the networks share: convolutions, BatchNorm, PyTorch's initializations
-`mlp`                 `MLP`: hidden layers that can be tapped, optional dropout
-`lstm`                `LSTM`: a recurrent classifier of sequences, or of images read row by row
-`vision`              networks for small images: ResNets, wide ResNets, VGGs, MobileNetV2, ShuffleNets, `Generator`
-`registry`            `create` by name, `names`, `taps` (paths of the taps of published methods), `margin_norms`
+by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
+vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
+images                `jaxkd.models.vision`: networks for small images, and a generator
 ====================  ========================================================================================
 
-Every model is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The library does not
-depend on this package: any other model works as well.
+Every classifier is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The library does
+not depend on this package: any other model works as well.
 """
 
 from jaxkd.models import vision

@@ -29,15 +29,7 @@ def uniform(key: Any, shape: Sequence[int], dtype: Any = jnp.float32, *, bound: 
 
 
 def check_images(x: Any) -> None:
-    """Raises unless an input is a batch of normalized images.
-
-    Args:
-      x: input to check.
-
-    Raises:
-      TypeError: the input is not floating point.
-      ValueError: the input does not have four axes.
-    """
+    """Raises unless an input is a batch of normalized images."""
     if x.ndim != 4:
         raise ValueError(f"x: expected [batch, height, width, channels], got {x.dtype}{list(x.shape)}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -65,9 +57,6 @@ def conv(
       dtype: dtype of the computation; None for that of the inputs.
       groups: number of groups of channels that are convolved separately.
       kernel_init: initializer of the kernel.
-
-    Returns:
-      The module.
     """
     return nn.Conv(
         features,
@@ -88,12 +77,7 @@ uniform_conv = partial(conv, kernel_init=uniform_fan_in)
 
 def batch_norm(module: Any) -> nn.BatchNorm:
     """Builds a BatchNorm with PyTorch's defaults, from a module's fields."""
-    return nn.BatchNorm(
-        use_running_average=not module.train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=module.dtype,
-    )
+    return nn.BatchNorm(use_running_average=not module.train, momentum=0.9, epsilon=1e-5, dtype=module.dtype)
 
 
 def classifier(classes: int, features: int, dtype: Any) -> nn.Dense:
@@ -137,16 +121,8 @@ def grouped_convolution(
     On a CPU, XLA's gradients of grouped convolutions are about ten times slower than those of a product per group (1×1)
     or of a sum of shifted maps (depthwise). On other platforms, and for other shapes, this is XLA's convolution.
 
-    Args:
-      x: feature map ``[batch, height, width, channels]``.
-      kernel: kernel in Flax's layout, ``[size, size, channels per group, features]``.
-      window_strides: strides in both directions.
-      padding: padding before and after, for height and width.
-      feature_group_count: number of groups.
-      **others: further arguments of `jax.lax.conv_general_dilated`.
-
-    Returns:
-      The output map, in the dtype of x.
+    The arguments are those of `jax.lax.conv_general_dilated`, with the kernel in Flax's layout, ``[size, size, channels
+    per group, features]``. The result has the dtype of x.
 
     >>> x, kernel = jnp.ones((1, 4, 4, 6)), jnp.ones((3, 3, 1, 6))
     >>> grouped_convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), feature_group_count=6)[0, :, :, 0]

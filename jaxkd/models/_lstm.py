@@ -65,7 +65,7 @@ class LSTM(nn.Module):
     def __call__(
         self, x: Float[Array, "batch *shape"], mask: Bool[Array, "batch steps"] | None = None, train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits ``[batch, classes]``.
 
         Args:
           x: sequences ``[batch, steps, features]``, or images ``[batch, height, width, channels]``, which are read row
@@ -73,9 +73,6 @@ class LSTM(nn.Module):
           mask: True for valid steps, which come first; later steps have no effect. With an adapter:
             ``linen(LSTM(...), inputs=("strokes", "strokes_mask"))``.
           train: whether dropout is active.
-
-        Returns:
-          ``[batch, classes]``.
 
         Raises:
           TypeError: the input is not floating point, like an image that was not normalized.

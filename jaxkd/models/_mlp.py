@@ -13,12 +13,7 @@ if TYPE_CHECKING:
 
 
 class Hidden(nn.Module):
-    """Hidden layer, whose output after the ReLU is a tap.
-
-    Attributes:
-      features: width of the layer.
-      dtype: dtype of the computation; parameters stay float32.
-    """
+    """Hidden layer, whose output after the ReLU is a tap."""
 
     features: int
     dtype: Any = None
@@ -26,8 +21,7 @@ class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
         """Computes ``relu(x W + b)``."""
-        x = nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x)
-        return nn.relu(x)
+        return nn.relu(nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.he_normal())(x))
 
 
 class MLP(nn.Module):
@@ -56,14 +50,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch *shape"], train: bool = False) -> Float[Array, "batch classes"]:
-        """Computes logits.
-
-        Args:
-          x: inputs ``[batch, ...]``, floating point.
-          train: whether dropout is active.
-
-        Returns:
-          ``[batch, classes]``.
+        """Returns logits of inputs ``[batch, ...]``; ``train`` activates dropout.
 
         Raises:
           TypeError: the input is not floating point, like an image that was not normalized.

@@ -11,13 +11,7 @@ from jaxkd.models.vision import _mobilenet_v2, _resnet, _resnet50, _shufflenet_v
 
 
 class Entry(NamedTuple):
-    """A model of the zoo.
-
-    Attributes:
-      build: builds the module from ``num_classes`` and other fields.
-      taps: returns the path of each tap of a module.
-      margin_norms: returns the path of the BatchNorm of each pre-activation tap of a module.
-    """
+    """Functions of one model: its constructor, its taps and its margin norms."""
 
     build: Callable[..., nn.Module]
     taps: Callable[[Any], dict[str, str]]
@@ -95,7 +89,7 @@ def taps(name: str) -> dict[str, str]:
     Returns:
       Paths of ``stem``, ``stage1``, ``stage2``, … and ``pooled``, as the literature taps them: after the ReLU, where
       the stage ends in one; and of ``stage1_preact``, ``stage2_preact``, …, the stages' features before a ReLU. The
-      module of each family, such as `jaxkd.models.vision._wide_resnet`, has a table of taps and shapes.
+      module of each family, such as that of `WideResNet`, has a table of taps and shapes.
 
     Raises:
       ValueError: there is no such name.
@@ -124,8 +118,7 @@ def margin_norms(name: str) -> dict[str, str]:
 
     The margin of one stage from a teacher's Flax variables:
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from jaxkd import losses
     >>> teacher = create("resnet8", num_classes=10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     >>> norm = teacher["params"]
@@ -141,11 +134,7 @@ def margin_norms(name: str) -> dict[str, str]:
 def canonical(name: str) -> str:
     """Returns the name of a model in `names`, from any spelling of the literature.
 
-    Args:
-      name: name in any case, with or without underscores and hyphens.
-
-    Returns:
-      One of `names`.
+    Case, underscores and hyphens of the spelling do not matter.
 
     Raises:
       ValueError: there is no such name; the message lists the names.

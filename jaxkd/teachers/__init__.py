@@ -4,8 +4,7 @@
 `frozen`                          a trained model that never changes
 `placeholder`                     a model that another part of the run trains first, such as an earlier phase
 `ema`                             the student's exponential moving average: the mean teacher
-`ensemble`                        several teachers as one, averaged by `average_logits` or by
-                                  `average_probabilities`; each member's outputs under its name
+`ensemble`                        several teachers as one, by `average_logits` or `average_probabilities`
 `cached`                          outputs that `jaxkd.cache` computed once, decoded from the batch
 `none`                            no teacher: supervised training in the same loop
 ================================  ==========================================================================

@@ -24,9 +24,8 @@ def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = Fals
     Args:
       model: the student's model, or another that takes its variables, with other taps or another precision.
       decay: a number in [0, 1], or a schedule of the number of previous updates, such as
-        `jaxkd._core.moving_average.ema_warmup`. 1 keeps the initial student, 0 gives the student of the previous step.
-      train: evaluate it in training mode in each step, with dropout and batch statistics, as in the paper. Updates of
-        its state in that mode are dropped. Evaluations always use inference mode.
+        `jaxkd.distillers.ema_warmup`. 1 keeps the initial student, 0 gives the student of the previous step.
+      train: evaluate it in training mode in each step, as in the paper; see `frozen`.
 
     Returns:
       A `Teacher` whose state is `Variables`.

@@ -22,8 +22,8 @@ def average_logits(logits: Array, weights: Array) -> Array:
     ``Σₖ wₖ zₖ``, at every temperature the normalized geometric mean of the members' probabilities.
 
     Args:
-      logits: of all members, ``[members, ..., classes]``.
-      weights: ``[members]``, of sum 1. A member of weight 0 is ignored, even if its logits are not finite.
+      logits: logits of all members, ``[members, ..., classes]``.
+      weights: weights ``[members]`` of sum 1. A member of weight 0 is ignored, even if its logits are not finite.
 
     Returns:
       Logits ``[..., classes]``.
@@ -101,9 +101,8 @@ def ensemble(
     >>> sorted(out), out["logits"]
     (['a/logits', 'b/logits', 'logits'], Array([[2., 2.]], dtype=float32))
     """
-    members = (
-        dict(teachers) if isinstance(teachers, Mapping) else {str(i): teacher for i, teacher in enumerate(teachers)}
-    )
+    named = teachers if isinstance(teachers, Mapping) else {str(i): teacher for i, teacher in enumerate(teachers)}
+    members = dict(named)
     if not members or (slashed := [name for name in members if "/" in name]):
         expected = "members whose names contain no slash" if members else "at least one member"
         raise ValueError(f"ensemble: expected {expected}, got {slashed if members else 'none'}.")

@@ -22,9 +22,9 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
       variables: weights of the teacher: linen's dict, an nnx module or `Variables`.
       train: evaluate it in training mode (batch statistics, dropout) in each step. Updates of its state in that mode
         are dropped. Evaluations always use inference mode.
-      dtype: of the stored floating-point parameters, such as ``jnp.bfloat16`` beside a float32 student; unchanged if
-        None. BatchNorm statistics, which are small, keep their dtype. This does not set the dtype of the computation:
-        ``jaxkd.wrappers.precision(model, dtype)`` does.
+      dtype: dtype of the stored floating-point parameters, such as ``jnp.bfloat16`` beside a float32 student; None
+        leaves it unchanged. BatchNorm statistics, which are small, keep their dtype. This does not set the dtype of the
+        computation: ``jaxkd.wrappers.precision(model, dtype)`` does.
 
     Returns:
       A `Teacher` whose state is its `Variables`.

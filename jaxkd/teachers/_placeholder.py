@@ -17,7 +17,7 @@ def placeholder(model: Model, *, train: bool = False) -> Teacher:
     schemes of generations or tasks replace it by the previous student.
 
     Args:
-      model: from an adapter.
+      model: model from an adapter.
       train: evaluate it in training mode in each step; see `jaxkd.teachers.frozen`.
 
     Returns:

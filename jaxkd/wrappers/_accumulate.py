@@ -33,8 +33,8 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     Example i belongs to micro-batch ``i % parts``, so that a batch that is split over devices stays evenly split. A
     batch that does not divide is padded under a mask, and the padding is removed from the outputs. Entries without a
     batch dimension, such as the step, reach every micro-batch. BatchNorm normalizes each micro-batch separately (within
-    each of the `jaxkd._core.batch_norm.replicas`), always from the same running statistics; the new ones are averaged.
-    Dropout draws from a separate key in each micro-batch.
+    each replica, see `jaxkd.parallel.jit`), always from the same running statistics; the new ones are averaged. Dropout
+    draws from a separate key in each micro-batch.
 
     Args:
       model: model from an adapter; apply this wrapper last.

@@ -33,9 +33,9 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
     Knowledge Transfer via DeepInversion", CVPR 2020, equation 4, with running statistics in place of the data's, as in
     its equation 5. The gradient of a norm at 0 is 0.
 
-    The statistics are those of the batch on all devices, without its masked examples, for any number of
-    `jaxkd._core.batch_norm.replicas`. The value is differentiable with respect to the input. The output exists in
-    inference mode alone; training mode is that of the wrapped model.
+    The statistics are those of the batch on all devices, without its masked examples, for any number of replicas. The
+    value is differentiable with respect to the input. The output exists in inference mode alone; training mode is that
+    of the wrapped model.
 
     Linen modules are observed unedited, except within ``nn.remat``, ``nn.scan`` and other lifted transforms, whose
     inner values cannot leave the transform. An nnx module must pass through `track_batch_stats` before its adapter.

@@ -307,9 +307,6 @@ def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Ar
     # −expm1(log s₀) computes 1 − s₀ without cancellation for s₀ near 1.
     each = {f"dependence/{name}": -rate * jnp.expm1(log_share[0]) for name, log_share in log_shares.items()}
     loss = -sum(log_share[0] for log_share in log_shares.values())
-    more = {
-        "dependence": sum(each.values()) / len(each),
-        **each,
-        "dependence_loss": jnp.where(rate > 0, loss, 0),
-    }
+    mean = sum(each.values()) / len(each)
+    more = {"dependence": mean, **each, "dependence_loss": jnp.where(rate > 0, loss, 0)}
     return add_outputs("with_flow", outputs, {name: jnp.broadcast_to(value, (size,)) for name, value in more.items()})

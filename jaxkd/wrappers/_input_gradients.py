@@ -96,8 +96,7 @@ def with_projected_input_gradient(
       A `Model` with the same variables.
 
     Raises:
-      ValueError: ``apply`` raises it if the input is not floating point, if there is no such entry or output, or if the
-        model already has an output of that name.
+      ValueError: as for `with_input_gradient`.
 
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")

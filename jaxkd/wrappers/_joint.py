@@ -65,11 +65,11 @@ def joint(models: Mapping[str, Model], *, main: str | None = None) -> Model:
 
 
 def replicate(model: Model, count: int) -> Model:
-    """Combines copies of one architecture, run by `jax.vmap` over their parameters.
+    """Combines models of one architecture, run by `jax.vmap` over their parameters.
 
     It is a `joint` with the members ``"0"``, ``"1"``, ... On an accelerator, small members together cost little more
-    than one. On a CPU a mapped convolution is slow: there a `joint` of the same model under several names computes the
-    same and is faster.
+    than one. On a CPU a mapped convolution is slow: there a `joint` of the model under several names is faster, with
+    equal results.
 
     Args:
       model: the architecture.

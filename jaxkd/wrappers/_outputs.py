@@ -40,8 +40,7 @@ def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
         raise ValueError("with_outputs: expected at least one output, name=lambda outputs: ..., got none.")
 
     def extended(outputs: Outputs) -> Outputs:
-        new = {name: function(outputs) for name, function in computed.items()}
-        return add_outputs("with_outputs", outputs, new)
+        return add_outputs("with_outputs", outputs, {name: function(outputs) for name, function in computed.items()})
 
     return _mapped(model, extended)
 
@@ -96,12 +95,12 @@ def expand_classes(
 ) -> Model:
     """Expands logits of some classes to all, with −∞ for the other classes.
 
-    For an ensemble of teachers that know different classes: ``teachers.ensemble({"a": frozen(expand_classes(model, [0,
-    1], 5), variables), ...}, average=teachers.average_probabilities(T))``. The averaged probabilities then cover all
+    It serves ensembles of teachers of different classes: ``teachers.ensemble({"a": frozen(expand_classes(model, [0, 1],
+    5), variables), ...}, average=teachers.average_probabilities(T))``. The averaged probabilities then cover all
     classes, and a member's weight is the total probability of its classes. (The average of logits would be −∞ for
     nearly all classes.) The output ``name`` keeps the logits of the model's own classes, for terms with
-    `select_classes`. For `jaxkd.metrics.per_teacher` an example of an unknown class is an error, with an
-    infinite ``nll``.
+    `select_classes`. For `jaxkd.metrics.per_teacher` an example of an unknown class is an error, with an infinite
+    ``nll``.
 
     Args:
       model: model from an adapter.

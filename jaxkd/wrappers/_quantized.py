@@ -5,7 +5,7 @@ both are a function `Model → Model`: `quantized` keeps full-precision weights 
 them; `learned_codebook` keeps the weights and learns the values that they are rounded to.
 `jaxkd.weights.save_quantized` packs the result.
 
-`jaxkd._core.quantization` defines how a tensor is cut into buckets, scaled and rounded, and what β and α are.
+A tensor is cut into buckets of consecutive weights. Each bucket is scaled to [0, 1] by its minimum β and its width α.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def quantized(
       model: model from an adapter.
       bits: bits per weight, 1 to 8.
       bucket: the number of weights that share β and α, 256 in the paper; None for one bucket per tensor.
-      include: selects the tensors to quantize; see `Include`.
+      include: the tensors to quantize: a regular expression to find in the path, such as ``"Conv_|Dense_1"``; a
+        predicate of path and array; or None for all of two or more axes that are not called ``bias`` or ``scale``.
       seed: rounds at random in training, up with the probability that makes the rounding unbiased (section 2), from
         this seed and the step, so that all devices round alike. With None, and in evaluation, weights round to the
         nearest value.
@@ -88,7 +89,7 @@ def quantize(
       params: any pytree of arrays.
       bits: bits per weight, 1 to 8.
       bucket: the number of weights that share their scaling; None for one bucket per tensor.
-      include: selects the tensors to quantize; see `Include`.
+      include: the tensors to quantize, as for `quantized`.
       key: key for random rounding; None rounds to the nearest value, ties to even.
 
     Returns:
@@ -132,7 +133,7 @@ def learned_codebook(
       variables: its trained weights, in any form that `jaxkd.adapters.variables` accepts.
       bits: bits per weight, 1 to 8, for ``2^bits`` points per tensor.
       bucket: the number of weights that share their scaling; None for one bucket per tensor.
-      include: selects the tensors to quantize; see `Include`.
+      include: the tensors to quantize, as for `quantized`.
 
     Returns:
       A `Model` with ``Variables(points, {"weights": ..., "model": ...})``, with the points ``[2^bits]`` under the path
@@ -219,7 +220,7 @@ def init_codebook(
       params: any pytree of arrays.
       bits: bits per weight, 1 to 8, for ``2^bits`` points per tensor.
       bucket: the number of weights that share their scaling; None for one bucket per tensor.
-      include: selects the tensors to quantize; see `Include`.
+      include: the tensors to quantize, as for `quantized`.
 
     Returns:
       float32 ``[2^bits]`` under the path of each tensor, in nested dicts.
@@ -265,9 +266,6 @@ def _bits(x: Any) -> Array:
 def _from_bits(bits: Array, dtype: Any) -> Array:
     values: Array = jax.lax.bitcast_convert_type(bits, dtype) if jnp.issubdtype(dtype, jnp.floating) else bits
     return values
-
-
-# --- tensors by path --------------------------------------------------------------------------------------------------
 
 
 def _map_chosen(function: Callable[[str, Array], Array], tree: PyTree, chosen: list[str]) -> PyTree:

@@ -15,7 +15,7 @@ def remat(model: Model, policy: Callable[..., Any] | None = None) -> Model:
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, by `jax.checkpoint` around the whole model.
     Without a policy, only the parameters and the batch stay in memory while the objective is computed; with
-    ``jax.checkpoint_policies.dots_saveable``, the results of matrix products as well. The numbers do not change.
+    ``jax.checkpoint_policies.dots_saveable``, the results of matrix products as well. The results do not change.
 
     The peak within the model's own backward pass does not shrink, whatever the policy: that pass first recomputes all
     activations. If it fills the memory, rematerialize a deep model block by block with ``nn.remat`` or ``nnx.remat``,

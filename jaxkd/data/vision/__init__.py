@@ -1,9 +1,10 @@
 """Transforms of image batches: augmentation, two views, other modalities.
 
 =================  ===================================================================================================
-`augment`          `random_crop_flip`, `shift`, `normalize`: on the device, replayable
-`distortions`      `two_views`, `with_pair`: two independent draws of an augmentation
-`modalities`       `halves`, `spectrum`, `rows`, `columns`, `strokes`: further inputs computed from an image
+augmentation       `random_crop_flip`, `shift`, `normalize`: on the device, replayable
+two views          `two_views`, `with_pair`: two independent draws of an augmentation
+modalities         `halves`, `spectrum`, `rows`, `columns`, `strokes` (in the order `nearest_next` or `by_scan`): other
+                   inputs, computed from an image
 =================  ===================================================================================================
 """
 

@@ -20,7 +20,7 @@ CIFAR100_STD = (0.2675, 0.2565, 0.2761)
 def random_crop_flip(batch: Batch, *, seed: Any, padding: int = 4, flip: bool = True, view: int = 0) -> dict[str, Any]:
     """Pads with zeros, crops at random to the old size, mirrors half of the images.
 
-    The standard augmentation of CIFAR.
+    This is the standard augmentation of CIFAR.
 
     Args:
       batch: batch with ``image`` ``[batch, height, width, channels]``, ``index`` and ``epoch`` ``[batch]``.
@@ -69,7 +69,7 @@ def shift(batch: Batch, *, seed: Any, pixels: int = 1, view: int = 0) -> dict[st
       The batch with a new ``image`` of the same shape and dtype.
 
     Raises:
-      ValueError: as `random_crop_flip`.
+      ValueError: as for `random_crop_flip`.
 
     >>> batch = {"image": jnp.ones((2, 8, 8, 1), jnp.uint8), "index": jnp.arange(2), "epoch": jnp.zeros(2, int)}
     >>> shift(batch, seed=0)["image"].dtype.name

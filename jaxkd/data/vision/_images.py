@@ -9,15 +9,7 @@ from jaxkd.types import Batch
 
 
 def get_images(batch: Batch, entry: str = "image") -> jax.Array:
-    """Returns the images of a batch, or raises if the entry holds none.
-
-    Args:
-      batch: batch with images ``[batch, height, width, channels]``.
-      entry: name of the entry.
-
-    Raises:
-      ValueError: the batch has no such entry, or it does not have four axes.
-    """
+    """Returns the images ``[batch, height, width, channels]`` of a batch, or raises."""
     if entry not in batch:
         raise ValueError(
             f"batch: expected images [batch, height, width, channels] as {entry!r}, got entries {sorted(batch)}."

@@ -47,8 +47,8 @@ def class_weighted_cross_entropy(
       where: mask, True for the proposals to include ``[...]``.
 
     Returns:
-      One value per proposal ``[...]``, in nats. Infinite where the student excludes a class that the teacher does not,
-      with finite gradients.
+      One value per proposal ``[...]``, in nats. It is infinite where the student excludes a class that the teacher does
+      not, with finite gradients.
 
     Raises:
       ValueError: shapes differ, a dtype is not floating point, the background is not a class, or T is not positive.

@@ -69,7 +69,7 @@ def joint_structure(
     ``mean (S_s − S_t)²`` over pairs of joints, ``S_ij`` the cosine of the heatmaps i and j. Xu et al., "Integral
     Knowledge Distillation for Multi-Person Pose Estimation", IEEE Signal Processing Letters 2020, names a term of the
     pose's global structure beside those of heatmaps and features. This is its pair-wise form: which joints respond at
-    the same places. The mean is over all ordered pairs of included joints, each with itself too.
+    equal positions. The mean is over all ordered pairs of included joints, each with itself too.
 
     Args:
       student: heatmaps ``[batch, height, width, joints]``.

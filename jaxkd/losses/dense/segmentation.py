@@ -1,7 +1,4 @@
-"""Segmentation losses: the classes of pixels, and the affinity of positions.
-
-Maps are ``[batch, height, width, channels]``.
-"""
+"""Segmentation losses: the classes of pixels, and the affinity of positions."""
 
 from __future__ import annotations
 

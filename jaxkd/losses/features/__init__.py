@@ -8,7 +8,7 @@
 `jaxkd.losses.features.flow`           `solution_flow`, `singular_vectors` and `singular_directions`
 =====================================  ================================================================================
 
-Feature maps are ``[batch, height, width, channels]``.
+Feature maps are ``[batch, height, width, channels]``, and every loss returns one value per example.
 """
 
 from .activations import (

@@ -125,8 +125,7 @@ def overhaul(
     ``Σ (s−t')²·1(s > t' or t' > 0)`` with ``t' = max(t, m)``, over a feature. Heo et al., "A Comprehensive Overhaul of
     Feature Distillation", ICCV 2019, section 3: where the teacher's ReLU would be off, the teacher is an upper bound
     and no target. Both features are taken before the ReLU, the student's after a 1 × 1 convolution with batch
-    normalization. As in the authors' code, which then weights the layers by powers of ½ and divides by the batch and by
-    1000.
+    normalization. The authors' code then weights the layers by powers of ½ and divides by the batch and by 1000.
 
     Args:
       student: a feature before the activation function ``[batch, ..., channels]``.
@@ -195,11 +194,11 @@ def hierarchical_context(
 
     Also known as: HCL (hierarchical context loss), ReviewKD.
 
-    `hint_mse` of the maps and of their averages in 4 × 4, 2 × 2 and one window. Chen et al., "Distilling Knowledge via
-    Knowledge Review", CVPR 2021, section 3.4. The paper shows it as a picture; weights and levels are those of the
-    authors' code: the map has weight 1, each level pooled from a larger map half the weight of the previous one, and
-    the sum is divided by the sum of the weights. A level that is not smaller than the height, the only size compared,
-    is skipped and has no weight: 8 rows have the weights 1, ½, ¼, ⅛, 4 rows 1, ½, ¼, and one row only 1.
+    It is `hint_mse` of the maps and of their averages in 4 × 4, 2 × 2 and one window. Chen et al., "Distilling
+    Knowledge via Knowledge Review", CVPR 2021, section 3.4. The paper gives it as a figure; weights and levels are
+    those of the authors' code: the map has weight 1, each level pooled from a larger map half the weight of the
+    previous one, and the sum is divided by the sum of the weights. A level that is not smaller than the height, the
+    only size compared, is skipped: 8 rows have the weights 1, ½, ¼, ⅛, 4 rows 1, ½, ¼, and one row only 1.
 
     Args:
       student: a feature map ``[batch, height, width, channels]``, fused from deeper stages.

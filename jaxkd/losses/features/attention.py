@@ -1,8 +1,7 @@
 """Attention losses: where a feature map is active, rather than in which channels.
 
-Feature maps are ``[batch, height, width, channels]``. Every function returns one value per example. Where the maps of
-student and teacher differ in spatial size, the larger is adaptive-average-pooled to the smaller; other sizes have to
-fit.
+Where the maps of student and teacher differ in spatial size, the larger is adaptive-average-pooled to the smaller;
+other sizes have to fit.
 """
 
 from __future__ import annotations
@@ -114,11 +113,10 @@ def neuron_selectivity(
     Also known as: NST (neuron selectivity transfer), MMD with a polynomial kernel.
 
     ``mean k(t_c, t_c') + mean k(s_c, s_c') − 2 mean k(s_c, t_c')`` over all pairs of channels, where a channel is the
-    unit vector of its activations over the positions and ``k(a, b) = ⟨a, b⟩²``.
-
-    Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, with the polynomial
-    kernel of degree 2 and c = 0 that works best there. The term of the teacher alone has no gradient for the student
-    but makes the value a distance; code without it can be negative.
+    unit vector of its activations over the positions and ``k(a, b) = ⟨a, b⟩²``. Huang & Wang, "Like What You Like:
+    Knowledge Distill via Neuron Selectivity Transfer", 2017, with the polynomial kernel of degree 2 and c = 0 that
+    works best there. The term of the teacher alone has no gradient for the student but makes the value a distance; code
+    without it can be negative.
 
     Args:
       student: a feature map ``[batch, height, width, channels]``.

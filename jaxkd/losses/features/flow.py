@@ -1,8 +1,7 @@
 """Flow losses: how a network's features change from one layer to the next.
 
-The feature map of a layer is ``[batch, height, width, channels]``, and a loss takes several layers of each network.
-Every function returns one value per example. Student and teacher need the same channels layer by layer; spatial sizes
-may differ.
+A loss takes the feature maps of several layers of each network. Student and teacher need the same channels layer by
+layer; spatial sizes may differ.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Relation losses: comparisons of the geometry of a batch.
 
-Student and teacher embeddings may differ in size. Every function returns each anchor's share of a value that is the
-mean over anchors, and relates the examples of all devices by ``axis_name``.
+Student and teacher embeddings may differ in size. Every function returns each anchor's share, and the mean over the
+anchors is the published value. With ``axis_name``, each local anchor relates to the examples of all devices, so that
+the result does not depend on the number of devices.
 
 =====================================  ================================================================================
 `jaxkd.losses.relations.distances`     `distance_relation`, `angle_relation` (RKD)

@@ -48,10 +48,9 @@ def different(where: Array, every: Array, axis_name: str | None) -> Array:
 def distinct(squares: Array, size: Array) -> Array:
     """Returns squared distances, 0 where they are rounding errors of the coordinates.
 
-    ``size`` is the sum of the squared norms of both examples.
-
-    A compiler may compute one example twice, once as a row and once, gathered from the other devices, as a column, and
-    round differently. Its distance to itself is then tiny rather than 0, and the derivative of the root there enormous.
+    ``size`` is the sum of the squared norms of both examples. A compiler may compute one example twice, once as a row
+    and once, gathered from the other devices, as a column, and round differently. Its distance to itself is then tiny
+    rather than 0, and the derivative of the root there enormous.
     """
     resolution = (4 * jnp.finfo(squares.dtype).eps) ** 2 * jax.lax.stop_gradient(size)
     return jnp.where(squares > resolution, squares, 0)

@@ -34,7 +34,7 @@ def mean_discrepancy(
     polynomial kernel, between the channels of one example.
 
     Args:
-      student: features ``[batch, ...]``; what follows the batch is flattened. Pool maps first.
+      student: features ``[batch, ...]``; all axes but the batch are flattened. Pool maps first.
       teacher: features of the student's shape.
       where: mask, True for the examples to include ``[batch]``; masked examples are in neither mean.
       axis_name: a mapped axis over which the batch is split; the means are those of the global batch.

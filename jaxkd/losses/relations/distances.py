@@ -1,9 +1,5 @@
 """Relations of distances and angles between the examples of a batch.
 
-A relation compares the geometry of a batch, so that student and teacher embeddings may differ in size. Every function
-returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name``, each local anchor
-relates to the examples of all devices, so that the result does not depend on the number of devices.
-
 Both relations are functions of the ``[batch, batch]`` matrix of squared distances alone (`_pairs.squared_distances`):
 the cosine of the angle at j between i and k follows from the law of cosines, ``(d_ij² + d_kj² − d_ik²) / (2 d_ij
 d_kj)``.
@@ -52,7 +48,7 @@ def distance_relation(
     duplicates is not positive and hence not in ``μ``. The published weight is 25.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened.
       teacher: embeddings of the same batch, of any feature size.
       where: mask, True for the examples to include ``[batch]``; masked examples are neighbors of no example.
       axis_name: a mapped axis over which the batch is split.
@@ -99,7 +95,7 @@ def angle_relation(
     vertex has cosine 0. The published weight is 50. Memory is of the order of B², as the module describes.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened.
       teacher: embeddings of the same batch, of any feature size.
       where: mask, True for the examples to include ``[batch]``; masked examples are in no triple.
       axis_name: a mapped axis over which the batch is split.

@@ -1,9 +1,7 @@
 """Relations of rankings: the examples nearest to an anchor, and their order.
 
 The teacher ranks the nearest examples of each anchor, and the student's distances to these are compared with its
-ranking. Every function returns each anchor's share, and the mean over the anchors is the published value. With
-``axis_name`` the candidates are the examples of all devices, so that the result does not depend on the number of
-devices.
+ranking.
 
 The ranking is computed from differences, block by block, so that equal distances are ties. The losses then see only the
 examples on the list, ``[batch, list_size, features]``; no ``[batch, batch, features]`` array exists.
@@ -47,7 +45,7 @@ def darkrank_hard(
     is nearest for the teacher. Only the teacher's order is used, so it has no gradient.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened. Usually of unit length.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened. Usually of unit length.
       teacher: embeddings of the same batch, of any feature size.
       alpha: scale of the scores.
       beta: power of the distance, positive.
@@ -93,7 +91,7 @@ def darkrank_soft(
     list of 4 has 24 permutations.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened. Usually of unit length.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened. Usually of unit length.
       teacher: embeddings of the same batch, of any feature size.
       alpha: scale of the scores.
       beta: power of the distance, positive.
@@ -133,10 +131,7 @@ def darkrank_soft(
 
 
 def _log_likelihood(scores: Array, valid: Array) -> Array:
-    """Returns the Plackett–Luce log-likelihood of the order in the last axis.
-
-    Valid entries come first.
-    """
+    """Returns the Plackett–Luce log-likelihood of an order, valid entries first."""
     total = jnp.zeros(scores.shape[:-1], scores.dtype)
     if scores.shape[-1] == 0:  # an empty batch
         return total

@@ -1,8 +1,5 @@
 """Relations of inner products: how similar the examples of a batch are.
 
-Every function returns each anchor's share, and the mean over the anchors is the published value. With ``axis_name``,
-each local anchor relates to the examples of all devices, so that the result does not depend on the number of devices.
-
 Similarities are ``[batch, batch]`` products in full precision. Unlike a distance, a cosine has no kink at duplicates,
 so that its rounding errors are harmless. No ``[batch, batch, features]`` array exists.
 """
@@ -39,7 +36,7 @@ def similarity_preserving(
     ICCV 2019, equations 1 to 4. The published weight is 3000.
 
     Args:
-      student: activations ``[batch, ...]``; what follows the batch is flattened.
+      student: activations ``[batch, ...]``; all axes but the batch are flattened.
       teacher: activations of the same batch, of any feature size.
       where: mask, True for the examples to include ``[batch]``; masked examples are in no row and no column.
       axis_name: a mapped axis over which the batch is split.
@@ -84,7 +81,7 @@ def correlation_congruence(
     `consecutive_correlation`, another loss.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened.
       teacher: embeddings of the same batch, of any feature size.
       gamma: γ of the Gaussian kernel.
       order: the highest power of the series, P of the paper.
@@ -191,7 +188,7 @@ def probabilistic_transfer(
     weight is 30000.
 
     Args:
-      student: embeddings ``[batch, ...]``; what follows the batch is flattened.
+      student: embeddings ``[batch, ...]``; all axes but the batch are flattened.
       teacher: embeddings of the same batch, of any feature size.
       epsilon: ε > 0, which keeps the logarithm finite. Near 0 the value is no exact divergence for that reason: it may
         be negative by about ε.

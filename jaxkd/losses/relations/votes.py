@@ -1,9 +1,7 @@
 """A relation by vote of several teachers: which of two examples is nearer.
 
 The features of the teachers may differ in size from each other's and from the student's, since only the order of their
-distances is used. The function returns each anchor's share, and the mean over the anchors is the published value. With
-``axis_name`` the examples of all devices are in the triplets, so that the result does not depend on the number of
-devices.
+distances is used.
 
 Distances are ``[batch, batch]``. Votes and hinges of the triplets exist for one block of them at a time. The loss is
 piecewise linear in the distances, so that the forward pass already has its derivative: the number of triplets with a
@@ -53,7 +51,7 @@ def voted_dissimilarity(
     1 is this library's. Only the teachers' order is used, so they have no gradient.
 
     Args:
-      student: features ``[batch, ...]``; what follows the batch is flattened.
+      student: features ``[batch, ...]``; all axes but the batch are flattened.
       teachers: features of the same batch by each teacher, of any feature sizes; one array is one teacher.
       margin: δ, at least 0.
       weights: weight of each teacher's vote, not negative; equal by default.

@@ -43,14 +43,9 @@ class Generator(nn.Module):
     def __call__(
         self, noise: Float[Array, "batch size"], train: bool = False
     ) -> dict[str, Float[Array, "batch height width channels"]]:
-        """Computes images.
+        """Returns ``{"image": [batch, height, width, channels]}`` from noise.
 
-        Args:
-          noise: noise ``[batch, size]``, floating point.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``{"image": [batch, height, width, channels]}``.
+        The noise is floating point. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           ValueError: the noise does not have two axes, or the size is not divisible.

@@ -24,7 +24,7 @@ linear: no ReLU follows it, so that ``stage{k}`` takes both signs, and ``stage{k
 
 Convolutions, depthwise ones included, are initialized from a normal distribution with standard deviation
 ``sqrt(2 / (k · k · out))``, the linear layer with 0.01 and a bias of 0. The biased running variance, explained in
-`jaxkd.models.vision._resnet`, differs by a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
+the module of `ResNet`, differs by a factor of ``1 - 1/256`` at most for a batch of 64 (2 × 2 maps).
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ _HEAD = 1280
 class MobileNetV2(nn.Module):
     """MobileNetV2 for small images.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> model = MobileNetV2(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -71,14 +70,10 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -169,13 +164,6 @@ class MobileNetV2Head(nn.Module):
 def taps(model: MobileNetV2) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any width.
-
-    Returns:
-      ``stem`` and ``pooled``, after their ReLU; ``stage1`` to ``stage4``, which have none; and the same paths as
-      ``stage1_preact`` to ``stage4_preact``.
-
     >>> taps(MobileNetV2())["stage3"], taps(MobileNetV2())["stage3_preact"]
     ('MobileNetV2Stage_4', 'MobileNetV2Stage_4')
     """
@@ -190,12 +178,6 @@ def taps(model: MobileNetV2) -> dict[str, str]:
 
 def margin_norms(model: MobileNetV2) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
-
-    Args:
-      model: model of any width.
-
-    Returns:
-      For ``stage1_preact`` to ``stage4_preact``, the path of the last BatchNorm of that stage's last block.
 
     >>> margin_norms(MobileNetV2())["stage3_preact"]
     'MobileNetV2Stage_4/InvertedResidual_2/BatchNorm_2'

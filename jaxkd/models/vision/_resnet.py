@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 class ResNet(nn.Module):
     """ResNet of basic blocks for CIFAR.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> model = ResNet8x4(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -68,14 +67,10 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -146,16 +141,6 @@ class BasicBlock(nn.Module):
 def taps(model: ResNet) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any depth and width.
-
-    Returns:
-      ``stem``, ``stage1`` to ``stage3`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage3_preact``,
-      before it.
-
-    Raises:
-      ValueError: the depth is none of 8, 14, 20, ….
-
     >>> taps(ResNet32())["stage3_preact"]
     'ResNetStage_2/BasicBlock_4/Residual_0'
     """
@@ -171,16 +156,8 @@ def taps(model: ResNet) -> dict[str, str]:
 def margin_norms(model: ResNet) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    The tap is a sum, and the margin is that of its residual branch alone, as in the authors' code.
-
-    Args:
-      model: model of any depth and width.
-
-    Returns:
-      For ``stage1_preact`` to ``stage3_preact``, the path of the second BatchNorm of the stage's last block.
-
-    Raises:
-      ValueError: the depth is none of 8, 14, 20, ….
+    The tap is a sum, and the margin is that of its residual branch alone, as in the authors' code: of the second
+    BatchNorm of the stage's last block.
 
     >>> margin_norms(ResNet32())["stage3_preact"]
     'ResNetStage_2/BasicBlock_4/BatchNorm_1'
@@ -189,16 +166,7 @@ def margin_norms(model: ResNet) -> dict[str, str]:
 
 
 def blocks_per_stage(depth: int) -> int:
-    """Returns the number of basic blocks in each of the three stages.
-
-    Args:
-      depth: number of layers, ``6 n + 2``.
-
-    Returns:
-      n.
-
-    Raises:
-      ValueError: the depth is none of 8, 14, 20, ….
+    """Returns n, the number of blocks per stage of ``6 n + 2`` layers, or raises.
 
     >>> blocks_per_stage(56)
     9

@@ -20,9 +20,9 @@ stage{k}_preact    ``BottleneckStage_{k-1}/Bottleneck_{last}/Residual_0``  as st
 
 All taps but ``preact`` follow the ReLU; ``preact`` is the input of the stage's last ReLU.
 
-The initialization is that of `jaxkd.models.vision._resnet`: Kaiming-normal (fan-out) convolutions, a scale of 1 in
+The initialization is that of `ResNet`: Kaiming-normal (fan-out) convolutions, a scale of 1 in
 every BatchNorm (also the last one of a block), a linear layer uniform in ``±1/sqrt(fan_in)``. The biased running
-variance, explained there, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+variance, explained in its module, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ _EXPANSION = 4
 class BottleneckResNet(nn.Module):
     """ResNet of bottleneck blocks for small images.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> model = ResNet50(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -70,14 +69,10 @@ class BottleneckResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -141,12 +136,6 @@ class Bottleneck(nn.Module):
 def taps(model: BottleneckResNet) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any depth.
-
-    Returns:
-      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
-
     >>> taps(ResNet50())["stage4"], taps(ResNet50())["stage4_preact"]
     ('BottleneckStage_3', 'BottleneckStage_3/Bottleneck_2/Residual_0')
     """
@@ -161,12 +150,6 @@ def taps(model: BottleneckResNet) -> dict[str, str]:
 
 def margin_norms(model: BottleneckResNet) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
-
-    Args:
-      model: model of any depth.
-
-    Returns:
-      ``stage1_preact``, ``stage2_preact``, …, each with the path of the last BatchNorm of that stage's last block.
 
     >>> margin_norms(ResNet50())["stage4_preact"]
     'BottleneckStage_3/Bottleneck_2/BatchNorm_2'

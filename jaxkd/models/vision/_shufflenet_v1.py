@@ -22,7 +22,7 @@ The first five taps follow the ReLU; ``preact`` is the input of the stage's last
 
 Convolutions and the linear layer have PyTorch's default initialization, uniform in ``±1/sqrt(fan_in)``, where the
 fan-in of a grouped convolution is that of one group. The biased running variance, explained in
-`jaxkd.models.vision._resnet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+the module of `ResNet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -69,14 +69,10 @@ class ShuffleNetV1(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -170,13 +166,6 @@ def channel_shuffle(
 
     Channel ``j`` of group ``i`` becomes channel ``j · groups + i``.
 
-    Args:
-      x: feature map ``[batch, height, width, channels]``, with contiguous groups of channels.
-      groups: number of groups, which divides the channels; 1 is the identity.
-
-    Returns:
-      The permuted map ``[batch, height, width, channels]``.
-
     >>> channel_shuffle(jnp.arange(6).reshape(1, 1, 1, 6), 2).ravel()
     Array([0, 3, 1, 4, 2, 5], dtype=int32)
     """
@@ -185,12 +174,6 @@ def channel_shuffle(
 
 def taps(model: ShuffleNetV1) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
-
-    Args:
-      model: model of any width.
-
-    Returns:
-      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
 
     >>> taps(ShuffleNetV1())["stage2"], taps(ShuffleNetV1())["stage2_preact"]
     ('ShuffleNetV1Stage_1', 'ShuffleNetV1Stage_1/ShuffleUnit_7/Residual_0')
@@ -208,12 +191,6 @@ def margin_norms(model: ShuffleNetV1) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
     The benchmark has no ShuffleNet teacher for that method; this follows the rule for its ResNets.
-
-    Args:
-      model: model of any width.
-
-    Returns:
-      ``stage1_preact``, ``stage2_preact``, …, each with the path of the last BatchNorm of that stage's last unit.
 
     >>> margin_norms(ShuffleNetV1())["stage2_preact"]
     'ShuffleNetV1Stage_1/ShuffleUnit_7/BatchNorm_2'

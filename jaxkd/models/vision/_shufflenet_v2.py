@@ -21,7 +21,7 @@ concatenation of these and of the other half before its ReLU, not shuffled: ``st
 
 Convolutions and the linear layer have PyTorch's default initialization, uniform in ``±1/sqrt(fan_in)``, where the
 fan-in of a grouped convolution is that of one group. The biased running variance, explained in
-`jaxkd.models.vision._resnet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
+the module of `ResNet`, differs by a factor of ``1 - 1/1024`` at most for a batch of 64 (4 × 4 maps).
 """
 
 from __future__ import annotations
@@ -65,14 +65,10 @@ class ShuffleNetV2(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -182,12 +178,6 @@ class ShuffleNetHead(nn.Module):
 def taps(model: ShuffleNetV2) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any size.
-
-    Returns:
-      ``stem``, ``stage1``, ``stage2``, … and ``pooled``, after their ReLU; ``stage1_preact``, …, before it.
-
     >>> taps(ShuffleNetV2())["stage2"], taps(ShuffleNetV2())["stage2_preact"]
     ('ShuffleNetV2Stage_1', 'ShuffleNetV2Stage_1/BasicUnit_6/Concatenation_0')
     """
@@ -197,21 +187,14 @@ def taps(model: ShuffleNetV2) -> dict[str, str]:
         **{f"stage{number + 1}": f"ShuffleNetV2Stage_{number}" for number in stages},
         "pooled": "GlobalAveragePool_0",
         **{
-            f"stage{number + 1}_preact": f"ShuffleNetV2Stage_{number}/BasicUnit_{model.blocks[number] - 2}/"
-            "Concatenation_0"
-            for number in stages
+            f"stage{number + 1}_preact": f"ShuffleNetV2Stage_{number}/BasicUnit_{units - 2}/Concatenation_0"
+            for number, units in enumerate(model.blocks)
         },
     }
 
 
 def margin_norms(model: ShuffleNetV2) -> dict[str, str]:
     """Returns no paths, since a pre-activation depends on BatchNorms of several units.
-
-    Args:
-      model: model of any size.
-
-    Returns:
-      An empty mapping.
 
     >>> margin_norms(ShuffleNetV2())
     {}

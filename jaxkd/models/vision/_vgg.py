@@ -25,7 +25,7 @@ the output of the stage's last BatchNorm, the input of its last ReLU. `jaxkd.mod
 The model matches the PyTorch recipe: convolutions normal with variance 2 over the window's size times the output
 channels, and with biases initialized to 0 (BatchNorm cancels them, but they are among the published parameters);
 BatchNorm with decay 0.9 and epsilon 1e-5; the linear layer's weight normal with standard deviation 0.01 and its bias 0.
-`jaxkd.models.vision._resnet` explains the one difference.
+The module of `ResNet` explains the one difference.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """VGG with BatchNorm for CIFAR.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> model = VGG8(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -69,14 +68,10 @@ class VGG(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR, at least 8 × 8.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR, at least 8 × 8. With ``train``, BatchNorm uses the batch's statistics and
+        updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -116,13 +111,6 @@ class VGGStage(nn.Module):
 def taps(model: VGG) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any depth.
-
-    Returns:
-      ``stem``, ``stage1`` to ``stage4`` and ``pooled``, after their ReLU, and ``stage1_preact`` to ``stage4_preact``,
-      before it.
-
     >>> taps(VGG13())["stage4"], taps(VGG13())["stage4_preact"]
     ('VGGStage_4', 'VGGStage_4/BatchNorm_1')
     """
@@ -136,12 +124,6 @@ def taps(model: VGG) -> dict[str, str]:
 
 def margin_norms(model: VGG) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
-
-    Args:
-      model: model of any depth.
-
-    Returns:
-      For ``stage1_preact`` to ``stage4_preact``, the path of the stage's last BatchNorm.
 
     >>> margin_norms(VGG8())["stage1_preact"]
     'VGGStage_1/BatchNorm_0'

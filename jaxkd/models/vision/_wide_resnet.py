@@ -4,7 +4,7 @@ Zagoruyko and Komodakis, "Wide Residual Networks", 2016, as the CIFAR-100 distil
 convolution, three stages of ``(depth - 4) / 6`` pre-activation blocks, a last BatchNorm and ReLU, a linear layer.
 Parameter counts are exactly the published ones.
 
-Every point that a published method taps is the output of a submodule, so an adapter can name it. For a width k:
+Every tap of a published method is the output of a submodule, so that an adapter can name it. For a width k:
 
 =================  ==================================================  =================
 tap                path                                                shape
@@ -24,8 +24,8 @@ head; ``preact`` is its output, the input of a ReLU. `jaxkd.models.taps` returns
 
 The model matches the PyTorch recipe: convolutions without bias, normal with variance 2 over the window's size times the
 output channels, a padding of 1 on every side, also for a stride of 2, BatchNorm with decay 0.9 and epsilon 1e-5, the
-linear layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. `jaxkd.models.vision._resnet` explains
-the one difference.
+linear layer's weight uniform in ``±1/sqrt(fan_in)`` and its bias 0, no dropout. The module of `ResNet` explains the one
+difference.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 class WideResNet(nn.Module):
     """Wide residual network for CIFAR.
 
-    >>> import jax
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> model = WRN40x2(num_classes=100)
     >>> image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     >>> params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -68,14 +67,10 @@ class WideResNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Computes logits.
+        """Returns logits of normalized images ``[batch, height, width, channels]``.
 
-        Args:
-          x: normalized images ``[batch, height, width, channels]``, 32 × 32 × 3 on CIFAR.
-          train: whether BatchNorm uses the batch's statistics and updates the running ones.
-
-        Returns:
-          ``[batch, classes]``.
+        The images are 32 × 32 × 3 on CIFAR. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -149,12 +144,6 @@ class WideResNetHead(nn.Module):
 def taps(model: WideResNet) -> dict[str, str]:
     """Returns the path of each tapped submodule, by the name of its tap.
 
-    Args:
-      model: model of any depth and width.
-
-    Returns:
-      ``stem``, ``stage1`` to ``stage3``, ``pooled``, and ``stage1_preact`` to ``stage3_preact``.
-
     >>> taps(WRN16x2())["stage2_preact"]
     'WideResNetStage_2/WideBlock_0/BatchNorm_0'
     """
@@ -169,12 +158,6 @@ def taps(model: WideResNet) -> dict[str, str]:
 def margin_norms(model: WideResNet) -> dict[str, str]:
     """Returns the path of the BatchNorm that gives each pre-activation tap's margin.
 
-    Args:
-      model: model of any depth and width.
-
-    Returns:
-      For ``stage1_preact`` to ``stage3_preact``, the path of the BatchNorm that follows the stage.
-
     >>> margin_norms(WRN16x2())["stage3_preact"]
     'WideResNetHead_0/BatchNorm_0'
     """
@@ -186,16 +169,7 @@ def margin_norms(model: WideResNet) -> dict[str, str]:
 
 
 def blocks_per_stage(depth: int) -> int:
-    """Returns the number of blocks in each of the three stages.
-
-    Args:
-      depth: number of layers, ``6 n + 4``.
-
-    Returns:
-      n.
-
-    Raises:
-      ValueError: the depth is none of 10, 16, 22, ….
+    """Returns n, the number of blocks per stage of ``6 n + 4`` layers, or raises.
 
     >>> blocks_per_stage(40)
     6
