@@ -19,7 +19,7 @@ KD = combine(
 BASE = jax.tree.map(lambda x: 2 * x, tiny.student.init(jax.random.key(3), tiny.batch(2)))
 STUDENTS = {
     "straight": quantized(tiny.student, bits=2, bucket=8),
-    "codebook": learned_codebook(tiny.student, BASE, bits=2, bucket=8),
+    "points": learned_codebook(tiny.student, BASE, bits=2, bucket=8),
 }
 
 

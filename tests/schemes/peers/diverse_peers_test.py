@@ -56,7 +56,7 @@ def test_leader_defines_the_main_metrics():
 
 
 def test_attention_projections_are_trained():
-    kd = distiller(features=2)
+    kd = distiller(hidden_size=2)
     start = kd.init(jax.random.key(1), tiny.batch(8))
     state, _ = run(kd, 2, state=start)
     for name in ("query", "key"):

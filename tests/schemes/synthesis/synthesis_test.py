@@ -268,7 +268,7 @@ def test_generator_makes_normalized_images():
     assert images["image"].shape == (64, 8, 4, 3)
     np.testing.assert_allclose(images["image"].mean(axis=(0, 1, 2)), np.zeros(3), atol=1e-4)
     np.testing.assert_allclose(images["image"].std(axis=(0, 1, 2)), np.ones(3), atol=1e-2)
-    with pytest.raises(ValueError, match="a size that divides by 4"):
+    with pytest.raises(ValueError, match="a size divisible by 4"):
         Generator((8, 6), 3, features=(8, 4, 4)).init(jax.random.key(1), noise)
     with pytest.raises(ValueError, match=r"noise: expected \[batch, size\]"):
         generator.init(jax.random.key(1), noise[0])
@@ -312,7 +312,7 @@ def made(synthesis, batch):
         (lambda: invert(competition=1.0), "a weight of 1.0; give student="),
         (invert, "'batch_statistics'.*with_batch_stat_distance"),
         (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' if classes= is given"),
-        (lambda: contrasted(features=[]), "features: expected at least one"),
+        (lambda: contrasted(features=[]), "feature_names: expected at least one"),
         (lambda: contrasted(temperature=0.0), "temperature: expected a positive"),
         (lambda: contrasted(adversarial=0.5), "a weight of 0.5; give student="),
         (lambda: contrasted(memory=4, statistics=0.0), "memory: expected at least a batch of 8"),
