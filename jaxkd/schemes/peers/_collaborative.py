@@ -39,10 +39,10 @@ def collaborative(
     Also known as: KDCL (knowledge distillation via collaborative learning).
 
     Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, with the cross-entropy for
-    ``own`` and λ T² KL for ``taught``. The ensemble of each example is built with its label:
-    `jaxkd.losses.best_logits` (KDCL-Naive), ``combined_logits`` (KDCL-Linear) or ``min_logits``
-    (KDCL-MinLogit). In the paper, each student sees its own distortion of the image: ``wrappers.with_inputs(model,
-    image="second")`` is a student that reads another batch entry. No gradient reaches the ensemble.
+    ``own`` and λ T² KL for ``taught``. The ensemble of each example is built with its label: `jaxkd.losses.best_logits`
+    (KDCL-Naive), ``combined_logits`` (KDCL-Linear) or ``min_logits`` (KDCL-MinLogit). In the paper, each student sees
+    its own distortion of the image: ``wrappers.with_inputs(model, image="second")`` is a student that reads another
+    batch entry. No gradient reaches the ensemble.
 
     Args:
       students: models by name, of any architectures; or one model, of which there are ``peers`` copies, run as one

@@ -63,8 +63,7 @@ def byot(
       weight: weight of all exits, a number or a schedule. With 0 the network trains as it would alone.
       label_path: path of integer classes ``[batch]``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. The default is
-        `jaxkd.metrics.classification` of the deepest classifier, and the accuracy of each exit,
-        ``NAME/accuracy``.
+        `jaxkd.metrics.classification` of the deepest classifier, and the accuracy of each exit, ``NAME/accuracy``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:

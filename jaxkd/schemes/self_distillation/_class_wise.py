@@ -69,8 +69,7 @@ def class_wise(
     """
     soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=weight, temperature=temperature)
     objective = combine(
-        ce=term(losses.cross_entropy, "student/logits", label_path),
-        class_wise=select(soft, student="", teacher=_PAIR),
+        ce=term(losses.cross_entropy, "student/logits", label_path), class_wise=select(soft, student="", teacher=_PAIR)
     )
     return distill(
         views(model, {_PAIR: {image: pair}}),

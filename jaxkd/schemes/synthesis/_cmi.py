@@ -64,9 +64,9 @@ def cmi(
 
     ``L = α R_feature(x) + β CE(t(x), y) + γ L_adv + δ L_cr`` with x = G(z). Fang et al., "Contrastive Model Inversion
     for Data-Free Knowledge Distillation", IJCAI 2021, with the defaults of the authors' synthesizer. R_feature compares
-    BatchNorm statistics; L_adv is low where the student is wrong (`jaxkd.schemes.disagreement`). L_cr
-    discriminates each image from all others of the batch and of earlier rounds, by another view of it (`contrast`). z
-    and G begin anew with each round; the projection h of L_cr does not.
+    BatchNorm statistics; L_adv is low where the student is wrong (`jaxkd.schemes.disagreement`). L_cr discriminates
+    each image from all others of the batch and of earlier rounds, by another view of it (`contrast`). z and G begin
+    anew with each round; the projection h of L_cr does not.
 
     As in the authors' code, the batch of the lowest loss in a round is kept, the memory contains the teacher's features
     and the current h is applied to them, and maps are averaged over their positions. Differences: the global view is
