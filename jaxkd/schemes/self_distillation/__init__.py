@@ -1,6 +1,6 @@
 """Schemes in which a network is its own teacher, within one step.
 
-Self-distillation over time is in `jaxkd.objectives.progressive_self_kd` (PS-KD), `jaxkd.teachers.ema` and
+Self-distillation over time is `jaxkd.objectives.progressive_self_kd` (PS-KD), `jaxkd.teachers.ema` and
 `jaxkd.schemes.born_again`.
 """
 
