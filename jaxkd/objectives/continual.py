@@ -260,7 +260,7 @@ def kl_of_heads(student: Array, teacher: Array, heads: Array, temperature: float
 
 
 def _task(starts: np.ndarray, context: Context, key: Array | None) -> Array:
-    """Returns the task of the current step, or in an evaluation (without a key) of the last one."""
+    """Returns the task of the step, or in an evaluation (no key) of the last one."""
     return task_at(starts, context.step if key is not None else last_step(context.step))
 
 

@@ -1,4 +1,4 @@
-"""Contrastive distillation with a queue of earlier batches, which all devices write alike."""
+"""Contrastive distillation with a queue of the embeddings of earlier batches."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _average(logits: list[Array], log_weights: Array, temperature: Any) -> Array
 
 
 def _mixture_nll(logits: list[Array], log_weights: Array, labels: Array, mask: Array | None) -> Array:
-    """Cross-entropy of the mixture ``−log Σ_k w_k p_k(y)``; 0 for a class that all teachers exclude."""
+    """Computes ``−log Σ_k w_k p_k(y)``; 0 for a class that all teachers exclude."""
     log_p = jnp.stack([-losses.cross_entropy(jax.lax.stop_gradient(z), labels, where=mask) for z in logits])
     possible = jnp.any(~jnp.isneginf(log_p), axis=0)
     row = jnp.expand_dims(log_weights, tuple(range(1, log_p.ndim)))

@@ -196,7 +196,7 @@ def former_self(student: Model) -> Teacher:
 
 
 def begin_task(starts: np.ndarray, state: TrainState, anew: Callable[[], tuple[PyTree, PyTree]]) -> TrainState:
-    """Returns the state, with teacher and optimizer state from ``anew`` where a later task begins."""
+    """Replaces teacher and optimizer state by those of ``anew`` where a task begins."""
     if len(starts) == 1:
         return state
     begins = jnp.any(jnp.asarray(starts[1:]) == state.step)

@@ -125,7 +125,7 @@ def _from_others(mutual: Objective, name: str, names: list[str]) -> Objective:
 
 
 def _scaled(objective: Objective, scale: float) -> Objective:
-    """Returns `scale` times the objective; metrics are not scaled, as those of a term are unweighted."""
+    """Returns `scale` times the objective; metrics stay unweighted, as a term's are."""
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         out = objective.apply(params, state, context, key)

@@ -185,7 +185,8 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
 
 
 def _own_key(key: Array, i: int) -> Array:
-    """Returns the key of phase `i`: for the first the run's, so that a single phase equals its distiller."""
+    """Returns the key of phase `i`."""
+    # The first phase has the run's key, so that a sequence of one phase equals its distiller.
     return jax.random.fold_in(key, i) if i else key
 
 

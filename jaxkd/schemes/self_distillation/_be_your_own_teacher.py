@@ -49,8 +49,7 @@ def byot(
 
     Args:
       model: model with taps where exits begin, from an adapter.
-      exits: exits by name; `exit_head` builds heads. The feature term needs heads that return ``feature`` beside
-        logits.
+      exits: exits by name; `exit_head` builds heads. The feature term needs heads that return ``feature``.
       optimizer: any optax transformation, for the network and its exits.
       feature: name of the model's output F_C, such as a tap at the pooled feature; None omits the feature term.
       alpha: α in [0, 1], or a schedule of the step.

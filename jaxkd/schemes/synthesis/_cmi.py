@@ -57,8 +57,8 @@ def cmi(
     Args:
       teacher: teacher of the student, of a model `jaxkd.wrappers.with_batch_stat_distance`.
       generator: model from an adapter, with ``inputs="noise"``; its output ``image`` is the networks' normalized input.
-      optimizer: any optax transformation, with one state for G and z and one for h; the authors' is Adam with 1e-3, β₁
-        = 0.5.
+      optimizer: any optax transformation, with a state for G and z, which begins anew with each round, and one for h;
+        the authors use Adam with 1e-3 and β₁ = 0.5.
       feature_names: names of the teacher's outputs, maps or vectors, that describe an image in L_cr.
       iterations: number of updates in a round.
       slots: size of the student's pool in batches; a new batch replaces the oldest one.
@@ -133,11 +133,8 @@ def cmi(
     def apply(
         state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
     ) -> tuple[Batch, PyTree, Metrics]:
-        size, mask, axis_name = (
-            _contract.needs("cmi", batch, NOISE, LABEL),
-            batches.example_mask(batch),
-            axes.mapped_axis(),
-        )
+        size, mask = _contract.needs("cmi", batch, NOISE, LABEL), batches.example_mask(batch)
+        axis_name = axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["label"].shape[0]
         _rounds.check_size("cmi", rows, size, mask, axis_name)

@@ -67,8 +67,8 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
         if twice := sorted((entries.keys() - {LABEL}) & batch.keys()):
             raise ValueError(
                 f"data_free: expected a batch without the entries that are synthesized, got "
-                f"{', '.join(map(repr, twice))} in {checks.describe(batch)}. Train on jaxkd.data.Noise; batches of data "
-                "are for evaluate."
+                f"{', '.join(map(repr, twice))} in {checks.describe(batch)}. Train on jaxkd.data.Noise; batches of "
+                "data are for evaluate."
             )
         return entries
 

@@ -49,8 +49,8 @@ def inversion(
     Args:
       teacher: teacher of the student, of a model `jaxkd.wrappers.with_batch_stat_distance`.
       shape: shape of one image, ``(height, width, channels)``; images are made as normalized inputs of the networks.
-      optimizer: any optax transformation; its state begins anew with each round. The authors use Adam with 0.1 on
-        CIFAR-10.
+      optimizer: any optax transformation, for the pixels; its state begins anew with each round. The authors use Adam
+        with 0.1 on CIFAR-10.
       iterations: number of updates of one batch of images.
       slots: size of the pool in batches; a new batch replaces the oldest one.
       cross_entropy: weight of the first term.
@@ -109,11 +109,8 @@ def inversion(
     def apply(
         state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
     ) -> tuple[Batch, PyTree, Metrics]:
-        size, mask, axis_name = (
-            _contract.needs("inversion", batch, LABEL),
-            batches.example_mask(batch),
-            axes.mapped_axis(),
-        )
+        size, mask = _contract.needs("inversion", batch, LABEL), batches.example_mask(batch)
+        axis_name = axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["image"].shape[0]
         _rounds.check_size("inversion", rows, size, mask, axis_name)

@@ -191,7 +191,7 @@ def _add(
     layer: FewSampleLayer,
     outputs: tuple[Outputs, Outputs],
     mask: Array | None,
-    axis: str | None,
+    axis_name: str | None,
 ) -> dict[str, Array]:
     """Returns the sums after one more batch, over all devices."""
     x, y = _features(layer, *outputs)
@@ -203,8 +203,8 @@ def _add(
         x, r = jnp.where(where, x, 0), jnp.where(where, r, 0)
     x, r = x.reshape(-1, x.shape[-1]), r.reshape(-1, r.shape[-1])
     new = {"xx": _product(x.T, x), "xr": _product(x.T, r)}
-    if axis is not None:
-        new = jax.lax.psum(new, axis)
+    if axis_name is not None:
+        new = jax.lax.psum(new, axis_name)
     return {name: old + new[name].astype(old.dtype) for name, old in sums.items()}
 
 
@@ -254,7 +254,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _sums(name: str, layer: FewSampleLayer, params: PyTree, student: Outputs, teacher: Outputs) -> dict[str, Array]:
-    """Returns a layer's sums before the first batch; raises unless the layer fits both networks."""
+    """Checks a layer against both networks, and returns its initial sums."""
     what = f"few_sample, layer {name!r}"
     for side, tap, outputs in (("student", layer.student, student), ("teacher", layer.teacher, teacher)):
         checks.known(tap, {k: checks.shape(v) for k, v in outputs.items()}, f"{what}, {side} output")

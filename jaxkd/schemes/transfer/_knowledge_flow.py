@@ -1,4 +1,4 @@
-"""Knowledge flow: the teachers' layers are mixed into the student, with a share that falls."""
+"""Knowledge flow: a falling share of the teachers' layers in the student."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def knowledge_flow(
     Liu, Peng & Schwing, "Knowledge Flow: Improve Upon Your Teachers", ICLR 2019. The student learns the task with the
     teachers' features mixed into its layers, and becomes independent of them through the dependence loss and by the
     flow's schedule, which ends at 0. Mixing weights and maps train with the student, under its optimizer. The objective
-    may contain any other terms. The paper also keeps the student near its earlier parameters; that loss is omitted
-    here.
+    may contain any other terms. The paper's loss that keeps the student near earlier parameters is omitted.
 
     ``evaluate`` runs the student with the share of the current step: with the teachers at first, without them in the
     end. Then ``jaxkd.wrappers.extract_student(state.student)`` are the variables of ``jaxkd.adapters.linen(module)``.
