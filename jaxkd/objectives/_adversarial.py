@@ -32,8 +32,8 @@ def adversarial(
 ) -> Objective:
     """Non-saturating GAN loss between the student's and the teacher's outputs.
 
-    The discriminator D, whose logit is that of "teacher", minimizes ``softplus(−D(t)) + softplus(D(s))``, the student
-    ``softplus(−D(s))``: Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, equation 1, with the
+    The discriminator D, whose output is the logit of "teacher", minimizes ``softplus(−D(t)) + softplus(D(s))``, the
+    student ``softplus(−D(s))``: Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, equation 1, with the
     non-saturating form of its section 3 for the generator. With labels: Xu, Hsu & Huang, "Training Shallow and Thin
     Networks for Acceleration via Knowledge Distillation with Conditional Adversarial Networks", ICLR workshop 2018,
     where D also classifies its input, and student and discriminator both minimize that cross-entropy.
@@ -41,19 +41,17 @@ def adversarial(
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.
       teacher: path of the teacher's logits or feature, in the same shape.
-      discriminator: the network; ``mlp(128, 128)`` by default, ``conv(64, 128)`` for maps.
+      discriminator: the network; ``mlp(128, 128)`` by default, ``cnn(64, 128)`` for maps.
       label_path: path of integer classes ``[batch]``, for the conditional form.
       num_classes: number of classes; the size of the last axis by default, which is right for logits.
-      weight: weight of the student's loss, a number or an optax schedule of the step. The discriminator's loss has the
-        weight 1, since its parameters receive no other gradient.
+      weight: weight of the student's loss, a number or a schedule of the step. The discriminator's loss has the weight
+        1.
 
     Returns:
-      An `Objective` with the discriminator as parameters. Its metrics are the student's loss, its weight, and the
-      discriminator's loss and accuracy.
+      An `Objective` whose parameters are the discriminator. It also reports the discriminator's loss and accuracy.
 
     Raises:
-      ValueError: at initialization or application: a path does not exist, the shapes differ, or the labels are not
-        integers ``[batch]``.
+      ValueError: from ``init``: a path does not exist, shapes differ, or the labels are not integers ``[batch]``.
 
     >>> objective = adversarial("student/logits", "teacher/logits", discriminator=mlp(8))
     >>> logits = {"logits": jnp.ones((2, 3))}
@@ -109,25 +107,24 @@ def wasserstein(
     Also known as: SKD (structured knowledge distillation, the holistic term), WGAN-GP.
 
     The critic D minimizes ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
-    example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation
-    3; Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also
-    receives the image. The gradient of a norm of 0 is 0 here, so a critic with zero slope does not yield NaN.
+    example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3;
+    Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also receives
+    the image. The gradient of a norm of 0 is 0 here, so a critic with zero gradient does not yield NaN.
 
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.
       teacher: path of the teacher's logits or feature, in the same shape.
-      condition: path of a further input of the critic, concatenated along the last axis: for score maps, an image of
-        their height and width.
-      discriminator: the critic; ``mlp(128, 128)`` by default, ``conv(64, 128)`` for maps.
+      condition: path of a further input of the critic, such as an image of the maps' size, joined along the last axis.
+      discriminator: the critic; ``mlp(128, 128)`` by default, ``cnn(64, 128)`` for maps.
       penalty: weight of the gradient penalty.
       weight: weight of the student's loss, a number or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the critic as parameters. Its metrics are the student's loss, its weight, and the critic's
-      loss. In evaluation x̂ is the midpoint.
+      An `Objective` whose parameters are the critic. It also reports the critic's loss. In evaluation x̂ is the
+      midpoint.
 
     Raises:
-      ValueError: at initialization or application: a path does not exist, or the shapes do not fit.
+      ValueError: from ``init``: a path does not exist, or the shapes do not fit.
 
     >>> objective = wasserstein("student/logits", "teacher/logits", discriminator=mlp(8))
     >>> logits = {"logits": jnp.ones((2, 3))}
@@ -166,8 +163,8 @@ def wasserstein(
         fake = jax.lax.stop_gradient(s)
         mix = jnp.expand_dims(_uniform(key, context, s.shape[0]), tuple(range(1, s.ndim)))
         # The critic scores each example by itself, so the gradient of the sum holds each example's own gradient.
-        slope = jax.grad(lambda x: jnp.sum(critic(trained, x)))(mix * fake + (1 - mix) * t)
-        square = jnp.sum(slope.reshape(slope.shape[0], -1) ** 2, axis=1)
+        grads = jax.grad(lambda x: jnp.sum(critic(trained, x)))(mix * fake + (1 - mix) * t)
+        square = jnp.sum(grads.reshape(len(grads), -1) ** 2, axis=1)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         game = critic(trained, fake) - critic(trained, t) + penalty * (norm - 1) ** 2
         out = reduce_values(-critic(fixed, s), mask, weight, context, state, discriminator=game)

@@ -13,9 +13,6 @@ from jaxkd.types import Array, Context
 def positive(name: str, **numbers: float | Array) -> None:
     """Raises unless all numbers are positive; a traced number has no value to check.
 
-    Raises:
-      ValueError: a number is zero, negative or NaN.
-
     >>> positive("crd", temperature=0.0)
     Traceback (most recent call last):
     ValueError: crd, temperature: expected a positive number, got 0.0.
@@ -26,11 +23,7 @@ def positive(name: str, **numbers: float | Array) -> None:
 
 
 def class_labels(context: Context, path: str) -> Array:
-    """Returns the integer class labels ``[batch]`` at a path.
-
-    Raises:
-      ValueError: the path does not exist, or the labels are not integers ``[batch]``.
-    """
+    """Returns the integer class labels ``[batch]`` at a path; raises if it holds none."""
     label = lookup(context, path)
     if not jnp.issubdtype(label.dtype, jnp.integer) or len(label.shape) != 1:
         raise ValueError(f"{path}: expected integer classes [batch], got {checks.shape(label)}.")

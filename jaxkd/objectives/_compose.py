@@ -17,11 +17,7 @@ from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, Objective
 def replace(context: Context, values: Mapping[str, Any]) -> Context:
     """Returns the context with the values at some paths replaced.
 
-    An objective that maps features before it compares them passes the mapped ones to its loss this way.
-
-    Args:
-      context: outputs and batch of the step.
-      values: the new value of each path; a path may be new.
+    An objective that compares mapped features passes them to its loss this way. A path may be new.
 
     >>> replace(Context({"f": 1, "g": 2}, {}, {}, 0), {"student/f": 3, "student/h": 4}).student
     {'f': 3, 'g': 2, 'h': 4}
@@ -77,8 +73,8 @@ def term(
       An `Objective` without parameters or state. Its metrics are the unweighted mean and the weight.
 
     Raises:
-      ValueError: at initialization or application: a path does not exist (the message lists the available ones), or
-        the loss does not return one value per example.
+      ValueError: from ``init``: a path does not exist (the message lists the available ones), or the loss does not
+        return one value per example.
 
     >>> from jaxkd import losses
     >>> kd = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=0.9, temperature=4.0)
@@ -108,7 +104,7 @@ def term(
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
-        jax.eval_shape(lambda c: values(c._replace(axis_name=None))[0], context._replace(axis_name=None))
+        jax.eval_shape(lambda c: values(c)[0], context._replace(axis_name=None))
         return ObjectiveVars()
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
@@ -261,7 +257,7 @@ def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
     """Returns a function's parameter names; ``**kwargs`` adds the loss contract's.
 
-    A function with ``**kwargs`` is taken to be a wrapper that passes ``where`` and ``axis_name`` on.
+    A function with ``**kwargs`` is assumed to pass ``where`` and ``axis_name`` to a loss.
     """
     try:
         parameters = inspect.signature(function).parameters

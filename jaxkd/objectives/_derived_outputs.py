@@ -19,8 +19,8 @@ def with_derived_outputs(
 ) -> Objective:
     """Applies an objective to the student's outputs extended by derived ones.
 
-    With ``{"ensemble/logits": ...}`` derived from the members of a group, ``between(..., student="a",
-    teacher="ensemble")`` distills the ensemble into a member.
+    With ``{"ensemble/logits": ...}`` derived from the outputs of several models, ``select(..., student="a",
+    teacher="ensemble")`` distills the ensemble into the model a.
 
     Args:
       init: ``(key, context of shapes) -> ObjectiveVars``, parameters and state of `make`.

@@ -59,11 +59,8 @@ def with_projection(
 def connected(loss: Objective, student: str, teacher: str, **entries: Array) -> Objective:
     """Applies an objective to the student's feature behind a learned connector.
 
-    Args:
-      loss: objective that compares the connector's output, at the student's path, with the teacher's feature.
-      student: path of the student's feature ``[batch, ..., features]``.
-      teacher: path of the teacher's feature, whose channels the connector produces.
-      **entries: arrays that the loss reads under ``"batch/NAME"``.
+    The connector's output, with the teacher's channels, replaces the student's feature. The loss reads the ``entries``
+    under ``"batch/NAME"``.
     """
 
     def init(key: Array, context: Context) -> ObjectiveVars:

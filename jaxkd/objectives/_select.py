@@ -26,7 +26,7 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
       An `Objective` with the parameters, the state and the metrics of the given one.
 
     Raises:
-      ValueError: at initialization or application: the model has no part of that name; the message lists its parts.
+      ValueError: from ``init``: the model has no part of that name; the message lists its parts.
 
     >>> import jax.numpy as jnp
     >>> import jaxkd

@@ -74,7 +74,7 @@ def curriculum_temperature(
       An `Objective` with the scalar parameter ``raw``, a. Its metrics include the ``temperature``.
 
     Raises:
-      ValueError: at initialization or application: a path does not exist, or the logits' shapes differ.
+      ValueError: from ``init``: a path does not exist, or the logits' shapes differ.
 
     >>> objective = curriculum_temperature()
     >>> logits = {"logits": jnp.array([[0.0, 1.0]])}
@@ -126,7 +126,7 @@ def instance_temperature(
       An `Objective` with the network as parameters. Its metrics include the mean ``temperature``.
 
     Raises:
-      ValueError: at initialization or application: a path does not exist, or the logits' shapes differ.
+      ValueError: from ``init``: a path does not exist, or the logits' shapes differ.
 
     >>> objective = instance_temperature(hidden_size=4)
     >>> logits = {"logits": jax.ShapeDtypeStruct((2, 3), jnp.float32)}

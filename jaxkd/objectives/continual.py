@@ -1,16 +1,15 @@
 """Objectives for tasks that arrive one after another under one classifier.
 
 The student has one logit for each class of all tasks. A *head* is a set of classes with a softmax of its own. A
-function of the class table and of the current task says which heads the labels train, and on which heads the earlier
-student is distilled:
+function of the class table and the current task defines the heads of the labels and those of the distillation:
 
-=================  ========================================  ===============================================
-function           the label competes with                   the earlier student is distilled on
-=================  ========================================  ===============================================
-`per_task_softmax`       the classes of the label's own task       each old task's classes, one softmax for each
-`split_softmax`        the new classes, or all the old ones      all old classes, in one softmax
-`joint_softmax`      all classes seen so far                   all old classes, in one softmax
-=================  ========================================  ===============================================
+==================  ====================================  ===============================================
+function            the label competes with               the earlier student is distilled on
+==================  ====================================  ===============================================
+`per_task_softmax`  the classes of the label's own task   each old task's classes, one softmax for each
+`split_softmax`     the new classes, or all the old ones  all old classes, in one softmax
+`joint_softmax`     all classes seen so far               all old classes, in one softmax
+==================  ====================================  ===============================================
 
 `per_task_softmax` assumes that the task of a test example is known, as in Li & Hoiem's paper. The other two are common
 in class-incremental learning, where it is not known.
@@ -109,14 +108,13 @@ def task_cross_entropy(
       softmax: function that defines the heads.
       student: path of the logits ``[batch, classes]``.
       label_path: path of the classes ``int[batch]``.
-      retained: True omits the examples of the new task's classes, from the second task on, for schemes in which another
-        teacher trains them.
+      retained: True omits the new task's examples from the second task on, for schemes that distill them from an
+        expert.
       weight: a number, or an optax schedule of the step.
 
     Returns:
       An `Objective` without parameters. In training, a label of a task that has not begun gives NaN, which reveals data
-      and scheme with different steps; an evaluation leaves it out. Between two tasks, an evaluation uses the task of
-      the last step.
+      and scheme with different steps; an evaluation omits it. Between two tasks, an evaluation uses the earlier one.
 
     Raises:
       ValueError: tasks or steps are invalid; from ``init``: there are fewer logits than classes.
@@ -160,9 +158,8 @@ def old_class_kd(
 ) -> Objective:
     """Distillation on the old classes, ``Σ_h KL(p_t^h ‖ p_s^h)`` over the heads h.
 
-    Equations 2 to 4 of Li & Hoiem, 2017, with p at temperature T, for all examples, including those of the new task. As
-    there, the value is not multiplied by T². The paper's cross-entropy is larger by the entropy of p_t, which has no
-    gradient.
+    Equations 2 to 4 of Li & Hoiem, 2017, with p at temperature T, for all examples, including the new ones. As there,
+    the value lacks the factor T². The paper's cross-entropy is larger by the entropy of p_t, which has no gradient.
 
     Args:
       tasks: class numbers of each task, disjoint.
@@ -219,7 +216,7 @@ def new_class_kd(
       temperature: T > 0.
       teacher: path of the expert's logits ``[batch, classes]``.
       student: path of the student's logits, of the same shape.
-      label_path: path of the classes ``int[batch]``, by which the new task's examples are found.
+      label_path: path of the classes ``int[batch]``, which identify the new task's examples.
       weight: a number, or an optax schedule of the step.
 
     Returns:
@@ -263,10 +260,7 @@ def kl_of_heads(student: Array, teacher: Array, heads: Array, temperature: float
 
 
 def _task(starts: np.ndarray, context: Context, key: Array | None) -> Array:
-    """Returns the task of the current step, or in an evaluation of the last one.
-
-    An evaluation has no key.
-    """
+    """Returns the task of the step, or in an evaluation (no key) of the last one."""
     return task_at(starts, context.step if key is not None else last_step(context.step))
 
 
@@ -280,8 +274,7 @@ def _checked_init(apply: Callable[..., ObjectiveOut]) -> Callable[..., Objective
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
-        whole = context._replace(axis_name=None)
-        jax.eval_shape(lambda c: apply({}, {}, c, None).value, whole)
+        jax.eval_shape(lambda c: apply({}, {}, c, None).value, context._replace(axis_name=None))
         return ObjectiveVars()
 
     return init

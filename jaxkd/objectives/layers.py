@@ -97,7 +97,8 @@ def batch_norm(
 ) -> tuple[Array, dict[str, Array]]:
     """Applies BatchNorm over the last axis, with the statistics of unmasked examples.
 
-    Each of the `jaxkd._core.batch_norm.replicas`, by default each device's share of the batch, has its own statistics.
+    Each replica, by default each device's share of the batch, has its own statistics (``replicas=`` of
+    `jaxkd.parallel`).
 
     Args:
       params: ``scale`` and ``bias``, from `batch_norm_init`.
@@ -158,16 +159,8 @@ def connector(params: Any, state: Any, x: Array, context: Context, *, train: boo
 def pool_to_match(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Brings two maps to one size, in float32 or better.
 
-    On each axis the larger map is adaptive-average-pooled to the size of the smaller.
-
-    Args:
-      name: name of the objective, the first word of an error message.
-      student: feature ``[batch, ..., features]``; a map ``[batch, height, width, channels]`` may differ in size.
-      teacher: feature of the same rank; the number of features may differ.
-
-    Raises:
-      ValueError: the ranks, the batch sizes or the positions of token features differ, or a dtype is not floating
-        point.
+    On each axis the larger map is adaptive-average-pooled to the size of the smaller. Features ``[batch, ...,
+    features]`` of other ranks need the same positions. Errors begin with ``name``.
 
     >>> [x.shape for x in pool_to_match("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
     [(2, 4, 4, 3), (2, 4, 4, 5)]
@@ -188,9 +181,6 @@ def pool_to_match(name: str, student: Array, teacher: Array) -> tuple[Array, Arr
 
 def maps(name: str, features: Sequence[Any]) -> None:
     """Raises unless all features, or their shapes, are maps.
-
-    Raises:
-      ValueError: a feature is not ``[batch, height, width, channels]``.
 
     >>> maps("review", [jax.ShapeDtypeStruct((2, 8), "float32")])
     Traceback (most recent call last):

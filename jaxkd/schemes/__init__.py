@@ -12,8 +12,9 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
-The schemes are exported here. Their helpers, such as `phases.Phase` or `self_distillation.exit_head`, are exported by
-the subpackage of their family.
+The subpackage of a family also exports helpers: `peers.ramp_up`; `self_distillation.exit_head`; `phases.Stage`,
+`Phase`, `inherit`, `chains`, `best_chain`; `synthesis.Synthesis`; `transfer.FewSampleLayer`, `dependence_loss`,
+`report_dependence`.
 """
 
 from jaxkd.schemes import continual, peers, phases, self_distillation, synthesis, transfer

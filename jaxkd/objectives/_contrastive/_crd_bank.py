@@ -43,18 +43,18 @@ def crd(
 
     ``L = h(s; bank_t) + h(t; bank_s)``, with h the noise-contrastive estimation of `jaxkd.losses.contrastive_nce` on
     ``exp(⟨v, bank_j⟩ / T) / Z`` for the example's own row of the bank and K rows of other classes. Tian, Krishnan &
-    Isola, "Contrastive Representation Distillation", ICLR 2020, equations 17 to 19 of its appendix. Z is
-    ``N · mean exp(·)`` over the first batch, and constant afterwards; each direction has its own, stored as a
-    logarithm. After scoring, the rows of the batch become ``n(m · bank + (1 − m) · v)``.
+    Isola, "Contrastive Representation Distillation", ICLR 2020, equations 17 to 19 of its appendix. Z is ``N · mean
+    exp(·)`` over the first batch, and constant afterwards; each direction has its own, stored as a logarithm. After
+    scoring, the rows of the batch become ``n(m · bank + (1 − m) · v)``.
 
     As in the authors' code, the features are flattened, linearly embedded and normalized, both embeddings are learned,
-    and the banks start as uniform random numbers. Unlike in their code, the K negatives are drawn with replacement; a
-    single mean runs over the batch; and of an example that occurs twice in a batch, the last occurrence is written
-    (there, and in popular copies, the hardware decides which one).
+    and the banks start as uniform random numbers. Unlike in their code, the K negatives are drawn with replacement, a
+    single mean is taken over the batch, and of an example that occurs twice in a batch the last occurrence is written
+    (there, the hardware decides).
 
-    The scores are picked from the products of the embeddings with the whole bank, so the ``[batch, K, features]`` array
-    of the drawn rows, 0.5 GiB for K = 16384, never exists. The banks are state, two float32 arrays ``[N, features]``;
-    ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits them over the devices.
+    The scores are selected from the products of the embeddings with the whole bank, so that no array ``[batch, K,
+    features]`` of drawn rows (0.5 GiB for K = 16384) is needed. The banks are state, two float32 arrays ``[N,
+    features]``; ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits them over the devices.
 
     Args:
       student: path of the student's feature ``[batch, ...]``, usually the pooled one.
@@ -71,11 +71,11 @@ def crd(
     Returns:
       An `Objective` with both embeddings as parameters, and both banks and Z as state. An evaluation (without a key)
       draws the same negatives every time and leaves the state unchanged; before the first step it uses the Z of its own
-      batch. Its value is meaningful for training examples only, since no other example has a row in the bank.
+      batch. It is meaningful for training examples only, which have rows in the bank.
 
     Raises:
-      ValueError: the labels are not integers ``[N]``, or are all of one class, or a number is not positive; and at
-        initialization: a path does not exist, or the index is not integers ``[batch]``.
+      ValueError: the labels are not integers ``[N]``, or are all of one class, or a number is not positive; and from
+        ``init``: a path does not exist, or the index is not integers ``[batch]``.
 
     >>> objective = crd("student/f", "teacher/f", np.array([0, 0, 1, 1, 2]), negatives=8, embedding_size=4)
     >>> f = lambda size: {"f": jax.ShapeDtypeStruct((2, size), jnp.float32)}
@@ -116,10 +116,7 @@ def crd(
             products = jnp.matmul(v, bank.T, precision=jax.lax.Precision.HIGHEST)
             return jnp.take_along_axis(products, candidates, axis=1) / temperature
 
-        both = (
-            logits(embedded["student"], state["bank"]["teacher"]),
-            logits(embedded["teacher"], state["bank"]["student"]),
-        )
+        both = [logits(embedded[side], state["bank"][other]) for side, other in zip(SIDES, SIDES[::-1], strict=True)]
         # Z stays -inf until a batch with an unmasked example sets it; scores then use 0 in its place.
         first = jnp.stack([_log_mean(x, where, context.axis_name) for x in both]) + math.log(num_data)
         known = state["log_normalizer"]

@@ -1,9 +1,4 @@
-"""Contrastive distillation within the batch.
-
-`jaxkd.objectives.crd` and `jaxkd.objectives.crd_queue` take their negatives from a memory instead. All three learn
-a linear embedding of either network's feature, and distinguish an example's pair of embeddings from those of other
-classes.
-"""
+"""Contrastive distillation within the batch."""
 
 from __future__ import annotations
 
@@ -34,9 +29,9 @@ def crd_in_batch(
     Also known as: CRD (contrastive representation distillation), within the batch.
 
     `jaxkd.losses.info_nce` of the student's embeddings against the teacher's, and the reverse. It is the objective of
-    CRD (Tian, Krishnan & Isola, ICLR 2020) without a memory: the negatives are the other examples of the global batch,
-    of other classes. Van den Oord, Li & Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018,
-    equation 4.
+    CRD (Tian, Krishnan & Isola, ICLR 2020) without a memory (`crd` and `crd_queue` have one): the negatives are the
+    examples of other classes in the global batch. Van den Oord, Li & Vinyals, "Representation Learning with Contrastive
+    Predictive Coding", 2018, equation 4.
 
     Args:
       student: path of the student's feature ``[batch, ...]``.
@@ -50,8 +45,8 @@ def crd_in_batch(
       An `Objective` with both embeddings as parameters.
 
     Raises:
-      ValueError: a number is not positive; and at initialization or application: a path does not exist, or the labels
-        are not integers ``[batch]``.
+      ValueError: a number is not positive; and from ``init``: a path does not exist, or the labels are not integers
+        ``[batch]``.
 
     >>> objective = crd_in_batch("student/f", "teacher/f", embedding_size=4, label_path=None)
     >>> features = {"f": jax.ShapeDtypeStruct((2, 3), jnp.float32)}

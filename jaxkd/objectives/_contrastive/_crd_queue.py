@@ -1,7 +1,4 @@
-"""Contrastive distillation with a queue of earlier batches.
-
-The queue does not depend on the number of devices: all devices write the embeddings of the global batch.
-"""
+"""Contrastive distillation with a queue of the embeddings of earlier batches."""
 
 from __future__ import annotations
 
@@ -36,9 +33,8 @@ def crd_queue(
 
     ``−log e^{⟨s_i, t_i⟩/T} / (e^{⟨s_i, t_i⟩/T} + Σ_q e^{⟨s_i, t_q⟩/T})`` over the queued examples q of other classes,
     and the same with student and teacher exchanged. It is the softmax form of CRD's objective (Tian, Krishnan & Isola,
-    ICLR 2020) with the first-in-first-out queue of He et al., "Momentum Contrast", CVPR 2020, equation 1. Its memory
-    does not grow with the training set, and it needs neither N nor the examples' positions. After scoring, the batch's
-    embeddings replace the oldest.
+    ICLR 2020) with the queue of He et al., "Momentum Contrast", CVPR 2020, equation 1. Its memory does not grow with
+    the training set, and it needs no ``index``. After scoring, the batch's embeddings replace the oldest.
 
     Args:
       student: path of the student's feature ``[batch, ...]``.
@@ -54,8 +50,8 @@ def crd_queue(
       An evaluation (without a key) leaves the state unchanged.
 
     Raises:
-      ValueError: a number is not positive; and at initialization or application: a path does not exist, the labels
-        are not integers ``[batch]``, or the batch is larger than the queue.
+      ValueError: a number is not positive; and from ``init``: a path does not exist, the labels are not integers
+        ``[batch]``, or the batch is larger than the queue.
 
     >>> objective = crd_queue("student/f", "teacher/f", queue_size=6, embedding_size=4, label_path=None)
     >>> features = {"f": jnp.ones((2, 3))}

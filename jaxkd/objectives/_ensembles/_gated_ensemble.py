@@ -28,10 +28,10 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
     ``own(z_e) + Σ_i own(z_i) + Σ_i taught(z_i ← z_e)`` with ``z_e = Σ_i g_i z_i``, g a learned softmax over the
     branches: with the cross-entropy and T² KL, equation 8 of Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly
     Native Ensemble", NeurIPS 2018. As there, the gate is a linear map of the branches' shared feature, averaged over
-    its positions, with BatchNorm and a ReLU before the softmax. The gate learns by the ensemble's own loss, whose
-    gradient also reaches the branches; the distillation terms send no gradient to the ensemble. The authors' code gives
-    the linear map a bias, which BatchNorm cancels, adds 1e-7 to the ensemble's probabilities, and increases the weight
-    of the distillation terms gradually (`jaxkd.schemes.peers.ramp_up`).
+    its positions, with BatchNorm and a ReLU before the softmax. The gradient of the ensemble's own loss reaches the
+    gate and the branches, that of the distillation terms does not reach the ensemble. The authors' code gives the
+    linear map a bias, which BatchNorm cancels, adds 1e-7 to the ensemble's probabilities, and raises the weight of the
+    distillation terms (`jaxkd.schemes.peers.ramp_up`).
 
     Args:
       members: names of the branches in metrics, with the names of their outputs: ``""`` for the model's own.
@@ -42,11 +42,11 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
 
     Returns:
       An `Objective` with the gate's parameters as ``parts`` and those of ``own`` and ``taught``, separate for each
-      branch. Its metrics are those of the terms under ``own/NAME``, ``own/ensemble`` and ``taught/NAME``.
+      branch. Its metrics are ``own/NAME``, ``own/ensemble`` and ``taught/NAME``.
 
     Raises:
-      ValueError: there are no members, or one is named ``ensemble``; and at initialization: a path does not exist, or
-        the logits' shapes differ.
+      ValueError: there are no members, or one is named ``ensemble``; and from ``init``: a path does not exist, or the
+        logits' shapes differ.
 
     >>> from jaxkd import losses
     >>> from jaxkd.objectives import term
@@ -78,13 +78,9 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
         gate = jax.nn.softmax(jax.nn.relu(energy), axis=-1)
         return {f"{_ENSEMBLE}/logits": _mixed(context, paths, gate)}, state
 
-    names = list(members)
-    terms = combine(
-        own=combine(
-            **{name: select(own, student=members[name]) for name in names}, ensemble=select(own, student=_ENSEMBLE)
-        ),
-        taught=combine(**{name: select(taught, student=members[name], teacher=_ENSEMBLE) for name in names}),
-    )
+    each = {name: select(own, student=part) for name, part in members.items()}
+    pairs = {name: select(taught, student=part, teacher=_ENSEMBLE) for name, part in members.items()}
+    terms = combine(own=combine(**each, ensemble=select(own, student=_ENSEMBLE)), taught=combine(**pairs))
     return with_derived_outputs(init, make, terms)
 
 

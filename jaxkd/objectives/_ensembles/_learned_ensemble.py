@@ -27,14 +27,13 @@ def learned_ensemble(
 
     ``T² KL(Σ_k w_k p_k ‖ p_s)`` with ``p = softmax(z / T)`` and learned weights ``w = softmax(a)``. The parameters a
     minimize the ensemble's own cross-entropy with the labels, ``−log Σ_k w_k softmax(z_k)[y]`` at the temperature 1,
-    and receive no gradient of the student's loss, so teachers cannot be preferred for being easy to match. You, Xu, Xu
-    & Tao, "Learning from Multiple Teacher Networks", KDD 2017, average the softened probabilities with equal weights,
-    which are the initial ones here; learning the weights by the likelihood of a mixture of experts is this library's
-    choice. The likelihood is concave in w, so every local optimum is global.
+    and receive no gradient of the student's loss, which would prefer teachers that are easy to match. You, Xu, Xu &
+    Tao, "Learning from Multiple Teacher Networks", KDD 2017, average the softened probabilities with equal weights, the
+    initial ones here; learning the weights by the likelihood of a mixture of experts, which is concave in w, is this
+    library's choice.
 
     `weight` scales the student's loss only. The loss of a adds 0 to the value and is not scaled: under a weight
-    schedule that starts at 0, the ensemble learns before the student. A single teacher gives
-    ``losses.soft_target_kl``.
+    schedule that starts at 0, the ensemble learns before the student.
 
     Args:
       student: path of the student's logits ``[..., classes]``.
@@ -48,8 +47,8 @@ def learned_ensemble(
       cross-entropy ``nll`` and each teacher's weight, ``share/a`` for ``"teacher/a/logits"``.
 
     Raises:
-      ValueError: there are no teachers, or one is given twice; and at initialization or application: a path does not
-        exist, shapes differ, or the labels are not integers.
+      ValueError: there are no teachers, or one is given twice; and from ``init``: a path does not exist, shapes differ,
+        or the labels are not integers.
 
     >>> objective = learned_ensemble()
     >>> sure, unsure = jnp.array([[4.0, 0.0], [0.0, 4.0]]), jnp.zeros((2, 2))
@@ -112,10 +111,7 @@ def _average(logits: list[Array], log_weights: Array, temperature: Any) -> Array
 
 
 def _mixture_nll(logits: list[Array], log_weights: Array, labels: Array, mask: Array | None) -> Array:
-    """Cross-entropy of the mixture ``−log Σ_k w_k p_k(y)`` ``[...]``.
-
-    An example whose class all teachers exclude contributes neither value nor gradient.
-    """
+    """Computes ``−log Σ_k w_k p_k(y)``; 0 for a class that all teachers exclude."""
     log_p = jnp.stack([-losses.cross_entropy(jax.lax.stop_gradient(z), labels, where=mask) for z in logits])
     possible = jnp.any(~jnp.isneginf(log_p), axis=0)
     row = jnp.expand_dims(log_weights, tuple(range(1, log_p.ndim)))

@@ -43,9 +43,9 @@ def peer_attention(
     linear maps without a bias, shared by all peers. Chen et al., "Online Knowledge Distillation with Diverse Peers",
     AAAI 2020, section 3.
 
-    As in the authors' code, the loss is differentiated as a whole: with respect to L and E, to the features that they
-    compare, and also to the predictions in the targets, which move towards the peers they teach. Their code differs
-    from the paper in averaging probabilities instead of logits, and adds 1e-7 to the targets' probabilities.
+    As in the authors' code, gradients also reach the features that L and E compare and the predictions in the targets,
+    which move towards the peers they teach. Unlike the paper, that code averages logits, and it adds 1e-7 to the
+    targets' probabilities.
 
     Args:
       peer_names: names of the auxiliary peers' outputs, such as ``["peers/0", "peers/1"]``.
@@ -57,16 +57,16 @@ def peer_attention(
       temperature: T > 0.
       hidden_size: size of the projections; an eighth of h's by default, as in the authors' code.
       weight: w, a number or an optax schedule of the step; published with `jaxkd.schemes.peers.ramp_up`.
-      hold: stops the gradient of the distillation terms at the targets' predictions and features. Peers then serve as
-        targets only, the leader does not influence them, and L and E still learn from the attention weights.
+      hold: stops the gradient of the distillation terms at the targets' predictions and features. The leader then does
+        not influence the peers; L and E still learn from the attention weights.
 
     Returns:
       An `Objective` with the parameters ``parts``, the ``query`` L and the ``key`` E, and those of ``own``, separate
       for each peer. Its metrics are those of the terms under ``own/NAME`` and ``taught/NAME``.
 
     Raises:
-      ValueError: there are no peers, a name is given twice, or a number is not positive; and at initialization: an
-        output does not exist, or shapes differ.
+      ValueError: there are no peers, a name is given twice, or a number is not positive; and from ``init``: an output
+        does not exist, or shapes differ.
 
     >>> from jaxkd.objectives import term
     >>> own = term(losses.cross_entropy, "student/logits", "batch/label")
@@ -98,9 +98,8 @@ def peer_attention(
             )
         size = sizes.pop()
         outputs = max(size // 8, 1) if hidden_size is None else hidden_size
-        first, second = jax.random.split(key)
-        maps = {"query": first, "key": second}
-        return ObjectiveVars({name: dense_init(k, size, outputs, bias=False) for name, k in maps.items()})
+        maps = zip(("query", "key"), jax.random.split(key), strict=True)
+        return ObjectiveVars({name: dense_init(k, size, outputs, bias=False) for name, k in maps})
 
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
         del key
@@ -110,23 +109,14 @@ def peer_attention(
         logits = jnp.stack([mask_out(context, lookup(context, path)) for path in logits_paths], axis=1)
         logits = held(logits.astype(jnp.result_type(jnp.float32, logits)))
         log_q = jax.nn.log_softmax(logits / temperature, axis=-1)
-        targets = {
-            f"{_TARGET}/{peer}/logits": temperature * _log_mixture(log_alpha[:, i], log_q)
-            for i, peer in enumerate(peer_names)
-        }
         uniform = jnp.full(log_alpha.shape[::2], -math.log(len(peer_names)), log_alpha.dtype)
-        return {**targets, f"{_TARGET}/{leader_name}/logits": temperature * _log_mixture(uniform, log_q)}, state
+        weights = {**{peer: log_alpha[:, i] for i, peer in enumerate(peer_names)}, leader_name: uniform}
+        return {f"{_TARGET}/{name}/logits": temperature * _log_mixture(w, log_q) for name, w in weights.items()}, state
 
     def kl(name: str) -> Objective:
-        # Target and prediction are both student outputs, so gradients flow through both; `select` would stop those
-        # of the target.
-        return term(
-            losses.soft_target_kl,
-            f"student/{name}/logits",
-            f"student/{_TARGET}/{name}/logits",
-            weight=weight,
-            temperature=temperature,
-        )
+        # Gradients flow through prediction and target, both student outputs; `select` would stop those of the target.
+        pair = f"student/{name}/logits", f"student/{_TARGET}/{name}/logits"
+        return term(losses.soft_target_kl, *pair, weight=weight, temperature=temperature)
 
     members = [*peer_names, leader_name]
     terms = combine(
@@ -139,9 +129,7 @@ def peer_attention(
 def _log_mixture(log_weights: Array, log_q: Array) -> Array:
     """Log of the mixture ``Σ_b w_b q_b``, -inf for a class that all peers exclude.
 
-    Args:
-      log_weights: logarithms of the weights ``[batch, peers]``.
-      log_q: log-probabilities ``[batch, peers, ..., classes]``.
+    ``log_weights`` is ``[batch, peers]``, ``log_q`` is ``[batch, peers, ..., classes]``.
     """
     log_weights = jnp.expand_dims(log_weights, tuple(range(2, log_q.ndim)))
     # logsumexp of only -inf has a NaN gradient, so excluded classes get a finite stand-in.

@@ -35,21 +35,18 @@ def progressive_self_kd(
 
     The target is ``(1 − α_t) onehot(y) + α_t p_past`` with ``α_t = α_T t / T``, where p_past is the student's
     prediction at its last visit of the example. Kim et al., "Self-Knowledge Distillation with Progressive Refinement of
-    Targets", ICCV 2021, section 3, with the published α_T of 0.8. The target of an example at its first visit is the
-    label. As in the authors' code, the predictions are those of training: of the augmented image, in training mode,
-    before the update. Their α changes every epoch, with t the number of the epoch from 1; as a schedule of the step
-    that is ``lambda step: 0.8 * (step // steps_per_epoch + 1) / epochs``. This objective replaces the cross-entropy
-    term.
+    Targets", ICCV 2021, section 3, with the published α_T of 0.8. At its first visit, the target is the label. As in
+    the authors' code, the predictions are those of training: of the augmented image, in training mode, before the
+    update. Their α changes every epoch: ``lambda step: 0.8 * (step // steps_per_epoch + 1) / epochs``. This objective
+    replaces the cross-entropy term.
 
-    The predictions are state, a table ``[examples, classes]``, and so part of every checkpoint. Their bits are stored
-    as integers, since devices average floating-point state and a mean of equal numbers may round; `past_probabilities`
-    reads the table. ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
+    The predictions are state, a table ``[examples, classes]``. Their bits are stored as integers, since devices average
+    floating-point state and a mean of equal numbers may round; `past_probabilities` reads the table.
+    ``jaxkd.parallel.shard(kd, mesh, rules=...)`` splits it over the devices.
 
     Args:
-      examples: N, size of the training set that ``batch["index"]`` refers to. An index out of range yields NaN, as an
-        invalid class label does.
-      alpha: weight of the past predictions, from 0, which is `jaxkd.losses.cross_entropy`, to 1: a number, or a
-        schedule of the step.
+      examples: number of training examples. An index out of range yields NaN, as an invalid class label does.
+      alpha: weight of the past predictions, a number from 0 (the cross-entropy) to 1, or a schedule of the step.
       steps: T, the number of steps over which a number `alpha` grows linearly from 0. None keeps it constant.
       student: path of the logits ``[batch, classes]``.
       label_path: path of integer classes ``[batch]``.
@@ -58,13 +55,12 @@ def progressive_self_kd(
       dtype: dtype of the stored probabilities: float32, or bfloat16 for half of the memory.
 
     Returns:
-      An `Objective` with the predictions as state. Its metrics are the loss, its weight and ``alpha``. An evaluation
-      (without a key) is the cross-entropy with the labels, since examples of another set have no past predictions, and
-      leaves the state unchanged.
+      An `Objective` with the predictions as state. It also reports ``alpha``. An evaluation (without a key) is the
+      cross-entropy with the labels, since other examples have no past predictions, and leaves the state unchanged.
 
     Raises:
-      ValueError: a number or the dtype is not supported; and at initialization or application: a path does not exist,
-        or its value is not ``[batch, classes]`` or integers ``[batch]``.
+      ValueError: a number or the dtype is not supported; and from ``init``: a path does not exist, or its value is not
+        ``[batch, classes]`` or integers ``[batch]``.
 
     >>> objective = progressive_self_kd(5, alpha=0.5)
     >>> batch = {"label": jnp.array([0]), "index": jnp.array([3])}

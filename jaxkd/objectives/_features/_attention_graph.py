@@ -38,21 +38,18 @@ def attention_graph(
         A^h[i, j] = softmax_j ⟨Q_h v_i^back, K_h v_j^front⟩ / √features
 
     of each head h relates an example's back vector to the front vectors of all examples of the batch, including its
-    own. The attention network is learned on the teacher alone, by an estimator of its back vectors,
-    ``L_A = 1 − cos(E relu(concat_h Σ_j A^h[i, j] V_h v_j^front), v_i^back)``. The student's graph is the output of the
-    same network for the student's vectors.
+    own. The attention network is learned on the teacher alone, by an estimator of its back vectors, ``L_A = 1 − cos(E
+    relu(concat_h Σ_j A^h[i, j] V_h v_j^front), v_i^back)``. The student's graph is the output of the same network for
+    the student's vectors.
 
-    Lee & Song, "Graph-based Knowledge Distillation by Multi-head Attention Network", BMVC 2019. The singular vectors,
-    the multi-head attention from back to front, its training by estimating the teacher's back vectors, and the
-    Kullback-Leibler divergence of the graphs are the paper's. The paper trains the attention network first and distills
-    with it fixed; here both happen in one step with separate gradients: L_A reaches only the attention network and the
-    estimator, the divergence only the student. A weight schedule that starts at 0 trains the attention network first.
-    The paper's networks have the same channels; where they differ, a linear map without a bias, learned with the
-    student, maps the student's vector to the teacher's channels. The paper leaves open, or only its code decides, the
-    following, which is this library's choice: the form and the sizes of estimator and embeddings, with Q and K without
-    biases; the division by √features, and vectors of mean square 1, so that graphs are neither flat nor sharp at the
-    start; and the sign of a singular vector, whose largest entry is positive for the teacher, and whose inner product
-    with the teacher's is positive for the student.
+    Lee & Song, "Graph-based Knowledge Distillation by Multi-head Attention Network", BMVC 2019. The paper trains the
+    attention network first and distills with it fixed; here both happen in one step with separate gradients: L_A
+    reaches only the attention network and the estimator, the divergence only the student. A weight schedule that starts
+    at 0 trains the attention network first. Where the channels differ, a linear map without a bias, learned with the
+    student, maps the student's vector to the teacher's channels. The paper leaves the following open, which is this
+    library's choice: the form and the sizes of estimator and embeddings, with Q and K without biases; the division by
+    √features, and vectors of mean square 1, so that graphs are neither flat nor sharp at the start; and the sign of a
+    singular vector: the teacher's largest entry is positive, and so is the student's inner product with the teacher's.
 
     Args:
       student: paths of two maps ``[batch, height, width, channels]``, the front one first. Vectors ``[batch,
@@ -60,16 +57,14 @@ def attention_graph(
       teacher: the corresponding two paths of the teacher; sizes and channels may differ.
       heads: number of graphs.
       hidden_size: size of a query and of a key in each head.
-      weight: weight of the divergence, a number or an optax schedule of the step. L_A has the weight 1, since its
-        parameters receive no other gradient.
+      weight: weight of the divergence, a number or an optax schedule of the step. L_A has the weight 1.
 
     Returns:
-      An `Objective` with the parameters ``"attention"``, ``"estimator"`` and, where channels differ, ``"student"``. Its
-      metrics are the divergence, its weight, and L_A as ``"estimator"``.
+      An `Objective` with the parameters ``attention``, ``estimator`` and, where channels differ, ``student``. It also
+      reports L_A as ``estimator``.
 
     Raises:
-      ValueError: heads or features are not positive; or, at initialization or application: a path does not exist, or a
-        feature is neither a map nor a vector.
+      ValueError: a number is not positive; or, from ``init``: a path does not exist, or a feature is no map or vector.
 
     >>> objective = attention_graph(("student/a", "student/b"), ("teacher/a", "teacher/b"), heads=2, hidden_size=4)
     >>> feature = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -86,17 +81,20 @@ def attention_graph(
         channels = {side: [_channels(context, path) for path in pair] for side, pair in paths.items()}
         front, back = channels["teacher"]
         width = heads * hidden_size
-        attention = {
-            "query": dense_init(of_query, back, width, bias=False),
-            "key": dense_init(of_key, front, width, bias=False),
-        }
+        queries, keys = dense_init(of_query, back, width, bias=False), dense_init(of_key, front, width, bias=False)
         estimator = {"value": dense_init(of_value, front, width), "out": dense_init(of_out, width, back)}
         maps = {
             end: dense_init(k, source, target, bias=False)
             for end, k, source, target in zip(_ENDS, of_ends, channels["student"], channels["teacher"], strict=True)
             if source != target
         }
-        return ObjectiveVars({"attention": attention, "estimator": estimator, **({"student": maps} if maps else {})})
+        return ObjectiveVars(
+            {
+                "attention": {"query": queries, "key": keys},
+                "estimator": estimator,
+                **({"student": maps} if maps else {}),
+            }
+        )
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del key
@@ -118,10 +116,8 @@ def attention_graph(
             return jnp.where(attended, products / math.sqrt(hidden_size), -jnp.inf)
 
         graph = scores(params["attention"], *teacher_vectors)
-        values = _all_gather(dense(params["estimator"]["value"], teacher_vectors[0]), axis_name).reshape(
-            -1, heads, hidden_size
-        )
-        shares = jax.nn.softmax(graph, axis=-1)
+        values = _all_gather(dense(params["estimator"]["value"], teacher_vectors[0]), axis_name)
+        values, shares = values.reshape(-1, heads, hidden_size), jax.nn.softmax(graph, axis=-1)
         mixed = jnp.einsum("hij,jhf->ihf", shares, values, precision=jax.lax.Precision.HIGHEST)
         estimate = dense(params["estimator"]["out"], jax.nn.relu(mixed.reshape(-1, heads * hidden_size)))
         estimator_loss = 1 - jnp.sum(unit(estimate) * unit(teacher_vectors[1]), axis=-1)

@@ -17,12 +17,11 @@ def boundary_connector(
 
     ``Σ (s+m)²·1(s > −m, t ≤ 0) + (s−m)²·1(s ≤ m, t > 0)`` with ``s = r(F_s)``. Heo et al., "Knowledge Transfer via
     Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019, section 3. Both features are those
-    *before* the ReLU. The connector r is a 1×1 convolution without a bias and a BatchNorm; in training it normalizes by
-    the statistics of the batch (the unmasked examples of its replica), in evaluation by the running ones.
+    *before* the ReLU. The connector r is a 1×1 convolution without a bias and a BatchNorm, with running statistics in
+    evaluation.
 
-    In the paper this is a first stage, before the task is learned: train with this objective alone, then train that
-    student with other objectives. The loss is a sum over the feature, so its weight is small, around 1e-3, and deeper
-    stages have larger weights.
+    In the paper this is a first stage (`jaxkd.schemes.staged`), before the task is learned. The loss is a sum over the
+    feature, so its weight is small, around 1e-3, and deeper stages have larger weights.
 
     Args:
       student: path of the student's feature ``[batch, ..., features]`` before its ReLU.
@@ -31,11 +30,10 @@ def boundary_connector(
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the parameters ``{"kernel", "norm": {"scale", "bias"}}`` and the running statistics
-      ``{"mean", "var"}`` as its state.
+      An `Objective` with the parameters ``{"kernel", "norm": {"scale", "bias"}}`` and running statistics as state.
 
     Raises:
-      ValueError: at initialization: a path does not exist, or the features do not fit.
+      ValueError: from ``init``: a path does not exist, or the features do not fit.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -36,11 +36,10 @@ def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Sche
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the parameters ``{"encoder": {"first", "second", "third"}, "decoder": {...}}``. It does not
-      read the student, which receives no gradient.
+      An `Objective` with the parameters ``{"encoder": {"first", ...}, "decoder": ...}``. It does not read the student.
 
     Raises:
-      ValueError: the rate is not positive; or, at initialization: the path does not exist or does not hold a map.
+      ValueError: the rate is not positive; or, from ``init``: the path does not exist or does not hold a map.
 
     >>> objective = paraphraser("teacher/f")
     >>> context = Context({}, {"f": jax.ShapeDtypeStruct((2, 4, 4, 8), jnp.float32)}, {}, 0)
@@ -79,29 +78,25 @@ def factor_translator(
 
     ``mean |n(A(E(F_t))) − n(A(T(F_s)))|`` with the attention maps A of the two factors. Kim, Park & Kwak, "Paraphrasing
     Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3 with p = 1, in the form of
-    popular code (see `jaxkd.losses.factor_transfer`). The translator T is three 3×3 convolutions
-    (C_s → C_s → rC_t → rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with
-    the student. The paraphraser's encoder E is frozen: it is part of the objective's *state*, which neither gradients
-    nor the optimizer's weight decay reach.
+    popular code (see `jaxkd.losses.factor_transfer`). The translator T is three 3×3 convolutions (C_s → C_s → rC_t →
+    rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with the student. The
+    paraphraser's encoder E is frozen: it is state, which neither gradients nor weight decay reach.
 
     A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
-    ``factor_translator("student/stage3", "teacher/stage3", trained=first.objective.params["factor"])``. A train state
-    holds the frozen paraphraser at ``state.objective.state[...]["paraphraser"]``.
+    ``factor_translator("student/stage3", "teacher/stage3", trained=first.objective.params["factor"])``.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
       teacher: path of the teacher's map; channels and size may differ.
-      trained: parameters of a trained `paraphraser` of the same feature and rate. Without them the paraphraser is a
-        random projection, which is not the published method.
+      trained: parameters of a `paraphraser` of the same feature and rate; None for a random projection.
       rate: r > 0, channels of the factor for each channel of the teacher's map.
       weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
 
     Returns:
-      An `Objective` with the parameters ``{"translator": {"first", "second", "third"}}`` and the state
-      ``{"paraphraser": ...}``.
+      An `Objective` with the parameters ``{"translator": {"first", ...}}`` and the state ``{"paraphraser": ...}``.
 
     Raises:
-      ValueError: the rate is not positive; or, at initialization: a path does not exist or does not hold a map, or the
+      ValueError: the rate is not positive; or, from ``init``: a path does not exist or does not hold a map, or the
         trained parameters do not fit the teacher's feature.
 
     >>> objective = factor_translator("student/f", "teacher/f")

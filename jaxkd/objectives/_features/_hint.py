@@ -42,7 +42,7 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
       An `Objective` with the parameters ``{"kernel", "bias"}``, or none where the shapes agree.
 
     Raises:
-      ValueError: at initialization: a path does not exist, or no regressor fits the two shapes.
+      ValueError: from ``init``: a path does not exist, or no regressor fits the two shapes.
 
     >>> objective = hint("student/f", "teacher/f")
     >>> features = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -55,19 +55,15 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
         feature, target = lookup(context, student), lookup(context, teacher)
         if feature.shape == target.shape:
             return ObjectiveVars()
-        kernel = _plan(feature.shape, target.shape).kernel
-        return ObjectiveVars(
-            {
-                "kernel": jax.nn.initializers.lecun_normal()(key, kernel, jnp.float32),
-                "bias": jnp.zeros(kernel[-1], jnp.float32),
-            }
-        )
+        shape = _plan(feature.shape, target.shape).kernel
+        kernel = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+        return ObjectiveVars({"kernel": kernel, "bias": jnp.zeros(shape[-1], jnp.float32)})
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
         if not params:
             return context, state
-        # Garbage in masked examples must not reach the regressor's gradient.
+        # Padding in masked examples must not reach the regressor's gradient.
         feature, target = mask_out(context, lookup(context, student)), lookup(context, teacher)
         return replace(context, {student: _regress(params, feature, target.shape)}), state
 
@@ -121,21 +117,14 @@ def _regress(params: Any, feature: Array, target: tuple[int, ...]) -> Array:
     if all(size == 1 for size in plan.kernel[:-2]) and not plan.transposed and set(plan.strides) <= {1}:
         # As a matrix product, a 1×1 convolution is faster on every backend, and under vmap over seeds.
         return feature @ kernel.reshape(kernel.shape[-2:]) + params["bias"].reshape((1,) * (feature.ndim - 1) + (-1,))
-    numbers = ("NHWC", "HWIO", "NHWC")
+    strides, padding, dilation = plan.strides, plan.padding, (1, 1)
     if plan.transposed:
         # The transpose of the forward convolution: zeros dilate the input by the stride, and padding that the forward
         # convolution adds on a side is removed from that of a full convolution, k − 1.
-        padding = [
-            (k - 1 - low, t - (s - 1) * stride - 1 + low)
-            for k, s, t, stride, (low, _) in zip(
-                plan.kernel, feature.shape[1:3], target[1:3], plan.strides, plan.padding, strict=False
-            )
-        ]
-        with_projection = jax.lax.conv_general_dilated(
-            feature, kernel, (1, 1), padding, lhs_dilation=plan.strides, dimension_numbers=numbers
-        )
-    else:
-        with_projection = jax.lax.conv_general_dilated(
-            feature, kernel, plan.strides, plan.padding, dimension_numbers=numbers
-        )
-    return with_projection + params["bias"].reshape(1, 1, 1, -1)
+        sizes = zip(plan.kernel, feature.shape[1:3], target[1:3], plan.strides, plan.padding, strict=False)
+        padding = tuple((k - 1 - low, t - (s - 1) * step - 1 + low) for k, s, t, step, (low, _) in sizes)
+        strides, dilation = (1, 1), plan.strides
+    regressed = jax.lax.conv_general_dilated(
+        feature, kernel, strides, padding, lhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return regressed + params["bias"].reshape(1, 1, 1, -1)

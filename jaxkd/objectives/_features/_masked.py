@@ -27,11 +27,11 @@ def masked_generation(
 
     ``‖G(M·a(F_s)) − F_t‖²`` with random positions M, and learned G and a. Yang et al., "Masked Generative
     Distillation", ECCV 2022, section 3. The alignment a is a 1×1 convolution, present only where the channels differ; M
-    masks each position with probability `mask_ratio`, drawn anew for every example and step; the generator G is two 3×3
-    convolutions with a ReLU between them. The value is a sum over the feature, so its weight is small. The paper's
-    ratios and weights are 0.15 and 7e-5 for classification, 0.65 and 2e-5 for one-stage detectors, 0.45 and 5e-7 for
-    two-stage ones, 0.75 and 2e-5 for segmentation. For classification the authors' code masks channels instead of
-    positions. Their code requires maps of one size; here the larger map is pooled.
+    masks each position with probability `mask_ratio`; the generator G is two 3×3 convolutions with a ReLU between them.
+    The value is a sum over the feature, so its weight is small. The paper's ratios and weights are 0.15 and 7e-5 for
+    classification, 0.65 and 2e-5 for one-stage detectors, 0.45 and 5e-7 for two-stage ones, 0.75 and 2e-5 for
+    segmentation. For classification the authors' code masks channels instead of positions. Their code requires maps of
+    one size; here the larger map is pooled.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
@@ -40,11 +40,10 @@ def masked_generation(
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the parameters ``{"generator": {"first", "second"}}`` and, where the channels differ,
-      ``"align"``.
+      An `Objective` with the parameters ``generator`` and, where the channels differ, ``align``.
 
     Raises:
-      ValueError: the ratio is out of range; or, at initialization: a path does not exist, or the features do not fit.
+      ValueError: the ratio is out of range; or, from ``init``: a path does not exist, or the features do not fit.
 
     >>> objective = masked_generation("student/f", "teacher/f", mask_ratio=0.65, weight=2e-5)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -89,17 +88,15 @@ def dual_masked_generation(
 
     ``‖α·G¹(M^S·a(F_s)) + β·G²(M^C·a(F_s)) − F_t‖²``. Yang et al., "DMKD: Improving Feature-based Knowledge Distillation
     for Object Detection Via Dual Masking Augmentation", ICASSP 2024 (arXiv 2309.02719). The teacher's attention selects
-    what is masked in the student, so the important parts have to be generated. One branch masks positions, the other
-    channels,
+    what is masked in the student. One branch masks positions, the other channels,
 
         A^S = HW·softmax(mean_c |F_t| / T) over the positions,  A^C = C·softmax(mean_hw |F_t| / T) over the channels,
 
-    and M is 0 where A exceeds the threshold. Each branch has its own generator, two 3×3 convolutions with a ReLU
-    between them, and learned weights add their outputs. So far this follows the paper; the rest is this library's
-    choice and may differ from the authors' settings: both attentions have a mean of 1, so the default threshold of 1
-    masks what receives more than average attention; α and β are the softmax of two learned numbers, equal at the start;
-    alignment, generators and the sum over the feature are those of `masked_generation`. Nothing is random, and
-    evaluation masks as training does.
+    and M is 0 where A exceeds the threshold. Each branch has its own generator, and learned weights add their outputs.
+    The rest is this library's choice: both attentions have a mean of 1, so the default threshold masks what receives
+    more than average attention; α and β are the softmax of two learned numbers, equal at the start; alignment,
+    generators and the sum over the feature are those of `masked_generation`. Nothing is random, and evaluation masks as
+    training does.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
@@ -109,12 +106,11 @@ def dual_masked_generation(
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the parameters ``{"spatial": {"first", "second"}, "channel": {...}, "balance"}`` and, where
-      the channels differ, ``"align"``.
+      An `Objective` with the parameters ``spatial``, ``channel``, ``balance`` and, where the channels differ,
+      ``align``.
 
     Raises:
-      ValueError: threshold or temperature are not positive; or, at initialization: a path does not exist, or the
-        features do not fit.
+      ValueError: a number is not positive; or, from ``init``: a path does not exist, or the features do not fit.
 
     >>> objective = dual_masked_generation("student/f", "teacher/f", weight=2e-5)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}

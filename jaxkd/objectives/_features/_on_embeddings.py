@@ -30,8 +30,7 @@ def on_embeddings(
     ``loss(W_s vec(F_s) + b_s, W_t vec(F_t) + b_t)``. With ``losses.consecutive_correlation`` it is Peng et al.,
     "Correlation Congruence for Knowledge Distillation", ICCV 2019, as the common benchmark of Tian et al. 2020 runs it:
     128 features on both sides, not normalized, weight 0.02. Both embeddings are learned, so a loss that is small for
-    small embeddings can be minimized by shrinking them: combine it with the task's loss, and normalize the embeddings
-    unless the loss does.
+    small embeddings can be minimized by shrinking them: normalize the embeddings unless the loss does.
 
     Args:
       loss: function of two embeddings ``[batch, features]`` with one value per example: any of
@@ -47,7 +46,7 @@ def on_embeddings(
       An `Objective` with the parameters ``{"student": {"kernel", "bias"}, "teacher": {"kernel", "bias"}}``.
 
     Raises:
-      ValueError: at initialization: a path does not exist, or the loss does not return one value per example.
+      ValueError: from ``init``: a path does not exist, or the loss does not return one value per example.
 
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses

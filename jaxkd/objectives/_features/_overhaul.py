@@ -16,11 +16,9 @@ def overhaul_connector(
     Also known as: OFD (overhaul of feature distillation).
 
     ``Σ (r(F_s) − t')²·1(r(F_s) > t' or t' > 0)`` with ``t' = max(F_t, m)``. Heo et al., "A Comprehensive Overhaul of
-    Feature Distillation", ICCV 2019, section 3. Both features are those *before* the ReLU: tap the last BatchNorm of a
-    stage, or the addition of its last block. The connector r is a 1×1 convolution without a bias and a BatchNorm; in
-    training it normalizes by the statistics of the batch (the unmasked examples of its replica), in evaluation by the
-    running ones. The teacher runs in inference mode, as everywhere in this library; popular code leaves its BatchNorm
-    in training mode.
+    Feature Distillation", ICCV 2019, section 3. Both features are those *before* the ReLU: tap a stage's last BatchNorm
+    or addition. The connector r is a 1×1 convolution without a bias and a BatchNorm, with running statistics in
+    evaluation. The teacher runs in inference mode; popular code leaves its BatchNorm in training mode.
 
     The sum over the feature is large: the authors' code divides it by 1000, and the l-th of L stages by a further
     2^(L−l). Three stages are therefore ``combine(a=overhaul_connector(..., weight=1e-3 / 4), b=overhaul_connector(...,
@@ -34,11 +32,10 @@ def overhaul_connector(
       weight: a number, or an optax schedule of the step.
 
     Returns:
-      An `Objective` with the parameters ``{"kernel", "norm": {"scale", "bias"}}`` and the running statistics
-      ``{"mean", "var"}`` as its state.
+      An `Objective` with the parameters ``{"kernel", "norm": {"scale", "bias"}}`` and running statistics as state.
 
     Raises:
-      ValueError: at initialization: a path does not exist, or the features or the margin do not fit.
+      ValueError: from ``init``: a path does not exist, or the features or the margin do not fit.
 
     With linen's variables of the teacher, for a feature that is the output of its BatchNorm ``"bn"``:
 

@@ -11,19 +11,9 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd._core import batches
 from jaxkd._core.batches import lookup
+from jaxkd.objectives import layers
 from jaxkd.objectives._compose import mask_out, replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives.layers import (
-    batch_norm,
-    batch_norm_init,
-    connector,
-    connector_init,
-    conv,
-    conv_init,
-    dense,
-    dense_init,
-    maps,
-)
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
@@ -48,23 +38,23 @@ def review(
     - a 3×3 convolution and a BatchNorm map x to the teacher's channels, for the comparison.
 
     As in the authors' code, convolutions before a BatchNorm have no bias and the width is that of the student's deepest
-    stage, at most 512; their weight also rises linearly over the first 20 epochs, which is a schedule of the step here.
-    In evaluation BatchNorm uses running statistics.
+    stage, at most 512; their weight also rises linearly over the first 20 epochs. In evaluation BatchNorm uses running
+    statistics.
 
     Args:
       students: paths of the student's features from shallow to deep, maps ``[batch, height, width, channels]`` or
         vectors ``[batch, channels]``, which are treated as maps of one position.
       teachers: paths of the teacher's features, one for each of the student's.
       hidden_size: common width of the fused features.
-      weight: weight of the sum over the stages, a number or an optax schedule of the step.
+      weight: weight of the sum over the stages, a number or a schedule.
 
     Returns:
       An `Objective` with the parameters ``{"project", "attention", "output"}`` for each stage ``"stage0"``, ..., and
       the running statistics of ``project`` and ``output`` as its state.
 
     Raises:
-      ValueError: there are no stages, or not as many students as teachers; or, at initialization: a path does not
-        exist, or a feature is neither a map nor a vector.
+      ValueError: there are no stages, or not as many students as teachers; or, from ``init``: a path does not exist, or
+        a feature is neither a map nor a vector.
 
     >>> objective = review(("student/a", "student/b"), ("teacher/a", "teacher/b"))
     >>> shapes = lambda **shapes: {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
@@ -91,11 +81,11 @@ def review(
         for i, stage_key in zip(stages, jax.random.split(key, len(students)), strict=True):
             into, attention, out = jax.random.split(stage_key, 3)
             outputs = lookup(context, teachers[i]).shape[-1]
-            project, norm = connector_init(into, channels[i], width), batch_norm_init(outputs)
-            output = {**conv_init(out, 3, width, outputs, bias=False), "norm": norm.params}
+            project, norm = layers.connector_init(into, channels[i], width), layers.batch_norm_init(outputs)
+            output = {**layers.conv_init(out, 3, width, outputs, bias=False), "norm": norm.params}
             params[f"stage{i}"] = {"project": project.params, "output": output}
             if i < stages[-1]:
-                params[f"stage{i}"]["attention"] = dense_init(attention, 2 * width, 2)
+                params[f"stage{i}"]["attention"] = layers.dense_init(attention, 2 * width, 2)
             state[f"stage{i}"] = {"project": project.state, "output": norm.state}
         return ObjectiveVars(params, state)
 
@@ -104,22 +94,16 @@ def review(
         new: dict[str, Any] = {}
         deeper, mask, train = None, batches.example_mask(context.batch), key is not None
         for i in reversed(stages):
-            layers, old = params[f"stage{i}"], state[f"stage{i}"]
+            own, old = params[f"stage{i}"], state[f"stage{i}"]
             x, target = (_map(mask_out(context, lookup(context, paths[i]))) for paths in (students, teachers))
-            x, project = connector(layers["project"], old["project"], x, context, train=train)
+            x, project = layers.connector(own["project"], old["project"], x, context, train=train)
             if deeper is not None:
                 deeper = _nearest(deeper, x.shape[1:3])
-                attention = jax.nn.sigmoid(dense(layers["attention"], jnp.concatenate([x, deeper], axis=-1)))
+                attention = jax.nn.sigmoid(layers.dense(own["attention"], jnp.concatenate([x, deeper], axis=-1)))
                 x = x * attention[..., :1] + deeper * attention[..., 1:]
             deeper = x = _nearest(x, target.shape[1:3])
-            y, output = batch_norm(
-                layers["output"]["norm"],
-                old["output"],
-                conv(layers["output"], x),
-                mask=mask,
-                axis_name=context.axis_name,
-                train=train,
-            )
+            norm, y = own["output"]["norm"], layers.conv(own["output"], x)
+            y, output = layers.batch_norm(norm, old["output"], y, mask=mask, axis_name=context.axis_name, train=train)
             values |= {fused[i]: y, targets[i]: target}
             new[f"stage{i}"] = {"project": project, "output": output}
         return replace(context, values), new
@@ -134,7 +118,7 @@ def _contexts(students: Sequence[Array], teachers: Sequence[Array], *, where: Ar
 
 def _map(feature: Array) -> Array:
     feature = feature[:, None, None, :] if feature.ndim == 2 else feature
-    maps("review", [feature])
+    layers.maps("review", [feature])
     return feature
 
 

@@ -20,11 +20,7 @@ _FLOOR, _START = 1e-5, 5.0
 
 
 def variational(
-    student: str,
-    teacher: str,
-    *,
-    hidden_size: int | None = None,
-    weight: float | Array | Schedule = 1.0,
+    student: str, teacher: str, *, hidden_size: int | None = None, weight: float | Array | Schedule = 1.0
 ) -> Objective:
     """Gaussian negative log-likelihood of the teacher's feature given the student's.
 
@@ -32,13 +28,13 @@ def variational(
 
     ``½ [(μ(F_s) − F_t)²/σ² + log σ²]``, averaged over the feature. Ahn et al., "Variational Information Distillation
     for Knowledge Transfer", CVPR 2019, section 2, without the likelihood's constant. The mean μ is three 1×1
-    convolutions without a bias, with ReLUs between them; the variance of each channel, ``σ² = softplus(a) + 1e-5``
-    with a learned, starts at 5. The paper sums over the feature; popular code, and this objective, average. The
-    variances are trained here, as in the paper; popular code leaves them out of the optimizer.
+    convolutions without a bias, with ReLUs between them; the variance of each channel, ``σ² = softplus(a) + 1e-5`` with
+    a learned, starts at 5. The paper sums over the feature; popular code, and this objective, average. Popular code
+    does not train the variances.
 
     Args:
       student: path of the student's feature ``[batch, ..., features]``, such as ``"student/stage2"``.
-      teacher: path of the teacher's feature; its channels may differ, and a map's size: the larger map is pooled.
+      teacher: path of the teacher's feature; channels may differ, and the larger of two maps is pooled.
       hidden_size: width of the two hidden layers; the teacher's channels by default.
       weight: a number, or an optax schedule of the step.
 
@@ -46,7 +42,7 @@ def variational(
       An `Objective` with the parameters ``{"mean": {"first", "second", "third"}, "raw_variance"}``.
 
     Raises:
-      ValueError: at initialization: a path does not exist, or the features do not fit.
+      ValueError: from ``init``: a path does not exist, or the features do not fit.
 
     >>> objective = variational("student/f", "teacher/f")
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}

@@ -1,9 +1,4 @@
-"""Continual learning: the student before a task teaches it the old classes.
-
-At the start of each task the student's variables are copied to the teacher, and the optimizer state is initialized
-anew. Both are functions of the step, so that a whole sequence is one `Distiller` with one state and one compiled step,
-and an interrupted run resumes in its task. `jaxkd.data.Tasks` yields the matching batches.
-"""
+"""Continual learning: the student before a task teaches it the old classes."""
 
 from __future__ import annotations
 
@@ -57,32 +52,27 @@ def learning_without_forgetting(
 
     Also known as: LwF (learning without forgetting).
 
-    Li & Hoiem, "Learning without Forgetting", TPAMI 2018 (arXiv 1606.09282, 2017), equations 1 to 4. The data of old
-    tasks are not available; the old model's predictions for the new task's images replace them. The first task is plain
-    training.
+    Li & Hoiem, "Learning without Forgetting", TPAMI 2018 (arXiv 1606.09282, 2017), equations 1 to 4. The old model's
+    predictions for the new task's images replace the data of old tasks. The first task is plain training.
 
     Three things differ from the paper. The student has the logits of all tasks from the start; those of later tasks
-    take part in no loss, and ``softmax`` defines which logits share a softmax (the default is the paper's). The paper
-    first trains the new head alone; here all parameters train from the task's first step. Weight decay is that of the
+    enter no loss, and ``softmax`` defines which logits share a softmax (the default is the paper's). The paper first
+    trains only the new head; here all parameters train from the task's first step. Weight decay is that of the
     optimizer.
 
-    A network with a separate last layer for each task fits too: one module concatenates the logits of its heads, and
-    ``tasks`` names the classes of each.
+    A network with a last layer for each task concatenates their logits, and ``tasks`` lists the classes of each.
 
     Args:
       student: model with a logit for each class of all tasks.
       tasks: class numbers of each task, disjoint, such as ``[[0, 1], [2, 3]]``.
       steps: number of steps of each task, or one number for all; the last task lasts until training ends. The first
-        number may be 0: then the student of the initial state, such as a pretrained one, is the teacher of the second
-        task.
+        number may be 0, for a pretrained initial student, which is then the teacher of the second task.
       optimizer: any optax transformation; its state and its schedule begin anew with each task.
       old_weight: λ_o, 1 in the paper; a number or an optax schedule of the step from the start of training. It contains
         no T²: `jaxkd.losses.soft_target_kl` with weight w corresponds to λ_o = T² w.
       temperature: T.
-      softmax: `per_task_softmax`, `split_softmax` or `joint_softmax` of `jaxkd.objectives.continual`, or another
-        function of that form.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the two terms, such as
-        `jaxkd.metrics.per_task`.
+      softmax: a function of `jaxkd.objectives.continual`, such as `per_task_softmax`.
+      metrics: function of a `Context`, reported by ``evaluate`` beside the terms, such as `jaxkd.metrics.per_task`.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
@@ -124,22 +114,24 @@ def lifelong(
     """Sequence of tasks; the student before each task becomes its teacher.
 
     `learning_without_forgetting` is this scheme with two terms. An objective may have more, for example on features:
-    ``combine(ce=task_cross_entropy(...), kd=old_class_kd(...), f=objectives.hint("student/f", "teacher/f"))``. In the
-    first task the teacher is the initial student.
+    ``combine(ce=task_cross_entropy(...), kd=old_class_kd(...), f=objectives.hint("student/f", "teacher/f"))``. At the
+    start of each task the student's variables are copied to the teacher, and the optimizer state is initialized anew.
+    Both depend on the step only, so that an interrupted run resumes in its task. `jaxkd.data.Tasks` yields the matching
+    batches.
 
     Args:
       student: model of the student.
       objective: objective of all tasks; its schedules count the steps from the start of training.
       steps: number of steps of each task. The last task lasts until training ends; the first number may be 0.
       optimizer: any optax transformation; its state begins anew with each task.
-      objective_optimizer: optax transformation of what the objective learns; the same by default. Its state begins anew
-        too.
+      objective_optimizer: optax transformation of the objective's parameters; the same by default.
       metrics: function of a `Context`, reported by ``evaluate`` beside the objective's terms.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller` whose ``state.teacher`` are the earlier student's `Variables`. Its metrics include the number of the
-      task, ``task``. Between two tasks, an evaluation uses the task of the last step, and its teacher.
+      A `Distiller` whose ``state.teacher`` are the earlier student's `Variables`, in the first task the initial
+      student's. It also reports the number of the task, ``task``. Between two tasks, an evaluation uses the earlier one
+      and its teacher.
 
     Raises:
       ValueError: there are no tasks, or a number of steps is not positive.
@@ -168,7 +160,7 @@ def lifelong(
         train_metrics=train_metrics,
     )
 
-    def begun(state: TrainState) -> TrainState:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def anew() -> tuple[Variables, PyTree]:
             made = {
                 STUDENT: optimizer.init(state.student.params),
@@ -176,14 +168,7 @@ def lifelong(
             }
             return state.student, {**state.opt_state, **strongly_typed(made)}
 
-        begins = is_start(starts, state.step)
-        if begins is None:
-            return state
-        teacher, opt_state = jax.lax.cond(begins, anew, lambda: (state.teacher, state.opt_state))
-        return state._replace(teacher=teacher, opt_state=opt_state)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = kd.step(begun(state), batch)
+        new, metrics = kd.step(begin_task(starts, state, anew), batch)
         return new, with_task(metrics, task_at(starts, state.step))
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
@@ -193,10 +178,7 @@ def lifelong(
 
 
 def former_self(student: Model) -> Teacher:
-    """Returns a teacher whose state is a copy of the student's variables.
-
-    The scheme replaces it at the start of a task.
-    """
+    """Returns a teacher whose state is a copy of the student's variables."""
 
     def init(key: Array | None, batch: Batch, variables: Variables) -> PyTree:
         del key, batch
@@ -213,9 +195,13 @@ def former_self(student: Model) -> Teacher:
     return Teacher(init, apply, update)
 
 
-def is_start(starts: np.ndarray, step: Any) -> Array | None:
-    """Returns whether a later task begins at `step`; None if there is one task only."""
-    return None if len(starts) == 1 else jnp.any(jnp.asarray(starts[1:]) == step)
+def begin_task(starts: np.ndarray, state: TrainState, anew: Callable[[], tuple[PyTree, PyTree]]) -> TrainState:
+    """Replaces teacher and optimizer state by those of ``anew`` where a task begins."""
+    if len(starts) == 1:
+        return state
+    begins = jnp.any(jnp.asarray(starts[1:]) == state.step)
+    teacher, opt_state = jax.lax.cond(begins, anew, lambda: (state.teacher, state.opt_state))
+    return state._replace(teacher=teacher, opt_state=opt_state)
 
 
 def with_task(metrics: Metrics, task: Array) -> Metrics:

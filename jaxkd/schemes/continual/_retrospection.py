@@ -1,8 +1,4 @@
-"""Continual learning with two teachers: an expert and the earlier student.
-
-The student does not learn a new task from its labels, which would change it more than necessary, but from an expert
-that is trained on this task alone. Both phases of each task are in one `Distiller`, as in `lifelong`.
-"""
+"""Continual learning with two teachers: an expert and the earlier student."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
-from jaxkd._core import batches
+from jaxkd._core import batches, train_state
 from jaxkd._core.tasks import (
     Tasks,
     TaskSteps,
@@ -31,7 +27,7 @@ from jaxkd._core.train_state import strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
-from jaxkd.schemes.continual._lifelong import former_self, is_start, with_task
+from jaxkd.schemes.continual._lifelong import begin_task, former_self, with_task
 from jaxkd.schemes.phases._switch import select
 from jaxkd.types import (
     OBJECTIVE,
@@ -77,11 +73,11 @@ def retrospection(
     Also known as: progressive distillation and retrospection.
 
     Hou, Pan, Loy, Wang & Lin, "Lifelong Learning via Progressive Distillation and Retrospection", ECCV 2018, section 3.
-    Each task after the first has two phases. In the first phase, a freshly initialized expert learns the new task from
-    its labels, and the student is not trained. In the second phase, the student has two teachers: the expert, on the
-    new task's classes and examples; and the student before the task, on the old classes and all examples, those
-    retained from earlier tasks (``jaxkd.data.Tasks(..., retained=...)``) included. Retained examples also train by
-    their labels. The first task is plain training.
+    Each task after the first has two phases. First, a freshly initialized expert learns the new task from its labels,
+    and the student is not trained. Then the student has two teachers: the expert, on the new task's classes and
+    examples; and the student before the task, on the old classes and all examples, including those retained from
+    earlier tasks (``jaxkd.data.Tasks(..., retained=...)``), which also train by their labels. The first task is plain
+    training.
 
     The paper has only distillation terms, so λ_c = 0 is closest to it. Its soft targets are cross-entropies, which are
     larger by the teacher's entropy. Neither loss is multiplied by T².
@@ -91,10 +87,10 @@ def retrospection(
       expert: model of any architecture, also with a logit for each class; only those of the new task are used.
       tasks: class numbers of each task, disjoint.
       steps: number of steps of each task, both phases together, or one number for all; the last task lasts until
-        training ends. The first number may be 0, for a task that the initial student already knows.
+        training ends. The first number may be 0, for a pretrained student.
       expert_steps: number of steps of a task in which the expert trains. Retained examples are masked for it.
       optimizer: any optax transformation, for the student; its state begins anew with each task.
-      expert_optimizer: optax transformation of the expert; the same by default. Its state begins anew too.
+      expert_optimizer: optax transformation of the expert; the same by default.
       label_weight: λ_c of the cross-entropy, which is over retained examples, and in the first task over all. The
         weights are numbers or optax schedules of the step from the start of training.
       expert_weight: λ_e.
@@ -106,11 +102,10 @@ def retrospection(
       train_metrics: function whose result is reported by ``step`` beside the terms, for the network that trains.
 
     Returns:
-      A `Distiller`. ``state.student`` are the variables of the student, ``state.teacher`` those of ``{"old",
-      "expert"}``. Metrics are the ``loss`` of the network that trains, the student's terms ``ce``, ``expert`` and
-      ``kd``, the expert's ``expert/loss`` and ``expert/...``, and the number of the task, ``task``. Metrics of the
-      network that does not train have a count of 0. ``evaluate`` evaluates the student; between two tasks it uses the
-      task of the last step.
+      A `Distiller`. ``state.teacher`` are the variables of ``{"old", "expert"}``. Metrics are the ``loss`` of the
+      network that trains, the student's terms ``ce``, ``expert`` and ``kd``, the expert's ``expert/loss`` and
+      ``expert/...``, and the number of the task, ``task``. Metrics of the network that does not train have a count of
+      0. ``evaluate`` evaluates the student; between two tasks it uses the earlier one.
 
     Raises:
       ValueError: tasks or steps are invalid; from ``init``: a model has fewer logits than there are classes.
@@ -135,27 +130,15 @@ def retrospection(
             f"{list(lengths[1:])}, so that some remain for the student; got {expert_steps}."
         )
     expert_optimizer = expert_optimizer or optimizer
-    kd = distill(
-        student,
-        _both(former_self(student), expert),
-        combine(
-            ce=task_cross_entropy(tasks, lengths, softmax=softmax, retained=True, weight=label_weight),
-            expert=new_class_kd(
-                tasks, lengths, temperature=expert_temperature, teacher="teacher/expert/logits", weight=expert_weight
-            ),
-            kd=old_class_kd(
-                tasks,
-                lengths,
-                softmax=softmax,
-                temperature=old_temperature,
-                teacher="teacher/old/logits",
-                weight=old_weight,
-            ),
-        ),
-        optimizer=optimizer,
-        metrics=metrics,
-        train_metrics=train_metrics,
+    of_expert = {"teacher": "teacher/expert/logits", "temperature": expert_temperature, "weight": expert_weight}
+    of_old = {"teacher": "teacher/old/logits", "temperature": old_temperature, "weight": old_weight}
+    objective = combine(
+        ce=task_cross_entropy(tasks, lengths, softmax=softmax, retained=True, weight=label_weight),
+        expert=new_class_kd(tasks, lengths, **of_expert),
+        kd=old_class_kd(tasks, lengths, softmax=softmax, **of_old),
     )
+    teacher = _both(former_self(student), expert)
+    kd = distill(student, teacher, objective, optimizer=optimizer, metrics=metrics, train_metrics=train_metrics)
     alone = distill(
         expert,
         teachers.none(),
@@ -166,42 +149,29 @@ def retrospection(
 
     def init(key: Array, batch: Batch) -> TrainState:
         state, one = kd.init(key, batch), alone.init(_expert_key(key, 0), batch)
-        return state._replace(opt_state={**state.opt_state, EXPERT: one.opt_state})
+        return train_state.put(state, EXPERT, one.opt_state, "retrospection")
 
     def begun(state: TrainState, batch: Batch) -> TrainState:
-        """Starts a task: copies the student to the old teacher, resets the rest."""
-
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
             own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.objective.params)}
             return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
 
-        begins = is_start(starts, state.step)
-        if begins is None:
-            return state
-        teacher, opt_state = jax.lax.cond(begins, anew, lambda: (state.teacher, state.opt_state))
-        return state._replace(teacher=teacher, opt_state=opt_state)
+        return begin_task(starts, state, anew)
 
     def step_of_student(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        own = {name: value for name, value in state.opt_state.items() if name != EXPERT}
-        new, metrics = kd.step(state._replace(opt_state=own), batch)
-        return new._replace(opt_state={**new.opt_state, EXPERT: state.opt_state[EXPERT]}), metrics
+        own, expert_state = train_state.take(state, EXPERT, "retrospection")
+        new, metrics = kd.step(own, batch)
+        return train_state.put(new, EXPERT, expert_state, "retrospection"), metrics
 
     def step_of_expert(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         own = state._replace(
-            student=state.teacher[EXPERT],
-            teacher={},
-            objective=ObjectiveVars({}, {}),
-            opt_state=state.opt_state[EXPERT],
+            student=state.teacher[EXPERT], teacher={}, objective=ObjectiveVars(), opt_state=state.opt_state[EXPERT]
         )
         new, metrics = alone.step(own, _new_only(batch, task_at(starts, state.step)))
-        return state._replace(
-            teacher={**state.teacher, EXPERT: new.student},
-            opt_state={**state.opt_state, EXPERT: new.opt_state},
-            step=new.step,
-        ), {"loss": metrics["loss"]} | {
-            f"{EXPERT}/{name}": mean for name, mean in metrics.items() if not name.startswith(OBJECTIVE)
-        }
+        named = {f"{EXPERT}/{name}": mean for name, mean in metrics.items() if not name.startswith(OBJECTIVE)}
+        teacher, opt_state = {**state.teacher, EXPERT: new.student}, {**state.opt_state, EXPERT: new.opt_state}
+        return state._replace(teacher=teacher, opt_state=opt_state, step=new.step), {"loss": metrics["loss"], **named}
 
     def _new_only(batch: Batch, task: Array) -> Batch:
         label, mask = batch["label"], batches.example_mask(batch)
@@ -217,8 +187,8 @@ def retrospection(
         return new, with_task(metrics, task)
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        own = {name: value for name, value in state.opt_state.items() if name != EXPERT}
-        return with_task(kd.evaluate(state._replace(opt_state=own), batch), task_at(starts, last_step(state.step)))
+        own, _ = train_state.take(state, EXPERT, "retrospection")
+        return with_task(kd.evaluate(own, batch), task_at(starts, last_step(state.step)))
 
     return Distiller(init, step, evaluate)
 

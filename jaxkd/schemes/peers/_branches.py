@@ -35,19 +35,18 @@ def branches(
     ``own(z_e) + Σ_i own(z_i) + Σ_i taught(z_i ← z_e)``, where the ensemble z_e is the sum of the branches' logits z_i,
     weighted by a learned gate. Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018,
     equation 8. `jaxkd.objectives.gated_ensemble` defines the gate and its gradients. The student's own last layers are
-    one branch, the exits are the others, usually copies of these layers at one tap. In the paper the branches share all
-    but the last stage, T is 3, and the weight of ``taught`` rises over 80 of 300 epochs (`ramp_up`).
+    one branch; the exits, usually of the same form, are the others. In the paper the branches share all but the last
+    stage, T is 3, and the weight of ``taught`` rises over 80 of 300 epochs (`ramp_up`).
 
     Args:
       student: model with a tap where the branches begin.
       exits: the other branches by name, each with its tap and its layers.
       feature: name of the tap that the gate reads, usually where the exits begin.
       own: objective of each branch and of the ensemble, of ``student/logits``, usually the cross-entropy.
-      taught: objective between a branch and the ensemble, which takes the place of the teacher.
+      taught: objective between a branch and the ensemble, which is its teacher.
       optimizer: any optax transformation, for the student and its exits as one network.
-      objective_optimizer: optax transformation of the gate and of what the objectives learn; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the student and of each
-        exit, ``accuracy/NAME``.
+      objective_optimizer: optax transformation of the gate and of the objectives' parameters; the same by default.
+      metrics: function of a `Context`, reported by ``evaluate``; by default the accuracy, also of each exit.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:

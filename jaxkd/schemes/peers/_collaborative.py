@@ -39,23 +39,22 @@ def collaborative(
     Also known as: KDCL (knowledge distillation via collaborative learning).
 
     Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, with the cross-entropy for
-    ``own`` and λ T² KL for ``taught``. The ensemble of each example is built with its label:
-    `jaxkd.losses.best_logits` (KDCL-Naive), ``combined_logits`` (KDCL-Linear) or ``min_logits``
-    (KDCL-MinLogit). In the paper, each student sees its own distortion of the image: ``wrappers.with_inputs(model,
-    image="second")`` is a student that reads another batch entry. No gradient reaches the ensemble.
+    ``own`` and λ T² KL for ``taught``. The ensemble of each example is built with its label: `jaxkd.losses.best_logits`
+    (KDCL-Naive), ``combined_logits`` (KDCL-Linear) or ``min_logits`` (KDCL-MinLogit). In the paper, each student sees
+    its own distortion of the image: ``wrappers.with_inputs(model, image="second")`` is a student that reads another
+    batch entry. No gradient reaches the ensemble.
 
     Args:
-      students: models by name, of any architectures; or one model, of which there are ``peers`` copies, run as one
-        program.
-      own: objective of a single student, of ``student/...`` and ``batch/...``.
+      students: models by name; or one model, which is replicated ``peers`` times and runs as one program.
+      own: objective of each student, of ``student/...`` and ``batch/...``.
       taught: objective between a student and the ensemble, which is ``teacher/logits``.
-      optimizer: any optax transformation; each student has a state of its own, as if it were trained alone.
-      ensemble: function of logits of all students ``[students, batch, classes]`` and labels ``[batch]``, which returns
-        logits ``[batch, classes]``.
-      peers: number of copies; None if the students have names.
+      optimizer: any optax transformation; each student has a state of its own.
+      ensemble: function of the students' logits ``[students, batch, classes]`` and labels that returns ``[batch,
+        classes]``.
+      peers: number of replicas; None if the students have names.
       label_path: path of the integer labels ``[batch]``.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
-        default the optimizer.
+      objective_optimizer: optax transformation of the objectives' parameters, with a state for each; the same by
+        default.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the students' mean
         logits and of each student, ``accuracy/NAME``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
@@ -70,12 +69,11 @@ def collaborative(
 
     >>> import jaxkd
     >>> from jaxkd import losses
-    >>> from jaxkd.losses import ensembles
     >>> model = jaxkd.adapters.plain(lambda key, x: jax.random.normal(key, (2, 3)), lambda w, x: x @ w, inputs="x")
     >>> ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
     >>> kl = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
     >>> options = {"own": ce, "taught": kl, "optimizer": optax.sgd(0.1)}
-    >>> kd = collaborative({"a": model, "b": model}, ensemble=ensembles.combined_logits, **options)
+    >>> kd = collaborative({"a": model, "b": model}, ensemble=losses.combined_logits, **options)
     >>> batch = {"x": jnp.ones((4, 2)), "label": jnp.array([0, 0, 0, 1])}
     >>> state, metrics = jax.jit(kd.step)(kd.init(jax.random.key(0), batch), batch)
     >>> [name for name in metrics if not name.endswith("weight")]
@@ -101,13 +99,13 @@ def collaborative(
         own=combine(**{name: select(own, student=name) for name in names}),
         taught=combine(**{name: select(taught, student=name, teacher=_ENSEMBLE) for name in names}),
     )
-    alone = per_model(per_model(objective_optimizer or optimizer))  # one state for each objective of each student
+    nested = per_model(per_model(objective_optimizer or optimizer))  # one state for each objective of each student
     return distill(
         model,
         none(),
         with_derived_outputs(init, make, terms),
         optimizer=per_model(optimizer),
-        objective_optimizer=per_model(alone),
+        objective_optimizer=per_model(nested),
         metrics=metrics,
         train_metrics=train_metrics,
     )

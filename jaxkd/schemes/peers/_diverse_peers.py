@@ -40,22 +40,22 @@ def diverse_peers(
     ``Σ_i own(i) + w T² (Σ_a KL(Σ_b α_ab q_b ‖ q_a) + KL(mean_b q_b ‖ q_leader))`` with a learned attention α over the
     auxiliary peers. Chen et al., "Online Knowledge Distillation with Diverse Peers", AAAI 2020.
     `jaxkd.objectives.peer_attention` defines α and its gradients and lists where the authors' code differs. The leader
-    is the model to deploy. For peers that share their lower layers, as in most of the paper's experiments, use
-    `jaxkd.wrappers.with_exits` and that objective.
+    is the model to deploy. For peers that share their lower layers, as in most of the paper's experiments, use that
+    objective with `jaxkd.wrappers.with_exits`.
 
     Args:
-      auxiliaries: the auxiliary peers by name, of any architectures whose ``feature`` has the same number of features;
-        or one model, of which there are ``peers`` copies, run as one program.
-      leader: model of the group's leader.
+      auxiliaries: models of the auxiliary peers by name, with equal sizes of ``feature``; or one model, which is
+        replicated ``peers`` times.
+      leader: model of the leader.
       feature: name of the tap that the attention compares, usually the last feature before the classifier.
-      own: objective of each single model, of ``student/...`` and ``batch/...``, usually the cross-entropy.
-      optimizer: any optax transformation; each model has a state of its own, as if it were trained alone.
-      peers: number of copies; None if the auxiliaries have names.
+      own: objective of each model, of ``student/...`` and ``batch/...``, usually the cross-entropy.
+      optimizer: any optax transformation; each model has a state of its own.
+      peers: number of replicas; None if the auxiliaries have names.
       temperature: T.
       hidden_size: number of features of the attention's projections; by default an eighth of those of ``feature``.
       weight: w, a number or a schedule of the step; published as ``ramp_up`` over 80 of 300 epochs.
       hold: stops the gradient into the targets, which then train only the projections.
-      objective_optimizer: optax transformation of the projections and of what ``own`` learns; by default the optimizer.
+      objective_optimizer: optax transformation of the projections and of ``own``; the same by default.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the leader, of each
         model, and of the peers' mean logits, ``accuracy/peers``.
       train_metrics: function whose result is reported by ``step``, beside the terms.

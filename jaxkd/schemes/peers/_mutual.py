@@ -34,29 +34,29 @@ def mutual(
     Of K peers, peer i minimizes ``own(i) + 1/(K − 1) Σ_{j≠i} mutual(i ← j)``: Zhang et al., "Deep Mutual Learning",
     CVPR 2018, in its form for more than two peers. There, ``own`` is the cross-entropy and ``mutual`` is KL(p_j ‖ p_i),
     which is `losses.soft_target_kl` with ``temperature=1``. Any objective may take their place: relations, hints,
-    contrastive ones. Parameters and state of ``own`` exist once for each peer, those of ``mutual`` once for each
-    ordered pair. All peers take a step at once, with the outputs of all peers before it; in the paper's algorithm 1
-    they take turns, and each peer sees the updated others. No gradient of a peer's loss reaches another peer.
+    contrastive ones. Parameters and state of ``own`` exist for each peer, those of ``mutual`` for each ordered pair.
+    All peers take a step at once; in the paper's algorithm 1 they take turns, and each peer sees the updated others. No
+    gradient of a peer's loss reaches another peer.
 
-    Each peer has an optimizer state of its own, as if it were trained alone: gradients are clipped for each peer.
+    Each peer has an optimizer state of its own, so that gradients are clipped for each peer.
 
     Args:
-      students: the peers by name, of any architectures; or one model, of which there are ``peers`` copies, run as one
-        program (`jaxkd.wrappers.replicate`) with names ``"0"``, ``"1"``, ...
+      students: models of the peers by name; or one model, which is replicated ``peers`` times
+        (`jaxkd.wrappers.replicate`) under the names ``"0"``, ``"1"``, ...
       own: objective of a single peer, of ``student/...`` and ``batch/...``.
-      mutual: objective between two peers; the other peer takes the place of the teacher.
+      mutual: objective between two peers, of which the other one is the teacher.
       optimizer: any optax transformation, for each peer.
-      peers: number of copies; None if the students have names.
+      peers: number of replicas; None if the students have names.
       teacher: another teacher of all peers, from `jaxkd.teachers`, which ``own`` can read; none by default.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
-        default the optimizer.
+      objective_optimizer: optax transformation of the objectives' parameters, with a state for each; the same by
+        default.
       metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the peers' ensemble and
         of each peer, ``accuracy/NAME``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one peer. The terms' metrics are
-      ``own/NAME/...`` and ``mutual/NAME/OTHER/...``, for what NAME learns from OTHER. A single peer trains plainly.
+      ``own/NAME/...`` and ``mutual/NAME/OTHER/...``, for what NAME learns from OTHER. A single peer trains on ``own``.
 
     Raises:
       ValueError: there are no students, or ``peers`` does not fit them; from ``init``: an objective reads an entry that
@@ -95,13 +95,8 @@ def mutual(
 def students_of(scheme: str, students: Mapping[str, Model] | Model, peers: int | None) -> tuple[Model, list[str]]:
     """Builds one model of all students, and returns it with their names.
 
-    Args:
-      scheme: name of the scheme, the first word of error messages.
-      students: models by name, or one model.
-      peers: number of copies of the one model.
-
     Raises:
-      ValueError: there are no students, or not exactly one of names and a number of copies is given.
+      ValueError: there are no students, or not exactly one of names and a number of replicas is given.
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: key, lambda w, x: x, inputs="x")
@@ -130,10 +125,7 @@ def _from_others(mutual: Objective, name: str, names: list[str]) -> Objective:
 
 
 def _scaled(objective: Objective, scale: float) -> Objective:
-    """Returns `scale` times the objective.
-
-    Metrics are not scaled, as a term's metrics are those of its unweighted value.
-    """
+    """Returns `scale` times the objective; metrics stay unweighted, as a term's are."""
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         out = objective.apply(params, state, context, key)

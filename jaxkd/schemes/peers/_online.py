@@ -33,20 +33,17 @@ def online(
     ``L = teacher_objective(teacher) + objective(student ← teacher)``. Gou et al., "Knowledge Distillation: A Survey",
     2021, section 3.2. The teacher learns from the data, the student from the data and the teacher. In each step the
     student sees the teacher's current outputs, in training mode. No gradient of the student's objective reaches the
-    teacher, which learns what it would learn alone.
+    teacher.
 
     Args:
       student: model of the student, from an adapter.
       teacher: model of the teacher, from an adapter.
-      objective: objective of the student, as for `jaxkd.distill`: it reads ``student/...``, ``teacher/...`` and
-        ``batch/...``.
-      teacher_objective: objective of the teacher. Its outputs are ``student/...`` there, as when it is trained alone.
+      objective: objective of the student, as for `jaxkd.distill`.
+      teacher_objective: objective of the teacher, which reads the teacher's outputs as ``student/...``.
       optimizer: any optax transformation, for the student.
       teacher_optimizer: optax transformation of the teacher; by default the same, with a state of its own.
-      objective_optimizer: optax transformation of what the objectives learn, with a state for each objective; by
-        default the optimizer of the model.
-      metrics: function of a `Context` with student and teacher, as in offline distillation; its result is reported by
-        ``evaluate``.
+      objective_optimizer: optax transformation of the objectives' parameters; by default that of the model.
+      metrics: function of a `Context` with student and teacher, as in offline distillation, reported by ``evaluate``.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:

@@ -32,27 +32,24 @@ def assistants(
 
     Also known as: TAKD (teacher assistant knowledge distillation).
 
-    Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020, sections 3 and 4. Where the gap
-    in capacity between teacher and student is large, networks of intermediate sizes are distilled first, each from the
-    one before it.
+    Mirzadeh et al., "Improved Knowledge Distillation via Teacher Assistant", AAAI 2020, sections 3 and 4. Networks of
+    intermediate sizes are distilled first, each from the one before it.
 
     Args:
       student: model of the student, the last link of the chain.
       teacher: trained teacher of the first link, from `jaxkd.teachers`.
       objective: objective of every link, whose teacher is the network before; or a function from the name of the link's
-        student to its objective. The name of the last link is ``"student"``.
-      assistants: models of the assistants by name, from the teacher's side to the student's. With none, this is offline
-        distillation.
+        student (the last is ``"student"``) to its objective.
+      assistants: models of the assistants by name, from the teacher's side to the student's; may be empty.
       steps: number of steps of each assistant: one number, or one by name. The student trains until training ends.
       optimizer: any optax transformation, for every link; its schedule begins with the link. Or a function from the
         name of the link's student to its optimizer.
-      objective_optimizer: optax transformation of what the objectives learn; the same by default.
+      objective_optimizer: optax transformation of the objectives' parameters; the same by default.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms of the current link.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one network, with the name
-      ``"student"`` or that of an assistant.
+      A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of ``"student"`` or an assistant.
 
     Raises:
       ValueError: an assistant is named ``"student"``, or a number of steps is missing, superfluous or not positive.
@@ -89,13 +86,12 @@ def assistants(
             metrics=metrics,
             train_metrics=train_metrics,
         )
-        begin = inherit(teacher=names[i - 1]) if i else None
-        phases[name] = Phase(kd, lengths.get(name), begin)
+        phases[name] = Phase(kd, lengths.get(name), inherit(teacher=names[i - 1]) if i else None)
     return sequential(**phases)
 
 
 def chains(candidates: Sequence[str], student: str) -> Iterator[tuple[str, ...]]:
-    """Yields all chains to a student through any of the assistants, in their order.
+    """Yields all chains to a student through any of the assistants, in order.
 
     Args:
       candidates: names of the possible assistants, from the teacher's side to the student's.
@@ -122,10 +118,10 @@ def best_chain(
     and (n + 1) (n + 2) / 2 distillations find it.
 
     Args:
-      model_names: names of the assistants, from the teacher's side, and last that of the student.
-      score: ``score(before, model)`` distills a model from the best network of an earlier name, or from the teacher,
-        where ``before`` is None, and returns the model's score (higher is better). It is called once for each pair, in
-        an order in which the best network of ``before`` is known.
+      model_names: names of the assistants, from the teacher's side, then the student's.
+      score: ``score(before, model)`` distills a model from the best network named ``before``, or from the teacher if it
+        is None, and returns the model's score (higher is better). It is called once for each pair, after all calls with
+        ``before`` as the model.
 
     Returns:
       The chain, without the teacher, and the best score of every network.
@@ -138,7 +134,7 @@ def best_chain(
     ('large', 'small', 'student')
     """
     if not model_names or len(set(model_names)) < len(model_names):
-        raise ValueError(f"best_chain, models: expected different names, the student's last, got {list(model_names)}.")
+        raise ValueError(f"best_chain, model_names: expected different names, the student's last, got {list(model_names)}.")
     teacher_of: dict[str, str | None] = {}
     best: dict[str, float] = {}
     for i, model in enumerate(model_names):

@@ -44,7 +44,7 @@ def born_again(
       generations: number of generations after generation 0.
       steps: number of steps of each generation but the last, which lasts until training ends.
       optimizer: any optax transformation, for each generation; its schedule begins with it.
-      objective_optimizer: optax transformation of what the objectives learn; the same by default.
+      objective_optimizer: optax transformation of the objectives' parameters; the same by default.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms of the current generation.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
@@ -104,9 +104,7 @@ def born_again(
             variables = wrappers.get_member(state.student, str(k))
 
             def logits_of(variables: object = variables) -> Array:
-                given = {**batch, "step": state.step}
-                outputs, _ = model.apply(variables, given, key=None, train=False)
-                return outputs["logits"]
+                return model.apply(variables, {**batch, "step": state.step}, key=None, train=False)[0]["logits"]
 
             shape = jax.eval_shape(logits_of)
             one = jax.lax.cond(k <= count, logits_of, lambda shape=shape: jnp.zeros(shape.shape, shape.dtype))

@@ -26,8 +26,7 @@ class Phase(NamedTuple):
     Attributes:
       kd: any distiller.
       steps: number of steps; None, for the last phase, until training ends.
-      begin: function that makes the phase's initial state from the states of earlier phases, such as `inherit`; by
-        default the phase begins as initialized.
+      begin: function that makes the phase's initial state from the states of earlier phases, such as `inherit`.
     """
 
     kd: Distiller
@@ -38,10 +37,10 @@ class Phase(NamedTuple):
 def sequential(**phases: Phase) -> Distiller:
     """Runs distillers one after another; each may begin with earlier results.
 
-    Examples are a teacher and then its student, generations of one architecture, a chain of assistants, or an expert
-    for a new task and then the network that combines both. Each phase is a distiller with its own models, objective and
-    optimizer. The phase is a function of the step, so that an interrupted run resumes in the same phase. Each phase
-    counts its own steps, so that schedules begin with it. ``evaluate`` uses the phase of the last step.
+    Examples are a teacher and then its student, generations of one architecture, or an expert for a new task and then
+    the network that combines both. Each phase has its own models, objective and optimizer, and counts its own steps, so
+    that schedules begin with it. The phase is a function of the step, so that an interrupted run resumes in the same
+    phase. ``evaluate`` uses the phase of the last step.
 
     Args:
       **phases: phases by name, in their order; all but the last have a number of steps.
@@ -93,11 +92,10 @@ def sequential(**phases: Phase) -> Distiller:
     def part(i: int, whole: TrainState, key: Array) -> TrainState:
         """Returns the state of phase `i`, with the step counted from its start."""
         name = names[i]
-        own = ObjectiveVars(whole.objective.params[name], whole.objective.state[name])
         return TrainState(
             wrappers.get_member(whole.student, name),
             whole.teacher[name],
-            own,
+            ObjectiveVars(whole.objective.params[name], whole.objective.state[name]),
             whole.opt_state[name],
             whole.step - starts[i],
             key,
@@ -141,12 +139,11 @@ def sequential(**phases: Phase) -> Distiller:
         return None, phases[names[i]].kd.evaluate(part(i, state, state.key), batch)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return switch(
-            state.step, state, batch, [functools.partial(step_in, i) for i in range(len(phases))], starts, "phase"
-        )
+        branches = [functools.partial(step_in, i) for i in range(len(phases))]
+        return switch(state.step, state, batch, branches, starts, "phase")
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
-        # Between two phases, the one that just ended is evaluated: the next one has not begun.
+        # Between two phases, the earlier one is evaluated: the next one has not begun.
         last, branches = jnp.maximum(state.step - 1, 0), [functools.partial(evaluate_in, i) for i in range(len(phases))]
         return switch(last, state, batch, branches, starts, "phase")[1]
 
@@ -162,11 +159,8 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
         None leaves the teacher unchanged.
       within: for a teacher with several members, such as `jaxkd.teachers.ensemble`, the member that is replaced.
 
-    Returns:
-      A function for `Phase`.
-
     Raises:
-      ValueError: when it is called: no earlier phase or no member has this name.
+      ValueError: when the function is called: no earlier phase or no member has this name.
 
     >>> states = [TrainState(Variables(n), None, ObjectiveVars(), {}, 0, None) for n in range(2)]
     >>> inherit(teacher="first")(states[1], {"first": states[0]}).teacher
@@ -191,10 +185,8 @@ def inherit(*, student: str | None = None, teacher: str | None = None, within: s
 
 
 def _own_key(key: Array, i: int) -> Array:
-    """Returns the key of phase `i`.
-
-    The first phase gets the run's own key, so that a sequence of one phase equals its distiller.
-    """
+    """Returns the key of phase `i`."""
+    # The first phase has the run's key, so that a sequence of one phase equals its distiller.
     return jax.random.fold_in(key, i) if i else key
 
 

@@ -6,15 +6,12 @@ Many feature methods first initialize the student on the teacher's features and 
 method                 first                                   then
 =====================  ======================================  ===============================================
 FitNets                `objectives.hint`                       cross-entropy and soft targets
-AB                     `objectives.boundary_connector`        cross-entropy (and soft targets)
+AB                     `objectives.boundary_connector`         cross-entropy (and soft targets)
 FSP                    `losses.solution_flow`                  cross-entropy
 FT                     `objectives.paraphraser`, without       cross-entropy and `objectives.factor_translator`
                        the student                             with the paraphraser of the first stage
 pre-regression         `objectives.hint`, layer after layer    cross-entropy
 =====================  ======================================  ===============================================
-
-The result is a `Distiller` with one state and one compiled step. The stage is a function of the step, so that an
-interrupted run resumes in the same stage.
 """
 
 from __future__ import annotations
@@ -55,8 +52,8 @@ class Stage(NamedTuple):
       objective: objective that the stage minimizes.
       optimizer: any optax transformation; its step count, and so its schedule, begins with the stage.
       steps: number of steps; None, for the last stage, until training ends.
-      objective_optimizer: optax transformation of what the objective learns; the same by default.
-      student: False trains only what the objective learns; the student keeps its parameters and BatchNorm statistics.
+      objective_optimizer: optax transformation of the objective's parameters; the same by default.
+      student: False trains only the objective's parameters; the student does not change.
     """
 
     objective: Objective
@@ -75,13 +72,13 @@ def staged(
 ) -> Distiller:
     """Staged distillation: each stage trains the same student on its own objective.
 
-    Romero et al., "FitNets", ICLR 2015, section 2.3, and similar methods. All stages share the student and the teacher.
-    Each stage has its own optimizer, which is initialized with the student's parameters at that step; schedules of
-    weights and hyperparameters count the steps of their stage. Parameters and state of the objectives are shared by
+    Romero et al., "FitNets", ICLR 2015, section 2.3, and similar methods. Each stage has its own optimizer, which is
+    initialized with the student's parameters at that step; schedules count the steps of their stage, which is a
+    function of the step, so that an interrupted run resumes in it. Parameters and state of the objectives are shared by
     name: if two stages both have a term ``hint``, the second stage trains the regressor of the first one further.
     Parameters of an earlier stage that have the name of a later stage's state are copied into it when that stage
     begins. So FT's paraphraser is trained by ``combine(ft=combine(paraphraser=paraphraser("teacher/f")))`` and used by
-    ``combine(ft=factor_transfer("student/f", "teacher/f"))``.
+    ``combine(ft=factor_translator("student/f", "teacher/f"))``.
 
     Args:
       student: model to train.
@@ -136,7 +133,7 @@ def staged(
         for i, other in enumerate(made[1:], 1):
             params = _merge(params, other.objective.params, f"staged, stage {i}, parameters")
             state = _merge(state, other.objective.state, f"staged, stage {i}, state")
-        _remember(state, params)
+        _copy_in(state, params)
         opt_state = {
             str(i): optimizers(i, {STUDENT: made[0].student.params, OBJECTIVE: _part(params, one.objective.params)})
             for i, one in enumerate(made)
@@ -152,7 +149,7 @@ def staged(
             params = {STUDENT: whole.student.params, OBJECTIVE: own.params}
             objective_state, opt_state = jax.lax.cond(
                 whole.step == starts[i],
-                lambda: (_remember(own.state, whole.objective.params), optimizers(i, params)),
+                lambda: (_copy_in(own.state, whole.objective.params), optimizers(i, params)),
                 lambda: (own.state, whole.opt_state[str(i)]),
             )
             own = own._replace(state=objective_state)
@@ -190,7 +187,7 @@ def staged(
 
 
 def _merge(old: PyTree, new: PyTree, what: str) -> PyTree:
-    """Both trees' entries by name; of those that both have, the old ones."""
+    """Returns both trees' entries by name; of those that both have, the old ones."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         both = {name: _merge(old[name], new[name], f"{what}, {name!r}") for name in old.keys() & new.keys()}
         return {**new, **old, **both}
@@ -210,11 +207,11 @@ def _part(tree: PyTree, like: PyTree) -> PyTree:
     return tree
 
 
-def _remember(state: PyTree, params: PyTree, what: str = "") -> PyTree:
+def _copy_in(state: PyTree, params: PyTree, what: str = "") -> PyTree:
     """Returns `state` with the entries that `params` has replaced by them."""
     if isinstance(state, Mapping) and isinstance(params, Mapping):
         return {
-            name: _remember(value, params[name], f"{what}/{name}" if what else name) if name in params else value
+            name: _copy_in(value, params[name], f"{what}/{name}" if what else name) if name in params else value
             for name, value in state.items()
         }
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (state, params)]

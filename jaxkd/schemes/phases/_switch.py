@@ -1,4 +1,4 @@
-"""Selection of one of several programs by the step, for `staged` and `sequence`."""
+"""Selection of one of several programs by the step, for `staged` and `sequential`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,15 @@ Branch = Callable[[TrainState, Batch], tuple[Any, Metrics]]
 def switch(
     step: Array, state: TrainState, batch: Batch, branches: Sequence[Branch], starts: Sequence[int], name: str
 ) -> tuple[Any, Metrics]:
-    """Runs the branch of the current phase; metrics have one structure for all.
+    """Runs the branch of the current phase; all branches report the same metrics.
 
     Args:
       step: step that selects the phase.
-      state: first argument of the branch.
-      batch: second argument of the branch.
+      state: state, passed to the branch.
+      batch: batch, passed to the branch.
       branches: function ``(state, batch) -> (result, metrics)`` of each phase. All results have the same structure.
       starts: first step of each phase, ascending from 0.
-      name: name of the metric that reports the number of the phase.
-
-    Returns:
-      The branch's result, and metrics under the names of all branches: those of other branches have a count of 0.
+      name: name of the metric that reports the number of the phase. Metrics of other branches have a count of 0.
     """
     phase = jnp.searchsorted(jnp.array(starts, jnp.int32), step, side="right") - 1
     result, metrics = select(phase, state, batch, branches)
@@ -63,7 +60,7 @@ def starts_of(lengths: Sequence[int | None], what: str) -> list[int]:
     Raises:
       ValueError: there are no phases, a length is not positive, or not exactly the last one is None.
 
-    >>> starts_of([3, 4, None], "sequence, phase")
+    >>> starts_of([3, 4, None], "sequential, phase")
     [0, 3, 7]
     """
     if not lengths:

@@ -1,13 +1,6 @@
 """Schemes in which a network is its own teacher, within one step.
 
-============  ========================================================================================================
-`byot`        the deepest classifier teaches exits at earlier layers (BYOT)
-`exit_head`   bottleneck and classifier for such an exit
-`class_wise`  the prediction for one example teaches the prediction for another one of its class (CS-KD)
-`distorted_views`  the predictions for two distortions of an example teach each other (DDGSD)
-============  ========================================================================================================
-
-Self-distillation over time is in `jaxkd.objectives.progressive_self_kd` (PS-KD), `jaxkd.teachers.ema` and
+Self-distillation over time is `jaxkd.objectives.progressive_self_kd` (PS-KD), `jaxkd.teachers.ema` and
 `jaxkd.schemes.born_again`.
 """
 

@@ -44,31 +44,26 @@ def byot(
 
     The authors' code has α = 0.3 and T = 3, the defaults, but no T². Its last version compares a learned linear map of
     F_i by the norm (not squared) over the whole batch, with weight 0.03, and omits the shallowest exit. A popular
-    reimplementation has T², α = 0.1, a weight 1 − α also on the deepest classifier's cross-entropy, and 1e-6 times the
-    sum of squares over a batch of 128, which is about 1e-4 times the mean over examples, the default here.
-
-    The network is not edited: exits begin at taps. ``wrappers.get_member(state.student, "model")`` are the variables of
-    the plain model, without the exits.
+    reimplementation has T², α = 0.1, a weight 1 − α also on the deepest classifier's cross-entropy, and λ = 1e-6 on the
+    sum over a batch of 128, which is about the default here.
 
     Args:
       model: model with taps where exits begin, from an adapter.
-      exits: exits by name; `exit_head` builds heads. An exit whose head returns ``feature`` beside its logits takes
-        part in the feature term.
+      exits: exits by name; `exit_head` builds heads. The feature term needs heads that return ``feature``.
       optimizer: any optax transformation, for the network and its exits.
-      feature: name of the model's output F_C, such as a tap at the pooled feature before the classifier; None omits the
-        feature term.
+      feature: name of the model's output F_C, such as a tap at the pooled feature; None omits the feature term.
       alpha: α in [0, 1], or a schedule of the step.
       temperature: T, a number or a schedule.
       feature_weight: λ, a number or a schedule.
-      weight: weight of all exits, a number or a schedule. With 0 the network trains as it would alone.
+      weight: weight of all exits, a number or a schedule.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms. The default is
-        `jaxkd.metrics.classification` of the deepest classifier, and the accuracy of each exit,
-        ``NAME/accuracy``.
+      metrics: function of a `Context`, reported by ``evaluate`` beside the terms; by default
+        `jaxkd.metrics.classification` of the deepest classifier, and ``NAME/accuracy`` of each exit.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
-      A `Distiller`. Its terms are ``ce`` and, for each exit, ``NAME/ce``, ``NAME/kd`` and ``NAME/feature``.
+      A `Distiller`. ``wrappers.get_member(state.student, "model")`` are the variables of the model without the exits.
+      The terms are ``ce`` and, for each exit, ``NAME/ce``, ``NAME/kd`` and ``NAME/feature``.
 
     Raises:
       ValueError: there are no exits, a name is reserved, or α is outside [0, 1]; from ``init``: the model has no such
@@ -89,22 +84,19 @@ def byot(
     if not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
         raise ValueError(f"byot, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
 
-    def label_weight(step: Any) -> Any:
-        return _at(weight, step) * (1 - _at(alpha, step))
+    def weighted(share: Any) -> Schedule:
+        return lambda step: _at(weight, step) * _at(share, step)
 
-    def kd_weight(step: Any) -> Any:
-        return _at(weight, step) * _at(alpha, step)
-
-    def hint_weight(step: Any) -> Any:
-        return _at(weight, step) * _at(feature_weight, step)
-
+    label_weight = weighted(lambda step: 1 - _at(alpha, step))
     pair = "student/logits", "teacher/logits"
     terms: dict[str, Objective] = {
         "ce": term(losses.cross_entropy, "student/logits", label_path, weight=label_weight),
-        "kd": term(losses.soft_target_kl, *pair, weight=kd_weight, temperature=temperature),
+        "kd": term(losses.soft_target_kl, *pair, weight=weighted(alpha), temperature=temperature),
     }
     if feature is not None:
-        terms["feature"] = term(_squared_distance, "student/feature", f"teacher/{feature}", weight=hint_weight)
+        terms["feature"] = term(
+            _squared_distance, "student/feature", f"teacher/{feature}", weight=weighted(feature_weight)
+        )
     per_exit = {name: select(combine(**terms), student=name, teacher="") for name in exits}
     return distill(
         with_exits(model, exits),
@@ -126,8 +118,7 @@ def exit_head(num_classes: int, hidden_size: int, *, shrink: int = 1) -> Model:
 
     Args:
       num_classes: number of classes.
-      hidden_size: number of features before the classifier; as many as before the network's own classifier, for the
-        feature term of `byot`.
+      hidden_size: number of features before the classifier; for `byot`, that of the network's own classifier.
       shrink: factor by which the map becomes smaller.
 
     Returns:

@@ -37,19 +37,18 @@ def class_wise(
     As in the code, x' is evaluated in training mode, and BatchNorm's running statistics are updated by x and by x'.
 
     The partners x' come with the batch: ``data.SameClass(data.Resident(...))`` finds them, and
-    ``data.with_pair(augment)`` distorts both images. To add further terms, such as those of a teacher, write the scheme
-    out: ``distill(wrappers.views(model, {"pair": {"image": "pair"}}), teachers.none(), ...)`` with two terms.
+    ``data.with_pair(augment)`` distorts both images. To add further terms, such as those of a teacher, write
+    ``distill(wrappers.views(model, {"pair": {"image": "pair"}}), teachers.none(), ...)`` with two terms.
 
     Args:
       model: model of the student, from an adapter.
       optimizer: any optax transformation.
-      weight: λ, a number or an optax schedule of the step. With 0, a model without BatchNorm trains as it would alone.
+      weight: λ, a number or an optax schedule of the step.
       temperature: T, a number or a schedule.
       image: batch entry that the model reads.
       pair: batch entry that replaces it for x'.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms. In a batch without partners, each
-        example is its own partner.
+      metrics: function of a `Context`, reported by ``evaluate``. Without partners, each example is its own.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
@@ -69,8 +68,7 @@ def class_wise(
     """
     soft = term(losses.soft_target_kl, "student/logits", "teacher/logits", weight=weight, temperature=temperature)
     objective = combine(
-        ce=term(losses.cross_entropy, "student/logits", label_path),
-        class_wise=select(soft, student="", teacher=_PAIR),
+        ce=term(losses.cross_entropy, "student/logits", label_path), class_wise=select(soft, student="", teacher=_PAIR)
     )
     return distill(
         views(model, {_PAIR: {image: pair}}),

@@ -9,7 +9,6 @@ import optax
 from jaxkd import losses, teachers
 from jaxkd import metrics as metrics_lib
 from jaxkd.distillers import distill
-from jaxkd.losses import mean_discrepancy
 from jaxkd.objectives import combine, select, term
 from jaxkd.types import Array, Context, Distiller, Metrics, Model, Schedule
 from jaxkd.wrappers import views
@@ -40,11 +39,11 @@ def distorted_views(
     feature h (the maximum mean discrepancy, `jaxkd.losses.mean_discrepancy`). The first distribution of each KL is a
     fixed target, as between two networks in mutual learning; the gradient of the last term reaches both means. The
     defaults are those of a public reimplementation, which also averages h over its dimensions, halves the sum of the
-    two cross-entropies, and normalizes both versions as one batch.
+    two cross-entropies, and normalizes both views as one batch.
 
-    The second version comes with the batch: ``data.two_views(augment)``, in `jaxkd.distillers.preprocess`, makes it. To
-    add further terms, write the scheme out: ``distill(wrappers.views(model, {"view": {"image": "view"}}),
-    teachers.none(), ...)`` with five terms.
+    The second view comes with the batch: ``data.two_views(augment)``, in `jaxkd.distillers.preprocess`, makes it. To
+    add further terms, write ``distill(wrappers.views(model, {"view": {"image": "view"}}), teachers.none(), ...)`` with
+    five terms.
 
     Args:
       model: model with a tap at its global feature, from an adapter.
@@ -54,18 +53,17 @@ def distorted_views(
       temperature: T, a number or a schedule.
       feature_weight: μ, a number or a schedule.
       image: batch entry that the model reads.
-      view_name: batch entry that replaces it for the second version.
+      view_name: batch entry that replaces it for the second view.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms. In a batch of single images, each
-        image is its own second version.
+      metrics: function of a `Context`, reported by ``evaluate``. Without second views, each image is its own.
       train_metrics: function whose result is reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller` whose ``state.student`` are the variables of the model. Its terms are ``ce``, ``ce_view``, ``kl``,
-      ``kl_view`` and ``mmd``; ``kl_view`` trains the prediction for the second version.
+      ``kl_view`` and ``mmd``; ``kl_view`` trains the prediction for the second view.
 
     Raises:
-      ValueError: from ``init``: the batch has no second version or no such labels, or the model no such feature.
+      ValueError: from ``init``: the batch has no second view or no such labels, or the model no such feature.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxkd import adapters
@@ -87,7 +85,7 @@ def distorted_views(
     }
     if feature is not None:
         paths = f"student/{feature}", f"student/{_VIEW}/{feature}"
-        terms["mmd"] = term(mean_discrepancy, *paths, weight=feature_weight)
+        terms["mmd"] = term(losses.mean_discrepancy, *paths, weight=feature_weight)
     return distill(
         views(model, {_VIEW: {image: view_name}}),
         teachers.none(),

@@ -1,13 +1,4 @@
-"""Data-free distillation: the student trains on images made from the teacher.
-
-===========  =========================================================================================================
-`data_free`  distiller that trains on synthesized batches
-`Synthesis`  the three functions of a synthesizer
-`dafl`       a generator, trained beside the student (DAFL)
-`inversion`  pixels, fitted to the teacher's BatchNorm statistics, optionally against the student (DeepInversion)
-`cmi`        a generator and latent codes, fitted anew for each batch, with a contrastive term (CMI)
-===========  =========================================================================================================
-"""
+"""Data-free distillation: the student trains on images made from the teacher."""
 
 from jaxkd.schemes.synthesis._cmi import cmi
 from jaxkd.schemes.synthesis._contract import Synthesis

@@ -13,27 +13,8 @@ from jaxkd._core import axes, batches, checks
 from jaxkd._core.axes import average_over_devices, gather
 from jaxkd._core.train_state import strongly_typed
 from jaxkd.objectives.layers import dense, dense_init, unit
-from jaxkd.schemes.synthesis import _rounds, _terms
-from jaxkd.schemes.synthesis._contract import (
-    IMAGE,
-    LABEL,
-    NOISE,
-    STATISTICS,
-    Synthesis,
-    device_key,
-    generated,
-    gradient,
-    image_of,
-    mean_of,
-    needs,
-    output_of,
-    outputs_of,
-    reported,
-    teacher_shapes,
-    updated,
-    with_student,
-    zeros,
-)
+from jaxkd.schemes.synthesis import _contract, _rounds, _terms
+from jaxkd.schemes.synthesis._contract import IMAGE, LABEL, NOISE, STATISTICS, Synthesis
 from jaxkd.types import Array, Batch, Metrics, Model, Outputs, PyTree, Teacher, Variables
 
 _GENERATOR, _HEAD = "generator", "head"
@@ -64,13 +45,13 @@ def cmi(
 
     ``L = α R_feature(x) + β CE(t(x), y) + γ L_adv + δ L_cr`` with x = G(z). Fang et al., "Contrastive Model Inversion
     for Data-Free Knowledge Distillation", IJCAI 2021, with the defaults of the authors' synthesizer. R_feature compares
-    BatchNorm statistics; L_adv is low where the student is wrong (`jaxkd.schemes.disagreement`). L_cr
-    discriminates each image from all others of the batch and of earlier rounds, by another view of it (`contrast`). z
+    BatchNorm statistics; L_adv = ``−mean 1[argmax s = argmax t] · KL(p_t ‖ p_s)`` is low where student and teacher
+    differ. L_cr discriminates each image from all others of the batch and of earlier rounds, by another view of it. z
     and G begin anew with each round; the projection h of L_cr does not.
 
-    As in the authors' code, the batch of the lowest loss in a round is kept, the memory contains the teacher's features
-    and the current h is applied to them, and maps are averaged over their positions. Differences: the global view is
-    the image itself, not a shifted crop; all of the memory are negatives, not a sample; and a training step makes one
+    As in the authors' code, a round yields its batch of the lowest loss, the memory stores the teacher's features (maps
+    averaged over their positions), and the current h is applied to them. Differences: the global view is the image
+    itself, not a shifted crop; the whole memory serves as negatives, not a sample; and a training step makes one
     update, while the student trains on the pool, as in `inversion`.
 
     Args:
@@ -81,7 +62,7 @@ def cmi(
       feature_names: names of the teacher's outputs, maps or vectors, that describe an image in L_cr.
       iterations: number of updates in a round.
       slots: size of the student's pool in batches; a new batch replaces the oldest one.
-      memory: number of images whose features are remembered, at least a batch.
+      memory: number of images whose features are stored, at least a batch.
       embedding: number of features of h, a multilayer perceptron with one hidden layer.
       temperature: temperature of L_cr.
       cross_entropy: β.
@@ -100,10 +81,12 @@ def cmi(
         an entry, or a model an output.
 
     >>> import jaxkd
+    >>> from jaxkd import adapters
+    >>> from jaxkd import adapters
     >>> generator = adapters.plain(lambda key, z: jnp.eye(4), lambda w, z: {"image": z @ w}, inputs="noise")
     >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x @ w)
     >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.eye(4, 3)))
-    >>> options = {"features": ["logits"], "statistics": 0.0, "memory": 32, "embedding": 5}
+    >>> options = {"feature_names": ["logits"], "statistics": 0.0, "memory": 32, "embedding": 5}
     >>> synthesis = cmi(teacher, generator, optax.adam(1e-3), **options, augment=lambda key, image: -image)
     >>> batch = {"noise": jax.ShapeDtypeStruct((8, 4), jnp.float32), "label": jax.ShapeDtypeStruct((8,), jnp.int32)}
     >>> state = synthesis.init(jax.random.key(0), {**batch, **synthesis.shapes(batch)}, Variables(jnp.eye(4, 3)))
@@ -117,21 +100,21 @@ def cmi(
     for name, number in (("memory", memory), ("embedding", embedding), ("temperature", temperature)):
         if not number > 0:
             raise ValueError(f"cmi, {name}: expected a positive number, got {number}.")
-    with_student("cmi", adversarial, student)
+    _contract.with_student("cmi", adversarial, student)
     view = augment or resized_crop_and_flip
 
     def shapes(batch: Batch) -> dict[str, Any]:
-        size = needs("cmi", batch, NOISE, LABEL)
-        return {**generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
+        size = _contract.needs("cmi", batch, NOISE, LABEL)
+        return {**_contract.generated(generator, batch), LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
         names = "logits", *feature_names, *([STATISTICS] if statistics else [])
-        outputs = teacher_shapes("cmi", teacher, teacher_state, batch, *names)
+        outputs = _contract.teacher_shapes("cmi", teacher, teacher_state, batch, *names)
         rows, width = batch[LABEL].shape[0], jax.eval_shape(lambda x: _features(x, feature_names), outputs).shape[1]
         if rows > memory:
             raise ValueError(f"cmi, memory: expected at least a batch of {rows} images, got {memory}.")
         generator_key, first, second = jax.random.split(key, 3)
-        model_variables = strongly_typed(generator.init(generator_key, zeros(batch)))
+        model_variables = strongly_typed(generator.init(generator_key, _contract.zeros(batch)))
         head = [dense_init(first, width, width), dense_init(second, width, embedding)]
         noise = jnp.zeros(batch[NOISE].shape, jnp.float32)
         views = {name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name in _VIEWS}
@@ -151,7 +134,8 @@ def cmi(
     def apply(
         state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
     ) -> tuple[Batch, PyTree, Metrics]:
-        size, mask, axis_name = needs("cmi", batch, NOISE, LABEL), batches.example_mask(batch), axes.mapped_axis()
+        size, mask = _contract.needs("cmi", batch, NOISE, LABEL), batches.example_mask(batch)
+        axis_name = axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["label"].shape[0]
         _rounds.check_size("cmi", rows, size, mask, axis_name)
@@ -180,20 +164,20 @@ def cmi(
             weights, codes = params[_GENERATOR]
             own = {**batch, NOISE: codes[places], LABEL: own_labels}
             outputs, new = generator.apply(
-                Variables(weights, model_variables.state), own, key=device_key(own_key, axis_name), train=True
+                Variables(weights, model_variables.state), own, key=_contract.device_key(own_key, axis_name), train=True
             )
-            image = image_of(outputs)
+            image = _contract.image_of(outputs)
             inputs = {**own, IMAGE: image, "step": step}
             teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
-            logits = output_of("cmi", teacher_outputs, "logits")
+            logits = _contract.output_of("cmi", teacher_outputs, "logits")
             values = {"cross_entropy": _terms.cross_entropy(logits, own_labels, **options)}
             value = cross_entropy * values["cross_entropy"]
             if statistics:
-                distance = output_of("cmi", teacher_outputs, STATISTICS)
-                values["statistics"] = mean_of(distance, mask, axis_name)
+                distance = _contract.output_of("cmi", teacher_outputs, STATISTICS)
+                values["statistics"] = _contract.mean_of(distance, mask, axis_name)
                 value += statistics * values["statistics"]
             if adversarial and student is not None:
-                student_logits = output_of("cmi", outputs_of(student, variables, inputs), "logits")
+                student_logits = _contract.output_of("cmi", _contract.outputs_of(student, variables, inputs), "logits")
                 values["adversarial"] = _terms.disagreement(student_logits, logits, **options)
                 value += adversarial * values["adversarial"]
             keys = jax.vmap(lambda place: jax.random.fold_in(view_key, place))(places)
@@ -206,17 +190,17 @@ def cmi(
             return value, (jax.lax.stop_gradient((image, seen)), new, values)
 
         old = {_GENERATOR: (model_variables.params, noise), _HEAD: state[_HEAD]}
-        value, ((image, seen), new, values), grads = gradient(loss, old, axis_name)
+        value, ((image, seen), new, values), grads = _contract.gradient(loss, old, axis_name)
         if axis_name is not None:
             new = average_over_devices(new, axis_name)
-        (params, noise), opt_state = updated(optimizer, grads[_GENERATOR], opt_state, old[_GENERATOR])
-        head, head_state = updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
+        (params, noise), opt_state = _contract.updated(optimizer, grads[_GENERATOR], opt_state, old[_GENERATOR])
+        head, head_state = _contract.updated(optimizer, grads[_HEAD], state["optimizer"][_HEAD], old[_HEAD])
         entries = {IMAGE: whole(image, image.dtype), LABEL: label}
         entries |= {name: whole(x, jnp.float32) for name, x in seen.items()}
         new_state = _rounds.finish(state, entries, value, iterations)
         done = new_state["rounds"] > state["rounds"]
         at = jnp.where(done, (state["rounds"] * rows + jnp.arange(rows)) % memory, memory)
-        metrics = reported({"loss": value, **values}, mask, size, axis_name)
+        metrics = _contract.reported({"loss": value, **values}, mask, size, axis_name)
         return (
             _rounds.draw(new_state, draw_key, places, image, own_labels),
             {
@@ -248,7 +232,7 @@ def contrast(
 
     The mean over the images of the batch is added to the mean over those of the memory; j runs over both. l and g are
     the features of the local and the global view, and h(·) has unit length. No gradient passes through h(g). The second
-    mean trains h. Both are as in the authors' code.
+    mean trains h, as in the authors' code.
 
     Args:
       head: parameters of h, two dense layers.
@@ -256,11 +240,8 @@ def contrast(
       memory: the same of earlier images, ``[memory, features]``.
       remembered: bool ``[memory]``, True for the rows of the memory that are filled.
       temperature: T.
-      mask: bool ``[batch]``, True for the examples that count, or None for all.
-      axis_name: mapped axis that splits the batch, or None.
-
-    Returns:
-      The value of the whole batch, the same on every device.
+      mask: bool ``[batch]``, False for excluded examples; None for none.
+      axis_name: mapped axis that splits the batch, or None. The value is equal on all devices.
 
     >>> head = [{"kernel": jnp.eye(2)}, {"kernel": jnp.eye(2)}]
     >>> views = {"local": jnp.eye(2), "global": jnp.eye(2)}
@@ -289,18 +270,11 @@ def contrast(
     batch = nce(seen["local"], first + jnp.arange(size), jnp.ones(size, bool) if mask is None else mask)
     earlier = nce(memory["local"], len(counts) + jnp.arange(len(remembered)), remembered)
     count = jnp.sum(remembered, dtype=earlier.dtype)
-    return mean_of(batch, mask, axis_name) + jnp.sum(earlier) / jnp.maximum(count, 1)
+    return _contract.mean_of(batch, mask, axis_name) + jnp.sum(earlier) / jnp.maximum(count, 1)
 
 
 def resized_crop_and_flip(key: Array, image: Array) -> Array:
     """Random square crop of at least a quarter of the area, resized, mirrored or not.
-
-    Args:
-      key: key of the draw.
-      image: image ``[height, width, channels]``.
-
-    Returns:
-      Another view of the image, of the same shape.
 
     >>> resized_crop_and_flip(jax.random.key(0), jnp.ones((4, 4, 1))).shape
     (4, 4, 1)
@@ -323,6 +297,6 @@ def _features(outputs: Outputs, names: Sequence[str]) -> Array:
     """Concatenates features ``[batch, features]``; maps are averaged over positions."""
     vectors = []
     for name in names:
-        x = output_of("cmi", outputs, name)
+        x = _contract.output_of("cmi", outputs, name)
         vectors.append(x.reshape(x.shape[0], -1, x.shape[-1]).mean(axis=1).astype(jnp.float32))
     return jnp.concatenate(vectors, axis=1)

@@ -44,11 +44,7 @@ def zeros(batch: Batch) -> dict[str, Array]:
 
 
 def needs(caller: str, batch: Batch, *names: str) -> int:
-    """Checks that a batch has these entries, and returns its number of examples.
-
-    Raises:
-      ValueError: an entry is missing; the message lists the others.
-    """
+    """Returns the number of examples of a batch; raises unless it has these entries."""
     shapes = {name: checks.shape(x) for name, x in batch.items()}
     hint = "jaxkd.data.Noise yields 'noise', and 'label' if classes= is given."
     for name in names:
@@ -57,11 +53,7 @@ def needs(caller: str, batch: Batch, *names: str) -> int:
 
 
 def image_of(outputs: Mapping[str, Array]) -> Array:
-    """Returns the images among a generator's outputs.
-
-    Raises:
-      ValueError: there are none.
-    """
+    """Returns the images among a generator's outputs."""
     shapes = {name: checks.shape(x) for name, x in outputs.items()}
     hint = "Name the generator's output: adapters.linen(..., outputs=lambda x: {'image': x})."
     checks.known(IMAGE, shapes, "generator output", hint=hint)
@@ -69,22 +61,14 @@ def image_of(outputs: Mapping[str, Array]) -> Array:
 
 
 def output_of(caller: str, outputs: Mapping[str, Array], name: str) -> Array:
-    """Returns one of a teacher's outputs.
-
-    Raises:
-      ValueError: there is no such output.
-    """
+    """Returns one of a teacher's outputs."""
     hint = f"Taps of its adapter add features, wrappers.with_batch_stat_distance adds {STATISTICS!r}."
     checks.known(name, {k: checks.shape(x) for k, x in outputs.items()}, f"{caller}, teacher output", hint=hint)
     return outputs[name]
 
 
 def teacher_shapes(caller: str, teacher: Teacher, state: PyTree, batch: Batch, *names: str) -> Mapping[str, Any]:
-    """Returns the shapes of a teacher's outputs, which include the named ones.
-
-    Raises:
-      ValueError: a named output does not exist.
-    """
+    """Returns the shapes of a teacher's outputs, which include the named ones."""
     outputs = jax.eval_shape(lambda state, batch: teacher.apply(state, batch, key=None), state, dict(batch))
     for name in names:
         output_of(caller, outputs, name)
@@ -92,11 +76,7 @@ def teacher_shapes(caller: str, teacher: Teacher, state: PyTree, batch: Batch, *
 
 
 def generated(generator: Model, batch: Batch) -> Mapping[str, Any]:
-    """Returns the shape of a generator's images for a batch.
-
-    Raises:
-      ValueError: the images are not of floating point.
-    """
+    """Returns the shape of a generator's images for a batch."""
 
     def run(batch: Batch) -> Array:
         key = jax.random.key(0)
@@ -165,11 +145,7 @@ def reported(values: Mapping[str, Array], mask: Array | None, size: int, axis_na
 
 
 def with_student(caller: str, weight: float, student: Model | None) -> None:
-    """Raises if a term that needs the student has a weight, but no student is given.
-
-    Raises:
-      ValueError: the weight is not 0, and the student is None.
-    """
+    """Raises if a term that needs the student has a weight, but no student is given."""
     if weight and student is None:
         raise ValueError(
             f"{caller}: a term that needs the student has a weight of {weight}; give student=, the student's model."

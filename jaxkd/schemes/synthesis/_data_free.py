@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 
 from jaxkd._core import checks, train_state
-from jaxkd._core.train_state import shape_of as _shape_of
 from jaxkd.metrics import join
 from jaxkd.schemes.synthesis._contract import LABEL, Synthesis
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState
@@ -20,13 +19,13 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
     Before each step, the synthesizer makes the images of the batch and trains itself; then the wrapped distiller takes
     its step on them.
 
-    ====================  ==============================================  ==============================================
-    method                synthesizer                                     needed outputs of the teacher
-    ====================  ==============================================  ==============================================
-    DAFL                  `jaxkd.schemes.synthesis.dafl`                  logits, a feature
-    DeepInversion         `jaxkd.schemes.synthesis.inversion`             logits, BatchNorm statistics
-    CMI                   `jaxkd.schemes.synthesis.cmi`                   logits, features, BatchNorm statistics
-    ====================  ==============================================  ==============================================
+    =============  ===================================  ======================================
+    method         synthesizer                          needed outputs of the teacher
+    =============  ===================================  ======================================
+    DAFL           `jaxkd.schemes.synthesis.dafl`       logits, a feature
+    DeepInversion  `jaxkd.schemes.synthesis.inversion`  logits, BatchNorm statistics
+    CMI            `jaxkd.schemes.synthesis.cmi`        logits, features, BatchNorm statistics
+    =============  ===================================  ======================================
 
     The training input is `jaxkd.data.Noise`, which has no images. A batch with an image is an error, so that the
     student cannot see real data by mistake. ``evaluate`` is that of the wrapped distiller, on real batches.
@@ -45,7 +44,7 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
     >>> import jax.numpy as jnp, optax, jaxkd
     >>> from jaxkd import adapters
     >>> from jaxkd.data import Noise
-    >>> from jaxkd.schemes import dafl
+    >>> from jaxkd.schemes.synthesis import dafl
     >>> generator = adapters.plain(lambda key, z: jnp.eye(4), lambda w, z: {"image": z @ w}, inputs="noise")
     >>> model = adapters.plain(lambda key, x: jnp.zeros((4, 3)), lambda w, x: x @ w)
     >>> teacher = jaxkd.teachers.frozen(model, jaxkd.Variables(3 * jnp.eye(4, 3)))
@@ -68,20 +67,20 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
         if twice := sorted((entries.keys() - {LABEL}) & batch.keys()):
             raise ValueError(
                 f"data_free: expected a batch without the entries that are synthesized, got "
-                f"{', '.join(map(repr, twice))} in {checks.describe(batch)}. Train "
-                "on jaxkd.data.Noise; batches of data are for evaluate."
+                f"{', '.join(map(repr, twice))} in {checks.describe(batch)}. Train on jaxkd.data.Noise; batches of "
+                "data are for evaluate."
             )
         return entries
 
     def init(key: Array, batch: Batch) -> TrainState:
-        shapes = jax.tree.map(_shape_of, dict(batch))
+        shapes = jax.tree.map(train_state.shape_of, dict(batch))
         whole = {**shapes, **synthesized(shapes)}
         state = kd.init(key, whole)
         own = synthesis.init(jax.random.fold_in(key, _STREAM), whole, state.teacher)
         return train_state.put(state, _SLOT, own, "data_free")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        synthesized(jax.tree.map(_shape_of, dict(batch)))
+        synthesized(jax.tree.map(train_state.shape_of, dict(batch)))
         inner, own = train_state.take(state, _SLOT, "data_free")
         key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
         entries, own, terms = synthesis.apply(own, batch, state.teacher, state.student, key=key, step=state.step)

@@ -11,22 +11,8 @@ import optax
 
 from jaxkd._core import axes, batches
 from jaxkd._core.train_state import strongly_typed
-from jaxkd.schemes.synthesis import _rounds, _terms
-from jaxkd.schemes.synthesis._contract import (
-    IMAGE,
-    LABEL,
-    STATISTICS,
-    Synthesis,
-    gradient,
-    mean_of,
-    needs,
-    output_of,
-    outputs_of,
-    reported,
-    teacher_shapes,
-    updated,
-    with_student,
-)
+from jaxkd.schemes.synthesis import _contract, _rounds, _terms
+from jaxkd.schemes.synthesis._contract import IMAGE, LABEL, STATISTICS, Synthesis
 from jaxkd.types import Array, Batch, Metrics, Model, PyTree, Teacher, Variables
 
 
@@ -52,14 +38,13 @@ def inversion(
 
     ``L = CE(t(x), y) + α_f R_feature(x) + α_tv R_TV(x) + α_ℓ2 ‖x‖₂ + α_c (1 − JS(p_t, p_s))``. Yin et al., "Dreaming to
     Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, equations 1 to 9; the last term is that of
-      Adaptive
-    DeepInversion. The defaults are the paper's values on CIFAR-10, where α_f is one of several that were tried, and α_c
-    = 10. As in the authors' code, the images are shifted by a random offset before each update, and those of the lowest
-    loss in a round are kept.
+    Adaptive DeepInversion. The defaults are the paper's values on CIFAR-10, where α_f is one of several that were
+    tried, and α_c = 10. As in the authors' code, the images are shifted by a random offset before each update, and a
+    round yields those of the lowest loss.
 
-    The authors first make all images. Here each training step makes one update of a batch of images; after
-    ``iterations`` updates the batch enters a pool, and the student trains on the pool. While the pool is empty, it
-    trains on the current images. The competition is therefore with the current student.
+    The authors first make all images. Here each training step makes one update of a batch of images, and competes with
+    the current student; after ``iterations`` updates the batch enters a pool, on which the student trains. While the
+    pool is empty, it trains on the current images.
 
     Args:
       teacher: teacher of the student, of a model `jaxkd.wrappers.with_batch_stat_distance`.
@@ -72,21 +57,22 @@ def inversion(
       statistics: α_f, for the teacher's output ``batch_statistics``.
       total_variation: α_tv.
       l2: α_ℓ2.
-      jitter: largest offset in pixels, in each direction; all images of a batch are shifted cyclically by the same
-        offset.
+      jitter: largest offset in pixels of the cyclic shift, which all images of a batch share.
       student: model of the student, for the competition.
       competition: α_c.
       temperature: temperature of the competition.
 
     Returns:
       A `Synthesis` that makes ``image`` and ``label``. The classes are the ``label`` of the batch with which a round
-      begins; those of `jaxkd.data.Noise` are random. All batches have the same size.
+      begins. All batches have the same size.
 
     Raises:
       ValueError: a number or the shape is invalid, or the competition lacks the student; from ``init``: the batch lacks
         an entry, or the teacher an output.
 
     >>> import jaxkd
+    >>> from jaxkd import adapters
+    >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: jnp.ones((4, 3)), lambda w, x: x.reshape(-1, 4) @ w)
     >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.eye(4, 3)))
     >>> synthesis = inversion(teacher, (2, 2, 1), optax.adam(0.1), iterations=10, slots=3, statistics=0.0)
@@ -101,20 +87,21 @@ def inversion(
         raise ValueError(f"inversion, shape: expected (height, width, channels) of one image, got {shape}.")
     if jitter < 0:
         raise ValueError(f"inversion, jitter: expected a number of pixels, at least 0, got {jitter}.")
-    with_student("inversion", competition, student)
+    _contract.with_student("inversion", competition, student)
 
     def shapes(batch: Batch) -> dict[str, Any]:
-        size = needs("inversion", batch, LABEL)
+        size = _contract.needs("inversion", batch, LABEL)
         image = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
         return {IMAGE: image, LABEL: jax.ShapeDtypeStruct((size,), jnp.int32)}
 
     def init(key: Array, batch: Batch, teacher_state: PyTree) -> PyTree:
         del key
-        teacher_shapes("inversion", teacher, teacher_state, batch, "logits", *([STATISTICS] if statistics else []))
+        _contract.teacher_shapes(
+            "inversion", teacher, teacher_state, batch, "logits", *([STATISTICS] if statistics else [])
+        )
         image = jnp.zeros(batch[IMAGE].shape, jnp.float32)
-        entries = {name: batch[name] for name in (IMAGE, LABEL)}
         return {
-            **_rounds.begin(entries, slots),
+            **_rounds.begin({name: batch[name] for name in (IMAGE, LABEL)}, slots),
             "image": image,
             "label": jnp.zeros(batch[LABEL].shape, jnp.int32),
             "optimizer": strongly_typed(optimizer.init(image)),
@@ -123,7 +110,8 @@ def inversion(
     def apply(
         state: PyTree, batch: Batch, teacher_state: PyTree, variables: Variables, *, key: Array, step: Any
     ) -> tuple[Batch, PyTree, Metrics]:
-        size, mask, axis_name = needs("inversion", batch, LABEL), batches.example_mask(batch), axes.mapped_axis()
+        size, mask = _contract.needs("inversion", batch, LABEL), batches.example_mask(batch)
+        axis_name = axes.mapped_axis()
         options: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
         rows = state["image"].shape[0]
         _rounds.check_size("inversion", rows, size, mask, axis_name)
@@ -148,7 +136,7 @@ def inversion(
                 x = jnp.roll(x, offset, axis=(1, 2))
             inputs = {**batch, IMAGE: x, LABEL: own_labels, "step": step}
             teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
-            logits = output_of("inversion", teacher_outputs, "logits")
+            logits = _contract.output_of("inversion", teacher_outputs, "logits")
             values = {
                 "cross_entropy": _terms.cross_entropy(logits, own_labels, **options),
                 "total_variation": _terms.total_variation(x, **options),
@@ -157,20 +145,22 @@ def inversion(
             value = cross_entropy * values["cross_entropy"]
             value += total_variation * values["total_variation"] + l2 * values["l2"]
             if statistics:
-                distance = output_of("inversion", teacher_outputs, STATISTICS)
-                values["statistics"] = mean_of(distance, mask, axis_name)
+                distance = _contract.output_of("inversion", teacher_outputs, STATISTICS)
+                values["statistics"] = _contract.mean_of(distance, mask, axis_name)
                 value += statistics * values["statistics"]
             if competition and student is not None:
-                student_logits = output_of("inversion", outputs_of(student, variables, inputs), "logits")
+                student_logits = _contract.output_of(
+                    "inversion", _contract.outputs_of(student, variables, inputs), "logits"
+                )
                 values["competition"] = _terms.competition(student_logits, logits, temperature=temperature, **options)
                 value += competition * values["competition"]
             return value, values
 
-        value, values, grads = gradient(loss, image, axis_name)
-        new, opt_state = updated(optimizer, grads, opt_state, image)
+        value, values, grads = _contract.gradient(loss, image, axis_name)
+        new, opt_state = _contract.updated(optimizer, grads, opt_state, image)
         new_state = _rounds.finish(state, {IMAGE: image, LABEL: label}, value, iterations)
         made = _rounds.draw(new_state, draw_key, places, own_images, own_labels)
-        metrics = reported({"loss": value, **values}, mask, size, axis_name)
+        metrics = _contract.reported({"loss": value, **values}, mask, size, axis_name)
         return made, {**new_state, "image": new, "label": label, "optimizer": opt_state}, metrics
 
     return Synthesis(shapes, init, apply)

@@ -1,8 +1,7 @@
 """Rounds of updates that improve a batch of images for the student's pool.
 
 One step of training makes one update of the images, or of the generator that makes them, and the student trains on the
-pool; both are in one program. The state has one structure from the first step to the last, so that a run can be
-interrupted and resumed anywhere in a round.
+pool. The state has one structure, so that an interrupted run resumes anywhere in a round.
 
 Images and pool are the same on every device. A device updates the rows of its own examples, which it finds by their
 position among the unmasked examples of the whole batch (`jaxkd._core.axes.positions`).
@@ -21,11 +20,7 @@ from jaxkd.types import Array, PyTree
 
 
 def check(caller: str, iterations: int, slots: int) -> None:
-    """Checks the number of iterations and of slots.
-
-    Raises:
-      ValueError: a number is not positive.
-    """
+    """Raises unless the numbers of iterations and of slots are positive."""
     for name, number in (("iterations", iterations), ("slots", slots)):
         if number < 1:
             raise ValueError(f"{caller}, {name}: expected at least 1, got {number}.")
@@ -55,11 +50,7 @@ def begin(entries: Mapping[str, Any], slots: int) -> dict[str, PyTree]:
 
 
 def check_size(caller: str, rows: int, size: int, mask: Array | None, axis_name: str | None) -> None:
-    """Checks that the whole batch, over all devices, has `rows` examples.
-
-    Raises:
-      ValueError: the batch has another size.
-    """
+    """Raises unless the whole batch, over all devices, has `rows` examples."""
     size *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
     if size != rows if mask is None else size < rows:
         raise ValueError(
@@ -71,7 +62,7 @@ def check_size(caller: str, rows: int, size: int, mask: Array | None, axis_name:
 def collect(x: Array, places: Array, rows: int, mask: Array | None, axis_name: str | None) -> Array:
     """Gathers all devices' examples at their positions, ``[rows, ...]``.
 
-    The result is a `psum` of zero-padded rows, rather than an `all_gather`, so that JAX knows it to be the same on all
+    The result is a `psum` of zero-padded rows, rather than an `all_gather`, so that it is typed as equal on all
     devices.
     """
     at = places if mask is None else jnp.where(mask, places, rows)
@@ -81,16 +72,8 @@ def collect(x: Array, places: Array, rows: int, mask: Array | None, axis_name: s
 def finish(state: Mapping[str, Any], entries: Mapping[str, Array], cost: Array, iterations: int) -> dict[str, PyTree]:
     """Returns the state after an update.
 
-    The entries with the lowest cost of a round are kept; after the last update of the round they enter the pool.
-
-    Args:
-      state: state as from `begin`.
-      entries: entries of the whole batch, before the update.
-      cost: loss of these entries. A round in which no cost is finite ends with its last entries.
-      iterations: number of updates in a round.
-
-    Returns:
-      The new state.
+    The entries (of the whole batch, before the update) with the lowest cost of a round enter the pool after the round's
+    last update. A round in which no cost is finite ends with its last entries.
     """
     best, age, pool = state["best"], state["age"], state["pool"]
     before = jnp.where(age == 0, jnp.inf, best["cost"])
@@ -110,15 +93,8 @@ def finish(state: Mapping[str, Any], entries: Mapping[str, Array], cost: Array, 
 def draw(state: Mapping[str, Any], key: Array, places: Array, image: Array, label: Array) -> dict[str, Array]:
     """Draws the student's batch uniformly from the pool.
 
-    Args:
-      state: state as from `begin`.
-      key: key, the same on every device; each draw depends on it and on the example's position only.
-      places: positions of the device's examples ``[batch]``.
-      image: current images ``[batch, ...]``, used while the pool is empty.
-      label: their labels ``[batch]``.
-
-    Returns:
-      ``image`` and ``label``.
+    Each draw depends on the key, which is equal on all devices, and on the example's position in ``places`` only. While
+    the pool is empty, the current ``image`` and ``label`` are returned.
     """
     pool = state["pool"]
     slots, rows = pool[IMAGE].shape[:2]

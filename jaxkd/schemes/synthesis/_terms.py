@@ -86,12 +86,7 @@ def norm(x: Array, *, mask: Array | None = None, axis_name: str | None = None) -
 
 
 def competition(
-    student: Array,
-    teacher: Array,
-    *,
-    temperature: float = 3.0,
-    mask: Array | None = None,
-    axis_name: str | None = None,
+    student: Array, teacher: Array, *, temperature: float = 3.0, mask: Array | None = None, axis_name: str | None = None
 ) -> Array:
     """``1 − mean JS(p_t, p_s)``, low where student and teacher disagree.
 

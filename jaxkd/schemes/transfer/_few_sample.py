@@ -1,10 +1,4 @@
-"""Few-sample distillation: a compressed network, repaired by least squares.
-
-A network that was pruned or decomposed from its teacher mostly has the same features, up to a linear map. A 1×1
-convolution after each block inverts that map. It has a closed-form solution, which needs few examples and no labels,
-and it can be merged into the kernel of the linear layer before it. Nothing is differentiated; the result is a
-`Distiller` all the same.
-"""
+"""Few-sample distillation: a compressed network, repaired by least squares."""
 
 from __future__ import annotations
 
@@ -76,10 +70,11 @@ def few_sample(
 
     Also known as: FSKD (few-sample knowledge distillation).
 
-    Li, Li, Liu & Zhang, "Few Sample Knowledge Distillation for Efficient Network Compression", CVPR 2020, section 3. X
-    and Y are the outputs of a layer of the student and of the teacher; M ``[channels, channels]`` is a 1×1 convolution
-    after the student's layer, merged into it: ``kernel ← kernel·M`` and ``bias ← bias·M``, plus an offset if fitted.
-    The student's architecture does not change. Each layer is fitted with the layers before it already repaired.
+    Li, Li, Liu & Zhang, "Few Sample Knowledge Distillation for Efficient Network Compression", CVPR 2020, section 3. A
+    network that was pruned or decomposed from its teacher has nearly its features, up to a linear map. X and Y are the
+    outputs of a layer of the student and of the teacher; M ``[channels, channels]`` is a 1×1 convolution after the
+    student's layer, merged into it: ``kernel ← kernel·M`` and ``bias ← bias·M``, plus an offset if fitted. Each layer
+    is fitted with the layers before it already repaired. There are no labels and no gradients.
 
     Each layer is fitted in ``steps`` steps. Every step adds the sums ``XᵀX`` and ``Xᵀ(Y − X)`` of its batch, and the
     last one solves ``M = I + (XᵀX + ridge·diag(XᵀX))⁻¹ Xᵀ(Y − X)``, which is least squares if the ridge is 0.
@@ -92,9 +87,9 @@ def few_sample(
       teacher: teacher from `jaxkd.teachers`, usually the frozen original.
       layers: layers by any names, from the input to the output.
       steps: number of batches to which each layer is fitted.
-      ridge: ≥ 0, relative to each channel's sum of squares; above 0, M is drawn to the identity.
-      variables: weights of the compressed student, in any form that `jaxkd.adapters.variables` takes; None for those of
-        the model's own ``init``.
+      ridge: ≥ 0, relative to each channel's sum of squares; above 0, M is regularized towards the identity.
+      variables: weights of the compressed student, as for `jaxkd.adapters.variables`; None for those of the model's
+        ``init``.
       metrics: function of a `Context`, reported by ``evaluate`` beside the residuals.
 
     Returns:
@@ -119,7 +114,6 @@ def few_sample(
     layers = dict(layers)
     _check(layers, steps, ridge)
     initial = None if variables is None else adapters.variables(variables)
-
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
@@ -135,10 +129,8 @@ def few_sample(
         else:
             student_variables = strongly_typed(jax.tree.map(lambda x: jnp.array(x, copy=True), initial))
         teacher_state = teacher.init(teacher_key, shapes, student_variables)
-        opt_state: dict[str, Any] = {STUDENT: (), OBJECTIVE: ()}
-        state = TrainState(
-            student_variables, teacher_state, ObjectiveVars(), opt_state, jnp.zeros((), jnp.int32), run_key
-        )
+        opt_state, zero = {STUDENT: (), OBJECTIVE: ()}, jnp.zeros((), jnp.int32)
+        state = TrainState(student_variables, teacher_state, ObjectiveVars(), opt_state, zero, run_key)
         outputs = jax.eval_shape(lambda state, batch: outputs_of(state, batch, None), state, shapes)
         sums = {name: _sums(name, layer, student_variables.params, *outputs) for name, layer in layers.items()}
         return state._replace(objective=ObjectiveVars({}, sums))
@@ -177,10 +169,8 @@ def few_sample(
         return metrics_lib.psum(join(residuals(outputs, batches.example_mask(batch)), extra), axis_name)
 
     def residuals(outputs: tuple[Outputs, Outputs], mask: Array | None) -> Metrics:
-        squares = {}
-        for name, layer in layers.items():
-            x, y = _features(layer, *outputs)
-            squares[name] = jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim)))
+        pairs = {name: _features(layer, *outputs) for name, layer in layers.items()}
+        squares = {name: jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim))) for name, (x, y) in pairs.items()}
         named = {f"residual/{name}": metrics_lib.from_values(square, mask) for name, square in squares.items()}
         return {"loss": metrics_lib.from_values(sum(squares.values(), jnp.zeros(())), mask), **named}
 
@@ -264,11 +254,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _sums(name: str, layer: FewSampleLayer, params: PyTree, student: Outputs, teacher: Outputs) -> dict[str, Array]:
-    """Returns a layer's sums before the first batch.
-
-    Raises:
-      ValueError: an output or a parameter does not exist, or shapes do not fit.
-    """
+    """Checks a layer against both networks, and returns its initial sums."""
     what = f"few_sample, layer {name!r}"
     for side, tap, outputs in (("student", layer.student, student), ("teacher", layer.teacher, teacher)):
         checks.known(tap, {k: checks.shape(v) for k, v in outputs.items()}, f"{what}, {side} output")

@@ -1,4 +1,4 @@
-"""Knowledge flow: the teachers' layers help the student, less and less."""
+"""Knowledge flow: a falling share of the teachers' layers in the student."""
 
 from __future__ import annotations
 
@@ -70,26 +70,22 @@ def knowledge_flow(
     """Distillation of a student into which the teachers' layers are mixed.
 
     Liu, Peng & Schwing, "Knowledge Flow: Improve Upon Your Teachers", ICLR 2019. The student learns the task with the
-    teachers' features mixed into its layers, and becomes independent of them by the dependence loss and by the flow's
-    schedule, which ends at 0. Mixing weights and maps train with the student, under its optimizer. The objective may
-    contain any other terms. The paper also keeps the student near its earlier parameters; that loss is omitted here.
+    teachers' features mixed into its layers, and becomes independent of them through the dependence loss and by the
+    flow's schedule, which ends at 0. Mixing weights and maps train with the student, under its optimizer. The objective
+    may contain any other terms. The paper's loss that keeps the student near earlier parameters is omitted.
 
-    ``evaluate`` runs the student with the share of the current step: with the teachers at first, alone in the end. Then
-    ``jaxkd.wrappers.extract_student(state.student)`` are the variables of ``jaxkd.adapters.linen(module)``.
+    ``evaluate`` runs the student with the share of the current step: with the teachers at first, without them in the
+    end. Then ``jaxkd.wrappers.extract_student(state.student)`` are the variables of ``jaxkd.adapters.linen(module)``.
 
     Args:
       student: model from `jaxkd.wrappers.with_flow`.
-      teacher: teacher from `jaxkd.teachers`, whose outputs (taps included) the mixes name. Several teachers are an
-        ``ensemble``.
+      teacher: teacher from `jaxkd.teachers`, whose outputs the mixes name; an ``ensemble`` for several teachers.
       objective: objective from `jaxkd.combine`, with a `dependence_loss`.
       optimizer: any optax transformation, for the parameters of the student and of the flow.
       objective_optimizer: optax transformation of what the objective learns; the same by default.
       metrics: function of a `Context`, reported by ``evaluate`` beside the terms. The default is that of
         `jaxkd.distill`, and `report_dependence`.
       train_metrics: function whose result is reported by ``step``, beside the terms; `report_dependence` by default.
-
-    Returns:
-      A `Distiller`.
 
     Raises:
       ValueError: from ``init``: student, teacher and objective do not fit.
@@ -98,15 +94,14 @@ def knowledge_flow(
     >>> from jaxkd import losses
     >>> from jaxkd.wrappers import FlowEdge, with_flow, extract_student
     >>> module = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(3)])
-    >>> large = jaxkd.adapters.linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), taps={"hidden": "layers_0"},
-    ...                              inputs="x")
+    >>> wide = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
+    >>> large = jaxkd.adapters.linen(wide, taps={"hidden": "layers_0"}, inputs="x")
     >>> batch = {"x": jnp.ones((4, 2)), "label": jnp.array([0, 1, 2, 0])}
     >>> teacher = jaxkd.teachers.frozen(large, large.init(jax.random.key(1), batch))
     >>> edges = {"hidden": FlowEdge("layers_0", ["hidden"])}
     >>> student = with_flow(module, edges, optax.linear_schedule(1.0, 0.0, 2), inputs="x")
-    >>> objective = jaxkd.combine(
-    ...     ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label"), alone=dependence_loss(weight=0.1)
-    ... )
+    >>> ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+    >>> objective = jaxkd.combine(ce=ce, alone=dependence_loss(weight=0.1))
     >>> kd = knowledge_flow(student, teacher, objective, optimizer=optax.sgd(0.1), train_metrics=None)
     >>> state = kd.init(jax.random.key(0), batch)
     >>> step = jax.jit(kd.step)
