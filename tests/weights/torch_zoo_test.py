@@ -208,7 +208,7 @@ def test_logits_and_taps_equal_the_reference(name, forward, depth):
     image = np.random.default_rng(1).normal(size=(2, 3, 32, 32))
     wanted = forward(Torch(state_dict), depth, image)
     model = adapters.linen(models.create(name, num_classes=100), taps=models.taps(name))
-    variables = adapters.variables_of(fit(name, state_dict))
+    variables = adapters.variables(fit(name, state_dict))
     batch = {"image": jnp.asarray(np.moveaxis(image, 1, -1), jnp.float32)}
     found, _ = model.apply(variables, batch, key=None, train=False)
     assert found.keys() == wanted.keys()

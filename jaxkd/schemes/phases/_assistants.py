@@ -134,7 +134,8 @@ def best_chain(
     ('large', 'small', 'student')
     """
     if not model_names or len(set(model_names)) < len(model_names):
-        raise ValueError(f"best_chain, model_names: expected different names, the student's last, got {list(model_names)}.")
+        got = list(model_names)
+        raise ValueError(f"best_chain, model_names: expected different names, the student's last, got {got}.")
     teacher_of: dict[str, str | None] = {}
     best: dict[str, float] = {}
     for i, model in enumerate(model_names):
