@@ -21,14 +21,9 @@ def named(tree: PyTree) -> dict[str, Any]:
     >>> named({"a": [1, 2], "b/c": 3})
     {'a/0': 1, 'a/1': 2, 'b%2Fc': 3}
     """
-    found: dict[str, Any] = {}
-    for path, leaf in by_parts(tree).items():
-        # Escaped, because a part may hold a slash itself, such as the name of a term.
-        name = "/".join(part.replace("%", "%25").replace("/", "%2F").replace(".", "%2E") for part in path)
-        if name in found:
-            raise ValueError(f"state: expected arrays with different names, got two named {name!r}.")
-        found[name] = leaf
-    return found
+    # Escaped, because a part may hold a slash itself, such as the name of a term.
+    escape = str.maketrans({"%": "%25", "/": "%2F", ".": "%2E"})
+    return {"/".join(part.translate(escape) for part in path): leaf for path, leaf in by_parts(tree).items()}
 
 
 def manifest(tree: PyTree) -> dict[str, str]:
@@ -122,5 +117,15 @@ def by_path(tree: PyTree) -> dict[str, Any]:
 
 
 def by_parts(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    """Returns the leaves of a tree by the parts of their paths, as strings."""
-    return {tuple(map(_part, path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    """Returns the leaves of a tree by the parts of their paths, as strings.
+
+    Raises:
+      ValueError: two leaves have the same path, such as those of the keys 1 and "1".
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        parts = tuple(map(_part, path))
+        if parts in found:
+            raise ValueError(f"state: expected arrays with different names, got two named {'/'.join(parts)!r}.")
+        found[parts] = leaf
+    return found

@@ -200,8 +200,8 @@ def new_class_kd(
     steps: TaskSteps,
     *,
     temperature: float | Array,
-    teacher: str,
     student: str = "student/logits",
+    teacher: str,
     label_path: str = "batch/label",
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
@@ -214,8 +214,8 @@ def new_class_kd(
       tasks: class numbers of each task, disjoint.
       steps: number of steps of each task, or one number for all.
       temperature: T > 0.
-      teacher: path of the expert's logits ``[batch, classes]``.
       student: path of the student's logits, of the same shape.
+      teacher: path of the expert's logits ``[batch, classes]``.
       label_path: path of the classes ``int[batch]``, which identify the new task's examples.
       weight: a number, or an optax schedule of the step.
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 import jaxkd
 from jaxkd import losses, parallel, term
 from jaxkd.parallel._rules import layout
+from jaxkd.training import _compiled_steps
 from tests import tiny
 from tests.parallel.placements_test import mesh
 
@@ -159,7 +160,7 @@ def test_resident_data_is_gathered_in_parts(kd):
     }.items():
         result = jaxkd.training.fit(placed, resident, steps=4, key=jax.random.key(1), progress=False)
         found[name] = result.state
-        chunk = jaxkd.training.run_chunk(placed.step, resident.gather)
+        chunk = _compiled_steps.run_chunk(placed.step, resident.gather)
         arrays = jaxkd.parallel.arrays_beside(result.state, resident)
         compiled = chunk.lower(result.state, arrays, jnp.int32(0), length=4).compile()
         flops[name] = compiled.cost_analysis()["flops"]

@@ -65,6 +65,8 @@ def test_roles_are_in_the_order_student_teacher_objective():
     roles = ("student", "teacher", "objective")
     for package, name, function in public_objects():
         if inspect.isfunction(function):
-            found = list(inspect.signature(function).parameters)
+            found = [
+                p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+            ]
             order = [role for role in found[found[:1] == ["objective"] :] if role in roles]
             assert order == sorted(order, key=roles.index), f"{package}.{name}: {order}"

@@ -59,9 +59,12 @@ def everything(directory):
             collect(value, f"{name}/{key}") if isinstance(value, dict) else state.update({f"{name}/{key}": value})
 
     collect(read.state, "")
-    assert {"/student/params/w", "/loss/params/hint/kernel", "/opt_state/objective/0/mu/hint/kernel", "/key"} < set(
-        state
-    )
+    assert {
+        "/student/params/w",
+        "/objective/params/hint/kernel",
+        "/opt_state/objective/0/mu/hint/kernel",
+        "/key",
+    } < set(state)
     arrays = {name: (str(value.dtype), value.shape, np.asarray(value).tobytes()) for name, value in state.items()}
     return files | {"state": arrays, "extra": (directory / "checkpoints" / str(STEPS) / "extra.json").read_bytes()}
 
