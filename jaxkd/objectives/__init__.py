@@ -27,8 +27,8 @@
 `discriminators`, `layers`          layers that objectives learn
 ==================================  =========================================================================
 
-An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and ``apply(params, state, context, key) ->
-ObjectiveOut(value, state, metrics)``.
+An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and
+``apply(params, state, context, key) -> ObjectiveOut(value, state, metrics)``.
 """
 
 from jaxkd._core.batches import lookup

@@ -44,8 +44,7 @@ def adversarial(
       discriminator: the network; ``mlp(128, 128)`` by default, ``cnn(64, 128)`` for maps.
       label_path: path of integer classes ``[batch]``, for the conditional form.
       num_classes: number of classes; the size of the last axis by default, which is right for logits.
-      weight: weight of the student's loss, a number or a schedule of the step. The discriminator's loss has the weight
-        1.
+      weight: weight of the student's loss, a number or a schedule. The discriminator's loss has the weight 1.
 
     Returns:
       An `Objective` whose parameters are the discriminator. It also reports the discriminator's loss and accuracy.

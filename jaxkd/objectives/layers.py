@@ -159,8 +159,8 @@ def connector(params: Any, state: Any, x: Array, context: Context, *, train: boo
 def pool_to_match(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
     """Brings two maps to one size, in float32 or better.
 
-    On each axis the larger map is adaptive-average-pooled to the size of the smaller. Features ``[batch, ...,
-    features]`` of other ranks need the same positions. Errors begin with ``name``.
+    On each axis the larger map is adaptive-average-pooled to the size of the smaller. Features of other ranks need the
+    same positions. Errors begin with ``name``.
 
     >>> [x.shape for x in pool_to_match("f", jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4, 4, 5)))]
     [(2, 4, 4, 3), (2, 4, 4, 5)]

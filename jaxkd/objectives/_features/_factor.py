@@ -88,7 +88,8 @@ def factor_translator(
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
       teacher: path of the teacher's map; channels and size may differ.
-      trained: parameters of a `paraphraser` of the same feature and rate; None for a random projection.
+      trained: parameters of a `paraphraser` of the same feature and rate; None for a random projection, unlike the
+        paper.
       rate: r > 0, channels of the factor for each channel of the teacher's map.
       weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
 

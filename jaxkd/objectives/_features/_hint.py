@@ -117,13 +117,13 @@ def _regress(params: Any, feature: Array, target: tuple[int, ...]) -> Array:
     if all(size == 1 for size in plan.kernel[:-2]) and not plan.transposed and set(plan.strides) <= {1}:
         # As a matrix product, a 1×1 convolution is faster on every backend, and under vmap over seeds.
         return feature @ kernel.reshape(kernel.shape[-2:]) + params["bias"].reshape((1,) * (feature.ndim - 1) + (-1,))
-    strides, padding, dilation = plan.strides, plan.padding, (1, 1)
+    strides, padding, dilation = plan.strides, plan.padding, (1,) * len(plan.strides)
     if plan.transposed:
         # The transpose of the forward convolution: zeros dilate the input by the stride, and padding that the forward
         # convolution adds on a side is removed from that of a full convolution, k − 1.
         sizes = zip(plan.kernel, feature.shape[1:3], target[1:3], plan.strides, plan.padding, strict=False)
         padding = tuple((k - 1 - low, t - (s - 1) * step - 1 + low) for k, s, t, step, (low, _) in sizes)
-        strides, dilation = (1, 1), plan.strides
+        strides, dilation = dilation, strides
     regressed = jax.lax.conv_general_dilated(
         feature, kernel, strides, padding, lhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -130,8 +130,12 @@ def retrospection(
             f"{list(lengths[1:])}, so that some remain for the student; got {expert_steps}."
         )
     expert_optimizer = expert_optimizer or optimizer
-    of_expert = {"teacher": "teacher/expert/logits", "temperature": expert_temperature, "weight": expert_weight}
-    of_old = {"teacher": "teacher/old/logits", "temperature": old_temperature, "weight": old_weight}
+    of_expert: dict[str, Any] = {
+        "teacher": "teacher/expert/logits",
+        "temperature": expert_temperature,
+        "weight": expert_weight,
+    }
+    of_old: dict[str, Any] = {"teacher": "teacher/old/logits", "temperature": old_temperature, "weight": old_weight}
     objective = combine(
         ce=task_cross_entropy(tasks, lengths, softmax=softmax, retained=True, weight=label_weight),
         expert=new_class_kd(tasks, lengths, **of_expert),
