@@ -18,7 +18,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
 from tests.cache.toy import write
 cache = write(pathlib.Path(sys.argv[3]))
-print(jax.process_count(), cache._manifest["identity"]["contents"])
+print(jax.process_count(), cache.manifest["identity"]["contents"])
 """
 
 
