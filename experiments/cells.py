@@ -33,20 +33,14 @@ METHODS = ("student", "kd", "at", "rkd", "crd", "dkd", "dist")
 class Queue:
     """Run the cells of the reduced CIFAR-100 protocol that are not finished."""
 
-    data_dir: pathlib.Path | None = None
-    """TFDS data_dir in which cifar100 is prepared as array_record"""
-    method: tuple[str, ...] = METHODS
-    """methods to run; the student alone is always among them"""
-    seeds: int = 3
-    """students of each method"""
-    workers: int = 1
-    """cells at the same time, each in a process of its own"""
+    data_dir: pathlib.Path | None = None  # TFDS data_dir in which cifar100 is prepared as array_record
+    method: tuple[str, ...] = METHODS  # methods to run; the student alone is always among them
+    seeds: int = 3  # students of each method
+    workers: int = 1  # cells at the same time, each in a process of its own
     keep: bool = False
     """copy finished cells and their report, without weights, below experiments/cifar100/results; run nothing"""
-    dry_run: bool = False
-    """show what would be run, its cost and its disk, and exit"""
-    out: pathlib.Path = pathlib.Path("runs/cifar100")
-    """folder of weights, logs and reports"""
+    dry_run: bool = False  # show what would be run, its cost and its disk, and exit
+    out: pathlib.Path = pathlib.Path("runs/cifar100")  # folder of weights, logs and reports
 
 
 def arguments(queue: Queue) -> list[str]:
@@ -63,11 +57,7 @@ def committed(place: Place) -> pathlib.Path:
 
 
 def restore(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
-    """Puts committed cells back in place; returns those that it copied.
-
-    Raises:
-      ValueError: a committed cell has another protocol.
-    """
+    """Puts committed cells back in place; returns those that it copied."""
     copied = []
     for cell in wanted:
         source = committed(place) / cell.path

@@ -142,10 +142,6 @@ def rerun(pair: str, method: str) -> Rerun | None:
 def unlike_published(protocol: Mapping[str, Any], teacher: bool = False) -> list[str]:
     """Returns how settings differ from those of the literature.
 
-    Args:
-      protocol: the settings of a cell, or of a teacher.
-      teacher: whether to look only at the settings that concern a teacher.
-
     >>> unlike_published({**PROTOCOL.settings(), "epochs": 12})
     ['epochs: 12 here, 240 published']
     """

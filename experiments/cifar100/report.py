@@ -30,19 +30,7 @@ def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def collect(cells: Iterable[Mapping[str, Any]], teachers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the content of ``results.json``, from which tables and plots are made.
-
-    Args:
-      cells: cells of any pairs, methods and seeds.
-      teachers: teachers by name; those of no cell are left out.
-
-    Returns:
-      ``pairs``, each as `statistics.of_pair` gives it and with its ``teacher`` (None where it has no record), in the
-      order of the literature, others first; ``devices``, ``versions`` and ``seconds`` of everything.
-
-    Raises:
-      ValueError: cells of a pair that cannot be compared.
-    """
+    """Returns the content of ``results.json``, from which tables and plots are made."""
     cells = list(cells)
     by_pair: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:

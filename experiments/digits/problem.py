@@ -74,14 +74,7 @@ def train_teachers(config: Config, directory: pathlib.Path | None) -> jaxkd.trai
 def train_students(
     method: Method, weights: Variables, config: Config, directory: pathlib.Path | None
 ) -> jaxkd.training.FitResult:
-    """Trains a student for each seed, taught by that seed's teacher.
-
-    Args:
-      method: name of the method.
-      weights: variables of the teachers, stacked over the seeds.
-      config: the settings.
-      directory: folder of checkpoints and logs; None keeps nothing.
-    """
+    """Trains a student for each seed, taught by that seed's teacher."""
 
     def build(own: Variables, optimizer: optax.GradientTransformation) -> Distiller:
         teacher = teachers.frozen(network(config.teacher_widths), own)

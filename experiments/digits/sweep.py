@@ -32,12 +32,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 class Sweep:
     """Choose the settings of the experiment on the validation split."""
 
-    out: pathlib.Path = pathlib.Path("runs/digits-sweep/sweep.md")
-    """file of the table"""
-    seeds: int = 5
-    """repetitions of each candidate"""
-    first_seed: int = 1000
-    """first of the seeds; the experiment's own begin at 0"""
+    out: pathlib.Path = pathlib.Path("runs/digits-sweep/sweep.md")  # file of the table
+    seeds: int = 5  # repetitions of each candidate
+    first_seed: int = 1000  # first of the seeds; the experiment's own begin at 0
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:

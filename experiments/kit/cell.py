@@ -30,19 +30,12 @@ from jaxkd.types import Distiller, Variables
 
 
 class Cell(NamedTuple):
-    """A student to be trained.
+    """A student to be trained."""
 
-    Attributes:
-      teacher: name of the network.
-      student: name of the network.
-      method: name of the method.
-      seed: seed of the initial weights, the order of batches, and the views unless all seeds share them.
-    """
-
-    teacher: str
-    student: str
-    method: str
-    seed: int
+    teacher: str  # name of the network
+    student: str  # name of the network
+    method: str  # name of the method
+    seed: int  # seed of the initial weights, the order of batches, and the views unless all seeds share them
 
     @property
     def pair(self) -> str:
@@ -60,9 +53,6 @@ class Cell(NamedTuple):
 
 def split(pair: str) -> tuple[str, str]:
     """Returns the two networks of a pair.
-
-    Raises:
-      ValueError: these are not two networks of the zoo.
 
     >>> split("WRN-40-2:ShuffleNetV1")
     ('wrn_40_2', 'shufflenet_v1')
@@ -91,23 +81,9 @@ def wanted(pairs: Sequence[str], names: Sequence[str], seeds: Sequence[int], pro
 
 
 def run_free(
-    cells: Iterable[Cell],
-    place: Place,
-    finished: Callable[[], Any] = lambda: None,
-    *,
-    vmapped: bool = False,
+    cells: Iterable[Cell], place: Place, finished: Callable[[], Any] = lambda: None, *, vmapped: bool = False
 ) -> int:
-    """Runs every cell that is not finished and that no other process works on.
-
-    Args:
-      cells: the cells, in the order in which to try them.
-      place: what they share.
-      finished: called after each training.
-      vmapped: whether to train the seeds of a pair and a method as one program.
-
-    Returns:
-      The number of cells that other processes hold.
-    """
+    """Runs every cell that is not finished and that no other process works on."""
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -152,10 +128,6 @@ def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:
 
     An interrupted training of several seeds is resumed even if some of its cells are finished, as when the process
     ended between two of them, but not if one of its seeds is neither finished nor pending.
-
-    Args:
-      pending: cells of one pair and method that this process holds.
-      place: what they share.
     """
     if not pending:
         return []
@@ -170,23 +142,14 @@ def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:
 
 
 class Work(NamedTuple):
-    """Teacher, distiller and input of a cell; another seed changes order and views.
+    """Teacher, distiller and input of a cell; another seed changes order and views."""
 
-    Attributes:
-      trained: the teacher.
-      kd: the method as a distiller for normalized images.
-      student: the student's network.
-      loader: the input.
-      splits: inputs to evaluate on.
-      steps: updates.
-    """
-
-    trained: teachers.Trained
-    kd: Distiller
-    student: jaxkd.Model
-    loader: Any
-    splits: Mapping[str, Any]
-    steps: int
+    trained: teachers.Trained  # the teacher
+    kd: Distiller  # the method as a distiller for normalized images
+    student: jaxkd.Model  # the student's network
+    loader: Any  # the input
+    splits: Mapping[str, Any]  # inputs to evaluate on
+    steps: int  # updates
 
 
 def prepare(cell: Cell, place: Place) -> Work:
@@ -246,16 +209,7 @@ def placed(work: Work, seed: Any, place: Place) -> Distiller:
 
 
 def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tuple[Cell, dict[str, Any]]]:
-    """Trains seeds of a pair and a method, and keeps the pending cells.
-
-    Args:
-      pending: cells to keep.
-      seeds: seeds to train: those of the cells, and others of an interrupted training.
-      place: what they share.
-
-    Returns:
-      The cells with the content of their ``cell.json``.
-    """
+    """Trains seeds of a pair and a method, and keeps the pending cells."""
     settings, eval_every = place.protocol.settings(), place.protocol.eval_every
     each = [pending[0]._replace(seed=seed) for seed in seeds]
     work = prepare(each[0], place)

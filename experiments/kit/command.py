@@ -32,15 +32,7 @@ def run(
     arguments: Sequence[str] | None = None,
     width: int = 140,
 ) -> int:
-    """Runs a command and returns its exit status.
-
-    Args:
-      name: name of the command's package below ``experiments``.
-      config: dataclass that the command line is made from.
-      main: the command, given its settings and a console.
-      arguments: of the command line; those of the process by default.
-      width: columns of the console where standard output is not a terminal.
-    """
+    """Runs a command and returns its exit status."""
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     console = Console(width=None if sys.stdout.isatty() else width)
     return status(name, lambda: main(settings, console))
@@ -70,11 +62,7 @@ def at_least(config: Any, *names: str, least: int = 1, why: str = "") -> None:
 
 
 def seeds(config: Any, least: int = 1) -> list[int]:
-    """Returns the seeds of a configuration, which has ``seeds`` and ``first_seed``.
-
-    Raises:
-      ValueError: there are fewer than ``least``.
-    """
+    """Returns the seeds of a configuration, which has ``seeds`` and ``first_seed``."""
     at_least(config, "seeds", least=least, why=": an interval needs several" if least > 1 else "")
     return list(range(config.first_seed, config.first_seed + config.seeds))
 
@@ -107,16 +95,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "choose another --out") -> Iterator[None]:
-    """Holds the output folder of a run, whose settings are kept in ``config.json``.
-
-    Args:
-      out: the folder, which is made.
-      settings: the settings that decide the run's numbers.
-      instead: the alternative that the message offers.
-
-    Raises:
-      Refused: another process holds the folder, or it holds a run with other settings.
-    """
+    """Holds the output folder of a run, whose settings are kept in ``config.json``."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
     with files.claim(out / "run") as ours:
@@ -158,9 +137,6 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
 
     On a CPU each process gets a share of the cores, since two processes of one core do more work than one of two.
     Elsewhere each gets one device.
-
-    Raises:
-      ValueError: there are fewer cores or devices than workers, or a worker failed.
     """
     if jax.default_backend() == "cpu":
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
@@ -193,11 +169,7 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
 
 
 def check_names(option: str, names: Iterable[str], available: Iterable[str]) -> None:
-    """Raises unless every name of an option is available.
-
-    Raises:
-      ValueError: some are not; the message lists those that are.
-    """
+    """Raises unless every name of an option is available."""
     available = list(available)
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")

@@ -80,10 +80,6 @@ class _Input:
 class Seeds(_Input):
     """Batches of several seeds, ``[seeds, batch, ...]``, each in the seed's own order.
 
-    Args:
-      loaders: the input of each seed, alike except for the arrays; or one input that all seeds share.
-      seeds: seeds of the orders.
-
     Attributes:
       arrays: arrays that `gather` needs on the device.
       batch_size: examples in a seed's batch.

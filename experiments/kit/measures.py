@@ -23,19 +23,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns the measures of a model on a set, as JSON holds them.
 
-    Args:
-      logits: ``[examples, classes]``.
-      labels: ``[examples]``.
-      teacher_logits: the teacher's logits of the same examples; None for a teacher.
-      features: features of some examples, such as those of `subset`, by stage: ``[some, ...]``.
-      teacher_features: the teacher's features of the same examples.
-
     Returns:
       ``accuracy``, ``nll`` in nats, ``calibration_error``, ``per_class``, ``reliability``; with a teacher ``agreement``
       and ``kl_to_teacher``; with features ``cka``.
-
-    Raises:
-      ValueError: the shapes do not match, a label is no class, or the logits are not finite.
 
     >>> found = describe(np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]]))
     >>> found["accuracy"], found["agreement"], found["per_class"]
@@ -90,11 +80,6 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3: examples are put into bins of equal
     width ``((b − 1) / B, b / B]`` by the probability of the chosen class, which is the confidence.
-
-    Args:
-      probabilities: ``[examples, classes]``.
-      labels: ``[examples]``.
-      bins: B.
 
     Two examples in one bin, with a mean confidence of 0.9, one of them right:
 
@@ -154,9 +139,6 @@ def cka(features: Mapping[str, np.ndarray], teacher_features: Mapping[str, np.nd
     """Linear CKA between stages of student and teacher, ``[examples, ...]`` each.
 
     CKA of few examples and wide features is biased upwards: compare values from equally many examples only.
-
-    Raises:
-      ValueError: the numbers of examples differ, or a feature is not finite.
 
     >>> {stage: round(value, 3) for stage, value in cka({"stage1": np.eye(4)}, {"stage1": 2 * np.eye(4)}).items()}
     {'stage1': 1.0}

@@ -28,31 +28,19 @@ Weights = Mapping[str, float]
 
 
 class Setting(NamedTuple):
-    """Networks, data and weights that an objective may depend on.
+    """Networks, data and weights that an objective may depend on."""
 
-    Attributes:
-      teacher: name of the network.
-      student: name of the network.
-      steps: steps of the training itself, without an initialization.
-      labels: labels of the training images, in the order of ``batch["row"]``, for CRD.
-      margins: OFD's margins of the teacher's channels at a tap before a ReLU.
-      stages: taps that are compared stage by stage; by default all stages of the networks, which are paired in order.
-      embedding: tap of the embedding that relations compare.
-      labelled: path of the mask of examples that have a label; None if all have one.
-      temperature: temperature of soft targets.
-      weights: weights of terms in place of the published ones.
-    """
-
-    teacher: str = ""
-    student: str = ""
-    steps: int = 1
-    labels: np.ndarray | None = None
-    margins: Callable[[str], Any] | None = None
+    teacher: str = ""  # name of the network
+    student: str = ""  # name of the network
+    steps: int = 1  # steps of the training itself, without an initialization
+    labels: np.ndarray | None = None  # labels of the training images, in the order of ``batch["row"]``, for CRD
+    margins: Callable[[str], Any] | None = None  # OFD's margins of the teacher's channels at a tap before a ReLU
+    # taps that are compared stage by stage; by default all stages of the networks, which are paired in order.
     stages: tuple[str, ...] | None = None
-    embedding: str = "pooled"
-    labelled: str | None = None
-    temperature: float = 4.0
-    weights: Weights = {}
+    embedding: str = "pooled"  # tap of the embedding that relations compare
+    labelled: str | None = None  # path of the mask of examples that have a label; None if all have one
+    temperature: float = 4.0  # temperature of soft targets
+    weights: Weights = {}  # weights of terms in place of the published ones
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -61,23 +49,15 @@ class Setting(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A method of the tables.
+    """A method of the tables."""
 
-    Attributes:
-      title: name in tables.
-      terms: ``(setting, weights) -> Objective`` of the training itself.
-      taps: ``(teacher, student) -> Taps`` that the terms read beside the logits.
-      weights: published weights of the terms that are added to a cross-entropy of weight 1.
-      initial: ``(setting, weights) -> Objective`` of an initialization stage, if any.
-      train_student: whether the initialization trains the student, and not only what the objective learns.
-    """
-
-    title: str
-    terms: Callable[[Setting, Weights], Objective]
-    taps: Callable[[str, str], Taps]
-    weights: Weights = {}
+    title: str  # name in tables
+    terms: Callable[[Setting, Weights], Objective]  # ``(setting, weights) -> Objective`` of the training itself
+    taps: Callable[[str, str], Taps]  # ``(teacher, student) -> Taps`` that the terms read beside the logits
+    weights: Weights = {}  # published weights of the terms that are added to a cross-entropy of weight 1
+    # ``(setting, weights) -> Objective`` of an initialization stage, if any.
     initial: Callable[[Setting, Weights], Objective] | None = None
-    train_student: bool = True
+    train_student: bool = True  # whether the initialization trains the student, and not only what the objective learns
 
     def weigh(self, setting: Setting) -> Weights:
         """Returns the weights of all terms in a setting."""
@@ -399,15 +379,7 @@ def initial_steps(method: Method, steps: int) -> int:
 def build(
     method: Method, setting: Setting, student: jaxkd.Model, teacher: jaxkd.Teacher, problem: Problem
 ) -> jaxkd.Distiller:
-    """Returns a method as a distiller for normalized images, ``label`` and ``row``.
-
-    Args:
-      method: the method.
-      setting: what its objective depends on.
-      student: network with the taps that the method reads.
-      teacher: likewise.
-      problem: the optimizers.
-    """
+    """Returns a method as a distiller for normalized images, ``label`` and ``row``."""
     optimizer = problem.optimizer(setting.student, setting.steps)
     objective = method.objective(setting)
     if method.initial is None:

@@ -24,27 +24,16 @@ STEPS = 3
 
 
 class Line(NamedTuple):
-    """One kind of work.
+    """One kind of work."""
 
-    Attributes:
-      what: its name.
-      runs: number of runs: seeds, or 1.
-      done: number of finished runs.
-      steps: steps of a run.
-      flops: FLOPs of a step.
-      seconds: seconds of a run on this machine.
-      bytes: bytes on disk of a finished run.
-      working: further bytes on disk during a run.
-    """
-
-    what: str
-    runs: int
-    done: int
-    steps: int
-    flops: float
-    seconds: float
-    bytes: int
-    working: int
+    what: str  # its name
+    runs: int  # number of runs: seeds, or 1
+    done: int  # number of finished runs
+    steps: int  # steps of a run
+    flops: float  # FLOPs of a step
+    seconds: float  # seconds of a run on this machine
+    bytes: int  # bytes on disk of a finished run
+    working: int  # further bytes on disk during a run
 
     @property
     def left(self) -> int:
@@ -53,19 +42,12 @@ class Line(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The cost of training a network on labels.
+    """The cost of training a network on labels."""
 
-    Attributes:
-      flops: FLOPs of a step.
-      rate: FLOPs a second.
-      weights: bytes of parameters and statistics.
-      state: bytes of a checkpoint.
-    """
-
-    flops: float
-    rate: float
-    weights: int
-    state: int
+    flops: float  # FLOPs of a step
+    rate: float  # FLOPs a second
+    weights: int  # bytes of parameters and statistics
+    state: int  # bytes of a checkpoint
 
 
 def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
@@ -197,13 +179,7 @@ def _bytes(tree: Any) -> int:
 
 
 def flops(function: Any, *arguments: Any, compiled: bool = False) -> float:
-    """Returns the FLOPs of a function; the body of a loop counts once.
-
-    Args:
-      function: the function.
-      *arguments: its arguments, or their shapes.
-      compiled: whether to count after the compiler's optimizations, which change convolutions and products little.
-    """
+    """Returns the FLOPs of a function; the body of a loop counts once."""
     lowered = jax.jit(function).lower(*arguments)
     analysis: Any = (lowered.compile() if compiled else lowered).cost_analysis()
     return float(analysis["flops"])

@@ -69,16 +69,7 @@ def numbered(number: int) -> Style:
 
 
 def band(axes: Any, x: Any, seeds: Any, style: Style, alpha: float = 0.18, **options: Any) -> np.ndarray:
-    """Draws the mean over seeds with its 95% interval as a band; returns the mean.
-
-    Args:
-      axes: where to draw.
-      x: ``[points]``.
-      seeds: ``[seeds, points]``; NaN is a gap.
-      style: color, line and marker.
-      alpha: opacity of the band.
-      **options: further options of the line.
-    """
+    """Draws the mean over seeds with its 95% interval as a band; returns the mean."""
     seeds = np.asarray(seeds, np.float64)
     mean: np.ndarray = seeds.mean(axis=0)
     axes.plot(x, mean, **style, **{"markersize": 4, "markevery": max(len(mean) // 8, 1), **options})

@@ -26,28 +26,19 @@ LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Settings that two runs must share for their numbers to be comparable.
+    """Settings that two runs must share for their numbers to be comparable."""
 
-    Attributes:
-      epochs: passes of a student over its images. Decays and warm-ups are shares of them.
-      teacher_epochs: passes of a teacher, which sees all images that are not held out.
-      images: images that a student sees, equally many of each class; None for all.
-      holdout: training images on which the best epoch is chosen; 0 chooses it on the test set, as the literature does.
-      batch_size: examples in a step.
-      eval_every: epochs between evaluations.
-      cached: whether all seeds see the same augmented views, on which the teacher's outputs are computed once for all
-        methods that read no feature maps.
-      bf16: whether to compute in bfloat16; parameters, statistics and losses stay float32.
-    """
-
-    epochs: int
-    teacher_epochs: int
-    images: int | None = None
+    epochs: int  # passes of a student over its images. Decays and warm-ups are shares of them
+    teacher_epochs: int  # passes of a teacher, which sees all images that are not held out
+    images: int | None = None  # images that a student sees, equally many of each class; None for all
+    # training images on which the best epoch is chosen; 0 chooses it on the test set, as the literature does.
     holdout: int = 0
-    batch_size: int = 64
-    eval_every: int = 1
+    batch_size: int = 64  # examples in a step
+    eval_every: int = 1  # epochs between evaluations
+    # whether all seeds see the same augmented views, on which the teacher's outputs are computed once for all methods
+    # that read no feature maps.
     cached: bool = False
-    bf16: bool = False
+    bf16: bool = False  # whether to compute in bfloat16; parameters, statistics and losses stay float32
 
     @property
     def name(self) -> str:
@@ -77,30 +68,20 @@ class Protocol:
 
 
 class Problem(NamedTuple):
-    """A field: its data, its networks and how these are trained.
+    """A field: its data, its networks and how these are trained."""
 
-    Attributes:
-      name: name of the data set.
-      classes: number of classes.
-      examples: number of training images.
-      shape: shape of an image.
-      load: ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``.
-      model: ``(network, taps, bf16) -> Model`` for normalized images.
-      normalize: transform of stored images.
-      augment: ``seed -> Transform`` of training images, normalization included; the seed may be traced.
-      optimizer: ``(network, steps) -> GradientTransformation`` of a whole training.
-      initial_optimizer: ``(network, train_student) -> GradientTransformation`` of an initialization stage.
-    """
-
-    name: str
-    classes: int
-    examples: int
-    shape: tuple[int, int, int]
-    load: Callable[[Any, str], data.Dataset]
-    model: Callable[..., Model]
-    normalize: Transform
+    name: str  # name of the data set
+    classes: int  # number of classes
+    examples: int  # number of training images
+    shape: tuple[int, int, int]  # shape of an image
+    load: Callable[[Any, str], data.Dataset]  # ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``
+    model: Callable[..., Model]  # ``(network, taps, bf16) -> Model`` for normalized images
+    normalize: Transform  # transform of stored images
+    # ``seed -> Transform`` of training images, normalization included; the seed may be traced.
     augment: Callable[[Any], Transform]
+    # ``(network, steps) -> GradientTransformation`` of a whole training.
     optimizer: Callable[[str, int], optax.GradientTransformation]
+    # ``(network, train_student) -> GradientTransformation`` of an initialization stage.
     initial_optimizer: Callable[[str, bool], optax.GradientTransformation]
 
     def shapes(self, network: str) -> Mapping[str, tuple[int, ...]]:

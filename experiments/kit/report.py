@@ -104,12 +104,7 @@ def interval(summary: Mapping[str, Any]) -> str:
 
 
 def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
-    """Returns a paired gain in points, and its seeds where the method has more.
-
-    Args:
-      summary: the gain; None where method and baseline share no seed.
-      seeds: number of seeds of the method.
-    """
+    """Returns a paired gain in points, and its seeds where the method has more."""
     if summary is None:
         return "no seed in common"
     if summary["mean"] is None:

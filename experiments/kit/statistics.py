@@ -45,9 +45,6 @@ class Interval(NamedTuple):
 def interval(values: Any, confidence: float = 0.95) -> Interval:
     """Returns the mean over at least two seeds and its interval by Student's t.
 
-    Raises:
-      ValueError: there are fewer than two values.
-
     >>> print(interval([1.0, 2.0, 3.0]))
     2.00 ± 2.48
     """
@@ -73,9 +70,6 @@ def gain(accuracy: Sequence[float], baseline: Sequence[float]) -> Interval:
 
 def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
     """Returns mean, standard deviation and 95% interval over the seeds.
-
-    Args:
-      by_seed: a value for each seed, at least one.
 
     Returns:
       ``seeds``, ``values`` in their order, ``mean``, ``sd`` (of a sample, n − 1) and ``half``, the half width of the
@@ -117,16 +111,9 @@ def finite(value: float | None) -> float | None:
 def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]], list[str]]) -> dict[str, Any]:
     """Returns the results of a pair.
 
-    Args:
-      cells: cells of the pair, of any methods and seeds.
-      unlike_published: returns how a protocol differs from the published one.
-
     Returns:
       ``protocol``, the settings that all cells share; ``unlike_published``; ``best_by``, what the best epoch is chosen
       on; ``seeds`` of all cells; ``methods`` in the order of the tables, others last.
-
-    Raises:
-      ValueError: cells that cannot be compared: other epochs or images, the best epoch chosen otherwise, a seed twice.
     """
     by_method: dict[str, dict[int, Cell]] = {}
     for cell in cells:
@@ -156,11 +143,6 @@ def of_method(
     cells: Mapping[int, Cell], others: Mapping[str, Mapping[int, Cell]], common: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the results of a method on a pair.
-
-    Args:
-      cells: its cells by seed.
-      others: the cells of all methods of the pair, by seed.
-      common: the settings that the pair's cells share.
 
     Returns:
       The `summary` of ``last``, ``best``, of each of `MEASURES` and of ``cka`` by stage; ``gain``, paired with
@@ -207,11 +189,7 @@ def of_teacher(cell: Cell, unlike_published: Callable[..., list[str]]) -> dict[s
 
 
 def class_gain(cells: Mapping[int, Cell], alone: Mapping[int, Cell]) -> dict[str, Any] | None:
-    """Returns the gain on each class over the student alone, paired over the seeds.
-
-    Returns:
-      ``seeds`` and ``mean``, a value for each class or None for a class without examples; None without a common seed.
-    """
+    """Returns the gain on each class over the student alone, paired over the seeds."""
     both = sorted(set(cells) & set(alone))
     if not both:
         return None
@@ -243,11 +221,7 @@ def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
 
 
 def curves(cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    """Returns ``epoch``, and for each of `CURVES` a list for each seed.
-
-    Raises:
-      ValueError: the cells were evaluated after different epochs.
-    """
+    """Returns ``epoch``, and for each of `CURVES` a list for each seed."""
     epochs = list(cells[0]["curve"]["epoch"])
     for cell in cells[1:]:
         if list(cell["curve"]["epoch"]) != epochs:

@@ -26,9 +26,6 @@ def stages(network: str) -> list[str]:
 def paired(teacher: str, student: str) -> list[str]:
     """Returns the stages of two networks that have equally many.
 
-    Raises:
-      ValueError: one has more stages than the other.
-
     >>> paired("resnet20", "resnet8")
     ['stage1', 'stage2', 'stage3']
     """

@@ -23,19 +23,12 @@ CACHED = ("logits", "pooled")
 
 
 class Trained(NamedTuple):
-    """A teacher that is trained and measured.
+    """A teacher that is trained and measured."""
 
-    Attributes:
-      name: name of the network.
-      variables: its variables.
-      test_logits: its logits of the test images, ``[examples, classes]``.
-      directory: its folder.
-    """
-
-    name: str
-    variables: Variables
-    test_logits: np.ndarray
-    directory: pathlib.Path
+    name: str  # name of the network
+    variables: Variables  # its variables
+    test_logits: np.ndarray  # its logits of the test images, ``[examples, classes]``
+    directory: pathlib.Path  # its folder
 
     def margin(self, tap: str) -> Any:
         """Returns OFD's margins at a tap before a ReLU, from the BatchNorm before it."""
@@ -46,23 +39,14 @@ class Trained(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Problem, protocol and folders that the cells of a command share.
+    """Problem, protocol and folders that the cells of a command share."""
 
-    Attributes:
-      problem: the field.
-      protocol: the settings that decide a number.
-      data_dir: folder of the data.
-      out: output folder of the command.
-      given: files of teachers' weights that were trained elsewhere, by the network's name.
-      progress: whether to show progress.
-    """
-
-    problem: Problem
-    protocol: Protocol
-    data_dir: Any
-    out: pathlib.Path
-    given: Mapping[str, str] = {}
-    progress: bool = True
+    problem: Problem  # the field
+    protocol: Protocol  # the settings that decide a number
+    data_dir: Any  # folder of the data
+    out: pathlib.Path  # output folder of the command
+    given: Mapping[str, str] = {}  # files of teachers' weights that were trained elsewhere, by the network's name
+    progress: bool = True  # whether to show progress
 
     @property
     def folder(self) -> pathlib.Path:
@@ -141,10 +125,7 @@ def _train(place: Place, name: str) -> None:
     steps = protocol.teacher_epochs * loader.steps_per_epoch
     model = problem.model(name, (), protocol.bf16)
     kd = jaxkd.distill(
-        model,
-        teachers.none(),
-        jaxkd.combine(ce=methods.cross_entropy()),
-        optimizer=problem.optimizer(name, steps),
+        model, teachers.none(), jaxkd.combine(ce=methods.cross_entropy()), optimizer=problem.optimizer(name, steps)
     )
     splits = inputs.evaluations(problem.load(place.data_dir, "test"), held)
     clock = training.Clock(directory / "seconds.json")

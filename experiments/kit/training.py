@@ -22,11 +22,7 @@ OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
 
 
 class Clock:
-    """The time that a run has trained, over all its processes.
-
-    Args:
-      path: file that keeps the time. The clock, called after each evaluation, writes the time until then.
-    """
+    """The time that a run has trained, over all its processes."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self._began, self._before, self.seconds = path, time.monotonic(), 0.0, 0.0
@@ -51,13 +47,6 @@ def measured(
     The teacher's outputs for an image that is not augmented never change: where the batch has them, as
     ``teacher_logits``, agreement is measured. So every method is measured in the same way, at the cost of one forward
     pass of the student.
-
-    Args:
-      kd: the distiller.
-      model: model to measure.
-      pick: its variables in a state.
-      look: transform of a batch before the model.
-      metrics: metrics of the evaluation; by default those of a classifier.
     """
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
@@ -65,7 +54,7 @@ def measured(
         outputs, _ = model.apply(pick(state), given, key=None, train=False)
         teacher = {"logits": given["teacher_logits"]} if "teacher_logits" in given else {}
         context = Context({"logits": outputs["logits"]}, teacher, given, state.step, jaxkd.distillers.mapped_axis())
-        return (metrics or metrics.classification)(context)
+        return (metrics or jaxkd.metrics.classification)(context)
 
     return kd._replace(evaluate=evaluate)
 
@@ -80,18 +69,7 @@ def run(
     chunk: int | None = None,
     **options: Any,
 ) -> training.FitResult:
-    """Trains, or resumes an interrupted training, and keeps one checkpoint.
-
-    Args:
-      kd: distiller for the images as they are stored.
-      train: input to train on.
-      splits: inputs to evaluate on.
-      steps: updates.
-      eval_every: steps between evaluations.
-      chunk: steps in a dispatch; by default 1 on a CPU, where XLA runs the gradients of convolutions in a loop of its
-        own many times slower, and 100 elsewhere.
-      **options: further options of `jaxkd.training.fit`.
-    """
+    """Trains, or resumes an interrupted training, and keeps one checkpoint."""
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 100)
     return training.fit(kd, train, steps=steps, eval_data=splits, eval_every=eval_every, keep=1, chunk=chunk, **options)
 
@@ -104,15 +82,7 @@ def judge(splits: Mapping[str, Any]) -> str:
 def outputs_of(
     model: Model, variables: Variables, dataset: data.Dataset, names: tuple[str, ...], normalize: Transform
 ) -> Any:
-    """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name.
-
-    Args:
-      model: model for normalized images, with taps for the names.
-      variables: its variables.
-      dataset: the set.
-      names: names of outputs.
-      normalize: transform of the stored images.
-    """
+    """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name."""
 
     @jax.jit
     def forward(variables: Variables, image: Any) -> dict[str, Any]:
@@ -163,16 +133,7 @@ def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def over_seeds(make: Callable[[PyTree], Distiller], own: Sequence[PyTree], seeds: Sequence[int]) -> Any:
-    """Returns several seeds as one distiller, and their keys.
-
-    Args:
-      make: makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights.
-      own: these arrays, for each seed.
-      seeds: seeds of the initial weights, each of which depends on its own number only.
-
-    Returns:
-      A distiller for batches ``[seeds, batch, ...]`` to train on and ``[batch, ...]`` to evaluate on, and keys.
-    """
+    """Returns several seeds as one distiller, and their keys."""
     stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
     kd = distillers.sweep(
         lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(seeds))

@@ -21,20 +21,7 @@ def run(
     directory: pathlib.Path,
     sets: list[data.Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Trains all seeds, or resumes an interrupted training.
-
-    Args:
-      of: the training.
-      own: what each seed has.
-      setting: problem and settings.
-      name: name of the training, which tells it from others.
-      directory: folder of checkpoints and logs.
-      sets: images that each seed learns from; by default those of the students.
-
-    Returns:
-      ``accuracy`` on the test split and ``curve`` on the validation split, of every seed; ``variables`` of the measured
-      model, a list of seeds.
-    """
+    """Trains all seeds, or resumes an interrupted training."""
     problem, config = setting.problem, setting.config
     seeds = command.seeds(config)
     loaders = [of.input(one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]

@@ -71,12 +71,7 @@ def write(config: Config, work: Work) -> dict[str, Any]:
 
 
 class Work:
-    """The trainings of a run, each run once.
-
-    Args:
-      setting: problem and settings.
-      console: where to print.
-    """
+    """The trainings of a run, each run once."""
 
     def __init__(self, setting: Setting, console: Console) -> None:
         self._setting, self._console, self._out = setting, console, setting.config.out

@@ -30,32 +30,19 @@ class Part(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A training of all seeds.
+    """A training of all seeds."""
 
-    Attributes:
-      make: makes the distiller of a seed, for images as they are stored.
-      steps: its steps.
-      model: the model that is measured at the end, and exported; it reads normalized images.
-      pick: the model's variables in the final state.
-      parts: the parts of the training, where the distiller of ``make`` is not that of all steps.
-      loader: makes the input of a seed from its images.
-      needs: the networks that it begins with, of `teachers.NETWORKS`.
-      look: transform of an image before it is measured; `Problem.normalize` by default.
-      every: steps between evaluations, where these must be at certain steps.
-      metrics: metrics of an evaluation; by default those of a classifier.
-      extra: further numbers about the first seed's student, by name.
-    """
-
-    make: Make
-    steps: int
-    model: Model
-    pick: Callable[[TrainState], Variables] = lambda state: state.student
-    parts: Sequence[Part] = ()
-    loader: Callable[[data.Dataset, int], Any] | None = None
-    needs: tuple[str, ...] = ("teacher",)
-    look: Transform | None = None
-    every: int | None = None
-    metrics: Callable[[Context], Metrics] | None = None
+    make: Make  # makes the distiller of a seed, for images as they are stored
+    steps: int  # its steps
+    model: Model  # the model that is measured at the end, and exported; it reads normalized images
+    pick: Callable[[TrainState], Variables] = lambda state: state.student  # the model's variables in the final state
+    parts: Sequence[Part] = ()  # the parts of the training, where the distiller of ``make`` is not that of all steps
+    loader: Callable[[data.Dataset, int], Any] | None = None  # makes the input of a seed from its images
+    needs: tuple[str, ...] = ("teacher",)  # the networks that it begins with, of `teachers.NETWORKS`
+    look: Transform | None = None  # transform of an image before it is measured; `Problem.normalize` by default
+    every: int | None = None  # steps between evaluations, where these must be at certain steps
+    metrics: Callable[[Context], Metrics] | None = None  # metrics of an evaluation; by default those of a classifier
+    # further numbers about the first seed's student, by name.
     extra: Callable[[Variables], Mapping[str, float]] | None = None
 
     @property
@@ -76,25 +63,17 @@ class Training(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-      title: name in the table.
-      group: family of schemes.
-      build: makes its training.
-      alone: the student alone for so many steps, where it is not the usual one.
-      offline: offline distillation for so many steps, where it is not the usual one.
-      searched: whether it needs the chain of assistants that is searched for first.
-      problems: the problems that it exists for.
-    """
-
-    title: str
-    group: str
-    build: Callable[[Setting], Training]
+    title: str  # name in the table
+    group: str  # family of schemes
+    build: Callable[[Setting], Training]  # makes its training
+    # the student alone for so many steps, where it is not the usual one.
     alone: Callable[[Setting, int], Training] | None = None
+    # offline distillation for so many steps, where it is not the usual one.
     offline: Callable[[Setting, int], Training] | None = None
-    searched: bool = False
-    problems: tuple[str, ...] = ("digits", "cifar100")
+    searched: bool = False  # whether it needs the chain of assistants that is searched for first
+    problems: tuple[str, ...] = ("digits", "cifar100")  # the problems that it exists for
 
 
 class Setting(NamedTuple):
@@ -124,13 +103,7 @@ class Setting(NamedTuple):
         return teachers.frozen(self.problem.network(size), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
-        """Returns a distiller for stored images: augmented to train, and normalized.
-
-        Args:
-          kd: distiller for normalized images.
-          *more: transforms after the normalization.
-          train: transform of training images, instead of the usual augmentation and normalization.
-        """
+        """Returns a distiller for stored images: augmented to train, and normalized."""
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
         return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
@@ -144,16 +117,7 @@ class Setting(NamedTuple):
         train: Transform | None = None,
         **options: Any,
     ) -> Training:
-        """Returns the training of a distiller for normalized images.
-
-        Args:
-          kd: makes the distiller of a seed.
-          *more: transforms after the normalization.
-          steps: steps of the training; by default those of a student alone.
-          model: the model that is measured; by default the student.
-          train: see `placed`.
-          **options: further attributes of the training.
-        """
+        """Returns the training of a distiller for normalized images."""
         return Training(
             lambda own: self.placed(kd(own), *more, train=train),
             self.steps if steps is None else steps,

@@ -43,15 +43,7 @@ def budget(steps: float) -> int:
 def seconds_beside(
     training: Training, reference: Training, own: Own, batches: tuple[Any, Any], rounds: int = 5
 ) -> dict[str, float]:
-    """Returns the seconds of a step, and their ratio to those of another training.
-
-    Args:
-      training: training to time; of several parts, the mean over all its steps.
-      reference: training to compare with.
-      own: what a seed has.
-      batches: a batch for each.
-      rounds: how often each is timed.
-    """
+    """Returns the seconds of a step, and their ratio to those of another training."""
     parts = training.all_parts
     timed = [_runner(part.make, own, batches[0]) for part in parts]
     base = _runner(reference.make, own, batches[1])

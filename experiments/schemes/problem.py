@@ -21,40 +21,25 @@ SIZES = ("huge", "wide", "teacher", "large", "middle", "student")
 
 
 class Problem(NamedTuple):
-    """A data set with networks for it.
+    """A data set with networks for it."""
 
-    Attributes:
-      name: ``"digits"`` or ``"cifar100"``.
-      classes: number of classes.
-      shape: shape of an image.
-      students: the images that the student of each seed learns from.
-      teachers: the images that teachers learn from.
-      validation: images to evaluate on during training.
-      test: images to measure on at the end.
-      module: a network by its size, one of `SIZES`; ``"half"``, a teacher of half of the classes; ``"left"``, one of
-        the left half of images.
-      taps: taps of a network, by its size.
-      lstm: a recurrent network of the size of a teacher or a student, which reads an image row by row.
-      augment: augmentation of a training image, before `normalize`.
-      normalize: normalization of stored images.
-      optimizer: optimizer for so many steps.
-      mapped: whether the seeds are trained as one program.
-    """
-
-    name: str
-    classes: int
-    shape: tuple[int, int, int]
-    students: list[data.Dataset]
-    teachers: data.Dataset
-    validation: data.Dataset
-    test: data.Dataset
+    name: str  # ``"digits"`` or ``"cifar100"``
+    classes: int  # number of classes
+    shape: tuple[int, int, int]  # shape of an image
+    students: list[data.Dataset]  # the images that the student of each seed learns from
+    teachers: data.Dataset  # the images that teachers learn from
+    validation: data.Dataset  # images to evaluate on during training
+    test: data.Dataset  # images to measure on at the end
+    # a network by its size, one of `SIZES`; ``"half"``, a teacher of half of the classes; ``"left"``, one of the left
+    # half of images.
     module: Callable[[str], nn.Module]
-    taps: Callable[[str], dict[str, str]]
+    taps: Callable[[str], dict[str, str]]  # taps of a network, by its size
+    # a recurrent network of the size of a teacher or a student, which reads an image row by row.
     lstm: Callable[..., Model]
-    augment: Transform
-    normalize: Transform
-    optimizer: Callable[[int], optax.GradientTransformation]
-    mapped: bool
+    augment: Transform  # augmentation of a training image, before `normalize`
+    normalize: Transform  # normalization of stored images
+    optimizer: Callable[[int], optax.GradientTransformation]  # optimizer for so many steps
+    mapped: bool  # whether the seeds are trained as one program
 
     def network(self, size: str, **options: Any) -> Model:
         """Returns a network tapped at its three stages and at ``pooled``."""

@@ -21,16 +21,11 @@ from jaxkd.types import Model, Variables
 
 
 class Network(NamedTuple):
-    """A network to be trained on all labels.
+    """A network to be trained on all labels."""
 
-    Attributes:
-      model: the network, for a setting.
-      transforms: transforms of normalized images that it reads.
-      classes: the part of the classes that it learns, ``(first, last)`` as shares of them.
-    """
-
-    model: Callable[[Setting], Model]
-    transforms: tuple[Transform, ...] = ()
+    model: Callable[[Setting], Model]  # the network, for a setting
+    transforms: tuple[Transform, ...] = ()  # transforms of normalized images that it reads
+    # the part of the classes that it learns, ``(first, last)`` as shares of them.
     classes: tuple[float, float] | None = None
 
 
@@ -77,17 +72,7 @@ def training(setting: Setting, name: str) -> Training:
 
 
 def run(setting: Setting, name: str, own: list[Own], folder: pathlib.Path) -> dict[str, Any]:
-    """Trains a network for every seed, or reads what an earlier run trained.
-
-    Args:
-      setting: problem and settings.
-      name: name of the network.
-      own: what each seed has that the training needs.
-      folder: folder of checkpoints.
-
-    Returns:
-      ``variables`` and ``accuracy`` on the test split, of every seed.
-    """
+    """Trains a network for every seed, or reads what an earlier run trained."""
     config, problem = setting.config, setting.problem
     if name == "teacher" and config.teacher_weights is not None:
         model = NETWORKS[name].model(setting)
@@ -105,19 +90,9 @@ CHAIN = ("large", "middle", "student")
 
 
 def chain(
-    setting: Setting,
-    own: list[Own],
-    train: Callable[[str, Training, list[Own]], dict[str, Any]],
-    path: pathlib.Path,
+    setting: Setting, own: list[Own], train: Callable[[str, Training, list[Own]], dict[str, Any]], path: pathlib.Path
 ) -> tuple[str, ...]:
-    """Returns the best chain by validation accuracy, searched for once.
-
-    Args:
-      setting: problem and settings.
-      own: each seed's ``"teacher"``.
-      train: trains all seeds of a link.
-      path: file of the chain.
-    """
+    """Returns the best chain by validation accuracy, searched for once."""
 
     def search() -> dict[str, Any]:
         best: dict[str | None, tuple[float, list[Variables]]] = {None: (0.0, [one["teacher"] for one in own])}

@@ -24,14 +24,7 @@ def groups(setting: Setting) -> list[list[int]]:
 
 
 def training(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distiller], kept: int = 0) -> Training:
-    """Returns the training of a student on one task after the other.
-
-    Args:
-      setting: problem and settings.
-      steps: steps of all tasks.
-      kd: makes the distiller of a seed, given the steps of each task.
-      kept: retained examples of each old class.
-    """
+    """Returns the training of a student on one task after the other."""
     tasks, batch = groups(setting), setting.config.batch
     each = [max(steps // TASKS, 1)] * TASKS  # equal, so that evaluations fall on the ends of tasks
 

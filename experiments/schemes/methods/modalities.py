@@ -66,14 +66,7 @@ def adversarial(student: Network, teacher: MakeTeacher, *needs: str) -> Callable
 def other_student(
     student: Network, *more: Transform, teacher: MakeTeacher = _usual_teacher, needs: tuple[str, ...] = ("teacher",)
 ) -> dict[str, Any]:
-    """Returns the training of another student, and its baselines.
-
-    Args:
-      student: the student.
-      *more: transforms of normalized images.
-      teacher: the teacher; offline distillation has the usual one.
-      needs: networks that the teacher is made of.
-    """
+    """Returns the training of another student, and its baselines."""
 
     def alone(setting: Setting, steps: int) -> Training:
         return supervised(setting, steps, student(setting), *more)
