@@ -12,7 +12,7 @@ from experiments.kit import methods, training
 from experiments.kit.recipe import Transform
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
-from jaxkd import data, teachers
+from jaxkd import data, teachers, wrappers
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, TrainState, Variables
 
 Own = Mapping[str, Variables]
@@ -46,9 +46,9 @@ class Training(NamedTuple):
     extra: Callable[[Variables], Mapping[str, float]] | None = None
 
     @property
-    def all_parts(self) -> list[Part]:
+    def all_parts(self) -> Sequence[Part]:
         """The parts of the training."""
-        return list(self.parts) or [Part(self.make, self.steps)]
+        return self.parts or [Part(self.make, self.steps)]
 
     def measured(self, own: Own, normalize: Transform) -> Distiller:
         """Returns the distiller of a seed, whose evaluation measures the exported model."""
@@ -103,7 +103,7 @@ class Setting(NamedTuple):
         return teachers.frozen(self.problem.network(size), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
-        """Returns a distiller for stored images: augmented to train, and normalized."""
+        """Returns a distiller for stored images: augmented to train, normalized, and then transformed further."""
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
         return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
@@ -117,7 +117,11 @@ class Setting(NamedTuple):
         train: Transform | None = None,
         **options: Any,
     ) -> Training:
-        """Returns the training of a distiller for normalized images."""
+        """Returns the training of a distiller for normalized images, after which come further transforms.
+
+        By default it has the steps of a student alone and measures the student; ``train`` replaces the augmentation
+        and the normalization of training images.
+        """
         return Training(
             lambda own: self.placed(kd(own), *more, train=train),
             self.steps if steps is None else steps,
@@ -127,14 +131,11 @@ class Setting(NamedTuple):
         )
 
 
+Build = Callable[[Setting], Training]
 CE = methods.cross_entropy()
+LABELS = jaxkd.combine(ce=CE)
 BOTH = methods.METHODS["kd"].objective(methods.Setting(weights={"ce": 1.0, "kd": 1.0}))
 """Cross-entropy and soft targets: the objective of offline distillation, and of every method with a teacher."""
-
-
-def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
-    """Returns the training of a network alone."""
-    return taught(setting, steps, model, None, *more, objective=jaxkd.combine(ce=CE), needs=())
 
 
 def taught(
@@ -155,6 +156,11 @@ def taught(
     return setting.training(kd, *more, steps=steps, model=model, needs=needs)
 
 
+def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
+    """Returns the training of a network alone."""
+    return taught(setting, steps, model, None, *more, objective=LABELS, needs=())
+
+
 def alone(setting: Setting, steps: int) -> Training:
     """Returns the training of the student alone."""
     return supervised(setting, steps, setting.student)
@@ -163,3 +169,9 @@ def alone(setting: Setting, steps: int) -> Training:
 def offline(setting: Setting, steps: int) -> Training:
     """Returns offline distillation from the trained teacher."""
     return taught(setting, steps, setting.student, setting.teacher)
+
+
+def untaught(make: Callable[[Setting], Distiller], member: str | None = None) -> Build:
+    """Returns a training that begins with no trained network, of which a member may be the student."""
+    pick: dict[str, Any] = {} if member is None else {"pick": lambda state: wrappers.get_member(state.student, member)}
+    return lambda setting: setting.training(lambda own: make(setting), needs=(), **pick)

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 
 import jaxkd
-from experiments.schemes.method import BOTH, CE, Method, Own, Part, Setting, Training, offline, taught
+from experiments.schemes.method import BOTH, LABELS, Build, Method, Own, Part, Setting, Training, offline, taught
 from jaxkd import adapters, data, schemes, teachers, weights, wrappers
 from jaxkd.types import Distiller, Model, Variables
 
 BUCKET = 256
-Build = Callable[[Setting], Training]
 
 
 def _template(setting: Setting, size: str) -> Variables:
@@ -75,13 +74,9 @@ def learned(bits: int) -> Build:
             model = student(own["distilled"])
             return jaxkd.distill(model, setting.teacher(own), BOTH, optimizer=setting.optimizer())
 
-        before = offline(setting, setting.steps)
-        found = setting.training(
-            kd,
-            model=student(_template(setting, "student")),
-            needs=("teacher", "distilled"),
-            extra=on_disk(bits, points=True),
-        )
+        before, measured = offline(setting, setting.steps), student(_template(setting, "student"))
+        extra, needs = on_disk(bits, points=True), ("teacher", "distilled")
+        found = setting.training(kd, model=measured, needs=needs, extra=extra)
         return found._replace(parts=[Part(before.make, before.steps), Part(found.make, found.steps)])
 
     return build
@@ -161,7 +156,7 @@ METHODS = {
         f"pruned teacher, least squares, {SAMPLES} images (FSKD)",
         "few samples",
         few_sample,
-        _tuned(jaxkd.combine(ce=CE)),
+        _tuned(LABELS),
         _tuned(BOTH),
         problems=("digits",),  # whose networks `pruned` can cut
     ),

@@ -15,7 +15,7 @@ TASKS = 5
 KEPT = 4
 """Examples of each old class that are retained, where any are."""
 
-Build = Callable[[Setting, int], Training]
+Timed = Callable[[Setting, int], Training]
 
 
 def groups(setting: Setting) -> list[list[int]]:
@@ -60,7 +60,7 @@ def fine_tuned(setting: Setting, steps: int) -> Training:
     return training(setting, steps, kd)
 
 
-def lwf(kept: int = 0, **options: Any) -> Build:
+def lwf(kept: int = 0, **options: Any) -> Timed:
     """Returns learning without forgetting."""
 
     def build(setting: Setting, steps: int) -> Training:
@@ -79,21 +79,14 @@ def retrospection(setting: Setting, steps: int) -> Training:
     """Returns the training of an expert for each task, then by both teachers."""
 
     def kd(own: Own, each: list[int]) -> Distiller:
-        half = each[0] // 2
-        return schemes.retrospection(
-            setting.student,
-            setting.student,
-            tasks=groups(setting),
-            steps=each,
-            expert_steps=half,
-            optimizer=setting.optimizer(half),
-            softmax=continual.joint_softmax,
-        )
+        half, student, softmax = each[0] // 2, setting.student, continual.joint_softmax
+        options: Any = {"steps": each, "expert_steps": half, "optimizer": setting.optimizer(half), "softmax": softmax}
+        return schemes.retrospection(student, student, tasks=groups(setting), **options)
 
     return training(setting, 2 * steps, kd, KEPT)
 
 
-def _method(title: str, build: Build) -> Method:
+def _method(title: str, build: Timed) -> Method:
     # Offline distillation does not exist here: no teacher knows later classes. The plain form of LwF replaces it.
     return Method(title, "lifelong", lambda setting: build(setting, setting.steps), fine_tuned, lwf())
 
