@@ -96,26 +96,21 @@ def _run(
 ) -> jaxkd.training.FitResult:
     epoch = train.steps_per_epoch
     optimizer = recipe.adam(rate, epochs * epoch)
-
-    def make(own: Any) -> Distiller:
-        return jaxkd.distillers.preprocess(build(own, optimizer), train_transform=normalize, eval_transform=normalize)
-
-    kd, keys = training.over_seeds(make, own, command.seeds(config, 2))
-    return training.run(
-        kd,
+    return training.run_seeds(
+        lambda own: jaxkd.distillers.preprocess(
+            build(own, optimizer), train_transform=normalize, eval_transform=normalize
+        ),
+        own,
         train,
         {"validation": held_out("validation")},
         steps=epochs * epoch,
         eval_every=config.eval_every * epoch,
         chunk=100,
-        key=keys,
-        log_every=config.eval_every * epoch,
         checkpoint_every=None if directory is None else config.checkpoint_every * epoch,
         directory=directory,
         config={"run": name, **config.identity()},
-        tensorboard=False,
         progress=directory is not None,
-    )
+    )[1]
 
 
 def validation(result: jaxkd.training.FitResult, config: Config) -> tuple[list[int], np.ndarray]:

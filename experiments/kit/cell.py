@@ -181,7 +181,7 @@ def source(
     if cell.method == "student":
         return jaxkd.teachers.none(), loader
     if reads_cache(cell, place.protocol):
-        cache = teachers.cache(place, trained, train)
+        cache = teachers.cached(place, trained, train)
         return jaxkd.teachers.cached(cache), cache.attach(loader)
     model = place.problem.model(cell.teacher, method.teacher_taps(cell.teacher, cell.student), place.protocol.bf16)
     return jaxkd.teachers.frozen(model, trained.variables), loader

@@ -101,8 +101,8 @@ def soft_targets(weight: float = 1.0, temperature: float = 4.0, teacher: str = "
 
 def decoupled(weight: Any = 1.0, beta: float = 8.0) -> Objective:
     """Returns decoupled soft targets."""
-    paths, options = ("student/logits", "teacher/logits", "batch/label"), {"alpha": 1.0, "temperature": 4.0}
-    return jaxkd.term(losses.decoupled_kd, *paths, weight=weight, beta=beta, **options)
+    paths = *_both("logits"), "batch/label"
+    return jaxkd.term(losses.decoupled_kd, *paths, weight=weight, alpha=1.0, beta=beta, temperature=4.0)
 
 
 def relations(distance: float, angle: float) -> dict[str, Objective]:

@@ -132,13 +132,25 @@ def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 # Several seeds as one program.
 
 
-def over_seeds(make: Callable[[PyTree], Distiller], own: Sequence[PyTree], seeds: Sequence[int]) -> Any:
-    """Returns several seeds as one distiller, and their keys."""
+def run_seeds(
+    make: Callable[[PyTree], Distiller],
+    own: Sequence[PyTree],
+    train: inputs.Seeds,
+    splits: Mapping[str, Any],
+    **options: Any,
+) -> tuple[Distiller, training.FitResult]:
+    """Trains several seeds as one distiller, which is returned with the result.
+
+    ``make`` makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights. The
+    initial weights of a seed depend on its own number only. The distiller takes batches ``[seeds, batch, ...]`` to train
+    on and ``[batch, ...]`` to evaluate on.
+    """
     stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
     kd = distillers.sweep(
-        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(seeds))
+        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(own))
     )
-    return kd, jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(jnp.asarray(seeds))
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(train.arrays["seed"])
+    return kd, run(kd, train, splits, key=keys, log_every=options["eval_every"], tensorboard=False, **options)
 
 
 def of_seed(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:

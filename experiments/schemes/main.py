@@ -13,7 +13,8 @@ from rich.console import Console
 
 from experiments.kit import command, files, versions
 from experiments.kit.statistics import percent
-from experiments.schemes import cell, plan, plots, problem, report, teachers
+from experiments.schemes import method as methods
+from experiments.schemes import plan, plots, problem, report, teachers
 from experiments.schemes.config import Config, checked
 from experiments.schemes.method import Own, Setting, Training, alone, offline
 from experiments.schemes.methods import METHODS
@@ -96,8 +97,8 @@ class Work:
         own = self._own([training, *cheap.values()])
         flops = plan.total_flops(training, own[0], self._batch(training))
         all_steps = sum(part.steps for part in training.all_parts)
-        row: dict[str, Any] = {"steps": training.steps, "flops": flops, "all_steps": all_steps}
-        row["examples"] = all_steps * self._loader(training).batch_size
+        examples = all_steps * self._loader(training).batch_size
+        row = {"steps": training.steps, "flops": flops, "all_steps": all_steps, "examples": examples}
         row |= self._train(name, training, own)
         for which, build in baselines.items():
             label = which if getattr(method, which) is None else f"{name}-{which}"
@@ -122,11 +123,10 @@ class Work:
         if not METHODS[name].searched:
             return self._setting
         own = self._own([offline(self._setting, 1)])
+        return self._setting._replace(chain=teachers.chain(self._setting, own, self._run, self._out / "chain.json"))
 
-        def train(name: str, training: Training, own: list[Own]) -> dict[str, Any]:
-            return cell.run(training, own, self._setting, name, self._out / "runs" / name)
-
-        return self._setting._replace(chain=teachers.chain(self._setting, own, train, self._out / "chain.json"))
+    def _run(self, name: str, training: Training, own: list[Own]) -> dict[str, Any]:
+        return methods.run(training, own, self._setting, name, self._out / "runs" / name)
 
     def _loader(self, training: Training) -> Any:
         """Returns the first seed's input."""
@@ -155,7 +155,7 @@ class Work:
         """Returns the results of a training of all seeds, which is run once."""
 
         def run() -> dict[str, Any]:
-            result = cell.run(training, own, self._setting, name, self._out / "runs" / name)
+            result = self._run(name, training, own)
             kept = {"accuracy": result["accuracy"], "curve": result["curve"]}
             if training.extra is not None:
                 kept["extra"] = dict(training.extra(result["variables"][0]))

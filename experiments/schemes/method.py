@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import jaxkd
-from experiments.kit import methods, training
+from experiments.kit import command, inputs, methods, training
 from experiments.kit.recipe import Transform
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
@@ -175,3 +177,50 @@ def untaught(make: Callable[[Setting], Distiller], member: str | None = None) ->
     """Returns a training that begins with no trained network, of which a member may be the student."""
     pick: dict[str, Any] = {} if member is None else {"pick": lambda state: wrappers.get_member(state.student, member)}
     return lambda setting: setting.training(lambda own: make(setting), needs=(), **pick)
+
+
+def run(
+    of: Training,
+    own: list[Own],
+    setting: Setting,
+    name: str,
+    folder: pathlib.Path,
+    sets: list[data.Dataset] | None = None,
+) -> dict[str, Any]:
+    """Trains all seeds on their own images or on other sets, or resumes an interrupted training.
+
+    Returns ``accuracy`` on the test split, ``curve`` on the validation split and ``variables`` of the measured model,
+    each a list of seeds. All seeds are one program, or trained one after the other.
+    """
+    problem, config = setting.problem, setting.config
+    seeds = command.seeds(config)
+    loaders = [of.input(one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]
+    every, indices = of.every or max(of.steps // 12, 1), list(range(len(seeds)))
+    found: dict[str, list[Any]] = {"accuracy": [], "curve": [], "variables": []}
+    for group in [indices] if problem.mapped else [[i] for i in indices]:
+        numbers = [seeds[i] for i in group]
+        kd, result = training.run_seeds(
+            lambda one: of.measured(one, problem.normalize),
+            [own[i] for i in group],
+            inputs.Seeds([loaders[i] for i in group], numbers),
+            {"validation": _held(problem.validation)},
+            steps=of.steps,
+            eval_every=every,
+            chunk=100 if problem.mapped else 1,
+            checkpoint_every=4 * every,
+            directory=folder if problem.mapped else folder / str(numbers[0]),
+            config={"training": name, **config.identity()},
+        )
+        tested = jaxkd.training.evaluate(kd, result.state, _held(problem.test))
+        for i in range(len(group)):
+            rows = [row for row in training.of_seed(result.history, i) if "validation/accuracy" in row]
+            measured = [key for key in rows[0] if key.startswith("validation/accuracy")]
+            curve = {key.removeprefix("validation/"): [round(row[key], 5) for row in rows] for key in measured}
+            found["accuracy"].append(tested[f"accuracy[{i}]"])
+            found["curve"].append({"step": [row["step"] for row in rows]} | curve)
+            found["variables"].append(jax.device_get(of.pick(jaxkd.distillers.select_run(result.state, i))))
+    return found
+
+
+def _held(dataset: data.Dataset) -> data.Resident:
+    return data.Resident(dataset, min(100, data.num_examples(dataset)), shuffle=False)
