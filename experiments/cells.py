@@ -5,8 +5,6 @@ resnet20 → resnet8, 12 epochs of all 50,000 images, three seeds. Cells that ar
 where it stopped. ``--keep`` copies finished cells, without their weights, to where they are committed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

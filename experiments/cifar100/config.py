@@ -1,7 +1,5 @@
 """The command line of the benchmark, its presets and its checks."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence

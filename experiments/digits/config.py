@@ -1,7 +1,5 @@
 """The methods and the settings of a run, as `experiments.digits.sweep` chose them."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, Literal

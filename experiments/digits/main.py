@@ -1,7 +1,5 @@
 """The command: trains, measures everything once on the test split, and reports."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -13,7 +11,7 @@ from rich.console import Console
 
 from experiments.digits import problem, report
 from experiments.digits.config import TITLES, Config, checked
-from experiments.kit import command, files, measures, versions
+from experiments.kit import command, files, measures
 from experiments.kit.statistics import percent
 from jaxkd.training import FitResult
 
@@ -85,5 +83,5 @@ def measure(trained: dict[str, FitResult], config: Config) -> dict[str, Any]:
         "methods": {name: found[name] for name in config.methods},
         "teacher": found["teacher"],
         "config": config.identity(),
-        "versions": versions.packages("scikit-learn"),
+        "versions": command.packages("scikit-learn"),
     }

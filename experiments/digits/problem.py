@@ -4,8 +4,6 @@ Every method sees the same batches in the same order: half of each is labelled, 
 training images without their labels.
 """
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The table, ``report.md`` and ``curves.png``, from ``results.json``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ First the learning rate that is best for the student alone, which all methods th
 does not use. The test split is not read.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any

@@ -7,8 +7,6 @@ different kernels become a grouped one, and four seeds of resnet8 ran at 0.27 of
 (benchmarks/results/seeds.log).
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import pathlib
@@ -22,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import files, inputs, measures, methods, taps, teachers, training, versions
+from experiments.kit import command, files, inputs, measures, methods, taps, teachers, training
 from experiments.kit.recipe import Problem, Protocol, Transform
 from experiments.kit.teachers import Place
 from jaxkd import data, models, weights
@@ -182,7 +180,7 @@ def source(
         return jaxkd.teachers.none(), loader
     if reads_cache(cell, place.protocol):
         cache = teachers.cached(place, trained, train)
-        return jaxkd.teachers.cached(cache), cache.attach(loader)
+        return jaxkd.teachers.cached(cache), jaxkd.cache.attach(cache, loader)
     model = place.problem.model(cell.teacher, method.teacher_taps(cell.teacher, cell.student), place.protocol.bf16)
     return jaxkd.teachers.frozen(model, trained.variables), loader
 
@@ -201,27 +199,24 @@ def views(seed: Any, place: Place) -> Transform:
 
 def placed(work: Work, seed: Any, place: Place) -> Distiller:
     """Returns the distiller of a seed, which may be traced, for stored images."""
-    return jaxkd.distillers.preprocess(
-        training.measured(work.kd, work.student),
-        train_transform=views(seed, place),
-        eval_transform=place.problem.normalize,
-    )
+    kd, look = training.measured(work.kd, work.student), place.problem.normalize
+    return jaxkd.distillers.preprocess(kd, train_transform=views(seed, place), eval_transform=look)
 
 
 def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tuple[Cell, dict[str, Any]]]:
-    """Trains seeds of a pair and a method, and keeps the pending cells."""
-    settings, eval_every = place.protocol.settings(), place.protocol.eval_every
+    """Trains seeds of a pair and a method, keeps the pending cells, and returns these with their ``cell.json``.
+
+    The seeds are those of the pending cells, and others of an interrupted training.
+    """
     each = [pending[0]._replace(seed=seed) for seed in seeds]
-    work = prepare(each[0], place)
-    several = len(seeds) > 1
-    directory, loader, keys = place.directory(each[0]), work.loader, jax.random.key(seeds[0])
+    work, several = prepare(each[0], place), len(seeds) > 1
+    directory, loader = place.directory(each[0]), work.loader
     if several:
         directory = directory.with_name("seeds-" + "-".join(map(str, seeds)))
-        loader = inputs.Seeds([work.loader], seeds)
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        loader, keys = inputs.Seeds([work.loader], seeds), jnp.stack([jax.random.key(seed) for seed in seeds])
         kd = jaxkd.distillers.sweep(lambda seed: placed(work, seed, place), batch_axis=0, seed=seeds)
     else:
-        kd = placed(work, seeds[0], place)
+        kd, keys = placed(work, seeds[0], place), jax.random.key(seeds[0])
     clock = training.Clock(directory / "seconds.json")
     cells = {"cells": [list(cell) for cell in each]} if several else {"cell": list(each[0])}
     result = training.run(
@@ -229,12 +224,12 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         loader,
         work.splits,
         steps=work.steps,
-        eval_every=eval_every * loader.steps_per_epoch,
+        eval_every=place.protocol.eval_every * loader.steps_per_epoch,
         checkpoint_every=loader.steps_per_epoch,
         key=keys,
         best=None if several else training.judge(work.splits),  # each of several seeds has its own best epoch
         directory=directory,
-        config={"steps": work.steps, **cells, "protocol": settings},
+        config={"steps": work.steps, **cells, "protocol": place.protocol.settings()},
         on_eval=clock,
         progress=place.progress,
     )
@@ -243,8 +238,7 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         if cell in pending:
             state = jaxkd.distillers.select_run(result.state, i) if several else result.state
             curve = training.curve(training.of_seed(result.history, i) if several else result.history)
-            seconds = clock.seconds / len(seeds)
-            kept.append((cell, keep(cell, work, state.student, seconds, curve, place)))
+            kept.append((cell, keep(cell, work, state.student, clock.seconds / len(seeds), curve, place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all cells are finished; their weights are kept
     return kept
 
@@ -253,20 +247,13 @@ def keep(
     cell: Cell, work: Work, variables: Variables, seconds: float, curve: Mapping[str, Any], place: Place
 ) -> dict[str, Any]:
     """Measures a student, writes its weights and ``cell.json``, and returns these."""
-    steps = work.steps
     kept = {
-        "pair": cell.pair,
-        "method": cell.method,
-        "seed": cell.seed,
-        "protocol": place.protocol.settings(),
-        "steps": steps,
-        "seconds": seconds,
-        "images_per_second": steps * place.protocol.batch_size / seconds,
+        **{"pair": cell.pair, "method": cell.method, "seed": cell.seed, "protocol": place.protocol.settings()},
+        **{"steps": work.steps, "seconds": seconds},
+        "images_per_second": work.steps * place.protocol.batch_size / seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
-        "curve": curve,
-        "best": training.best(curve),
-        "test": measure(cell, variables, work.trained, place),
-        **versions.record(),
+        **{"curve": curve, "best": training.best(curve), "test": measure(cell, variables, work.trained, place)},
+        **command.record(),
     }
     directory = place.directory(cell)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """The command line of an experiment: settings, exit statuses, workers, folders."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -68,15 +68,7 @@ def seeds(config: Any, least: int = 1) -> list[int]:
 
 
 def plain(config: Any, *leave_out: str) -> dict[str, Any]:
-    """Returns a configuration as JSON holds it, without some of its fields.
-
-    >>> @dataclasses.dataclass
-    ... class Config:
-    ...     out: pathlib.Path = pathlib.Path("runs")
-    ...     widths: tuple[int, int] = (4, 8)
-    >>> plain(Config(), "out")
-    {'widths': [4, 8]}
-    """
+    """Returns a configuration as JSON holds it, without some of its fields."""
     fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return {name: value for name, value in fields.items() if name not in leave_out}
 
@@ -173,3 +165,25 @@ def check_names(option: str, names: Iterable[str], available: Iterable[str]) -> 
     available = list(available)
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")
+
+
+# The device and the package versions that a number was computed with.
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def packages(*more: str) -> dict[str, str]:
+    """Returns the versions of Python, of `PACKAGES` and of further packages."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in (*PACKAGES, *more)
+    }
+
+
+def device() -> str:
+    """Returns the kind of the first device."""
+    return str(jax.devices()[0].device_kind)
+
+
+def record() -> dict[str, Any]:
+    """Returns the device and the versions, as a cell keeps them."""
+    return {"device": device(), "versions": packages()}

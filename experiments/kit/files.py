@@ -1,7 +1,5 @@
 """Files that processes share: locks, atomic writes, results computed once."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """Data on the device, and which images students and teachers see."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools

@@ -5,8 +5,6 @@ same recipe, compressed: 30 epochs of initialization are an eighth of the epochs
 twelfth.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Mapping
@@ -250,12 +248,7 @@ def _review(of: Setting, weight: Any) -> Objective:
 
 
 def warm_up(weight: float, steps: int) -> optax.Schedule:
-    """Returns a schedule from 0 to the weight over a twelfth of the training.
-
-    >>> schedule = warm_up(8.0, 240)
-    >>> float(schedule(0)), float(schedule(10)), float(schedule(100))
-    (0.0, 4.0, 8.0)
-    """
+    """Returns a schedule from 0 to the weight over a twelfth of the training."""
     return optax.linear_schedule(0.0, weight, max(round(steps * WARM_UP), 1))
 
 
@@ -280,9 +273,6 @@ def review_weight(teacher: str, student: str) -> float:
 
     Published: 5 for WRN, resnet32x4 → resnet8x4 and ShuffleNetV1, 8 for ShuffleNetV2, 0.6 for resnet56 → resnet20 and
     1 for resnet110 → resnet32, which pairs without a published value get here as well.
-
-    >>> review_weight("resnet32x4", "shufflenet_v2"), review_weight("resnet56", "resnet20")
-    (8.0, 0.6)
     """
     if student == "shufflenet_v2":
         return 8.0

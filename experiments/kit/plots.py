@@ -1,7 +1,5 @@
 """Figures: learning curves, gains, agreement with the teacher, reliability."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ SGD with momentum 0.9 and weight decay 5e-4, rate 0.05 (0.01 for the networks ma
 after 62.5, 75 and 87.5 % of training (epochs 150, 180 and 210 of 240).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping

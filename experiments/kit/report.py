@@ -3,8 +3,6 @@
 A number that is None, which also stands for NaN, is never printed as a number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

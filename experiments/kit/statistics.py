@@ -3,8 +3,6 @@
 Accuracies stay shares from 0 to 1, and a number that is not finite becomes None, so that the file is plain JSON.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,11 +41,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: Any, confidence: float = 0.95) -> Interval:
-    """Returns the mean over at least two seeds and its interval by Student's t.
-
-    >>> print(interval([1.0, 2.0, 3.0]))
-    2.00 ± 2.48
-    """
+    """Returns the mean over at least two seeds and its interval by Student's t."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
@@ -75,10 +69,6 @@ def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
       ``seeds``, ``values`` in their order, ``mean``, ``sd`` (of a sample, n − 1) and ``half``, the half width of the
       interval by Student's t. ``sd`` and ``half`` of one seed are None. All three are None where a value is not finite,
       which a mean of the others would hide.
-
-    >>> found = summary({0: 1.0, 1: 3.0})
-    >>> found["mean"], round(found["sd"], 3), round(found["half"], 2)
-    (2.0, 1.414, 12.71)
     """
     if not by_seed:
         raise ValueError("by_seed: expected a value for at least one seed, got none.")
@@ -94,11 +84,7 @@ def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
 
 
 def paired(by_seed: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[str, Any] | None:
-    """Returns the `summary` of the differences over the seeds that both have, if any.
-
-    >>> paired({0: 0.5, 1: 0.75, 2: 0.1}, {1: 0.5, 0: 0.5})["values"]
-    [0.0, 0.25]
-    """
+    """Returns the `summary` of the differences over the seeds that both have, if any."""
     both = sorted(set(by_seed) & set(baseline))
     return summary({seed: _difference(by_seed[seed], baseline[seed]) for seed in both}) if both else None
 
@@ -202,13 +188,7 @@ def class_gain(cells: Mapping[int, Cell], alone: Mapping[int, Cell]) -> dict[str
 
 
 def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Returns the reliability bins of the examples of several seeds together.
-
-    >>> one = {"count": [1, 0], "confidence": [0.4, 0.0], "accuracy": [1.0, 0.0]}
-    >>> other = {"count": [3, 0], "confidence": [0.2, 0.0], "accuracy": [0.0, 0.0]}
-    >>> pooled([one, other])
-    {'count': [4, 0], 'confidence': [0.25, 0.0], 'accuracy': [0.25, 0.0]}
-    """
+    """Returns the reliability bins of the examples of several seeds together."""
     count = np.array([one["count"] for one in bins])
     total = count.sum(axis=0)
 

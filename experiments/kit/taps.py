@@ -4,8 +4,6 @@
 paired in order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from jaxkd import models
@@ -24,11 +22,7 @@ def stages(network: str) -> list[str]:
 
 
 def paired(teacher: str, student: str) -> list[str]:
-    """Returns the stages of two networks that have equally many.
-
-    >>> paired("resnet20", "resnet8")
-    ['stage1', 'stage2', 'stage3']
-    """
+    """Returns the stages of two networks that have equally many."""
     of_student, of_teacher = stages(student), stages(teacher)
     if len(of_student) != len(of_teacher):
         raise ValueError(

@@ -1,7 +1,5 @@
 """Teachers: trained once, measured once, shared by all students and all processes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import pathlib
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import files, inputs, measures, methods, training, versions
+from experiments.kit import command, files, inputs, measures, methods, training
 from experiments.kit.recipe import Problem, Protocol, Transform
 from jaxkd import cache, data, losses, models, teachers, weights
 from jaxkd.types import Variables
@@ -174,6 +172,6 @@ def _keep(place: Place, name: str, variables: Variables, found: dict[str, Any]) 
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
         "protocol": place.protocol.settings(),
         "test": measures.describe(logits, test.arrays["label"]),
-        **versions.record(),
+        **command.record(),
     }
     files.write_json(place.teacher_file(name), found, indent=1)  # last: where it exists, the teacher is complete

@@ -1,7 +1,5 @@
 """One training: evaluation, clock, curve, and several seeds as one program."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import time
@@ -100,11 +98,7 @@ def outputs_of(
 
 
 def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Returns the evaluations of a run, and the mean training loss before each.
-
-    >>> curve(({"step": 1, "train/loss": 4.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0, "test/accuracy": 0.5}))
-    {'epoch': [1.0], 'test/accuracy': [0.5], 'train/loss': [3.0]}
-    """
+    """Returns the evaluations of a run, and the mean training loss before each."""
     found: dict[str, list[float]] = {}
     losses: list[float] = []
     for row in history:
@@ -119,11 +113,7 @@ def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Returns the first of the best evaluations of a curve.
-
-    >>> best({"epoch": [1.0, 2.0, 3.0], "test/accuracy": [0.25, 0.5, 0.5]})
-    {'epoch': 2.0, 'by': 'test/accuracy', 'test/accuracy': 0.5}
-    """
+    """Returns the first of the best evaluations of a curve."""
     by = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
     where = curve[by].index(max(curve[by]))
     return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
@@ -141,9 +131,9 @@ def run_seeds(
 ) -> tuple[Distiller, training.FitResult]:
     """Trains several seeds as one distiller, which is returned with the result.
 
-    ``make`` makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights. The
-    initial weights of a seed depend on its own number only. The distiller takes batches ``[seeds, batch, ...]`` to train
-    on and ``[batch, ...]`` to evaluate on.
+    ``make`` makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights. Initial
+    weights depend on the seed's own number only. Batches are ``[seeds, batch, ...]`` to train on, ``[batch, ...]`` to
+    evaluate on.
     """
     stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
     kd = distillers.sweep(

@@ -1,7 +1,5 @@
 """The settings of a run, from which the command line is made."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.kit import command, files, versions
+from experiments.kit import command, files
 from experiments.kit.statistics import percent
 from experiments.schemes import method as methods
 from experiments.schemes import plan, plots, problem, report, teachers
@@ -59,8 +59,8 @@ def write(config: Config, work: Work) -> dict[str, Any]:
         "rows": rows,
         "networks": work.networks(),
         "config": config.identity(),
-        "versions": versions.packages("scikit-learn"),
-        "device": versions.device(),
+        "versions": command.packages("scikit-learn"),
+        "device": command.device(),
     }
     files.write(config.out / "gains.png", plots.gains(results))
     files.write(config.out / "curves.png", plots.learning(results))

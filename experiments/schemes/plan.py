@@ -1,7 +1,5 @@
 """The cost of a training: FLOPs of its steps, and seconds beside the student's."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any

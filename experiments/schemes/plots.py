@@ -1,7 +1,5 @@
 """The plots: gains at equal cost, learning curves, and teachers of all sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

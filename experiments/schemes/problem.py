@@ -1,7 +1,5 @@
 """The problem of a run: the digits, few of them labelled, or a part of CIFAR-100."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

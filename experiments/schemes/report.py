@@ -1,7 +1,5 @@
 """The table for the terminal, and ``report.md``, from ``results.json``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -32,11 +30,7 @@ def gain(found: dict[str, Any], over: str) -> Interval:
 
 
 def verdict(found: dict[str, Any], over: str) -> str:
-    """Returns ``helps`` or ``hurts`` if the gain excludes 0, else ``unclear``.
-
-    >>> verdict({"accuracy": [0.9, 0.91, 0.92], "alone": {"accuracy": [0.8, 0.81, 0.83]}}, "alone")
-    'helps'
-    """
+    """Returns ``helps`` or ``hurts`` if the gain excludes 0, else ``unclear``."""
     mean, half = gain(found, over)
     return "helps" if mean > half else "hurts" if mean < -half else "unclear"
 

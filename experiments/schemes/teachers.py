@@ -1,7 +1,5 @@
 """The networks that methods begin with, and the search for a chain."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable

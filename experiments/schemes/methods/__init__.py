@@ -1,7 +1,5 @@
 """The methods of the table, in its order; each family has its module."""
 
-from __future__ import annotations
-
 from experiments.schemes.method import Method, alone, offline
 from experiments.schemes.methods import compression, continual, inputs, online, several_teachers
 

@@ -1,7 +1,5 @@
 """Students of few bits, and students of few samples."""
 
-from __future__ import annotations
-
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Classes that come in tasks, and the forgetting of earlier ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Teachers and students that differ in architecture or input, discriminators, and students without any data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Networks that teach each other while they learn, and students that teach themselves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

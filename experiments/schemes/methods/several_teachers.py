@@ -1,7 +1,5 @@
 """Chains of teachers, several teachers, the student's average, and teachers that flow into it."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
