@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.digits import problem, report
 from experiments.digits.config import TITLES, Config, checked
 from experiments.kit import command, files, measures
+from experiments.kit import report as kit_report
 from experiments.kit.statistics import percent
 from jaxkd.training import FitResult
 
@@ -38,7 +39,8 @@ def main(config: Config, console: Console) -> None:
             files.write(config.out / "report.md", report.markdown(results))
             files.write_json(path, results, indent=2)  # last: where it exists, the run is complete
             console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
-        console.print(report.table(json.loads(path.read_text())))
+        results = json.loads(path.read_text())
+        console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
     console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
 
 

@@ -9,14 +9,14 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 import jaxkd
 from experiments.digits.config import LAYERS, Config, Method, objective
-from experiments.digits.models import LAYERS as PATHS
-from experiments.digits.models import Net
 from experiments.kit import command, inputs, methods, recipe, training
 from jaxkd import adapters, data, teachers
 from jaxkd.types import Distiller, Model, Variables
@@ -24,9 +24,34 @@ from jaxkd.types import Distiller, Model, Variables
 normalize = inputs.normalize_digits
 
 
+class Layer(nn.Module):
+    """A 3 × 3 convolution, as a dense layer of patches, and a ReLU."""
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w c"]:
+        x = nn.Dense(self.channels, kernel_init=nn.initializers.he_normal())(inputs.patches(x, self.stride))
+        return nn.relu(x)
+
+
+class Net(nn.Module):
+    """8 × 8 pixels to two maps of 4 × 4, flattened for a linear classifier."""
+
+    widths: tuple[int, int]
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch 8 8 1"]) -> Float[Array, "batch classes"]:
+        x = Layer(self.widths[0], stride=2)(x)
+        x = Layer(self.widths[1])(x)
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
 def network(widths: tuple[int, int]) -> Model:
     """Returns a network with its taps."""
-    return adapters.linen(Net(widths), taps=dict(zip(LAYERS, PATHS, strict=True)))
+    return adapters.linen(Net(widths), taps={LAYERS[0]: "Layer_0", LAYERS[1]: "Layer_1"})
 
 
 def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:

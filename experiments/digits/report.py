@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from experiments.digits.config import METHODS, TITLES
 from experiments.kit import plots, report, statistics
@@ -25,12 +24,6 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
         gained = "" if name in ("teacher", "student") else f"{gain(results, name):+.2f}"
         found.append((TITLES[name], accuracy, gained, agreement, error, f"{one['parameters']:,}"))
     return found
-
-
-def table(results: dict[str, Any]) -> Table:
-    """Returns the table for a terminal."""
-    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
-    return report.terminal_table(title, COLUMNS, rows(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -58,12 +51,7 @@ was read once, after all training.
 
 ![Validation accuracy during training, and gains on the test split](curves.png)
 
-## Settings
-
-{report.settings_table(config)}
-
-Versions: {report.versions_line(results["versions"])}.
-"""
+{report.settings_section(results)}"""
 
 
 def plot(results: dict[str, Any]) -> bytes:

@@ -97,8 +97,6 @@ class Seeds(_Input):
         self._seeded = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in parameters)
 
     def gather(self, arrays: Any, step: Any) -> Batch:
-        """Returns the batches of all seeds at a step."""
-
         def one(own: Any, seed: Any) -> Batch:
             batch: Batch = self._one.gather(own, step, **({"seed": seed} if self._seeded else {}))
             return batch
@@ -107,7 +105,6 @@ class Seeds(_Input):
         return batches
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells this input from another."""
         return {"sets": [loader.fingerprint() for loader in self._loaders], "seeds": self.arrays["seed"].tolist()}
 
 
@@ -120,13 +117,11 @@ class Joined(_Input):
         self.batch_size, self.steps_per_epoch = sum(x.batch_size for x in loaders), loaders[-1].steps_per_epoch
 
     def gather(self, arrays: Any, step: Any, *, seed: Any = None) -> Batch:
-        """Returns the batch of a step."""
         batches = [loader.gather(own, step, seed=seed) for loader, own in zip(self._loaders, arrays, strict=True)]
         joined: Batch = jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
         return joined
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells this input from another."""
         return {str(i): loader.fingerprint() for i, loader in enumerate(self._loaders)}
 
 

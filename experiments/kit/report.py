@@ -36,11 +36,17 @@ def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]
     return shown
 
 
-def settings_table(config: Mapping[str, Any]) -> str:
-    """Returns the settings of a run as a table in Markdown."""
-    settings = command.flat(config).items()
+def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Mapping[str, Any]) -> Table:
+    """Returns the results of a run on the test split as a table for a terminal."""
+    return terminal_table(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows)
+
+
+def settings_section(results: Mapping[str, Any]) -> str:
+    """Returns the last section of a page: the settings and the versions of a run."""
+    settings = command.flat(results["config"]).items()
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
-    return markdown_table(("setting", "value"), rows, numbers=False)
+    table = markdown_table(("setting", "value"), rows, numbers=False)
+    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}.\n"
 
 
 def versions_line(versions: Mapping[str, Any]) -> str:

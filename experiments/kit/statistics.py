@@ -74,13 +74,12 @@ def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
         raise ValueError("by_seed: expected a value for at least one seed, got none.")
     seeds = sorted(by_seed)
     values = [finite(by_seed[seed]) for seed in seeds]
-    found: dict[str, Any] = {"seeds": seeds, "values": values, "mean": None, "sd": None, "half": None}
     numbers = [value for value in values if value is not None]
-    if len(numbers) == len(values):
-        found["mean"] = float(np.mean(numbers))
-        if len(numbers) > 1:
-            found |= {"sd": float(np.std(numbers, ddof=1)), "half": interval(numbers).half}
-    return found
+    mean = float(np.mean(numbers)) if len(numbers) == len(values) else None
+    several = mean is not None and len(numbers) > 1
+    spread = float(np.std(numbers, ddof=1)) if several else None
+    half = interval(numbers).half if several else None
+    return {"seeds": seeds, "values": values, "mean": mean, "sd": spread, "half": half}
 
 
 def paired(by_seed: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[str, Any] | None:
@@ -110,12 +109,8 @@ def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]
             raise ValueError(f"{_name(cell)}: expected one cell for each seed, got two. Remove the older one.")
         seeds[cell["seed"]] = cell
     _comparable(cells)
-    protocols = [cell["protocol"] for cell in cells]
-    common = {
-        name: value
-        for name, value in protocols[0].items()
-        if name != "seed" and all(name in other and other[name] == value for other in protocols)
-    }
+    others = [cell["protocol"].items() for cell in cells]
+    common = {k: v for k, v in cells[0]["protocol"].items() if k != "seed" and all((k, v) in items for items in others)}
     return {
         "protocol": common,
         "unlike_published": unlike_published(common),
@@ -128,32 +123,35 @@ def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]
 def of_method(
     cells: Mapping[int, Cell], others: Mapping[str, Mapping[int, Cell]], common: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the results of a method on a pair.
+    """Returns the results of a method on a pair, given the cells of all methods and the settings that these share.
 
     Returns:
       The `summary` of ``last``, ``best``, of each of `MEASURES` and of ``cka`` by stage; ``gain``, paired with
       ``student`` and ``kd`` (None where they share no seed); and what tables and plots need besides.
     """
-    first = cells[min(cells)]
-    gains: dict[str, dict[str, Any]] = {"last": {}, "best": {}}
-    for baseline in BASELINES:
-        if others.get(baseline) is not cells:
-            for when, found in gains.items():
-                found[baseline] = paired(_last_or_best(cells, when), _last_or_best(others.get(baseline, {}), when))
+    ordered = [cells[seed] for seed in sorted(cells)]
+    by_time = {when: _last_or_best(cells, when) for when in ("last", "best")}
+    gains = {
+        when: {
+            baseline: paired(values, _last_or_best(others.get(baseline, {}), when))
+            for baseline in BASELINES
+            if others.get(baseline) is not cells
+        }
+        for when, values in by_time.items()
+    }
     similar = {seed: cell["test"].get("cka") or {} for seed, cell in cells.items()}
     stages = {stage: {seed: one.get(stage) for seed, one in similar.items()} for stage in similar[min(cells)]}
     return {
         "seeds": sorted(cells),
-        "protocol": {k: v for k, v in first["protocol"].items() if k not in common and k != "seed"},
-        "last": summary(_last_or_best(cells, "last")),
-        "best": summary(_last_or_best(cells, "best")),
-        "best_epochs": [cells[seed]["best"]["epoch"] for seed in sorted(cells)],
+        "protocol": {k: v for k, v in ordered[0]["protocol"].items() if k not in common and k != "seed"},
+        **{when: summary(values) for when, values in by_time.items()},
+        "best_epochs": [cell["best"]["epoch"] for cell in ordered],
         "gain": gains,
         **{name: _of_test(cells, name) for name in MEASURES},
         "cka": {stage: summary(values) for stage, values in stages.items()},
         "class_gain": None if others.get("student") is cells else class_gain(cells, others.get("student", {})),
         "reliability": pooled([cell["test"]["reliability"] for cell in cells.values()]),
-        "curve": curves([cells[seed] for seed in sorted(cells)]),
+        "curve": curves(ordered),
         **costs(list(cells.values())),
     }
 
@@ -175,16 +173,12 @@ def of_teacher(cell: Cell, unlike_published: Callable[..., list[str]]) -> dict[s
 
 
 def class_gain(cells: Mapping[int, Cell], alone: Mapping[int, Cell]) -> dict[str, Any] | None:
-    """Returns the gain on each class over the student alone, paired over the seeds."""
+    """Returns the gain on each class over the student alone, paired over the seeds, if there are any."""
     both = sorted(set(cells) & set(alone))
-    if not both:
-        return None
-    gains = [
-        [_difference(a, b) for a, b in zip(cells[s]["test"]["per_class"], alone[s]["test"]["per_class"], strict=True)]
-        for s in both
-    ]
+    pairs = [zip(cells[seed]["test"]["per_class"], alone[seed]["test"]["per_class"], strict=True) for seed in both]
+    gains = [[_difference(a, b) for a, b in pair] for pair in pairs]
     means = [None if None in column else float(np.mean(column)) for column in zip(*gains, strict=True)]
-    return {"seeds": both, "mean": means}
+    return {"seeds": both, "mean": means} if both else None
 
 
 def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
@@ -227,16 +221,16 @@ def costs(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def merged(cells: Iterable[Cell]) -> dict[str, Any]:
     """Returns the devices and versions of cells, and the sum of their seconds."""
-    seconds = 0.0
-    devices: set[str] = set()
+    cells = list(cells)
     versions: dict[str, set[str]] = {}
     for cell in cells:
-        devices |= {cell["device"]} if cell.get("device") else set()
         for name, version in (cell.get("versions") or {}).items():
             versions.setdefault(name, set()).add(str(version))
-        seconds += cell.get("seconds") or 0
-    named = {name: sorted(found) for name, found in versions.items()}
-    return {"devices": sorted(devices), "versions": named, "seconds": seconds}
+    return {
+        "devices": sorted({cell["device"] for cell in cells if cell.get("device")}),
+        "versions": {name: sorted(found) for name, found in versions.items()},
+        "seconds": sum((cell.get("seconds") or 0 for cell in cells), 0.0),
+    }
 
 
 def _comparable(cells: Sequence[Cell]) -> None:

@@ -12,6 +12,7 @@ import jax
 from rich.console import Console
 
 from experiments.kit import command, files
+from experiments.kit import report as kit_report
 from experiments.kit.statistics import percent
 from experiments.schemes import method as methods
 from experiments.schemes import plan, plots, problem, report, teachers
@@ -33,18 +34,17 @@ def main(config: Config, console: Console) -> None:
     with command.own_folder(config.out, config.identity()):
         work = Work(Setting(problem.of(config), config), console)
         for number, name in enumerate(names, 1):
-            began, head = time.monotonic(), f"{number}/{len(names)} {METHODS[name].title}"
-            new = not work.path(name).exists()
+            began, new = time.monotonic(), not work.path(name).exists()
             if new:
-                console.print(head, highlight=False)
+                console.print(f"{number}/{len(names)} {METHODS[name].title}", highlight=False)
             row = files.once(work.path(name), functools.partial(work.row, name))
             if config.timing:
                 files.once(work.path(name, "times"), functools.partial(work.time, name))
             if new:
-                told = f"  {report.one_line(row)}; {time.monotonic() - began:.0f} s"
-                console.print(told, highlight=False)
+                console.print(f"  {report.one_line(row)}; {time.monotonic() - began:.0f} s", highlight=False)
                 write(config, work)
-        console.print(report.table(write(config, work)))
+        results = write(config, work)
+        console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
     console.print(f"{config.out}: results.json, report.md, gains.png", highlight=False)
 
 

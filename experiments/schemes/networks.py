@@ -1,15 +1,9 @@
 """The networks of the digits: one form in several sizes, with BatchNorm."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import flax.linen as nn
+from jaxtyping import Array, Float
 
 from experiments.kit.inputs import patches
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
 
 WIDTHS = {
     "huge": (48, 96, 96),

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from experiments.kit import report, statistics
 from experiments.kit.statistics import Interval, percent
@@ -65,12 +64,6 @@ def _time(found: dict[str, Any]) -> str:
     return f"{1e6 * each:.0f} µs ({found['time']['over_alone']:.1f}×)"
 
 
-def table(results: dict[str, Any]) -> Table:
-    """Returns the table for a terminal."""
-    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
-    return report.terminal_table(title, COLUMNS, rows(results))
-
-
 def markdown(results: dict[str, Any]) -> str:
     """Returns ``report.md``."""
     config = results["config"]
@@ -107,12 +100,7 @@ whose student is another one (a recurrent one, one of another input, a pruned on
 
 {notes}
 
-## Settings
-
-{report.settings_table(config)}
-
-Versions: {report.versions_line(results["versions"])}.
-"""
+{report.settings_section(results)}"""
 
 
 def _bits(results: dict[str, Any]) -> str:
