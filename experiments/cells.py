@@ -86,10 +86,8 @@ def keep(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
 
 def main(queue: Queue, console: Console) -> int:
     """Restores committed cells and runs those that are left; or keeps finished cells."""
-    given = arguments(queue)
     config = configs.Config(preset="reduced", seeds=queue.seeds, method=queue.method)
-    names, seeds = configs.chosen_methods(config), configs.seeds(config)
-    wanted = cells.wanted([PAIR], names, seeds, problem.PROBLEM)
+    wanted = cells.wanted([PAIR], configs.chosen_methods(config), configs.seeds(config), problem.PROBLEM)
     teacher = {"resnet20": str(TEACHER)}
     place = Place(problem.PROBLEM, configs.protocol(config), queue.data_dir, queue.out, teacher)
     if queue.keep:
@@ -98,7 +96,7 @@ def main(queue: Queue, console: Console) -> int:
         return 0
     if not queue.dry_run:
         console.print(f"{len(restore(wanted, place))} of {len(wanted)} cells are committed", highlight=False)
-    return cifar100.cli(given)
+    return cifar100.cli(arguments(queue))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,8 @@ from jaxkd.types import Objective
 Method = Literal["student", "kd", "hint", "attention", "relations"]
 METHODS: dict[Method, str] = {"student": "student", "kd": "kd", "hint": "fitnet", "attention": "at", "relations": "rkd"}
 """Names of `experiments.kit.methods` by the names of this experiment."""
-TITLES = {
-    "teacher": "teacher",
-    "student": "student alone",
-    "kd": "soft targets",
-    "hint": "hint",
-    "attention": "attention transfer",
-    "relations": "distance + angle",
-}
+TITLES = {"teacher": "teacher", "student": "student alone", "kd": "soft targets", "hint": "hint"}
+TITLES |= {"attention": "attention transfer", "relations": "distance + angle"}
 LAYERS = ("first", "second")
 """Taps of the networks; a hint and relations compare the second, attention both."""
 
@@ -65,14 +59,8 @@ class Config:
 def objective(name: Method, config: Config) -> Objective:
     """Returns the objective of a method, whose own terms see every image."""
     w = config.weights
-    own = {
-        "ce": 1.0,
-        "kd": w.kd,
-        "hint": w.hint,
-        "at": w.attention,
-        "distance": 25 * w.relations,
-        "angle": 50 * w.relations,
-    }
+    own = {"ce": 1.0, "kd": w.kd, "hint": w.hint, "at": w.attention}
+    own |= {"distance": 25 * w.relations, "angle": 50 * w.relations}
     setting = methods.Setting(
         stages=LAYERS, embedding=LAYERS[1], labelled="batch/labelled", temperature=config.temperature, weights=own
     )

@@ -65,15 +65,13 @@ def plot(results: dict[str, Any]) -> bytes:
         teacher = 100 * np.mean(results["teacher"]["validation"]["accuracy"][-1])
         left.axhline(teacher, color="#7F7F7F", linestyle="--", label="teacher, trained")
         lowest = min(100 * np.mean(found["validation"]["accuracy"][-1]) for found in methods.values())
-        left.set(
-            xlabel="step", ylabel="accuracy on the validation split (%)", title="Learning", ylim=(lowest - 12, 101)
-        )
+        left.set(xlabel="step", ylabel="accuracy on the validation split (%)", title="Learning")
+        left.set_ylim(lowest - 12, 101)
         left.grid(axis="y", alpha=0.3)
         left.legend(loc="lower right", frameon=False, ncols=2)
         names = [name for name in methods if name != "student"]
         texts = [plots.gain(right, i, *gain(results, name), styles[name]) for i, name in enumerate(names)]
         plots.rows(right, [TITLES[name] for name in names], texts)
-        title = "Gain over the student alone, 95% interval"
-        right.set(xlabel="points of accuracy on the test split", title=title)
+        right.set(xlabel="points of accuracy on the test split", title="Gain over the student alone, 95% interval")
         right.margins(x=0.15)
         return save()

@@ -174,9 +174,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def packages(*more: str) -> dict[str, str]:
     """Returns the versions of Python, of `PACKAGES` and of further packages."""
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in (*PACKAGES, *more)
-    }
+    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *more)}
+    return {"python": platform.python_version()} | versions
 
 
 def device() -> str:

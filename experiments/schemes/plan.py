@@ -42,9 +42,8 @@ def seconds_beside(
     training: Training, reference: Training, own: Own, batches: tuple[Any, Any], rounds: int = 5
 ) -> dict[str, float]:
     """Returns the seconds of a step, and their ratio to those of another training."""
-    parts = training.all_parts
+    parts, base = training.all_parts, _runner(reference.make, own, batches[1])
     timed = [_runner(part.make, own, batches[0]) for part in parts]
-    base = _runner(reference.make, own, batches[1])
     total = sum(part.steps for part in parts)
     seconds, ratios = [], []
     for _ in range(rounds + 1):

@@ -75,16 +75,8 @@ def digits(config: Config) -> Problem:
     )
 
 
-ZOO = {
-    "huge": "resnet56",
-    "wide": "resnet32",
-    "teacher": "resnet20",
-    "large": "resnet20",
-    "middle": "resnet14",
-    "student": "resnet8",
-    "half": "resnet20",
-    "left": "resnet20",
-}
+ZOO = {"huge": "resnet56", "wide": "resnet32", "middle": "resnet14", "student": "resnet8"}
+ZOO |= dict.fromkeys(("teacher", "large", "half", "left"), "resnet20")
 
 
 def cifar100(config: Config) -> Problem:
@@ -92,11 +84,6 @@ def cifar100(config: Config) -> Problem:
     protocol = Protocol(config.epochs, config.teacher_epochs, images=config.images, holdout=1_000)
     whole, held = inputs.parts(inputs.cifar100(config.data_dir, "train"), protocol, student=False)
     assert held is not None
-
-    def taps(size: str) -> dict[str, str]:
-        found = models.taps(ZOO[size])
-        return {name: found[name] for name in ("stage1", "stage2", "stage3", "pooled")}
-
     return Problem(
         name="cifar100",
         classes=100,
@@ -106,7 +93,7 @@ def cifar100(config: Config) -> Problem:
         validation=held,
         test=inputs.cifar100(config.data_dir, "test"),
         module=lambda size: models.create(ZOO[size], 100 // (2 if size == "half" else 1)),
-        taps=taps,
+        taps=lambda size: {name: models.taps(ZOO[size])[name] for name in TAPS},
         lstm=lambda size, **options: _recurrent({"teacher": 256, "student": 64}[size], 100, **options),
         augment=functools.partial(data.random_crop_flip, seed=0),
         normalize=inputs.normalize_cifar100,

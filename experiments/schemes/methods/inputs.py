@@ -49,12 +49,7 @@ def reads(name: str) -> Network:
 def adversarial(student: Network, teacher: MakeTeacher = Setting.teacher, needs: str = "teacher") -> Build:
     """Returns the training of a student by a teacher with a discriminator."""
     return lambda setting: taught(
-        setting,
-        setting.steps,
-        student(setting),
-        lambda own: teacher(setting, own),
-        objective=GAME,
-        needs=(needs,),
+        setting, setting.steps, student(setting), lambda own: teacher(setting, own), objective=GAME, needs=(needs,)
     )
 
 

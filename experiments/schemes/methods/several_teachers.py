@@ -9,7 +9,7 @@ import jaxkd
 from experiments.kit.methods import decoupled, soft_targets
 from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Own, Part, Setting, Training, taught
 from jaxkd import losses, objectives, schemes, teachers, wrappers
-from jaxkd.types import Distiller, Model, Objective
+from jaxkd.types import Distiller, Model, Objective, Teacher
 
 
 def _part(setting: Setting, model: Model, steps: int, before: Model | None) -> Part:
@@ -83,13 +83,9 @@ CHAINS: dict[str, tuple[str, str, Build]] = {
     "huge_assistant": ("huge, one assistant", "assistants", assistants("large", teacher="huge")),
     "huge_assistants": ("huge, three assistants", "assistants", assistants("wide", "teacher", "large", teacher="huge")),
 }
-CAPACITY = {
-    **{
-        f"gap_{size}": Method(f"teacher of size {size}", "teacher size", of_size(size))
-        for size in ("large", "teacher", "wide", "huge")
-    },
-    **{name: Method(*row, searched=name == "found_chain") for name, row in CHAINS.items()},
-}
+GAPS = ("large", "teacher", "wide", "huge")
+CAPACITY = {f"gap_{size}": Method(f"teacher of size {size}", "teacher size", of_size(size)) for size in GAPS}
+CAPACITY |= {name: Method(*row, searched=name == "found_chain") for name, row in CHAINS.items()}
 
 # Several teachers at once.
 
@@ -99,14 +95,15 @@ TWO = {"a": "teacher", "b": "large"}
 
 def ensemble(objective: Objective, **options: Any) -> Build:
     """Returns the training of a student by both networks as one teacher."""
-    return lambda setting: taught(
-        setting,
-        setting.steps,
-        setting.student,
-        lambda own: teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options),
-        objective=objective,
-        needs=tuple(TWO.values()),
-    )
+
+    def build(setting: Setting) -> Training:
+        def teacher(own: Own) -> Teacher:
+            return teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options)
+
+        needs = tuple(TWO.values())
+        return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
+
+    return build
 
 
 def average(objective: Objective) -> Build:
@@ -124,17 +121,13 @@ def label_sets(setting: Setting) -> Training:
     count = setting.problem.classes
     halves = {"a": list(range(count // 2)), "b": list(range(count // 2, count))}
     student = wrappers.select_classes(setting.student, {f"of_{name}": known for name, known in halves.items()})
-    terms = {
-        name: jaxkd.term(losses.soft_target_kl, f"student/of_{name}", f"teacher/{name}/known", temperature=4.0)
-        for name in halves
-    }
+    paths = {name: (f"student/of_{name}", f"teacher/{name}/known") for name in halves}
+    terms = {name: jaxkd.term(losses.soft_target_kl, *both, temperature=4.0) for name, both in paths.items()}
+    half = setting.problem.network("half")
+    experts = {name: wrappers.expand_classes(half, known, count) for name, known in halves.items()}
 
     def kd(own: Own) -> Distiller:
-        half = setting.problem.network("half")
-        members = {
-            name: teachers.frozen(wrappers.expand_classes(half, known, count), own[f"half_{name}"])
-            for name, known in halves.items()
-        }
+        members = {name: teachers.frozen(model, own[f"half_{name}"]) for name, model in experts.items()}
         teacher = teachers.ensemble(members, average=teachers.average_probabilities(4.0))
         return jaxkd.distill(student, teacher, jaxkd.combine(ce=CE, **terms), optimizer=setting.optimizer())
 
