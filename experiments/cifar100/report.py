@@ -98,9 +98,6 @@ def _arrow(pair: str) -> str:
     return pair.replace(":", " → ")
 
 
-# The page.
-
-
 def markdown(results: Mapping[str, Any]) -> str:
     """Returns ``report.md``, from what `collect` returns."""
     rest = [pair for pair in published.PAIRS if pair not in results["pairs"]]

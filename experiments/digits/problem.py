@@ -6,7 +6,6 @@ training images without their labels.
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +18,7 @@ import jaxkd
 from experiments.digits.config import LAYERS, Config, Method, objective
 from experiments.kit import command, inputs, methods, recipe, training
 from jaxkd import adapters, data, teachers
+from jaxkd.training import FitResult
 from jaxkd.types import Distiller, Model, Variables
 
 normalize = inputs.normalize_digits
@@ -83,20 +83,18 @@ def held_out(split: str) -> data.Resident:
     return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
 
 
-def train_teachers(config: Config, directory: pathlib.Path | None) -> jaxkd.training.FitResult:
+def train_teachers(config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains a teacher for each seed, on all labels."""
+    model, ce = network(config.teacher_widths), methods.cross_entropy(where="batch/labelled")
 
     def build(own: Any, optimizer: optax.GradientTransformation) -> Distiller:
-        ce = methods.cross_entropy(where="batch/labelled")
-        return jaxkd.distill(network(config.teacher_widths), teachers.none(), ce, optimizer=optimizer)
+        return jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer)
 
-    own, rate = [()] * config.seeds, config.teacher_learning_rate
-    return _run(build, own, for_teachers(config), config.teacher_epochs, rate, "teacher", config, directory)
+    own, loader, rate = [()] * config.seeds, for_teachers(config), config.teacher_learning_rate
+    return _run("teacher", build, own, loader, (config.teacher_epochs, rate), config, directory)
 
 
-def train_students(
-    method: Method, weights: Variables, config: Config, directory: pathlib.Path | None
-) -> jaxkd.training.FitResult:
+def train_students(method: Method, weights: Variables, config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains a student for each seed, taught by that seed's teacher."""
 
     def build(own: Variables, optimizer: optax.GradientTransformation) -> Distiller:
@@ -104,25 +102,17 @@ def train_students(
         return jaxkd.distill(network(config.student_widths), teacher, objective(method, config), optimizer=optimizer)
 
     own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
-    return _run(build, own, for_students(config), config.epochs, config.learning_rate, method, config, directory)
+    return _run(method, build, own, for_students(config), (config.epochs, config.learning_rate), config, directory)
 
 
 def _run(
-    build: Callable[[Any, optax.GradientTransformation], Distiller],
-    own: Sequence[Any],
-    train: inputs.Seeds,
-    epochs: int,
-    rate: float,
-    name: str,
-    config: Config,
-    directory: pathlib.Path | None,
-) -> jaxkd.training.FitResult:
-    epoch = train.steps_per_epoch
-    optimizer = recipe.adam(rate, epochs * epoch)
-    return training.run_seeds(
-        lambda own: jaxkd.distillers.preprocess(
-            build(own, optimizer), train_transform=normalize, eval_transform=normalize
-        ),
+    name: str, build: Any, own: Any, train: inputs.Seeds, length: tuple[int, float], config: Config, directory: Any
+) -> FitResult:
+    """Trains all seeds for so many epochs, at a learning rate."""
+    (epochs, rate), epoch = length, train.steps_per_epoch
+    optimizer, looks = recipe.adam(rate, epochs * epoch), {"train_transform": normalize, "eval_transform": normalize}
+    _, result = training.run_seeds(
+        lambda own: jaxkd.distillers.preprocess(build(own, optimizer), **looks),
         own,
         train,
         {"validation": held_out("validation")},
@@ -133,10 +123,11 @@ def _run(
         directory=directory,
         config={"run": name, **config.identity()},
         progress=directory is not None,
-    )[1]
+    )
+    return result
 
 
-def validation(result: jaxkd.training.FitResult, config: Config) -> tuple[list[int], np.ndarray]:
+def validation(result: FitResult, config: Config) -> tuple[list[int], np.ndarray]:
     """Returns the steps of evaluations, and the accuracy ``[evaluations, seeds]``."""
     rows = [row for row in result.history if "validation/accuracy[0]" in row]
     accuracy = [[row[f"validation/accuracy[{i}]"] for i in range(config.seeds)] for row in rows]

@@ -30,9 +30,9 @@ from jaxkd.types import Distiller, Variables
 class Cell(NamedTuple):
     """A student to be trained."""
 
-    teacher: str  # name of the network
-    student: str  # name of the network
-    method: str  # name of the method
+    teacher: str
+    student: str
+    method: str
     seed: int  # seed of the initial weights, the order of batches, and the views unless all seeds share them
 
     @property
@@ -63,19 +63,9 @@ def split(pair: str) -> tuple[str, str]:
 
 
 def wanted(pairs: Sequence[str], names: Sequence[str], seeds: Sequence[int], problem: Problem) -> list[Cell]:
-    """Returns the cells of pairs, methods and seeds, seed by seed.
-
-    Methods that do not exist for a pair are left out.
-    """
-    cells = []
-    for pair, seed, name in itertools.product(pairs, seeds, names):
-        teacher, student = split(pair)
-        if methods.undefined(name, teacher, student, problem) is None:
-            cells.append(Cell(teacher, student, name, seed))
-    return cells
-
-
-# Running cells that are not finished.
+    """Returns the cells of pairs, seeds and those methods that exist for a pair, seed by seed."""
+    cells = (Cell(*split(pair), name, seed) for pair, seed, name in itertools.product(pairs, seeds, names))
+    return [cell for cell in cells if methods.undefined(cell.method, *cell[:2], problem) is None]
 
 
 def run_free(
@@ -114,11 +104,9 @@ def run_free(
 
 def summary(kept: Mapping[str, Any]) -> str:
     """Returns a finished cell as a line."""
-    test, best = kept["test"], kept["best"]
-    return (
-        f"test accuracy {100 * test['accuracy']:.2f} % (best epoch {100 * best['test/accuracy']:.2f} %), agreement "
-        f"{100 * test['agreement']:.1f} %, {kept['seconds']:.0f} s"
-    )
+    test, best = kept["test"], f"best epoch {100 * kept['best']['test/accuracy']:.2f} %"
+    shares = f"test accuracy {100 * test['accuracy']:.2f} % ({best}), agreement {100 * test['agreement']:.1f} %"
+    return f"{shares}, {kept['seconds']:.0f} s"
 
 
 def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:

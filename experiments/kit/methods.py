@@ -84,9 +84,6 @@ class Method(NamedTuple):
         return self.taps(teacher, student)[1]
 
 
-# Terms.
-
-
 def cross_entropy(weight: float = 1.0, where: str | None = None) -> Objective:
     """Returns the cross-entropy on the labels, of the examples where a mask is True."""
     return jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight, where=where)
@@ -333,12 +330,9 @@ def build(
     objective = method.objective(setting)
     if method.initial is None:
         return jaxkd.distill(student, teacher, objective, optimizer=optimizer)
-    first = schemes.phases.Stage(
-        method.initial_objective(setting),
-        problem.initial_optimizer(setting.student, method.train_student),
-        steps=initial_steps(method, setting.steps),
-        student=method.train_student,
-    )
+    initial, trained = method.initial_objective(setting), method.train_student
+    optimizers = problem.initial_optimizer(setting.student, trained)
+    first = schemes.phases.Stage(initial, optimizers, steps=initial_steps(method, setting.steps), student=trained)
     return schemes.staged(student, teacher, first, schemes.phases.Stage(objective, optimizer))
 
 
@@ -351,6 +345,5 @@ def undefined(name: str, teacher: str, student: str, problem: Problem) -> str | 
     if name != "fsp":
         return None
     of_student, of_teacher = ([problem.shapes(network)[tap][-1] for tap in maps] for network in (student, teacher))
-    if of_student != of_teacher:
-        return "FSP compares matrices of channels by channels, and the two networks have different channels"
-    return None
+    different = "FSP compares matrices of channels by channels, and the two networks have different channels"
+    return different if of_student != of_teacher else None

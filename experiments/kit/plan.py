@@ -69,12 +69,8 @@ def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
 
 def _network(name: str, place: Place) -> Network:
     problem, protocol = place.problem, place.protocol
-    kd = jaxkd.distill(
-        problem.model(name, (), protocol.bf16),
-        jaxkd.teachers.none(),
-        methods.cross_entropy(),
-        optimizer=problem.optimizer(name, 240),
-    )
+    model, ce, optimizer = problem.model(name, (), protocol.bf16), methods.cross_entropy(), problem.optimizer(name, 240)
+    kd = jaxkd.distill(model, jaxkd.teachers.none(), ce, optimizer=optimizer)
     batch = {"image": _shape(protocol.batch_size, *problem.shape), **_rows(protocol)}
     state = jax.eval_shape(kd.init, jax.random.key(0), batch)
     count = flops(kd.step, state, batch)

@@ -199,10 +199,8 @@ def curves(cells: Sequence[Cell]) -> dict[str, list[Any]]:
     epochs = list(cells[0]["curve"]["epoch"])
     for cell in cells[1:]:
         if list(cell["curve"]["epoch"]) != epochs:
-            raise ValueError(
-                f"{_name(cell)}: expected a curve of the epochs of seed {cells[0]['seed']}, {len(epochs)} to "
-                f"{epochs[-1]}, got others. Run it again with the same --eval-every."
-            )
+            expected = f"expected a curve of the epochs of seed {cells[0]['seed']}, {len(epochs)} to {epochs[-1]}"
+            raise ValueError(f"{_name(cell)}: {expected}, got others. Run it again with the same --eval-every.")
     names = [name for name in CURVES if all(name in cell["curve"] for cell in cells)]
     found: dict[str, list[Any]] = {"epoch": epochs}
     return found | {name: [[finite(v) for v in cell["curve"][name]] for cell in cells] for name in names}
@@ -249,11 +247,10 @@ def _comparable(cells: Sequence[Cell]) -> None:
                         f"{_name(cell)}: expected {name} = {expected}, as {_name(against)} has it, got {got}. Cells of "
                         "other settings do not pair; give them an --out of their own."
                     )
-        if cell["best"]["by"] != first["best"]["by"]:
-            raise ValueError(
-                f"{_name(cell)}: expected the best epoch chosen on {first['best']['by']}, as in {_name(first)}, got "
-                f"{cell['best']['by']}."
-            )
+        expected, got = first["best"]["by"], cell["best"]["by"]
+        if expected != got:
+            chosen = f"expected the best epoch chosen on {expected}, as in {_name(first)}"
+            raise ValueError(f"{_name(cell)}: {chosen}, got {got}.")
 
 
 def _last_or_best(cells: Mapping[int, Cell], when: str) -> dict[int, float]:

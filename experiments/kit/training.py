@@ -119,9 +119,6 @@ def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
 
 
-# Several seeds as one program.
-
-
 def run_seeds(
     make: Callable[[PyTree], Distiller],
     own: Sequence[PyTree],

@@ -110,8 +110,10 @@ def _tasks(results: dict[str, Any]) -> str:
     cells = [_forgotten("fine-tuned, no teacher", found["alone"]) for found in lifelong[:1]]
     cells += [_forgotten(found["title"], found) for found in lifelong]
     columns = ("student", "average accuracy (%)", "forgetting", "backward transfer", "told the task (%)")
-    text = """Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; Lopez-Paz &
-Ranzato, 2017), on the validation split. Told the task, only the task's own classes are answers."""
+    text = (
+        "Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; "
+        "Lopez-Paz &\nRanzato, 2017), on the validation split. Told the task, only the task's own classes are answers."
+    )
     return _section("Task after task", columns, cells, text)
 
 

@@ -33,12 +33,13 @@ def _left_teacher(setting: Setting, own: Own) -> Teacher:
     return teachers.frozen(wrappers.with_inputs(setting.problem.network("left"), image="left"), own["left"])
 
 
-def _lstm(setting: Setting) -> Model:
-    return setting.problem.lstm("student")
+def recurrent(**options: Any) -> Network:
+    """Returns an LSTM in place of the student."""
+    return lambda setting: setting.problem.lstm("student", **options)
 
 
-def _pen(setting: Setting) -> Model:
-    return setting.problem.lstm("student", inputs=("strokes", "strokes_mask"))
+def _usual(setting: Setting) -> Model:
+    return setting.student
 
 
 def reads(name: str) -> Network:
@@ -69,20 +70,19 @@ def other_student(
     }
 
 
-LSTM = other_student(_lstm) | {"build": adversarial(_lstm)}
+LSTM = other_student(recurrent()) | {"build": adversarial(recurrent())}
+STROKES = other_student(recurrent(inputs=("strokes", "strokes_mask")), PEN)
 HALVES = other_student(reads("right"), LEFT, teacher=_left_teacher, needs="left")
 SPECTRUM = other_student(reads("spectrum"), data.spectrum)
 MODAL = "cross-modal"
 
 METHODS = {
-    "adversarial": Method("adversarial", "adversarial", adversarial(lambda setting: setting.student)),
-    "from_lstm": Method(
-        "LSTM teacher, adversarial", "adversarial", adversarial(lambda setting: setting.student, _lstm_teacher, "lstm")
-    ),
+    "adversarial": Method("adversarial", "adversarial", adversarial(_usual)),
+    "from_lstm": Method("LSTM teacher, adversarial", "adversarial", adversarial(_usual, _lstm_teacher, "lstm")),
     "to_lstm": Method("LSTM student, adversarial", "adversarial", **LSTM),
     "halves": Method("teacher left half, student right half", MODAL, **HALVES),
     "spectrum": Method("student of the spectrum", MODAL, **SPECTRUM),
-    "strokes": Method("LSTM student of pen strokes", MODAL, **other_student(_pen, PEN)),
+    "strokes": Method("LSTM student of pen strokes", MODAL, **STROKES),
 }
 
 # A student of a teacher alone: no image of the data set is read to train it.
