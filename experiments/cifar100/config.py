@@ -99,8 +99,7 @@ def given_teachers(entries: Sequence[str], pairs: Sequence[str]) -> dict[str, st
             raise ValueError(f"--teacher-weights: expected NAME=FILE with a file that exists, got {entry!r}.")
         name = models.canonical(name)
         if name not in teachers or name in found:
-            raise ValueError(
-                f"--teacher-weights: expected one file for some of the teachers {', '.join(teachers)}, got {entry!r}."
-            )
+            expected = f"expected one file for some of the teachers {', '.join(teachers)}"
+            raise ValueError(f"--teacher-weights: {expected}, got {entry!r}.")
         found[name] = file
     return found

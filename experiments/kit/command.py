@@ -94,13 +94,10 @@ def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "c
         if not ours:
             raise Refused(f"another run is at work in {out}; wait for its end, or choose another --out.")
         stored, given = flat(json.loads(path.read_text()) if path.exists() else settings), flat(settings)
-        different = [
-            f"{name}: {stored.get(name, 'nothing')!r} there, {given.get(name, 'nothing')!r} here"
-            for name in sorted({**stored, **given})
-            if stored.get(name) != given.get(name)
-        ]
+        different = [name for name in sorted({**stored, **given}) if stored.get(name) != given.get(name)]
         if different:
-            listed = "\n  ".join(different)
+            pairs = ((name, stored.get(name, "nothing"), given.get(name, "nothing")) for name in different)
+            listed = "\n  ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in pairs)
             raise Refused(
                 f"{out} holds a run with other settings:\n  {listed}\nMake them equal to resume it, {instead}."
             )

@@ -39,9 +39,8 @@ def describe(
     if teacher_logits is not None:
         taught, _ = _checked("teacher_logits", teacher_logits, labels)
         if taught.shape != logits.shape:
-            raise ValueError(
-                f"teacher_logits: expected {list(logits.shape)}, the shape of the student's, got {list(taught.shape)}."
-            )
+            ours, got = list(logits.shape), list(taught.shape)
+            raise ValueError(f"teacher_logits: expected {ours}, the shape of the student's, got {got}.")
         found["agreement"] = float(np.mean(chosen == taught.argmax(-1)))
         found["kl_to_teacher"] = kl(taught, logits)
     if features is not None and teacher_features is not None:
@@ -126,16 +125,12 @@ def cka(features: Mapping[str, np.ndarray], teacher_features: Mapping[str, np.nd
 def _checked(name: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"{name}: expected [examples, classes] with a label for each example, got {list(logits.shape)} with labels "
-            f"{list(labels.shape)}."
-        )
+        got = f"{list(logits.shape)} with labels {list(labels.shape)}"
+        raise ValueError(f"{name}: expected [examples, classes] with a label for each example, got {got}.")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"labels: expected 0 to {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}.")
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=-1)).sum())
-        raise ValueError(
-            f"{name}: expected finite numbers, got NaN or infinity for {wrong} of {len(logits)} examples. The training "
-            "has diverged; its log says when."
-        )
+        got = f"NaN or infinity for {wrong} of {len(logits)} examples. The training has diverged; its log says when"
+        raise ValueError(f"{name}: expected finite numbers, got {got}.")
     return logits, labels

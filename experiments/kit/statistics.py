@@ -44,10 +44,8 @@ def interval(values: Any, confidence: float = 0.95) -> Interval:
     """Returns the mean over at least two seeds and its interval by Student's t."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(
-            f"values: expected one for each of at least 2 seeds, got shape {list(values.shape)}. One seed has no "
-            "interval: report it as n = 1."
-        )
+        got = f"shape {list(values.shape)}. One seed has no interval: report it as n = 1"
+        raise ValueError(f"values: expected one for each of at least 2 seeds, got {got}.")
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
     return Interval(float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values))))
 

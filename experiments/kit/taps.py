@@ -25,11 +25,9 @@ def paired(teacher: str, student: str) -> list[str]:
     """Returns the stages of two networks that have equally many."""
     of_student, of_teacher = stages(student), stages(teacher)
     if len(of_student) != len(of_teacher):
-        raise ValueError(
-            f"{teacher}:{student}: the teacher has {len(of_teacher)} stages and the student {len(of_student)}; a "
-            "method that compares stage by stage needs equally many. Choose another pair, or a method that reads the "
-            "last layers."
-        )
+        counts = f"the teacher has {len(of_teacher)} stages and the student {len(of_student)}"
+        advice = "needs equally many. Choose another pair, or a method that reads the last layers"
+        raise ValueError(f"{teacher}:{student}: {counts}; a method that compares stage by stage {advice}.")
     return of_student
 
 

@@ -173,6 +173,11 @@ def offline(setting: Setting, steps: int) -> Training:
     return taught(setting, steps, setting.student, setting.teacher)
 
 
+def deferred(build: Callable[..., Training]) -> Callable[..., Callable[..., Training]]:
+    """Returns a build that takes its own arguments first, and the setting (and steps) in a second call."""
+    return lambda *arguments, **options: lambda *setting: build(*setting, *arguments, **options)
+
+
 def untaught(make: Callable[[Setting], Distiller], member: str | None = None) -> Build:
     """Returns a training that begins with no trained network, of which a member may be the student."""
     pick: dict[str, Any] = {} if member is None else {"pick": lambda state: wrappers.get_member(state.student, member)}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxkd
-from experiments.schemes.method import Method, Own, Setting, Training
+from experiments.schemes.method import Method, Own, Setting, Training, deferred
 from jaxkd import data, metrics, schemes
 from jaxkd.objectives import continual
 from jaxkd.types import Distiller
@@ -58,19 +58,17 @@ def fine_tuned(setting: Setting, steps: int) -> Training:
     return training(setting, steps, kd)
 
 
-def lwf(kept: int = 0, **options: Any) -> Timed:
+@deferred
+def lwf(setting: Setting, steps: int, kept: int = 0, **options: Any) -> Training:
     """Returns learning without forgetting."""
 
-    def build(setting: Setting, steps: int) -> Training:
-        def kd(own: Own, each: list[int]) -> Distiller:
-            tasks, optimizer = groups(setting), setting.optimizer(each[0])
-            return schemes.learning_without_forgetting(
-                setting.student, tasks=tasks, steps=each, optimizer=optimizer, **options
-            )
+    def kd(own: Own, each: list[int]) -> Distiller:
+        tasks, optimizer = groups(setting), setting.optimizer(each[0])
+        return schemes.learning_without_forgetting(
+            setting.student, tasks=tasks, steps=each, optimizer=optimizer, **options
+        )
 
-        return training(setting, steps, kd, kept)
-
-    return build
+    return training(setting, steps, kd, kept)
 
 
 def retrospection(setting: Setting, steps: int) -> Training:

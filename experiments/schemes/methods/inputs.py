@@ -8,7 +8,7 @@ import optax
 import jaxkd
 from experiments.kit.methods import soft_targets
 from experiments.kit.recipe import Transform
-from experiments.schemes.method import CE, Build, Method, Own, Setting, Training, supervised, taught
+from experiments.schemes.method import CE, Method, Own, Setting, Training, deferred, supervised, taught
 from experiments.schemes.networks import Maker
 from experiments.schemes.teachers import LEFT, PEN
 from jaxkd import adapters, data, models, objectives, schemes, teachers, wrappers
@@ -47,11 +47,13 @@ def reads(name: str) -> Network:
     return lambda setting: wrappers.with_inputs(setting.student, image=name)
 
 
-def adversarial(student: Network, teacher: MakeTeacher = Setting.teacher, needs: str = "teacher") -> Build:
+@deferred
+def adversarial(
+    setting: Setting, student: Network, teacher: MakeTeacher = Setting.teacher, needs: str = "teacher"
+) -> Training:
     """Returns the training of a student by a teacher with a discriminator."""
-    return lambda setting: taught(
-        setting, setting.steps, student(setting), lambda own: teacher(setting, own), objective=GAME, needs=(needs,)
-    )
+    made, steps = student(setting), setting.steps
+    return taught(setting, steps, made, lambda own: teacher(setting, own), objective=GAME, needs=(needs,))
 
 
 def other_student(
@@ -94,27 +96,24 @@ TIMES = 2
 Synthesis = Callable[[Setting, Teacher, Model], schemes.synthesis.Synthesis]
 
 
-def data_free(synthesis: Synthesis) -> Build:
+@deferred
+def data_free(setting: Setting, synthesis: Synthesis) -> Training:
     """Returns the training of a student on synthesized images."""
+    problem, steps = setting.problem, TIMES * setting.steps
+    height, width, channels = problem.shape
+    network = Maker(problem.shape) if problem.mapped else models.Generator((height, width), channels)
+    generator = adapters.linen(network, inputs="noise")
+    model = wrappers.with_batch_stat_distance(problem.network("teacher"))
 
-    def build(setting: Setting) -> Training:
-        problem, steps = setting.problem, TIMES * setting.steps
-        height, width, channels = problem.shape
-        network = Maker(problem.shape) if problem.mapped else models.Generator((height, width), channels)
-        generator = adapters.linen(network, inputs="noise")
-        model = wrappers.with_batch_stat_distance(problem.network("teacher"))
+    def make(own: Own) -> Distiller:
+        teacher, objective = teachers.frozen(model, own["teacher"]), jaxkd.combine(kd=soft_targets())
+        kd = jaxkd.distill(setting.student, teacher, objective, optimizer=setting.optimizer(steps))
+        return schemes.data_free(kd, synthesis(setting, teacher, generator))
 
-        def make(own: Own) -> Distiller:
-            teacher, objective = teachers.frozen(model, own["teacher"]), jaxkd.combine(kd=soft_targets())
-            kd = jaxkd.distill(setting.student, teacher, objective, optimizer=setting.optimizer(steps))
-            return schemes.data_free(kd, synthesis(setting, teacher, generator))
-
-        batch = 2 * setting.config.batch
-        return Training(
-            make, steps, setting.student, loader=lambda _, seed: data.Noise(batch, NOISE, problem.classes, seed=seed)
-        )
-
-    return build
+    batch = 2 * setting.config.batch
+    return Training(
+        make, steps, setting.student, loader=lambda _, seed: data.Noise(batch, NOISE, problem.classes, seed=seed)
+    )
 
 
 def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:

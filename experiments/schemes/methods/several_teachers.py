@@ -7,7 +7,7 @@ import optax
 
 import jaxkd
 from experiments.kit.methods import decoupled, soft_targets
-from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Own, Part, Setting, Training, taught
+from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Own, Part, Setting, Training, deferred, taught
 from jaxkd import losses, objectives, schemes, teachers, wrappers
 from jaxkd.types import Distiller, Model, Objective, Teacher
 
@@ -19,57 +19,46 @@ def _part(setting: Setting, model: Model, steps: int, before: Model | None) -> P
     return Part(lambda own: setting.placed(kd), steps)
 
 
-def born_again(count: int) -> Build:
+@deferred
+def born_again(setting: Setting, count: int) -> Training:
     """Returns generations of the student, each trained as long as a student alone."""
-
-    def build(setting: Setting) -> Training:
-        steps, student = setting.steps, setting.student
-        options: Any = {"first": LABELS, "generations": count, "steps": steps}
-        return setting.training(
-            lambda own: schemes.born_again(student, BOTH, optimizer=setting.optimizer(), **options),
-            steps=steps * (count + 1),
-            pick=lambda state: wrappers.get_member(state.student, str(count)),
-            parts=[_part(setting, student, steps, None), _part(setting, student, steps * count, student)],
-            needs=(),
-        )
-
-    return build
-
-
-def assistants(*between: str, teacher: str = "teacher") -> Build:
-    """Returns a chain from a teacher through networks of other sizes."""
-
-    def build(setting: Setting) -> Training:
-        steps, network = setting.steps, setting.problem.network
-        models = {size: network(size) for size in between}
-
-        def kd(own: Own) -> Distiller:
-            first, optimizer = setting.teacher(own, teacher, teacher), setting.optimizer()
-            student = setting.student
-            return schemes.assistants(student, first, BOTH, assistants=models, steps=steps, optimizer=optimizer)
-
-        links = itertools.pairwise([teacher, *between, "student"])
-        return setting.training(
-            kd,
-            steps=steps * (len(between) + 1),
-            pick=lambda state: wrappers.get_member(state.student, "student"),
-            parts=[_part(setting, network(size), steps, network(before)) for before, size in links],
-            needs=(teacher,),
-        )
-
-    return build
-
-
-def of_size(size: str) -> Build:
-    """Returns the usual student of a teacher of a size."""
-    return lambda setting: taught(
-        setting, setting.steps, setting.student, lambda own: setting.teacher(own, size, size), needs=(size,)
+    steps, student = setting.steps, setting.student
+    options: Any = {"first": LABELS, "generations": count, "steps": steps}
+    return setting.training(
+        lambda own: schemes.born_again(student, BOTH, optimizer=setting.optimizer(), **options),
+        steps=steps * (count + 1),
+        pick=lambda state: wrappers.get_member(state.student, str(count)),
+        parts=[_part(setting, student, steps, None), _part(setting, student, steps * count, student)],
+        needs=(),
     )
 
 
-def found_chain(setting: Setting) -> Training:
-    """Returns the chain of assistants that was searched for."""
-    return assistants(*setting.chain[:-1])(setting)
+@deferred
+def assistants(setting: Setting, *between: str, teacher: str = "teacher") -> Training:
+    """Returns a chain from a teacher through networks of other sizes."""
+    steps, network = setting.steps, setting.problem.network
+    models = {size: network(size) for size in between}
+
+    def kd(own: Own) -> Distiller:
+        first, optimizer = setting.teacher(own, teacher, teacher), setting.optimizer()
+        student = setting.student
+        return schemes.assistants(student, first, BOTH, assistants=models, steps=steps, optimizer=optimizer)
+
+    links = itertools.pairwise([teacher, *between, "student"])
+    return setting.training(
+        kd,
+        steps=steps * (len(between) + 1),
+        pick=lambda state: wrappers.get_member(state.student, "student"),
+        parts=[_part(setting, network(size), steps, network(before)) for before, size in links],
+        needs=(teacher,),
+    )
+
+
+@deferred
+def of_size(setting: Setting, size: str) -> Training:
+    """Returns the usual student of a teacher of a size."""
+    student, needs = setting.student, (size,)
+    return taught(setting, setting.steps, student, lambda own: setting.teacher(own, size, size), needs=needs)
 
 
 GENERATIONS = {
@@ -79,7 +68,7 @@ GENERATIONS = {
 CHAINS: dict[str, tuple[str, str, Build]] = {
     "assistant": ("teacher, one assistant", "assistants", assistants("middle")),
     "assistants": ("teacher, two assistants", "assistants", assistants("large", "middle")),
-    "found_chain": ("teacher, the chain that was found", "assistants", found_chain),
+    "found_chain": ("teacher, the chain that was found", "assistants", lambda of: assistants(*of.chain[:-1])(of)),
     "huge_assistant": ("huge, one assistant", "assistants", assistants("large", teacher="huge")),
     "huge_assistants": ("huge, three assistants", "assistants", assistants("wide", "teacher", "large", teacher="huge")),
 }
@@ -93,27 +82,22 @@ TWO = {"a": "teacher", "b": "large"}
 """The members of an ensemble: networks by their names in it."""
 
 
-def ensemble(objective: Objective, **options: Any) -> Build:
+@deferred
+def ensemble(setting: Setting, objective: Objective, **options: Any) -> Training:
     """Returns the training of a student by both networks as one teacher."""
 
-    def build(setting: Setting) -> Training:
-        def teacher(own: Own) -> Teacher:
-            return teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options)
+    def teacher(own: Own) -> Teacher:
+        return teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options)
 
-        needs = tuple(TWO.values())
-        return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
-
-    return build
+    needs = tuple(TWO.values())
+    return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
 
 
-def average(objective: Objective) -> Build:
+@deferred
+def average(setting: Setting, objective: Objective) -> Training:
     """Returns the training of a student by its own moving average."""
-
-    def build(setting: Setting) -> Training:
-        teacher = teachers.ema(setting.student, decay=jaxkd.distillers.ema_warmup(0.99))
-        return taught(setting, setting.steps, setting.student, lambda own: teacher, objective=objective, needs=())
-
-    return build
+    teacher = teachers.ema(setting.student, decay=jaxkd.distillers.ema_warmup(0.99))
+    return taught(setting, setting.steps, setting.student, lambda own: teacher, objective=objective, needs=())
 
 
 def label_sets(setting: Setting) -> Training:
