@@ -78,8 +78,8 @@ def keep(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
         for name in ("cell.json", "metrics.csv"):
             if (place.directory(cell) / name).exists():
                 shutil.copy2(place.directory(cell) / name, target)
-    for pattern in ("report.md", "results.json", "log.txt", "*.png"):
-        for path in place.folder.glob(pattern) if finished else ():
+    for pattern in ("report.md", "results.json", "log.txt", "*.png") if finished else ():
+        for path in place.folder.glob(pattern):
             shutil.copy2(path, committed(place))
     return finished
 

@@ -34,8 +34,7 @@ class Setting(NamedTuple):
     steps: int = 1  # steps of the training itself, without an initialization
     labels: np.ndarray | None = None  # labels of the training images, in the order of ``batch["row"]``, for CRD
     margins: Callable[[str], Any] | None = None  # OFD's margins of the teacher's channels at a tap before a ReLU
-    # taps that are compared stage by stage; by default all stages of the networks, which are paired in order.
-    stages: tuple[str, ...] | None = None
+    stages: tuple[str, ...] | None = None  # taps that are compared stage by stage; by default those paired in order
     embedding: str = "pooled"  # tap of the embedding that relations compare
     labelled: str | None = None  # path of the mask of examples that have a label; None if all have one
     temperature: float = 4.0  # temperature of soft targets

@@ -113,12 +113,9 @@ def _students(same: Sequence[cells.Cell], teacher_cost: Network, cost: Network, 
         extra, size_of = _objective(objective, same[0], place)
         total += count * (cost.flops + extra - own + live * teacher_cost.flops / 3)
         kept += size_of
-    what, done, steps = (
-        f"{teacher} → {student}: {method.title}",
-        sum(place.file(one).exists() for one in same),
-        steps + first,
-    )
-    return Line(what, len(same), done, steps, total / steps, total / cost.rate, cost.weights, 2 * kept)
+    what, done = f"{teacher} → {student}: {method.title}", sum(place.file(cell).exists() for cell in same)
+    both, seconds = steps + first, total / cost.rate
+    return Line(what, len(same), done, both, total / both, seconds, cost.weights, 2 * kept)
 
 
 def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[float, int]:

@@ -29,13 +29,10 @@ class Protocol:
     epochs: int  # passes of a student over its images. Decays and warm-ups are shares of them
     teacher_epochs: int  # passes of a teacher, which sees all images that are not held out
     images: int | None = None  # images that a student sees, equally many of each class; None for all
-    # training images on which the best epoch is chosen; 0 chooses it on the test set, as the literature does.
-    holdout: int = 0
+    holdout: int = 0  # training images on which the best epoch is chosen; 0 for the test set, as in the literature
     batch_size: int = 64  # examples in a step
     eval_every: int = 1  # epochs between evaluations
-    # whether all seeds see the same augmented views, on which the teacher's outputs are computed once for all methods
-    # that read no feature maps.
-    cached: bool = False
+    cached: bool = False  # all seeds see the same views; the teacher's outputs on them, without maps, are computed once
     bf16: bool = False  # whether to compute in bfloat16; parameters, statistics and losses stay float32
 
     @property
@@ -75,12 +72,9 @@ class Problem(NamedTuple):
     load: Callable[[Any, str], data.Dataset]  # ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``
     model: Callable[..., Model]  # ``(network, taps, bf16) -> Model`` for normalized images
     normalize: Transform  # transform of stored images
-    # ``seed -> Transform`` of training images, normalization included; the seed may be traced.
-    augment: Callable[[Any], Transform]
-    # ``(network, steps) -> GradientTransformation`` of a whole training.
-    optimizer: Callable[[str, int], optax.GradientTransformation]
-    # ``(network, train_student) -> GradientTransformation`` of an initialization stage.
-    initial_optimizer: Callable[[str, bool], optax.GradientTransformation]
+    augment: Callable[[Any], Transform]  # of training images by seed, which may be traced; normalization included
+    optimizer: Callable[[str, int], optax.GradientTransformation]  # by network and steps of a whole training
+    initial_optimizer: Callable[[str, bool], optax.GradientTransformation]  # by network and whether the student trains
 
     def shapes(self, network: str) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tap of a network for one image, without the batch."""

@@ -100,19 +100,16 @@ def mean_and_sd(summary: Mapping[str, Any]) -> str:
 
 def interval(summary: Mapping[str, Any]) -> str:
     """Returns the ends of the 95% interval in per cent."""
-    if summary["mean"] is None:
-        return "not finite"
-    if summary["half"] is None:
-        return "n = 1"
-    return f"{100 * (summary['mean'] - summary['half']):.2f} to {100 * (summary['mean'] + summary['half']):.2f}"
+    mean, half = summary["mean"], summary["half"]
+    if mean is None or half is None:
+        return "not finite" if mean is None else "n = 1"
+    return f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f}"
 
 
 def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
     """Returns a paired gain in points, and its seeds where the method has more."""
-    if summary is None:
-        return "no seed in common"
-    if summary["mean"] is None:
-        return "not finite"
+    if summary is None or summary["mean"] is None:
+        return "no seed in common" if summary is None else "not finite"
     spread = "(n = 1)" if summary["half"] is None else f"± {100 * summary['half']:.2f}"
     count = len(summary["seeds"])
     fewer = f" ({count} of {seeds} seeds)" if count < seeds else ""

@@ -58,18 +58,14 @@ def measured(
 
 
 def run(
-    kd: Distiller,
-    train: Any,
-    splits: Mapping[str, Any],
-    *,
-    steps: int,
-    eval_every: int,
-    chunk: int | None = None,
-    **options: Any,
+    kd: Distiller, train: Any, splits: Mapping[str, Any], *, chunk: int | None = None, **options: Any
 ) -> training.FitResult:
-    """Trains, or resumes an interrupted training, and keeps one checkpoint."""
+    """Trains, or resumes an interrupted training, and keeps one checkpoint.
+
+    A dispatch has one step on a CPU, where XLA runs gradients of convolutions in a loop of its own many times slower.
+    """
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 100)
-    return training.fit(kd, train, steps=steps, eval_data=splits, eval_every=eval_every, keep=1, chunk=chunk, **options)
+    return training.fit(kd, train, eval_data=splits, keep=1, chunk=chunk, **options)
 
 
 def judge(splits: Mapping[str, Any]) -> str:

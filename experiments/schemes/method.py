@@ -44,8 +44,7 @@ class Training(NamedTuple):
     look: Transform | None = None  # transform of an image before it is measured; `Problem.normalize` by default
     every: int | None = None  # steps between evaluations, where these must be at certain steps
     metrics: Callable[[Context], Metrics] | None = None  # metrics of an evaluation; by default those of a classifier
-    # further numbers about the first seed's student, by name.
-    extra: Callable[[Variables], Mapping[str, float]] | None = None
+    extra: Callable[[Variables], Mapping[str, float]] | None = None  # further numbers about the first student, by name
 
     @property
     def all_parts(self) -> Sequence[Part]:
@@ -70,10 +69,8 @@ class Method(NamedTuple):
     title: str  # name in the table
     group: str  # family of schemes
     build: Callable[[Setting], Training]  # makes its training
-    # the student alone for so many steps, where it is not the usual one.
-    alone: Callable[[Setting, int], Training] | None = None
-    # offline distillation for so many steps, where it is not the usual one.
-    offline: Callable[[Setting, int], Training] | None = None
+    alone: Callable[[Setting, int], Training] | None = None  # for so many steps, where it is not the usual one
+    offline: Callable[[Setting, int], Training] | None = None  # offline distillation, likewise
     searched: bool = False  # whether it needs the chain of assistants that is searched for first
     problems: tuple[str, ...] = ("digits", "cifar100")  # the problems that it exists for
 
@@ -83,8 +80,7 @@ class Setting(NamedTuple):
 
     problem: Problem
     config: Config
-    chain: tuple[str, ...] = ()
-    """The chain of assistants that was found, the student last."""
+    chain: tuple[str, ...] = ()  # the chain of assistants that was found, the student last
 
     @property
     def steps(self) -> int:

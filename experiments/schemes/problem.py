@@ -28,12 +28,9 @@ class Problem(NamedTuple):
     teachers: data.Dataset  # the images that teachers learn from
     validation: data.Dataset  # images to evaluate on during training
     test: data.Dataset  # images to measure on at the end
-    # a network by its size, one of `SIZES`; ``"half"``, a teacher of half of the classes; ``"left"``, one of the left
-    # half of images.
-    module: Callable[[str], nn.Module]
+    module: Callable[[str], nn.Module]  # by one of `SIZES`, or teachers of ``"half"`` of the classes, ``"left"`` halves
     taps: Callable[[str], dict[str, str]]  # taps of a network, by its size
-    # a recurrent network of the size of a teacher or a student, which reads an image row by row.
-    lstm: Callable[..., Model]
+    lstm: Callable[..., Model]  # of the size of a teacher or a student, which reads an image row by row
     augment: Transform  # augmentation of a training image, before `normalize`
     normalize: Transform  # normalization of stored images
     optimizer: Callable[[int], optax.GradientTransformation]  # optimizer for so many steps

@@ -24,8 +24,7 @@ class Network(NamedTuple):
 
     model: Callable[[Setting], Model]  # the network, for a setting
     transforms: tuple[Transform, ...] = ()  # transforms of normalized images that it reads
-    # the part of the classes that it learns, ``(first, last)`` as shares of them.
-    classes: tuple[float, float] | None = None
+    classes: tuple[float, float] | None = None  # the part that it learns, ``(first, last)`` as shares of all classes
 
 
 def _network(size: str, setting: Setting) -> Model:
@@ -100,13 +99,8 @@ def chain(
 
         def score(before: str | None, model: str) -> float:
             first = before or "teacher"
-            link = taught(
-                setting,
-                setting.steps,
-                network(model),
-                lambda own: setting.teacher(own, "before", first),
-                needs=("before",),
-            )
+            teacher, needs = (lambda own: setting.teacher(own, "before", first)), ("before",)
+            link = taught(setting, setting.steps, network(model), teacher, needs=needs)
             found = train(f"link-{first}-{model}", link, [{"before": one} for one in best[before][1]])
             accuracy = float(np.mean([curve["accuracy"][-1] for curve in found["curve"]]))
             score_of[f"{first} to {model}"] = accuracy

@@ -37,14 +37,8 @@ def training(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distil
         retained = [data.exemplars(part, per_class=kept) for part in parts]
         return data.Tasks(loaders, each, retained=retained, retained_size=size // 4)
 
-    return setting.training(
-        lambda own: kd(own, each),
-        steps=sum(each),
-        loader=loader,
-        needs=(),
-        every=each[0],
-        metrics=metrics.per_task(tasks, steps=each),
-    )
+    options: Any = {"loader": loader, "every": each[0], "metrics": metrics.per_task(tasks, steps=each)}
+    return setting.training(lambda own: kd(own, each), steps=sum(each), needs=(), **options)
 
 
 def fine_tuned(setting: Setting, steps: int) -> Training:
@@ -63,10 +57,8 @@ def lwf(setting: Setting, steps: int, kept: int = 0, **options: Any) -> Training
     """Returns learning without forgetting."""
 
     def kd(own: Own, each: list[int]) -> Distiller:
-        tasks, optimizer = groups(setting), setting.optimizer(each[0])
-        return schemes.learning_without_forgetting(
-            setting.student, tasks=tasks, steps=each, optimizer=optimizer, **options
-        )
+        given: Any = {"tasks": groups(setting), "steps": each, "optimizer": setting.optimizer(each[0])}
+        return schemes.learning_without_forgetting(setting.student, **given, **options)
 
     return training(setting, steps, kd, kept)
 
