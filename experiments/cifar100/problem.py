@@ -37,5 +37,4 @@ possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
 willow_tree wolf woman worm
 """
-CLASS_NAMES = tuple(_NAMES.split())
-"""Names of the classes, in the order of the labels."""
+CLASS_NAMES = tuple(_NAMES.split())  # names of the classes, in the order of the labels

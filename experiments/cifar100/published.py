@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from experiments.kit.recipe import Protocol
 
-PROTOCOL = Protocol(epochs=240, teacher_epochs=240)
-"""The literature's settings."""
+PROTOCOL = Protocol(epochs=240, teacher_epochs=240)  # the literature's settings
 HARMLESS = ("eval_every", "bf16")  # of `Protocol`: the published protocol with either is still the published one
 OF_TEACHERS = ("teacher_epochs", "holdout", "batch_size")
 

@@ -81,7 +81,11 @@ def _compared(pair: str, name: str, found: Mapping[str, Any]) -> Row:
 
 
 def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
-    """Returns whether a gain has the published sign, if its interval excludes 0."""
+    """Returns whether a gain has the published sign, if its interval excludes 0.
+
+    >>> direction({"mean": 0.02, "half": 0.01, "seeds": [0, 1]}, 0.83)
+    'agrees'
+    """
     if ours is None or paper is None or ours["mean"] is None:
         return NONE
     if ours["half"] is None:

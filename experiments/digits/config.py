@@ -12,8 +12,7 @@ METHODS: dict[Method, str] = {"student": "student", "kd": "kd", "hint": "fitnet"
 """Names of `experiments.kit.methods` by the names of this experiment."""
 TITLES = {"teacher": "teacher", "student": "student alone", "kd": "soft targets", "hint": "hint"}
 TITLES |= {"attention": "attention transfer", "relations": "distance + angle"}
-LAYERS = ("first", "second")
-"""Taps of the networks; a hint and relations compare the second, attention both."""
+LAYERS = ("first", "second")  # taps of the networks; a hint and relations compare the second, attention both
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,8 +51,7 @@ def train(config: Config, console: Console) -> dict[str, FitResult]:
     def finished(name: str, result: FitResult) -> None:
         results[name] = result
         accuracy = percent(problem.validation(result, config)[1][-1])
-        text = f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds"
-        console.print(text, highlight=False)
+        console.print(f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds", highlight=False)
 
     finished("teacher", problem.train_teachers(config, config.out / "teacher"))
     weights = results["teacher"].state.student

@@ -46,9 +46,8 @@ def main(sweep: Sweep) -> None:
     """Runs every candidate and writes the table."""
     config = Config(seeds=sweep.seeds, first_seed=sweep.first_seed)
 
-    def accuracy(result: Any) -> np.ndarray:
-        last: np.ndarray = problem.validation(result, config)[1][-1]
-        return last
+    def accuracy(result: Any) -> Any:
+        return problem.validation(result, config)[1][-1]
 
     teacher = problem.train_teachers(config, None)
     rows = [("teacher", "", f"{percent(accuracy(teacher))}", "")]

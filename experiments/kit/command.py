@@ -20,18 +20,14 @@ from rich.console import Console
 from experiments.kit import files
 from jaxkd.training import Preempted
 
+Main = Callable[[Any, Console], int | None]
+
 
 class Refused(Exception):
     """The output folder cannot be used with the settings that were given."""
 
 
-def run(
-    name: str,
-    config: type[Any],
-    main: Callable[[Any, Console], int | None],
-    arguments: Sequence[str] | None = None,
-    width: int = 140,
-) -> int:
+def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
     """Runs a command and returns its exit status."""
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     console = Console(width=None if sys.stdout.isatty() else width)

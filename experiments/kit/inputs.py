@@ -45,19 +45,15 @@ def training(dataset: data.Dataset, protocol: Protocol, seed: int) -> data.Resid
     return data.Resident(dataset, protocol.batch_size, seed)
 
 
-def evaluation(dataset: data.Dataset, teacher_logits: np.ndarray | None = None) -> data.Resident:
-    """Returns a set in its own order, with ``teacher_logits`` if given."""
-    if teacher_logits is not None:
-        dataset = dataset._replace(arrays={**dataset.arrays, "teacher_logits": teacher_logits.astype(np.float32)})
-    return data.Resident(dataset, min(EVAL_BATCH, data.num_examples(dataset)), shuffle=False)
-
-
 def evaluations(
     test: data.Dataset, held: data.Dataset | None, teacher_logits: np.ndarray | None = None
 ) -> dict[str, data.Resident]:
-    """Returns the inputs to evaluate on: test images, and held-out ones, if any."""
-    splits = {"test": evaluation(test, teacher_logits)}
-    return splits if held is None else {"validation": evaluation(held), **splits}
+    """Returns the inputs to evaluate on, in order: test images, with logits if given, and held-out ones, if any."""
+    if teacher_logits is not None:
+        test = test._replace(arrays={**test.arrays, "teacher_logits": teacher_logits.astype(np.float32)})
+    splits = {"test": test} if held is None else {"validation": held, "test": test}
+    sizes = {name: min(EVAL_BATCH, data.num_examples(split)) for name, split in splits.items()}
+    return {name: data.Resident(split, sizes[name], shuffle=False) for name, split in splits.items()}
 
 
 class _Input:
@@ -76,13 +72,7 @@ class _Input:
 
 
 class Seeds(_Input):
-    """Batches of several seeds, ``[seeds, batch, ...]``, each in the seed's own order.
-
-    Attributes:
-      arrays: arrays that `gather` needs on the device.
-      batch_size: examples in a seed's batch.
-      steps_per_epoch: batches in a pass.
-    """
+    """Batches of several seeds, ``[seeds, batch, ...]``, each in the seed's own order."""
 
     def __init__(self, loaders: Sequence[Any], seeds: Sequence[int]) -> None:
         self._loaders, self._one = loaders, loaders[0]

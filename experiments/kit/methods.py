@@ -330,8 +330,8 @@ def build(
     if method.initial is None:
         return jaxkd.distill(student, teacher, objective, optimizer=optimizer)
     initial, trained = method.initial_objective(setting), method.train_student
-    optimizers = problem.initial_optimizer(setting.student, trained)
-    first = schemes.phases.Stage(initial, optimizers, steps=initial_steps(method, setting.steps), student=trained)
+    slow, steps = problem.initial_optimizer(setting.student, trained), initial_steps(method, setting.steps)
+    first = schemes.phases.Stage(initial, slow, steps=steps, student=trained)
     return schemes.staged(student, teacher, first, schemes.phases.Stage(objective, optimizer))
 
 

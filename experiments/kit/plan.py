@@ -17,8 +17,7 @@ from experiments.kit.recipe import Problem, Protocol
 from experiments.kit.teachers import Place
 from jaxkd.types import Context, Objective
 
-STEPS = 3
-"""Steps that are timed, after one that compiles."""
+STEPS = 3  # steps that are timed, after one that compiles
 
 
 class Line(NamedTuple):

@@ -19,8 +19,7 @@ MEASURES = ("agreement", "kl_to_teacher", "calibration_error", "nll")
 CURVES = ("test/accuracy", "test/nll", "test/agreement", "train/loss", "validation/accuracy")
 KEYS = ("pair", "method", "seed", "protocol", "curve", "best", "test")
 
-Cell = Mapping[str, Any]
-"""The content of a ``cell.json``."""
+Cell = Mapping[str, Any]  # the content of a ``cell.json``
 
 
 class Interval(NamedTuple):
@@ -237,14 +236,12 @@ def _comparable(cells: Sequence[Cell]) -> None:
     for cell in cells:
         other = earlier.setdefault(cell["method"], cell)
         own = sorted((set(cell["protocol"]) | set(other["protocol"])) - {"seed"})
-        for against, names in ((first, shared), (other, own)):
-            for name in names:
-                expected, got = (one["protocol"].get(name) for one in (against, cell))
-                if expected != got:
-                    raise ValueError(
-                        f"{_name(cell)}: expected {name} = {expected}, as {_name(against)} has it, got {got}. Cells of "
-                        "other settings do not pair; give them an --out of their own."
-                    )
+        for against, name in (*((first, name) for name in shared), *((other, name) for name in own)):
+            expected, got = (one["protocol"].get(name) for one in (against, cell))
+            if expected != got:
+                as_there = f"expected {name} = {expected}, as {_name(against)} has it"
+                advice = "Cells of other settings do not pair; give them an --out of their own."
+                raise ValueError(f"{_name(cell)}: {as_there}, got {got}. {advice}")
         expected, got = first["best"]["by"], cell["best"]["by"]
         if expected != got:
             chosen = f"expected the best epoch chosen on {expected}, as in {_name(first)}"

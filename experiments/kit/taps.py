@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from jaxkd import models
 
-Taps = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of taps: those of the teacher and those of the student."""
+Taps = tuple[tuple[str, ...], tuple[str, ...]]  # names of taps: those of the teacher and those of the student
 
 
 def stages(network: str) -> list[str]:

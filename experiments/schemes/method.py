@@ -17,11 +17,9 @@ from experiments.schemes.problem import Problem
 from jaxkd import data, teachers, wrappers
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, TrainState, Variables
 
-Own = Mapping[str, Variables]
-"""The variables that a seed has before a method begins: those of its teachers, by name."""
+Own = Mapping[str, Variables]  # the variables that a seed has before a method begins: those of its teachers, by name
 
-Make = Callable[[Own], Distiller]
-"""Makes a seed's distiller from what the seed has."""
+Make = Callable[[Own], Distiller]  # makes a seed's distiller from what the seed has
 
 
 class Part(NamedTuple):

@@ -10,8 +10,7 @@ from experiments.kit.statistics import percent
 from experiments.schemes.report import gain
 
 OFFLINE = COLORS[1]
-LIMIT = 15.0
-"""Points that the axis of gains shows; larger gains are given as text."""
+LIMIT = 15.0  # points that the axis of gains shows; larger gains are given as text
 
 
 def gains(results: dict[str, Any]) -> bytes:

@@ -43,8 +43,7 @@ NETWORKS: dict[str, Network] = {
 }
 """The networks that are trained on all labels, by name."""
 
-DISTILLED = "distilled"
-"""The student of offline distillation, from the students' images."""
+DISTILLED = "distilled"  # the student of offline distillation, from the students' images
 
 
 def images(setting: Setting, name: str) -> data.Dataset:
@@ -83,8 +82,7 @@ def run(setting: Setting, name: str, own: list[Own], folder: pathlib.Path) -> di
     return method.run(training(setting, name), own, setting, name, folder, sets)
 
 
-CHAIN = ("large", "middle", "student")
-"""The networks that a chain may go through, and the student."""
+CHAIN = ("large", "middle", "student")  # the networks that a chain may go through, and the student
 
 
 def chain(

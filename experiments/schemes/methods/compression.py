@@ -75,8 +75,7 @@ def learned(setting: Setting, bits: int) -> Training:
 # Few samples.
 
 SAMPLES = 50
-PRUNED = "large"
-"""The size that remains of a teacher: the first channels of each stage."""
+PRUNED = "large"  # the size that remains of a teacher: the first channels of each stage
 
 
 def pruned(setting: Setting, variables: Variables) -> Variables:

@@ -10,8 +10,7 @@ from jaxkd.objectives import continual
 from jaxkd.types import Distiller
 
 TASKS = 5
-KEPT = 4
-"""Examples of each old class that are retained, where any are."""
+KEPT = 4  # examples of each old class that are retained, where any are
 
 Timed = Callable[[Setting, int], Training]
 

@@ -78,8 +78,7 @@ CAPACITY |= {name: Method(*row, searched=name == "found_chain") for name, row in
 
 # Several teachers at once.
 
-TWO = {"a": "teacher", "b": "large"}
-"""The members of an ensemble: networks by their names in it."""
+TWO = {"a": "teacher", "b": "large"}  # the members of an ensemble: networks by their names in it
 
 
 @deferred
