@@ -5,8 +5,6 @@ resnet20 → resnet8, 12 epochs of all 50,000 images, three seeds. Cells that ar
 where it stopped. ``--keep`` copies finished cells, without their weights, to where they are committed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -33,20 +31,14 @@ METHODS = ("student", "kd", "at", "rkd", "crd", "dkd", "dist")
 class Queue:
     """Run the cells of the reduced CIFAR-100 protocol that are not finished."""
 
-    data_dir: pathlib.Path | None = None
-    """TFDS data_dir in which cifar100 is prepared as array_record"""
-    method: tuple[str, ...] = METHODS
-    """methods to run; the student alone is always among them"""
-    seeds: int = 3
-    """students of each method"""
-    workers: int = 1
-    """cells at the same time, each in a process of its own"""
+    data_dir: pathlib.Path | None = None  # TFDS data_dir in which cifar100 is prepared as array_record
+    method: tuple[str, ...] = METHODS  # methods to run; the student alone is always among them
+    seeds: int = 3  # students of each method
+    workers: int = 1  # cells at the same time, each in a process of its own
     keep: bool = False
     """copy finished cells and their report, without weights, below experiments/cifar100/results; run nothing"""
-    dry_run: bool = False
-    """show what would be run, its cost and its disk, and exit"""
-    out: pathlib.Path = pathlib.Path("runs/cifar100")
-    """folder of weights, logs and reports"""
+    dry_run: bool = False  # show what would be run, its cost and its disk, and exit
+    out: pathlib.Path = pathlib.Path("runs/cifar100")  # folder of weights, logs and reports
 
 
 def arguments(queue: Queue) -> list[str]:
@@ -63,11 +55,7 @@ def committed(place: Place) -> pathlib.Path:
 
 
 def restore(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
-    """Puts committed cells back in place; returns those that it copied.
-
-    Raises:
-      ValueError: a committed cell has another protocol.
-    """
+    """Puts committed cells back in place; returns those that it copied."""
     copied = []
     for cell in wanted:
         source = committed(place) / cell.path
@@ -90,18 +78,16 @@ def keep(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
         for name in ("cell.json", "metrics.csv"):
             if (place.directory(cell) / name).exists():
                 shutil.copy2(place.directory(cell) / name, target)
-    for pattern in ("report.md", "results.json", "log.txt", "*.png"):
-        for path in place.folder.glob(pattern) if finished else ():
+    for pattern in ("report.md", "results.json", "log.txt", "*.png") if finished else ():
+        for path in place.folder.glob(pattern):
             shutil.copy2(path, committed(place))
     return finished
 
 
 def main(queue: Queue, console: Console) -> int:
     """Restores committed cells and runs those that are left; or keeps finished cells."""
-    given = arguments(queue)
     config = configs.Config(preset="reduced", seeds=queue.seeds, method=queue.method)
-    names, seeds = configs.chosen_methods(config), configs.seeds(config)
-    wanted = cells.wanted([PAIR], names, seeds, problem.PROBLEM)
+    wanted = cells.wanted([PAIR], configs.chosen_methods(config), configs.seeds(config), problem.PROBLEM)
     teacher = {"resnet20": str(TEACHER)}
     place = Place(problem.PROBLEM, configs.protocol(config), queue.data_dir, queue.out, teacher)
     if queue.keep:
@@ -110,7 +96,7 @@ def main(queue: Queue, console: Console) -> int:
         return 0
     if not queue.dry_run:
         console.print(f"{len(restore(wanted, place))} of {len(wanted)} cells are committed", highlight=False)
-    return cifar100.cli(given)
+    return cifar100.cli(arguments(queue))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,6 @@
 """The CIFAR-100 distillation benchmark: ``python -m experiments.cifar100``.
 
-============  ======================================================================================================
-`problem`     the field: data, networks, recipe
-`config`      the command line, its presets and its checks
-`published`   the tables of the literature
-`report`      Markdown, JSON and the terminal's table; `tables` makes their rows
-`main`        the command
-============  ======================================================================================================
-
+`problem` has the data, networks and recipe, `config` the command line with presets and checks, `published` the tables
+of the literature, `report` the page and the table for the terminal, whose rows `tables` makes, and `main` the command.
 Everything else is in `experiments.kit`.
 """

@@ -1,7 +1,5 @@
 """The command line of the benchmark, its presets and its checks."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -28,32 +26,19 @@ class Config:
     again, and interrupted ones are resumed. The same command in several processes shares the work.
     """
 
-    data_dir: pathlib.Path | None = None
-    """TFDS data_dir in which cifar100 is prepared as array_record"""
-    pair: tuple[str, ...] = ("resnet20:resnet8",)
-    """TEACHER:STUDENT, several, or all (of the published tables)"""
-    method: tuple[str, ...] = ("kd",)
-    """methods of the tables, or all; the student alone is always among them"""
-    preset: Preset = "paper"
-    """paper: the literature's 240 epochs. reduced: 12 epochs, for two CPU cores"""
-    seeds: int | None = None
-    """students of each pair and method; by default 5 (paper) or 3 (reduced)"""
-    first_seed: int = 0
-    """first of the seeds"""
-    epochs: int | None = None
-    """instead of the preset's; decays stay at 62.5, 75 and 87.5 % of them"""
-    teacher_epochs: int | None = None
-    """instead of the preset's; by default those of --epochs where that is given"""
-    images: int | None = None
-    """of the 50,000, that a student sees, equally many of each class; its teacher sees all"""
-    holdout: int | None = None
-    """training images to hold out, on which the best epoch is chosen instead of the test set"""
-    eval_every: int | None = None
-    """epochs between evaluations"""
-    bf16: bool | None = None
-    """compute in bfloat16"""
-    cached: bool | None = None
-    """compute the teacher's outputs once, for methods that read no feature maps"""
+    data_dir: pathlib.Path | None = None  # TFDS data_dir in which cifar100 is prepared as array_record
+    pair: tuple[str, ...] = ("resnet20:resnet8",)  # TEACHER:STUDENT, several, or all (of the published tables)
+    method: tuple[str, ...] = ("kd",)  # methods of the tables, or all; the student alone is always among them
+    preset: Preset = "paper"  # paper: the literature's 240 epochs. reduced: 12 epochs, for two CPU cores
+    seeds: int | None = None  # students of each pair and method; by default 5 (paper) or 3 (reduced)
+    first_seed: int = 0  # first of the seeds
+    epochs: int | None = None  # instead of the preset's; decays stay at 62.5, 75 and 87.5 % of them
+    teacher_epochs: int | None = None  # instead of the preset's; by default those of --epochs where that is given
+    images: int | None = None  # of the 50,000, that a student sees, equally many of each class; its teacher sees all
+    holdout: int | None = None  # training images to hold out, on which the best epoch is chosen instead of the test set
+    eval_every: int | None = None  # epochs between evaluations
+    bf16: bool | None = None  # compute in bfloat16
+    cached: bool | None = None  # compute the teacher's outputs once, for methods that read no feature maps
     teacher_weights: tuple[str, ...] = ()
     """NAME=FILE: a trained teacher, from safetensors or a PyTorch state dict, instead of training one"""
     workers: int = 1
@@ -62,18 +47,12 @@ class Config:
     """train the seeds of a pair and a method as one program, with the results of separate runs. For accelerators where
     it was measured to pay; it was not measured on any yet. A convolution mapped over seeds becomes a grouped one: on a
     CPU 2 and 4 seeds of resnet8 ran at 0.32 and 0.27 of the speed of seeds in turn (benchmarks/results/seeds.log)"""
-    out: pathlib.Path = pathlib.Path("runs/cifar100")
-    """folder of weights, logs and reports"""
-    dry_run: bool = False
-    """show what would be run, its cost and its disk, and exit"""
+    out: pathlib.Path = pathlib.Path("runs/cifar100")  # folder of weights, logs and reports
+    dry_run: bool = False  # show what would be run, its cost and its disk, and exit
 
 
 def protocol(config: Config) -> Protocol:
-    """Returns the preset with the command line's changes.
-
-    Raises:
-      ValueError: a setting that cannot be run.
-    """
+    """Returns the preset with the command line's changes."""
     command.at_least(config, "epochs", "teacher_epochs", "images", "eval_every")
     names = [field.name for field in dataclasses.fields(Protocol)]
     changed: dict[str, Any] = {name: value for name in names if (value := getattr(config, name, None)) is not None}
@@ -91,11 +70,7 @@ def protocol(config: Config) -> Protocol:
 
 
 def seeds(config: Config) -> list[int]:
-    """Returns the seeds of each pair and method.
-
-    Raises:
-      ValueError: there are none.
-    """
+    """Returns the seeds of each pair and method."""
     count = SEEDS[config.preset] if config.seeds is None else config.seeds
     return command.seeds(dataclasses.replace(config, seeds=count))
 
@@ -115,15 +90,7 @@ def chosen_methods(config: Config) -> list[str]:
 
 
 def given_teachers(entries: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
-    """Returns the files of teachers' weights by the network's name.
-
-    Args:
-      entries: ``NAME=FILE`` each.
-      pairs: pairs of the command.
-
-    Raises:
-      ValueError: an entry has another form, or is for no teacher of the command.
-    """
+    """Returns the files of teachers' weights by the network's name."""
     found: dict[str, str] = {}
     teachers = list(dict.fromkeys(cell.split(pair)[0] for pair in pairs))
     for entry in entries:
@@ -132,8 +99,7 @@ def given_teachers(entries: Sequence[str], pairs: Sequence[str]) -> dict[str, st
             raise ValueError(f"--teacher-weights: expected NAME=FILE with a file that exists, got {entry!r}.")
         name = models.canonical(name)
         if name not in teachers or name in found:
-            raise ValueError(
-                f"--teacher-weights: expected one file for some of the teachers {', '.join(teachers)}, got {entry!r}."
-            )
+            expected = f"expected one file for some of the teachers {', '.join(teachers)}"
+            raise ValueError(f"--teacher-weights: {expected}, got {entry!r}.")
         found[name] = file
     return found

@@ -1,7 +1,5 @@
 """The command: shows its plan, or runs what is not finished and reports."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

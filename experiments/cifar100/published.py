@@ -5,34 +5,22 @@ epoch, the mean of five runs where student and teacher are of one family and of 
 their own papers and from those that compared with them; several report the best test epoch, which is too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from experiments.kit.recipe import Protocol
 
-PROTOCOL = Protocol(epochs=240, teacher_epochs=240)
-"""The literature's settings."""
+PROTOCOL = Protocol(epochs=240, teacher_epochs=240)  # the literature's settings
 HARMLESS = ("eval_every", "bf16")  # of `Protocol`: the published protocol with either is still the published one
 OF_TEACHERS = ("teacher_epochs", "holdout", "batch_size")
 
 _SAME = (
-    "wrn_40_2:wrn_16_2",
-    "wrn_40_2:wrn_40_1",
-    "resnet56:resnet20",
-    "resnet110:resnet20",
-    "resnet110:resnet32",
-    "resnet32x4:resnet8x4",
-    "vgg13:vgg8",
+    *("wrn_40_2:wrn_16_2", "wrn_40_2:wrn_40_1", "resnet56:resnet20", "resnet110:resnet20", "resnet110:resnet32"),
+    *("resnet32x4:resnet8x4", "vgg13:vgg8"),
 )
 _DIFFERENT = (
-    "vgg13:mobilenet_v2",
-    "resnet50:mobilenet_v2",
-    "resnet50:vgg8",
-    "resnet32x4:shufflenet_v1",
-    "resnet32x4:shufflenet_v2",
-    "wrn_40_2:shufflenet_v1",
+    *("vgg13:mobilenet_v2", "resnet50:mobilenet_v2", "resnet50:vgg8"),
+    *("resnet32x4:shufflenet_v1", "resnet32x4:shufflenet_v2", "wrn_40_2:shufflenet_v1"),
 )
 PAIRS = (*_SAME, *_DIFFERENT)
 
@@ -101,62 +89,37 @@ _RERUNS = {  # five seeds, not by the authors: how near a faithful run comes
 
 
 def value(pair: str, method: str) -> float | None:
-    """Returns the published accuracy of a method or of ``"teacher"``, if any.
-
-    >>> value("resnet32x4:resnet8x4", "kd"), value("wrn_40_2:wrn_40_1", "fsp")
-    (73.33, None)
-    """
+    """Returns the published accuracy of a method or of ``"teacher"``, if any."""
     return _VALUES.get((pair, method))
 
 
 def nearest(pair: str) -> str:
-    """Returns the published pair that a pair is compared with: itself, if it is one.
-
-    >>> nearest("resnet20:resnet8"), nearest("vgg13:vgg8")
-    ('resnet56:resnet20', 'vgg13:vgg8')
-    """
+    """Returns the published pair that a pair is compared with: itself, if it is one."""
     narrow = all(name.removeprefix("resnet").isdigit() and name != "resnet50" for name in pair.split(":"))
     return "resnet56:resnet20" if pair not in PAIRS and narrow else pair
 
 
 def gain(pair: str, method: str) -> float | None:
-    """Returns the published gain over the student alone of the `nearest` pair.
-
-    >>> round(gain("resnet32x4:resnet8x4", "kd"), 2)
-    0.83
-    """
+    """Returns the published gain over the student alone of the `nearest` pair."""
     pair = nearest(pair)
     taught, alone = value(pair, method), value(pair, "student")
     return None if taught is None or alone is None else taught - alone
 
 
 def rerun(pair: str, method: str) -> Rerun | None:
-    """Returns the result of an independent rerun over five seeds, where there is one.
-
-    >>> rerun("resnet32x4:resnet8x4", "crd_kd")
-    Rerun(mean=75.33, spread=0.26)
-    """
+    """Returns the result of an independent rerun over five seeds, where there is one."""
     return _RERUNS.get((pair, method))
 
 
 def unlike_published(protocol: Mapping[str, Any], teacher: bool = False) -> list[str]:
-    """Returns how settings differ from those of the literature.
-
-    Args:
-      protocol: the settings of a cell, or of a teacher.
-      teacher: whether to look only at the settings that concern a teacher.
-
-    >>> unlike_published({**PROTOCOL.settings(), "epochs": 12})
-    ['epochs: 12 here, 240 published']
-    """
-    paper = PROTOCOL.settings()
-    names = [name for name in paper if (name in OF_TEACHERS if teacher else name not in HARMLESS)]
-    here = {name: words(name, protocol[name]) if name in protocol else "not recorded" for name in names}
-    return [
-        f"{name}: {here[name]} here, {words(name, paper[name])} published"
-        for name in names
-        if name not in protocol or protocol[name] != paper[name]
-    ]
+    """Returns how settings differ from those of the literature."""
+    found = []
+    for name, paper in PROTOCOL.settings().items():
+        compared = name in OF_TEACHERS if teacher else name not in HARMLESS
+        if compared and (name not in protocol or protocol[name] != paper):
+            here = words(name, protocol[name]) if name in protocol else "not recorded"
+            found.append(f"{name}: {here} here, {words(name, paper)} published")
+    return found
 
 
 def words(name: str, value: Any) -> str:

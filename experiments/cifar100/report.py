@@ -1,7 +1,5 @@
 """``results.json``, ``report.md`` and the terminal's table of finished cells."""
 
-from __future__ import annotations
-
 import functools
 import json
 import pathlib
@@ -30,19 +28,7 @@ def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def collect(cells: Iterable[Mapping[str, Any]], teachers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the content of ``results.json``, from which tables and plots are made.
-
-    Args:
-      cells: cells of any pairs, methods and seeds.
-      teachers: teachers by name; those of no cell are left out.
-
-    Returns:
-      ``pairs``, each as `statistics.of_pair` gives it and with its ``teacher`` (None where it has no record), in the
-      order of the literature, others first; ``devices``, ``versions`` and ``seconds`` of everything.
-
-    Raises:
-      ValueError: cells of a pair that cannot be compared.
-    """
+    """Returns the content of ``results.json``, from which tables and plots are made."""
     cells = list(cells)
     by_pair: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
@@ -92,21 +78,17 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def picture(pair: str, kind: str) -> str:
-    """Returns the name of a plot's file.
-
-    >>> picture("resnet56:resnet20", "gains")
-    'resnet56-resnet20-gains.png'
-    """
+    """Returns the name of a plot's file."""
     return f"{pair.replace(':', '-')}-{kind}.png"
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns the plots of all pairs as PNGs, by the names of their files."""
-    drawn = {}
+    drawn: dict[str, bytes] = {}
     for pair, found in results["pairs"].items():
-        title = _arrow(pair)
+        title, gain = _arrow(pair), functools.partial(published.gain, pair)
         drawn[picture(pair, "learning")] = plots.pair_learning(title, found)
-        drawn[picture(pair, "gains")] = plots.pair_gains(title, found, functools.partial(published.gain, pair))
+        drawn[picture(pair, "gains")] = plots.pair_gains(title, found, gain)
         drawn[picture(pair, "agreement")] = plots.pair_agreement(title, found)
         drawn[picture(pair, "reliability")] = plots.pair_reliability(title, found)
     return drawn
@@ -114,9 +96,6 @@ def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
 
 def _arrow(pair: str) -> str:
     return pair.replace(":", " → ")
-
-
-# The page.
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -152,12 +131,8 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     methods = found["methods"]
     absent = [name for name in METHODS if name not in methods and tables.defined(pair, name)]
     short = [*absent, *(name for name, one in methods.items() if len(one["seeds"]) < len(found["seeds"]))]
-    parts = [
-        f"## {_arrow(pair)}",
-        _protocol(pair, found),
-        markdown_table(tables.columns(found), tables.rows(pair, found)),
-        *_rerun(pair),
-    ]
+    table = markdown_table(tables.columns(found), tables.rows(pair, found))
+    parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_rerun(pair)]
     if short:
         commands = "\n".join(command(pair, name, found["protocol"], found["seeds"]) for name in short)
         parts.append(f"What is not run yet, or not with all {len(found['seeds'])} seeds:\n\n```\n{commands}\n```")
@@ -186,27 +161,23 @@ def _not_run(pairs: Sequence[str], results: Mapping[str, Any]) -> str:
 def _protocol(pair: str, found: Mapping[str, Any]) -> str:
     if not found["unlike_published"]:
         return "The published protocol: accuracies can be compared as they are."
-    near = published.nearest(pair).replace(":", " → ")
-    other = (
-        f" Nothing is published for this pair: published gains are those of {near}."
-        if pair not in published.PAIRS
-        else ""
-    )
+    near, other = published.nearest(pair), ""
+    if pair not in published.PAIRS and near in published.PAIRS:
+        other = f" Nothing is published for this pair: published gains are those of {_arrow(near)}."
     return (
         f"Not the published protocol ({'; '.join(found['unlike_published'])}): accuracies cannot be compared with the "
         "published ones. What can be is whether a method helps or hurts. *direction* says whether our gain over the "
-        "student alone has the sign of the published one, and *unclear* that our interval contains 0."
-        + (other if published.nearest(pair) in published.PAIRS else "")
+        "student alone has the sign of the published one, and *unclear* that our interval contains 0." + other
     )
 
 
 def _best_note(found: Mapping[str, Any]) -> str:
-    if found["best_by"].startswith("test"):
-        return (
-            "The epoch is chosen on the very images that it is measured on, which makes every number too high. It is "
-            "here because part of the literature reports it."
-        )
-    return "The epoch is chosen on held-out training images, and measured on the test set."
+    if not found["best_by"].startswith("test"):
+        return "The epoch is chosen on held-out training images, and measured on the test set."
+    return (
+        "The epoch is chosen on the very images that it is measured on, which makes every number too high. It is here "
+        "because part of the literature reports it."
+    )
 
 
 def _rerun(pair: str) -> list[str]:
@@ -216,26 +187,28 @@ def _rerun(pair: str) -> list[str]:
 
 
 def _settings(found: Mapping[str, Any]) -> list[str]:
-    common = markdown_table(
-        ("setting", "value"), [(k, published.words(k, v)) for k, v in found["protocol"].items()], numbers=False
-    )
-    sizes = {one["parameters"] for one in found["methods"].values() if one["parameters"]}
-    steps = {one["steps"] for one in found["methods"].values() if one["steps"]}
-    seconds = sum(one["seconds"] for one in found["methods"].values())
+    methods, teacher = found["methods"], found["teacher"]
+    rows = [(name, published.words(name, value)) for name, value in found["protocol"].items()]
+    sizes, steps = ({one[key] for one in methods.values() if one[key]} for key in ("parameters", "steps"))
     line = f"Seeds: {', '.join(map(str, found['seeds']))}."
     if sizes:
-        line += f" Parameters of the student: {' or '.join(f'{size:,}' for size in sorted(sizes))}"
-        teacher = found["teacher"] and found["teacher"]["parameters"]
-        line += f", of the teacher: {teacher:,}." if teacher else "."
-    line += f" Steps: {' or '.join(f'{step:,}' for step in sorted(steps))}." if steps else ""
-    line += f" Time of the students: {duration(seconds)}."
-    if found["teacher"] and found["teacher"]["source"] != "trained":
-        line += f" The teacher's weights are from elsewhere ({found['teacher']['source']})."
-    elif found["teacher"]:
-        line += f" Time of the teacher: {duration(found['teacher']['seconds'])}."
+        line += f" Parameters of the student: {_listed(sizes)}"
+        line += f", of the teacher: {teacher['parameters']:,}." if teacher and teacher["parameters"] else "."
+    line += f" Steps: {_listed(steps)}." if steps else ""
+    line += f" Time of the students: {duration(sum(one['seconds'] for one in methods.values()))}."
+    if teacher and teacher["source"] != "trained":
+        line += f" The teacher's weights are from elsewhere ({teacher['source']})."
+    elif teacher:
+        line += f" Time of the teacher: {duration(teacher['seconds'])}."
     own = [
         (TITLES.get(name, name), ", ".join(f"{k} = {published.words(k, v)}" for k, v in one["protocol"].items()))
-        for name, one in found["methods"].items()
+        for name, one in methods.items()
         if one["protocol"]
     ]
-    return [common, line, *([markdown_table(("method", "settings of its own"), own, numbers=False)] if own else [])]
+    tables = [(("setting", "value"), rows), *([(("method", "settings of its own"), own)] if own else [])]
+    common, *others = (markdown_table(*table, numbers=False) for table in tables)
+    return [common, line, *others]
+
+
+def _listed(numbers: set[int]) -> str:
+    return " or ".join(f"{number:,}" for number in sorted(numbers))

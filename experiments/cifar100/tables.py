@@ -1,7 +1,5 @@
 """The rows of the report's tables, from `experiments.kit.statistics.of_pair`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,11 +12,7 @@ EXTREMES = 5
 
 
 def defined(pair: str, method: str) -> bool:
-    """Returns whether the method exists for the pair: some need layers of one shape.
-
-    >>> defined("resnet14:resnet8", "fsp"), defined("wrn_16_2:wrn_16_1", "fsp")
-    (True, False)
-    """
+    """Returns whether the method exists for the pair: some need layers of one shape."""
     teacher, student = pair.split(":")
     return methods.undefined(method, teacher, student, problem.PROBLEM) is None
 
@@ -46,7 +40,7 @@ def rows(pair: str, found: Mapping[str, Any]) -> list[Row]:
 
 def _teacher_row(pair: str, found: Mapping[str, Any]) -> Row:
     teacher, paper = found["teacher"], published.value(pair, "teacher")
-    compared = [report.number(paper), NONE, NONE] if found["unlike_published"] else [report.number(paper), NONE]
+    compared = [report.number(paper), *(NONE,) * (2 if found["unlike_published"] else 1)]
     if teacher is None:
         return ("teacher", NONE, "no record", *(NONE,) * 7, *compared, NONE)
     if not found["unlike_published"] and not teacher["unlike_published"] and paper is not None:
@@ -54,8 +48,7 @@ def _teacher_row(pair: str, found: Mapping[str, Any]) -> Row:
     best = NONE
     if teacher["best"] is not None:
         best = f"{report.percent(teacher['best'])} at {report.epochs([teacher['best_epoch']])}"
-    error = report.percent(teacher["calibration_error"])
-    rate = report.number(teacher["images_per_second"], ",.0f")
+    error, rate = report.percent(teacher["calibration_error"]), report.number(teacher["images_per_second"], ",.0f")
     return ("teacher", "1", report.percent(teacher["last"]), "n = 1", best, *(NONE,) * 4, error, *compared, rate)
 
 
@@ -65,19 +58,11 @@ def _row(pair: str, name: str, found: Mapping[str, Any]) -> Row:
     if one is None:
         missing = "not run yet" if defined(pair, name) else "not defined"
         return (title, "0", missing, *(NONE,) * 7, paper, *compared, NONE)
+    best = f"{report.mean_and_sd(one['best'])} at {report.epochs(one['best_epochs'])}"
     return (
-        title,
-        str(len(one["seeds"])),
-        report.mean_and_sd(one["last"]),
-        report.interval(one["last"]),
-        f"{report.mean_and_sd(one['best'])} at {report.epochs(one['best_epochs'])}",
-        *_gains(found, name, "last"),
-        report.mean(one["agreement"]),
-        report.mean(one["kl_to_teacher"], 1, ".3f"),
-        report.mean(one["calibration_error"]),
-        paper,
-        *compared,
-        report.number(one["images_per_second"], ",.0f"),
+        *(title, str(len(one["seeds"])), report.mean_and_sd(one["last"]), report.interval(one["last"]), best),
+        *(*_gains(found, name, "last"), report.mean(one["agreement"]), report.mean(one["kl_to_teacher"], 1, ".3f")),
+        *(report.mean(one["calibration_error"]), paper, *compared, report.number(one["images_per_second"], ",.0f")),
     )
 
 
@@ -100,8 +85,6 @@ def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
 
     >>> direction({"mean": 0.02, "half": 0.01, "seeds": [0, 1]}, 0.83)
     'agrees'
-    >>> direction({"mean": 0.02, "half": 0.03, "seeds": [0, 1]}, 0.83)
-    'unclear'
     """
     if ours is None or paper is None or ours["mean"] is None:
         return NONE
@@ -115,36 +98,28 @@ def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
 def _gains(found: Mapping[str, Any], name: str, when: str) -> Row:
     """Returns the gains over the baselines."""
     one = found["methods"][name]
+    exist = [baseline != name and baseline in found["methods"] for baseline in statistics.BASELINES]
     return tuple(
-        NONE
-        if name == baseline or baseline not in found["methods"]
-        else report.gain(one["gain"][when][baseline], len(one["seeds"]))
-        for baseline in statistics.BASELINES
+        report.gain(one["gain"][when][baseline], len(one["seeds"])) if exists else NONE
+        for baseline, exists in zip(statistics.BASELINES, exist, strict=True)
     )
 
 
 def best_rows(found: Mapping[str, Any]) -> list[Row]:
     """Returns the gains at each cell's best epoch."""
-    return [
-        (
-            TITLES.get(name, name),
-            report.mean_and_sd(one["best"]),
-            *_gains(found, name, "best"),
-            report.difference(one["best"]["mean"], one["last"]["mean"], 100),
-        )
-        for name, one in found["methods"].items()
-    ]
+    rows = []
+    for name, one in found["methods"].items():
+        later = report.difference(one["best"]["mean"], one["last"]["mean"], 100)
+        rows.append((TITLES.get(name, name), report.mean_and_sd(one["best"]), *_gains(found, name, "best"), later))
+    return rows
 
 
 def cka_rows(found: Mapping[str, Any]) -> list[Row]:
     """Returns head and rows of the table of similarities; none where no cell has them."""
-    similar = {name: one["cka"] for name, one in found["methods"].items() if one["cka"]}
+    similar = {TITLES.get(name, name): one["cka"] for name, one in found["methods"].items() if one["cka"]}
     stages = list(dict.fromkeys(stage for one in similar.values() for stage in one))
-    cells = [
-        (TITLES.get(name, name), *(report.mean(one.get(stage), 1, ".3f") for stage in stages))
-        for name, one in similar.items()
-    ]
-    return [("method", *stages), *cells] if stages else []
+    rows = [(title, *(report.mean(one.get(stage), 1, ".3f") for stage in stages)) for title, one in similar.items()]
+    return [("method", *stages), *rows] if stages else []
 
 
 def class_rows(found: Mapping[str, Any]) -> list[Row]:
@@ -153,13 +128,12 @@ def class_rows(found: Mapping[str, Any]) -> list[Row]:
     for name, one in found["methods"].items():
         if one["class_gain"] is None:
             continue
-        names = problem.CLASS_NAMES
-        if len(one["class_gain"]["mean"]) != len(names):
-            names = tuple(f"class {i}" for i in range(len(one["class_gain"]["mean"])))
-        means = {c: mean for c, mean in enumerate(one["class_gain"]["mean"]) if mean is not None}
+        every, seeds = one["class_gain"]["mean"], one["class_gain"]["seeds"]
+        known = len(every) == len(problem.CLASS_NAMES)
+        names = problem.CLASS_NAMES if known else [f"class {i}" for i in range(len(every))]
+        means = {c: mean for c, mean in enumerate(every) if mean is not None}
         order = sorted(means, key=lambda c: (-means[c], c))
         extremes = [c for c in order if means[c] > 0], [c for c in reversed(order) if means[c] < 0]
         texts = (", ".join(f"{names[c]} {100 * means[c]:+z.1f}" for c in side[:EXTREMES]) or NONE for side in extremes)
-        of = "(n = 1)" if len(one["class_gain"]["seeds"]) == 1 else ""
-        rows.append((f"{TITLES.get(name, name)} {of}".strip(), *texts))
+        rows.append((f"{TITLES.get(name, name)} {'(n = 1)' if len(seeds) == 1 else ''}".strip(), *texts))
     return rows

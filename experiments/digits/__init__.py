@@ -1,5 +1,5 @@
 """Digits, few of them labelled: ``python -m experiments.digits``.
 
-`config` has the settings and methods, `problem` the data and networks, `models` the networks, `report` the table, the
+`config` has the settings and methods, `problem` the data and networks, `report` the table, the
 page and the plot, `main` the command, `sweep` how the settings were chosen. Everything else is in `experiments.kit`.
 """

@@ -1,7 +1,5 @@
 """The methods and the settings of a run, as `experiments.digits.sweep` chose them."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any, Literal
@@ -10,38 +8,21 @@ from experiments.kit import command, methods
 from jaxkd.types import Objective
 
 Method = Literal["student", "kd", "hint", "attention", "relations"]
-METHODS: dict[Method, str] = {
-    "student": "student",
-    "kd": "kd",
-    "hint": "fitnet",
-    "attention": "at",
-    "relations": "rkd",
-}
+METHODS: dict[Method, str] = {"student": "student", "kd": "kd", "hint": "fitnet", "attention": "at", "relations": "rkd"}
 """Names of `experiments.kit.methods` by the names of this experiment."""
-TITLES = {
-    "teacher": "teacher",
-    "student": "student alone",
-    "kd": "soft targets",
-    "hint": "hint",
-    "attention": "attention transfer",
-    "relations": "distance + angle",
-}
-LAYERS = ("first", "second")
-"""Taps of the networks; a hint and relations compare the second, attention both."""
+TITLES = {"teacher": "teacher", "student": "student alone", "kd": "soft targets", "hint": "hint"}
+TITLES |= {"attention": "attention transfer", "relations": "distance + angle"}
+LAYERS = ("first", "second")  # taps of the networks; a hint and relations compare the second, attention both
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """Weights of the methods' terms beside a cross-entropy of weight 1."""
 
-    kd: float = 4.0
-    """of the soft targets"""
-    hint: float = 100.0
-    """of the hint regression"""
-    attention: float = 10000.0
-    """of the attention transfer of each of the two layers"""
-    relations: float = 3.0
-    """times 25 for distances and 50 for angles, the paper's weights"""
+    kd: float = 4.0  # of the soft targets
+    hint: float = 100.0  # of the hint regression
+    attention: float = 10000.0  # of the attention transfer of each of the two layers
+    relations: float = 3.0  # times 25 for distances and 50 for angles, the paper's weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,40 +32,23 @@ class Config:
     The same command resumes an interrupted run.
     """
 
-    out: pathlib.Path = pathlib.Path("runs/digits")
-    """folder of results, checkpoints and logs"""
-    restart: bool = False
-    """delete what an earlier run left in --out"""
-    methods: tuple[Method, ...] = tuple(METHODS)
-    """methods to run; the student alone is always among them"""
-    seeds: int = 10
-    """repetitions: each has its own labelled examples, teacher, student and order of batches"""
-    first_seed: int = 0
-    """first of the seeds"""
-    labels: int = 100
-    """labelled examples that a student sees, of 1097; the others are images without labels"""
-    epochs: int = 24
-    """passes of a student over all training images"""
-    teacher_epochs: int = 16
-    """passes of a teacher"""
-    batch: int = 16
-    """labelled examples in a batch, and as many others; a teacher's batch is the two together"""
-    learning_rate: float = 3e-3
-    """of Adam for students, falling to 0 along a cosine"""
-    teacher_learning_rate: float = 3e-3
-    """of Adam for teachers"""
-    student_widths: tuple[int, int] = (4, 8)
-    """channels of the student's two layers"""
-    teacher_widths: tuple[int, int] = (16, 32)
-    """channels of the teacher's two layers"""
-    temperature: float = 4.0
-    """of the soft targets"""
-    weights: Weights = dataclasses.field(default_factory=Weights)
-    """of the methods"""
-    eval_every: int = 2
-    """epochs between evaluations on the validation split"""
-    checkpoint_every: int = 8
-    """epochs between checkpoints; an interrupted run resumes from the last one"""
+    out: pathlib.Path = pathlib.Path("runs/digits")  # folder of results, checkpoints and logs
+    restart: bool = False  # delete what an earlier run left in --out
+    methods: tuple[Method, ...] = tuple(METHODS)  # methods to run; the student alone is always among them
+    seeds: int = 10  # repetitions: each has its own labelled examples, teacher, student and order of batches
+    first_seed: int = 0  # first of the seeds
+    labels: int = 100  # labelled examples that a student sees, of 1097; the others are images without labels
+    epochs: int = 24  # passes of a student over all training images
+    teacher_epochs: int = 16  # passes of a teacher
+    batch: int = 16  # labelled examples in a batch, and as many others; a teacher's batch is the two together
+    learning_rate: float = 3e-3  # of Adam for students, falling to 0 along a cosine
+    teacher_learning_rate: float = 3e-3  # of Adam for teachers
+    student_widths: tuple[int, int] = (4, 8)  # channels of the student's two layers
+    teacher_widths: tuple[int, int] = (16, 32)  # channels of the teacher's two layers
+    temperature: float = 4.0  # of the soft targets
+    weights: Weights = dataclasses.field(default_factory=Weights)  # of the methods
+    eval_every: int = 2  # epochs between evaluations on the validation split
+    checkpoint_every: int = 8  # epochs between checkpoints; an interrupted run resumes from the last one
 
     def identity(self) -> dict[str, Any]:
         """Returns the settings that decide the numbers."""
@@ -94,30 +58,16 @@ class Config:
 def objective(name: Method, config: Config) -> Objective:
     """Returns the objective of a method, whose own terms see every image."""
     w = config.weights
-    own = {
-        "ce": 1.0,
-        "kd": w.kd,
-        "hint": w.hint,
-        "at": w.attention,
-        "distance": 25 * w.relations,
-        "angle": 50 * w.relations,
-    }
+    own = {"ce": 1.0, "kd": w.kd, "hint": w.hint, "at": w.attention}
+    own |= {"distance": 25 * w.relations, "angle": 50 * w.relations}
     setting = methods.Setting(
-        stages=LAYERS,
-        embedding=LAYERS[1],
-        labelled="batch/labelled",
-        temperature=config.temperature,
-        weights=own,
+        stages=LAYERS, embedding=LAYERS[1], labelled="batch/labelled", temperature=config.temperature, weights=own
     )
     return methods.METHODS[METHODS[name]].objective(setting)
 
 
 def checked(config: Config) -> Config:
-    """Returns the settings with the student alone first.
-
-    Raises:
-      ValueError: a setting that cannot be run.
-    """
+    """Returns the settings with the student alone first."""
     command.at_least(config, "epochs", "teacher_epochs", "batch", "eval_every", "checkpoint_every", "labels")
     command.seeds(config, least=2)
     if not config.batch <= config.labels <= 1097:

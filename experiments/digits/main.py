@@ -1,7 +1,5 @@
 """The command: trains, measures everything once on the test split, and reports."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -13,7 +11,8 @@ from rich.console import Console
 
 from experiments.digits import problem, report
 from experiments.digits.config import TITLES, Config, checked
-from experiments.kit import command, files, measures, versions
+from experiments.kit import command, files, measures
+from experiments.kit import report as kit_report
 from experiments.kit.statistics import percent
 from jaxkd.training import FitResult
 
@@ -40,7 +39,8 @@ def main(config: Config, console: Console) -> None:
             files.write(config.out / "report.md", report.markdown(results))
             files.write_json(path, results, indent=2)  # last: where it exists, the run is complete
             console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
-        console.print(report.table(json.loads(path.read_text())))
+        results = json.loads(path.read_text())
+        console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
     console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
 
 
@@ -51,8 +51,7 @@ def train(config: Config, console: Console) -> dict[str, FitResult]:
     def finished(name: str, result: FitResult) -> None:
         results[name] = result
         accuracy = percent(problem.validation(result, config)[1][-1])
-        told = f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds"
-        console.print(told, highlight=False)
+        console.print(f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds", highlight=False)
 
     finished("teacher", problem.train_teachers(config, config.out / "teacher"))
     weights = results["teacher"].state.student
@@ -85,5 +84,5 @@ def measure(trained: dict[str, FitResult], config: Config) -> dict[str, Any]:
         "methods": {name: found[name] for name in config.methods},
         "teacher": found["teacher"],
         "config": config.identity(),
-        "versions": versions.packages("scikit-learn"),
+        "versions": command.packages("scikit-learn"),
     }

@@ -4,31 +4,54 @@ Every method sees the same batches in the same order: half of each is labelled, 
 training images without their labels.
 """
 
-from __future__ import annotations
-
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 import jaxkd
 from experiments.digits.config import LAYERS, Config, Method, objective
-from experiments.digits.models import LAYERS as PATHS
-from experiments.digits.models import Net
 from experiments.kit import command, inputs, methods, recipe, training
 from jaxkd import adapters, data, teachers
+from jaxkd.training import FitResult
 from jaxkd.types import Distiller, Model, Variables
 
 normalize = inputs.normalize_digits
 
 
+class Layer(nn.Module):
+    """A 3 × 3 convolution, as a dense layer of patches, and a ReLU."""
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w c"]:
+        x = nn.Dense(self.channels, kernel_init=nn.initializers.he_normal())(inputs.patches(x, self.stride))
+        return nn.relu(x)
+
+
+class Net(nn.Module):
+    """8 × 8 pixels to two maps of 4 × 4, flattened for a linear classifier."""
+
+    widths: tuple[int, int]
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch 8 8 1"]) -> Float[Array, "batch classes"]:
+        x = Layer(self.widths[0], stride=2)(x)
+        x = Layer(self.widths[1])(x)
+        return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+
 def network(widths: tuple[int, int]) -> Model:
     """Returns a network with its taps."""
-    return adapters.linen(Net(widths), taps=dict(zip(LAYERS, PATHS, strict=True)))
+    return adapters.linen(Net(widths), taps={LAYERS[0]: "Layer_0", LAYERS[1]: "Layer_1"})
 
 
 def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:
@@ -60,72 +83,51 @@ def held_out(split: str) -> data.Resident:
     return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
 
 
-def train_teachers(config: Config, directory: pathlib.Path | None) -> jaxkd.training.FitResult:
+def train_teachers(config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains a teacher for each seed, on all labels."""
+    model, ce = network(config.teacher_widths), methods.cross_entropy(where="batch/labelled")
 
     def build(own: Any, optimizer: optax.GradientTransformation) -> Distiller:
-        ce = methods.cross_entropy(where="batch/labelled")
-        return jaxkd.distill(network(config.teacher_widths), teachers.none(), ce, optimizer=optimizer)
+        return jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer)
 
-    own, rate = [()] * config.seeds, config.teacher_learning_rate
-    return _run(build, own, for_teachers(config), config.teacher_epochs, rate, "teacher", config, directory)
+    own, loader, rate = [()] * config.seeds, for_teachers(config), config.teacher_learning_rate
+    return _run("teacher", build, own, loader, (config.teacher_epochs, rate), config, directory)
 
 
-def train_students(
-    method: Method, weights: Variables, config: Config, directory: pathlib.Path | None
-) -> jaxkd.training.FitResult:
-    """Trains a student for each seed, taught by that seed's teacher.
-
-    Args:
-      method: name of the method.
-      weights: variables of the teachers, stacked over the seeds.
-      config: the settings.
-      directory: folder of checkpoints and logs; None keeps nothing.
-    """
+def train_students(method: Method, weights: Variables, config: Config, directory: pathlib.Path | None) -> FitResult:
+    """Trains a student for each seed, taught by that seed's teacher."""
 
     def build(own: Variables, optimizer: optax.GradientTransformation) -> Distiller:
         teacher = teachers.frozen(network(config.teacher_widths), own)
         return jaxkd.distill(network(config.student_widths), teacher, objective(method, config), optimizer=optimizer)
 
     own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
-    return _run(build, own, for_students(config), config.epochs, config.learning_rate, method, config, directory)
+    return _run(method, build, own, for_students(config), (config.epochs, config.learning_rate), config, directory)
 
 
 def _run(
-    build: Callable[[Any, optax.GradientTransformation], Distiller],
-    own: Sequence[Any],
-    train: inputs.Seeds,
-    epochs: int,
-    rate: float,
-    name: str,
-    config: Config,
-    directory: pathlib.Path | None,
-) -> jaxkd.training.FitResult:
-    epoch = train.steps_per_epoch
-    optimizer = recipe.adam(rate, epochs * epoch)
-
-    def make(own: Any) -> Distiller:
-        return jaxkd.distillers.preprocess(build(own, optimizer), train_transform=normalize, eval_transform=normalize)
-
-    kd, keys = training.over_seeds(make, own, command.seeds(config, 2))
-    return training.run(
-        kd,
+    name: str, build: Any, own: Any, train: inputs.Seeds, length: tuple[int, float], config: Config, directory: Any
+) -> FitResult:
+    """Trains all seeds for so many epochs, at a learning rate."""
+    (epochs, rate), epoch = length, train.steps_per_epoch
+    optimizer, looks = recipe.adam(rate, epochs * epoch), {"train_transform": normalize, "eval_transform": normalize}
+    _, result = training.run_seeds(
+        lambda own: jaxkd.distillers.preprocess(build(own, optimizer), **looks),
+        own,
         train,
         {"validation": held_out("validation")},
         steps=epochs * epoch,
         eval_every=config.eval_every * epoch,
         chunk=100,
-        key=keys,
-        log_every=config.eval_every * epoch,
         checkpoint_every=None if directory is None else config.checkpoint_every * epoch,
         directory=directory,
         config={"run": name, **config.identity()},
-        tensorboard=False,
         progress=directory is not None,
     )
+    return result
 
 
-def validation(result: jaxkd.training.FitResult, config: Config) -> tuple[list[int], np.ndarray]:
+def validation(result: FitResult, config: Config) -> tuple[list[int], np.ndarray]:
     """Returns the steps of evaluations, and the accuracy ``[evaluations, seeds]``."""
     rows = [row for row in result.history if "validation/accuracy[0]" in row]
     accuracy = [[row[f"validation/accuracy[{i}]"] for i in range(config.seeds)] for row in rows]

@@ -1,11 +1,8 @@
 """The table, ``report.md`` and ``curves.png``, from ``results.json``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from experiments.digits.config import METHODS, TITLES
 from experiments.kit import plots, report, statistics
@@ -27,12 +24,6 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
         gained = "" if name in ("teacher", "student") else f"{gain(results, name):+.2f}"
         found.append((TITLES[name], accuracy, gained, agreement, error, f"{one['parameters']:,}"))
     return found
-
-
-def table(results: dict[str, Any]) -> Table:
-    """Returns the table for a terminal."""
-    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
-    return report.terminal_table(title, COLUMNS, rows(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -60,12 +51,7 @@ was read once, after all training.
 
 ![Validation accuracy during training, and gains on the test split](curves.png)
 
-## Settings
-
-{report.settings_table(config)}
-
-Versions: {report.versions_line(results["versions"])}.
-"""
+{report.settings_section(results)}"""
 
 
 def plot(results: dict[str, Any]) -> bytes:
@@ -79,15 +65,13 @@ def plot(results: dict[str, Any]) -> bytes:
         teacher = 100 * np.mean(results["teacher"]["validation"]["accuracy"][-1])
         left.axhline(teacher, color="#7F7F7F", linestyle="--", label="teacher, trained")
         lowest = min(100 * np.mean(found["validation"]["accuracy"][-1]) for found in methods.values())
-        left.set(
-            xlabel="step", ylabel="accuracy on the validation split (%)", title="Learning", ylim=(lowest - 12, 101)
-        )
+        left.set(xlabel="step", ylabel="accuracy on the validation split (%)", title="Learning")
+        left.set_ylim(lowest - 12, 101)
         left.grid(axis="y", alpha=0.3)
         left.legend(loc="lower right", frameon=False, ncols=2)
         names = [name for name in methods if name != "student"]
         texts = [plots.gain(right, i, *gain(results, name), styles[name]) for i, name in enumerate(names)]
         plots.rows(right, [TITLES[name] for name in names], texts)
-        title = "Gain over the student alone, 95% interval"
-        right.set(xlabel="points of accuracy on the test split", title=title)
+        right.set(xlabel="points of accuracy on the test split", title="Gain over the student alone, 95% interval")
         right.margins(x=0.15)
         return save()

@@ -5,8 +5,6 @@ First the learning rate that is best for the student alone, which all methods th
 does not use. The test split is not read.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any
@@ -32,12 +30,9 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
 class Sweep:
     """Choose the settings of the experiment on the validation split."""
 
-    out: pathlib.Path = pathlib.Path("runs/digits-sweep/sweep.md")
-    """file of the table"""
-    seeds: int = 5
-    """repetitions of each candidate"""
-    first_seed: int = 1000
-    """first of the seeds; the experiment's own begin at 0"""
+    out: pathlib.Path = pathlib.Path("runs/digits-sweep/sweep.md")  # file of the table
+    seeds: int = 5  # repetitions of each candidate
+    first_seed: int = 1000  # first of the seeds; the experiment's own begin at 0
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -51,9 +46,8 @@ def main(sweep: Sweep) -> None:
     """Runs every candidate and writes the table."""
     config = Config(seeds=sweep.seeds, first_seed=sweep.first_seed)
 
-    def accuracy(result: Any) -> np.ndarray:
-        last: np.ndarray = problem.validation(result, config)[1][-1]
-        return last
+    def accuracy(result: Any) -> Any:
+        return problem.validation(result, config)[1][-1]
 
     teacher = problem.train_teachers(config, None)
     rows = [("teacher", "", f"{percent(accuracy(teacher))}", "")]

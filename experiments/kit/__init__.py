@@ -1,7 +1,7 @@
 """The skeleton of experiments; a new field adds a problem and configurations.
 
 ============  ======================================================================================================
-`command`     the command line: exit statuses, worker processes, compiled-program cache, one run to a folder
+`command`     the command line: exit statuses, workers, compiled-program cache, one run to a folder, versions
 `recipe`      `Protocol` (the settings that decide a number), `Problem` (data and networks), the published optimizer
 `methods`     the table of methods: objective, taps, stages, published weights
 `taps`        the taps of teacher and student that a method compares
@@ -14,7 +14,6 @@
 `statistics`  means, t intervals and paired gains over seeds
 `report`      tables in Markdown and for the terminal, and numbers as text
 `plots`       panels of figures
-`versions`    devices and package versions
 `files`       files that several processes share: locks, atomic writes, JSON results
 ============  ======================================================================================================
 """

@@ -7,8 +7,6 @@ different kernels become a grouped one, and four seeds of resnet8 ran at 0.27 of
 (benchmarks/results/seeds.log).
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import pathlib
@@ -22,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import files, inputs, measures, methods, taps, teachers, training, versions
+from experiments.kit import command, files, inputs, measures, methods, taps, teachers, training
 from experiments.kit.recipe import Problem, Protocol, Transform
 from experiments.kit.teachers import Place
 from jaxkd import data, models, weights
@@ -30,19 +28,12 @@ from jaxkd.types import Distiller, Variables
 
 
 class Cell(NamedTuple):
-    """A student to be trained.
-
-    Attributes:
-      teacher: name of the network.
-      student: name of the network.
-      method: name of the method.
-      seed: seed of the initial weights, the order of batches, and the views unless all seeds share them.
-    """
+    """A student to be trained."""
 
     teacher: str
     student: str
     method: str
-    seed: int
+    seed: int  # seed of the initial weights, the order of batches, and the views unless all seeds share them
 
     @property
     def pair(self) -> str:
@@ -61,9 +52,6 @@ class Cell(NamedTuple):
 def split(pair: str) -> tuple[str, str]:
     """Returns the two networks of a pair.
 
-    Raises:
-      ValueError: these are not two networks of the zoo.
-
     >>> split("WRN-40-2:ShuffleNetV1")
     ('wrn_40_2', 'shufflenet_v1')
     """
@@ -75,39 +63,15 @@ def split(pair: str) -> tuple[str, str]:
 
 
 def wanted(pairs: Sequence[str], names: Sequence[str], seeds: Sequence[int], problem: Problem) -> list[Cell]:
-    """Returns the cells of pairs, methods and seeds, seed by seed.
-
-    Methods that do not exist for a pair are left out.
-    """
-    cells = []
-    for pair, seed, name in itertools.product(pairs, seeds, names):
-        teacher, student = split(pair)
-        if methods.undefined(name, teacher, student, problem) is None:
-            cells.append(Cell(teacher, student, name, seed))
-    return cells
-
-
-# Running cells that are not finished.
+    """Returns the cells of pairs, seeds and those methods that exist for a pair, seed by seed."""
+    cells = (Cell(*split(pair), name, seed) for pair, seed, name in itertools.product(pairs, seeds, names))
+    return [cell for cell in cells if methods.undefined(cell.method, *cell[:2], problem) is None]
 
 
 def run_free(
-    cells: Iterable[Cell],
-    place: Place,
-    finished: Callable[[], Any] = lambda: None,
-    *,
-    vmapped: bool = False,
+    cells: Iterable[Cell], place: Place, finished: Callable[[], Any] = lambda: None, *, vmapped: bool = False
 ) -> int:
-    """Runs every cell that is not finished and that no other process works on.
-
-    Args:
-      cells: the cells, in the order in which to try them.
-      place: what they share.
-      finished: called after each training.
-      vmapped: whether to train the seeds of a pair and a method as one program.
-
-    Returns:
-      The number of cells that other processes hold.
-    """
+    """Runs every cell that is not finished and that no other process works on."""
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -140,11 +104,9 @@ def run_free(
 
 def summary(kept: Mapping[str, Any]) -> str:
     """Returns a finished cell as a line."""
-    test, best = kept["test"], kept["best"]
-    return (
-        f"test accuracy {100 * test['accuracy']:.2f} % (best epoch {100 * best['test/accuracy']:.2f} %), agreement "
-        f"{100 * test['agreement']:.1f} %, {kept['seconds']:.0f} s"
-    )
+    test, best = kept["test"], f"best epoch {100 * kept['best']['test/accuracy']:.2f} %"
+    shares = f"test accuracy {100 * test['accuracy']:.2f} % ({best}), agreement {100 * test['agreement']:.1f} %"
+    return f"{shares}, {kept['seconds']:.0f} s"
 
 
 def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:
@@ -152,10 +114,6 @@ def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:
 
     An interrupted training of several seeds is resumed even if some of its cells are finished, as when the process
     ended between two of them, but not if one of its seeds is neither finished nor pending.
-
-    Args:
-      pending: cells of one pair and method that this process holds.
-      place: what they share.
     """
     if not pending:
         return []
@@ -170,23 +128,14 @@ def trainings(pending: Sequence[Cell], place: Place) -> list[list[int]]:
 
 
 class Work(NamedTuple):
-    """Teacher, distiller and input of a cell; another seed changes order and views.
+    """Teacher, distiller and input of a cell; another seed changes order and views."""
 
-    Attributes:
-      trained: the teacher.
-      kd: the method as a distiller for normalized images.
-      student: the student's network.
-      loader: the input.
-      splits: inputs to evaluate on.
-      steps: updates.
-    """
-
-    trained: teachers.Trained
-    kd: Distiller
-    student: jaxkd.Model
-    loader: Any
-    splits: Mapping[str, Any]
-    steps: int
+    trained: teachers.Trained  # the teacher
+    kd: Distiller  # the method as a distiller for normalized images
+    student: jaxkd.Model  # the student's network
+    loader: Any  # the input
+    splits: Mapping[str, Any]  # inputs to evaluate on
+    steps: int  # updates
 
 
 def prepare(cell: Cell, place: Place) -> Work:
@@ -218,8 +167,8 @@ def source(
     if cell.method == "student":
         return jaxkd.teachers.none(), loader
     if reads_cache(cell, place.protocol):
-        cache = teachers.cache(place, trained, train)
-        return jaxkd.teachers.cached(cache), cache.attach(loader)
+        cache = teachers.cached(place, trained, train)
+        return jaxkd.teachers.cached(cache), jaxkd.cache.attach(cache, loader)
     model = place.problem.model(cell.teacher, method.teacher_taps(cell.teacher, cell.student), place.protocol.bf16)
     return jaxkd.teachers.frozen(model, trained.variables), loader
 
@@ -238,36 +187,24 @@ def views(seed: Any, place: Place) -> Transform:
 
 def placed(work: Work, seed: Any, place: Place) -> Distiller:
     """Returns the distiller of a seed, which may be traced, for stored images."""
-    return jaxkd.distillers.preprocess(
-        training.measured(work.kd, work.student),
-        train_transform=views(seed, place),
-        eval_transform=place.problem.normalize,
-    )
+    kd, look = training.measured(work.kd, work.student), place.problem.normalize
+    return jaxkd.distillers.preprocess(kd, train_transform=views(seed, place), eval_transform=look)
 
 
 def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tuple[Cell, dict[str, Any]]]:
-    """Trains seeds of a pair and a method, and keeps the pending cells.
+    """Trains seeds of a pair and a method, keeps the pending cells, and returns these with their ``cell.json``.
 
-    Args:
-      pending: cells to keep.
-      seeds: seeds to train: those of the cells, and others of an interrupted training.
-      place: what they share.
-
-    Returns:
-      The cells with the content of their ``cell.json``.
+    The seeds are those of the pending cells, and others of an interrupted training.
     """
-    settings, eval_every = place.protocol.settings(), place.protocol.eval_every
     each = [pending[0]._replace(seed=seed) for seed in seeds]
-    work = prepare(each[0], place)
-    several = len(seeds) > 1
-    directory, loader, keys = place.directory(each[0]), work.loader, jax.random.key(seeds[0])
+    work, several = prepare(each[0], place), len(seeds) > 1
+    directory, loader = place.directory(each[0]), work.loader
     if several:
         directory = directory.with_name("seeds-" + "-".join(map(str, seeds)))
-        loader = inputs.Seeds([work.loader], seeds)
-        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        loader, keys = inputs.Seeds([work.loader], seeds), jnp.stack([jax.random.key(seed) for seed in seeds])
         kd = jaxkd.distillers.sweep(lambda seed: placed(work, seed, place), batch_axis=0, seed=seeds)
     else:
-        kd = placed(work, seeds[0], place)
+        kd, keys = placed(work, seeds[0], place), jax.random.key(seeds[0])
     clock = training.Clock(directory / "seconds.json")
     cells = {"cells": [list(cell) for cell in each]} if several else {"cell": list(each[0])}
     result = training.run(
@@ -275,12 +212,12 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         loader,
         work.splits,
         steps=work.steps,
-        eval_every=eval_every * loader.steps_per_epoch,
+        eval_every=place.protocol.eval_every * loader.steps_per_epoch,
         checkpoint_every=loader.steps_per_epoch,
         key=keys,
         best=None if several else training.judge(work.splits),  # each of several seeds has its own best epoch
         directory=directory,
-        config={"steps": work.steps, **cells, "protocol": settings},
+        config={"steps": work.steps, **cells, "protocol": place.protocol.settings()},
         on_eval=clock,
         progress=place.progress,
     )
@@ -289,8 +226,7 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         if cell in pending:
             state = jaxkd.distillers.select_run(result.state, i) if several else result.state
             curve = training.curve(training.of_seed(result.history, i) if several else result.history)
-            seconds = clock.seconds / len(seeds)
-            kept.append((cell, keep(cell, work, state.student, seconds, curve, place)))
+            kept.append((cell, keep(cell, work, state.student, clock.seconds / len(seeds), curve, place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all cells are finished; their weights are kept
     return kept
 
@@ -299,20 +235,13 @@ def keep(
     cell: Cell, work: Work, variables: Variables, seconds: float, curve: Mapping[str, Any], place: Place
 ) -> dict[str, Any]:
     """Measures a student, writes its weights and ``cell.json``, and returns these."""
-    steps = work.steps
     kept = {
-        "pair": cell.pair,
-        "method": cell.method,
-        "seed": cell.seed,
-        "protocol": place.protocol.settings(),
-        "steps": steps,
-        "seconds": seconds,
-        "images_per_second": steps * place.protocol.batch_size / seconds,
+        **{"pair": cell.pair, "method": cell.method, "seed": cell.seed, "protocol": place.protocol.settings()},
+        **{"steps": work.steps, "seconds": seconds},
+        "images_per_second": work.steps * place.protocol.batch_size / seconds,
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
-        "curve": curve,
-        "best": training.best(curve),
-        "test": measure(cell, variables, work.trained, place),
-        **versions.record(),
+        **{"curve": curve, "best": training.best(curve), "test": measure(cell, variables, work.trained, place)},
+        **command.record(),
     }
     directory = place.directory(cell)
     directory.mkdir(parents=True, exist_ok=True)

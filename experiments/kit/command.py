@@ -1,12 +1,12 @@
 """The command line of an experiment: settings, exit statuses, workers, folders."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -20,27 +20,15 @@ from rich.console import Console
 from experiments.kit import files
 from jaxkd.training import Preempted
 
+Main = Callable[[Any, Console], int | None]
+
 
 class Refused(Exception):
     """The output folder cannot be used with the settings that were given."""
 
 
-def run(
-    name: str,
-    config: type[Any],
-    main: Callable[[Any, Console], int | None],
-    arguments: Sequence[str] | None = None,
-    width: int = 140,
-) -> int:
-    """Runs a command and returns its exit status.
-
-    Args:
-      name: name of the command's package below ``experiments``.
-      config: dataclass that the command line is made from.
-      main: the command, given its settings and a console.
-      arguments: of the command line; those of the process by default.
-      width: columns of the console where standard output is not a terminal.
-    """
+def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
+    """Runs a command and returns its exit status."""
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     console = Console(width=None if sys.stdout.isatty() else width)
     return status(name, lambda: main(settings, console))
@@ -70,25 +58,13 @@ def at_least(config: Any, *names: str, least: int = 1, why: str = "") -> None:
 
 
 def seeds(config: Any, least: int = 1) -> list[int]:
-    """Returns the seeds of a configuration, which has ``seeds`` and ``first_seed``.
-
-    Raises:
-      ValueError: there are fewer than ``least``.
-    """
+    """Returns the seeds of a configuration, which has ``seeds`` and ``first_seed``."""
     at_least(config, "seeds", least=least, why=": an interval needs several" if least > 1 else "")
     return list(range(config.first_seed, config.first_seed + config.seeds))
 
 
 def plain(config: Any, *leave_out: str) -> dict[str, Any]:
-    """Returns a configuration as JSON holds it, without some of its fields.
-
-    >>> @dataclasses.dataclass
-    ... class Config:
-    ...     out: pathlib.Path = pathlib.Path("runs")
-    ...     widths: tuple[int, int] = (4, 8)
-    >>> plain(Config(), "out")
-    {'widths': [4, 8]}
-    """
+    """Returns a configuration as JSON holds it, without some of its fields."""
     fields = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     return {name: value for name, value in fields.items() if name not in leave_out}
 
@@ -107,29 +83,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "choose another --out") -> Iterator[None]:
-    """Holds the output folder of a run, whose settings are kept in ``config.json``.
-
-    Args:
-      out: the folder, which is made.
-      settings: the settings that decide the run's numbers.
-      instead: the alternative that the message offers.
-
-    Raises:
-      Refused: another process holds the folder, or it holds a run with other settings.
-    """
+    """Holds the output folder of a run, whose settings are kept in ``config.json``."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
     with files.claim(out / "run") as ours:
         if not ours:
             raise Refused(f"another run is at work in {out}; wait for its end, or choose another --out.")
         stored, given = flat(json.loads(path.read_text()) if path.exists() else settings), flat(settings)
-        different = [
-            f"{name}: {stored.get(name, 'nothing')!r} there, {given.get(name, 'nothing')!r} here"
-            for name in sorted({**stored, **given})
-            if stored.get(name) != given.get(name)
-        ]
+        different = [name for name in sorted({**stored, **given}) if stored.get(name) != given.get(name)]
         if different:
-            listed = "\n  ".join(different)
+            pairs = ((name, stored.get(name, "nothing"), given.get(name, "nothing")) for name in different)
+            listed = "\n  ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in pairs)
             raise Refused(
                 f"{out} holds a run with other settings:\n  {listed}\nMake them equal to resume it, {instead}."
             )
@@ -158,9 +122,6 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
 
     On a CPU each process gets a share of the cores, since two processes of one core do more work than one of two.
     Elsewhere each gets one device.
-
-    Raises:
-      ValueError: there are fewer cores or devices than workers, or a worker failed.
     """
     if jax.default_backend() == "cpu":
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(workers))
@@ -193,11 +154,28 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
 
 
 def check_names(option: str, names: Iterable[str], available: Iterable[str]) -> None:
-    """Raises unless every name of an option is available.
-
-    Raises:
-      ValueError: some are not; the message lists those that are.
-    """
+    """Raises unless every name of an option is available."""
     available = list(available)
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")
+
+
+# The device and the package versions that a number was computed with.
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def packages(*more: str) -> dict[str, str]:
+    """Returns the versions of Python, of `PACKAGES` and of further packages."""
+    versions = {name: importlib.metadata.version(name) for name in (*PACKAGES, *more)}
+    return {"python": platform.python_version()} | versions
+
+
+def device() -> str:
+    """Returns the kind of the first device."""
+    return str(jax.devices()[0].device_kind)
+
+
+def record() -> dict[str, Any]:
+    """Returns the device and the versions, as a cell keeps them."""
+    return {"device": device(), "versions": packages()}

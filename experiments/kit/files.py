@@ -1,7 +1,5 @@
 """Files that processes share: locks, atomic writes, results computed once."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -13,15 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def claim(path: pathlib.Path, wait: bool = False) -> Iterator[bool]:
-    """Locks a path until the block or the process ends, by ``NAME.lock`` beside it.
-
-    Args:
-      path: file or folder to lock; it need not exist.
-      wait: whether to wait for a process that holds the lock.
-
-    Yields:
-      False if another process holds the lock and ``wait`` is False.
-    """
+    """Locks a path until the block or the process ends, by ``NAME.lock`` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         try:

@@ -1,7 +1,5 @@
 """Data on the device, and which images students and teachers see."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools
@@ -47,19 +45,15 @@ def training(dataset: data.Dataset, protocol: Protocol, seed: int) -> data.Resid
     return data.Resident(dataset, protocol.batch_size, seed)
 
 
-def evaluation(dataset: data.Dataset, teacher_logits: np.ndarray | None = None) -> data.Resident:
-    """Returns a set in its own order, with ``teacher_logits`` if given."""
-    if teacher_logits is not None:
-        dataset = dataset._replace(arrays={**dataset.arrays, "teacher_logits": teacher_logits.astype(np.float32)})
-    return data.Resident(dataset, min(EVAL_BATCH, data.num_examples(dataset)), shuffle=False)
-
-
 def evaluations(
     test: data.Dataset, held: data.Dataset | None, teacher_logits: np.ndarray | None = None
 ) -> dict[str, data.Resident]:
-    """Returns the inputs to evaluate on: test images, and held-out ones, if any."""
-    splits = {"test": evaluation(test, teacher_logits)}
-    return splits if held is None else {"validation": evaluation(held), **splits}
+    """Returns the inputs to evaluate on, in order: test images, with logits if given, and held-out ones, if any."""
+    if teacher_logits is not None:
+        test = test._replace(arrays={**test.arrays, "teacher_logits": teacher_logits.astype(np.float32)})
+    splits = {"test": test} if held is None else {"validation": held, "test": test}
+    sizes = {name: min(EVAL_BATCH, data.num_examples(split)) for name, split in splits.items()}
+    return {name: data.Resident(split, sizes[name], shuffle=False) for name, split in splits.items()}
 
 
 class _Input:
@@ -78,17 +72,7 @@ class _Input:
 
 
 class Seeds(_Input):
-    """Batches of several seeds, ``[seeds, batch, ...]``, each in the seed's own order.
-
-    Args:
-      loaders: the input of each seed, alike except for the arrays; or one input that all seeds share.
-      seeds: seeds of the orders.
-
-    Attributes:
-      arrays: arrays that `gather` needs on the device.
-      batch_size: examples in a seed's batch.
-      steps_per_epoch: batches in a pass.
-    """
+    """Batches of several seeds, ``[seeds, batch, ...]``, each in the seed's own order."""
 
     def __init__(self, loaders: Sequence[Any], seeds: Sequence[int]) -> None:
         self._loaders, self._one = loaders, loaders[0]
@@ -103,8 +87,6 @@ class Seeds(_Input):
         self._seeded = any(one.name == "seed" or one.kind is one.VAR_KEYWORD for one in parameters)
 
     def gather(self, arrays: Any, step: Any) -> Batch:
-        """Returns the batches of all seeds at a step."""
-
         def one(own: Any, seed: Any) -> Batch:
             batch: Batch = self._one.gather(own, step, **({"seed": seed} if self._seeded else {}))
             return batch
@@ -113,7 +95,6 @@ class Seeds(_Input):
         return batches
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells this input from another."""
         return {"sets": [loader.fingerprint() for loader in self._loaders], "seeds": self.arrays["seed"].tolist()}
 
 
@@ -126,13 +107,11 @@ class Joined(_Input):
         self.batch_size, self.steps_per_epoch = sum(x.batch_size for x in loaders), loaders[-1].steps_per_epoch
 
     def gather(self, arrays: Any, step: Any, *, seed: Any = None) -> Batch:
-        """Returns the batch of a step."""
         batches = [loader.gather(own, step, seed=seed) for loader, own in zip(self._loaders, arrays, strict=True)]
         joined: Batch = jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
         return joined
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns what tells this input from another."""
         return {str(i): loader.fingerprint() for i, loader in enumerate(self._loaders)}
 
 

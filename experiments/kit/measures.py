@@ -1,7 +1,5 @@
 """Measures of a trained model, from its logits and features, in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,23 +21,9 @@ def describe(
 ) -> dict[str, Any]:
     """Returns the measures of a model on a set, as JSON holds them.
 
-    Args:
-      logits: ``[examples, classes]``.
-      labels: ``[examples]``.
-      teacher_logits: the teacher's logits of the same examples; None for a teacher.
-      features: features of some examples, such as those of `subset`, by stage: ``[some, ...]``.
-      teacher_features: the teacher's features of the same examples.
-
     Returns:
       ``accuracy``, ``nll`` in nats, ``calibration_error``, ``per_class``, ``reliability``; with a teacher ``agreement``
       and ``kl_to_teacher``; with features ``cka``.
-
-    Raises:
-      ValueError: the shapes do not match, a label is no class, or the logits are not finite.
-
-    >>> found = describe(np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]]))
-    >>> found["accuracy"], found["agreement"], found["per_class"]
-    (0.5, 0.5, [1.0, 0.0])
     """
     logits, labels = _checked("logits", logits, labels)
     log_probabilities = log_softmax(logits)
@@ -55,9 +39,8 @@ def describe(
     if teacher_logits is not None:
         taught, _ = _checked("teacher_logits", teacher_logits, labels)
         if taught.shape != logits.shape:
-            raise ValueError(
-                f"teacher_logits: expected {list(logits.shape)}, the shape of the student's, got {list(taught.shape)}."
-            )
+            ours, got = list(logits.shape), list(taught.shape)
+            raise ValueError(f"teacher_logits: expected {ours}, the shape of the student's, got {got}.")
         found["agreement"] = float(np.mean(chosen == taught.argmax(-1)))
         found["kl_to_teacher"] = kl(taught, logits)
     if features is not None and teacher_features is not None:
@@ -66,11 +49,7 @@ def describe(
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns log-probabilities, finite for logits of any finite size.
-
-    >>> log_softmax(np.array([1e4, -1e4]))
-    array([     0., -20000.])
-    """
+    """Returns log-probabilities, finite for logits of any finite size."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
@@ -90,16 +69,6 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
     Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3: examples are put into bins of equal
     width ``((b − 1) / B, b / B]`` by the probability of the chosen class, which is the confidence.
-
-    Args:
-      probabilities: ``[examples, classes]``.
-      labels: ``[examples]``.
-      bins: B.
-
-    Two examples in one bin, with a mean confidence of 0.9, one of them right:
-
-    >>> float(calibration_error(np.array([[0.92, 0.08], [0.88, 0.12]]), np.array([0, 1]), bins=5))
-    0.4
     """
     confidence, right, chosen = _binned(probabilities, labels, bins)
     gaps = np.bincount(chosen, weights=right - confidence, minlength=bins)  # n_b (accuracy_b − confidence_b)
@@ -107,11 +76,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict[str, np.ndarray]:
-    """Returns ``count``, ``confidence`` and ``accuracy`` of each bin, 0 if empty.
-
-    >>> reliability(np.array([[0.92, 0.08], [0.88, 0.12]]), np.array([0, 1]), bins=2)
-    {'count': array([0, 2]), 'confidence': array([0. , 0.9]), 'accuracy': array([0. , 0.5])}
-    """
+    """Returns ``count``, ``confidence`` and ``accuracy`` of each bin, 0 if empty."""
     confidence, right, chosen = _binned(probabilities, labels, bins)
     count = np.bincount(chosen, minlength=bins)
     filled = np.maximum(count, 1)
@@ -130,22 +95,14 @@ def _binned(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tuple[n
 
 
 def per_class(chosen: np.ndarray, labels: np.ndarray, classes: int) -> list[float | None]:
-    """Returns the accuracy on each class; None for a class without examples.
-
-    >>> per_class(np.array([0, 1, 1]), np.array([0, 0, 1]), classes=3)
-    [0.5, 1.0, None]
-    """
+    """Returns the accuracy on each class; None for a class without examples."""
     count = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[chosen == labels], minlength=classes)
     return [float(r / n) if n else None for r, n in zip(right, count, strict=True)]
 
 
 def subset(examples: int, count: int = CKA_EXAMPLES) -> np.ndarray:
-    """Returns evenly spread indices of the examples that features are compared on.
-
-    >>> subset(10, 4)
-    array([0, 2, 5, 7])
-    """
+    """Returns evenly spread indices of the examples that features are compared on."""
     count = min(count, examples)
     return np.arange(count) * examples // count
 
@@ -154,12 +111,6 @@ def cka(features: Mapping[str, np.ndarray], teacher_features: Mapping[str, np.nd
     """Linear CKA between stages of student and teacher, ``[examples, ...]`` each.
 
     CKA of few examples and wide features is biased upwards: compare values from equally many examples only.
-
-    Raises:
-      ValueError: the numbers of examples differ, or a feature is not finite.
-
-    >>> {stage: round(value, 3) for stage, value in cka({"stage1": np.eye(4)}, {"stage1": 2 * np.eye(4)}).items()}
-    {'stage1': 1.0}
     """
     found = {}
     for stage in (name for name in features if name in teacher_features):
@@ -174,16 +125,12 @@ def cka(features: Mapping[str, np.ndarray], teacher_features: Mapping[str, np.nd
 def _checked(name: str, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"{name}: expected [examples, classes] with a label for each example, got {list(logits.shape)} with labels "
-            f"{list(labels.shape)}."
-        )
+        got = f"{list(logits.shape)} with labels {list(labels.shape)}"
+        raise ValueError(f"{name}: expected [examples, classes] with a label for each example, got {got}.")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"labels: expected 0 to {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}.")
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=-1)).sum())
-        raise ValueError(
-            f"{name}: expected finite numbers, got NaN or infinity for {wrong} of {len(logits)} examples. The training "
-            "has diverged; its log says when."
-        )
+        got = f"NaN or infinity for {wrong} of {len(logits)} examples. The training has diverged; its log says when"
+        raise ValueError(f"{name}: expected finite numbers, got {got}.")
     return logits, labels

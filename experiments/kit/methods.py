@@ -5,8 +5,7 @@ same recipe, compressed: 30 epochs of initialization are an eighth of the epochs
 twelfth.
 """
 
-from __future__ import annotations
-
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,31 +27,18 @@ Weights = Mapping[str, float]
 
 
 class Setting(NamedTuple):
-    """Networks, data and weights that an objective may depend on.
+    """Networks, data and weights that an objective may depend on."""
 
-    Attributes:
-      teacher: name of the network.
-      student: name of the network.
-      steps: steps of the training itself, without an initialization.
-      labels: labels of the training images, in the order of ``batch["row"]``, for CRD.
-      margins: OFD's margins of the teacher's channels at a tap before a ReLU.
-      stages: taps that are compared stage by stage; by default all stages of the networks, which are paired in order.
-      embedding: tap of the embedding that relations compare.
-      labelled: path of the mask of examples that have a label; None if all have one.
-      temperature: temperature of soft targets.
-      weights: weights of terms in place of the published ones.
-    """
-
-    teacher: str = ""
-    student: str = ""
-    steps: int = 1
-    labels: np.ndarray | None = None
-    margins: Callable[[str], Any] | None = None
-    stages: tuple[str, ...] | None = None
-    embedding: str = "pooled"
-    labelled: str | None = None
-    temperature: float = 4.0
-    weights: Weights = {}
+    teacher: str = ""  # name of the network
+    student: str = ""  # name of the network
+    steps: int = 1  # steps of the training itself, without an initialization
+    labels: np.ndarray | None = None  # labels of the training images, in the order of ``batch["row"]``, for CRD
+    margins: Callable[[str], Any] | None = None  # OFD's margins of the teacher's channels at a tap before a ReLU
+    stages: tuple[str, ...] | None = None  # taps that are compared stage by stage; by default those paired in order
+    embedding: str = "pooled"  # tap of the embedding that relations compare
+    labelled: str | None = None  # path of the mask of examples that have a label; None if all have one
+    temperature: float = 4.0  # temperature of soft targets
+    weights: Weights = {}  # weights of terms in place of the published ones
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -60,24 +46,20 @@ class Setting(NamedTuple):
         return self.stages or tuple(paired(self.teacher, self.student))
 
 
+Term = Callable[[Setting, Any], Objective]
+"""A term in a setting, given its weight; None for a term that is published without one."""
+Terms = Callable[[Setting, Weights], Objective]
+
+
 class Method(NamedTuple):
-    """A method of the tables.
+    """A method of the tables."""
 
-    Attributes:
-      title: name in tables.
-      terms: ``(setting, weights) -> Objective`` of the training itself.
-      taps: ``(teacher, student) -> Taps`` that the terms read beside the logits.
-      weights: published weights of the terms that are added to a cross-entropy of weight 1.
-      initial: ``(setting, weights) -> Objective`` of an initialization stage, if any.
-      train_student: whether the initialization trains the student, and not only what the objective learns.
-    """
-
-    title: str
-    terms: Callable[[Setting, Weights], Objective]
-    taps: Callable[[str, str], Taps]
-    weights: Weights = {}
-    initial: Callable[[Setting, Weights], Objective] | None = None
-    train_student: bool = True
+    title: str  # name in tables
+    terms: Terms  # objective of the training itself
+    taps: Callable[[str, str], Taps]  # ``(teacher, student) -> Taps`` that the terms read beside the logits
+    weights: Weights = {}  # published weights of the terms that are added to a cross-entropy of weight 1
+    initial: Terms | None = None  # objective of an initialization stage, if any
+    train_student: bool = True  # whether the initialization trains the student, and not only what the objective learns
 
     def weigh(self, setting: Setting) -> Weights:
         """Returns the weights of all terms in a setting."""
@@ -101,9 +83,6 @@ class Method(NamedTuple):
         return self.taps(teacher, student)[1]
 
 
-# Terms.
-
-
 def cross_entropy(weight: float = 1.0, where: str | None = None) -> Objective:
     """Returns the cross-entropy on the labels, of the examples where a mask is True."""
     return jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight, where=where)
@@ -116,53 +95,70 @@ def soft_targets(weight: float = 1.0, temperature: float = 4.0, teacher: str = "
 
 def decoupled(weight: Any = 1.0, beta: float = 8.0) -> Objective:
     """Returns decoupled soft targets."""
-    return jaxkd.term(
-        losses.decoupled_kd,
-        "student/logits",
-        "teacher/logits",
-        "batch/label",
-        weight=weight,
-        alpha=1.0,
-        beta=beta,
-        temperature=4.0,
-    )
+    paths = *_both("logits"), "batch/label"
+    return jaxkd.term(losses.decoupled_kd, *paths, weight=weight, alpha=1.0, beta=beta, temperature=4.0)
 
 
-def relations(distance: float, angle: float, tap: str = "pooled") -> dict[str, Objective]:
+def relations(distance: float, angle: float) -> dict[str, Objective]:
     """Returns the terms of distances and angles between the embeddings of a batch."""
-    both = f"student/{tap}", f"teacher/{tap}"
+    both = _both("pooled")
     return {
         "distance": jaxkd.term(losses.distance_relation, *both, weight=distance),
         "angle": jaxkd.term(losses.angle_relation, *both, weight=angle),
     }
 
 
-def _ce(of: Setting, w: Weights) -> Objective:
-    return cross_entropy(w["ce"], of.labelled)
+def terms(**terms: Term) -> Terms:
+    """Returns the objective that combines terms, each of which gets the weight of its name."""
+    return lambda of, w: jaxkd.combine(**{name: make(of, w.get(name)) for name, make in terms.items()})
 
 
-def _logits(loss: Callable[..., Any], weight: Any, **hyperparameters: Any) -> Objective:
-    return jaxkd.term(loss, "student/logits", "teacher/logits", weight=weight, **hyperparameters)
+def with_labels(**others: Term) -> Terms:
+    """Returns the objective of terms beside the cross-entropy."""
+    return terms(ce=lambda of, weight: cross_entropy(weight, of.labelled), **others)
 
 
-def _embeddings(loss: Callable[..., Any], of: Setting, weight: float) -> Objective:
-    return jaxkd.term(loss, f"student/{of.embedding}", f"teacher/{of.embedding}", weight=weight)
+def _both(tap: str) -> tuple[str, str]:
+    return f"student/{tap}", f"teacher/{tap}"
 
 
-def _by_stage(loss: Callable[..., Any], of: Setting, weight: float) -> Objective:
+def _logits(loss: Callable[..., Any], **hyperparameters: Any) -> Term:
+    return lambda of, weight: jaxkd.term(loss, *_both("logits"), weight=weight, **hyperparameters)
+
+
+def _embeddings(loss: Callable[..., Any]) -> Term:
+    return lambda of, weight: jaxkd.term(loss, *_both(of.embedding), weight=weight)
+
+
+def _stages(loss: Callable[..., Any]) -> Term:
     """Returns a term for every stage, all of one weight."""
-    return jaxkd.combine(
-        **{tap: jaxkd.term(loss, f"student/{tap}", f"teacher/{tap}", weight=weight) for tap in of.compared}
+    return lambda of, weight: jaxkd.combine(
+        **{tap: jaxkd.term(loss, *_both(tap), weight=weight) for tap in of.compared}
     )
 
 
-def _deeper_weigh_more(make: Callable[..., Objective], of: Setting, weight: float) -> Objective:
-    """Returns a term for every stage; weights double with depth, up to ``weight``."""
-    terms = {}
-    for i, stage in enumerate(of.compared):
-        maps = f"student/{stage}_preact", f"teacher/{stage}_preact"
-        terms[stage] = _of_one_size(make(stage, *maps, weight=weight * 2.0 ** (i + 1 - len(of.compared))), *maps)
-    return jaxkd.combine(**terms)
+def _last(make: Callable[..., Objective]) -> Term:
+    """Returns a term between the last stages."""
+
+    def term(of: Setting, weight: Any) -> Objective:
+        (teacher,), (student,) = last(of.teacher, of.student)
+        return make(f"student/{student}", f"teacher/{teacher}", weight=weight)
+
+    return term
+
+
+def _deeper_weigh_more(make: Callable[..., Objective]) -> Term:
+    """Returns a term ``make(setting, tap, ...)`` for every stage; weights double with depth, up to the whole one."""
+
+    def term(of: Setting, weight: Any) -> Objective:
+        made = {}
+        for i, stage in enumerate(of.compared):
+            maps = _both(f"{stage}_preact")
+            of_stage = make(of, f"{stage}_preact", *maps, weight=weight * 2.0 ** (i + 1 - len(of.compared)))
+            made[stage] = _of_one_size(of_stage, *maps)
+        return jaxkd.combine(**made)
+
+    return term
 
 
 def _of_one_size(objective: Objective, student_path: str, teacher_path: str) -> Objective:
@@ -186,74 +182,53 @@ def _of_one_size(objective: Objective, student_path: str, teacher_path: str) -> 
     )
 
 
-def alone(of: Setting, w: Weights) -> Objective:
-    """Returns the cross-entropy alone."""
-    return jaxkd.combine(ce=_ce(of, w))
+def _kd(of: Setting, weight: Any) -> Objective:
+    return soft_targets(weight, of.temperature)
 
 
-def with_labels(**terms: Callable[[Setting, Weights], Objective]) -> Callable[[Setting, Weights], Objective]:
-    """Returns the terms of a method beside the cross-entropy."""
-    return lambda of, w: jaxkd.combine(ce=_ce(of, w), **{name: make(of, w) for name, make in terms.items()})
+def _hint(of: Setting, weight: Any) -> Objective:
+    return objectives.hint(*_both((of.stages or ("stage1", "stage2"))[1]), weight=weight)
 
 
-def _kd(of: Setting, w: Weights) -> Objective:
-    return soft_targets(w["kd"], of.temperature)
+def _cc(of: Setting, weight: Any) -> Objective:
+    return objectives.on_embeddings(losses.consecutive_correlation, *_both("pooled"), weight=weight)
 
 
-def _hint(of: Setting, w: Weights) -> Objective:
-    second = (of.stages or ("stage1", "stage2"))[1]
-    return objectives.hint(f"student/{second}", f"teacher/{second}", weight=w["hint"])
+def _vid(of: Setting, weight: Any) -> Objective:
+    return jaxkd.combine(**{tap: objectives.variational(*_both(tap)) for tap in of.compared})
 
 
-def _last(make: Callable[..., Objective], name: str) -> Callable[[Setting, Weights], Objective]:
-    """Returns a term between the last stages."""
-
-    def term(of: Setting, w: Weights) -> Objective:
-        (teacher,), (student,) = last(of.teacher, of.student)
-        return make(f"student/{student}", f"teacher/{teacher}", weight=w[name])
-
-    return term
+@_deeper_weigh_more
+def _boundaries(of: Setting, tap: str, student: str, teacher: str, weight: float) -> Objective:
+    return objectives.boundary_connector(student, teacher, margin=1.0, weight=weight)
 
 
-def _similarities(student: str, teacher: str, weight: float) -> Objective:
-    return jaxkd.term(losses.similarity_preserving, student, teacher, weight=weight)
+@_deeper_weigh_more
+def _overhaul(of: Setting, tap: str, student: str, teacher: str, weight: float) -> Objective:
+    assert of.margins is not None
+    return objectives.overhaul_connector(student, teacher, of.margins(tap), weight=weight)
 
 
-def _vid(of: Setting, w: Weights) -> Objective:
-    return jaxkd.combine(**{tap: objectives.variational(f"student/{tap}", f"teacher/{tap}") for tap in of.compared})
-
-
-def _rkd(of: Setting, w: Weights) -> Objective:
-    return jaxkd.combine(ce=_ce(of, w), **relations(w["distance"], w["angle"], of.embedding))
-
-
-def _ab_initial(of: Setting, w: Weights) -> Objective:
-    def make(stage: str, student: str, teacher: str, weight: float) -> Objective:
-        return objectives.boundary_connector(student, teacher, margin=1.0, weight=weight)
-
-    return jaxkd.combine(ab=_deeper_weigh_more(make, of, w["ab"]))
-
-
-def _ft_initial(of: Setting, w: Weights) -> Objective:
+def _paraphraser(of: Setting, weight: Any) -> Objective:
     """Returns the objective of the paraphraser of the teacher's last stage."""
     (teacher,), _ = last(of.teacher, of.student)
-    return jaxkd.combine(ft=jaxkd.combine(paraphraser=objectives.paraphraser(f"teacher/{teacher}")))
+    return jaxkd.combine(paraphraser=objectives.paraphraser(f"teacher/{teacher}"))
 
 
-def _fsp_initial(of: Setting, w: Weights) -> Objective:
-    terms = {}
+def _flow(of: Setting, weight: Any) -> Objective:
+    made = {}
     for first, second in itertools.pairwise(("stem", *of.compared)):
-        maps = [tuple(f"{side}/{tap}" for tap in (first, second)) for side in ("student", "teacher")]
-        terms[f"{first}-{second}"] = jaxkd.term(losses.solution_flow, *maps)
-    return jaxkd.combine(fsp=jaxkd.combine(**terms))
+        maps = [(f"{side}/{first}", f"{side}/{second}") for side in ("student", "teacher")]
+        made[f"{first}-{second}"] = jaxkd.term(losses.solution_flow, *maps)
+    return jaxkd.combine(**made)
 
 
-def _crd(of: Setting, w: Weights) -> Objective:
-    return objectives.crd("student/pooled", "teacher/pooled", of.labels, weight=w["crd"], index_path="batch/row")
+def _crd(of: Setting, weight: Any) -> Objective:
+    return objectives.crd(*_both("pooled"), of.labels, weight=weight, index_path="batch/row")
 
 
-def _dkd(of: Setting, w: Weights) -> Objective:
-    return decoupled(warm_up(w["dkd"], of.steps), dkd_beta(of.teacher, of.student))
+def _dkd(of: Setting, weight: Any) -> Objective:
+    return decoupled(warm_up(weight, of.steps), dkd_beta(of.teacher, of.student))
 
 
 def _standardized_kl(student: Any, teacher: Any, *, temperature: float, where: Any = None) -> Any:
@@ -261,30 +236,15 @@ def _standardized_kl(student: Any, teacher: Any, *, temperature: float, where: A
     return losses.soft_target_kl(*standardized, temperature=temperature, where=where)
 
 
-def _ofd(of: Setting, w: Weights) -> Objective:
-    def make(stage: str, student: str, teacher: str, weight: float) -> Objective:
-        assert of.margins is not None
-        return objectives.overhaul_connector(student, teacher, of.margins(f"{stage}_preact"), weight=weight)
-
-    return _deeper_weigh_more(make, of, w["ofd"])
-
-
-def _review(of: Setting, w: Weights) -> Objective:
+def _review(of: Setting, weight: Any) -> Objective:
     teacher, student = fused(of.teacher, of.student)
-    return objectives.review(
-        [f"student/{tap}" for tap in student],
-        [f"teacher/{tap}" for tap in teacher],
-        weight=warm_up(w.get("review", review_weight(of.teacher, of.student)), of.steps),
-    )
+    schedule = warm_up(review_weight(of.teacher, of.student) if weight is None else weight, of.steps)
+    paths = [f"student/{tap}" for tap in student], [f"teacher/{tap}" for tap in teacher]
+    return objectives.review(*paths, weight=schedule)
 
 
 def warm_up(weight: float, steps: int) -> optax.Schedule:
-    """Returns a schedule from 0 to the weight over a twelfth of the training.
-
-    >>> schedule = warm_up(8.0, 240)
-    >>> float(schedule(0)), float(schedule(10)), float(schedule(100))
-    (0.0, 4.0, 8.0)
-    """
+    """Returns a schedule from 0 to the weight over a twelfth of the training."""
     return optax.linear_schedule(0.0, weight, max(round(steps * WARM_UP), 1))
 
 
@@ -309,9 +269,6 @@ def review_weight(teacher: str, student: str) -> float:
 
     Published: 5 for WRN, resnet32x4 → resnet8x4 and ShuffleNetV1, 8 for ShuffleNetV2, 0.6 for resnet56 → resnet20 and
     1 for resnet110 → resnet32, which pairs without a published value get here as well.
-
-    >>> review_weight("resnet32x4", "shufflenet_v2"), review_weight("resnet56", "resnet20")
-    (8.0, 0.6)
     """
     if student == "shufflenet_v2":
         return 8.0
@@ -320,67 +277,35 @@ def review_weight(teacher: str, student: str) -> float:
     return 0.6 if (teacher, student) == ("resnet56", "resnet20") else 1.0
 
 
+_attention, _selectivity = _stages(losses.attention_transfer), _stages(losses.neuron_selectivity)
+_similarities = _last(functools.partial(jaxkd.term, losses.similarity_preserving))
+_factors = _last(objectives.factor_translator)
+_distances, _angles = _embeddings(losses.distance_relation), _embeddings(losses.angle_relation)
+_probabilities = _embeddings(losses.probabilistic_transfer)
+_dist = _logits(losses.dist, beta=1.0, gamma=1.0, temperature=4.0)
+_standardized = _logits(_standardized_kl, temperature=2.0)
+_rkd_weights = {"distance": 25.0, "angle": 50.0}
+_ft_initial = terms(ft=_paraphraser)
 METHODS: Mapping[str, Method] = {
-    "student": Method("student alone", alone, fixed()),
+    "student": Method("student alone", with_labels(), fixed()),
     "kd": Method("KD", with_labels(kd=_kd), fixed(), {"ce": 0.1, "kd": 0.9}),
     "fitnet": Method("FitNet", with_labels(hint=_hint), fixed("stage2"), {"hint": 100.0}),
-    "at": Method(
-        "AT",
-        with_labels(at=lambda of, w: _by_stage(losses.attention_transfer, of, w["at"])),
-        each_stage(),
-        {"at": 1000.0},
-    ),
-    "sp": Method("SP", with_labels(sp=_last(_similarities, "sp")), last, {"sp": 3000.0}),
-    "cc": Method(
-        "CC",
-        with_labels(
-            cc=lambda of, w: objectives.on_embeddings(
-                losses.consecutive_correlation, "student/pooled", "teacher/pooled", weight=w["cc"]
-            )
-        ),
-        fixed("pooled"),
-        {"cc": 0.02},
-    ),
+    "at": Method("AT", with_labels(at=_attention), each_stage(), {"at": 1000.0}),
+    "sp": Method("SP", with_labels(sp=_similarities), last, {"sp": 3000.0}),
+    "cc": Method("CC", with_labels(cc=_cc), fixed("pooled"), {"cc": 0.02}),
     "vid": Method("VID", with_labels(vid=_vid), each_stage()),
-    "rkd": Method("RKD", _rkd, fixed("pooled"), {"distance": 25.0, "angle": 50.0}),
-    "pkt": Method(
-        "PKT",
-        with_labels(pkt=lambda of, w: _embeddings(losses.probabilistic_transfer, of, w["pkt"])),
-        fixed("pooled"),
-        {"pkt": 3e4},
-    ),
-    "ab": Method("AB", alone, each_stage("{}_preact"), {"ab": 3e-3}, _ab_initial),
-    "ft": Method(
-        "FT",
-        with_labels(ft=_last(objectives.factor_translator, "ft")),
-        last,
-        {"ft": 200.0},
-        _ft_initial,
-        train_student=False,
-    ),
-    "fsp": Method("FSP", alone, each_stage("{}", "stem"), {}, _fsp_initial),
-    "nst": Method(
-        "NST",
-        with_labels(nst=lambda of, w: _by_stage(losses.neuron_selectivity, of, w["nst"])),
-        each_stage(),
-        {"nst": 50.0},
-    ),
+    "rkd": Method("RKD", with_labels(distance=_distances, angle=_angles), fixed("pooled"), _rkd_weights),
+    "pkt": Method("PKT", with_labels(pkt=_probabilities), fixed("pooled"), {"pkt": 3e4}),
+    "ab": Method("AB", with_labels(), each_stage("{}_preact"), {"ab": 3e-3}, terms(ab=_boundaries)),
+    "ft": Method("FT", with_labels(ft=_factors), last, {"ft": 200.0}, _ft_initial, train_student=False),
+    "fsp": Method("FSP", with_labels(), each_stage("{}", "stem"), {}, terms(fsp=_flow)),
+    "nst": Method("NST", with_labels(nst=_selectivity), each_stage(), {"nst": 50.0}),
     "crd": Method("CRD", with_labels(crd=_crd), fixed("pooled"), {"crd": 0.8}),
     "crd_kd": Method("CRD + KD", with_labels(kd=_kd, crd=_crd), fixed("pooled"), {"kd": 1.0, "crd": 0.8}),
     "dkd": Method("DKD", with_labels(dkd=_dkd), fixed(), {"dkd": 1.0}),
-    "dist": Method(
-        "DIST",
-        with_labels(dist=lambda of, w: _logits(losses.dist, w["dist"], beta=1.0, gamma=1.0, temperature=4.0)),
-        fixed(),
-        {"dist": 2.0},
-    ),
-    "logit_std": Method(
-        "KD + logit std.",
-        with_labels(kd=lambda of, w: _logits(_standardized_kl, w["kd"], temperature=2.0)),
-        fixed(),
-        {"ce": 0.1, "kd": 9.0},
-    ),
-    "ofd": Method("OFD", with_labels(ofd=_ofd), each_stage("{}_preact"), {"ofd": 1e-3}),
+    "dist": Method("DIST", with_labels(dist=_dist), fixed(), {"dist": 2.0}),
+    "logit_std": Method("KD + logit std.", with_labels(kd=_standardized), fixed(), {"ce": 0.1, "kd": 9.0}),
+    "ofd": Method("OFD", with_labels(ofd=_overhaul), each_stage("{}_preact"), {"ofd": 1e-3}),
     "review": Method("ReviewKD", with_labels(review=_review), fused),
 }
 TITLES = {name: method.title for name, method in METHODS.items()}
@@ -399,25 +324,14 @@ def initial_steps(method: Method, steps: int) -> int:
 def build(
     method: Method, setting: Setting, student: jaxkd.Model, teacher: jaxkd.Teacher, problem: Problem
 ) -> jaxkd.Distiller:
-    """Returns a method as a distiller for normalized images, ``label`` and ``row``.
-
-    Args:
-      method: the method.
-      setting: what its objective depends on.
-      student: network with the taps that the method reads.
-      teacher: likewise.
-      problem: the optimizers.
-    """
+    """Returns a method as a distiller for normalized images, ``label`` and ``row``."""
     optimizer = problem.optimizer(setting.student, setting.steps)
     objective = method.objective(setting)
     if method.initial is None:
         return jaxkd.distill(student, teacher, objective, optimizer=optimizer)
-    first = schemes.phases.Stage(
-        method.initial_objective(setting),
-        problem.initial_optimizer(setting.student, method.train_student),
-        steps=initial_steps(method, setting.steps),
-        student=method.train_student,
-    )
+    initial, trained = method.initial_objective(setting), method.train_student
+    slow, steps = problem.initial_optimizer(setting.student, trained), initial_steps(method, setting.steps)
+    first = schemes.phases.Stage(initial, slow, steps=steps, student=trained)
     return schemes.staged(student, teacher, first, schemes.phases.Stage(objective, optimizer))
 
 
@@ -430,6 +344,5 @@ def undefined(name: str, teacher: str, student: str, problem: Problem) -> str | 
     if name != "fsp":
         return None
     of_student, of_teacher = ([problem.shapes(network)[tap][-1] for tap in maps] for network in (student, teacher))
-    if of_student != of_teacher:
-        return "FSP compares matrices of channels by channels, and the two networks have different channels"
-    return None
+    different = "FSP compares matrices of channels by channels, and the two networks have different channels"
+    return different if of_student != of_teacher else None

@@ -1,7 +1,5 @@
 """The plan of a command: runs, FLOPs, time and disk."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,37 +12,25 @@ from rich.table import Table
 
 import jaxkd
 from experiments.kit import cell as cells
-from experiments.kit import methods, versions
+from experiments.kit import command, methods, report
 from experiments.kit.recipe import Problem, Protocol
 from experiments.kit.teachers import Place
 from jaxkd.types import Context, Objective
 
-STEPS = 3
-"""Steps that are timed, after one that compiles."""
+STEPS = 3  # steps that are timed, after one that compiles
 
 
 class Line(NamedTuple):
-    """One kind of work.
-
-    Attributes:
-      what: its name.
-      runs: number of runs: seeds, or 1.
-      done: number of finished runs.
-      steps: steps of a run.
-      flops: FLOPs of a step.
-      seconds: seconds of a run on this machine.
-      bytes: bytes on disk of a finished run.
-      working: further bytes on disk during a run.
-    """
+    """One kind of work."""
 
     what: str
-    runs: int
-    done: int
-    steps: int
-    flops: float
-    seconds: float
-    bytes: int
-    working: int
+    runs: int  # seeds, or 1
+    done: int  # number of finished runs
+    steps: int  # steps of a run
+    flops: float  # FLOPs of a step
+    seconds: float  # seconds of a run on this machine
+    bytes: int  # bytes on disk of a finished run
+    working: int  # further bytes on disk during a run
 
     @property
     def left(self) -> int:
@@ -53,19 +39,12 @@ class Line(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The cost of training a network on labels.
+    """The cost of training a network on labels."""
 
-    Attributes:
-      flops: FLOPs of a step.
-      rate: FLOPs a second.
-      weights: bytes of parameters and statistics.
-      state: bytes of a checkpoint.
-    """
-
-    flops: float
-    rate: float
-    weights: int
-    state: int
+    flops: float  # FLOPs of a step
+    rate: float  # FLOPs a second
+    weights: int  # bytes of parameters and statistics
+    state: int  # bytes of a checkpoint
 
 
 def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
@@ -89,12 +68,8 @@ def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
 
 def _network(name: str, place: Place) -> Network:
     problem, protocol = place.problem, place.protocol
-    kd = jaxkd.distill(
-        problem.model(name, (), protocol.bf16),
-        jaxkd.teachers.none(),
-        methods.cross_entropy(),
-        optimizer=problem.optimizer(name, 240),
-    )
+    model, ce, optimizer = problem.model(name, (), protocol.bf16), methods.cross_entropy(), problem.optimizer(name, 240)
+    kd = jaxkd.distill(model, jaxkd.teachers.none(), ce, optimizer=optimizer)
     batch = {"image": _shape(protocol.batch_size, *problem.shape), **_rows(protocol)}
     state = jax.eval_shape(kd.init, jax.random.key(0), batch)
     count = flops(kd.step, state, batch)
@@ -124,33 +99,22 @@ def _students(same: Sequence[cells.Cell], teacher_cost: Network, cost: Network, 
     problem, protocol, (teacher, student, name, _) = place.problem, place.protocol, same[0]
     method = methods.METHODS[name]
     labels = np.arange(_images(place), dtype=np.int32) % problem.classes
-
-    def margins(tap: str) -> Any:
-        return jnp.zeros(problem.shapes(teacher)[tap][-1:], jnp.float32)
-
-    setting = methods.Setting(teacher, student, 240, labels, margins)
+    shapes = problem.shapes(teacher)
+    setting = methods.Setting(teacher, student, 240, labels, lambda tap: jnp.zeros(shapes[tap][-1:], jnp.float32))
     live = name != "student" and not _cached(same[0], protocol)
     steps = protocol.epochs * -(-_images(place) // protocol.batch_size)
     first = methods.initial_steps(method, steps)
     parts = [(steps, method.objective(setting))]
-    if method.initial is not None:
-        parts.append((first, method.initial_objective(setting)))
+    parts += [(first, method.initial_objective(setting))] if method.initial is not None else []
     own, _ = _objective(methods.cross_entropy(), same[0], place)  # the network's step includes it already
-    total, kept = 0.0, 0
+    total, kept = 0.0, cost.state + live * teacher_cost.weights
     for count, objective in parts:
         extra, size_of = _objective(objective, same[0], place)
         total += count * (cost.flops + extra - own + live * teacher_cost.flops / 3)
         kept += size_of
-    return Line(
-        f"{teacher} → {student}: {method.title}",
-        len(same),
-        sum(place.file(cell).exists() for cell in same),
-        steps + first,
-        total / (steps + first),
-        total / cost.rate,
-        cost.weights,
-        2 * (cost.state + kept + live * teacher_cost.weights),
-    )
+    what, done = f"{teacher} → {student}: {method.title}", sum(place.file(cell).exists() for cell in same)
+    both, seconds = steps + first, total / cost.rate
+    return Line(what, len(same), done, both, total / both, seconds, cost.weights, 2 * kept)
 
 
 def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[float, int]:
@@ -185,9 +149,8 @@ def _shape(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def _rows(protocol: Protocol) -> dict[str, jax.ShapeDtypeStruct]:
-    rows = (protocol.batch_size,)
-    integers = jax.ShapeDtypeStruct(rows, jnp.int32)
-    return {"label": integers, "row": integers, "mask": jax.ShapeDtypeStruct(rows, bool)}
+    kinds = {"label": jnp.int32, "row": jnp.int32, "mask": bool}
+    return {name: jax.ShapeDtypeStruct((protocol.batch_size,), kind) for name, kind in kinds.items()}
 
 
 def _bytes(tree: Any) -> int:
@@ -197,13 +160,7 @@ def _bytes(tree: Any) -> int:
 
 
 def flops(function: Any, *arguments: Any, compiled: bool = False) -> float:
-    """Returns the FLOPs of a function; the body of a loop counts once.
-
-    Args:
-      function: the function.
-      *arguments: its arguments, or their shapes.
-      compiled: whether to count after the compiler's optimizations, which change convolutions and products little.
-    """
+    """Returns the FLOPs of a function; the body of a loop counts once."""
     lowered = jax.jit(function).lower(*arguments)
     analysis: Any = (lowered.compile() if compiled else lowered).cost_analysis()
     return float(analysis["flops"])
@@ -237,27 +194,24 @@ def _timed(step: Any, state: Any, batch: Any) -> float:
 
 def table(planned: Sequence[Line], workers: int) -> Table:
     """Returns the plan as a table for a terminal."""
-    shown = Table(title=f"What would be run, {workers} at a time", show_footer=True)
     left = [line for line in planned if line.left]
     seconds = sum(line.left * line.seconds for line in left)
     disk = sum(line.runs * line.bytes for line in planned) + workers * max((line.working for line in left), default=0)
     totals = ("all", "", "", "", "", "", duration(seconds / workers), f"at most {size(disk)}")
     heads = ("", "runs", "done", "steps", "GFLOP a step", "each", "still", "disk")
-    for head, foot in zip(heads, totals, strict=True):
-        shown.add_column(head, foot, justify="right" if head else "left")
-    for line in planned:
-        shown.add_row(
-            line.what,
-            str(line.runs),
-            str(line.done),
-            f"{line.steps:,}",
-            f"{line.flops / 1e9:.2f}",
-            duration(line.seconds),
-            duration(line.left * line.seconds),
-            size(line.runs * line.bytes),
+    rows = [
+        (
+            *(line.what, str(line.runs), str(line.done), f"{line.steps:,}", f"{line.flops / 1e9:.2f}"),
+            *(duration(line.seconds), duration(line.left * line.seconds), size(line.runs * line.bytes)),
         )
+        for line in planned
+    ]
+    shown = report.terminal_table(f"What would be run, {workers} at a time", heads, rows)
+    shown.show_footer = True
+    for column, foot in zip(shown.columns, totals, strict=True):
+        column.footer = foot
     shown.caption = (
-        f"Times are for {versions.device()}: {STEPS} steps of each network were measured, and what methods add "
+        f"Times are for {command.device()}: {STEPS} steps of each network were measured, and what methods add "
         "follows from its FLOPs. Evaluation and compilation are not included."
     )
     return shown
@@ -276,11 +230,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Returns bytes in the largest unit of which there is at least one.
-
-    >>> size(1536), size(5 * 2**20)
-    ('1.5 KiB', '5.0 MiB')
-    """
+    """Returns bytes in the largest unit of which there is at least one."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,7 +1,5 @@
 """Figures: learning curves, gains, agreement with the teacher, reliability."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +45,12 @@ def figure(
             plt.close(made)
 
 
+def numbered(number: int) -> Style:
+    """Returns the color, line and marker of a number."""
+    line, marker = LINES[number // len(COLORS) % len(LINES)], MARKERS[number % len(MARKERS)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": line, "marker": marker}
+
+
 def style(method: str) -> Style:
     """Returns color, line and marker of a method, the same in every figure.
 
@@ -55,30 +59,11 @@ def style(method: str) -> Style:
     """
     if method == "student":
         return {"color": ALONE, "linestyle": "-", "marker": "o"}
-    names = list(METHODS)
-    return numbered(names.index(method) - 1 if method in METHODS else len(names) - 1)
-
-
-def numbered(number: int) -> Style:
-    """Returns the color, line and marker of a number."""
-    return {
-        "color": COLORS[number % len(COLORS)],
-        "linestyle": LINES[number // len(COLORS) % len(LINES)],
-        "marker": MARKERS[number % len(MARKERS)],
-    }
+    return numbered((list(METHODS).index(method) if method in METHODS else len(METHODS)) - 1)
 
 
 def band(axes: Any, x: Any, seeds: Any, style: Style, alpha: float = 0.18, **options: Any) -> np.ndarray:
-    """Draws the mean over seeds with its 95% interval as a band; returns the mean.
-
-    Args:
-      axes: where to draw.
-      x: ``[points]``.
-      seeds: ``[seeds, points]``; NaN is a gap.
-      style: color, line and marker.
-      alpha: opacity of the band.
-      **options: further options of the line.
-    """
+    """Draws the mean over seeds with its 95% interval as a band; returns the mean."""
     seeds = np.asarray(seeds, np.float64)
     mean: np.ndarray = seeds.mean(axis=0)
     axes.plot(x, mean, **style, **{"markersize": 4, "markevery": max(len(mean) // 8, 1), **options})
@@ -156,22 +141,21 @@ def pair_gains(title: str, found: Mapping[str, Any], published: Callable[[str], 
     """Draws the gain of each method over the student alone, and the published gain."""
     methods = {name: one for name, one in found["methods"].items() if name != "student"}
     papers = {name: paper for name in methods if (paper := published(name)) is not None}
+    hollow: Any = {"mfc": "none", "mec": ALONE, "ms": 9, "mew": 1.2}
     with figure(1, 1, 9.0, 2.0 + 0.36 * max(len(methods), 2)) as (_, axes, save):
         texts = [""] * len(methods)
         for i, (name, one) in enumerate(methods.items()):
             if name in papers:
-                axes.plot(papers[name], i, "o", mfc="none", mec=ALONE, ms=9, mew=1.2, zorder=1)
-            summary = one["gain"]["last"].get("student")
-            if summary is not None and summary["mean"] is not None:
-                half = None if summary["half"] is None else 100 * summary["half"]
-                texts[i] = gain(axes, i, 100 * summary["mean"], half, style(name))
+                axes.plot(papers[name], i, "o", zorder=1, **hollow)
+            mean, half = _points(one["gain"]["last"].get("student"))
+            if mean is not None:
+                texts[i] = gain(axes, i, mean, half, style(name))
         if papers:
-            axes.plot([], [], "o", mfc="none", mec=ALONE, ms=9, mew=1.2, label="published (240 epochs, all images)")
+            axes.plot([], [], "o", label="published (240 epochs, all images)", **hollow)
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, fontsize=9)
         rows(axes, [TITLES.get(name, name) for name in methods], texts)
         axes.margins(x=0.08)
-        full = f"{title}: gain over the student alone, last epoch, 95% interval"
-        axes.set_title(full, pad=26 if papers else None)
+        axes.set_title(f"{title}: gain over the student alone, last epoch, 95% interval", pad=26 if papers else None)
         axes.set_xlabel("points of test accuracy")
         return save()
 
@@ -180,30 +164,16 @@ def pair_agreement(title: str, found: Mapping[str, Any]) -> bytes:
     """Draws accuracy against the agreement with the teacher, a point for each method."""
     with figure(1, 1, 8.6, 5.4) as (made, axes, save):
         for name, one in found["methods"].items():
-            x, y = one["agreement"], one["last"]
-            if x is None or x["mean"] is None or y["mean"] is None:
-                continue
-            kind = style(name)
-            axes.errorbar(
-                100 * x["mean"],
-                100 * y["mean"],
-                xerr=None if x["half"] is None else 100 * x["half"],
-                yerr=None if y["half"] is None else 100 * y["half"],
-                fmt=kind["marker"],
-                color=kind["color"],
-                mfc=kind["color"] if kind["linestyle"] == "-" else "white",
-                ms=8,
-                elinewidth=0.6,
-                label=TITLES.get(name, name),
-            )
+            (x, x_half), (y, y_half), kind = _points(one["agreement"]), _points(one["last"]), style(name)
+            if x is not None and y is not None:
+                mark = {"fmt": kind["marker"], "color": kind["color"], "ms": 8, "elinewidth": 0.6}
+                face = kind["color"] if kind["linestyle"] == "-" else "white"
+                axes.errorbar(x, y, xerr=x_half, yerr=y_half, mfc=face, label=TITLES.get(name, name), **mark)
         if (teacher := found["teacher"]) and teacher["last"] is not None:
             axes.axhline(100 * teacher["last"], color=ALONE, linestyle=":", label="teacher")
         axes.margins(0.08)
-        axes.set(
-            xlabel="agreement with the teacher (%)",
-            ylabel="test accuracy (%)",
-            title=f"{title}: last epoch, 95% intervals",
-        )
+        axes.set(xlabel="agreement with the teacher (%)", ylabel="test accuracy (%)")
+        axes.set_title(f"{title}: last epoch, 95% intervals")
         axes.grid(alpha=0.3)
         made.legend(loc="outside right center", frameon=False, fontsize=9)
         return save()
@@ -234,6 +204,12 @@ def pair_reliability(title: str, found: Mapping[str, Any]) -> bytes:
         made.supylabel("accuracy", fontsize=10)
         made.suptitle(f"{title}: reliability and calibration error (%); thin line: share of the images", fontsize=11)
         return save()
+
+
+def _points(summary: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
+    """Returns the mean of a summary and the half width of its interval in per cent, None where there is none."""
+    mean, half = (summary["mean"], summary["half"]) if summary else (None, None)
+    return None if mean is None else 100 * mean, None if half is None else 100 * half
 
 
 def _percent(seeds: Sequence[Sequence[float | None]]) -> np.ndarray:

@@ -4,8 +4,6 @@ SGD with momentum 0.9 and weight decay 5e-4, rate 0.05 (0.01 for the networks ma
 after 62.5, 75 and 87.5 % of training (epochs 150, 180 and 210 of 240).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -26,28 +24,16 @@ LIGHT = ("mobilenet_v2", "shufflenet_v1", "shufflenet_v2")
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Settings that two runs must share for their numbers to be comparable.
+    """Settings that two runs must share for their numbers to be comparable."""
 
-    Attributes:
-      epochs: passes of a student over its images. Decays and warm-ups are shares of them.
-      teacher_epochs: passes of a teacher, which sees all images that are not held out.
-      images: images that a student sees, equally many of each class; None for all.
-      holdout: training images on which the best epoch is chosen; 0 chooses it on the test set, as the literature does.
-      batch_size: examples in a step.
-      eval_every: epochs between evaluations.
-      cached: whether all seeds see the same augmented views, on which the teacher's outputs are computed once for all
-        methods that read no feature maps.
-      bf16: whether to compute in bfloat16; parameters, statistics and losses stay float32.
-    """
-
-    epochs: int
-    teacher_epochs: int
-    images: int | None = None
-    holdout: int = 0
-    batch_size: int = 64
-    eval_every: int = 1
-    cached: bool = False
-    bf16: bool = False
+    epochs: int  # passes of a student over its images. Decays and warm-ups are shares of them
+    teacher_epochs: int  # passes of a teacher, which sees all images that are not held out
+    images: int | None = None  # images that a student sees, equally many of each class; None for all
+    holdout: int = 0  # training images on which the best epoch is chosen; 0 for the test set, as in the literature
+    batch_size: int = 64  # examples in a step
+    eval_every: int = 1  # epochs between evaluations
+    cached: bool = False  # all seeds see the same views; the teacher's outputs on them, without maps, are computed once
+    bf16: bool = False  # whether to compute in bfloat16; parameters, statistics and losses stay float32
 
     @property
     def name(self) -> str:
@@ -77,31 +63,18 @@ class Protocol:
 
 
 class Problem(NamedTuple):
-    """A field: its data, its networks and how these are trained.
+    """A field: its data, its networks and how these are trained."""
 
-    Attributes:
-      name: name of the data set.
-      classes: number of classes.
-      examples: number of training images.
-      shape: shape of an image.
-      load: ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``.
-      model: ``(network, taps, bf16) -> Model`` for normalized images.
-      normalize: transform of stored images.
-      augment: ``seed -> Transform`` of training images, normalization included; the seed may be traced.
-      optimizer: ``(network, steps) -> GradientTransformation`` of a whole training.
-      initial_optimizer: ``(network, train_student) -> GradientTransformation`` of an initialization stage.
-    """
-
-    name: str
-    classes: int
-    examples: int
-    shape: tuple[int, int, int]
-    load: Callable[[Any, str], data.Dataset]
-    model: Callable[..., Model]
-    normalize: Transform
-    augment: Callable[[Any], Transform]
-    optimizer: Callable[[str, int], optax.GradientTransformation]
-    initial_optimizer: Callable[[str, bool], optax.GradientTransformation]
+    name: str  # name of the data set
+    classes: int  # number of classes
+    examples: int  # number of training images
+    shape: tuple[int, int, int]  # shape of an image
+    load: Callable[[Any, str], data.Dataset]  # ``(data_dir, split) -> Dataset`` with ``image``, ``label`` and ``index``
+    model: Callable[..., Model]  # ``(network, taps, bf16) -> Model`` for normalized images
+    normalize: Transform  # transform of stored images
+    augment: Callable[[Any], Transform]  # of training images by seed, which may be traced; normalization included
+    optimizer: Callable[[str, int], optax.GradientTransformation]  # by network and steps of a whole training
+    initial_optimizer: Callable[[str, bool], optax.GradientTransformation]  # by network and whether the student trains
 
     def shapes(self, network: str) -> Mapping[str, tuple[int, ...]]:
         """Returns the shape of every tap of a network for one image, without the batch."""

@@ -3,8 +3,6 @@
 A number that is None, which also stands for NaN, is never printed as a number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,11 +36,17 @@ def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]
     return shown
 
 
-def settings_table(config: Mapping[str, Any]) -> str:
-    """Returns the settings of a run as a table in Markdown."""
-    settings = command.flat(config).items()
+def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Mapping[str, Any]) -> Table:
+    """Returns the results of a run on the test split as a table for a terminal."""
+    return terminal_table(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows)
+
+
+def settings_section(results: Mapping[str, Any]) -> str:
+    """Returns the last section of a page: the settings and the versions of a run."""
+    settings = command.flat(results["config"]).items()
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
-    return markdown_table(("setting", "value"), rows, numbers=False)
+    table = markdown_table(("setting", "value"), rows, numbers=False)
+    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}.\n"
 
 
 def versions_line(versions: Mapping[str, Any]) -> str:
@@ -96,24 +100,16 @@ def mean_and_sd(summary: Mapping[str, Any]) -> str:
 
 def interval(summary: Mapping[str, Any]) -> str:
     """Returns the ends of the 95% interval in per cent."""
-    if summary["mean"] is None:
-        return "not finite"
-    if summary["half"] is None:
-        return "n = 1"
-    return f"{100 * (summary['mean'] - summary['half']):.2f} to {100 * (summary['mean'] + summary['half']):.2f}"
+    mean, half = summary["mean"], summary["half"]
+    if mean is None or half is None:
+        return "not finite" if mean is None else "n = 1"
+    return f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f}"
 
 
 def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
-    """Returns a paired gain in points, and its seeds where the method has more.
-
-    Args:
-      summary: the gain; None where method and baseline share no seed.
-      seeds: number of seeds of the method.
-    """
-    if summary is None:
-        return "no seed in common"
-    if summary["mean"] is None:
-        return "not finite"
+    """Returns a paired gain in points, and its seeds where the method has more."""
+    if summary is None or summary["mean"] is None:
+        return "no seed in common" if summary is None else "not finite"
     spread = "(n = 1)" if summary["half"] is None else f"± {100 * summary['half']:.2f}"
     count = len(summary["seeds"])
     fewer = f" ({count} of {seeds} seeds)" if count < seeds else ""

@@ -3,8 +3,6 @@
 Accuracies stay shares from 0 to 1, and a number that is not finite becomes None, so that the file is plain JSON.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,8 +19,7 @@ MEASURES = ("agreement", "kl_to_teacher", "calibration_error", "nll")
 CURVES = ("test/accuracy", "test/nll", "test/agreement", "train/loss", "validation/accuracy")
 KEYS = ("pair", "method", "seed", "protocol", "curve", "best", "test")
 
-Cell = Mapping[str, Any]
-"""The content of a ``cell.json``."""
+Cell = Mapping[str, Any]  # the content of a ``cell.json``
 
 
 class Interval(NamedTuple):
@@ -43,20 +40,11 @@ class Interval(NamedTuple):
 
 
 def interval(values: Any, confidence: float = 0.95) -> Interval:
-    """Returns the mean over at least two seeds and its interval by Student's t.
-
-    Raises:
-      ValueError: there are fewer than two values.
-
-    >>> print(interval([1.0, 2.0, 3.0]))
-    2.00 ± 2.48
-    """
+    """Returns the mean over at least two seeds and its interval by Student's t."""
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
-        raise ValueError(
-            f"values: expected one for each of at least 2 seeds, got shape {list(values.shape)}. One seed has no "
-            "interval: report it as n = 1."
-        )
+        got = f"shape {list(values.shape)}. One seed has no interval: report it as n = 1"
+        raise ValueError(f"values: expected one for each of at least 2 seeds, got {got}.")
     quantile = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
     return Interval(float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values))))
 
@@ -74,37 +62,25 @@ def gain(accuracy: Sequence[float], baseline: Sequence[float]) -> Interval:
 def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
     """Returns mean, standard deviation and 95% interval over the seeds.
 
-    Args:
-      by_seed: a value for each seed, at least one.
-
     Returns:
       ``seeds``, ``values`` in their order, ``mean``, ``sd`` (of a sample, n − 1) and ``half``, the half width of the
       interval by Student's t. ``sd`` and ``half`` of one seed are None. All three are None where a value is not finite,
       which a mean of the others would hide.
-
-    >>> found = summary({0: 1.0, 1: 3.0})
-    >>> found["mean"], round(found["sd"], 3), round(found["half"], 2)
-    (2.0, 1.414, 12.71)
     """
     if not by_seed:
         raise ValueError("by_seed: expected a value for at least one seed, got none.")
     seeds = sorted(by_seed)
     values = [finite(by_seed[seed]) for seed in seeds]
-    found: dict[str, Any] = {"seeds": seeds, "values": values, "mean": None, "sd": None, "half": None}
     numbers = [value for value in values if value is not None]
-    if len(numbers) == len(values):
-        found["mean"] = float(np.mean(numbers))
-        if len(numbers) > 1:
-            found |= {"sd": float(np.std(numbers, ddof=1)), "half": interval(numbers).half}
-    return found
+    mean = float(np.mean(numbers)) if len(numbers) == len(values) else None
+    several = mean is not None and len(numbers) > 1
+    spread = float(np.std(numbers, ddof=1)) if several else None
+    half = interval(numbers).half if several else None
+    return {"seeds": seeds, "values": values, "mean": mean, "sd": spread, "half": half}
 
 
 def paired(by_seed: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[str, Any] | None:
-    """Returns the `summary` of the differences over the seeds that both have, if any.
-
-    >>> paired({0: 0.5, 1: 0.75, 2: 0.1}, {1: 0.5, 0: 0.5})["values"]
-    [0.0, 0.25]
-    """
+    """Returns the `summary` of the differences over the seeds that both have, if any."""
     both = sorted(set(by_seed) & set(baseline))
     return summary({seed: _difference(by_seed[seed], baseline[seed]) for seed in both}) if both else None
 
@@ -117,16 +93,9 @@ def finite(value: float | None) -> float | None:
 def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]], list[str]]) -> dict[str, Any]:
     """Returns the results of a pair.
 
-    Args:
-      cells: cells of the pair, of any methods and seeds.
-      unlike_published: returns how a protocol differs from the published one.
-
     Returns:
       ``protocol``, the settings that all cells share; ``unlike_published``; ``best_by``, what the best epoch is chosen
       on; ``seeds`` of all cells; ``methods`` in the order of the tables, others last.
-
-    Raises:
-      ValueError: cells that cannot be compared: other epochs or images, the best epoch chosen otherwise, a seed twice.
     """
     by_method: dict[str, dict[int, Cell]] = {}
     for cell in cells:
@@ -137,12 +106,8 @@ def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]
             raise ValueError(f"{_name(cell)}: expected one cell for each seed, got two. Remove the older one.")
         seeds[cell["seed"]] = cell
     _comparable(cells)
-    protocols = [cell["protocol"] for cell in cells]
-    common = {
-        name: value
-        for name, value in protocols[0].items()
-        if name != "seed" and all(name in other and other[name] == value for other in protocols)
-    }
+    others = [cell["protocol"].items() for cell in cells]
+    common = {k: v for k, v in cells[0]["protocol"].items() if k != "seed" and all((k, v) in items for items in others)}
     return {
         "protocol": common,
         "unlike_published": unlike_published(common),
@@ -155,37 +120,35 @@ def of_pair(cells: Sequence[Cell], unlike_published: Callable[[Mapping[str, Any]
 def of_method(
     cells: Mapping[int, Cell], others: Mapping[str, Mapping[int, Cell]], common: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the results of a method on a pair.
-
-    Args:
-      cells: its cells by seed.
-      others: the cells of all methods of the pair, by seed.
-      common: the settings that the pair's cells share.
+    """Returns the results of a method on a pair, given the cells of all methods and the settings that these share.
 
     Returns:
       The `summary` of ``last``, ``best``, of each of `MEASURES` and of ``cka`` by stage; ``gain``, paired with
       ``student`` and ``kd`` (None where they share no seed); and what tables and plots need besides.
     """
-    first = cells[min(cells)]
-    gains: dict[str, dict[str, Any]] = {"last": {}, "best": {}}
-    for baseline in BASELINES:
-        if others.get(baseline) is not cells:
-            for when, found in gains.items():
-                found[baseline] = paired(_last_or_best(cells, when), _last_or_best(others.get(baseline, {}), when))
+    ordered = [cells[seed] for seed in sorted(cells)]
+    by_time = {when: _last_or_best(cells, when) for when in ("last", "best")}
+    gains = {
+        when: {
+            baseline: paired(values, _last_or_best(others.get(baseline, {}), when))
+            for baseline in BASELINES
+            if others.get(baseline) is not cells
+        }
+        for when, values in by_time.items()
+    }
     similar = {seed: cell["test"].get("cka") or {} for seed, cell in cells.items()}
     stages = {stage: {seed: one.get(stage) for seed, one in similar.items()} for stage in similar[min(cells)]}
     return {
         "seeds": sorted(cells),
-        "protocol": {k: v for k, v in first["protocol"].items() if k not in common and k != "seed"},
-        "last": summary(_last_or_best(cells, "last")),
-        "best": summary(_last_or_best(cells, "best")),
-        "best_epochs": [cells[seed]["best"]["epoch"] for seed in sorted(cells)],
+        "protocol": {k: v for k, v in ordered[0]["protocol"].items() if k not in common and k != "seed"},
+        **{when: summary(values) for when, values in by_time.items()},
+        "best_epochs": [cell["best"]["epoch"] for cell in ordered],
         "gain": gains,
         **{name: _of_test(cells, name) for name in MEASURES},
         "cka": {stage: summary(values) for stage, values in stages.items()},
         "class_gain": None if others.get("student") is cells else class_gain(cells, others.get("student", {})),
         "reliability": pooled([cell["test"]["reliability"] for cell in cells.values()]),
-        "curve": curves([cells[seed] for seed in sorted(cells)]),
+        "curve": curves(ordered),
         **costs(list(cells.values())),
     }
 
@@ -207,30 +170,16 @@ def of_teacher(cell: Cell, unlike_published: Callable[..., list[str]]) -> dict[s
 
 
 def class_gain(cells: Mapping[int, Cell], alone: Mapping[int, Cell]) -> dict[str, Any] | None:
-    """Returns the gain on each class over the student alone, paired over the seeds.
-
-    Returns:
-      ``seeds`` and ``mean``, a value for each class or None for a class without examples; None without a common seed.
-    """
+    """Returns the gain on each class over the student alone, paired over the seeds, if there are any."""
     both = sorted(set(cells) & set(alone))
-    if not both:
-        return None
-    gains = [
-        [_difference(a, b) for a, b in zip(cells[s]["test"]["per_class"], alone[s]["test"]["per_class"], strict=True)]
-        for s in both
-    ]
+    pairs = [zip(cells[seed]["test"]["per_class"], alone[seed]["test"]["per_class"], strict=True) for seed in both]
+    gains = [[_difference(a, b) for a, b in pair] for pair in pairs]
     means = [None if None in column else float(np.mean(column)) for column in zip(*gains, strict=True)]
-    return {"seeds": both, "mean": means}
+    return {"seeds": both, "mean": means} if both else None
 
 
 def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Returns the reliability bins of the examples of several seeds together.
-
-    >>> one = {"count": [1, 0], "confidence": [0.4, 0.0], "accuracy": [1.0, 0.0]}
-    >>> other = {"count": [3, 0], "confidence": [0.2, 0.0], "accuracy": [0.0, 0.0]}
-    >>> pooled([one, other])
-    {'count': [4, 0], 'confidence': [0.25, 0.0], 'accuracy': [0.25, 0.0]}
-    """
+    """Returns the reliability bins of the examples of several seeds together."""
     count = np.array([one["count"] for one in bins])
     total = count.sum(axis=0)
 
@@ -243,18 +192,12 @@ def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
 
 
 def curves(cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    """Returns ``epoch``, and for each of `CURVES` a list for each seed.
-
-    Raises:
-      ValueError: the cells were evaluated after different epochs.
-    """
+    """Returns ``epoch``, and for each of `CURVES` a list for each seed."""
     epochs = list(cells[0]["curve"]["epoch"])
     for cell in cells[1:]:
         if list(cell["curve"]["epoch"]) != epochs:
-            raise ValueError(
-                f"{_name(cell)}: expected a curve of the epochs of seed {cells[0]['seed']}, {len(epochs)} to "
-                f"{epochs[-1]}, got others. Run it again with the same --eval-every."
-            )
+            expected = f"expected a curve of the epochs of seed {cells[0]['seed']}, {len(epochs)} to {epochs[-1]}"
+            raise ValueError(f"{_name(cell)}: {expected}, got others. Run it again with the same --eval-every.")
     names = [name for name in CURVES if all(name in cell["curve"] for cell in cells)]
     found: dict[str, list[Any]] = {"epoch": epochs}
     return found | {name: [[finite(v) for v in cell["curve"][name]] for cell in cells] for name in names}
@@ -273,16 +216,16 @@ def costs(cells: Sequence[Cell]) -> dict[str, Any]:
 
 def merged(cells: Iterable[Cell]) -> dict[str, Any]:
     """Returns the devices and versions of cells, and the sum of their seconds."""
-    seconds = 0.0
-    devices: set[str] = set()
+    cells = list(cells)
     versions: dict[str, set[str]] = {}
     for cell in cells:
-        devices |= {cell["device"]} if cell.get("device") else set()
         for name, version in (cell.get("versions") or {}).items():
             versions.setdefault(name, set()).add(str(version))
-        seconds += cell.get("seconds") or 0
-    named = {name: sorted(found) for name, found in versions.items()}
-    return {"devices": sorted(devices), "versions": named, "seconds": seconds}
+    return {
+        "devices": sorted({cell["device"] for cell in cells if cell.get("device")}),
+        "versions": {name: sorted(found) for name, found in versions.items()},
+        "seconds": sum((cell.get("seconds") or 0 for cell in cells), 0.0),
+    }
 
 
 def _comparable(cells: Sequence[Cell]) -> None:
@@ -293,19 +236,16 @@ def _comparable(cells: Sequence[Cell]) -> None:
     for cell in cells:
         other = earlier.setdefault(cell["method"], cell)
         own = sorted((set(cell["protocol"]) | set(other["protocol"])) - {"seed"})
-        for against, names in ((first, shared), (other, own)):
-            for name in names:
-                expected, got = (one["protocol"].get(name) for one in (against, cell))
-                if expected != got:
-                    raise ValueError(
-                        f"{_name(cell)}: expected {name} = {expected}, as {_name(against)} has it, got {got}. Cells of "
-                        "other settings do not pair; give them an --out of their own."
-                    )
-        if cell["best"]["by"] != first["best"]["by"]:
-            raise ValueError(
-                f"{_name(cell)}: expected the best epoch chosen on {first['best']['by']}, as in {_name(first)}, got "
-                f"{cell['best']['by']}."
-            )
+        for against, name in (*((first, name) for name in shared), *((other, name) for name in own)):
+            expected, got = (one["protocol"].get(name) for one in (against, cell))
+            if expected != got:
+                as_there = f"expected {name} = {expected}, as {_name(against)} has it"
+                advice = "Cells of other settings do not pair; give them an --out of their own."
+                raise ValueError(f"{_name(cell)}: {as_there}, got {got}. {advice}")
+        expected, got = first["best"]["by"], cell["best"]["by"]
+        if expected != got:
+            chosen = f"expected the best epoch chosen on {expected}, as in {_name(first)}"
+            raise ValueError(f"{_name(cell)}: {chosen}, got {got}.")
 
 
 def _last_or_best(cells: Mapping[int, Cell], when: str) -> dict[int, float]:

@@ -4,14 +4,11 @@
 paired in order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from jaxkd import models
 
-Taps = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names of taps: those of the teacher and those of the student."""
+Taps = tuple[tuple[str, ...], tuple[str, ...]]  # names of taps: those of the teacher and those of the student
 
 
 def stages(network: str) -> list[str]:
@@ -24,21 +21,12 @@ def stages(network: str) -> list[str]:
 
 
 def paired(teacher: str, student: str) -> list[str]:
-    """Returns the stages of two networks that have equally many.
-
-    Raises:
-      ValueError: one has more stages than the other.
-
-    >>> paired("resnet20", "resnet8")
-    ['stage1', 'stage2', 'stage3']
-    """
+    """Returns the stages of two networks that have equally many."""
     of_student, of_teacher = stages(student), stages(teacher)
     if len(of_student) != len(of_teacher):
-        raise ValueError(
-            f"{teacher}:{student}: the teacher has {len(of_teacher)} stages and the student {len(of_student)}; a "
-            "method that compares stage by stage needs equally many. Choose another pair, or a method that reads the "
-            "last layers."
-        )
+        counts = f"the teacher has {len(of_teacher)} stages and the student {len(of_student)}"
+        advice = "needs equally many. Choose another pair, or a method that reads the last layers"
+        raise ValueError(f"{teacher}:{student}: {counts}; a method that compares stage by stage {advice}.")
     return of_student
 
 

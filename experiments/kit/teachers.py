@@ -1,11 +1,9 @@
 """Teachers: trained once, measured once, shared by all students and all processes."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import files, inputs, measures, methods, training, versions
+from experiments.kit import command, files, inputs, measures, methods, training
 from experiments.kit.recipe import Problem, Protocol, Transform
-from jaxkd import data, losses, models, teachers, weights
+from jaxkd import cache, data, losses, models, teachers, weights
 from jaxkd.types import Variables
 
 SEED = 0  # of every teacher: the literature's students of a pair share one teacher
@@ -23,19 +21,12 @@ CACHED = ("logits", "pooled")
 
 
 class Trained(NamedTuple):
-    """A teacher that is trained and measured.
+    """A teacher that is trained and measured."""
 
-    Attributes:
-      name: name of the network.
-      variables: its variables.
-      test_logits: its logits of the test images, ``[examples, classes]``.
-      directory: its folder.
-    """
-
-    name: str
-    variables: Variables
-    test_logits: np.ndarray
-    directory: pathlib.Path
+    name: str  # name of the network
+    variables: Variables  # its variables
+    test_logits: np.ndarray  # its logits of the test images, ``[examples, classes]``
+    directory: pathlib.Path  # its folder
 
     def margin(self, tap: str) -> Any:
         """Returns OFD's margins at a tap before a ReLU, from the BatchNorm before it."""
@@ -46,23 +37,14 @@ class Trained(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Problem, protocol and folders that the cells of a command share.
+    """Problem, protocol and folders that the cells of a command share."""
 
-    Attributes:
-      problem: the field.
-      protocol: the settings that decide a number.
-      data_dir: folder of the data.
-      out: output folder of the command.
-      given: files of teachers' weights that were trained elsewhere, by the network's name.
-      progress: whether to show progress.
-    """
-
-    problem: Problem
-    protocol: Protocol
-    data_dir: Any
-    out: pathlib.Path
-    given: Mapping[str, str] = {}
-    progress: bool = True
+    problem: Problem  # the field
+    protocol: Protocol  # the settings that decide a number
+    data_dir: Any  # folder of the data
+    out: pathlib.Path  # output folder of the command
+    given: Mapping[str, str] = {}  # files of teachers' weights that were trained elsewhere, by the network's name
+    progress: bool = True  # whether to show progress
 
     @property
     def folder(self) -> pathlib.Path:
@@ -99,20 +81,20 @@ class Place(NamedTuple):
         return Trained(name, variables, np.load(file.with_name("test_logits.npy")), file.parent)
 
 
-def cache(place: Place, trained: Trained, train: data.Dataset) -> teachers.Cache:
+def cached(place: Place, trained: Trained, train: data.Dataset) -> cache.Cache:
     """Returns the teacher's outputs on every view of the students, computed once."""
     protocol = place.protocol
     part = f"{protocol.images or 'all'}-images" + (f"-holdout-{protocol.holdout}" if protocol.holdout else "")
     directory = trained.directory / f"outputs-{protocol.epochs}-views-{part}"
     with files.claim(directory, wait=True):
-        return teachers.write_cache(
+        return cache.write_cache(
             directory,
             place.problem.model(trained.name, ("pooled",), protocol.bf16),
             trained.variables,
             train,
             transform=shared_views(place.problem),
             views=protocol.epochs,
-            codecs={name: teachers.codecs.full("float16") for name in CACHED},
+            codecs={name: cache.codecs.full("float16") for name in CACHED},
             progress=place.progress,
         )
 
@@ -129,44 +111,32 @@ def shared_views(problem: Problem) -> Transform:
 
 
 @functools.cache
-def _shared(augment: Any) -> Transform:
-    shared: Transform = augment(0)
-    return shared
+def _shared(augment: Callable[[Any], Transform]) -> Transform:
+    return augment(0)
 
 
 def _train(place: Place, name: str) -> None:
     problem, protocol, directory = place.problem, place.protocol, place.teacher_file(name).parent
     train, held = inputs.parts(problem.load(place.data_dir, "train"), protocol, student=False)
     loader = inputs.training(train, protocol, SEED)
-    steps = protocol.teacher_epochs * loader.steps_per_epoch
-    model = problem.model(name, (), protocol.bf16)
-    kd = jaxkd.distill(
-        model,
-        teachers.none(),
-        jaxkd.combine(ce=methods.cross_entropy()),
-        optimizer=problem.optimizer(name, steps),
-    )
+    epoch = loader.steps_per_epoch  # students with other intervals of evaluations share the teacher
+    steps, model = protocol.teacher_epochs * epoch, problem.model(name, (), protocol.bf16)
+    ce, optimizer = jaxkd.combine(ce=methods.cross_entropy()), problem.optimizer(name, steps)
+    kd = training.measured(jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer), model)
     splits = inputs.evaluations(problem.load(place.data_dir, "test"), held)
     clock = training.Clock(directory / "seconds.json")
+    settings = {key: protocol.settings()[key] for key in ("batch_size", "bf16", "holdout")}
     result = training.run(
-        jaxkd.distillers.preprocess(
-            training.measured(kd, model), train_transform=problem.augment(SEED), eval_transform=problem.normalize
-        ),
+        jaxkd.distillers.preprocess(kd, train_transform=problem.augment(SEED), eval_transform=problem.normalize),
         loader,
         splits,
         steps=steps,
-        eval_every=loader.steps_per_epoch,  # students with other intervals share the teacher
-        checkpoint_every=loader.steps_per_epoch,
+        eval_every=epoch,
+        checkpoint_every=epoch,
         key=jax.random.key(SEED),
         best=training.judge(splits),
         directory=directory,
-        config={
-            "steps": steps,
-            "teacher": name,
-            "batch_size": protocol.batch_size,
-            "bf16": protocol.bf16,
-            "holdout": protocol.holdout,
-        },
+        config={"steps": steps, "teacher": name, **settings},
         on_eval=clock,
         progress=place.progress,
     )
@@ -202,6 +172,6 @@ def _keep(place: Place, name: str, variables: Variables, found: dict[str, Any]) 
         "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
         "protocol": place.protocol.settings(),
         "test": measures.describe(logits, test.arrays["label"]),
-        **versions.record(),
+        **command.record(),
     }
     files.write_json(place.teacher_file(name), found, indent=1)  # last: where it exists, the teacher is complete

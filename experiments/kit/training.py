@@ -1,7 +1,5 @@
 """One training: evaluation, clock, curve, and several seeds as one program."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import time
@@ -22,11 +20,7 @@ OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
 
 
 class Clock:
-    """The time that a run has trained, over all its processes.
-
-    Args:
-      path: file that keeps the time. The clock, called after each evaluation, writes the time until then.
-    """
+    """The time that a run has trained, over all its processes."""
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path, self._began, self._before, self.seconds = path, time.monotonic(), 0.0, 0.0
@@ -51,13 +45,6 @@ def measured(
     The teacher's outputs for an image that is not augmented never change: where the batch has them, as
     ``teacher_logits``, agreement is measured. So every method is measured in the same way, at the cost of one forward
     pass of the student.
-
-    Args:
-      kd: the distiller.
-      model: model to measure.
-      pick: its variables in a state.
-      look: transform of a batch before the model.
-      metrics: metrics of the evaluation; by default those of a classifier.
     """
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
@@ -65,35 +52,20 @@ def measured(
         outputs, _ = model.apply(pick(state), given, key=None, train=False)
         teacher = {"logits": given["teacher_logits"]} if "teacher_logits" in given else {}
         context = Context({"logits": outputs["logits"]}, teacher, given, state.step, jaxkd.distillers.mapped_axis())
-        return (metrics or metrics.classification)(context)
+        return (metrics or jaxkd.metrics.classification)(context)
 
     return kd._replace(evaluate=evaluate)
 
 
 def run(
-    kd: Distiller,
-    train: Any,
-    splits: Mapping[str, Any],
-    *,
-    steps: int,
-    eval_every: int,
-    chunk: int | None = None,
-    **options: Any,
+    kd: Distiller, train: Any, splits: Mapping[str, Any], *, chunk: int | None = None, **options: Any
 ) -> training.FitResult:
     """Trains, or resumes an interrupted training, and keeps one checkpoint.
 
-    Args:
-      kd: distiller for the images as they are stored.
-      train: input to train on.
-      splits: inputs to evaluate on.
-      steps: updates.
-      eval_every: steps between evaluations.
-      chunk: steps in a dispatch; by default 1 on a CPU, where XLA runs the gradients of convolutions in a loop of its
-        own many times slower, and 100 elsewhere.
-      **options: further options of `jaxkd.training.fit`.
+    A dispatch has one step on a CPU, where XLA runs gradients of convolutions in a loop of its own many times slower.
     """
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 100)
-    return training.fit(kd, train, steps=steps, eval_data=splits, eval_every=eval_every, keep=1, chunk=chunk, **options)
+    return training.fit(kd, train, eval_data=splits, keep=1, chunk=chunk, **options)
 
 
 def judge(splits: Mapping[str, Any]) -> str:
@@ -104,15 +76,7 @@ def judge(splits: Mapping[str, Any]) -> str:
 def outputs_of(
     model: Model, variables: Variables, dataset: data.Dataset, names: tuple[str, ...], normalize: Transform
 ) -> Any:
-    """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name.
-
-    Args:
-      model: model for normalized images, with taps for the names.
-      variables: its variables.
-      dataset: the set.
-      names: names of outputs.
-      normalize: transform of the stored images.
-    """
+    """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name."""
 
     @jax.jit
     def forward(variables: Variables, image: Any) -> dict[str, Any]:
@@ -130,11 +94,7 @@ def outputs_of(
 
 
 def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Returns the evaluations of a run, and the mean training loss before each.
-
-    >>> curve(({"step": 1, "train/loss": 4.0}, {"step": 2, "epoch": 1.0, "train/loss": 2.0, "test/accuracy": 0.5}))
-    {'epoch': [1.0], 'test/accuracy': [0.5], 'train/loss': [3.0]}
-    """
+    """Returns the evaluations of a run, and the mean training loss before each."""
     found: dict[str, list[float]] = {}
     losses: list[float] = []
     for row in history:
@@ -149,35 +109,31 @@ def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Returns the first of the best evaluations of a curve.
-
-    >>> best({"epoch": [1.0, 2.0, 3.0], "test/accuracy": [0.25, 0.5, 0.5]})
-    {'epoch': 2.0, 'by': 'test/accuracy', 'test/accuracy': 0.5}
-    """
+    """Returns the first of the best evaluations of a curve."""
     by = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
     where = curve[by].index(max(curve[by]))
     return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
 
 
-# Several seeds as one program.
+def run_seeds(
+    make: Callable[[PyTree], Distiller],
+    own: Sequence[PyTree],
+    train: inputs.Seeds,
+    splits: Mapping[str, Any],
+    **options: Any,
+) -> tuple[Distiller, training.FitResult]:
+    """Trains several seeds as one distiller, which is returned with the result.
 
-
-def over_seeds(make: Callable[[PyTree], Distiller], own: Sequence[PyTree], seeds: Sequence[int]) -> Any:
-    """Returns several seeds as one distiller, and their keys.
-
-    Args:
-      make: makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights.
-      own: these arrays, for each seed.
-      seeds: seeds of the initial weights, each of which depends on its own number only.
-
-    Returns:
-      A distiller for batches ``[seeds, batch, ...]`` to train on and ``[batch, ...]`` to evaluate on, and keys.
+    ``make`` makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights. Initial
+    weights depend on the seed's own number only. Batches are ``[seeds, batch, ...]`` to train on, ``[batch, ...]`` to
+    evaluate on.
     """
     stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
     kd = distillers.sweep(
-        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(seeds))
+        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(own))
     )
-    return kd, jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(jnp.asarray(seeds))
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(train.arrays["seed"])
+    return kd, run(kd, train, splits, key=keys, log_every=options["eval_every"], tensorboard=False, **options)
 
 
 def of_seed(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:

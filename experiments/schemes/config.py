@@ -1,7 +1,5 @@
 """The settings of a run, from which the command line is made."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any
@@ -17,28 +15,18 @@ class Config:
     The same command resumes an interrupted run.
     """
 
-    out: pathlib.Path = pathlib.Path("runs/schemes")
-    """folder of results, checkpoints and logs"""
-    schemes: tuple[str, ...] = ()
-    """which to run; all by default"""
-    data_dir: pathlib.Path | None = None
-    """folder of TFDS's cifar100; the digits without it"""
-    seeds: int = 5
-    """repetitions: each has its own images, initial weights and order of batches"""
-    first_seed: int = 0
-    """first of the seeds"""
-    images: int = 0
-    """labelled images that a student learns from: by default 200 digits, or 5,000 of CIFAR-100"""
-    epochs: int = 0
-    """of a student alone and of offline distillation: by default 200 for the digits, 12 for CIFAR-100"""
-    teacher_epochs: int = 0
-    """of the teacher, over all training images: by default 24 for the digits, 12 for CIFAR-100"""
+    out: pathlib.Path = pathlib.Path("runs/schemes")  # folder of results, checkpoints and logs
+    schemes: tuple[str, ...] = ()  # which to run; all by default
+    data_dir: pathlib.Path | None = None  # folder of TFDS's cifar100; the digits without it
+    seeds: int = 5  # repetitions: each has its own images, initial weights and order of batches
+    first_seed: int = 0  # first of the seeds
+    images: int = 0  # labelled images that a student learns from: by default 200 digits, or 5,000 of CIFAR-100
+    epochs: int = 0  # of a student alone and of offline distillation: by default 200 for the digits, 12 for CIFAR-100
+    teacher_epochs: int = 0  # of the teacher, over all training images: by default 24 for the digits, 12 for CIFAR-100
     teacher_weights: pathlib.Path | None = None
     """safetensors of a trained teacher of CIFAR-100, for all seeds, instead of training one"""
-    batch: int = 0
-    """examples in a batch: by default 32 digits, or 64 images of CIFAR-100"""
-    timing: bool = True
-    """measure seconds per example, beside counting FLOPs"""
+    batch: int = 0  # examples in a batch: by default 32 digits, or 64 images of CIFAR-100
+    timing: bool = True  # measure seconds per example, beside counting FLOPs
 
     @property
     def data(self) -> str:
@@ -57,11 +45,7 @@ DEFAULTS = {
 
 
 def checked(config: Config) -> Config:
-    """Returns the settings with the defaults of the problem.
-
-    Raises:
-      ValueError: a setting that cannot be run.
-    """
+    """Returns the settings with the defaults of the problem."""
     defaults = DEFAULTS[config.data]
     filled: dict[str, Any] = {name: getattr(config, name) or value for name, value in defaults.items()}
     config = dataclasses.replace(config, **filled)

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from experiments.kit import command, files, versions
+from experiments.kit import command, files
+from experiments.kit import report as kit_report
 from experiments.kit.statistics import percent
-from experiments.schemes import cell, plan, plots, problem, report, teachers
+from experiments.schemes import method as methods
+from experiments.schemes import plan, plots, problem, report, teachers
 from experiments.schemes.config import Config, checked
 from experiments.schemes.method import Own, Setting, Training, alone, offline
 from experiments.schemes.methods import METHODS
@@ -32,18 +34,17 @@ def main(config: Config, console: Console) -> None:
     with command.own_folder(config.out, config.identity()):
         work = Work(Setting(problem.of(config), config), console)
         for number, name in enumerate(names, 1):
-            began, head = time.monotonic(), f"{number}/{len(names)} {METHODS[name].title}"
-            new = not work.path(name).exists()
+            began, new = time.monotonic(), not work.path(name).exists()
             if new:
-                console.print(head, highlight=False)
+                console.print(f"{number}/{len(names)} {METHODS[name].title}", highlight=False)
             row = files.once(work.path(name), functools.partial(work.row, name))
             if config.timing:
                 files.once(work.path(name, "times"), functools.partial(work.time, name))
             if new:
-                told = f"  {report.one_line(row)}; {time.monotonic() - began:.0f} s"
-                console.print(told, highlight=False)
+                console.print(f"  {report.one_line(row)}; {time.monotonic() - began:.0f} s", highlight=False)
                 write(config, work)
-        console.print(report.table(write(config, work)))
+        results = write(config, work)
+        console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
     console.print(f"{config.out}: results.json, report.md, gains.png", highlight=False)
 
 
@@ -58,8 +59,8 @@ def write(config: Config, work: Work) -> dict[str, Any]:
         "rows": rows,
         "networks": work.networks(),
         "config": config.identity(),
-        "versions": versions.packages("scikit-learn"),
-        "device": versions.device(),
+        "versions": command.packages("scikit-learn"),
+        "device": command.device(),
     }
     files.write(config.out / "gains.png", plots.gains(results))
     files.write(config.out / "curves.png", plots.learning(results))
@@ -71,12 +72,7 @@ def write(config: Config, work: Work) -> dict[str, Any]:
 
 
 class Work:
-    """The trainings of a run, each run once.
-
-    Args:
-      setting: problem and settings.
-      console: where to print.
-    """
+    """The trainings of a run, each run once."""
 
     def __init__(self, setting: Setting, console: Console) -> None:
         self._setting, self._console, self._out = setting, console, setting.config.out
@@ -101,8 +97,8 @@ class Work:
         own = self._own([training, *cheap.values()])
         flops = plan.total_flops(training, own[0], self._batch(training))
         all_steps = sum(part.steps for part in training.all_parts)
-        row: dict[str, Any] = {"steps": training.steps, "flops": flops, "all_steps": all_steps}
-        row["examples"] = all_steps * self._loader(training).batch_size
+        examples = all_steps * self._loader(training).batch_size
+        row = {"steps": training.steps, "flops": flops, "all_steps": all_steps, "examples": examples}
         row |= self._train(name, training, own)
         for which, build in baselines.items():
             label = which if getattr(method, which) is None else f"{name}-{which}"
@@ -127,11 +123,10 @@ class Work:
         if not METHODS[name].searched:
             return self._setting
         own = self._own([offline(self._setting, 1)])
+        return self._setting._replace(chain=teachers.chain(self._setting, own, self._run, self._out / "chain.json"))
 
-        def train(name: str, training: Training, own: list[Own]) -> dict[str, Any]:
-            return cell.run(training, own, self._setting, name, self._out / "runs" / name)
-
-        return self._setting._replace(chain=teachers.chain(self._setting, own, train, self._out / "chain.json"))
+    def _run(self, name: str, training: Training, own: list[Own]) -> dict[str, Any]:
+        return methods.run(training, own, self._setting, name, self._out / "runs" / name)
 
     def _loader(self, training: Training) -> Any:
         """Returns the first seed's input."""
@@ -160,7 +155,7 @@ class Work:
         """Returns the results of a training of all seeds, which is run once."""
 
         def run() -> dict[str, Any]:
-            result = cell.run(training, own, self._setting, name, self._out / "runs" / name)
+            result = self._run(name, training, own)
             kept = {"accuracy": result["accuracy"], "curve": result["curve"]}
             if training.extra is not None:
                 kept["extra"] = dict(training.extra(result["variables"][0]))

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 import jaxkd
-from experiments.kit import methods, training
+from experiments.kit import command, inputs, methods, training
 from experiments.kit.recipe import Transform
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
-from jaxkd import data, teachers
+from jaxkd import data, teachers, wrappers
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, TrainState, Variables
 
-Own = Mapping[str, Variables]
-"""The variables that a seed has before a method begins: those of its teachers, by name."""
+Own = Mapping[str, Variables]  # the variables that a seed has before a method begins: those of its teachers, by name
 
-Make = Callable[[Own], Distiller]
-"""Makes a seed's distiller from what the seed has."""
+Make = Callable[[Own], Distiller]  # makes a seed's distiller from what the seed has
 
 
 class Part(NamedTuple):
@@ -30,38 +30,24 @@ class Part(NamedTuple):
 
 
 class Training(NamedTuple):
-    """A training of all seeds.
+    """A training of all seeds."""
 
-    Attributes:
-      make: makes the distiller of a seed, for images as they are stored.
-      steps: its steps.
-      model: the model that is measured at the end, and exported; it reads normalized images.
-      pick: the model's variables in the final state.
-      parts: the parts of the training, where the distiller of ``make`` is not that of all steps.
-      loader: makes the input of a seed from its images.
-      needs: the networks that it begins with, of `teachers.NETWORKS`.
-      look: transform of an image before it is measured; `Problem.normalize` by default.
-      every: steps between evaluations, where these must be at certain steps.
-      metrics: metrics of an evaluation; by default those of a classifier.
-      extra: further numbers about the first seed's student, by name.
-    """
-
-    make: Make
-    steps: int
-    model: Model
-    pick: Callable[[TrainState], Variables] = lambda state: state.student
-    parts: Sequence[Part] = ()
-    loader: Callable[[data.Dataset, int], Any] | None = None
-    needs: tuple[str, ...] = ("teacher",)
-    look: Transform | None = None
-    every: int | None = None
-    metrics: Callable[[Context], Metrics] | None = None
-    extra: Callable[[Variables], Mapping[str, float]] | None = None
+    make: Make  # makes the distiller of a seed, for images as they are stored
+    steps: int  # its steps
+    model: Model  # the model that is measured at the end, and exported; it reads normalized images
+    pick: Callable[[TrainState], Variables] = lambda state: state.student  # the model's variables in the final state
+    parts: Sequence[Part] = ()  # the parts of the training, where the distiller of ``make`` is not that of all steps
+    loader: Callable[[data.Dataset, int], Any] | None = None  # makes the input of a seed from its images
+    needs: tuple[str, ...] = ("teacher",)  # the networks that it begins with, of `teachers.NETWORKS`
+    look: Transform | None = None  # transform of an image before it is measured; `Problem.normalize` by default
+    every: int | None = None  # steps between evaluations, where these must be at certain steps
+    metrics: Callable[[Context], Metrics] | None = None  # metrics of an evaluation; by default those of a classifier
+    extra: Callable[[Variables], Mapping[str, float]] | None = None  # further numbers about the first student, by name
 
     @property
-    def all_parts(self) -> list[Part]:
+    def all_parts(self) -> Sequence[Part]:
         """The parts of the training."""
-        return list(self.parts) or [Part(self.make, self.steps)]
+        return self.parts or [Part(self.make, self.steps)]
 
     def measured(self, own: Own, normalize: Transform) -> Distiller:
         """Returns the distiller of a seed, whose evaluation measures the exported model."""
@@ -76,25 +62,15 @@ class Training(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-      title: name in the table.
-      group: family of schemes.
-      build: makes its training.
-      alone: the student alone for so many steps, where it is not the usual one.
-      offline: offline distillation for so many steps, where it is not the usual one.
-      searched: whether it needs the chain of assistants that is searched for first.
-      problems: the problems that it exists for.
-    """
-
-    title: str
-    group: str
-    build: Callable[[Setting], Training]
-    alone: Callable[[Setting, int], Training] | None = None
-    offline: Callable[[Setting, int], Training] | None = None
-    searched: bool = False
-    problems: tuple[str, ...] = ("digits", "cifar100")
+    title: str  # name in the table
+    group: str  # family of schemes
+    build: Callable[[Setting], Training]  # makes its training
+    alone: Callable[[Setting, int], Training] | None = None  # for so many steps, where it is not the usual one
+    offline: Callable[[Setting, int], Training] | None = None  # offline distillation, likewise
+    searched: bool = False  # whether it needs the chain of assistants that is searched for first
+    problems: tuple[str, ...] = ("digits", "cifar100")  # the problems that it exists for
 
 
 class Setting(NamedTuple):
@@ -102,8 +78,7 @@ class Setting(NamedTuple):
 
     problem: Problem
     config: Config
-    chain: tuple[str, ...] = ()
-    """The chain of assistants that was found, the student last."""
+    chain: tuple[str, ...] = ()  # the chain of assistants that was found, the student last
 
     @property
     def steps(self) -> int:
@@ -124,13 +99,7 @@ class Setting(NamedTuple):
         return teachers.frozen(self.problem.network(size), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
-        """Returns a distiller for stored images: augmented to train, and normalized.
-
-        Args:
-          kd: distiller for normalized images.
-          *more: transforms after the normalization.
-          train: transform of training images, instead of the usual augmentation and normalization.
-        """
+        """Returns a distiller for stored images: augmented to train, normalized, and then transformed further."""
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
         return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
@@ -144,15 +113,10 @@ class Setting(NamedTuple):
         train: Transform | None = None,
         **options: Any,
     ) -> Training:
-        """Returns the training of a distiller for normalized images.
+        """Returns the training of a distiller for normalized images, after which come further transforms.
 
-        Args:
-          kd: makes the distiller of a seed.
-          *more: transforms after the normalization.
-          steps: steps of the training; by default those of a student alone.
-          model: the model that is measured; by default the student.
-          train: see `placed`.
-          **options: further attributes of the training.
+        By default it has the steps of a student alone and measures the student; ``train`` replaces the augmentation
+        and the normalization of training images.
         """
         return Training(
             lambda own: self.placed(kd(own), *more, train=train),
@@ -163,14 +127,11 @@ class Setting(NamedTuple):
         )
 
 
+Build = Callable[[Setting], Training]
 CE = methods.cross_entropy()
+LABELS = jaxkd.combine(ce=CE)
 BOTH = methods.METHODS["kd"].objective(methods.Setting(weights={"ce": 1.0, "kd": 1.0}))
 """Cross-entropy and soft targets: the objective of offline distillation, and of every method with a teacher."""
-
-
-def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
-    """Returns the training of a network alone."""
-    return taught(setting, steps, model, None, *more, objective=jaxkd.combine(ce=CE), needs=())
 
 
 def taught(
@@ -191,6 +152,11 @@ def taught(
     return setting.training(kd, *more, steps=steps, model=model, needs=needs)
 
 
+def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
+    """Returns the training of a network alone."""
+    return taught(setting, steps, model, None, *more, objective=LABELS, needs=())
+
+
 def alone(setting: Setting, steps: int) -> Training:
     """Returns the training of the student alone."""
     return supervised(setting, steps, setting.student)
@@ -199,3 +165,61 @@ def alone(setting: Setting, steps: int) -> Training:
 def offline(setting: Setting, steps: int) -> Training:
     """Returns offline distillation from the trained teacher."""
     return taught(setting, steps, setting.student, setting.teacher)
+
+
+def deferred(build: Callable[..., Training]) -> Callable[..., Callable[..., Training]]:
+    """Returns a build that takes its own arguments first, and the setting (and steps) in a second call."""
+    return lambda *arguments, **options: lambda *setting: build(*setting, *arguments, **options)
+
+
+def untaught(make: Callable[[Setting], Distiller], member: str | None = None) -> Build:
+    """Returns a training that begins with no trained network, of which a member may be the student."""
+    pick: dict[str, Any] = {} if member is None else {"pick": lambda state: wrappers.get_member(state.student, member)}
+    return lambda setting: setting.training(lambda own: make(setting), needs=(), **pick)
+
+
+def run(
+    of: Training,
+    own: list[Own],
+    setting: Setting,
+    name: str,
+    folder: pathlib.Path,
+    sets: list[data.Dataset] | None = None,
+) -> dict[str, Any]:
+    """Trains all seeds on their own images or on other sets, or resumes an interrupted training.
+
+    Returns ``accuracy`` on the test split, ``curve`` on the validation split and ``variables`` of the measured model,
+    each a list of seeds. All seeds are one program, or trained one after the other.
+    """
+    problem, config = setting.problem, setting.config
+    seeds = command.seeds(config)
+    loaders = [of.input(one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]
+    every, indices = of.every or max(of.steps // 12, 1), list(range(len(seeds)))
+    found: dict[str, list[Any]] = {"accuracy": [], "curve": [], "variables": []}
+    for group in [indices] if problem.mapped else [[i] for i in indices]:
+        numbers = [seeds[i] for i in group]
+        kd, result = training.run_seeds(
+            lambda one: of.measured(one, problem.normalize),
+            [own[i] for i in group],
+            inputs.Seeds([loaders[i] for i in group], numbers),
+            {"validation": _held(problem.validation)},
+            steps=of.steps,
+            eval_every=every,
+            chunk=100 if problem.mapped else 1,
+            checkpoint_every=4 * every,
+            directory=folder if problem.mapped else folder / str(numbers[0]),
+            config={"training": name, **config.identity()},
+        )
+        tested = jaxkd.training.evaluate(kd, result.state, _held(problem.test))
+        for i in range(len(group)):
+            rows = [row for row in training.of_seed(result.history, i) if "validation/accuracy" in row]
+            measured = [key for key in rows[0] if key.startswith("validation/accuracy")]
+            curve = {key.removeprefix("validation/"): [round(row[key], 5) for row in rows] for key in measured}
+            found["accuracy"].append(tested[f"accuracy[{i}]"])
+            found["curve"].append({"step": [row["step"] for row in rows]} | curve)
+            found["variables"].append(jax.device_get(of.pick(jaxkd.distillers.select_run(result.state, i))))
+    return found
+
+
+def _held(dataset: data.Dataset) -> data.Resident:
+    return data.Resident(dataset, min(100, data.num_examples(dataset)), shuffle=False)

@@ -1,25 +1,12 @@
 """The networks of the digits: one form in several sizes, with BatchNorm."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import flax.linen as nn
+from jaxtyping import Array, Float
 
 from experiments.kit.inputs import patches
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float
-
-WIDTHS = {
-    "huge": (48, 96, 96),
-    "wide": (24, 48, 48),
-    "teacher": (12, 24, 24),
-    "large": (8, 16, 16),
-    "middle": (6, 12, 12),
-    "student": (4, 8, 8),
-}
-"""Channels of the three stages, by size."""
+WIDTHS = {"huge": (48, 96, 96), "wide": (24, 48, 48), "teacher": (12, 24, 24)}
+WIDTHS |= {"large": (8, 16, 16), "middle": (6, 12, 12), "student": (4, 8, 8)}  # channels of the three stages, by size
 
 TAPS = {"stage1": "Stage_0", "stage2": "Stage_1", "stage3": "Stage_2", "pooled": "Flat_0"}
 """The submodules that schemes tap."""

@@ -1,7 +1,5 @@
 """The cost of a training: FLOPs of its steps, and seconds beside the student's."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from typing import Any
@@ -43,18 +41,9 @@ def budget(steps: float) -> int:
 def seconds_beside(
     training: Training, reference: Training, own: Own, batches: tuple[Any, Any], rounds: int = 5
 ) -> dict[str, float]:
-    """Returns the seconds of a step, and their ratio to those of another training.
-
-    Args:
-      training: training to time; of several parts, the mean over all its steps.
-      reference: training to compare with.
-      own: what a seed has.
-      batches: a batch for each.
-      rounds: how often each is timed.
-    """
-    parts = training.all_parts
+    """Returns the seconds of a step, and their ratio to those of another training."""
+    parts, base = training.all_parts, _runner(reference.make, own, batches[1])
     timed = [_runner(part.make, own, batches[0]) for part in parts]
-    base = _runner(reference.make, own, batches[1])
     total = sum(part.steps for part in parts)
     seconds, ratios = [], []
     for _ in range(rounds + 1):

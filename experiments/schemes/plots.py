@@ -1,7 +1,5 @@
 """The plots: gains at equal cost, learning curves, and teachers of all sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -12,17 +10,18 @@ from experiments.kit.statistics import percent
 from experiments.schemes.report import gain
 
 OFFLINE = COLORS[1]
-LIMIT = 15.0
-"""Points that the axis of gains shows; larger gains are given as text."""
+LIMIT = 15.0  # points that the axis of gains shows; larger gains are given as text
 
 
 def gains(results: dict[str, Any]) -> bytes:
     """Draws the gains over the student alone and offline distillation."""
     found = list(results["rows"].values())
-    marks = {"alone": ("o", COLORS[0], -0.14), "offline": ("s", OFFLINE, 0.14)}
-    titles = {"alone": "over the student alone", "offline": "over offline distillation"}
+    marks = {
+        "alone": ("o", COLORS[0], -0.14, "the student alone"),
+        "offline": ("s", OFFLINE, 0.14, "offline distillation"),
+    }
     with plots.figure(1, 1, 9, 1.6 + 0.42 * len(found)) as (figure, axes, save):
-        for over, (marker, color, offset) in marks.items():
+        for over, (marker, color, offset, name) in marks.items():
             for i, one in enumerate(found):
                 mean, half = gain(one, over)
                 if abs(mean) < LIMIT:
@@ -31,7 +30,7 @@ def gains(results: dict[str, Any]) -> bytes:
                 text, place = f"{'→' if mean > 0 else '←'} {mean:+.1f} ± {half:.1f}", "right" if mean > 0 else "left"
                 edge = 0.98 * (LIMIT if mean > 0 else -LIMIT), i + offset
                 axes.annotate(text, edge, color=color, ha=place, va="center", fontsize=8)
-            axes.plot([], [], marker=marker, color=color, linestyle="", label=titles[over])
+            axes.plot([], [], marker=marker, color=color, linestyle="", label=f"over {name}")
         plots.rows(axes, [one["title"] for one in found])
         axes.set(xlim=(-LIMIT, LIMIT), xlabel="points of test accuracy at equal training cost, 95% interval")
         figure.legend(loc="outside upper right", frameon=False, ncols=2)
@@ -69,11 +68,12 @@ def capacity(results: dict[str, Any]) -> bytes:
     sizes = [name.removeprefix("gap_") for name in rows if name.startswith("gap_")]
     with plots.figure(1, 1, 8, 4.6) as (_, axes, save):
         parameters = [networks[size]["parameters"] for size in sizes]
-        for label, color, marker, values in (
-            ("teacher", "#7F7F7F", "^", [networks[size]["accuracy"] for size in sizes]),
-            ("its student", OFFLINE, "s", [rows[f"gap_{size}"]["accuracy"] for size in sizes]),
+        taught = {size: rows[f"gap_{size}"] for size in sizes}
+        for label, color, marker, found in (
+            ("teacher", "#7F7F7F", "^", networks),
+            ("its student", OFFLINE, "s", taught),
         ):
-            mean, half = np.array([percent(one) for one in values]).T
+            mean, half = np.array([percent(found[size]["accuracy"]) for size in sizes]).T
             axes.errorbar(parameters, mean, yerr=half, color=color, marker=marker, capsize=4, label=label)
         chains = {name: one for name, one in rows.items() if one["group"] == "assistants"}
         for color, (name, one) in zip(COLORS[2:], chains.items(), strict=False):

@@ -1,7 +1,5 @@
 """The problem of a run: the digits, few of them labelled, or a part of CIFAR-100."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,40 +19,22 @@ SIZES = ("huge", "wide", "teacher", "large", "middle", "student")
 
 
 class Problem(NamedTuple):
-    """A data set with networks for it.
+    """A data set with networks for it."""
 
-    Attributes:
-      name: ``"digits"`` or ``"cifar100"``.
-      classes: number of classes.
-      shape: shape of an image.
-      students: the images that the student of each seed learns from.
-      teachers: the images that teachers learn from.
-      validation: images to evaluate on during training.
-      test: images to measure on at the end.
-      module: a network by its size, one of `SIZES`; ``"half"``, a teacher of half of the classes; ``"left"``, one of
-        the left half of images.
-      taps: taps of a network, by its size.
-      lstm: a recurrent network of the size of a teacher or a student, which reads an image row by row.
-      augment: augmentation of a training image, before `normalize`.
-      normalize: normalization of stored images.
-      optimizer: optimizer for so many steps.
-      mapped: whether the seeds are trained as one program.
-    """
-
-    name: str
-    classes: int
-    shape: tuple[int, int, int]
-    students: list[data.Dataset]
-    teachers: data.Dataset
-    validation: data.Dataset
-    test: data.Dataset
-    module: Callable[[str], nn.Module]
-    taps: Callable[[str], dict[str, str]]
-    lstm: Callable[..., Model]
-    augment: Transform
-    normalize: Transform
-    optimizer: Callable[[int], optax.GradientTransformation]
-    mapped: bool
+    name: str  # ``"digits"`` or ``"cifar100"``
+    classes: int  # number of classes
+    shape: tuple[int, int, int]  # shape of an image
+    students: list[data.Dataset]  # the images that the student of each seed learns from
+    teachers: data.Dataset  # the images that teachers learn from
+    validation: data.Dataset  # images to evaluate on during training
+    test: data.Dataset  # images to measure on at the end
+    module: Callable[[str], nn.Module]  # by one of `SIZES`, or teachers of ``"half"`` of the classes, ``"left"`` halves
+    taps: Callable[[str], dict[str, str]]  # taps of a network, by its size
+    lstm: Callable[..., Model]  # of the size of a teacher or a student, which reads an image row by row
+    augment: Transform  # augmentation of a training image, before `normalize`
+    normalize: Transform  # normalization of stored images
+    optimizer: Callable[[int], optax.GradientTransformation]  # optimizer for so many steps
+    mapped: bool  # whether the seeds are trained as one program
 
     def network(self, size: str, **options: Any) -> Model:
         """Returns a network tapped at its three stages and at ``pooled``."""
@@ -92,16 +72,8 @@ def digits(config: Config) -> Problem:
     )
 
 
-ZOO = {
-    "huge": "resnet56",
-    "wide": "resnet32",
-    "teacher": "resnet20",
-    "large": "resnet20",
-    "middle": "resnet14",
-    "student": "resnet8",
-    "half": "resnet20",
-    "left": "resnet20",
-}
+ZOO = {"huge": "resnet56", "wide": "resnet32", "middle": "resnet14", "student": "resnet8"}
+ZOO |= dict.fromkeys(("teacher", "large", "half", "left"), "resnet20")
 
 
 def cifar100(config: Config) -> Problem:
@@ -109,11 +81,6 @@ def cifar100(config: Config) -> Problem:
     protocol = Protocol(config.epochs, config.teacher_epochs, images=config.images, holdout=1_000)
     whole, held = inputs.parts(inputs.cifar100(config.data_dir, "train"), protocol, student=False)
     assert held is not None
-
-    def taps(size: str) -> dict[str, str]:
-        found = models.taps(ZOO[size])
-        return {name: found[name] for name in ("stage1", "stage2", "stage3", "pooled")}
-
     return Problem(
         name="cifar100",
         classes=100,
@@ -123,7 +90,7 @@ def cifar100(config: Config) -> Problem:
         validation=held,
         test=inputs.cifar100(config.data_dir, "test"),
         module=lambda size: models.create(ZOO[size], 100 // (2 if size == "half" else 1)),
-        taps=taps,
+        taps=lambda size: {name: models.taps(ZOO[size])[name] for name in TAPS},
         lstm=lambda size, **options: _recurrent({"teacher": 256, "student": 64}[size], 100, **options),
         augment=functools.partial(data.random_crop_flip, seed=0),
         normalize=inputs.normalize_cifar100,

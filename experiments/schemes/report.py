@@ -1,11 +1,8 @@
 """The table for the terminal, and ``report.md``, from ``results.json``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from experiments.kit import report, statistics
 from experiments.kit.statistics import Interval, percent
@@ -14,15 +11,8 @@ from jaxkd import metrics
 REFERENCES = ("alone", "offline")
 
 COLUMNS = (
-    "scheme",
-    "accuracy (%)",
-    "alone, equal cost",
-    "offline KD, equal cost",
-    "gain over alone",
-    "gain over offline",
-    "MFLOPs / example",
-    "time / example",
-    "training cost",
+    *("scheme", "accuracy (%)", "alone, equal cost", "offline KD, equal cost", "gain over alone", "gain over offline"),
+    *("MFLOPs / example", "time / example", "training cost"),
 )
 
 
@@ -32,11 +22,7 @@ def gain(found: dict[str, Any], over: str) -> Interval:
 
 
 def verdict(found: dict[str, Any], over: str) -> str:
-    """Returns ``helps`` or ``hurts`` if the gain excludes 0, else ``unclear``.
-
-    >>> verdict({"accuracy": [0.9, 0.91, 0.92], "alone": {"accuracy": [0.8, 0.81, 0.83]}}, "alone")
-    'helps'
-    """
+    """Returns ``helps`` or ``hurts`` if the gain excludes 0, else ``unclear``."""
     mean, half = gain(found, over)
     return "helps" if mean > half else "hurts" if mean < -half else "unclear"
 
@@ -50,44 +36,26 @@ def one_line(found: dict[str, Any]) -> str:
 def rows(results: dict[str, Any]) -> list[report.Row]:
     """Returns the rows of the table."""
     config = results["config"]
-    steps = config["epochs"] * (config["images"] // config["batch"])
-    return [
-        (
-            found["title"],
-            *(f"{percent(one['accuracy'])}" for one in (found, *(found[over] for over in REFERENCES))),
-            *(f"{gain(found, over):+.2f}" for over in REFERENCES),
-            f"{found['flops'] / found['examples'] / 1e6:.3g}",
-            _time(found),
-            f"{found['flops'] / (found['alone']['flops_per_step'] * steps):.2f}×",
-        )
-        for found in results["rows"].values()
-    ]
-
-
-def _time(found: dict[str, Any]) -> str:
-    if "time" not in found:
-        return ""
-    each = found["time"]["seconds_per_step"] * found["all_steps"] / found["examples"]
-    return f"{1e6 * each:.0f} µs ({found['time']['over_alone']:.1f}×)"
-
-
-def table(results: dict[str, Any]) -> Table:
-    """Returns the table for a terminal."""
-    title = f"Test split: mean ± 95% interval over {results['config']['seeds']} seeds"
-    return report.terminal_table(title, COLUMNS, rows(results))
+    steps, rows = config["epochs"] * (config["images"] // config["batch"]), []
+    for found in results["rows"].values():
+        accuracies = (f"{percent(one['accuracy'])}" for one in (found, *(found[over] for over in REFERENCES)))
+        gains = (f"{gain(found, over):+.2f}" for over in REFERENCES)
+        cost, time = found["flops"] / (found["alone"]["flops_per_step"] * steps), ""
+        if "time" in found:
+            each = found["time"]["seconds_per_step"] * found["all_steps"] / found["examples"]
+            time = f"{1e6 * each:.0f} µs ({found['time']['over_alone']:.1f}×)"
+        flops = f"{found['flops'] / found['examples'] / 1e6:.3g}"
+        rows.append((found["title"], *accuracies, *gains, flops, time, f"{cost:.2f}×"))
+    return rows
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Returns ``report.md``."""
     config = results["config"]
-    networks = ", ".join(
-        f"{name} {percent(found['accuracy'])} %"
-        for name, found in results["networks"].items()
-        if not name.startswith("half")
-    )
-    notes = "\n".join(
-        f"- **{found['title']}** {_words(found)}" for name, found in results["rows"].items() if name not in REFERENCES
-    )
+    before = {name: one for name, one in results["networks"].items() if not name.startswith("half")}
+    networks = ", ".join(f"{name} {percent(one['accuracy'])} %" for name, one in before.items())
+    compared = {name: one for name, one in results["rows"].items() if name not in REFERENCES}
+    notes = "\n".join(f"- **{one['title']}** {_words(one)}" for one in compared.values())
     gaps = any(name.startswith("gap_") for name in results["rows"])
     capacity = "![Students of teachers of all sizes](capacity.png)\n\n" if gaps else ""
     return f"""# Every scheme on {config["data"]}
@@ -113,75 +81,53 @@ whose student is another one (a recurrent one, one of another input, a pruned on
 
 {notes}
 
-## Settings
+{report.settings_section(results)}"""
 
-{report.settings_table(config)}
 
-Versions: {report.versions_line(results["versions"])}.
-"""
+def _section(title: str, columns: report.Row, cells: list[report.Row], text: str) -> str:
+    """Returns a section with a table, or nothing without cells."""
+    return f"## {title}\n\n{report.markdown_table(columns, cells)}\n\n{text}\n\n" if cells else ""
 
 
 def _bits(results: dict[str, Any]) -> str:
     """Returns the section on the size of students of few bits."""
     cells = []
     for found in results["rows"].values():
-        if "extra" in found and "bytes" in found["extra"]:
-            extra = found["extra"]
-            accuracy = f"{percent(found['accuracy'])}"
+        if "bytes" in (extra := found.get("extra", {})):
             times = f"{extra['float32_bytes'] / extra['bytes']:.2f}×"
             sizes = (f"{extra[key]:,}" for key in ("bytes", "codes", "scales", "float32_bytes"))
-            cells.append((found["title"], accuracy, *sizes, times))
-    if not cells:
-        return ""
+            cells.append((found["title"], f"{percent(found['accuracy'])}", *sizes, times))
     columns = ("student", "accuracy (%)", "bytes on disk", "of them codes", "of them scales", "in float32", "smaller")
-    return f"""## Few bits
-
-{report.markdown_table(columns, cells)}
-
-Files of the first seed, as `jaxkd.weights.save_quantized` writes them: with BatchNorm, biases and the header.
-
-"""
+    text = (
+        "Files of the first seed, as `jaxkd.weights.save_quantized` writes them: with BatchNorm, biases and the header."
+    )
+    return _section("Few bits", columns, cells, text)
 
 
 def _tasks(results: dict[str, Any]) -> str:
     """Returns the section on what continual learning forgets."""
-    cells, fine_tuned = [], False
-    for found in results["rows"].values():
-        if found["group"] != "lifelong":
-            continue
-        if not fine_tuned:
-            cells.append(_forgotten("fine-tuned, no teacher", found["alone"]))
-            fine_tuned = True
-        cells.append(_forgotten(found["title"], found))
-    if not cells:
-        return ""
+    lifelong = [found for found in results["rows"].values() if found["group"] == "lifelong"]
+    cells = [_forgotten("fine-tuned, no teacher", found["alone"]) for found in lifelong[:1]]
+    cells += [_forgotten(found["title"], found) for found in lifelong]
     columns = ("student", "average accuracy (%)", "forgetting", "backward transfer", "told the task (%)")
-    return f"""## Task after task
-
-{report.markdown_table(columns, cells)}
-
-Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; Lopez-Paz &
-Ranzato, 2017), on the validation split. Told the task, only the task's own classes are answers.
-
-"""
+    text = (
+        "Of all classes, after the last task; forgetting and backward transfer in points (Chaudhry et al., 2018; "
+        "Lopez-Paz &\nRanzato, 2017), on the validation split. Told the task, only the task's own classes are answers."
+    )
+    return _section("Task after task", columns, cells, text)
 
 
 def _forgotten(title: str, found: dict[str, Any]) -> tuple[str, ...]:
-    matrices = [_matrix(curve, "accuracy/{task}") for curve in found["curve"]]
-    within = [_matrix(curve, "accuracy_within/{task}") for curve in found["curve"]]
-    measures = (
-        [metrics.average_accuracy(one) for one in matrices],
-        [metrics.forgetting(one) for one in matrices],
-        [metrics.backward_transfer(one) for one in matrices],
-        [metrics.average_accuracy(one) for one in within],
-    )
-    return (title, *(f"{percent(values)}" for values in measures))
+    after, within = ([_matrix(curve, name) for curve in found["curve"]] for name in ("accuracy", "accuracy_within"))
+    measures = (metrics.average_accuracy, metrics.forgetting, metrics.backward_transfer)
+    values = [[measure(one) for one in after] for measure in measures]
+    values.append([metrics.average_accuracy(one) for one in within])
+    return (title, *(f"{percent(value)}" for value in values))
 
 
 def _matrix(curve: dict[str, Any], name: str) -> np.ndarray:
     """Returns the accuracy on each task after each task."""
-    tasks = len(curve["step"])
-    return np.array([curve[name.format(task=task)] for task in range(tasks)], np.float64).T
+    return np.array([curve[f"{name}/{task}"] for task in range(len(curve["step"]))], np.float64).T
 
 
 def _words(found: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """The networks that methods begin with, and the search for a chain."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from collections.abc import Callable
@@ -14,44 +12,38 @@ import numpy as np
 from experiments.kit import files
 from experiments.kit import training as kit_training
 from experiments.kit.recipe import Transform
-from experiments.schemes import cell
+from experiments.schemes import method
 from experiments.schemes.method import Own, Setting, Training, offline, supervised, taught
-from jaxkd import data, schemes, teachers, weights, wrappers
+from experiments.schemes.problem import SIZES
+from jaxkd import data, schemes, weights, wrappers
 from jaxkd.types import Model, Variables
 
 
 class Network(NamedTuple):
-    """A network to be trained on all labels.
+    """A network to be trained on all labels."""
 
-    Attributes:
-      model: the network, for a setting.
-      transforms: transforms of normalized images that it reads.
-      classes: the part of the classes that it learns, ``(first, last)`` as shares of them.
-    """
-
-    model: Callable[[Setting], Model]
-    transforms: tuple[Transform, ...] = ()
-    classes: tuple[float, float] | None = None
+    model: Callable[[Setting], Model]  # the network, for a setting
+    transforms: tuple[Transform, ...] = ()  # transforms of normalized images that it reads
+    classes: tuple[float, float] | None = None  # the part that it learns, ``(first, last)`` as shares of all classes
 
 
-def _size(name: str) -> Network:
-    return Network(lambda setting: setting.problem.network(name))
+def _network(size: str, setting: Setting) -> Model:
+    return setting.problem.network(size)
 
 
 LEFT = functools.partial(data.halves, entries=("left", "right"))
 PEN = functools.partial(data.strokes, steps=24)
 
 NETWORKS: dict[str, Network] = {
-    **{name: _size(name) for name in ("huge", "wide", "teacher", "large", "middle", "student")},
-    "half_a": Network(lambda setting: setting.problem.network("half"), classes=(0.0, 0.5)),
-    "half_b": Network(lambda setting: setting.problem.network("half"), classes=(0.5, 1.0)),
+    **{size: Network(functools.partial(_network, size)) for size in SIZES},
+    "half_a": Network(functools.partial(_network, "half"), classes=(0.0, 0.5)),
+    "half_b": Network(functools.partial(_network, "half"), classes=(0.5, 1.0)),
     "lstm": Network(lambda setting: setting.problem.lstm("teacher")),
     "left": Network(lambda setting: wrappers.with_inputs(setting.problem.network("left"), image="left"), (LEFT,)),
 }
 """The networks that are trained on all labels, by name."""
 
-DISTILLED = "distilled"
-"""The student of offline distillation, from the students' images."""
+DISTILLED = "distilled"  # the student of offline distillation, from the students' images
 
 
 def images(setting: Setting, name: str) -> data.Dataset:
@@ -77,17 +69,7 @@ def training(setting: Setting, name: str) -> Training:
 
 
 def run(setting: Setting, name: str, own: list[Own], folder: pathlib.Path) -> dict[str, Any]:
-    """Trains a network for every seed, or reads what an earlier run trained.
-
-    Args:
-      setting: problem and settings.
-      name: name of the network.
-      own: what each seed has that the training needs.
-      folder: folder of checkpoints.
-
-    Returns:
-      ``variables`` and ``accuracy`` on the test split, of every seed.
-    """
+    """Trains a network for every seed, or reads what an earlier run trained."""
     config, problem = setting.config, setting.problem
     if name == "teacher" and config.teacher_weights is not None:
         model = NETWORKS[name].model(setting)
@@ -97,49 +79,34 @@ def run(setting: Setting, name: str, own: list[Own], folder: pathlib.Path) -> di
         accuracy = float(np.mean(logits.argmax(-1) == np.asarray(problem.test.arrays["label"])))
         return {"accuracy": [accuracy] * config.seeds, "variables": [given] * config.seeds}
     sets = None if name == DISTILLED else [images(setting, name)] * config.seeds
-    return cell.run(training(setting, name), own, setting, name, folder, sets)
+    return method.run(training(setting, name), own, setting, name, folder, sets)
 
 
-CHAIN = ("large", "middle", "student")
-"""The networks that a chain may go through, and the student."""
+CHAIN = ("large", "middle", "student")  # the networks that a chain may go through, and the student
 
 
 def chain(
-    setting: Setting,
-    own: list[Own],
-    train: Callable[[str, Training, list[Own]], dict[str, Any]],
-    path: pathlib.Path,
+    setting: Setting, own: list[Own], train: Callable[..., dict[str, Any]], path: pathlib.Path
 ) -> tuple[str, ...]:
-    """Returns the best chain by validation accuracy, searched for once.
-
-    Args:
-      setting: problem and settings.
-      own: each seed's ``"teacher"``.
-      train: trains all seeds of a link.
-      path: file of the chain.
-    """
+    """Returns the best chain by validation accuracy, searched for once; ``train`` trains all seeds of a link."""
+    network = setting.problem.network
+    score_of: dict[str, float] = {}
 
     def search() -> dict[str, Any]:
         best: dict[str | None, tuple[float, list[Variables]]] = {None: (0.0, [one["teacher"] for one in own])}
-        scores: dict[str, float] = {}
 
         def score(before: str | None, model: str) -> float:
-            network = setting.problem.network(before or "teacher")
-            link = taught(
-                setting,
-                setting.steps,
-                setting.problem.network(model),
-                lambda own: teachers.frozen(network, own["before"]),
-                needs=("before",),
-            )
-            found = train(f"link-{before or 'teacher'}-{model}", link, [{"before": one} for one in best[before][1]])
+            first = before or "teacher"
+            teacher, needs = (lambda own: setting.teacher(own, "before", first)), ("before",)
+            link = taught(setting, setting.steps, network(model), teacher, needs=needs)
+            found = train(f"link-{first}-{model}", link, [{"before": one} for one in best[before][1]])
             accuracy = float(np.mean([curve["accuracy"][-1] for curve in found["curve"]]))
-            scores[f"{before or 'teacher'} to {model}"] = accuracy
+            score_of[f"{first} to {model}"] = accuracy
             if model not in best or accuracy > best[model][0]:
                 best[model] = accuracy, found["variables"]
             return accuracy
 
         chosen, _ = schemes.phases.best_chain(CHAIN, score)
-        return {"chain": list(chosen), "validation accuracy": scores}
+        return {"chain": list(chosen), "validation accuracy": score_of}
 
     return tuple(files.once(path, search, indent=2)["chain"])

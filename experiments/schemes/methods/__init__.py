@@ -1,29 +1,18 @@
 """The methods of the table, in its order; each family has its module."""
 
-from __future__ import annotations
-
 from experiments.schemes.method import Method, alone, offline
-from experiments.schemes.methods import (
-    chains,
-    compression,
-    continual,
-    data_free,
-    modalities,
-    online,
-    own_teacher,
-    several_teachers,
-)
+from experiments.schemes.methods import compression, continual, inputs, online, several_teachers
 
 _ALL = {
     "alone": Method("student alone", "references", lambda setting: alone(setting, setting.steps)),
     "offline": Method("offline distillation", "references", lambda setting: offline(setting, setting.steps)),
     **online.METHODS,
-    **own_teacher.METHODS,
-    **chains.METHODS,
+    **online.SELF,
+    **several_teachers.GENERATIONS,
     **several_teachers.METHODS,
-    **chains.CAPACITY,
-    **modalities.METHODS,
-    **data_free.METHODS,
+    **several_teachers.CAPACITY,
+    **inputs.METHODS,
+    **inputs.DATA_FREE,
     **compression.METHODS,
     **continual.METHODS,
 }

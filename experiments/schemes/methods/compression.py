@@ -1,7 +1,5 @@
 """Students of few bits, and students of few samples."""
 
-from __future__ import annotations
-
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 import jaxkd
-from experiments.schemes.method import BOTH, CE, Method, Own, Part, Setting, Training, offline, taught
+from experiments.schemes.method import BOTH, LABELS, Method, Own, Part, Setting, Training, deferred, offline, taught
 from jaxkd import adapters, data, schemes, teachers, weights, wrappers
 from jaxkd.types import Distiller, Model, Variables
 
 BUCKET = 256
-Build = Callable[[Setting], Training]
 
 
 def _template(setting: Setting, size: str) -> Variables:
@@ -44,58 +41,45 @@ def on_disk(bits: int, points: bool = False) -> Callable[[Variables], Mapping[st
     return measure
 
 
-def straight_through(bits: int) -> Build:
+@deferred
+def straight_through(setting: Setting, bits: int) -> Training:
     """Returns offline distillation with rounded weights in every step."""
-
-    def build(setting: Setting) -> Training:
-        student = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
-        return taught(setting, setting.steps, student, setting.teacher)._replace(extra=on_disk(bits))
-
-    return build
+    student = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
+    return taught(setting, setting.steps, student, setting.teacher)._replace(extra=on_disk(bits))
 
 
-def rounded(bits: int) -> Build:
+@deferred
+def rounded(setting: Setting, bits: int) -> Training:
     """Returns offline distillation, rounded at the end."""
-
-    def build(setting: Setting) -> Training:
-        model = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
-        return offline(setting, setting.steps)._replace(model=model, extra=on_disk(bits))
-
-    return build
+    model = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
+    return offline(setting, setting.steps)._replace(model=model, extra=on_disk(bits))
 
 
-def learned(bits: int) -> Build:
+@deferred
+def learned(setting: Setting, bits: int) -> Training:
     """Returns the training of the codebook of a distilled student, for as long again."""
 
-    def build(setting: Setting) -> Training:
-        def student(variables: Variables) -> Model:
-            return wrappers.learned_codebook(setting.student, variables, bits=bits, bucket=BUCKET)
+    def student(variables: Variables) -> Model:
+        return wrappers.learned_codebook(setting.student, variables, bits=bits, bucket=BUCKET)
 
-        def kd(own: Own) -> Distiller:
-            model = student(own["distilled"])
-            return jaxkd.distill(model, setting.teacher(own), BOTH, optimizer=setting.optimizer())
+    def kd(own: Own) -> Distiller:
+        model = student(own["distilled"])
+        return jaxkd.distill(model, setting.teacher(own), BOTH, optimizer=setting.optimizer())
 
-        before = offline(setting, setting.steps)
-        found = setting.training(
-            kd,
-            model=student(_template(setting, "student")),
-            needs=("teacher", "distilled"),
-            extra=on_disk(bits, points=True),
-        )
-        return found._replace(parts=[Part(before.make, before.steps), Part(found.make, found.steps)])
-
-    return build
+    before, measured = offline(setting, setting.steps), student(_template(setting, "student"))
+    extra, needs = on_disk(bits, points=True), ("teacher", "distilled")
+    found = setting.training(kd, model=measured, needs=needs, extra=extra)
+    return found._replace(parts=[Part(before.make, before.steps), Part(found.make, found.steps)])
 
 
 # Few samples.
 
 SAMPLES = 50
-PRUNED = "large"
-"""The size that remains of a teacher: the first channels of each stage."""
+PRUNED = "large"  # the size that remains of a teacher: the first channels of each stage
 
 
 def pruned(setting: Setting, variables: Variables) -> Variables:
-    """Returns the first channels of a trained teacher, as a network of fewer."""
+    """Returns the first channels of a trained teacher of the digits, as a network of fewer."""
     like = _template(setting, PRUNED)
 
     def cut(path: Any, x: Any, small: Any) -> Any:
@@ -134,35 +118,27 @@ def few_sample(setting: Setting) -> Training:
     return setting.training(kd, steps=3 * steps, model=problem.network(PRUNED), loader=_few(setting))
 
 
-def _tuned(objective: jaxkd.Objective) -> Callable[[Setting, int], Training]:
+@deferred
+def _tuned(setting: Setting, steps: int, objective: jaxkd.Objective) -> Training:
     """Returns the training of the pruned network on the same few images."""
+    model = setting.problem.network(PRUNED)
 
-    def build(setting: Setting, steps: int) -> Training:
-        model = setting.problem.network(PRUNED)
+    def kd(own: Own) -> Distiller:
+        begun = model._replace(init=lambda key, batch: pruned(setting, own["teacher"]))
+        return jaxkd.distill(begun, setting.teacher(own), objective, optimizer=setting.optimizer(steps))
 
-        def kd(own: Own) -> Distiller:
-            begun = model._replace(init=lambda key, batch: pruned(setting, own["teacher"]))
-            return jaxkd.distill(begun, setting.teacher(own), objective, optimizer=setting.optimizer(steps))
-
-        return setting.training(kd, steps=steps, model=model, loader=_few(setting))
-
-    return build
+    return setting.training(kd, steps=steps, model=model, loader=_few(setting))
 
 
-def _bits(name: str, title: str, build: Callable[[int], Build], *bits: int) -> dict[str, Method]:
+def _bits(name: str, title: str, build: Callable[..., Any], *bits: int) -> dict[str, Method]:
     return {f"{name}{count}": Method(f"{count} bits, {title}", "few bits", build(count)) for count in bits}
 
+
+FSKD = f"pruned teacher, least squares, {SAMPLES} images (FSKD)"
 
 METHODS = {
     **_bits("rounded", "rounded afterwards", rounded, 2, 4, 8),
     **_bits("quantized", "straight-through", straight_through, 2, 4, 8),
     **_bits("points", "learned points", learned, 2, 4),
-    "few_sample": Method(
-        f"pruned teacher, least squares, {SAMPLES} images (FSKD)",
-        "few samples",
-        few_sample,
-        _tuned(jaxkd.combine(ce=CE)),
-        _tuned(BOTH),
-        problems=("digits",),  # whose networks `pruned` can cut
-    ),
+    "few_sample": Method(FSKD, "few samples", few_sample, _tuned(LABELS), _tuned(BOTH), problems=("digits",)),
 }

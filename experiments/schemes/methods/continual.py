@@ -1,21 +1,18 @@
 """Classes that come in tasks, and the forgetting of earlier ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import jaxkd
-from experiments.schemes.method import Method, Own, Setting, Training
+from experiments.schemes.method import Method, Own, Setting, Training, deferred
 from jaxkd import data, metrics, schemes
 from jaxkd.objectives import continual
 from jaxkd.types import Distiller
 
 TASKS = 5
-KEPT = 4
-"""Examples of each old class that are retained, where any are."""
+KEPT = 4  # examples of each old class that are retained, where any are
 
-Build = Callable[[Setting, int], Training]
+Timed = Callable[[Setting, int], Training]
 
 
 def groups(setting: Setting) -> list[list[int]]:
@@ -24,14 +21,7 @@ def groups(setting: Setting) -> list[list[int]]:
 
 
 def training(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distiller], kept: int = 0) -> Training:
-    """Returns the training of a student on one task after the other.
-
-    Args:
-      setting: problem and settings.
-      steps: steps of all tasks.
-      kd: makes the distiller of a seed, given the steps of each task.
-      kept: retained examples of each old class.
-    """
+    """Returns the training of a student on one task after the other."""
     tasks, batch = groups(setting), setting.config.batch
     each = [max(steps // TASKS, 1)] * TASKS  # equal, so that evaluations fall on the ends of tasks
 
@@ -46,14 +36,8 @@ def training(setting: Setting, steps: int, kd: Callable[[Own, list[int]], Distil
         retained = [data.exemplars(part, per_class=kept) for part in parts]
         return data.Tasks(loaders, each, retained=retained, retained_size=size // 4)
 
-    return setting.training(
-        lambda own: kd(own, each),
-        steps=sum(each),
-        loader=loader,
-        needs=(),
-        every=each[0],
-        metrics=metrics.per_task(tasks, steps=each),
-    )
+    options: Any = {"loader": loader, "every": each[0], "metrics": metrics.per_task(tasks, steps=each)}
+    return setting.training(lambda own: kd(own, each), steps=sum(each), needs=(), **options)
 
 
 def fine_tuned(setting: Setting, steps: int) -> Training:
@@ -67,40 +51,29 @@ def fine_tuned(setting: Setting, steps: int) -> Training:
     return training(setting, steps, kd)
 
 
-def lwf(kept: int = 0, **options: Any) -> Build:
+@deferred
+def lwf(setting: Setting, steps: int, kept: int = 0, **options: Any) -> Training:
     """Returns learning without forgetting."""
 
-    def build(setting: Setting, steps: int) -> Training:
-        def kd(own: Own, each: list[int]) -> Distiller:
-            tasks, optimizer = groups(setting), setting.optimizer(each[0])
-            return schemes.learning_without_forgetting(
-                setting.student, tasks=tasks, steps=each, optimizer=optimizer, **options
-            )
+    def kd(own: Own, each: list[int]) -> Distiller:
+        given: Any = {"tasks": groups(setting), "steps": each, "optimizer": setting.optimizer(each[0])}
+        return schemes.learning_without_forgetting(setting.student, **given, **options)
 
-        return training(setting, steps, kd, kept)
-
-    return build
+    return training(setting, steps, kd, kept)
 
 
 def retrospection(setting: Setting, steps: int) -> Training:
     """Returns the training of an expert for each task, then by both teachers."""
 
     def kd(own: Own, each: list[int]) -> Distiller:
-        half = each[0] // 2
-        return schemes.retrospection(
-            setting.student,
-            setting.student,
-            tasks=groups(setting),
-            steps=each,
-            expert_steps=half,
-            optimizer=setting.optimizer(half),
-            softmax=continual.joint_softmax,
-        )
+        half, student, softmax = each[0] // 2, setting.student, continual.joint_softmax
+        options: Any = {"steps": each, "expert_steps": half, "optimizer": setting.optimizer(half), "softmax": softmax}
+        return schemes.retrospection(student, student, tasks=groups(setting), **options)
 
     return training(setting, 2 * steps, kd, KEPT)
 
 
-def _method(title: str, build: Build) -> Method:
+def _method(title: str, build: Timed) -> Method:
     # Offline distillation does not exist here: no teacher knows later classes. The plain form of LwF replaces it.
     return Method(title, "lifelong", lambda setting: build(setting, setting.steps), fine_tuned, lwf())
 

@@ -1,6 +1,4 @@
-"""Networks that teach each other while they learn."""
-
-from __future__ import annotations
+"""Networks that teach each other while they learn, and students that teach themselves."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,30 +8,15 @@ import jax.numpy as jnp
 
 import jaxkd
 from experiments.kit.methods import relations, soft_targets
-from experiments.schemes.method import BOTH, CE, Make, Method, Own, Setting, Training
-from jaxkd import adapters, losses, objectives, schemes, wrappers
-from jaxkd.types import Distiller, Model
-
-Build = Callable[[Setting], Training]
-KL = soft_targets(temperature=1.0)
-"""The divergence of deep mutual learning, at a temperature of 1."""
+from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Setting, Training, untaught
+from jaxkd import adapters, data, losses, objectives, schemes, teachers, wrappers
+from jaxkd.types import Distiller, Model, Objective
 
 
-def training(setting: Setting, kd: Make, name: str) -> Training:
-    """Returns the training of several networks, of which one is the student."""
-    return setting.training(kd, pick=lambda state: wrappers.get_member(state.student, name), needs=())
-
-
-def one_way(setting: Setting) -> Training:
-    """Returns the training of the usual teacher, untrained, beside its student."""
-    teacher = setting.problem.network("teacher")
-
-    def kd(own: Own) -> Distiller:
-        return schemes.online(
-            setting.student, teacher, BOTH, teacher_objective=jaxkd.combine(ce=CE), optimizer=setting.optimizer()
-        )
-
-    return training(setting, kd, "student")
+def one_way(setting: Setting) -> Distiller:
+    """Returns the usual teacher, untrained, beside its student."""
+    teacher, optimizer = setting.problem.network("teacher"), setting.optimizer()
+    return schemes.online(setting.student, teacher, BOTH, teacher_objective=LABELS, optimizer=optimizer)
 
 
 def peers(setting: Setting, count: int) -> Mapping[str, Model]:
@@ -41,31 +24,22 @@ def peers(setting: Setting, count: int) -> Mapping[str, Model]:
     return {str(i): setting.student for i in range(count)}
 
 
-def mutual(count: int, objective: jaxkd.Objective, *others: str) -> Build:
-    """Returns mutual learning of peers, and of networks of other sizes."""
+def mutual(count: int, *others: str, **terms: Objective) -> Build:
+    """Returns mutual learning of peers and networks of other sizes, at a temperature of 1 as published."""
+    objective = jaxkd.combine(kl=soft_targets(temperature=1.0), **terms)
 
-    def build(setting: Setting) -> Training:
+    def make(setting: Setting) -> Distiller:
         students = {**peers(setting, count), **{size: setting.problem.network(size) for size in others}}
+        return schemes.mutual(students, own=LABELS, mutual=objective, optimizer=setting.optimizer())
 
-        def kd(own: Own) -> Distiller:
-            return schemes.mutual(students, own=jaxkd.combine(ce=CE), mutual=objective, optimizer=setting.optimizer())
-
-        return training(setting, kd, "0")
-
-    return build
+    return untaught(make, "0")
 
 
-def diverse(setting: Setting) -> Training:
-    """Returns the training of three auxiliary peers and a leader, the student."""
-
-    def kd(own: Own) -> Distiller:
-        weight = schemes.peers.ramp_up(setting.steps // 4)
-        students, optimizer = peers(setting, 3), setting.optimizer()
-        return schemes.diverse_peers(
-            students, setting.student, feature="pooled", own=CE, optimizer=optimizer, weight=weight
-        )
-
-    return training(setting, kd, "leader")
+def diverse(setting: Setting) -> Distiller:
+    """Returns three auxiliary peers and a leader, the student."""
+    weight, optimizer = schemes.peers.ramp_up(setting.steps // 4), setting.optimizer()
+    students, leader = peers(setting, 3), setting.student
+    return schemes.diverse_peers(students, leader, feature="pooled", own=CE, optimizer=optimizer, weight=weight)
 
 
 class Head(nn.Module):
@@ -81,45 +55,90 @@ class Head(nn.Module):
         return nn.Dense(self.classes)(jnp.asarray(x))
 
 
-def branches(setting: Setting) -> Training:
-    """Returns the training of two branches beside the student's own top."""
+def branches(setting: Setting) -> Distiller:
+    """Returns two branches beside the student's own top."""
     head = adapters.linen(Head(setting.problem.classes), inputs="feature")
     exits = {name: wrappers.Exit("stage2", head) for name in ("one", "two")}
-
-    def kd(own: Own) -> Distiller:
-        taught, optimizer = soft_targets(temperature=3.0), setting.optimizer()
-        return schemes.branches(setting.student, exits, feature="stage2", own=CE, taught=taught, optimizer=optimizer)
-
-    return training(setting, kd, "model")
+    taught, optimizer = soft_targets(temperature=3.0), setting.optimizer()
+    return schemes.branches(setting.student, exits, feature="stage2", own=CE, taught=taught, optimizer=optimizer)
 
 
 def collaborative(ensemble: Callable[[Any, Any], Any]) -> Build:
     """Returns the training of two peers by an ensemble of both that the labels choose."""
 
-    def build(setting: Setting) -> Training:
-        def kd(own: Own) -> Distiller:
-            taught, optimizer = soft_targets(temperature=3.0), setting.optimizer()
-            return schemes.collaborative(
-                peers(setting, 2), own=CE, taught=taught, ensemble=ensemble, optimizer=optimizer
-            )
+    def make(setting: Setting) -> Distiller:
+        students, taught, optimizer = peers(setting, 2), soft_targets(temperature=3.0), setting.optimizer()
+        return schemes.collaborative(students, own=CE, taught=taught, ensemble=ensemble, optimizer=optimizer)
 
-        return training(setting, kd, "0")
-
-    return build
+    return untaught(make, "0")
 
 
 HINT = objectives.hint("student/stage2", "teacher/stage2", weight=1.0)
 
 METHODS = {
-    "online": Method("one-way, teacher in the same step", "online", one_way),
-    "dml": Method("deep mutual learning, 2 peers", "online", mutual(2, jaxkd.combine(kl=KL))),
-    "dml4": Method("deep mutual learning, 4 peers", "online", mutual(4, jaxkd.combine(kl=KL))),
-    "dml_mixed": Method("deep mutual learning, 2 sizes", "online", mutual(1, jaxkd.combine(kl=KL), "teacher")),
-    "okddip": Method("diverse peers (OKDDip)", "online", diverse),
-    "one": Method("gated branches (ONE)", "online", branches),
+    "online": Method("one-way, teacher in the same step", "online", untaught(one_way, "student")),
+    "dml": Method("deep mutual learning, 2 peers", "online", mutual(2)),
+    "dml4": Method("deep mutual learning, 4 peers", "online", mutual(4)),
+    "dml_mixed": Method("deep mutual learning, 2 sizes", "online", mutual(1, "teacher")),
+    "okddip": Method("diverse peers (OKDDip)", "online", untaught(diverse, "leader")),
+    "one": Method("gated branches (ONE)", "online", untaught(branches, "model")),
     "kdcl_best": Method("collaborative, best (KDCL)", "online", collaborative(losses.best_logits)),
     "kdcl_linear": Method("collaborative, linear (KDCL)", "online", collaborative(losses.combined_logits)),
     "kdcl_min": Method("collaborative, min-logit (KDCL)", "online", collaborative(losses.min_logits)),
-    "dml_rkd": Method("mutual learning with RKD", "composed", mutual(2, jaxkd.combine(kl=KL, **relations(1.0, 2.0)))),
-    "dml_hint": Method("mutual learning with hints", "composed", mutual(1, jaxkd.combine(kl=KL, hint=HINT), "large")),
+    "dml_rkd": Method("mutual learning with RKD", "composed", mutual(2, **relations(1.0, 2.0))),
+    "dml_hint": Method("mutual learning with hints", "composed", mutual(1, "large", hint=HINT)),
+}
+
+# The student as its own teacher, by depths, classes, views or past outputs.
+
+
+def depths(setting: Setting) -> Distiller:
+    """Returns exits after the first two stages, taught by the last layer."""
+    pooled = {"digits": 32, "cifar100": 64}[setting.problem.name]
+    head = schemes.self_distillation.exit_head(setting.problem.classes, hidden_size=pooled)
+    exits = {"early": wrappers.Exit("stage1", head), "middle": wrappers.Exit("stage2", head)}
+    return schemes.byot(setting.student, exits, optimizer=setting.optimizer(), feature="pooled")
+
+
+def classes(setting: Setting) -> Training:
+    """Returns the training of an example by the output for another of its class."""
+    problem, batch = setting.problem, setting.config.batch
+    return setting.training(
+        lambda own: schemes.class_wise(setting.student, optimizer=setting.optimizer()),
+        train=data.with_pair(data.compose(problem.augment, problem.normalize)),
+        loader=lambda images, seed: data.SameClass(data.Resident(images, batch, drop_remainder=True)),
+        needs=(),
+    )
+
+
+def views(setting: Setting) -> Training:
+    """Returns the training of two distortions of an example by each other."""
+    return setting.training(
+        lambda own: schemes.distorted_views(setting.student, optimizer=setting.optimizer(), feature="pooled"),
+        train=data.two_views(data.compose(setting.problem.augment, setting.problem.normalize)),
+        needs=(),
+    )
+
+
+def virtual(setting: Setting) -> Distiller:
+    """Returns the student with a virtual teacher, made of the labels."""
+    of = "student/logits", "batch/label"
+    teacher = jaxkd.term(losses.virtual_teacher_kl, *of, temperature=20.0, weight=0.1)
+    objective = jaxkd.combine(ce=CE, virtual=teacher)
+    return jaxkd.distill(setting.student, teachers.none(), objective, optimizer=setting.optimizer())
+
+
+def past(setting: Setting) -> Distiller:
+    """Returns the student with labels that its past outputs soften."""
+    count = 1 + max(int(images.arrays["index"].max()) for images in setting.problem.students)
+    objective = jaxkd.combine(ps_kd=objectives.progressive_self_kd(count, alpha=0.8, steps=setting.steps))
+    return jaxkd.distill(setting.student, teachers.none(), objective, optimizer=setting.optimizer())
+
+
+SELF = {
+    "tf_virtual": Method("virtual teacher (Tf-KD)", "self", untaught(virtual)),
+    "byot": Method("be your own teacher", "self", untaught(depths, "model")),
+    "cs_kd": Method("class-wise (CS-KD)", "self", classes),
+    "ddgsd": Method("two views (DDGSD)", "self", views),
+    "ps_kd": Method("past predictions (PS-KD)", "self", untaught(past)),
 }

@@ -1,45 +1,102 @@
-"""Several teachers, the student's average, and teachers that flow into it."""
+"""Chains of teachers, several teachers, the student's average, and teachers that flow into it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+import itertools
 from typing import Any
 
 import optax
 
 import jaxkd
 from experiments.kit.methods import decoupled, soft_targets
-from experiments.schemes.method import BOTH, CE, Method, Own, Setting, Training, taught
+from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Own, Part, Setting, Training, deferred, taught
 from jaxkd import losses, objectives, schemes, teachers, wrappers
-from jaxkd.types import Distiller, Objective, Teacher
-
-TWO = {"a": "teacher", "b": "large"}
-"""The members of an ensemble: networks by their names in it."""
+from jaxkd.types import Distiller, Model, Objective, Teacher
 
 
-def ensemble(objective: Objective, **options: Any) -> Callable[[Setting], Training]:
+def _part(setting: Setting, model: Model, steps: int, before: Model | None) -> Part:
+    """Returns one training of a chain: on labels, or by the network before it."""
+    teacher = teachers.none() if before is None else teachers.placeholder(before)
+    kd = jaxkd.distill(model, teacher, LABELS if before is None else BOTH, optimizer=setting.optimizer())
+    return Part(lambda own: setting.placed(kd), steps)
+
+
+@deferred
+def born_again(setting: Setting, count: int) -> Training:
+    """Returns generations of the student, each trained as long as a student alone."""
+    steps, student = setting.steps, setting.student
+    options: Any = {"first": LABELS, "generations": count, "steps": steps}
+    return setting.training(
+        lambda own: schemes.born_again(student, BOTH, optimizer=setting.optimizer(), **options),
+        steps=steps * (count + 1),
+        pick=lambda state: wrappers.get_member(state.student, str(count)),
+        parts=[_part(setting, student, steps, None), _part(setting, student, steps * count, student)],
+        needs=(),
+    )
+
+
+@deferred
+def assistants(setting: Setting, *between: str, teacher: str = "teacher") -> Training:
+    """Returns a chain from a teacher through networks of other sizes."""
+    steps, network = setting.steps, setting.problem.network
+    models = {size: network(size) for size in between}
+
+    def kd(own: Own) -> Distiller:
+        first, optimizer = setting.teacher(own, teacher, teacher), setting.optimizer()
+        student = setting.student
+        return schemes.assistants(student, first, BOTH, assistants=models, steps=steps, optimizer=optimizer)
+
+    links = itertools.pairwise([teacher, *between, "student"])
+    return setting.training(
+        kd,
+        steps=steps * (len(between) + 1),
+        pick=lambda state: wrappers.get_member(state.student, "student"),
+        parts=[_part(setting, network(size), steps, network(before)) for before, size in links],
+        needs=(teacher,),
+    )
+
+
+@deferred
+def of_size(setting: Setting, size: str) -> Training:
+    """Returns the usual student of a teacher of a size."""
+    student, needs = setting.student, (size,)
+    return taught(setting, setting.steps, student, lambda own: setting.teacher(own, size, size), needs=needs)
+
+
+GENERATIONS = {
+    "tf_self": Method("self-teacher (Tf-KD)", "self", born_again(1)),
+    "born_again": Method("born again, 2 generations", "self", born_again(2)),
+}
+CHAINS: dict[str, tuple[str, str, Build]] = {
+    "assistant": ("teacher, one assistant", "assistants", assistants("middle")),
+    "assistants": ("teacher, two assistants", "assistants", assistants("large", "middle")),
+    "found_chain": ("teacher, the chain that was found", "assistants", lambda of: assistants(*of.chain[:-1])(of)),
+    "huge_assistant": ("huge, one assistant", "assistants", assistants("large", teacher="huge")),
+    "huge_assistants": ("huge, three assistants", "assistants", assistants("wide", "teacher", "large", teacher="huge")),
+}
+GAPS = ("large", "teacher", "wide", "huge")
+CAPACITY = {f"gap_{size}": Method(f"teacher of size {size}", "teacher size", of_size(size)) for size in GAPS}
+CAPACITY |= {name: Method(*row, searched=name == "found_chain") for name, row in CHAINS.items()}
+
+# Several teachers at once.
+
+TWO = {"a": "teacher", "b": "large"}  # the members of an ensemble: networks by their names in it
+
+
+@deferred
+def ensemble(setting: Setting, objective: Objective, **options: Any) -> Training:
     """Returns the training of a student by both networks as one teacher."""
 
-    def build(setting: Setting) -> Training:
-        def teacher(own: Own) -> Teacher:
-            return teachers.ensemble({name: setting.teacher(own, size, size) for name, size in TWO.items()}, **options)
+    def teacher(own: Own) -> Teacher:
+        return teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options)
 
-        needs = tuple(TWO.values())
-        return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
-
-    return build
+    needs = tuple(TWO.values())
+    return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
 
 
-def average(objective: Objective) -> Callable[[Setting], Training]:
+@deferred
+def average(setting: Setting, objective: Objective) -> Training:
     """Returns the training of a student by its own moving average."""
-
-    def build(setting: Setting) -> Training:
-        def teacher(own: Own) -> Teacher:
-            return teachers.ema(setting.student, decay=jaxkd.distillers.ema_warmup(0.99))
-
-        return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=())
-
-    return build
+    teacher = teachers.ema(setting.student, decay=jaxkd.distillers.ema_warmup(0.99))
+    return taught(setting, setting.steps, setting.student, lambda own: teacher, objective=objective, needs=())
 
 
 def label_sets(setting: Setting) -> Training:
@@ -47,17 +104,13 @@ def label_sets(setting: Setting) -> Training:
     count = setting.problem.classes
     halves = {"a": list(range(count // 2)), "b": list(range(count // 2, count))}
     student = wrappers.select_classes(setting.student, {f"of_{name}": known for name, known in halves.items()})
-    terms = {
-        name: jaxkd.term(losses.soft_target_kl, f"student/of_{name}", f"teacher/{name}/known", temperature=4.0)
-        for name in halves
-    }
+    paths = {name: (f"student/of_{name}", f"teacher/{name}/known") for name in halves}
+    terms = {name: jaxkd.term(losses.soft_target_kl, *both, temperature=4.0) for name, both in paths.items()}
+    half = setting.problem.network("half")
+    experts = {name: wrappers.expand_classes(half, known, count) for name, known in halves.items()}
 
     def kd(own: Own) -> Distiller:
-        half = setting.problem.network("half")
-        members = {
-            name: teachers.frozen(wrappers.expand_classes(half, known, count), own[f"half_{name}"])
-            for name, known in halves.items()
-        }
+        members = {name: teachers.frozen(model, own[f"half_{name}"]) for name, model in experts.items()}
         teacher = teachers.ensemble(members, average=teachers.average_probabilities(4.0))
         return jaxkd.distill(student, teacher, jaxkd.combine(ce=CE, **terms), optimizer=setting.optimizer())
 
@@ -75,16 +128,14 @@ def flow(setting: Setting) -> Training:
 
     # A map that grows as fast as its share falls would keep the student dependent until the last step.
     mapped = {name: {"weights": "student", "maps": "maps"} for name in mixes}
-    optimizers = {"student": setting.optimizer(), "maps": optax.adam(1e-4)}
-    optimizer = optax.multi_transform(optimizers, {"student": "student", "flow": mapped})
+    by_part = {"student": setting.optimizer(), "maps": optax.adam(1e-4)}
+    optimizer = optax.multi_transform(by_part, {"student": "student", "flow": mapped})
 
-    def kd(own: Own) -> Distiller:
-        teacher = setting.teacher(own)
-        return schemes.knowledge_flow(
-            student, teacher, objective, optimizer=optimizer, objective_optimizer=setting.optimizer()
-        )
-
-    return setting.training(kd, pick=lambda state: wrappers.extract_student(state.student))
+    optimizers = {"optimizer": optimizer, "objective_optimizer": setting.optimizer()}
+    return setting.training(
+        lambda own: schemes.knowledge_flow(student, setting.teacher(own), objective, **optimizers),
+        pick=lambda state: wrappers.extract_student(state.student),
+    )
 
 
 CRD = objectives.crd_in_batch("student/pooled", "teacher/pooled", weight=0.1)

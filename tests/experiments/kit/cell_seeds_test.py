@@ -188,7 +188,7 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
             np.testing.assert_allclose(found[name].sum[1], total, rtol=1e-3, err_msg=name)
     assert float(numbers["loss"].sum) != pytest.approx(float(found["loss"].sum[0]), rel=1e-2)
     tiny.assert_close(select_run(state, 1).student, expected.student, rtol=1e-3, atol=1e-4)
-    tiny.assert_close(select_run(state, 1).loss, expected.objective, rtol=1e-3, atol=1e-4)
+    tiny.assert_close(select_run(state, 1).objective, expected.objective, rtol=1e-3, atol=1e-4)
 
 
 def test_every_seed_has_its_own_order_and_views(place):
@@ -270,7 +270,7 @@ def test_a_seed_that_is_left_over_is_trained_without_a_sweep(place, monkeypatch)
         raise Killed
 
     monkeypatch.setattr(training, "run", stop)
-    monkeypatch.setattr(jaxkd.training, "sweep", lambda *_, **__: pytest.fail("one seed needs no sweep"))
+    monkeypatch.setattr(jaxkd.distillers, "sweep", lambda *_, **__: pytest.fail("one seed needs no sweep"))
     with pytest.raises(Killed):
         cells.run(of(KD, [3]), [3], place)
     assert directories == [place.directory(KD._replace(seed=3))]

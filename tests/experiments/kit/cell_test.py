@@ -19,7 +19,6 @@ from experiments.kit import files, inputs, methods, taps, teachers, training
 from experiments.kit.recipe import Protocol
 from experiments.kit.teachers import Place
 from jaxkd import distillers, weights
-from jaxkd import training as jaxkd_training
 from tests import references
 from tests.experiments import cifar100_tiny as tiny
 from tests.weights.torch_zoo_test import resnet_shapes
@@ -293,11 +292,11 @@ def test_a_cell_trains_on_its_views(place, monkeypatch):
     asked, used = [], []
     monkeypatch.setattr(cells, "views", lambda seed, place: asked.append((seed, place.protocol)) or "views")
 
-    def preprocess(kd, *, train, evaluate):
-        used.append(train)
+    def preprocess(kd, *, train_transform, eval_transform):
+        used.append(train_transform)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jaxkd_training, "preprocess", preprocess)
+    monkeypatch.setattr(jaxkd.distillers, "preprocess", preprocess)
     for name in ("student", "at"):
         with pytest.raises(KeyboardInterrupt):
             run(cell(name, 8), place)
