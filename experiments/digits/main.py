@@ -80,9 +80,5 @@ def measure(trained: dict[str, FitResult], config: Config) -> dict[str, Any]:
         }
         if name == "teacher":
             taught = list(logits)
-    return {
-        "methods": {name: found[name] for name in config.methods},
-        "teacher": found["teacher"],
-        "config": config.identity(),
-        "versions": command.packages("scikit-learn"),
-    }
+    results = {"methods": {name: found[name] for name in config.methods}, "teacher": found["teacher"]}
+    return results | {"config": config.identity(), "versions": command.packages("scikit-learn")}

@@ -55,13 +55,8 @@ def write(config: Config, work: Work) -> dict[str, Any]:
         if work.path(name, "times").exists():
             row["time"] = json.loads(work.path(name, "times").read_text())
         row |= {"title": METHODS[name].title, "group": METHODS[name].group}
-    results = {
-        "rows": rows,
-        "networks": work.networks(),
-        "config": config.identity(),
-        "versions": command.packages("scikit-learn"),
-        "device": command.device(),
-    }
+    results: dict[str, Any] = {"rows": rows, "networks": work.networks(), "config": config.identity()}
+    results |= {"versions": command.packages("scikit-learn"), "device": command.device()}
     files.write(config.out / "gains.png", plots.gains(results))
     files.write(config.out / "curves.png", plots.learning(results))
     if any(name.startswith("gap_") for name in rows):

@@ -99,7 +99,7 @@ class Setting(NamedTuple):
         return teachers.frozen(self.problem.network(size), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
-        """Returns a distiller for stored images: augmented to train, normalized, and then transformed further."""
+        """Returns a distiller for stored images: augmented and normalized (or ``train``), then transformed further."""
         usual = data.compose(self.problem.augment, self.problem.normalize)
         look = data.compose(self.problem.normalize, *more)
         return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
@@ -113,11 +113,7 @@ class Setting(NamedTuple):
         train: Transform | None = None,
         **options: Any,
     ) -> Training:
-        """Returns the training of a distiller for normalized images, after which come further transforms.
-
-        By default it has the steps of a student alone and measures the student; ``train`` replaces the augmentation
-        and the normalization of training images.
-        """
+        """Returns the training of a distiller, by default as long as a student alone, which measures the student."""
         return Training(
             lambda own: self.placed(kd(own), *more, train=train),
             self.steps if steps is None else steps,
