@@ -274,5 +274,5 @@ def test_invalid_arguments_are_refused():
         distillers.sweep(make, batch_axis=1)
     state = distillers.sweep(make, rate=[0.1, 0.2]).init(KEY, tiny.batch(8))
     for i in (-1, 2):
-        with pytest.raises(IndexError, match="member: expected a number from 0 to 1"):
+        with pytest.raises(IndexError, match="select_run: expected a number from 0 to 1"):
             distillers.select_run(state, i)

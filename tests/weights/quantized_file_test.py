@@ -143,7 +143,7 @@ def test_errors_name_what_was_expected(tmp_path):
         save_quantized(path, VARIABLES, include="nothing")
     with pytest.raises(ValueError, match=r"'w': expected finite weights"):
         save_quantized(path, {"params": {"w": jnp.array([[1.0, jnp.nan]])}})
-    with pytest.raises(ValueError, match=r"expected include= or points=, got both"):
+    with pytest.raises(ValueError, match=r"expected include= or codebook=, got both"):
         save_quantized(path, VARIABLES, codebook={"Dense_0": {"kernel": jnp.ones(2)}}, include="Dense")
     with pytest.raises(ValueError, match=r"tensor 'Dense_9/kernel'"):
         save_quantized(path, VARIABLES, codebook={"Dense_9": {"kernel": jnp.ones(2)}})

@@ -295,7 +295,7 @@ def test_one_part_returns_the_model_itself():
 
 @pytest.mark.parametrize("parts", [0, -2])
 def test_a_non_positive_number_of_parts_is_refused(parts):
-    with pytest.raises(ValueError, match=f"parts: expected a positive number of micro-batches, got {parts}"):
+    with pytest.raises(ValueError, match=f"micro_batches: expected a positive number, got {parts}"):
         wrappers.accumulate(tiny.student, parts)
 
 

@@ -73,7 +73,7 @@ def attention_graph(
     >>> sorted(params), params["attention"]["query"]["kernel"].shape, params["attention"]["key"]["kernel"].shape
     (['attention', 'estimator'], (6, 8), (3, 8))
     """
-    positive("attention_graph", heads=heads, features=hidden_size)
+    positive("attention_graph", heads=heads, hidden_size=hidden_size)
     paths = {"student": tuple(student), "teacher": tuple(teacher)}
 
     def init(key: Array, context: Context) -> ObjectiveVars:

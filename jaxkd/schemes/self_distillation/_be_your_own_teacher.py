@@ -134,7 +134,7 @@ def exit_head(num_classes: int, hidden_size: int, *, shrink: int = 1) -> Model:
     >>> outputs["logits"].shape, outputs["feature"].shape
     ((2, 10), (2, 64))
     """
-    for name, number in (("classes", num_classes), ("features", hidden_size), ("shrink", shrink)):
+    for name, number in (("num_classes", num_classes), ("hidden_size", hidden_size), ("shrink", shrink)):
         if number < 1:
             raise ValueError(f"exit_head, {name}: expected a positive number, got {number}.")
     return adapters.linen(_Head(num_classes, hidden_size, shrink), inputs="feature")

@@ -46,7 +46,7 @@ def zeros(batch: Batch) -> dict[str, Array]:
 def needs(caller: str, batch: Batch, *names: str) -> int:
     """Returns the number of examples of a batch; raises unless it has these entries."""
     shapes = {name: checks.shape(x) for name, x in batch.items()}
-    hint = "jaxkd.data.Noise yields 'noise', and 'label' if classes= is given."
+    hint = "jaxkd.data.Noise yields 'noise', and 'label' if num_classes= is given."
     for name in names:
         checks.known(name, shapes, f"{caller}, batch entry", hint=hint)
     return int(batch[names[0]].shape[0])

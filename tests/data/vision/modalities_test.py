@@ -132,7 +132,7 @@ def test_other_arrays_than_images_raise(name):
 
 
 def test_invalid_arguments_raise():
-    with pytest.raises(ValueError, match="axis: expected 1"):
+    with pytest.raises(ValueError, match="dimension: expected 1"):
         lib.halves({"image": images()}, dimension=3)
     for steps in (0, 31):
         with pytest.raises(ValueError, match="expected 1 to 30"):

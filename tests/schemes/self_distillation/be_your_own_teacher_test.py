@@ -141,7 +141,7 @@ def test_invalid_arguments_raise():
         made({"ce": EXITS["early"]})
     with pytest.raises(ValueError, match=r"alpha: expected a number from 0 to 1.*got 1.5"):
         made(alpha=1.5)
-    with pytest.raises(ValueError, match="features: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="hidden_size: expected a positive number, got 0"):
         exit_head(10, 0)
     with pytest.raises(ValueError, match=r"exit 'early', output of the model 'stage9'"):
         made({"early": Exit("stage9", PLAIN)}).init(key, tiny.batch(4))

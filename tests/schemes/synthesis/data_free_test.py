@@ -256,7 +256,7 @@ def test_batch_with_an_image_raises():
 @pytest.mark.parametrize("name", ["inversion", "cmi"])
 def test_invalid_batches_and_states_raise(name):
     kd = distiller(name)
-    with pytest.raises(ValueError, match=r"'label' if classes= is given"):
+    with pytest.raises(ValueError, match=r"'label' if num_classes= is given"):
         kd.init(jax.random.key(0), next(iter(Noise(8, SIZE))))
     state = kd.init(jax.random.key(0), batches(1)[0])
     with pytest.raises(ValueError, match=r"expected batches of 8 examples, as the one at init, got 6"):

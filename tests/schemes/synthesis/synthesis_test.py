@@ -311,7 +311,7 @@ def made(synthesis, batch):
         (lambda: invert(jitter=-1), "jitter: expected a number of pixels"),
         (lambda: invert(competition=1.0), "a weight of 1.0; give student="),
         (invert, "'batch_statistics'.*with_batch_stat_distance"),
-        (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' if classes= is given"),
+        (lambda: invert(batch={"noise": NOISE["noise"]}), "'label' if num_classes= is given"),
         (lambda: contrasted(features=[]), "feature_names: expected at least one"),
         (lambda: contrasted(temperature=0.0), "temperature: expected a positive"),
         (lambda: contrasted(adversarial=0.5), "a weight of 0.5; give student="),
