@@ -194,9 +194,7 @@ def _points_of(
     if points is None:
         return dict.fromkeys(chosen_tensors("save_quantized", params, include))
     if include is not None:
-        raise ValueError(
-            "save_quantized: expected include= or codebook=, got both: a codebook selects the tensors."
-        )
+        raise ValueError("save_quantized: expected include= or codebook=, got both: a codebook selects the tensors.")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
     named = {name: jnp.asarray(p, jnp.float32) for name, p in by_path(points).items()}
     jax.eval_shape(lambda params: quantize_with(params, named, bucket=bucket), shapes)

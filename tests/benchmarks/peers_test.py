@@ -21,12 +21,14 @@ def ours(chosen):
     return {name: (side, side.losses()) for name, side in sides.items()}
 
 
+@pytest.mark.slow
 def test_fit_and_loop_see_the_same_batches(ours):
     losses = {name: found for name, (_, found) in ours.items()}
     assert losses[peers.FIT] == pytest.approx(losses[peers.LOOP], rel=1e-5)
     assert len(set(losses[peers.FIT])) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [peers.KERAS, peers.TUNIX])
 def test_peer_has_the_same_losses(chosen, ours, peer):
     module, make = peers.makers(3)[peer]

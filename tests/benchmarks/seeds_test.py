@@ -24,6 +24,7 @@ def case():
     return seeds.Case("tiny", models.MLP((4,), 3), models.MLP((5,), 3), images, augment, batch_size=8, steps=2)
 
 
+@pytest.mark.slow
 def test_both_sides_give_the_same_parameters(case, tmp_path):
     found, numbers = seeds.setting(case, tmp_path), [2, 5]
     one, other = (make(found, numbers) for make in (seeds.in_turn, seeds.vmapped))
@@ -45,6 +46,7 @@ def test_both_sides_give_the_same_parameters(case, tmp_path):
     assert int(ends[1].step) == int(ends[0][0].step) == 3
 
 
+@pytest.mark.slow
 def test_row_has_costs_and_speeds(case, tmp_path):
     row = seeds.compare(case, range(3), rounds=2, directory=tmp_path)
     assert (row["case"], row["seeds"]) == ("tiny", 3)

@@ -74,6 +74,7 @@ def test_every_other_example_of_the_class_is_equally_likely():
     np.testing.assert_allclose(together, 3000 / 16, atol=5 * np.sqrt(3000 / 16))
 
 
+@pytest.mark.slow
 def test_partner_depends_on_seed_epoch_and_example_only():
     expected = epochs(small(), 3)
     assert epochs(small(), 3) == expected

@@ -75,6 +75,7 @@ def test_first_task_without_steps_is_skipped():
     assert set(train.gather(train.arrays, 0)["label"].tolist()) <= set(GROUPS[1])
 
 
+@pytest.mark.slow
 def test_retained_rows_are_of_the_tasks_before():
     train, _ = sequence(kept=2, more=3)
     assert (train.batch_size, train.padded) == (8, True)
@@ -104,6 +105,7 @@ def test_all_tasks_have_a_mask_or_none():
     assert train.gather(train.arrays, 5)["mask"].tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_gather_traces_once_and_equals_a_scan():
     train, _ = sequence()
     traces = []
@@ -142,6 +144,7 @@ def test_fingerprint_differs_between_sequences():
     assert all(prints[i] != prints[j] for i in range(4) for j in range(i))
 
 
+@pytest.mark.slow
 def test_fit_refuses_another_sequence(tmp_path):
     import optax
 

@@ -103,6 +103,7 @@ def expected():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["jit", "shard", "shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_gradients_are_those_of_each_term_alone_on_the_global_batch(place, expected):
     start, gradients, (plain, metrics) = expected

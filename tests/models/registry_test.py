@@ -43,6 +43,7 @@ def test_returned_tables_are_copies():
         assert table("resnet8")["stage1_preact"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, tap",
     [

@@ -143,6 +143,7 @@ def trained(request):
     return request.param, variables, run, *run(variables.params)
 
 
+@pytest.mark.slow
 def test_preactivation_is_the_input_of_the_last_relu(trained):
     name, variables, _, outputs, _ = trained
     for stage in STAGES[name]:
@@ -164,6 +165,7 @@ def test_preactivation_is_the_input_of_the_last_relu(trained):
                 np.testing.assert_array_equal(np.maximum(before, 0), after)
 
 
+@pytest.mark.slow
 def test_margin_norm_gives_the_preactivation_or_its_branch(trained):
     """Adding one to the BatchNorm's bias adds one to the tap, and leaves earlier taps unchanged."""
     name, variables, run, before, _ = trained

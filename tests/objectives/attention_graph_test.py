@@ -153,6 +153,7 @@ def test_gradients_equal_finite_differences(kind):
             np.testing.assert_allclose(inner, along(value, at, towards), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_weight_scales_only_the_student_gradient():
     given = arrays()
     found = {}

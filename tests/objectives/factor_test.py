@@ -52,6 +52,7 @@ def distiller(objective, optimizer):
     return jaxkd.distill(tiny.student, tiny.teacher(), combine(ce=ce, factor=objective), optimizer=optimizer)
 
 
+@pytest.mark.slow
 def test_second_stage_keeps_the_trained_paraphraser():
     first = distiller(paraphraser("teacher/map"), optax.adam(0.02))
     state, step, values = first.init(jax.random.key(0), tiny.batch(8)), jax.jit(first.step), []

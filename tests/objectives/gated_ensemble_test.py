@@ -54,6 +54,7 @@ def reference(params, student, held=None, labels=LABELS):
     return total.mean(), ensemble
 
 
+@pytest.mark.slow
 def test_value_and_gradients_equal_numpy_reference():
     with jax.enable_x64(True):
         value, (by_params, by_student) = gradients(OBJECTIVE, double(VARIABLES), context(double(STUDENT)))
@@ -68,6 +69,7 @@ def test_value_and_gradients_equal_numpy_reference():
     assert np.abs(slope).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gate_receives_no_gradient_from_distillation():
     only_taught = gated_ensemble(
         MEMBERS, "student/f", own=term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0), taught=KL
@@ -78,6 +80,7 @@ def test_gate_receives_no_gradient_from_distillation():
     assert (by_student["b/logits"] != 0).any()
 
 
+@pytest.mark.slow
 def test_masking_equals_dropping():
     keep = np.array([True, False, True, True, False, True])
     dropped = {name: x[keep].astype(np.float32) for name, x in STUDENT.items()}
@@ -97,6 +100,7 @@ def test_masking_equals_dropping():
         assert all((x[~keep] == 0).all() for x in by_student.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, 0.0])
 def test_extreme_inputs_are_finite(scale):
     student = {name: np.float32(scale) * np.sign(x).astype(np.float32) for name, x in STUDENT.items()}

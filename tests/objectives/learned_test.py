@@ -238,6 +238,7 @@ def on_devices(case, way, count):
     return sliced
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize(("way", "count"), PLACES, ids=str)
 def test_result_is_independent_of_device_count(name, way, count):

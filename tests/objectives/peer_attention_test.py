@@ -43,6 +43,7 @@ def reference(params, student, held=None):
     return total.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [False, True])
 def test_value_and_gradients_equal_numpy_reference(hold):
     with jax.enable_x64(True):
@@ -62,6 +63,7 @@ def test_value_and_gradients_equal_numpy_reference(hold):
         assert np.abs(slope).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_held_targets_receive_no_gradient_from_leader():
     silent = objective(hold=True)
 
@@ -82,6 +84,7 @@ def test_single_peer_is_its_own_target():
     assert float(out.metrics["taught/d"].sum) > 0.1
 
 
+@pytest.mark.slow
 def test_masking_equals_dropping():
     keep = np.array([True, False, True, True, False])
     dropped = {name: x[keep].astype(np.float32) for name, x in STUDENT.items()}
@@ -96,6 +99,7 @@ def test_masking_equals_dropping():
         assert all((x[~keep] == 0).all() for x in slopes[1].values())
 
 
+@pytest.mark.slow
 def test_extreme_inputs_are_finite():
     extreme = {name: np.float32(1e4) * np.sign(x).astype(np.float32) for name, x in STUDENT.items()}
     other = np.arange(4) == (LABELS[:, None] + 1) % 4

@@ -248,6 +248,7 @@ def distiller(**options):
     return jaxkd.distill(tiny.student, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1, momentum=0.9))
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_run(tmp_path):
     images = np.random.default_rng(0).normal(size=(21, 4, 4, 2)).astype(np.float32)
     train = data.Resident(data.from_arrays(images, np.arange(21) % 3), batch_size=8)  # the last batch is padded

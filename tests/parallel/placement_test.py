@@ -128,6 +128,7 @@ def plain():
     return distiller("plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_batch_smaller_than_the_number_of_devices(by_jit, place):
     kd, start, _ = by_jit("plain")
@@ -137,6 +138,7 @@ def test_batch_smaller_than_the_number_of_devices(by_jit, place):
     assert found == pytest.approx(metrics, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mesh_of_two_axes(by_jit):
     kd, start, (expected, training, _) = by_jit("plain")
     two = mesh(4, ("model", "data"), (2, 2))
@@ -145,6 +147,7 @@ def test_mesh_of_two_axes(by_jit):
     assert metrics == pytest.approx(training, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mesh_with_explicit_axes(by_jit):
     kd, start, (expected, *_) = by_jit("plain")
     placed = parallel.shard(kd, jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]))
@@ -157,6 +160,7 @@ def test_unknown_mesh_axis_is_refused_with_a_suggestion(plain):
         parallel.shard(plain, mesh(4, ("data", "model"), (2, 2)), axis="dta")
 
 
+@pytest.mark.slow
 def test_state_moves_from_one_placement_to_another(plain):
     expected = state = plain.init(jax.random.key(1), tiny.batch(4))
     step = jax.jit(plain.step)
@@ -175,6 +179,7 @@ def test_state_of_numpy_arrays(by_jit, place):
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_program_for_each_batch_shape(plain):
     traces = []
 
@@ -235,6 +240,7 @@ def indexed(seed):
     return {**tiny.batch(8, seed), "index": index}
 
 
+@pytest.mark.slow
 def test_rules_split_a_bank():
     kd, devices = remembering(), 4
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))

@@ -61,6 +61,7 @@ def run(placed):
     return state, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "devices", "replicas"),
     [
@@ -78,6 +79,7 @@ def test_every_placement_gives_the_results_of_one_device(kd, expected, place, de
         assert row == pytest.approx(wanted, rel=2e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_results_depend_on_the_number_of_replicas(expected):
     """The tolerances above are small enough to detect another number of replicas."""
     one, eight = (expected(replicas)[0].student.state["batch_stats"]["norm"]["var"] for replicas in (1, 8))

@@ -122,6 +122,7 @@ def test_state_is_donated_and_step_traced_once(kd, rules):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_bfloat16_teacher_and_float32_student_with_separate_rules():
     kd = distiller(jnp.bfloat16)
     two = mesh(8, ("data", "model"), (4, 2))

@@ -46,6 +46,7 @@ def trained(teacher, train):
     return fit(kd, train, epochs=3, key=KEY, log_every=1, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", [pytest.param("logits", marks=pytest.mark.slow), "probabilities"])
 def test_cached_ensemble_trains_the_same_student(average, tmp_path):
     images = data.Dataset({**tiny.batch(30), "index": np.arange(30, dtype=np.int32)}, tiny.CLASSES, "tiny")

@@ -119,6 +119,7 @@ def test_term_equals_distillation_from_one_teacher():
     )
 
 
+@pytest.mark.slow
 def test_per_teacher_metrics_cover_known_classes():
     """Each teacher is measured on the examples of its classes."""
     kd = distiller(metrics=metrics_lib.per_teacher)

@@ -67,6 +67,7 @@ def test_mutual_by_name_matches_float64_reference():
     assert_steps(kd, reference)
 
 
+@pytest.mark.slow
 def test_mutual_of_copies_matches_float64_reference():
     kd = schemes.mutual(network(), peers=3, own=CE, mutual=kl_term(1.0), optimizer=SGD)
 
@@ -76,6 +77,7 @@ def test_mutual_of_copies_matches_float64_reference():
     assert_steps(kd, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [False, True])
 def test_diverse_peers_match_float64_reference(hold):
     temperature, weight, count = 3.0, 0.7, 4
@@ -115,6 +117,7 @@ def test_diverse_peers_match_float64_reference(hold):
     assert_steps(kd, reference)
 
 
+@pytest.mark.slow
 def test_branches_match_float64_reference():
     exits = {"b": wrappers.Exit("hidden", exit_of()), "c": wrappers.Exit("hidden", exit_of())}
     kd = schemes.branches(network(), exits, feature="hidden", own=CE, taught=kl_term(3.0), optimizer=SGD)
@@ -167,6 +170,7 @@ def combined(z, label):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ensemble", "expected", "atol"),
     [
@@ -192,6 +196,7 @@ def test_collaborative_matches_float64_reference(ensemble, expected, atol):
     assert_steps(kd, reference, steps=1, atol=atol)
 
 
+@pytest.mark.slow
 def test_combined_logits_match_a_convex_solver():
     rng = np.random.default_rng(3)
     for members in (3, 5):

@@ -93,6 +93,7 @@ def until_saved(directory, step):
     until(lambda: max(steps_of(directory), default=0) >= step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "kills"),
     [
@@ -123,6 +124,7 @@ def test_run_resumes_exactly_after_sigkill_at_any_moment(mode, kills, nursery, s
     assert not list(directory.glob("checkpoints/*.corrupt"))  # a killed process leaves no checkpoint that looks damaged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["resident", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_sigterm_saves_and_ends_with_status_75(mode, nursery, straight, tmp_path):
     directory = tmp_path / "run"

@@ -41,6 +41,7 @@ def test_codes_are_packed_without_gaps(bits):
     np.testing.assert_array_equal(_unpack(packed, bits, 101), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, bucket", [(2, 256), (4, 16), (8, 100), (3, None), (5, 7)])
 def test_loaded_weights_are_those_of_the_forward_pass(tmp_path, bits, bucket):
     path = tmp_path / "net.safetensors"
@@ -73,6 +74,7 @@ def test_compression_ratio_of_a_large_model(tmp_path):
         assert ratio == pytest.approx(32 / (bits + 0.25), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_learned_points_are_stored(tmp_path):
     model = learned_codebook(MODEL, VARIABLES, bits=3, bucket=32)
     state = model.init(KEY, tiny.batch(2))

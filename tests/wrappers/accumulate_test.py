@@ -67,6 +67,7 @@ def test_equals_the_whole_batch(size, parts):
     tiny.assert_close(state, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_micro_batch_gradients_differ_visibly():
     """The tolerance of the test above would reveal gradients that are averaged over micro-batches."""
     kd = distiller(tiny.student, combine(**RELATIONS))
@@ -79,6 +80,7 @@ def test_averaged_micro_batch_gradients_differ_visibly():
     assert optax.tree.norm(difference) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["pmap", "shard", "teacher"])
 def test_equals_the_whole_batch_under_each_placement(place):
     start, batches, (expected, metrics) = whole_batch(16)

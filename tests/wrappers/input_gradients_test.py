@@ -183,6 +183,7 @@ def distiller(form):
     return jaxkd.distill(student, teacher, objective, optimizer=optax.sgd(0.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["class", "projected"])
 def test_a_step_is_equal_under_masks_and_each_placement(form):
     """Covers second derivatives through a BatchNorm of the whole batch, on one device and on four."""

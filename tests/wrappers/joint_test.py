@@ -48,6 +48,7 @@ def test_the_main_members_outputs_are_the_groups():
     assert wider.apply(wider.init(KEY, BATCH), BATCH, key=None, train=False)[0]["d/logits"].shape == (6, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [tiny.student, normed, noisy()], ids=["plain", "batch_norm", "draws"])
 @pytest.mark.parametrize("train", [True, False])
 def test_copies_equal_a_group(model, train):
@@ -65,6 +66,7 @@ def test_copies_equal_a_group(model, train):
         tiny.assert_close(own, new[str(i)], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_copies_equal_those_of_a_group():
     stacked, named = replicate(normed, 2), joint({"0": normed, "1": normed})
 

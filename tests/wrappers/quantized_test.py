@@ -76,6 +76,7 @@ def test_buckets_follow_row_major_order():
         np.testing.assert_array_equal(row, quantize(w[i : i + 1], bits=2, bucket=4)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_degenerate_buckets_stay_finite(bits):
     constant = jnp.full((3, 5), 0.3)

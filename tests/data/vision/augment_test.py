@@ -77,6 +77,7 @@ def test_draw_is_independent_of_the_default_generator(batch):
         np.testing.assert_array_equal(data.random_crop_flip(batch, seed=5)["image"], whole)
 
 
+@pytest.mark.slow
 def test_draw_is_independent_of_the_number_of_devices(batch):
     expected = random_crop_flip(batch, seed=5)["image"]
     for devices in (2, 8):

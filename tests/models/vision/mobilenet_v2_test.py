@@ -34,6 +34,7 @@ def initial():
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
+@pytest.mark.slow
 def test_bottleneck_output_is_linear(initial):
     model, variables, batch = initial
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)
@@ -43,6 +44,7 @@ def test_bottleneck_output_is_linear(initial):
     assert outputs["stem"].min() == 0 and outputs["pooled"].min() >= 0
 
 
+@pytest.mark.slow
 def test_initialization_follows_the_recipe(initial):
     depthwise = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(initial[1].params)[0]:
@@ -65,6 +67,7 @@ def test_initialization_follows_the_recipe(initial):
     np.testing.assert_allclose(np.std(np.concatenate([scaled.ravel() for scaled in depthwise])), 1, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_training_updates_statistics_and_gives_every_parameter_a_gradient(initial):
     model, variables, batch = initial
     # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.

@@ -18,6 +18,7 @@ def small():
     return model, jax.jit(model.init)(jax.random.key(0), batch), batch
 
 
+@pytest.mark.slow
 def test_stage_is_relu_of_its_preactivation(small):
     model, variables, batch = small
     outputs, _ = jax.jit(lambda v, b: model.apply(v, b, key=None, train=False))(variables, batch)

@@ -76,6 +76,7 @@ def test_initialization_is_pytorchs_default(small):
     assert (3, 3, 1) in scaled
 
 
+@pytest.mark.slow
 def test_training_updates_statistics_and_gives_every_parameter_a_gradient(small):
     model, variables, batch = small
     # BatchNorms other than the identity, since an identity after a ReLU cancels some of the scales before it.

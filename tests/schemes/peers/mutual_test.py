@@ -46,6 +46,7 @@ def test_two_peers_match_the_formula():
     assert found[0]["loss"] == pytest.approx(values, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_three_peers_teach_by_their_mean():
     _, (found,) = run(THREE, 1)
     own = sum(found[f"own/{name}"] for name in PEERS)
@@ -54,6 +55,7 @@ def test_three_peers_teach_by_their_mean():
     assert found["loss"] == pytest.approx(own + taught, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [False, True])
 def test_zero_mutual_weight_trains_each_peer_alone(copied):
     """Also with gradients clipped by norm, and a hint with parameters."""
@@ -73,6 +75,7 @@ def test_zero_mutual_weight_trains_each_peer_alone(copied):
         tiny.assert_close(state.objective.params["own"].get(name, {}), expected.objective.params, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_copies_equal_models_by_name():
     options = {"own": CE, "mutual": KL, "optimizer": CLIPPED}
     copied, named = mutual(normed, peers=3, **options), mutual({str(i): normed for i in range(3)}, **options)
@@ -111,6 +114,7 @@ def test_exits_of_peers_teach_each_other():
     assert found["mutual/a/b/early"] != found["mutual/a/b/last"]
 
 
+@pytest.mark.slow
 def test_metrics_equal_those_of_the_peers_alone():
     state, _ = run(THREE, 3)
     found = tiny.numbers(jax.jit(THREE.evaluate)(state, tiny.batch(8)))

@@ -23,6 +23,7 @@ def distiller(teacher=normed, objective=BOTH, **options):
     return online(tiny.student, teacher, objective, teacher_objective=CE, optimizer=CLIPPED, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [None, OTHER])
 def test_teacher_trains_as_it_would_alone(optimizer):
     kd = distiller(teacher_optimizer=optimizer)

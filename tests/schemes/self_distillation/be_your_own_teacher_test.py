@@ -108,6 +108,7 @@ def test_bottleneck_exits_learn(bottlenecks):
         assert set(state.student.params) == {"model", "map", "deep"}
 
 
+@pytest.mark.slow
 def test_exit_head_takes_maps_and_vectors():
     head = exit_head(10, 16, shrink=2)
     for shape, count in ((3, 8, 6, 5), 3), ((3, 5), 3):

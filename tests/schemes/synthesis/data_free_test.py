@@ -132,6 +132,7 @@ def test_shard_map_equals_jit(reference):
     tiny.assert_close(state, expected, rtol=5e-3, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_dafl_step_matches_its_definition():
     """The generator's gradient, then the student on the images before the update."""
     kd = data_free(

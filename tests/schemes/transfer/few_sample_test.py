@@ -160,6 +160,7 @@ def test_steps_after_the_last_layer_change_nothing():
     assert found[-1]["layer"] == 2
 
 
+@pytest.mark.slow
 def test_pruned_network_is_fitted_to_selected_channels():
     """Half of the hidden units are pruned."""
 

@@ -50,6 +50,7 @@ def run(kd, steps, step=None, state=None, size=8):
     return state, found
 
 
+@pytest.mark.slow
 def test_flow_of_zero_equals_plain_distillation():
     """With λ = 0 from the start, losses and parameters are bit-identical."""
     expected, metrics = run(OFFLINE, 4)
@@ -62,6 +63,7 @@ def test_flow_of_zero_equals_plain_distillation():
     assert all(one["alone"] == one["dependence"] == 0 for one in found)
 
 
+@pytest.mark.slow
 def test_student_is_independent_when_the_schedule_ends():
     """Dependence falls to 0, and the exported student evaluates the same."""
     kd = flowing(optax.linear_schedule(1.0, 0.0, 4))
