@@ -552,7 +552,8 @@ def test_hyperparameters_out_of_range(way):
         return str(error.value)
 
     assert message(temperature=0.0) == "temperature: expected a positive number, got 0.0."
-    assert "temperature: expected a scalar, or one for each entry of [12], got float32[3]" in message(temperature=jnp.ones(3))
+    expected = "temperature: expected a scalar, or one for each entry of [12], got float32[3]"
+    assert expected in message(temperature=jnp.ones(3))
     for cap in (0.0, -1.0, math.nan, (1.0, 0.0), (1.0, 2.0, 3.0)):
         assert message(soft_cap=cap).startswith("soft_cap: expected a positive number, or a pair")
     assert message(chunk=0).startswith("chunk: expected at least one token")
