@@ -162,7 +162,7 @@ def test_resident_data_is_gathered_in_parts(kd):
         result = jaxkd.training.fit(placed, resident, steps=4, key=jax.random.key(1), progress=False)
         found[name] = result.state
         chunk = _compiled_steps.run_chunk(placed.step, resident.gather)
-        arrays = jaxkd.parallel.arrays_beside(result.state, resident)
+        arrays = jaxkd.parallel.replicated_arrays(result.state, resident)
         compiled = chunk.lower(result.state, arrays, jnp.int32(0), length=4).compile()
         flops[name] = compiled.cost_analysis()["flops"]
     tiny.assert_close(found["shard"], found["jit"], rtol=1e-4, atol=1e-5)

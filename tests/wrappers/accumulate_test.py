@@ -312,5 +312,5 @@ def test_a_batch_without_one_leading_dimension_is_refused(batch):
 @pytest.mark.parametrize("value", [lambda x: x.mean(), lambda x: x.T], ids=["scalar", "transposed"])
 def test_an_output_without_a_row_per_example_is_refused(value):
     model = adapters.plain(lambda key, x: (), lambda w, x: {"logits": x, "odd": value(x)})
-    with pytest.raises(ValueError, match=r"a row for each of a part's 3 examples, got float32\[.*'odd'"):
+    with pytest.raises(ValueError, match=r"one row for each of a part's 3 examples, got float32\[.*'odd'"):
         wrappers.accumulate(model, 2).apply(Variables(()), {"image": np.ones((6, 2), np.float32)}, key=None, train=True)

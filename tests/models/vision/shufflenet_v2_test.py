@@ -108,5 +108,5 @@ def test_invalid_arguments_raise():
     for blocks in ((4, 8), (4, 8, 1)):
         with pytest.raises(ValueError, match=r"at least 2 for each of the stages \(116, 232, 464\), got \(4, 8"):
             jax.eval_shape(_shufflenet_v2.ShuffleNetV2(blocks=blocks).init, key, image)
-    with pytest.raises(ValueError, match=r"stages of even numbers of channels, got \(116, 231, 464\)"):
+    with pytest.raises(ValueError, match=r"even numbers of channels for the stages, got \(116, 231, 464\)"):
         jax.eval_shape(_shufflenet_v2.ShuffleNetV2(num_filters=(116, 231, 464, 1024)).init, key, image)
