@@ -17,7 +17,7 @@ from .. import _checks, _numerics
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-__all__ = ["solution_flow", "singular_vectors"]
+__all__ = ["singular_directions", "singular_vectors", "solution_flow"]
 
 
 _MAPS = "maps [batch, height, width, channels]"
