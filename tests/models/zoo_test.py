@@ -181,6 +181,7 @@ def test_margin_norm_gives_the_preactivation_or_its_branch(trained):
             np.testing.assert_array_equal(found[tap_before], before[tap_before])
 
 
+@pytest.mark.slow
 def test_training_updates_every_running_statistic(trained):
     _, variables, _, _, state = trained
     moved = jax.tree.map(

@@ -41,6 +41,7 @@ def context_loss(s, t):
     return total / weight
 
 
+@pytest.mark.slow
 def test_value_equals_numpy_reference():
     params, state = plain.made(OBJECTIVE, GIVEN)
     own, total, deeper = plain.f64(params), 0.0, None

@@ -106,6 +106,7 @@ def test_student_learns_from_both_teachers():
         assert after[f"teacher_accuracy/{name}"] == pytest.approx(np.mean((chosen == label)[where]))
 
 
+@pytest.mark.slow
 def test_term_equals_distillation_from_one_teacher():
     """A term equals the loss of a student with that teacher's classes only."""
     kd = distiller()

@@ -97,6 +97,7 @@ def quantized_to(points):
     return jax.jit(lambda p: quantize_with(VARIABLES.params, p, bucket=32))(points)
 
 
+@pytest.mark.slow
 def test_sources_of_every_form(tmp_path):
     """The student of a train state, other dtypes, other trees, one array."""
     state = TrainState(VARIABLES, (), ObjectiveVars(), {}, jnp.int32(0), KEY)

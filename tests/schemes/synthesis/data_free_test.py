@@ -103,6 +103,7 @@ def reference():
     return kd, state, found, len(traces)
 
 
+@pytest.mark.slow
 def test_state_structure_and_teacher_are_constant(reference):
     kd, state, found, traces = reference
     start = kd.init(jax.random.key(1), batches(1, 6)[0])
