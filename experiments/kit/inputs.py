@@ -1,5 +1,6 @@
 """Data on the device, and which images students and teachers see."""
 
+import abc
 import functools
 import inspect
 import itertools
@@ -56,14 +57,14 @@ def evaluations(
     return {name: data.Resident(split, sizes[name], shuffle=False) for name, split in splits.items()}
 
 
-class _Input:
+class _Input(abc.ABC):
     """An input for `jaxkd.training.fit` that gathers batches on the device."""
 
     arrays: Any
 
+    @abc.abstractmethod
     def gather(self, arrays: Any, step: Any) -> Batch:
         """Returns the batch of a step."""
-        raise NotImplementedError
 
     def batches(self, state: Any = None) -> Iterator[Batch]:
         """Returns the batches in order, from the step of ``state``."""
