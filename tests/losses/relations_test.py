@@ -143,8 +143,10 @@ def test_coinciding_directions(row, dtype, rtol):
     teacher[[3, 4, 8]] = teacher[0], -teacher[0], -2 * teacher[0]
     student, teacher = student.astype(dtype).astype(float), teacher.astype(dtype).astype(float)
     value, gradients = run(row, (student, teacher), dtype=dtype, optimized=dtype == np.float32)
-    # How a product is fused, and so rounded, depends on the processor: near a cosine of -1 by more than a percent.
-    tolerance = max(rtol, 2e-2) if dtype == np.float32 else rtol
+    # At a cosine of -1, PKT takes the logarithm of a rounding error beside its epsilon of 1e-7, and how products are
+    # fused, and so rounded, depends on the processor.
+    coarse = 2e-2 if row.name == "probabilistic_transfer" else 1e-2
+    tolerance = max(rtol, coarse) if dtype == np.float32 else rtol
     np.testing.assert_allclose(value, row.reference(student, teacher), rtol=tolerance, atol=1e-7)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
