@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -62,7 +64,8 @@ def average_over_devices(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -
 
 def _varies_over(x: Array) -> frozenset[str]:
     """Returns the mapped axes over which an array is known to vary."""
-    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    type_: Any = jax.typeof(x)  # before JAX 0.9 the attribute was `vma`
+    axes: frozenset[str] = type_.manual_axis_type.varying if hasattr(type_, "manual_axis_type") else type_.vma
     return axes
 
 
@@ -75,6 +78,8 @@ def mark_varying(tree: PyTree, axis_name: str | None) -> PyTree:
     if axis_name is None:
         return tree
     try:
+        if not hasattr(jax.lax, "pcast"):  # JAX before 0.8
+            return jax.lax.pvary(tree, axis_name)
         return jax.lax.pcast(tree, axis_name, to="varying")
     except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
         return tree

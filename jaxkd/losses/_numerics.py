@@ -246,3 +246,17 @@ def gather(x: Array, axis_name: str | None) -> Array:
 def local_rows(size: int, axis_name: str | None) -> Array:
     """Returns the indices of this device's ``size`` rows in the result of `gather`."""
     return jnp.arange(size) + (0 if axis_name is None else jax.lax.axis_index(axis_name) * size)
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the axes of `jax.shard_map` over which an array is typed as varying."""
+    kind: Any = jax.typeof(x)
+    if not hasattr(kind, "manual_axis_type"):  # JAX before 0.9
+        return frozenset(kind.vma)
+    return frozenset(kind.manual_axis_type.varying)
+
+
+def mark_varying(x: Array, axes: frozenset[str]) -> Array:
+    """Types an array as varying over the axes, over which it must not vary yet."""
+    names = tuple(sorted(axes))
+    return jax.lax.pcast(x, names, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, names)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _checks
+from . import _checks, _numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -218,11 +218,11 @@ def _chunked(
     # Under shard_map, custom_vjp needs arguments that vary over the same axes. Where a replicated argument is cast to
     # varying, autodiff sums its gradient over the devices.
     leaves = jax.tree.leaves((student, teacher, temperature, where))
-    axes: frozenset[str] = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
+    axes: frozenset[str] = frozenset().union(*map(_numerics.varying_axes, leaves))
 
     def vary(x: Array, axes: frozenset[str]) -> Array:
-        missing = axes - jax.typeof(x).manual_axis_type.varying
-        return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+        missing = axes - _numerics.varying_axes(x)
+        return _numerics.mark_varying(x, missing) if missing else x
 
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
     rows = (vary(x, axes - {axis}) for x in (temperature, where))  # the result does not vary over the vocabulary
@@ -291,7 +291,7 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
     factor = jnp.where(factor > -jnp.inf, factor, 0)
     # Without varying-axes types (check_vma=False), autodiff does not know that the hidden states are replicated over
     # the vocabulary axis and does not sum their gradients, so it is done here.
-    untyped = static.axis not in (None, *jax.typeof(arrays[0].kernel).manual_axis_type.varying)
+    untyped = static.axis not in (None, *_numerics.varying_axes(arrays[0].kernel))
     if untyped:  # a branch with collectives must be taken by all devices
         same = jax.lax.pmin(same.astype(jnp.int32), static.axis) > 0
 
