@@ -36,7 +36,8 @@ DATA_AXIS = "jaxkd_data"
 """The mapped axis over which a batch is split: ``jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS)``.
 
 A step traced under this axis sums losses, gradients and metrics over it; a step traced without it is a
-single-device step. No other setting selects between the two."""
+single-device step, and one under another axis of pmap or shard_map is an error. No other setting selects between
+them."""
 
 
 class Variables(NamedTuple):

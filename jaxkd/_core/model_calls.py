@@ -112,7 +112,7 @@ def share_of(batch: Batch, values: tuple[Any, ...]) -> batch_norm.Share:
     """
     mask = batches.example_mask(batch)
     sizes = [mask.shape[0]] if mask is not None else [x.shape[0] for x in jax.tree.leaves(values) if jnp.ndim(x)]
-    return batch_norm.share_of(mask, axes.mapped_axis(), sizes[0] if sizes else None)
+    return batch_norm.share_of(mask, axes.data_axis(), sizes[0] if sizes else None)
 
 
 # --- taps

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.axes import mapped_axis, positions
+from jaxkd._core.axes import data_axis, positions
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -64,7 +64,7 @@ def accumulate(model: Model, micro_batches: int) -> Model:
         rows = -(-size // micro_batches)
         mask = batches.example_mask(batch)
         # Positions in the whole batch: random directions of examples must not depend on the number of parts.
-        given = {**batch, POSITION: positions(mask, size, mapped_axis())}
+        given = {**batch, POSITION: positions(mask, size, data_axis())}
         if size % micro_batches:
             mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * micro_batches)
             given = {**given, "mask": mask & (jnp.arange(rows * micro_batches) < size)}

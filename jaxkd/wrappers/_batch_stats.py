@@ -66,7 +66,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
 
         def watch(x: Array, axis: Any, own: Array | None, mean: Array, var: Array) -> None:
             # count=1: the whole batch, not each replica, has to match the data's statistics.
-            share = batch_norm.share_of(mask, axes.mapped_axis(), None if mask is None else len(mask), 1)
+            share = batch_norm.share_of(mask, axes.data_axis(), None if mask is None else len(mask), 1)
             means, variances, count = batch_norm.statistics(x, axis, share, fast=False, mask=own)
             distance = _norm(means[0] - mean) + _norm(variances[0] - var)
             distances.append(jnp.where(jnp.max(count) > 0, distance, 0))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.axes import mapped_axis, positions
+from jaxkd._core.axes import data_axis, positions
 from jaxkd._core.model_calls import add_outputs
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -110,7 +110,7 @@ def with_projected_input_gradient(
         key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
         places = batch.get(POSITION)
         if places is None:
-            places = positions(batches.example_mask(batch), logits.shape[0], mapped_axis())
+            places = positions(batches.example_mask(batch), logits.shape[0], data_axis())
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
         # Drawn in float32 for every dtype: a bfloat16 teacher and a float32 student need the same directions.
         directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)
