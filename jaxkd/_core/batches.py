@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxkd._core import checks
 from jaxkd._core.checks import describe, shape
 from jaxkd.types import Array, Context
@@ -34,18 +36,66 @@ def batch_size(batch: Mapping[str, Any]) -> int:
 
 
 def example_mask(batch: Mapping[str, Any]) -> Array | None:
-    """Returns the batch's checked ``mask``, or None if the batch has none.
+    """Returns the examples that the batch's ``mask`` includes, or None without one.
+
+    A mask over tokens ``[batch, tokens, ...]`` includes an example where it includes any of its tokens.
 
     Raises:
-      ValueError: the mask is not boolean ``[batch]``.
+      ValueError: the mask is not boolean ``[batch]`` or ``[batch, tokens, ...]``.
+
+    >>> example_mask({"mask": jnp.array([[True, False], [False, False]])}).tolist()
+    [True, False]
     """
     mask = batch.get("mask")
-    if mask is not None and (mask.dtype != bool or mask.ndim != 1):
+    if mask is None:
+        return None
+    if not hasattr(mask, "dtype") or mask.dtype != bool or not mask.ndim:
         raise ValueError(
-            f"batch['mask']: expected bool[batch], True for the examples to include, got {shape(mask)}. For a mask "
-            "over tokens use another name and term(..., where='batch/NAME')."
+            "batch['mask']: expected bool[batch] or bool[batch, tokens...], True for the examples or tokens to "
+            f"include, got {shape(mask)}. Another mask for one term is term(..., where='batch/NAME'), and float "
+            "weights are term(..., weights='batch/NAME')."
         )
-    return mask
+    return mask if mask.ndim == 1 else jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+
+
+def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
+    """Returns the batch's mask broadcast to a shape ``[batch, ...]``, or None without one.
+
+    A mask over tokens applies to arrays ``[batch, tokens, ...]`` of the same tokens, and to arrays whose rows are the
+    tokens of all examples, ``[batch · tokens, ...]``. For any other array, such as a pooled feature ``[batch,
+    features]``, it includes the examples with any token.
+
+    Raises:
+      ValueError: the array has another number of examples than the mask.
+
+    >>> context = Context({}, {}, {"mask": jnp.array([[True, False], [False, False]])}, 0)
+    >>> [mask_of_shape(context, shape).tolist() for shape in ((2,), (2, 2), (4,))]
+    [[True, False], [[True, False], [False, False]], [True, False, False, False]]
+    """
+    examples = example_mask(context.batch)
+    if examples is None:
+        return None
+    fitted = fit_mask(context.batch["mask"], shape)
+    if fitted is None:
+        fitted = fit_mask(examples, shape)
+    if fitted is None:
+        raise ValueError(
+            f"batch['mask']: expected arrays of its {examples.shape[0]} examples, {list(examples.shape)}, got an array "
+            f"{list(shape)}."
+        )
+    return fitted
+
+
+def fit_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
+    """Returns a mask broadcast to a shape that begins with its own, or None for another shape.
+
+    The shape may also begin with the number of its entries: rows that are the tokens of all examples.
+    """
+    if mask.shape != tuple(shape[: mask.ndim]):
+        if tuple(shape[:1]) != (mask.size,):
+            return None
+        mask = mask.reshape(-1)
+    return jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(mask.ndim, len(shape)))), shape)
 
 
 def lookup(context: Context, path: Path) -> Any:
