@@ -6,7 +6,9 @@ user's own code needs no inheritance, no registration and no import beyond this 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -99,8 +101,38 @@ class Mean(NamedTuple):
     count: Any
 
 
-Metrics = Mapping[str, Mean]
-"""Named means; `jaxkd.metrics.compute` divides them."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["function"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Derived:
+    """Value computed from means after these are merged, from `jaxkd.metrics.derived`.
+
+    A sum of means with different counts, a perplexity and an F1 score are no means themselves.
+
+    Attributes:
+      parts: sums and counts ``[..., parts]``, which merge like any mean.
+      function: maps the merged parts to the value. It is static data of the pytree.
+    """
+
+    parts: Mean
+    function: Callable[[Mean], Any]
+
+    @property
+    def sum(self) -> Any:
+        """The value of these parts; not to be added to another one."""
+        return self.function(self.parts)
+
+    @property
+    def count(self) -> Any:
+        """1 where a part includes anything, and 0 elsewhere."""
+        return (self.parts.count != 0).any(axis=-1).astype(self.parts.count.dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterates over the sum and the count, like a `Mean`."""
+        return iter((self.sum, self.count))
+
+
+Metrics = Mapping[str, Mean | Derived]
+"""Named means, and values derived from means; `jaxkd.metrics.compute` divides them."""
 
 
 class ObjectiveVars(NamedTuple):

@@ -14,11 +14,14 @@ from jaxkd.types import Array, Context
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
 
+_ADDED = ("step", "teacher")
 _ROOTS = ("student", "teacher", "batch")
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Returns the number of examples: the leading dimension that all arrays share.
+
+    Entries that a step adds for models, the step and the teacher's outputs, are left out.
 
     Raises:
       ValueError: the batch is empty, or its arrays disagree.
@@ -27,10 +30,11 @@ def batch_size(batch: Mapping[str, Any]) -> int:
     >>> batch_size({"image": jax.numpy.zeros((8, 4)), "label": jax.numpy.zeros(8, int)})
     8
     """
-    sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in batch.items()}
+    given = {name: x for name, x in batch.items() if name not in _ADDED}
+    sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in given.items()}
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise ValueError(
-            f"batch: expected a dict of arrays [batch, ...] with one leading dimension, got {describe(batch)}."
+            f"batch: expected a dict of arrays [batch, ...] with one leading dimension, got {describe(given)}."
         )
     return next(iter(sizes.values()))  # type: ignore[return-value]
 
@@ -56,6 +60,16 @@ def example_mask(batch: Mapping[str, Any]) -> Array | None:
             "weights are term(..., weights='batch/NAME')."
         )
     return mask if mask.ndim == 1 else jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+
+
+def count_examples(batch: Mapping[str, Any]) -> Array | int:
+    """Returns the number of examples that the batch's mask includes, or of all without one.
+
+    >>> int(count_examples({"mask": jnp.array([True, False])})), count_examples({"label": jnp.zeros(3)})
+    (1, 3)
+    """
+    mask = example_mask(batch)
+    return batch_size(batch) if mask is None else jnp.sum(mask, dtype=jnp.float32)
 
 
 def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:

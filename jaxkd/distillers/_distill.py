@@ -20,6 +20,7 @@ from jaxkd.types import (
     Array,
     Batch,
     Context,
+    Derived,
     Distiller,
     Mean,
     Metrics,
@@ -117,7 +118,7 @@ def distill(
         def loss(trained: PyTree) -> tuple[Array, Any]:
             out, context, new_state = forward(trained)
             extra = train_metrics(context) if train_metrics else {}
-            reported = join({"loss": _total(out.value, context)}, _named(out.metrics), extra)
+            reported = join({"loss": _total(out, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, objective_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -147,7 +148,7 @@ def distill(
         outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
-        reported = join({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
+        reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context))
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -205,20 +206,25 @@ def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, A
     return student_key, teacher_key, jax.random.split(shared, 3)[2]
 
 
-def _total(value: Array, context: Context) -> Mean:
-    """Returns the weighted total as a metric that counts examples.
+def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
+    """Returns the total as a metric: the sum of the weighted terms, each with the count of its own metric.
 
-    On a mapped axis, ``value`` is this device's share, and the mean of the shares is the total. The sum is therefore
-    ``value`` times the mean count over the devices, which differs from this device's count where devices hold
-    different numbers of unmasked examples.
+    Merged over any batches, it is therefore the sum of what the terms report, times their weights. On a mapped axis, a
+    term is this device's share, and the mean of the shares is the global one. Its sum is therefore the share times the
+    mean count over the devices, which differs from this device's count where devices hold different numbers of
+    unmasked values.
     """
-    mask, axis_name = batches.example_mask(context.batch), context.axis_name
-    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-    if mask is None:
-        count = jnp.asarray(next(iter(context.student.values())).shape[0], value.dtype)
-    else:
-        count = jnp.sum(mask, dtype=value.dtype)
-    return Mean(value * (count if axis_name is None else jax.lax.pmean(count, axis_name)), count)
+    values, counts = [], []
+    for name, value in (out.terms or {"": out.value}).items():
+        values.append(value.astype(jnp.promote_types(value.dtype, jnp.float32)))
+        # An objective without a metric of its own value is a mean over the examples.
+        count = out.metrics[name][1] if name in out.metrics else batches.count_examples(context.batch)
+        counts.append(jnp.asarray(count, values[-1].dtype))
+    shared = counts
+    if context.axis_name is not None:
+        shared = list(jax.lax.pmean(jnp.stack(counts), context.axis_name))
+    sums = [value * count for value, count in zip(values, shared, strict=True)]
+    return metrics_lib.total_of(list(map(Mean, sums, counts)))
 
 
 def _named(metrics: Metrics) -> Metrics:

@@ -101,10 +101,10 @@ def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
     Beyond the limit (``stop``), they are unmodified except for the loss, which is NaN.
     """
     reported = {}
-    for name, mean in metrics.items():
-        reported[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
+    for name, metric in metrics.items():
+        reported[name] = jax.tree.map(lambda x: jnp.where(good | stop, x, jnp.zeros_like(x)), metric)
     for name in _losses(metrics):
-        reported[name] = Mean(jnp.where(stop, jnp.nan, reported[name].sum), reported[name].count)
+        reported[name] = jax.tree.map(lambda x: jnp.where(stop, jnp.nan, x), reported[name])
     return {**reported, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
 

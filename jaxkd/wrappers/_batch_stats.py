@@ -83,7 +83,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
                 "in adapters.nnx(wrappers.track_batch_stats(module)). For a model without BatchNorms use a method that "
                 "does not need them, such as dafl."
             )
-        rows = next(iter(outputs.values())).shape[0] if mask is None else len(mask)
+        rows = batches.batch_size(batch)
         total = jnp.broadcast_to(functools.reduce(jnp.add, distances), (rows,))
         return add_outputs("with_batch_stat_distance", outputs, {name: total}), state
 

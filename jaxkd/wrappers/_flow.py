@@ -148,7 +148,7 @@ def with_flow(
             plain_outputs, state = plain.apply(student, batch, key=key, train=train)
         if missing := [name for name in mixes if name not in mixed]:
             raise ValueError(f"with_flow: the submodules of the mixes {missing} were not called in this forward pass.")
-        return _with_dependence(plain_outputs, log_shares, rate), state
+        return _with_dependence(plain_outputs, log_shares, rate, batches.batch_size(batch)), state
 
     return Model(init, apply)
 
@@ -302,8 +302,7 @@ def _mixed(layer: Array, features: Iterator[Array], maps: Sequence[Array], share
     return jnp.where(on, result, layer)
 
 
-def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Array) -> Outputs:
-    size = next(iter(outputs.values())).shape[0]
+def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Array, size: int) -> Outputs:
     # −expm1(log s₀) computes 1 − s₀ without cancellation for s₀ near 1.
     each = {f"dependence/{name}": -rate * jnp.expm1(log_share[0]) for name, log_share in log_shares.items()}
     loss = -sum(log_share[0] for log_share in log_shares.values())
