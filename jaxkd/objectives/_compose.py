@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import Path, lookup, mask_of_shape
+from jaxkd.objectives._checks import finite
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -223,6 +224,7 @@ def reduce_values(
     (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
     """
     scale = at_step(weight, context.step)
+    finite("objective", weight=scale)
     average, metric = masked_mean(values, where, context.axis_name)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
