@@ -102,7 +102,7 @@ def distill(
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
-        context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
+        context = Context(seen, taught, dict(batch), jax.ShapeDtypeStruct((), jnp.int32))
         learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))
         opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: learned.params})
         return TrainState(variables, teacher_state, learned, opt_state, jnp.zeros((), jnp.int32), run_key)

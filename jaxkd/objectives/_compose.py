@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import Path, lookup, mask_of_shape
-from jaxkd.objectives._checks import finite
+from jaxkd.objectives._checks import finite, is_objective
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -77,6 +77,11 @@ def term(
     >>> kd.apply({}, {}, Context({"logits": logits}, {"logits": logits}, {}, 0), None).value
     Array(0., dtype=float32)
     """
+    if not callable(loss):
+        raise TypeError(
+            f"term: expected a loss, a function of arrays, got {type(loss).__name__}. Objectives have paths of their "
+            "own: sum them with jaxkd.combine(name=objective, ...)."
+        )
     accepted = _parameters(loss)
 
     def values(context: Context) -> tuple[Array, Array | None]:
@@ -259,11 +264,7 @@ def combine(**objectives: Objective) -> Objective:
     if not objectives:
         raise ValueError("combine: expected at least one named objective, got none.")
     for name, objective in objectives.items():
-        if not (hasattr(objective, "init") and hasattr(objective, "apply")):
-            raise TypeError(
-                f"combine({name}=...): expected an Objective, got {type(objective).__name__}. Bind a loss with "
-                f"jaxkd.term({_name(objective)}, 'student/...', 'teacher/...')."
-            )
+        is_objective(f"combine({name}=...)", objective)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         children = {

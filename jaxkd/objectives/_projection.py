@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxkd._core.batches import lookup
+from jaxkd.objectives._checks import is_objective
 from jaxkd.objectives._compose import replace
 from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import connector, connector_init
@@ -42,6 +43,7 @@ def with_projection(
     >>> scaled.apply({"scale": jnp.array(3.0)}, {}, context, None).value
     Array(4., dtype=float32)
     """
+    is_objective("with_projection, loss", loss)
 
     def init_and_check(key: Array, context: Context) -> ObjectiveVars:
         params, state = init(key, context)

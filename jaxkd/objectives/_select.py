@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxkd.objectives._checks import is_objective
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
 
 
@@ -35,6 +36,7 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
     >>> select(mse, student="a", teacher="b").apply({}, {}, Context(outputs, {}, {}, 0), None).value
     Array(1., dtype=float32)
     """
+    is_objective("select, objective", objective)
 
     def select(context: Context) -> Context:
         if teacher is not None:

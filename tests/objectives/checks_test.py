@@ -1,5 +1,7 @@
 """Invalid hyperparameters of objectives are refused by name: out of range, NaN, and of the wrong kind."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 import jaxkd
-from jaxkd import Context, losses, objectives, term
+from jaxkd import Context, ObjectiveVars, losses, objectives, term
 from jaxkd.objectives import continual
 from tests import tiny
 
@@ -86,6 +88,38 @@ def test_traced_hyperparameter_passes():
         return objective.apply({}, {}, Context(logits, {"logits": np.ones((3, 3))}, {}, 6), None).value
 
     np.testing.assert_allclose(jax.jit(value)(2.0), value(2.0), rtol=1e-5)
+
+
+# --- what is no objective ---------------------------------------------------------------------------------------------
+
+WRAPPED = {
+    "combine": lambda x: jaxkd.combine(kd=x),
+    "select": objectives.select,
+    "with_derived_outputs": functools.partial(objectives.with_derived_outputs, None, None),
+    "with_projection": functools.partial(objectives.with_projection, None, None),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_dict_and_loss_in_place_of_an_objective_raise(wrap):
+    with pytest.raises(TypeError, match=rf"{wrap}.*: expected an Objective, got dict. Sum .* jaxkd.combine\(ce=...\)"):
+        WRAPPED[wrap]({"ce": CE})
+    with pytest.raises(TypeError, match=r"expected an Objective, got function. Bind .* jaxkd.term\(cross_entropy, "):
+        WRAPPED[wrap](losses.cross_entropy)
+
+
+def test_objective_in_place_of_a_loss_raises():
+    with pytest.raises(TypeError, match=r"term: expected a loss, a function of arrays, got Objective. .*combine"):
+        term(CE, "student/logits")
+
+
+def test_derived_output_of_an_outputs_name_raises():
+    derived = objectives.with_derived_outputs(
+        lambda key, context: ObjectiveVars(), lambda p, s, c, key: ({"logits": jnp.ones((2, 3))}, s), CE
+    )
+    given = Context({"logits": np.ones((2, 3), np.float32)}, {}, {"label": np.array([0, 1])}, 0)
+    with pytest.raises(ValueError, match="expected names that the model's outputs do not have, got logits"):
+        derived.init(jax.random.key(0), given)
 
 
 # --- indices ---------------------------------------------------------------------------------------------------------
