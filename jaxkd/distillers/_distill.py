@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxkd import metrics as metrics_lib
@@ -102,7 +103,8 @@ def distill(
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
-        context = Context(seen, taught, dict(batch), jax.ShapeDtypeStruct((), jnp.int32))
+        entries = {**shapes, **_known_entries(batch)}
+        context = Context(seen, taught, entries, jax.ShapeDtypeStruct((), jnp.int32))
         learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))
         opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: learned.params})
         return TrainState(variables, teacher_state, learned, opt_state, jnp.zeros((), jnp.int32), run_key)
@@ -204,6 +206,18 @@ def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, A
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     student_key, teacher_key, _ = jax.random.split(key, 3)
     return student_key, teacher_key, jax.random.split(shared, 3)[2]
+
+
+def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
+    """Returns integer vectors and masks whose values are known, by which objectives check their indices."""
+    return {
+        name: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in batch.items()
+        if isinstance(x, (np.ndarray, jax.Array))
+        and not isinstance(x, jax.core.Tracer)
+        and ((jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 1) or x.dtype == bool)
+        and getattr(x, "is_fully_addressable", True)
+    }
 
 
 def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
