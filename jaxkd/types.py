@@ -17,7 +17,11 @@ Array = jax.Array
 PyTree = Any
 
 Batch = Mapping[str, Any]
-"""A batch: ``image``, ``label``, ``index`` and so on. In an optional boolean ``mask``, False excludes an example."""
+"""A batch: ``image``, ``label``, ``index`` and so on, all the user's.
+
+Three entries have a meaning wherever they exist: in a boolean ``mask``, False excludes an example; ``index`` numbers an
+example in its data set, and ``epoch`` the passes over it, for memory banks and transforms. `RESERVED` entries are those
+that a step adds for its models; a user's entry of such a name is an error."""
 
 Outputs = Mapping[str, Array]
 """Outputs of one forward pass by name: ``logits`` and every tapped feature."""
@@ -28,8 +32,12 @@ Schedule = Callable[[Any], Any]
 STUDENT, OBJECTIVE = "student", "objective"
 """Labels of what a step trains: keys of ``TrainState.opt_state``."""
 
-POSITION = "_position"
-"""Reserved batch entry of a micro-batch: the index of each example in the whole batch."""
+STEP, TAUGHT, POSITION, FEATURE = "step", "teacher", "_position", "feature"
+"""Entries that models are given beside the batch: the number of updates before this step, the teacher's outputs, the
+index of each example in the whole batch of which this is a micro-batch; for the head of an early exit, its feature."""
+
+RESERVED = (STEP, TAUGHT, POSITION)
+"""Names that no batch of the user has."""
 
 REPLICAS = "copies"
 """Reserved key of stacked variables: those of `jaxkd.wrappers.replicate`."""

@@ -9,19 +9,18 @@ import jax.numpy as jnp
 
 from jaxkd._core import checks
 from jaxkd._core.checks import describe, shape
-from jaxkd.types import Array, Context
+from jaxkd.types import RESERVED, Array, Context
 
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
 
-_ADDED = ("step", "teacher")
 _ROOTS = ("student", "teacher", "batch")
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Returns the number of examples: the leading dimension that all arrays share.
 
-    Entries that a step adds for models, the step and the teacher's outputs, are left out.
+    Entries that a step adds for models are left out.
 
     Raises:
       ValueError: the batch is empty, or its arrays disagree.
@@ -30,7 +29,7 @@ def batch_size(batch: Mapping[str, Any]) -> int:
     >>> batch_size({"image": jax.numpy.zeros((8, 4)), "label": jax.numpy.zeros(8, int)})
     8
     """
-    given = {name: x for name, x in batch.items() if name not in _ADDED}
+    given = {name: x for name, x in batch.items() if name not in RESERVED}
     sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in given.items()}
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise ValueError(
@@ -70,6 +69,20 @@ def count_examples(batch: Mapping[str, Any]) -> Array | int:
     """
     mask = example_mask(batch)
     return batch_size(batch) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+
+
+def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
+    """Returns a batch whose ``mask`` also excludes examples: those that a ``[batch]`` array does not include.
+
+    A mask that the batch has, over examples or over their tokens, is kept beside it.
+
+    >>> exclude({"mask": jnp.array([[True, False], [True, True]])}, jnp.array([True, False]))["mask"].tolist()
+    [[True, False], [False, False]]
+    """
+    mask = batch.get("mask")
+    if mask is not None:
+        included = mask & included.reshape(-1, *(1,) * (mask.ndim - 1))
+    return {**batch, "mask": included}
 
 
 def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:

@@ -13,7 +13,8 @@ import optax
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches
 from jaxkd._core.axes import average_over_devices, mark_varying
-from jaxkd._core.train_state import shape_of, strongly_typed
+from jaxkd._core.model_calls import model_batch
+from jaxkd._core.train_state import optimizer_of_objective, shape_of, strongly_typed
 from jaxkd.metrics import join
 from jaxkd.types import (
     OBJECTIVE,
@@ -60,7 +61,7 @@ def distill(
       objective: objective from `jaxkd.combine`, `jaxkd.term` or `jaxkd.objectives`.
       optimizer: any optax transformation, for the student's parameters.
       objective_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
-        ``optimizer``, with a separate state.
+        ``optimizer``, with a separate state. Labels and masks made for the student's parameters do not fit these.
       metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
       train_metrics: function of the `Context` that returns further metrics of `step`; by default there are none.
 
@@ -69,7 +70,9 @@ def distill(
       they can be compiled and mapped with jit, pmap, shard_map, scan or vmap, or placed by `jaxkd.parallel`.
 
     Raises:
-      ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide.
+      ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide; the batch
+        has an entry of `jaxkd.types.RESERVED`; the objective has parameters that ``optimizer`` would not train, and no
+        ``objective_optimizer``.
 
     >>> import jaxkd
     >>> from jaxkd import losses
@@ -84,7 +87,7 @@ def distill(
     >>> bool(second["loss"].sum < first["loss"].sum)
     True
     """
-    optimizers = {STUDENT: optimizer, OBJECTIVE: objective_optimizer or optimizer}
+    optimizers = {STUDENT: optimizer, OBJECTIVE: optimizer_of_objective(optimizer, objective_optimizer)}
     # Jitted here and not in `init`, so that the `init` of another seed compiles nothing.
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
     init_optimizers = jax.jit(
@@ -96,8 +99,8 @@ def distill(
         run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
-            taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
-            return student.apply(variables, _given(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
+            taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
+            return student.apply(variables, model_batch(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 
         # `init` depends on shapes only; zeros serve libraries that need values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
@@ -146,8 +149,8 @@ def distill(
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         axis_name = axes.mapped_axis()
-        taught = teacher.apply(state.teacher, _given(batch, state.step), key=None)
-        outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
+        taught = teacher.apply(state.teacher, model_batch(batch, state.step), key=None)
+        outputs, _ = student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)
         context = Context(outputs, taught, batch, state.step, axis_name)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
         reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context))
@@ -156,18 +159,9 @@ def distill(
     return Distiller(init, step, evaluate)
 
 
-def _given(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
-    """Adds the step and, for a student, the teacher's outputs to a batch.
-
-    Most models read neither of the two. A student whose additional outputs depend on the teacher does, such as an input
-    gradient for the teacher's predicted class, or a feature into which the teacher's is mixed.
-    """
-    return {**batch, "step": step} if taught is None else {**batch, "step": step, "teacher": taught}
-
-
 def teacher_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:
     """Returns the teacher's outputs in a step, with gradients stopped."""
-    taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=key))
+    taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, model_batch(batch, state.step), key=key))
     return taught
 
 
@@ -188,7 +182,7 @@ def forward_fn(
 
     def forward(trained: PyTree) -> tuple[ObjectiveOut, Context, PyTree]:
         variables = Variables(trained[STUDENT], state.student.state)
-        outputs, new_state = student.apply(variables, _given(batch, state.step, taught), key=keys[0], train=True)
+        outputs, new_state = student.apply(variables, model_batch(batch, state.step, taught), key=keys[0], train=True)
         context = Context(outputs, taught, batch, state.step, axis_name)
         return objective.apply(trained[OBJECTIVE], state.objective.state, context, keys[1]), context, new_state
 

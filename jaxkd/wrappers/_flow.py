@@ -22,7 +22,7 @@ import numpy as np
 from jaxkd._core import batches, checks
 from jaxkd._core.model_calls import Inputs, add_outputs, normalize, pick_call
 from jaxkd.adapters import linen
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import STEP, TAUGHT, Array, Batch, Model, Outputs, PyTree, Variables
 
 STUDENT, FLOW = "student", "flow"
 
@@ -122,7 +122,7 @@ def with_flow(
         return Variables({STUDENT: variables.params, FLOW: params}, variables.state)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        step = batch.get("step", 0)
+        step = batch.get(STEP, 0)
         rate = jnp.asarray(schedule(step) if callable(schedule) else schedule, jnp.float32)
         log_shares = {
             name: jax.nn.log_softmax(own["weights"].astype(jnp.float32)) for name, own in variables.params[FLOW].items()
@@ -213,12 +213,12 @@ def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
 
 
 def _teacher_outputs(batch: Batch) -> Outputs:
-    if "teacher" not in batch:
+    if TAUGHT not in batch:
         raise ValueError(
             "with_flow: expected the teacher's outputs in batch['teacher'], got a batch without. Use "
             "jaxkd.schemes.knowledge_flow; without a teacher, run the plain module with extract_student(variables)."
         )
-    outputs: Outputs = batch["teacher"]
+    outputs: Outputs = batch[TAUGHT]
     return outputs
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxkd._core import batches, checks
 from jaxkd._core.axes import data_axis, positions
 from jaxkd._core.model_calls import add_outputs
-from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import POSITION, STEP, TAUGHT, Array, Batch, Model, Outputs, PyTree, Variables
 
 
 def with_input_gradient(
@@ -62,7 +62,7 @@ def with_input_gradient(
         else:
             root, _, key = class_path.partition("/")
             checks.known(root, ("teacher", "batch"), f"with_input_gradient(class_path={class_path!r}), root")
-            entries = batch.get("teacher", {}) if root == "teacher" else batch
+            entries = batch.get(TAUGHT, {}) if root == "teacher" else batch
             checks.known(key, list(entries), f"with_input_gradient(class_path={class_path!r}), {root} entry")
             chosen = entries[key]
             chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
@@ -107,7 +107,7 @@ def with_projected_input_gradient(
     """
 
     def cotangent(logits: Array, batch: Batch) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
+        key = jax.random.fold_in(jax.random.key(seed), batch.get(STEP, 0))
         places = batch.get(POSITION)
         if places is None:
             places = positions(batches.example_mask(batch), logits.shape[0], data_axis())

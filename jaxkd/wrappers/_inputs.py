@@ -8,7 +8,7 @@ import jax
 
 from jaxkd._core import checks
 from jaxkd._core.model_calls import check_names
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import RESERVED, Array, Batch, Model, Outputs, PyTree, Variables
 
 
 def with_inputs(model: Model, **entries: str) -> Model:
@@ -92,7 +92,7 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
 
 
 def _with(batch: Batch, entries: Mapping[str, str]) -> Batch:
-    shapes = checks.shapes({name: x for name, x in batch.items() if name not in ("teacher", "step")})
+    shapes = checks.shapes({name: x for name, x in batch.items() if name not in RESERVED})
     for entry in entries.values():
         checks.known(entry, shapes, "view, batch entry")
     return {**batch, **{name: batch[entry] for name, entry in entries.items()}}

@@ -158,8 +158,9 @@ def retrospection(
     def begun(state: TrainState, batch: Batch) -> TrainState:
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
-            own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.objective.params)}
-            return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
+            own = strongly_typed(optimizer.init(state.student.params))  # the objective has no parameters
+            opt_state = {**state.opt_state, STUDENT: own, EXPERT: fresh.opt_state}
+            return {OLD: state.student, EXPERT: fresh.student}, opt_state
 
         return begin_task(starts, state, anew)
 

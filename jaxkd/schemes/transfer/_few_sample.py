@@ -12,6 +12,7 @@ import numpy as np
 from jaxkd import adapters
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
+from jaxkd._core.model_calls import model_batch
 from jaxkd._core.train_state import shape_of, strongly_typed
 from jaxkd._core.tree_paths import by_path
 from jaxkd.distillers import step_keys, teacher_outputs
@@ -118,8 +119,7 @@ def few_sample(
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
         taught = teacher_outputs(teacher, state, batch, key)
-        entries = {**batch, "step": state.step, "teacher": taught}
-        return student.apply(state.student, entries, key=None, train=False)[0], taught
+        return student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)[0], taught
 
     def init(key: Array, batch: Batch) -> TrainState:
         run_key, student_key, teacher_key = jax.random.split(key, 3)
