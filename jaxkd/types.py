@@ -93,6 +93,8 @@ class Context(NamedTuple):
       batch: the batch itself.
       step: the number of updates before this one, an int32 scalar; schedules are functions of it.
       axis_name: the mapped axis that splits the batch, or None if this program sees the whole batch.
+      student_params: the student's parameters; an objective that reads them sends gradients to them.
+      teacher_params: the teacher's parameters, of an ensemble by member; gradients stop here.
     """
 
     student: Outputs
@@ -100,6 +102,8 @@ class Context(NamedTuple):
     batch: Batch
     step: Any
     axis_name: str | None = None
+    student_params: PyTree = {}
+    teacher_params: PyTree = {}
 
 
 class Mean(NamedTuple):

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks
+from jaxkd._core import checks, tree_paths
 from jaxkd._core.checks import describe, shape
-from jaxkd.types import RESERVED, Array, Context
+from jaxkd.types import RESERVED, Array, Context, PyTree
 
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
 
-_ROOTS = ("student", "teacher", "batch")
+_ROOTS = {
+    "student": "Features come from the taps of the student's adapter.",
+    "teacher": "Features come from the taps of the teacher's adapter.",
+    "batch": "",
+    "student_params": "Parts of a parameter's path are joined by slashes.",
+    "teacher_params": "Those of an ensemble begin with the member's name; a teacher of cached outputs has none.",
+}
+_PARAMS = ("student_params", "teacher_params")
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -131,6 +139,8 @@ def lookup(context: Context, path: Path) -> Any:
     Args:
       context: outputs and batch of the step.
       path: root, slash and name; the name may itself contain slashes. A tuple or list of paths gives a tuple of values.
+        ``"student_params/head/kernel"`` is a parameter of the student, and ``"teacher_params/..."`` one of the teacher;
+        ``"student_params/embed/embedding.T"`` is a matrix transposed, such as an embedding table used as a kernel.
 
     Raises:
       ValueError: the path is not a string, or its root or name does not exist; the message lists the available ones.
@@ -144,12 +154,28 @@ def lookup(context: Context, path: Path) -> Any:
         raise ValueError(f"path: expected one such as 'student/logits' or 'batch/label', got {path!r}.")
     root, _, name = path.partition("/")
     checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
+    if root in _PARAMS:
+        return _parameter(getattr(context, root), path, name)
     found = getattr(context, root)
-    hints = {
-        "student": "Features come from the taps of the student's adapter.",
-        "teacher": "Features come from the taps of the teacher's adapter.",
-        "batch": "",
-    }
     shapes = {key: checks.shape(value) for key, value in found.items()}
-    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=hints[root])
+    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=_ROOTS[root])
     return found[name]
+
+
+def _parameter(params: PyTree, path: str, name: str) -> Any:
+    """Returns a parameter by its path in the tree, transposed if this ends in ``.T``."""
+    leaves = tree_paths.by_path(params)
+    plain = name.removesuffix(".T")
+    # A parameter boxed with its partitioning is the leaf `value` of the box.
+    found = next((x for x in (name, f"{name}/value", plain, f"{plain}/value") if x in leaves), None)
+    if found is None:
+        root = path.partition("/")[0]
+        checks.known(plain, checks.shapes(leaves), f"path {path!r}, {root} parameter", hint=_ROOTS[root])
+    value = leaves[found]
+    if found in (name, f"{name}/value"):
+        return value
+    if len(value.shape) != 2:
+        raise ValueError(f"path {path!r}: expected a matrix to transpose, got {checks.shape(value)}.")
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape[::-1], value.dtype)
+    return value.T

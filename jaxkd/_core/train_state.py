@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxkd._core import tree_paths
-from jaxkd.types import Array, PyTree, TrainState
+from jaxkd._core import checks, tree_paths
+from jaxkd.types import Array, PyTree, TrainState, Variables
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
@@ -44,6 +44,19 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(jnp.shape(x), dtype if extended else jax.dtypes.canonicalize_dtype(dtype))
 
 
+def params_of(teacher_state: PyTree) -> PyTree:
+    """Returns the parameters in a teacher's state, of several members by name; other states are returned unmodified.
+
+    >>> params_of({"a": Variables({"w": 1}, {"mean": 2})})
+    {'a': {'w': 1}}
+    """
+    if isinstance(teacher_state, Variables):
+        return teacher_state.params
+    if isinstance(teacher_state, Mapping):
+        return {name: params_of(member) for name, member in teacher_state.items()}
+    return teacher_state
+
+
 def put(state: TrainState, name: str, value: PyTree, wrapper: str) -> TrainState:
     """Returns the state with an additional slot; errors name ``wrapper``.
 
@@ -67,6 +80,7 @@ def take(state: TrainState, name: str, wrapper: str) -> tuple[TrainState, PyTree
     Raises:
       ValueError: the slot does not exist.
     """
+    checks.state(f"{wrapper}, state", state)
     if not isinstance(state.opt_state, Mapping) or name not in state.opt_state:
         raise ValueError(
             f"{wrapper}: the state has no opt_state[{name!r}], so another distiller made it. Use the init of the "

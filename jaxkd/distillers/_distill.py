@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core import axes, batches
+from jaxkd._core import axes, batches, checks
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd._core.model_calls import model_batch
-from jaxkd._core.train_state import optimizer_of_objective, shape_of, strongly_typed
+from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
 from jaxkd.metrics import join
 from jaxkd.types import (
     OBJECTIVE,
@@ -70,6 +70,8 @@ def distill(
       they can be compiled and mapped with jit, pmap, shard_map, scan or vmap, or placed by `jaxkd.parallel`.
 
     Raises:
+      TypeError: an argument is something else, such as a module for a model, a model for a teacher, a dict or a bare
+        loss for an objective, ``optax.adam`` uncalled; the message tells how it is made.
       ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide; the batch
         has an entry of `jaxkd.types.RESERVED`; the objective has parameters that ``optimizer`` would not train, and no
         ``objective_optimizer``.
@@ -87,6 +89,12 @@ def distill(
     >>> bool(second["loss"].sum < first["loss"].sum)
     True
     """
+    checks.contract("distill, student", student, Model)
+    checks.contract("distill, teacher", teacher, Teacher)
+    checks.contract("distill, objective", objective, Objective)
+    checks.optimizer("distill, optimizer", optimizer)
+    if objective_optimizer is not None:
+        checks.optimizer("distill, objective_optimizer", objective_optimizer)
     optimizers = {STUDENT: optimizer, OBJECTIVE: optimizer_of_objective(optimizer, objective_optimizer)}
     # Jitted here and not in `init`, so that the `init` of another seed compiles nothing.
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
@@ -95,6 +103,8 @@ def distill(
     )
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         shapes = jax.tree.map(shape_of, dict(batch))
         run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
 
@@ -107,12 +117,15 @@ def distill(
         teacher_state = teacher.init(teacher_key, shapes, variables)
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
         entries = {**shapes, **_known_entries(batch)}
-        context = Context(seen, taught, entries, jax.ShapeDtypeStruct((), jnp.int32))
+        params = jax.tree.map(shape_of, (variables.params, params_of(teacher_state)))
+        context = Context(seen, taught, entries, jax.ShapeDtypeStruct((), jnp.int32), None, *params)
         learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))
         opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: learned.params})
         return TrainState(variables, teacher_state, learned, opt_state, jnp.zeros((), jnp.int32), run_key)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        checks.state("step, state", state)
+        checks.batch("step, batch", batch)
         axis_name = axes.mapped_axis()
         student_key, teacher_key, objective_key = step_keys(state, axis_name)
         taught = teacher_outputs(teacher, state, batch, teacher_key)
@@ -148,10 +161,13 @@ def distill(
         ), reported
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        checks.state("evaluate, state", state)
+        checks.batch("evaluate, batch", batch)
         axis_name = axes.mapped_axis()
         taught = teacher.apply(state.teacher, model_batch(batch, state.step), key=None)
         outputs, _ = student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)
-        context = Context(outputs, taught, batch, state.step, axis_name)
+        params = state.student.params, params_of(state.teacher)
+        context = Context(outputs, taught, batch, state.step, axis_name, *params)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
         reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context))
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
@@ -183,7 +199,8 @@ def forward_fn(
     def forward(trained: PyTree) -> tuple[ObjectiveOut, Context, PyTree]:
         variables = Variables(trained[STUDENT], state.student.state)
         outputs, new_state = student.apply(variables, model_batch(batch, state.step, taught), key=keys[0], train=True)
-        context = Context(outputs, taught, batch, state.step, axis_name)
+        params = trained[STUDENT], jax.lax.stop_gradient(params_of(state.teacher))
+        context = Context(outputs, taught, batch, state.step, axis_name, *params)
         return objective.apply(trained[OBJECTIVE], state.objective.state, context, keys[1]), context, new_state
 
     return forward

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes, train_state
+from jaxkd._core import axes, checks, train_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, TrainState
 
 _SLOT = "skipped"
@@ -44,6 +44,7 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
     >>> jaxkd.metrics.compute(metrics)
     {'loss': nan, 'objective': nan, 'weight': nan, 'skipped': 1.0}
     """
+    checks.contract("skip_nonfinite, kd", kd, Distiller)
     if limit < 1:
         raise ValueError(f"skip_nonfinite, limit: expected a positive number of steps in a row, got {limit}.")
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+<<<<<<< HEAD
 from jaxkd.objectives._checks import is_objective
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
+=======
+from jaxkd.types import REPLICAS, Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs, PyTree
+>>>>>>> 311dc07 (Objectives read parameters by path; the outermost mistakes have errors that teach)
 
 
 def select(objective: Objective, *, student: str = "", teacher: str | None = None) -> Objective:
@@ -15,7 +20,8 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
 
     In ``select(objective, student="a", teacher="b")`` the paths ``student/logits`` and ``teacher/logits`` refer to the
     outputs of the parts a and b: members of `jaxkd.wrappers.joint`, exits of `jaxkd.wrappers.with_exits`, or views of
-    `jaxkd.wrappers.views`. No gradient reaches the part that serves as the teacher.
+    `jaxkd.wrappers.views`. Their parameters are ``student_params/...`` and ``teacher_params/...``. No gradient reaches
+    the part that serves as the teacher.
 
     Args:
       objective: the objective to apply.
@@ -40,8 +46,11 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
 
     def select(context: Context) -> Context:
         if teacher is not None:
-            context = context._replace(teacher=_stop_gradient(_part(context.student, teacher)))
-        return context._replace(student=_part(context.student, student))
+            params = _stop_gradient(_params(context.student_params, teacher))
+            outputs = _stop_gradient(_part(context.student, teacher))
+            context = context._replace(teacher=outputs, teacher_params=params)
+        params = _params(context.student_params, student)
+        return context._replace(student=_part(context.student, student), student_params=params)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         return objective.init(key, select(context))
@@ -66,6 +75,20 @@ def _part(outputs: Outputs, name: str) -> Outputs:
     return part
 
 
-def _stop_gradient(outputs: Outputs) -> Outputs:
+def _params(params: PyTree, name: str) -> PyTree:
+    """Returns the parameters of the part of that name; views, and a model's own outputs, have those of the model."""
+    part, _, rest = name.partition("/")
+    if not part or not isinstance(params, Mapping):
+        return params
+    if params.keys() == {REPLICAS}:
+        return _params(jax.tree.map(lambda x: _row(x, int(part)), params[REPLICAS]), rest)
+    return _params(params[part], rest) if part in params else params
+
+
+def _row(x: Any, i: int) -> Any:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x[i]
+
+
+def _stop_gradient(tree: PyTree) -> Any:
     """Stops gradients; the shapes that an objective is initialized with pass."""
-    return {name: x if isinstance(x, jax.ShapeDtypeStruct) else jax.lax.stop_gradient(x) for name, x in outputs.items()}
+    return jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.lax.stop_gradient(x), tree)

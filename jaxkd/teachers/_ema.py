@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxkd._core import moving_average
+from jaxkd._core import checks, moving_average
 from jaxkd.teachers._frozen import frozen
 from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
@@ -41,6 +41,7 @@ def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = Fals
     >>> teacher.apply(state, {"x": jnp.ones((1, 2))}, key=None)["logits"]
     Array([[1.25, 1.25]], dtype=float32)
     """
+    checks.contract("ema, model", model, Model)
     moving_average.check_decay("ema", decay)
 
     def init(key: Array | None, batch: Batch, student: Variables) -> PyTree:

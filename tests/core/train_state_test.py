@@ -139,7 +139,7 @@ SCHEMES = {
         tiny.student,
         peers=2,
         own=CE,
-        mutual=objectives.hint("student/vector", "teacher/vector"),
+        mutual=objectives.variational("student/vector", "teacher/vector"),
         optimizer=optimizer,
     ),
     "staged": lambda optimizer: schemes.phases.staged(

@@ -13,7 +13,7 @@ from jaxkd import adapters
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
 from jaxkd._core.model_calls import model_batch
-from jaxkd._core.train_state import shape_of, strongly_typed
+from jaxkd._core.train_state import params_of, shape_of, strongly_typed
 from jaxkd._core.tree_paths import by_path
 from jaxkd.distillers import step_keys, teacher_outputs
 from jaxkd.metrics import join
@@ -164,7 +164,8 @@ def few_sample(
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         axis_name = axes.mapped_axis()
         outputs = outputs_of(state, batch, None)
-        extra = metrics(Context(*outputs, batch, state.step, axis_name))
+        params = state.student.params, params_of(state.teacher)
+        extra = metrics(Context(*outputs, batch, state.step, axis_name, *params))
         return metrics_lib.psum(join(residuals(outputs, batch), extra), axis_name)
 
     def residuals(outputs: tuple[Outputs, Outputs], batch: Batch) -> Metrics:
