@@ -57,6 +57,37 @@ def params_of(teacher_state: PyTree) -> PyTree:
     return teacher_state
 
 
+def starting_from(what: str, variables: Variables, like: Variables) -> Variables:
+    """Returns a copy of trained variables, in the structure and the dtypes of a model's own.
+
+    Raises:
+      ValueError: they differ in a name or a shape, or a dtype would be narrowed; the message lists the differences.
+
+    >>> like = Variables({"w": jnp.zeros(2)})
+    >>> starting_from("model", Variables({"w": np.ones(2, np.float16)}), like).params
+    {'w': Array([1., 1.], dtype=float32)}
+    """
+    given, wanted = tree_paths.named(variables), tree_paths.named(like)
+
+    def copy(name: str, x: Any) -> Array:
+        x, dtype = jnp.asarray(x), getattr(wanted.get(name), "dtype", None)
+        both_float = dtype is not None and all(jnp.issubdtype(kind, jnp.floating) for kind in (x.dtype, dtype))
+        return jnp.array(x, dtype if both_float and jnp.promote_types(x.dtype, dtype) == dtype else None, copy=True)
+
+    copies = {name: copy(name, x) for name, x in given.items()}
+    has, needs = ({name: tree_paths.describe(x) for name, x in tree.items()} for tree in (copies, wanted))
+    if has != needs:
+        names = [name for name in {**needs, **has} if has.get(name) != needs.get(name)]
+        shown = "; ".join(
+            f"{name} is {has.get(name, 'missing')}, for {needs.get(name, 'nothing')}" for name in names[:8]
+        )
+        raise ValueError(
+            f"{what}: expected variables of the model, got others in {len(names)} places: {shown}. Weights of other "
+            "names or shapes are fitted by jaxkd.weights.fit_to."
+        )
+    return jax.tree.unflatten(jax.tree.structure(like), [copies[name] for name in wanted])
+
+
 def put(state: TrainState, name: str, value: PyTree, wrapper: str) -> TrainState:
     """Returns the state with an additional slot; errors name ``wrapper``.
 

@@ -54,6 +54,7 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     >>> outputs["logits"][:, 0]
     Array([ 1.,  5.,  9., 13., 17.], dtype=float32)
     """
+    checks.contract("accumulate, model", model, Model)
     if micro_batches < 1:
         raise ValueError(f"accumulate, micro_batches: expected a positive number, got {micro_batches}.")
     if micro_batches == 1:

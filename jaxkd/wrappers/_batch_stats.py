@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd._core import axes, batch_norm, batches
+from jaxkd._core import axes, batch_norm, batches, checks
 from jaxkd._core.model_calls import add_outputs
 from jaxkd.adapters import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
@@ -58,6 +58,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
     >>> model.apply(variables, batch, key=None, train=False)[0]["batch_statistics"]
     Array([4., 4.], dtype=float32)
     """
+    checks.contract("with_batch_stat_distance, model", model, Model)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         if train:

@@ -59,6 +59,7 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
     >>> sorted(both.apply(variables, batch, key=None, train=False)[0]), sorted(variables.params)
     (['early/logits', 'hidden', 'logits'], ['early', 'model'])
     """
+    checks.contract("with_exits, model", model, Model)
     check_names("with_exits", exits, _MODEL)
 
     def at(name: str, outputs: Outputs) -> Array:

@@ -55,6 +55,7 @@ def with_input_gradient(
     >>> model.apply(weights, {"x": jnp.ones((1, 2))}, key=None, train=False)[0]["input_gradient"]
     Array([[2., 5.]], dtype=float32)
     """
+    checks.contract("with_input_gradient, model", model, Model)
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         if class_path is None:
@@ -105,6 +106,7 @@ def with_projected_input_gradient(
     >>> outputs["input_gradient"].shape
     (4, 2)
     """
+    checks.contract("with_projected_input_gradient, model", model, Model)
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), batch.get(STEP, 0))

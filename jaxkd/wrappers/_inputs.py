@@ -35,6 +35,7 @@ def with_inputs(model: Model, **entries: str) -> Model:
     >>> other.apply(other.init(jax.random.key(0), batch), batch, key=None, train=False)[0]["logits"]
     Array([[6.]], dtype=float32)
     """
+    checks.contract("with_inputs, model", model, Model)
 
     def init(key: Array, batch: Batch) -> Variables:
         return model.init(key, _with(batch, entries))
@@ -74,6 +75,7 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
     >>> {name: float(x[0, 0]) for name, x in outputs.items()}
     {'logits': 2.0, 'pair/logits': 6.0}
     """
+    checks.contract("views, model", model, Model)
     check_names("views", others)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:

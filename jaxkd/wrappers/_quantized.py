@@ -63,6 +63,7 @@ def quantized(
     Array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
+    checks.contract("quantized, model", model, Model)
     check("quantized", bits, bucket)
 
     def init(key: Array, batch: Batch) -> Variables:
@@ -151,6 +152,7 @@ def learned_codebook(
     >>> points, jax.grad(lambda p: loss(p)[0])(points)
     (Array([0., 1.], dtype=float32), Array([ 4., 20.], dtype=float32))
     """
+    checks.contract("learned_codebook, model", model, Model)
     check("learned_codebook", bits, bucket)
     trained = adapters.variables(variables)
     chosen_tensors("learned_codebook", trained.params, include)

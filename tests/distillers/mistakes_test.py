@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import jaxkd
-from jaxkd import adapters, distillers, losses, parallel, schemes, teachers, term
+from jaxkd import adapters, distillers, losses, parallel, schemes, teachers, term, wrappers
 from tests import tiny
 
 CE = term(losses.cross_entropy, "student/logits", "batch/label")
@@ -102,6 +102,30 @@ def test_a_wrong_part_is_refused(name):
     function, message = COMPOSED[name]
     with pytest.raises(TypeError, match=message):
         function()
+
+
+WRAPPERS = {
+    "accumulate": lambda model: wrappers.accumulate(model, 2),
+    "joint": lambda model: wrappers.joint({"model": model}),
+    "learned_codebook": lambda model: wrappers.learned_codebook(model, {}),
+    "precision": wrappers.precision,
+    "quantized": wrappers.quantized,
+    "remat": wrappers.remat,
+    "replicate": lambda model: wrappers.replicate(model, 2),
+    "select_classes": lambda model: wrappers.select_classes(model, {"a": [0]}),
+    "views": lambda model: wrappers.views(model, {"pair": {"image": "pair"}}),
+    "with_batch_stat_distance": wrappers.with_batch_stat_distance,
+    "with_exits": lambda model: wrappers.with_exits(model, {}),
+    "with_input_gradient": wrappers.with_input_gradient,
+    "with_inputs": wrappers.with_inputs,
+    "with_outputs": wrappers.with_outputs,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_module_in_a_wrapper_is_refused(name):
+    with pytest.raises(TypeError, match=f"{name}, .*model.*: expected a Model, got a Dense"):
+        WRAPPERS[name](MODULE)
 
 
 def test_duck_types_are_accepted():
