@@ -167,12 +167,12 @@ def _parameter(params: PyTree, path: str, name: str) -> Any:
     leaves = tree_paths.by_path(params)
     plain = name.removesuffix(".T")
     # A parameter boxed with its partitioning is the leaf `value` of the box.
-    found = next((x for x in (name, f"{name}/value", plain, f"{plain}/value") if x in leaves), None)
-    if found is None:
+    found = [x for x in (name, f"{name}/value", plain, f"{plain}/value") if x in leaves]
+    if not found:
         root = path.partition("/")[0]
         checks.known(plain, checks.shapes(leaves), f"path {path!r}, {root} parameter", hint=_ROOTS[root])
-    value = leaves[found]
-    if found in (name, f"{name}/value"):
+    value = leaves[found[0]]
+    if found[0] in (name, f"{name}/value"):
         return value
     if len(value.shape) != 2:
         raise ValueError(f"path {path!r}: expected a matrix to transpose, got {checks.shape(value)}.")

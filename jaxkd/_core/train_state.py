@@ -70,8 +70,9 @@ def starting_from(what: str, variables: Variables, like: Variables) -> Variables
     given, wanted = tree_paths.named(variables), tree_paths.named(like)
 
     def copy(name: str, x: Any) -> Array:
-        x, dtype = jnp.asarray(x), getattr(wanted.get(name), "dtype", None)
-        both_float = dtype is not None and all(jnp.issubdtype(kind, jnp.floating) for kind in (x.dtype, dtype))
+        x = jnp.asarray(x)
+        dtype = wanted[name].dtype if name in wanted else x.dtype
+        both_float = all(jnp.issubdtype(kind, jnp.floating) for kind in (x.dtype, dtype))
         return jnp.array(x, dtype if both_float and jnp.promote_types(x.dtype, dtype) == dtype else None, copy=True)
 
     copies = {name: copy(name, x) for name, x in given.items()}

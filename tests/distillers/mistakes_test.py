@@ -1,5 +1,7 @@
 """The outermost mistakes: each has an error that says what was expected, what came and what to do."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,19 +33,26 @@ class Net(nnx.Module):
         self.out = nnx.Linear(2, 3, rngs=rngs)
 
 
-MODULE, VARIABLES = nn.Dense(3), jaxkd.Variables({})
+# Of any type, since a type checker would refuse the calls below.
+MODULE: Any = nn.Dense(3)
+CLASS: Any = nn.Dense
+NET: Any = Net(nnx.Rngs(0))
+MODEL: Any = tiny.student
+TEACHER: Any = tiny.teacher()
+VARIABLES: Any = jaxkd.Variables({})
+NOTHING: Any = {}
 COMPOSED = {
     "a module for the student": (
         lambda: distill(MODULE),
         "distill, student: expected a Model, got a Dense.*adapters.linen",
     ),
-    "a class for the student": (lambda: distill(nn.Dense), "expected a Model, got the class Dense"),
-    "an nnx module for the student": (lambda: distill(Net(nnx.Rngs(0))), "expected a Model, got a Net"),
+    "a class for the student": (lambda: distill(CLASS), "expected a Model, got the class Dense"),
+    "an nnx module for the student": (lambda: distill(NET), "expected a Model, got a Net"),
     "a function for the student": (lambda: distill(haiku_like), "expected a Model, got the function haiku_like"),
-    "a teacher for the student": (lambda: distill(tiny.teacher()), "student: expected a Model, got a Teacher"),
+    "a teacher for the student": (lambda: distill(TEACHER), "student: expected a Model, got a Teacher"),
     "an objective for the student": (lambda: distill(CE), "student: expected a Model, got an Objective"),
     "a model for the teacher": (
-        lambda: distill(teacher=tiny.teacher_model),
+        lambda: distill(teacher=MODEL),
         r"expected a Teacher, got a Model.*frozen\(model, variables\)",
     ),
     "a module for the teacher": (lambda: distill(teacher=MODULE), "expected a Teacher, got a Dense"),
@@ -56,7 +65,7 @@ COMPOSED = {
         lambda: distill(objective=losses.soft_target_kl),
         r"got the function soft_target_kl.*jaxkd.term\(loss",
     ),
-    "a model for the objective": (lambda: distill(objective=tiny.student), "expected an Objective, got a Model"),
+    "a model for the objective": (lambda: distill(objective=MODEL), "expected an Objective, got a Model"),
     "an uncalled optimizer": (
         lambda: distill(optimizer=optax.adam),
         r"optimizer: .*such as optax.adam\(1e-3\).*Call it",
@@ -67,31 +76,31 @@ COMPOSED = {
         "objective_optimizer: expected an optax transformation",
     ),
     "a module in frozen": (lambda: teachers.frozen(MODULE, VARIABLES), "frozen, model: expected a Model, got a Dense"),
-    "weights before the model": (lambda: teachers.frozen(VARIABLES, tiny.student), "expected a Model, got a Variables"),
+    "weights before the model": (lambda: teachers.frozen(VARIABLES, MODEL), "expected a Model, got a Variables"),
     "a module in ema": (lambda: teachers.ema(MODULE), "ema, model: expected a Model"),
-    "a teacher in ema": (lambda: teachers.ema(tiny.teacher()), "ema, model: expected a Model, got a Teacher"),
+    "a teacher in ema": (lambda: teachers.ema(TEACHER), "ema, model: expected a Model, got a Teacher"),
     "a module in placeholder": (lambda: teachers.placeholder(MODULE), "placeholder, model: expected a Model"),
-    "one teacher in ensemble": (lambda: teachers.ensemble(tiny.teacher()), "expected several teachers, a dict by name"),
+    "one teacher in ensemble": (lambda: teachers.ensemble(TEACHER), "expected several teachers, a dict by name"),
     "models in ensemble": (
-        lambda: teachers.ensemble({"a": tiny.student}),
+        lambda: teachers.ensemble({"a": MODEL}),
         "ensemble, 'a': expected a Teacher, got a Model",
     ),
-    "a class in linen": (lambda: adapters.linen(nn.Dense), "expected an instance.*got the class Dense"),
-    "an nnx module in linen": (lambda: adapters.linen(Net(nnx.Rngs(0))), "linen, module.*got a Net.*adapters.nnx"),
+    "a class in linen": (lambda: adapters.linen(CLASS), "expected an instance.*got the class Dense"),
+    "an nnx module in linen": (lambda: adapters.linen(NET), "linen, module.*got a Net.*adapters.nnx"),
     "a linen module in nnx": (lambda: adapters.nnx(MODULE), "nnx, module.*got a Dense.*adapters.linen"),
-    "a module in plain": (lambda: adapters.plain({}, haiku_like), "plain, init: expected a function, got a dict"),
+    "a module in plain": (lambda: adapters.plain(NOTHING, haiku_like), "plain, init: expected a function, got a dict"),
     "a model in with_ema": (
-        lambda: distillers.with_ema(tiny.student),
+        lambda: distillers.with_ema(MODEL),
         "with_ema, kd: expected a Distiller, got a Model",
     ),
-    "a model in skip_nonfinite": (lambda: distillers.skip_nonfinite(tiny.student), "expected a Distiller"),
-    "a model in preprocess": (lambda: distillers.preprocess(tiny.student), "expected a Distiller"),
+    "a model in skip_nonfinite": (lambda: distillers.skip_nonfinite(MODEL), "expected a Distiller"),
+    "a model in preprocess": (lambda: distillers.preprocess(MODEL), "expected a Distiller"),
     "an uncalled optimizer in per_model": (
         lambda: distillers.per_model({"a": optax.adam}),
         "per_model, a: expected an optax",
     ),
     "an uncalled optimizer in a scheme": (
-        lambda: schemes.mutual(tiny.student, peers=2, own=CE, mutual=CE, optimizer=optax.adam),
+        lambda: schemes.mutual(MODEL, peers=2, own=CE, mutual=CE, optimizer=optax.adam),
         "expected an optax",
     ),
 }
