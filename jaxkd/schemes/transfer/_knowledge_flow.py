@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import metrics as metrics_lib
+from jaxkd._core import batches
 from jaxkd._core.model_calls import model_batch
 from jaxkd.distillers import distill
 from jaxkd.objectives import term
@@ -59,7 +60,7 @@ def report_dependence(context: Context) -> Metrics:
     >>> report_dependence(Context({"dependence": jnp.full(2, 0.25), "logits": jnp.ones((2, 3))}, {}, {}, 0))
     {'dependence': Mean(sum=Array(0.5, dtype=float32), count=Array(2., dtype=float32))}
     """
-    mask = context.batch.get("mask")
+    mask = batches.example_mask(context.batch)
     return {
         name: metrics_lib.from_values(value, mask)
         for name, value in context.student.items()
