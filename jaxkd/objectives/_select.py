@@ -7,12 +7,8 @@ from typing import Any
 
 import jax
 
-<<<<<<< HEAD
 from jaxkd.objectives._checks import is_objective
-from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
-=======
 from jaxkd.types import REPLICAS, Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs, PyTree
->>>>>>> 311dc07 (Objectives read parameters by path; the outermost mistakes have errors that teach)
 
 
 def select(objective: Objective, *, student: str = "", teacher: str | None = None) -> Objective:
