@@ -157,8 +157,8 @@ def lookup(context: Context, path: Path) -> Any:
     if root in _PARAMS:
         return _parameter(getattr(context, root), path, name)
     found = getattr(context, root)
-    shapes = {key: checks.shape(value) for key, value in found.items()}
-    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=_ROOTS[root])
+    if name not in found:  # an objective of hundreds of terms looks up each of them among hundreds of outputs
+        checks.known(name, checks.shapes(found), f"path {path!r}, {root} entry", hint=_ROOTS[root])
     return found[name]
 
 
