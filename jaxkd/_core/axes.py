@@ -11,17 +11,37 @@ from jaxkd._core.batches import example_mask
 from jaxkd.types import DATA_AXIS, Array, Context, PyTree
 
 
-def mapped_axis() -> str | None:
-    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
+def data_axis() -> str | None:
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; ignores other axes.
 
-    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
-    (True, Array([0.], dtype=float32))
+    This is for models, which users may call in their own step, under an axis of their own.
     """
     try:
         jax.lax.axis_size(DATA_AXIS)
     except NameError:
         return None
     return DATA_AXIS
+
+
+def mapped_axis() -> str | None:
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; raises under others.
+
+    Raises:
+      ValueError: the code is mapped over devices by another axis of `jax.pmap` or `jax.shard_map`. Nothing would be
+        averaged over it. Axes of `jax.vmap` are free: their lanes are separate runs, such as seeds.
+
+    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
+    (True, Array([0.], dtype=float32))
+    """
+    # Both of these make their axes manual axes of the mesh that is traced under, and `jax.vmap` does not.
+    if unknown := [name for name in jax.sharding.get_abstract_mesh().manual_axes if name != DATA_AXIS]:
+        raise ValueError(
+            f"step: expected jaxkd.DATA_AXIS as the only axis that is mapped over devices, got {unknown}. Gradients, "
+            "metrics and statistics would not be averaged over it, and each device would train a student of its own. "
+            "Name the axis: jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS), or use jaxkd.parallel.pmap(kd) or "
+            "jaxkd.parallel.shard(kd, mesh). For independent runs, use jax.vmap or jaxkd.distillers.sweep."
+        )
+    return data_axis()
 
 
 def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from jaxkd._core import batch_norm
+from jaxkd._core import batch_norm, checks
 from jaxkd._core.model_calls import Inputs, arguments, collect, mode_flags, name_outputs, normalize, share_of
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -41,6 +41,7 @@ def linen(
       A `Model` with ``Variables(params, {other collections})``.
 
     Raises:
+      TypeError: the module is something else.
       ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
 
     >>> import jax.numpy as jnp
@@ -51,6 +52,11 @@ def linen(
     >>> {name: value.shape for name, value in out.items()}
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"linen, module: expected an instance of a flax.linen.Module, such as Net(), got {checks.kind(module)}. "
+            "Other libraries have their own adapters: jaxkd.adapters.nnx and plain."
+        )
     taps = dict(taps or {})
     wanted = {normalize(spec)[0] for spec in taps.values()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxkd._core import batch_norm
+from jaxkd._core import batch_norm, checks
 from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, mode_flags, name_outputs, share_of
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -38,6 +38,7 @@ def nnx_module(
       A `Model` with ``Variables(params, state)``, nested dicts of the `nnx.Param` and of all other variables.
 
     Raises:
+      TypeError: the module is something else.
       ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
 
     >>> import jax.numpy as jnp
@@ -53,6 +54,12 @@ def nnx_module(
     >>> {name: value.shape for name, value in out.items()}
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
+    of_linen = any(base.__module__.startswith("flax.linen") for base in type(module).__mro__)
+    if of_linen or not (isinstance(module, nnx.Module) or callable(module)):
+        raise TypeError(
+            "nnx, module: expected an nnx.Module or a function from nnx.Rngs to one, such as its class, got "
+            f"{checks.kind(module)}. A module of flax.linen is for jaxkd.adapters.linen."
+        )
     taps = dict(taps or {})
     abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
     parts: Any = nnx.split(abstract, nnx.Param, nnx.RngState, ...)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxkd._core import moving_average, train_state
+from jaxkd._core import checks, moving_average, train_state
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
 _SLOT = "average"
@@ -45,6 +45,7 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
     >>> sorted(kd.evaluate(state, batch))[:3]
     ['agreement', 'average/agreement', 'average/loss']
     """
+    checks.contract("with_ema, kd", kd, Distiller)
     moving_average.check_decay("with_ema", decay)
 
     def init(key: Array, batch: Batch) -> TrainState:

@@ -8,6 +8,7 @@ split over devices. `jaxkd.types.Mean` postpones the division. `compute`,
 `from_values`                       a metric of one value per example
 `merge`, `total`, `psum`, `join`    metrics of two parts, of stacked parts, of all devices, of several groups
 `compute`                           divides, on the host
+`derived`                           a value computed after merging: perplexity, F1, a sum of means
 `classification`                    accuracy, cross-entropy and agreement with the teacher
 `per_teacher`, `per_student`        metrics of each teacher of an ensemble, of each part of a student
 `per_task`, `task_accuracies`       accuracy by task of a sequence
@@ -18,6 +19,7 @@ split over devices. `jaxkd.types.Mean` postpones the division. `compute`,
 """
 
 from jaxkd.metrics._classification import classification, per_student, per_teacher
+from jaxkd.metrics._derived import derived, total_of, widened
 from jaxkd.metrics._forgetting import average_accuracy, backward_transfer, forgetting, per_task, task_accuracies
 from jaxkd.metrics._means import compute, from_values, join, merge, psum, total
 from jaxkd.metrics._packed_metrics import Packed, pack, packing
@@ -29,6 +31,7 @@ __all__ = [
     "backward_transfer",
     "classification",
     "compute",
+    "derived",
     "forgetting",
     "from_values",
     "join",
@@ -44,4 +47,6 @@ __all__ = [
     "svcca",
     "task_accuracies",
     "total",
+    "total_of",
+    "widened",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.batches import Path, lookup
+from jaxkd._core.batches import Path, lookup, mask_of_shape
+from jaxkd.objectives._checks import finite, is_objective
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -30,18 +31,12 @@ def replace(context: Context, values: Mapping[str, Any]) -> Context:
 
 
 def mask_out(context: Context, x: Array) -> Array:
-    """Sets masked examples of an array ``[batch, ...]`` to zero.
+    """Sets masked examples of an array ``[batch, ...]``, or its masked tokens, to zero.
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
     """
     mask = mask_of_shape(context, x.shape)
     return x if mask is None else jnp.where(mask, x, 0)
-
-
-def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask broadcast to ``[batch, ...]``, or None without one."""
-    mask = batches.example_mask(context.batch)
-    return None if mask is None else jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(1, len(shape)))), shape)
 
 
 def at_step(value: Any, step: Any) -> Any:
@@ -64,8 +59,8 @@ def term(
         layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
         "teacher/b")``.
       weight: a number, or an optax schedule of the step.
-      where: path of a boolean mask in the shape of the result, for losses over tokens. The batch's own ``mask`` always
-        applies as well.
+      where: path of a boolean mask in the shape of the result, in place of the batch's own ``mask``. An example that
+        the batch's mask excludes as a whole remains excluded.
       **hyperparameters: keyword arguments of the loss. A callable is a schedule of the step, as for the weight; bind a
         hyperparameter that is itself a function with `functools.partial`.
 
@@ -82,6 +77,11 @@ def term(
     >>> kd.apply({}, {}, Context({"logits": logits}, {"logits": logits}, {}, 0), None).value
     Array(0., dtype=float32)
     """
+    if not callable(loss):
+        raise TypeError(
+            f"term: expected a loss, a function of arrays, got {type(loss).__name__}. Objectives have paths of their "
+            "own: sum them with jaxkd.combine(name=objective, ...)."
+        )
     accepted = _parameters(loss)
 
     def values(context: Context) -> tuple[Array, Array | None]:
@@ -97,10 +97,14 @@ def term(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
                 "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
-        mask = _mask(context, where, result.shape, _name(loss))
-        if mask is not None and "where" in accepted:
+        mask = _mask(context, where, result.shape, arguments, _name(loss))
+        if mask is None:
+            return loss(*arguments, **options), None
+        if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
+            _takes_tokens(loss, arguments, options, mask, result.shape, accepted)
+        if "where" in accepted:
             options["where"] = mask
-        return loss(*arguments, **options), mask
+        return loss(*arguments, **options), _any_token(mask, result.shape)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
@@ -115,25 +119,71 @@ def term(
     return Objective(init, apply)
 
 
-def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str) -> Array | None:
-    """Combines the mask at ``where`` with the batch's mask, broadcast to ``shape``."""
-    mask = None
-    if where is not None:
-        mask = lookup(context, where)
-        if mask.dtype != bool or mask.shape != shape:
-            raise ValueError(
-                f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
-                f"to average; got {checks.shape(mask)}."
-            )
+def _mask(
+    context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
+) -> Array | None:
+    """Returns the mask of a loss: in the shape of its result, or over the tokens of its arguments."""
     examples = batches.example_mask(context.batch)
+    if where is None:
+        if examples is None:
+            return None
+        mask = context.batch["mask"]
+        tokens = any(x.shape[: mask.ndim] == mask.shape for x in jax.tree.leaves(arguments) if hasattr(x, "shape"))
+        fitted = batches.fit_mask(mask, shape)
+        if fitted is None:
+            fitted = mask if tokens and shape == examples.shape else batches.fit_mask(examples, shape)
+        if fitted is None or (mask.ndim > 1 and len(shape) > 1 and mask.shape != shape[: mask.ndim]):
+            raise ValueError(
+                f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, or per token, "
+                f"{list(mask.shape)}, got {list(shape)}. Name a mask of that shape by where='batch/NAME'."
+            )
+        return fitted
+    mask = lookup(context, where)
+    over_tokens = mask.ndim > len(shape) == 1 and mask.shape[:1] == shape
+    if mask.dtype != bool or not (mask.shape == shape or over_tokens):
+        raise ValueError(
+            f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
+            f"to average; got {checks.shape(mask)}."
+        )
     if examples is None:
         return mask
-    if examples.shape != shape[:1]:
+    rows = batches.fit_mask(examples, mask.shape)
+    if rows is None and context.batch["mask"].size == mask.shape[0]:  # rows are the tokens of all examples
+        rows = batches.fit_mask(context.batch["mask"], mask.shape)
+    if rows is None:
         raise ValueError(
             f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
         )
-    rows = mask_of_shape(context, shape)
-    return rows if mask is None else mask & rows
+    return mask & rows
+
+
+def _takes_tokens(
+    loss: Callable[..., Array],
+    arguments: Sequence[Any],
+    options: Mapping[str, Any],
+    mask: Array,
+    shape: tuple[int, ...],
+    accepted: frozenset[str],
+) -> None:
+    """Raises unless a loss with one value per example takes a mask over tokens."""
+    if "where" in accepted:
+        try:
+            result = jax.eval_shape(lambda w, *a: loss(*a, **options, where=w), mask, *arguments)
+        except (TypeError, ValueError):  # the loss takes one entry per example
+            result = None
+        if result is not None and result.shape == shape:
+            return
+    raise ValueError(
+        f"{_name(loss)}: expected a loss of tokens, for the mask {list(mask.shape)}; it returns one value per example "
+        f"and takes no mask over tokens, so that excluded tokens would count. Give the loss a keyword argument "
+        f"`where` {list(mask.shape)}, let it return one value per token, pool the tokens in the model, or, if it reads "
+        "tokens that always count, name a mask over examples by where='batch/NAME'."
+    )
+
+
+def _any_token(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Reduces a mask to the leading dimensions of a shape: examples with any token."""
+    return jnp.any(mask, axis=tuple(range(len(shape), mask.ndim))) if mask.shape != shape else mask
 
 
 def masked_mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
@@ -179,6 +229,7 @@ def reduce_values(
     (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
     """
     scale = at_step(weight, context.step)
+    finite("objective", weight=scale)
     average, metric = masked_mean(values, where, context.axis_name)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
@@ -213,11 +264,7 @@ def combine(**objectives: Objective) -> Objective:
     if not objectives:
         raise ValueError("combine: expected at least one named objective, got none.")
     for name, objective in objectives.items():
-        if not (hasattr(objective, "init") and hasattr(objective, "apply")):
-            raise TypeError(
-                f"combine({name}=...): expected an Objective, got {type(objective).__name__}. Bind a loss with "
-                f"jaxkd.term({_name(objective)}, 'student/...', 'teacher/...')."
-            )
+        is_objective(f"combine({name}=...)", objective)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         children = {

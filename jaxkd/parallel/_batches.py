@@ -120,8 +120,7 @@ def _fill(batch: Batch, size: int, full: int) -> Batch:
         last = x[-1:] if size else lib.zeros((1, *x.shape[1:]), x.dtype)
         return lib.concatenate([x, lib.repeat(last, full - size, axis=0)]) if full > size else x
 
-    mask = batch.get("mask", np.ones(size, bool))
-    return {**{k: extend(x) for k, x in batch.items()}, "mask": extend(mask) & (np.arange(full) < size)}
+    return batches.exclude({k: extend(x) for k, x in batch.items()}, np.arange(full) < size)
 
 
 def _local_parts(mesh: Mesh, axis: str) -> int:

@@ -19,6 +19,20 @@ from jaxkd.parallel._rules import Rule, layout
 from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
 
+def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a compiled function: a state that was donated before is a clear error, at no cost otherwise."""
+
+    @functools.wraps(function)
+    def run(state: TrainState, batch: Batch) -> Any:
+        try:
+            return function(state, batch)
+        except (RuntimeError, ValueError):
+            checks.state("step, state", state)
+            raise
+
+    return run
+
+
 class Placed(Distiller):
     """A distiller placed on devices, with compiled functions. Calling it makes a step.
 
@@ -49,7 +63,7 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
         results are those of eight devices. A batch that does not divide is padded and masked.
     """
     step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
-    return Placed(kd.init, jax.jit(step, donate_argnums=0), jax.jit(evaluate))
+    return Placed(kd.init, *map(_refusing_donated, (jax.jit(step, donate_argnums=0), jax.jit(evaluate))))
 
 
 def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
@@ -89,8 +103,8 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
 
     return Placed(
         lambda key, batch: put(kd.init(key, batch)),
-        lambda state, batch: step(put(state), split(batch)),
-        lambda state, batch: evaluate(put(state), split(batch)),
+        _refusing_donated(lambda state, batch: step(put(state), split(batch))),
+        _refusing_donated(lambda state, batch: evaluate(put(state), split(batch))),
     )
 
 
@@ -188,7 +202,7 @@ def _on_mesh(
             state, last = _states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
         return last[2](state, take(batch))
 
-    return run
+    return _refusing_donated(run)
 
 
 def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 1) -> Callable[..., Any]:

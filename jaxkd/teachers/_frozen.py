@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import adapters
+from jaxkd._core import checks
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 
@@ -30,7 +31,7 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
       A `Teacher` whose state is its `Variables`.
 
     Raises:
-      TypeError: the weights have no known form.
+      TypeError: the model is no `Model`, or the weights have no known form.
       ValueError: the dtype is not a floating-point dtype.
 
     >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -39,6 +40,7 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
     >>> teacher.apply(teacher.init(None, batch, None), batch, key=None)["logits"]
     Array([[2., 2.]], dtype=float32)
     """
+    checks.contract("frozen, model", model, Model)
     variables = adapters.variables(variables)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"frozen, dtype: expected a floating-point dtype, such as jnp.bfloat16, got {dtype}.")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.axes import mapped_axis, positions
+from jaxkd._core.axes import data_axis, positions
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -54,6 +54,7 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     >>> outputs["logits"][:, 0]
     Array([ 1.,  5.,  9., 13., 17.], dtype=float32)
     """
+    checks.contract("accumulate, model", model, Model)
     if micro_batches < 1:
         raise ValueError(f"accumulate, micro_batches: expected a positive number, got {micro_batches}.")
     if micro_batches == 1:
@@ -64,7 +65,7 @@ def accumulate(model: Model, micro_batches: int) -> Model:
         rows = -(-size // micro_batches)
         mask = batches.example_mask(batch)
         # Positions in the whole batch: random directions of examples must not depend on the number of parts.
-        given = {**batch, POSITION: positions(mask, size, mapped_axis())}
+        given = {**batch, POSITION: positions(mask, size, data_axis())}
         if size % micro_batches:
             mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * micro_batches)
             given = {**given, "mask": mask & (jnp.arange(rows * micro_batches) < size)}

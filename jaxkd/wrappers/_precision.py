@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd._core import checks
 from jaxkd._core.model_calls import computing_in
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -41,6 +42,7 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
     >>> logits(jnp.ones((2, 3))).dtype, jax.grad(lambda w: logits(w).sum())(jnp.ones((2, 3))).dtype
     (dtype(bfloat16), dtype('float32'))
     """
+    checks.contract("precision, model", model, Model)
     if not jnp.issubdtype(compute, jnp.floating):
         raise ValueError(f"precision, compute: expected a floating-point type such as jnp.bfloat16, got {compute}.")
     compute = jnp.dtype(compute)

@@ -166,10 +166,55 @@ def test_mask_of_another_shape_raises():
         run(term(loss, *KD, where="batch/valid"), tokens(valid=np.array([True, False])))
 
 
-@pytest.mark.parametrize("mask", [np.ones(4, np.float32), np.ones((4, 1), bool)], ids=["float", "two-axes"])
-def test_batch_mask_of_another_dtype_or_shape_raises(mask):
+def test_batch_mask_of_another_dtype_raises():
     with pytest.raises(ValueError, match=r"batch\['mask'\]: expected bool\[batch\].*where='batch/NAME'"):
-        run(term(losses.logit_mse, *KD), mask=mask)
+        run(term(losses.logit_mse, *KD), mask=np.ones(4, np.float32))
+
+
+def test_batch_mask_over_tokens_averages_tokens_and_examples():
+    values = losses.logit_mse(TOKENS, TOKEN_TARGETS)
+    out = run(term(losses.logit_mse, *KD), tokens(mask=TOKEN_KEEP))
+    np.testing.assert_allclose(out.metrics[""], (values[TOKEN_KEEP].sum(), 6), rtol=1e-6)
+    pooled = Context(
+        {"logits": LOGITS[:2]}, {"logits": TARGETS[:2]}, {"mask": np.array([[True, False], [False] * 2])}, 0
+    )
+    np.testing.assert_allclose(
+        run(term(losses.logit_mse, *KD), pooled).metrics[""],
+        (losses.logit_mse(LOGITS[:1], TARGETS[:1])[0], 1),
+        rtol=1e-6,
+    )
+
+
+def test_batch_mask_over_tokens_reaches_rows_of_tokens():
+    """A loss whose rows are the tokens of all examples, such as a relation between tokens."""
+    flat = lambda s, t, **rest: losses.dist(s.reshape(-1, 3), t.reshape(-1, 3), **rest)  # noqa: E731
+    out = run(term(flat, *KD), tokens(mask=TOKEN_KEEP))
+    expected = losses.dist(TOKENS[TOKEN_KEEP], TOKEN_TARGETS[TOKEN_KEEP])
+    np.testing.assert_allclose(out.metrics[""], (expected.sum(), 6), rtol=1e-5)
+
+
+def test_batch_mask_over_tokens_reaches_a_loss_of_examples_that_takes_it():
+    def mean_over_tokens(s, t, *, where=None):
+        return jnp.mean((s - t) ** 2, axis=(1, 2), where=True if where is None else where[..., None])
+
+    out = run(term(mean_over_tokens, *KD, weight=2.0), tokens(mask=TOKEN_KEEP))
+    expected = [np.mean((TOKENS[i] - TOKEN_TARGETS[i])[TOKEN_KEEP[i]] ** 2) for i in range(2)]
+    np.testing.assert_allclose(out.value, 2 * np.mean(expected), rtol=1e-6)
+    out = run(term(mean_over_tokens, *KD, where="batch/valid"), tokens(mask=np.array([True, False]), valid=TOKEN_KEEP))
+    np.testing.assert_allclose(out.metrics[""], (expected[0], 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lambda s, t: losses.dist(s[:, 0], t[:, 0]), losses.hint_mse])
+def test_loss_of_examples_that_reads_excluded_tokens_raises(loss):
+    with pytest.raises(ValueError, match=r"takes no mask over tokens, so that excluded tokens would count"):
+        run(term(loss, *KD), tokens(mask=TOKEN_KEEP))
+    out = run(term(loss, *KD, where="batch/examples"), tokens(mask=TOKEN_KEEP, examples=np.array([True, True])))
+    np.testing.assert_allclose(out.value, loss(TOKENS, TOKEN_TARGETS).mean(), rtol=1e-6)
+
+
+def test_batch_mask_over_other_tokens_raises():
+    with pytest.raises(ValueError, match=r"per token, \[2, 4\], got \[2, 5\]. Name a mask of that shape"):
+        run(term(losses.logit_mse, *KD), tokens(mask=TOKEN_KEEP[:, 1:]))
 
 
 def test_garbage_in_masked_examples_reaches_no_gradient():

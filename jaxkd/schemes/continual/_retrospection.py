@@ -11,7 +11,7 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
-from jaxkd._core import batches, train_state
+from jaxkd._core import train_state
 from jaxkd._core.tasks import (
     Tasks,
     TaskSteps,
@@ -158,8 +158,9 @@ def retrospection(
     def begun(state: TrainState, batch: Batch) -> TrainState:
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
-            own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.objective.params)}
-            return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
+            own = strongly_typed(optimizer.init(state.student.params))  # the objective has no parameters
+            opt_state = {**state.opt_state, STUDENT: own, EXPERT: fresh.opt_state}
+            return {OLD: state.student, EXPERT: fresh.student}, opt_state
 
         return begin_task(starts, state, anew)
 
@@ -178,10 +179,10 @@ def retrospection(
         return state._replace(teacher=teacher, opt_state=opt_state, step=new.step), {"loss": metrics["loss"], **named}
 
     def _new_only(batch: Batch, task: Array) -> Batch:
-        label, mask = batch["label"], batches.example_mask(batch)
+        label, mask = batch["label"], batch.get("mask")
         classes = jax.ShapeDtypeStruct((1, 1 + max(max(group) for group in tasks)), jnp.float32)
         new = is_new(class_table(tasks, classes), task, label)
-        return {**batch, "mask": new if mask is None else mask & new}
+        return {**batch, "mask": new if mask is None else mask & jnp.expand_dims(new, tuple(range(1, mask.ndim)))}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         state = begun(state, batch)

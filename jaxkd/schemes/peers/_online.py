@@ -7,6 +7,7 @@ from collections.abc import Callable
 import optax
 
 from jaxkd import metrics as metrics_lib
+from jaxkd._core.train_state import optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.objectives import combine, select
 from jaxkd.teachers import none
@@ -80,7 +81,9 @@ def online(
         none(),
         combine(**both),
         optimizer=per_model(optimizers),
-        objective_optimizer=per_model(objective_optimizer or optimizers),
+        objective_optimizer=per_model(
+            {name: optimizer_of_objective(one, objective_optimizer) for name, one in optimizers.items()}
+        ),
         metrics=_offline(metrics),
         train_metrics=None if train_metrics is None else _offline(train_metrics),
     )
