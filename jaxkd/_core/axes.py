@@ -77,7 +77,9 @@ def average_over_devices(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -
         known = id(x) in same or (typed and axis_name not in _varies_over(x))
         if known or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             return x
-        return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.pmax(x, axis_name)
+        return jax.lax.psum(x / jax.lax.axis_size(axis_name), axis_name)  # divided first, so that no sum overflows
 
     return jax.tree.map(mean, tree)
 

@@ -153,7 +153,7 @@ def _by_replicas(share: batch_norm.Share) -> Any:
         result = batch_norm.by_replica(normalize_by, x, mean, var)
         for name, new in (("mean", mean), ("var", var)):
             old = collections["batch_stats"][name]
-            module.put_variable("batch_stats", name, batch_norm.running(old, new, module.momentum, count))
+            module.put_variable("batch_stats", name, batch_norm.running(old, new, module.momentum, count, own.pace))
         return result
 
     return interceptor

@@ -155,8 +155,8 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None) -> None:
                 return result
 
             result = batch_norm.by_replica(normalize_by, x, mean, var)
-            self.mean[...] = batch_norm.running(self.mean[...], mean, self.momentum, count)
-            self.var[...] = batch_norm.running(self.var[...], var, self.momentum, count)
+            self.mean[...] = batch_norm.running(self.mean[...], mean, self.momentum, count, share.pace)
+            self.var[...] = batch_norm.running(self.var[...], var, self.momentum, count, share.pace)
             return result
 
         return type(kind.__name__, (kind,), {"__call__": call})

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import adapters
-from jaxkd._core import checks
+from jaxkd._core import casts, checks
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 
@@ -24,8 +24,8 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
       train: evaluate it in training mode (batch statistics, dropout) in each step. Updates of its state in that mode
         are dropped. Evaluations always use inference mode.
       dtype: dtype of the stored floating-point parameters, such as ``jnp.bfloat16`` beside a float32 student; None
-        leaves it unchanged. BatchNorm statistics, which are small, keep their dtype. This does not set the dtype of the
-        computation: ``jaxkd.wrappers.precision(model, dtype)`` does.
+        leaves it unchanged. Finite values stay finite. BatchNorm statistics, which are small, keep their dtype. This
+        does not set the dtype of the computation: ``jaxkd.wrappers.precision(model, dtype)`` does.
 
     Returns:
       A `Teacher` whose state is its `Variables`.
@@ -48,12 +48,13 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
     def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
         del key, batch, student
 
-        def stored(x: Any) -> Array:
-            cast = dtype is not None and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)
-            return jnp.array(x, dtype if cast else None, copy=True)
+        def stored(x: Any, dtype: Any = None) -> Array:
+            return jnp.array(
+                casts.cast(x, dtype if jnp.issubdtype(jnp.result_type(x), jnp.floating) else None), copy=True
+            )
 
-        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), variables.state)
-        return Variables(jax.tree.map(stored, variables.params), copy)
+        params = jax.tree.map(lambda x: stored(x, dtype), variables.params)
+        return Variables(params, jax.tree.map(stored, variables.state))
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
         training = train and key is not None  # no key: an evaluation, which always uses inference mode

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import export
 
-from jaxkd._core import batches, checks, tree_paths
+from jaxkd._core import batches, casts, checks, tree_paths
 from jaxkd._core.files import replacing
 from jaxkd.types import Array, Batch, Model, Outputs, Variables
 from jaxkd.weights import _tree
@@ -89,7 +89,7 @@ def save_program(
 def _constants(variables: Any) -> Variables:
     """Returns the weights as NumPy arrays: constants of a trace, bound to no device."""
     variables = _tree.student_of(variables)
-    arrays = _tree.on_host(variables)
+    arrays = {path: casts.cast(array) for path, array in _tree.on_host(variables).items()}
     size = sum(array.nbytes for array in arrays.values())
     if size > _LIMIT:
         raise ValueError(
