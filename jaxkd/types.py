@@ -29,6 +29,11 @@ STUDENT, OBJECTIVE = "student", "objective"
 POSITION = "_position"
 """Reserved batch entry of a micro-batch: the index of each example in the whole batch."""
 
+UNSEEN = "_unseen"
+"""Reserved teacher output, ``bool[batch]``: True for an example whose inputs are not those that the teacher saw.
+
+`jaxkd.teachers.cached` has it. A step replaces the outputs of these examples by NaN and reports their share."""
+
 REPLICAS = "copies"
 """Reserved key of stacked variables: those of `jaxkd.wrappers.replicate`."""
 

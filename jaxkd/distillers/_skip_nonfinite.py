@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes, train_state
+from jaxkd._core import axes, batches, train_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, TrainState
 
 _SLOT = "skipped"
@@ -105,6 +105,8 @@ def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
         reported[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
     for name in _losses(metrics):
         reported[name] = Mean(jnp.where(stop, jnp.nan, reported[name].sum), reported[name].count)
+    # A cache of other inputs is no bad batch: whoever reads the metrics ends the run.
+    reported |= {name: mean for name, mean in metrics.items() if batches.is_unseen_metric(name)}
     return {**reported, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
 

@@ -18,8 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkd import parallel
+from jaxkd._core.batches import is_unseen_metric
 from jaxkd.metrics import Packed, pack
 from jaxkd.training._inputs import is_resident
+from jaxkd.training._logs import refuse_unseen
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -140,6 +142,7 @@ def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
 
     Raises:
       ValueError: the input ends before ``steps_per_epoch`` batches.
+      StaleCacheError: a cached teacher saw other inputs than the student.
     """
     length = data.steps_per_epoch
     if is_resident(data):
@@ -169,4 +172,6 @@ def _means(packed: list[Packed]) -> dict[str, float]:
     names = packed[0].names
     values = np.concatenate([np.asarray(p.array, np.float64).reshape(-1, 2, len(names)) for p in packed])
     sums, counts = values.sum(axis=0).tolist()
-    return {name: sum_ / count if count else math.nan for name, sum_, count in zip(names, sums, counts, strict=True)}
+    refuse_unseen(dict(zip(names, sums, strict=True)), "evaluation")
+    means = zip(names, sums, counts, strict=True)
+    return {name: sum_ / count if count else math.nan for name, sum_, count in means if not is_unseen_metric(name)}
