@@ -39,6 +39,11 @@ index of each example in the whole batch of which this is a micro-batch; for the
 RESERVED = (STEP, TAUGHT, POSITION)
 """Names that no batch of the user has."""
 
+UNSEEN = "_unseen"
+"""Reserved teacher output, ``bool[batch]``: True for an example whose inputs are not those that the teacher saw.
+
+`jaxkd.teachers.cached` has it. A step replaces the outputs of these examples by NaN and reports their share."""
+
 REPLICAS = "copies"
 """Reserved key of stacked variables: those of `jaxkd.wrappers.replicate`."""
 

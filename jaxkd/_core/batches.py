@@ -1,7 +1,11 @@
-"""Number of examples and mask of a batch, and entries of a step's context by path."""
+"""Number of examples and mask of a batch, and entries of a step's context by path.
+
+Also the examples of a batch that a cached teacher saw otherwise.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import checks, tree_paths
 from jaxkd._core.checks import describe, shape
-from jaxkd.types import RESERVED, Array, Context, PyTree
+from jaxkd.types import RESERVED, UNSEEN, Array, Context, Mean, Metrics, Outputs, PyTree
 
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
@@ -179,3 +183,43 @@ def _parameter(params: PyTree, path: str, name: str) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape[::-1], value.dtype)
     return value.T
+
+
+UNSEEN_INPUTS = "unseen_inputs"
+"""Metric of a step with a cached teacher: the share of examples whose inputs are not those that the teacher saw."""
+
+
+def split_unseen(outputs: Outputs, batch: Mapping[str, Any]) -> tuple[Outputs, Metrics]:
+    """Returns a teacher's outputs without `jaxkd.types.UNSEEN`, and its metric.
+
+    All floating-point outputs of an unseen example become NaN, so that a loop that reads no metrics notices too. Masked
+    examples are not counted. Without the entry, the outputs are returned unmodified, and no metric.
+
+    >>> outputs = {"logits": jnp.ones((2, 1)), "a/_unseen": jnp.array([False, True])}
+    >>> found, metrics = split_unseen(outputs, {})
+    >>> found["logits"].tolist(), float(metrics[UNSEEN_INPUTS].sum)
+    ([[1.0], [nan]], 1.0)
+    """
+    flags = {name: x for name, x in outputs.items() if name.rpartition("/")[2] == UNSEEN}
+    if not flags:
+        return outputs, {}
+    unseen, mask = functools.reduce(jnp.logical_or, flags.values()), example_mask(batch)
+    counted = jnp.ones(unseen.shape, bool) if mask is None else mask
+    unseen = unseen & counted
+    kept = {name: _without(x, unseen) for name, x in outputs.items() if name not in flags}
+    return kept, {UNSEEN_INPUTS: Mean(jnp.sum(unseen, dtype=jnp.float32), jnp.sum(counted, dtype=jnp.float32))}
+
+
+def is_unseen_metric(name: str) -> bool:
+    """Returns whether a metric is `UNSEEN_INPUTS`, or that of one run of several.
+
+    >>> is_unseen_metric("unseen_inputs[3]"), is_unseen_metric("loss")
+    (True, False)
+    """
+    return name.partition("[")[0] == UNSEEN_INPUTS
+
+
+def _without(x: Array, unseen: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[:1] != unseen.shape:
+        return x
+    return jnp.where(jnp.expand_dims(unseen, tuple(range(1, x.ndim))), jnp.nan, x)

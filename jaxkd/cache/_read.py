@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.cache import _arrays, _examples, _manifest, _shards
+from jaxkd.cache import _arrays, _examples, _inputs, _manifest, _shards
 from jaxkd.cache._compare import differences
 from jaxkd.cache._probes import Transform
-from jaxkd.cache._program import Codecs, file_name
+from jaxkd.cache._program import INPUTS, Codecs, file_name
 from jaxkd.cache.codecs import Codec, from_settings
 from jaxkd.types import Array, Outputs
 
@@ -205,6 +205,7 @@ class Cache:
             for output, facts in self.manifest["outputs"].items()
             for field, described in facts["fields"].items()
         }
+        entries[f"{self.name}/{INPUTS}"] = Entry(INPUTS, "float32", (len(self.manifest["inputs"]),))
         layout = _shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
         return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
 
@@ -217,22 +218,31 @@ class Cache:
         Raises:
           ValueError: the batch lacks a stored field.
         """
+        if not self.reader.entries.keys() <= batch.keys():
+            raise ValueError(
+                f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train on "
+                "jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own cache, "
+                "written with views=1 and the transform of the evaluation and attached in the same way."
+            )
         outputs: dict[str, Array] = {}
         for output, (codec, shape) in self.codecs.items():
-            prefix = f"{self.name}/{output}/"
             fields = {
-                name.removeprefix(prefix): batch[name]
-                for name in self.reader.entries
-                if name.startswith(prefix) and name in batch
+                field: batch[f"{self.name}/{output}/{field}"] for field in self.manifest["outputs"][output]["fields"]
             }
-            if len(fields) < len(self.manifest["outputs"][output]["fields"]):
-                raise ValueError(
-                    f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train "
-                    "on jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own "
-                    "cache, written with views=1 and the transform of the evaluation and attached in the same way."
-                )
             outputs |= {f"{output}{suffix}": value for suffix, value in codec.decode(fields, shape).items()}
         return outputs
+
+    def unseen(self, batch: Mapping[str, Any], tolerance: float) -> Array:
+        """Returns ``bool[batch]``, True for an example that the teacher saw otherwise.
+
+        Args:
+          batch: batch of an attached loader after all transforms of the step, as the student receives it.
+          tolerance: largest difference of a floating-point entry, relative to its size. Integers have to be equal.
+
+        Raises:
+          StaleCacheError: the batch lacks an entry that the teacher read.
+        """
+        return _inputs.unseen(batch, self.manifest["inputs"], batch[f"{self.name}/{INPUTS}"], tolerance)
 
     def outputs(self, index: Any, view: int = 0) -> Outputs:
         """Returns the teacher's outputs for the examples of some indices in a view.

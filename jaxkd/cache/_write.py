@@ -204,6 +204,7 @@ def _plan(
             "identity": identity,
             "transform": _manifest.describe(transform),
             "outputs": outputs,
+            "inputs": program.inputs,
             "examples_per_shard": examples_per_shard or _shard_size(examples.size, program.batch_size, outputs),
             "made_with": _manifest.made_with(),
         }

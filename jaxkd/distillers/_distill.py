@@ -110,6 +110,7 @@ def distill(
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
+            taught, _ = batches.split_unseen(taught, batch)
             return student.apply(variables, model_batch(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 
         # `init` depends on shapes only; zeros serve libraries that need values.
@@ -128,7 +129,7 @@ def distill(
         checks.batch("step, batch", batch)
         axis_name = axes.mapped_axis()
         student_key, teacher_key, objective_key = step_keys(state, axis_name)
-        taught = teacher_outputs(teacher, state, batch, teacher_key)
+        taught, unseen = _checked_outputs(teacher, state, batch, teacher_key)
         trained = mark_varying({STUDENT: state.student.params, OBJECTIVE: state.objective.params}, axis_name)
         keys = (student_key, objective_key)
         forward = forward_fn(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
@@ -140,6 +141,7 @@ def distill(
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, objective_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+        reported = join(reported, unseen)
         if axis_name is not None:
             grads, student_state = average_over_devices((grads, student_state), axis_name)
             objective_state = average_over_devices(objective_state, axis_name, unchanged=state.objective.state)
@@ -164,12 +166,12 @@ def distill(
         checks.state("evaluate, state", state)
         checks.batch("evaluate, batch", batch)
         axis_name = axes.mapped_axis()
-        taught = teacher.apply(state.teacher, model_batch(batch, state.step), key=None)
+        taught, unseen = _checked_outputs(teacher, state, batch, None)
         outputs, _ = student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)
         params = state.student.params, params_of(state.teacher)
         context = Context(outputs, taught, batch, state.step, axis_name, *params)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
-        reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context))
+        reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context), unseen)
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -177,7 +179,13 @@ def distill(
 
 def teacher_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:
     """Returns the teacher's outputs in a step, with gradients stopped."""
-    taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, model_batch(batch, state.step), key=key))
+    return _checked_outputs(teacher, state, batch, key)[0]
+
+
+def _checked_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Metrics]:
+    """Also returns the metric of the examples that a cached teacher saw otherwise."""
+    outputs = teacher.apply(state.teacher, model_batch(batch, state.step), key=key)
+    taught: tuple[Outputs, Metrics] = jax.lax.stop_gradient(batches.split_unseen(outputs, batch))
     return taught
 
 

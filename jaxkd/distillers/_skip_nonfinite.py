@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes, checks, train_state
+from jaxkd._core import axes, batches, checks, train_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, TrainState
 
 _SLOT = "skipped"
@@ -106,6 +106,8 @@ def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
         reported[name] = jax.tree.map(lambda x: jnp.where(good | stop, x, jnp.zeros_like(x)), metric)
     for name in _losses(metrics):
         reported[name] = jax.tree.map(lambda x: jnp.where(stop, jnp.nan, x), reported[name])
+    # A cache of other inputs is no bad batch: whoever reads the metrics ends the run.
+    reported |= {name: metric for name, metric in metrics.items() if batches.is_unseen_metric(name)}
     return {**reported, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
 

@@ -18,8 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkd import parallel
+from jaxkd._core.batches import is_unseen_metric
 from jaxkd.metrics import Packed, compute, pack
 from jaxkd.training._inputs import is_resident
+from jaxkd.training._logs import refuse_unseen
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -140,6 +142,7 @@ def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
 
     Raises:
       ValueError: the input ends before ``steps_per_epoch`` batches.
+      StaleCacheError: a cached teacher saw other inputs than the student.
     """
     length = data.steps_per_epoch
     if is_resident(data):
@@ -168,4 +171,7 @@ def _means(packed: list[Packed]) -> dict[str, float]:
         return {}
     names = packed[0].names
     values = np.concatenate([np.asarray(p.array, np.float64).reshape(-1, 2, len(names)) for p in packed])
-    return compute(dataclasses.replace(packed[0], array=values.sum(axis=0)))
+    sums = values.sum(axis=0)
+    refuse_unseen(dict(zip(names, sums[0].tolist(), strict=True)), "evaluation")
+    means = compute(dataclasses.replace(packed[0], array=sums))
+    return {name: mean for name, mean in means.items() if not is_unseen_metric(name)}

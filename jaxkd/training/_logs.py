@@ -25,7 +25,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxkd._core.batches import is_unseen_metric
 from jaxkd._core.files import write_atomically
+from jaxkd.cache import StaleCacheError
 from jaxkd.metrics import Packed, compute
 from jaxkd.training._cadence import Cadence
 
@@ -90,6 +92,7 @@ class RowAccumulator:
 
         Raises:
           NonFiniteError: the loss of a step is not finite; the rows before it have been yielded.
+          StaleCacheError: a cached teacher saw other inputs than the student of a step.
         """
         while len(self._in_flight) > in_flight:
             first, packed, count = self._in_flight.popleft()
@@ -98,6 +101,7 @@ class RowAccumulator:
             bad = None if np.isfinite(values[:, 0]).all() else _first_nonfinite(values[:, 0], packed.names)
             for offset, value in enumerate(values):
                 step = first + offset + 1
+                refuse_unseen(dict(zip(packed.names, value[0], strict=True)), f"update {step}")
                 if bad is not None and offset == bad[0]:
                     raise _nonfinite_error(step, bad[1])
                 self._sums += value
@@ -123,8 +127,30 @@ class RowAccumulator:
     def _row(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {"step": step, "epoch": step / self._steps_per_epoch}
         means = compute(dataclasses.replace(self._layout, array=self._sums))
+        means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
         return row | {f"train/{name}": mean for name, mean in means.items()}
+
+
+def refuse_unseen(sums: Mapping[str, float], what: str) -> None:
+    """Raises if a cached teacher saw other inputs than the student.
+
+    Args:
+      sums: sums of metrics by name.
+      what: update or evaluation, for the message.
+
+    Raises:
+      StaleCacheError: names the number of examples and the cure.
+    """
+    unseen = sum(value for name, value in sums.items() if is_unseen_metric(name))
+    if unseen > 0:
+        raise StaleCacheError(
+            f"{what}: {unseen:.0f} examples are not what the cached teacher saw: their checksums are not those of its "
+            "inputs when the cache was written. The step's augmentation, seed, normalization or image size is another "
+            "one, or its batches are changed in another way. Pass the cache's transform, "
+            "distillers.preprocess(kd, train_transform=cache.transform), and no other one in the step; or write "
+            "another cache. teachers.cached(cache, tolerance=None) trains a student on other views than its teacher's."
+        )
 
 
 class Logs:
