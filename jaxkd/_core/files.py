@@ -63,7 +63,8 @@ def write(path: pathlib.Path, content: bytes) -> None:
 def write_atomically(file: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces a file atomically: it always holds its old or its new content.
 
-    The content is written to a temporary file in the same folder, flushed to the disk and renamed.
+    The content is written to a temporary file in the same folder, flushed to the disk and renamed. A link is replaced
+    by a file, so that nothing outside of the folder is written, now or by what appends to the file later.
 
     Args:
       file: path of the file.
@@ -80,7 +81,7 @@ def write_atomically(file: str | os.PathLike[str], content: str | bytes) -> None
     """
     file = pathlib.Path(file)
     content = content.encode() if isinstance(content, str) else content
-    if file.exists() and file.read_bytes() == content:
+    if _is_own(file) and file.read_bytes() == content:
         return
     temporary = unfinished(file)
     try:
@@ -92,6 +93,46 @@ def write_atomically(file: str | os.PathLike[str], content: str | bytes) -> None
         raise OSError(error.errno, what, str(file)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_own(file: pathlib.Path) -> bool:
+    """Returns whether a path is a regular file that has no other name elsewhere."""
+    return file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1
+
+
+def check_inside(directory: pathlib.Path, name: str) -> None:
+    """Raises ValueError if a folder in a directory is a link that leads out of it.
+
+    >>> import tempfile
+    >>> directory = pathlib.Path(tempfile.mkdtemp())
+    >>> check_inside(directory, "missing")
+    >>> (directory / "link").symlink_to("/tmp")
+    >>> check_inside(directory, "link")
+    Traceback (most recent call last):
+    ValueError: .../link is a link to /tmp, outside of .... Nothing is written there; replace it by a folder.
+    """
+    path = directory / name
+    if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}, outside of {directory}. Nothing is written there; replace it by "
+            "a folder."
+        )
+
+
+def check_literal(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if orbax would take a path for a pattern of several paths.
+
+    It would write to such a path, or to another one, and not find the checkpoint again.
+
+    >>> check_literal("runs/1"), check_literal("runs/a*")
+    Traceback (most recent call last):
+    ValueError: runs/a*: expected a path without '[', '*', '?' and backslashes, which orbax takes for a pattern. ...
+    """
+    if set(os.fspath(path)) & set("[*?\\"):
+        raise ValueError(
+            f"{os.fspath(path)}: expected a path without '[', '*', '?' and backslashes, which orbax takes for a "
+            "pattern. Choose another name."
+        )
 
 
 @contextlib.contextmanager

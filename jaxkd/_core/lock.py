@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import socket
+import stat
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,8 @@ def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
       directory: folder to lock, created if missing.
 
     Raises:
-      ValueError: another run holds the lock; the message names its process and host.
+      ValueError: another run holds the lock, and the message names its process and host; or the lock file is a link or
+        no regular file, so that a file outside of the directory might be overwritten.
 
     >>> import tempfile
     >>> directory = tempfile.mkdtemp()
@@ -67,7 +69,7 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
     if fcntl is None:
         warnings.warn(f"{directory}: this system has no file locks; make sure that only one run uses it.", stacklevel=5)
         return None
-    file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = _open(directory / NAME)
     _held.add(file)
     stack.callback(_close, file)
     try:
@@ -84,6 +86,24 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
         os.ftruncate(file, 0)
         os.write(file, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode() + b"\n")
     return None
+
+
+def _open(path: pathlib.Path) -> int:
+    """Opens the lock file, unless it may be a file of another place.
+
+    It is then overwritten.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if path.is_file() and not path.is_symlink():
+            raise
+        raise ValueError(f"{path}: expected a regular file, or none, as the lock of a run. Remove it.") from error
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(file)
+        raise ValueError(f"{path}: expected a regular file without other links as the lock of a run. Remove it.")
+    return file
 
 
 def _holder(file: int) -> str:

@@ -131,6 +131,16 @@ class Stream:
             result["first_and_last"] = ends[0]
         return result
 
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        """Functions that run on the host, in their order: the transform, those of `map`."""
+        found: list[Callable[..., Any]] = []
+        ahead = self._ahead
+        while isinstance(ahead, _Then):
+            found, ahead = [ahead.function, *found], ahead.first
+        transform = self._read.transform
+        return tuple(found if transform is None else [transform, *found])
+
     def batches(self, state: Mapping[str, Any] | None = None) -> StreamIterator:
         """Returns an iterator over batches, from the start or from a state.
 

@@ -40,9 +40,12 @@ class Placed(Distiller):
       intake: function without arguments that builds a function which puts the batches of one input on the devices.
         ``step`` and ``evaluate`` call such a function themselves, but not when they are traced: a program compiled
         around a step, such as those of `jaxkd.training.fit`, needs batches that are in place.
+      source: distiller of the same computation without a placement, by which a run recognizes its step; None for one
+        whose functions were replaced afterwards.
     """
 
     intake: Callable[[], Intake] = staticmethod(lambda: lambda batch: batch)
+    source: Distiller | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Makes one step; it donates ``state``, as ``step`` does."""
@@ -63,7 +66,8 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
         results are those of eight devices. A batch that does not divide is padded and masked.
     """
     step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
-    return Placed(kd.init, *map(_refusing_donated, (jax.jit(step, donate_argnums=0), jax.jit(evaluate))))
+    compiled = map(_refusing_donated, (jax.jit(step, donate_argnums=0), jax.jit(evaluate)))
+    return _from(kd, replicas, Placed(kd.init, *compiled))
 
 
 def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
@@ -101,11 +105,12 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
             return state
         return _states.put(state, jax.tree.map(lambda x: replicated, state))
 
-    return Placed(
+    placed = Placed(
         lambda key, batch: put(kd.init(key, batch)),
         _refusing_donated(lambda state, batch: step(put(state), split(batch))),
         _refusing_donated(lambda state, batch: evaluate(put(state), split(batch))),
     )
+    return _from(kd, replicas, placed)
 
 
 def shard(
@@ -147,7 +152,7 @@ def shard(
     mesh = Mesh(mesh.devices, mesh.axis_names)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     parts = mesh.shape[axis]
-    replicas = parts if replicas is None else replicas
+    asked, replicas = replicas, parts if replicas is None else replicas
     multiple = math.lcm(parts, replicas or 1)
     intake = on_mesh(mesh, axis, multiple)
 
@@ -170,6 +175,14 @@ def shard(
 
     placed = Placed(init, *(_on_mesh(compiled, place, intake(), multiple) for compiled in (step, evaluate)))
     placed.intake = intake
+    return _from(kd, asked, placed)
+
+
+def _from(kd: Distiller, replicas: int | None, placed: Placed) -> Placed:
+    """Records the distiller that was placed, with the number of replicas asked for."""
+    placed.source = kd
+    if replicas is not None:
+        placed.source = Distiller(kd.init, *(_within(replicas, f, replicas) for f in (kd.step, kd.evaluate)))
     return placed
 
 

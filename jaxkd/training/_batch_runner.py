@@ -66,17 +66,7 @@ class BatchRunner(Protocol):
 def make_batch_runner(
     kd: Distiller, data: Any, cadence: Cadence, position: Mapping[str, Any] | None = None
 ) -> BatchRunner:
-    """Builds the runner of an input, at the position of an earlier runner.
-
-    Raises:
-      TypeError: ``data`` is not an input.
-    """
-    missing = [name for name in ("batch_size", "steps_per_epoch", "batches") if not hasattr(data, name)]
-    if missing:
-        raise TypeError(
-            "train: expected an input with batch_size, steps_per_epoch and batches(), got "
-            f"{type(data).__name__} without {', '.join(missing)}. jaxkd.data.Resident and jaxkd.data.Stream are inputs."
-        )
+    """Builds the runner of an input, at the position of an earlier runner."""
     if is_resident(data):
         return _ResidentRunner(kd, data, cadence)
     return _StreamingRunner(kd, data, cadence, position)

@@ -17,7 +17,7 @@ import os
 import pathlib
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +59,8 @@ class Checkpoints:
     read them later.
 
     Checkpoints are verified before they are read. A damaged one is reported and never deleted: `restore` falls back to
-    the one before it, and `recover`, from which a run resumes, also renames it to ``<step>.corrupt``.
+    the one before it, and `recover`, from which a run resumes, also renames it to ``<step>.corrupt``. A reader beside a
+    run that is still active, which removes old checkpoints, reads another one instead.
 
     >>> import tempfile
     >>> with Checkpoints(tempfile.mkdtemp(), keep=1) as checkpoints:
@@ -81,11 +82,12 @@ class Checkpoints:
           keep: number of last checkpoints to keep, each with the best one that it names; None for all.
 
         Raises:
-          ValueError: ``keep`` is not positive.
+          ValueError: ``keep`` is not positive, or orbax would take the path for a pattern.
         """
         if keep is not None and keep < 1:
             raise ValueError(f"keep: expected at least 1 checkpoint, or None for all, got {keep}.")
         self.directory = pathlib.Path(directory).absolute()
+        files.check_literal(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -196,11 +198,12 @@ class Checkpoints:
         Raises:
           CheckpointError: there is no such checkpoint, or it is damaged.
         """
-        return self._description(self._choose(step))["extra"]
+        extra: dict[str, Any] = self._read(step, self._description)["extra"]
+        return extra
 
     def best(self) -> int | None:
         """Returns the step that the last checkpoint names as the best, or None."""
-        return None if self.latest() is None else self._description(self._choose(None))["best"]
+        return None if self.latest() is None else self._read(None, self._description)["best"]
 
     def restore(self, target: PyTree, step: int | None = None) -> Restored:
         """Reads a checkpoint into the structure of a state.
@@ -222,7 +225,10 @@ class Checkpoints:
           b: missing in the checkpoint; the state has float32[4]
           w: float32[2,3] in the checkpoint, float32[2,4] in the state
         """
-        step = self._choose(step)
+        restored: Restored = self._read(step, lambda chosen: self._restore(target, chosen))
+        return restored
+
+    def _restore(self, target: PyTree, step: int) -> Restored:
         description, wanted = self._description(step), tree_paths.named(target)
         if problems := tree_paths.differences(description["leaves"], tree_paths.manifest(target)):
             more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
@@ -275,7 +281,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for pattern in ("*.unfinished*", "*.deleted"):
                 for path in self.directory.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
 
     def _prune(self) -> None:
         if self._keep is not None and jax.process_index() == 0:
@@ -285,13 +291,13 @@ class Checkpoints:
                 # Renamed first, since a deletion that is interrupted must not leave an incomplete checkpoint.
                 deleted = self.directory / f"{step}.deleted"
                 (self.directory / str(step)).rename(deleted)
-                shutil.rmtree(deleted, ignore_errors=True)
+                _remove(deleted)
         multihost.barrier("jaxkd checkpoints: pruned")
 
     def _set_aside(self, step: int) -> pathlib.Path:
         path = self.directory / str(step)
         names = (f"{step}.corrupt{'' if i == 0 else f'.{i}'}" for i in range(1000))
-        target = next(self.directory / name for name in names if not (self.directory / name).exists())
+        target = next(self.directory / name for name in names if not os.path.lexists(self.directory / name))
         return path.rename(target)
 
     def _recover(self) -> tuple[int, int]:
@@ -331,6 +337,12 @@ class Checkpoints:
             )
         return step, _NONE if best is None else best
 
+    def _read(self, step: int | None, read: Callable[[int], Any]) -> Any:
+        """Calls a function with the step of an intact checkpoint, again if a run removes it meanwhile."""
+        return digests.read_whole(
+            lambda: self.directory / str(self._choose(step)), lambda folder: read(int(folder.name))
+        )
+
     def _choose(self, step: int | None) -> int:
         """Returns the step of an intact checkpoint: the given one, or by default the last."""
         steps = self.steps()
@@ -341,13 +353,13 @@ class Checkpoints:
                 raise CheckpointError(
                     f"there is no checkpoint of step {step} in {self.directory}; expected one of {steps}."
                 )
-            if problems := self.damage(step):
+            if problems := self._damage_of_present(step):
                 path = self.directory / str(step)
                 raise CheckpointError(f"the checkpoint of step {step}, {path}, is damaged: {_listed(problems)}.")
             return step
         damaged: dict[int, list[str]] = {}
         for step in reversed(steps):
-            if not (problems := self.damage(step)):
+            if not (problems := self._damage_of_present(step)):
                 break
             damaged[step] = problems
         else:
@@ -356,9 +368,15 @@ class Checkpoints:
             warnings.warn(
                 f"the checkpoint of step {number}, {self.directory / str(number)}, is damaged: {_listed(problems)}. "
                 f"The checkpoint of step {step} is read instead.",
-                stacklevel=3,
+                stacklevel=6,
             )
         return step
+
+    def _damage_of_present(self, step: int) -> list[str]:
+        """Returns the `damage` of a checkpoint, unless a run has removed it meanwhile."""
+        if problems := self.damage(step):
+            digests.expect_present(self.directory / str(step))
+        return problems
 
     def _all_damaged(self, damaged: Mapping[int, list[str]]) -> str:
         lines = [f"{self.directory / str(step)}: {_listed(damaged[step])}" for step in sorted(damaged)]
@@ -394,6 +412,14 @@ def _rebuild(leaf: Any, array: Any, implementation: str | None) -> Any:
     if key.dtype != leaf.dtype:
         raise CheckpointError(f"PRNG key: expected {leaf.dtype}, that of the state, got {implementation!r}.")
     return key
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, or a link to one and not what it leads to."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _listed(problems: list[str]) -> str:

@@ -12,7 +12,9 @@ class Input(Protocol):
     """Batches for `jaxkd.training.fit`; `jaxkd.data` has two implementations.
 
     An input whose data lies on the device has two more attributes: ``arrays``, a pytree, and ``gather(arrays, step)``,
-    a pure function that returns the batch of a step.
+    a pure function that returns the batch of a step. A run recognizes its data by two more, both optional:
+    ``fingerprint()``, a dict that JSON can hold, and ``functions``, a tuple of those that run on the host for each
+    example or batch.
 
     Attributes:
       batch_size: number of examples in a batch.

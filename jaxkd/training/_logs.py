@@ -1,8 +1,8 @@
 """Logging of metrics: packed arrays to rows of means, and rows to files.
 
 The files are ``metrics.csv`` for spreadsheets, ``metrics.jsonl`` for scripts, and ``tensorboard/``. All three hold the
-same rows, one for each step at which something was logged, and nothing that depends on the clock, so that the files of
-a resumed run equal those of a run that was never interrupted.
+same rows, one for each step at which something was logged. Except for the columns ``seconds`` and
+``examples_per_second``, the files of a resumed run equal those of a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from typing import IO, Any
 import numpy as np
 
 from jaxkd._core.batches import is_unseen_metric
-from jaxkd._core.files import write_atomically
+from jaxkd._core.files import check_inside, write_atomically
 from jaxkd.cache import StaleCacheError
 from jaxkd.metrics import Packed, compute
 from jaxkd.training._cadence import Cadence
+from jaxkd.training._clock import SPEED, Clock
 
 Row = Mapping[str, float]
 """``{"step": 100, "train/loss": 0.5, "eval/accuracy": 0.9, ...}``."""
@@ -52,6 +53,21 @@ class NonFiniteError(FloatingPointError):
         self.step, self.terms, self.indices = step, terms, indices
 
 
+_TABLES = ("metrics.csv", "metrics.jsonl")
+_OWN_EVENTS = "tensorboard/events.*.jaxkd.step*"  # other programs may write files of their own there
+
+
+def find_logs(directory: pathlib.Path) -> list[str]:
+    """Returns the names of the log files in a directory that hold anything.
+
+    >>> import tempfile
+    >>> find_logs(pathlib.Path(tempfile.mkdtemp()))
+    []
+    """
+    paths = [*map(directory.joinpath, _TABLES), *sorted(directory.glob(_OWN_EVENTS))]
+    return [path.relative_to(directory).as_posix() for path in paths if path.is_file() and path.stat().st_size]
+
+
 class RowAccumulator:
     """Turns the metrics of single steps into rows of means over several steps.
 
@@ -68,10 +84,17 @@ class RowAccumulator:
     """
 
     def __init__(
-        self, cadence: Cadence, steps_per_epoch: int, partial_row: Mapping[str, list[float]] | None = None
+        self,
+        cadence: Cadence,
+        steps_per_epoch: int,
+        partial_row: Mapping[str, list[float]] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Starts with an empty row, or with the `partial_row` of a checkpoint."""
-        self._cadence, self._steps_per_epoch = cadence, steps_per_epoch
+        """Starts with an empty row, or with the `partial_row` of a checkpoint.
+
+        With a clock, rows hold the speed of the training.
+        """
+        self._cadence, self._steps_per_epoch, self._clock = cadence, steps_per_epoch, clock
         self._in_flight: collections.deque[tuple[int, Packed, int]] = collections.deque()
         restored = {name: np.array(both, np.float64).reshape(2, -1) for name, both in (partial_row or {}).items()}
         self._layout = Packed(np.zeros((2, 0)), tuple(n for n, sums in restored.items() for _ in range(sums.shape[1])))
@@ -97,6 +120,8 @@ class RowAccumulator:
         while len(self._in_flight) > in_flight:
             first, packed, count = self._in_flight.popleft()
             values = np.asarray(packed.array).astype(np.float64).reshape(-1, 2, len(packed.names))[-count:]
+            if self._clock is not None:
+                self._clock.reach(first + count)
             self._align(packed)
             bad = None if np.isfinite(values[:, 0]).all() else _first_nonfinite(values[:, 0], packed.names)
             for offset, value in enumerate(values):
@@ -126,6 +151,8 @@ class RowAccumulator:
 
     def _row(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {"step": step, "epoch": step / self._steps_per_epoch}
+        if self._clock is not None:
+            row[SPEED] = self._clock.speed
         means = compute(dataclasses.replace(self._layout, array=self._sums))
         means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
@@ -187,12 +214,13 @@ class Logs:
         """
         self._directory = pathlib.Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.csv", "metrics.jsonl", "config.json", "tensorboard/events.*"):
-            # Temporary files of a process that was killed while writing, which nothing will rename.
-            folder, _, file = name.rpartition("/")
-            for orphan in (self._directory / folder).glob(f".{file}.*.new"):
-                orphan.unlink(missing_ok=True)
         self._use_tensorboard = _has_tensorboard(tensorboard)
+        if self._use_tensorboard:
+            check_inside(self._directory, "tensorboard")
+        for name in (*_TABLES, "config.json", "program.txt.gz", _OWN_EVENTS):
+            # Temporary files of a process that was killed while writing, which nothing will rename.
+            for orphan in self._directory.glob(f"{name}.unfinished-*"):
+                orphan.unlink(missing_ok=True)
         self.rows: list[Row] = []
         self._columns: list[str] = []
         self._csv: IO[str] | None = None
@@ -273,7 +301,7 @@ class Logs:
         write_atomically(path, "".join(map(_json_line, rows)))
         self._jsonl = path.open("a", encoding="utf-8")
         if self._use_tensorboard:
-            _truncate_events(self._directory / "tensorboard", int(rows[-1]["step"]) if rows else -1)
+            _truncate_events(self._directory, int(rows[-1]["step"]) if rows else -1)
 
     def _rewrite_csv(self) -> None:
         if self._csv is not None:
@@ -328,10 +356,10 @@ def _has_tensorboard(wanted: bool | None) -> bool:
 
 
 def _truncate_events(directory: pathlib.Path, last: int) -> None:
-    """Removes every event after the step ``last``."""
+    """Removes every event after the step ``last`` from the files that `Logs` wrote."""
     from tensorboardX.proto.event_pb2 import Event
 
-    for path in sorted(directory.glob("events.*")):
+    for path in sorted(directory.glob(_OWN_EVENTS)):
         kept = b""
         for record in event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
@@ -348,7 +376,7 @@ def _open_events(directory: pathlib.Path, first: int) -> Any:
 
     directory.mkdir(exist_ok=True)
     # The file name holds the time in seconds; the suffix keeps two processes of one second apart.
-    return EventsWriter(str(directory / "events"), f".step{first}.{os.getpid()}.{time.monotonic_ns()}")
+    return EventsWriter(str(directory / "events"), f".jaxkd.step{first}.{os.getpid()}.{time.monotonic_ns()}")
 
 
 def event_records(content: bytes) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ process starts. And a snapshot is only taken between two steps, after every row 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -19,13 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import checks, tree_paths
+from jaxkd._core import checks, files, tree_paths
 from jaxkd._core.lock import alone
 from jaxkd._core.progress import Show, show_progress
-from jaxkd.training import _compiled_steps, _run_directory, _run_identity
+from jaxkd.training import _arguments, _compiled_steps, _computation, _run_directory, _run_identity
 from jaxkd.training._batch_runner import BatchRunner, make_batch_runner
 from jaxkd.training._cadence import Cadence, due, exactly_one, make_cadence, splits_of
 from jaxkd.training._checkpoint import Checkpoints
+from jaxkd.training._clock import SECONDS, Clock
 from jaxkd.training._inputs import Input
 from jaxkd.training._logs import Logs, NonFiniteError, RowAccumulator
 from jaxkd.training._preemption import Preempted, catch_signals
@@ -33,6 +35,7 @@ from jaxkd.training._run_directory import Best, Snapshot
 from jaxkd.types import Array, Distiller, TrainState
 
 OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
+OnRow = Callable[[Mapping[str, float]], Any]
 
 
 class FitResult(NamedTuple):
@@ -40,7 +43,9 @@ class FitResult(NamedTuple):
 
     Attributes:
       state: state after the last step.
-      history: rows that were logged: ``{"step": 100, "epoch": 1.0, "train/loss": ..., "eval/accuracy": ...}``.
+      history: rows that were logged: ``{"step": 100, "epoch": 1.0, "train/loss": ..., "eval/accuracy": ...}``, with the
+        ``seconds`` since the run began and the ``examples_per_second`` of the training. The weight of a term is in the
+        first row, and where it changes.
       best: best evaluation, if ``best=`` named a metric.
       best_state: state at that evaluation; None if its checkpoint was damaged, which a warning reports.
     """
@@ -62,6 +67,7 @@ def fit(
     eval_data: Input | Mapping[str, Input] | None = None,
     eval_every: int | None = None,
     on_eval: OnEval | None = None,
+    on_row: OnRow | None = None,
     best: str | None = None,
     best_mode: str = "max",
     directory: str | os.PathLike[str] | None = None,
@@ -72,15 +78,22 @@ def fit(
     log_every: int = 50,
     tensorboard: bool | None = None,
     progress: bool = True,
-    chunk: int = 100,
+    chunk: int | None = None,
 ) -> FitResult:
     """Trains, evaluates, logs and saves; resumes if called again with a directory.
 
     A run may be interrupted at any moment, by an exception, a signal, a full disk or the death of the process. Called
-    again, it ends as if it had not been: with the same parameters, bit for bit, and the same files. Ctrl-C saves
-    first; so does SIGTERM, which then ends the process with status 75 (`Preempted`). A damaged checkpoint is reported
-    by a warning and set aside, and the one before it is used. A finished run returns its result at once; with a larger
-    number of steps, it continues.
+    again, it ends as if it had not been: with the same parameters, bit for bit, and the same files, but for the times
+    in them. Ctrl-C saves first; so does SIGTERM, which then ends the process with status 75 (`Preempted`). A damaged
+    checkpoint is reported by a warning and set aside, and the one before it is used. A finished run returns its result
+    at once; with a larger number of steps, it continues.
+
+    A run is what it computes. A directory with another step or evaluation (models, losses, weights, temperatures,
+    schedules, optimizer, transforms), another initial state (the teacher's weights, the student's), other data, another
+    key or other evaluations is refused, with the differences. The intervals of logs and checkpoints, ``keep``,
+    ``chunk`` and the placement on devices may change. Where another version of JAX writes the same step differently, a
+    warning shows the difference and the run is resumed. Of an input without ``fingerprint()`` that does not lie on the
+    device, only the sizes are compared.
 
     Args:
       kd: distiller from `jaxkd.distill` or a scheme, unplaced or placed by `jaxkd.parallel`.
@@ -95,6 +108,9 @@ def fit(
       on_eval: called as ``on_eval(step, metrics, state)`` after each evaluation and its checkpoint. The next step
         reuses the state's memory: copy arrays that you keep. An exception that it raises ends the run, which can be
         resumed.
+      on_row: called with each row of training and evaluation metrics when it has been logged, for other loggers:
+        ``on_row=wandb.log``. Only the first process calls it. A run that resumes repeats the rows since the last
+        checkpoint.
       best: a metric of the evaluation, such as ``"eval/accuracy"``, by which the best state is kept.
       best_mode: ``"max"``, or ``"min"`` if smaller values are better.
       directory: folder for checkpoints, metrics and ``config.json``; None writes nothing. While a run uses it, another
@@ -102,21 +118,21 @@ def fit(
       checkpoint_every: steps between checkpoints, by default as the evaluations. The last step is always saved.
       keep: number of checkpoints to keep, each with the best one at that time; None for all.
       resume: False raises if the directory holds a run.
-      config: settings that identify the run (a dict or a dataclass). They are stored, and a call with other settings
-        is refused. ``steps`` and ``epochs`` are not compared, so that a run can be made longer: if a schedule depends
-        on them, put them here.
+      config: settings to store with the run (a dict or a dataclass), a record for its reader. A call with others is
+        refused.
       log_every: steps that a row of training metrics covers.
       tensorboard: True also writes for TensorBoard; None does if tensorboardX is installed.
       progress: True shows progress: a bar on a terminal, a line from time to time elsewhere.
-      chunk: for resident data, the largest number of steps in one dispatch. On CPU, XLA runs the gradients of
-        convolutions many times slower within a loop than outside of one: use 1 there.
+      chunk: for resident data, the largest number of steps in one dispatch. By default 1 on a CPU, where XLA runs the
+        gradients of convolutions many times slower within a loop than outside of one, and 100 elsewhere.
 
     Returns:
       The final state, the history, and the best state if ``best`` is given.
 
     Raises:
-      ValueError: arguments contradict each other; or the directory holds a run with other settings, another model or
-        other data, which the message lists; or another run is using the directory.
+      TypeError: an argument is of another kind, such as a model where a distiller is expected.
+      ValueError: arguments contradict each other; or the directory holds another run, or the rows of one without its
+        checkpoints; or another run is using the directory.
       CheckpointError: a checkpoint could not be written, or all existing ones are damaged.
       NonFiniteError: the loss became NaN or infinite; the message names the term, the step, the examples of the batch
         and the last good checkpoint.
@@ -136,6 +152,10 @@ def fit(
     >>> result.history[-1]["eval/accuracy"] > result.history[0]["eval/accuracy"] > 0.5
     True
     """
+    _arguments.check_distiller(kd)
+    _arguments.check_inputs(train_data, eval_data)
+    _arguments.check_functions(on_eval=on_eval, on_row=on_row)
+    _arguments.check_directory(directory)
     cadence = make_cadence(
         train_data.steps_per_epoch,
         steps=steps,
@@ -149,31 +169,49 @@ def fit(
     )
     splits = splits_of(eval_data, best, best_mode)
     exactly_one(key=key, state=state)
+    _arguments.check_start(key, state)
+    _arguments.check_length(train_data, cadence.steps)
     watched = best and f"{best} ({best_mode})"
     identity = _run_identity.describe_run(train_data, cadence, splits, key=key, best=watched, config=config)
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         store, snapshot = None, Snapshot()
+        stored: Mapping[str, Any] = {}
         if directory is not None:
             directory = pathlib.Path(directory)
+            files.check_literal(directory.absolute())
             stack.enter_context(alone(directory))  # before anything in the directory is read
+            files.check_inside(directory, "checkpoints")
             store = stack.enter_context(Checkpoints(directory / "checkpoints", keep=keep))
             identity |= _run_identity.describe_data(train_data, splits)
-            snapshot = _run_directory.load_snapshot(store, directory, identity, steps=cadence.steps, resume=resume)
+            snapshot, stored = _run_directory.load_snapshot(
+                store, directory, identity, steps=cadence.steps, resume=resume
+            )
         step = snapshot.step
         # The runner comes before the state, because `init` needs to know the shapes of a batch.
         runner = make_batch_runner(kd, train_data, cadence, snapshot.position if step < cadence.steps else None)
         stack.callback(runner.close)
-        state = kd.init(key, runner.batch) if state is None else jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+        batch = runner.batch
+        state = kd.init(key, batch) if state is None else jax.tree.map(lambda x: jnp.array(x, copy=True), state)
         state = _own(state, key)
-        run = Run(Settings(kd, cadence, splits, identity, best, best_mode, on_eval), runner, store, snapshot)
+        settings = Settings(kd, cadence, splits, identity, best, best_mode, on_eval, on_row if main else None)
+        run = Run(settings, runner, store, snapshot)
         if directory is not None and store is not None:
             manifest = tree_paths.manifest(state)
             _run_directory.check_state(directory, manifest)
+            computation = _computation.describe_computation(
+                kd, train_data, splits, state=state, batch=batch, stored=stored
+            )
+            different = _computation.check_computation(directory, stored, computation)
+            _run_directory.check_equal(directory, different, stored)
+            identity |= computation.identity
             if step:
                 state = store.restore(state, step).state
             if main:
-                _run_directory.write_config(directory, identity, manifest)
+                write_config = functools.partial(_run_directory.write_config, directory, identity, manifest)
+                write_config(saved=step > 0)
+                run.on_first_save = None if step else functools.partial(write_config, saved=True)
+                _computation.write_programs(directory, computation.programs)
                 run.logs = stack.enter_context(Logs(directory, run.history, tensorboard=tensorboard))
         if step < cadence.steps:
             run.show = stack.enter_context(show_progress(cadence.steps, step, enabled=progress and main))
@@ -191,6 +229,7 @@ class Settings(NamedTuple):
     best: str | None
     best_mode: str
     on_eval: OnEval | None
+    on_row: OnRow | None
 
 
 class Run:
@@ -201,8 +240,13 @@ class Run:
         self.history = list(snapshot.history)
         self.best = snapshot.best
         self.steps_per_epoch: int = settings.identity["train"]["steps_per_epoch"]
-        self.rows = RowAccumulator(settings.cadence, self.steps_per_epoch, snapshot.partial_row)
+        self.clock = Clock(settings.identity["train"]["batch_size"], snapshot.step, self.history)
+        self.rows = RowAccumulator(settings.cadence, self.steps_per_epoch, snapshot.partial_row, self.clock)
+        self._weights: dict[str, float] = {}
+        for row in self.history:
+            self._changed(row)
         self.logs: Logs | None = None
+        self.on_first_save: Callable[[], None] | None = None
         self.show: Show = lambda step, row=None: None
         self._best_state: TrainState | None = None
 
@@ -258,6 +302,8 @@ class Run:
             self.record(row)
         if (metrics and self._is_best(step, metrics)) or saves:
             self.save(state, step)
+        if event:
+            self.clock.pause()
         return metrics
 
     def complete_rows(self, flush: bool) -> Iterator[dict[str, float]]:
@@ -273,10 +319,20 @@ class Run:
 
     def record(self, row: dict[str, float]) -> None:
         """Adds a row to the history and to the log files."""
+        row = {**self._changed(row), SECONDS: self.clock.seconds()}
         self.history.append(row)
         if self.logs is not None:
             self.logs.write(row)
         self.show(int(row["step"]), row)
+        if self.settings.on_row is not None:
+            self.settings.on_row(dict(row))
+
+    def _changed(self, row: Mapping[str, float]) -> dict[str, float]:
+        """Returns a row without the weights of terms that have not changed."""
+        weights = {name: value for name, value in row.items() if name.partition("[")[0].endswith("/weight")}
+        same = {name for name, value in weights.items() if self._weights.get(name) == value}
+        self._weights |= weights
+        return {name: value for name, value in row.items() if name not in same}
 
     def save(self, state: TrainState, step: int) -> None:
         """Saves a checkpoint; without a directory, copies the best state in memory."""
@@ -290,6 +346,9 @@ class Run:
         position, identity = self.runner.position(), self.settings.identity
         snapshot = Snapshot(step, position, self.rows.partial_row, tuple(self.history), self.best, identity)
         self.store.save(step, state, snapshot.to_json(), best=None if self.best is None else self.best.step)
+        if self.on_first_save is not None:
+            self.on_first_save()
+            self.on_first_save = None
 
     def find_best_state(self, state: TrainState) -> TrainState | None:
         """Returns the best state, if need be from its checkpoint."""

@@ -1,6 +1,7 @@
 """Directory of a run: its snapshot, and the check that it is the same run.
 
     <directory>/config.json      identity of the run, and names, dtypes and shapes of its state
+    <directory>/program.txt.gz   text of the programs that it runs
     <directory>/checkpoints/     states, each with a `Snapshot` of the host
     <directory>/metrics.*        rows up to the last step that was logged
 
@@ -12,12 +13,16 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxkd._core.files import write_atomically
 from jaxkd.training import _run_identity
 from jaxkd.training._checkpoint import CheckpointError, Checkpoints
+from jaxkd.training._logs import find_logs
+
+_COMPUTED = ("environment", "batch", "programs", "initial")  # compared by `check_computation`
+_SAVED = "has_checkpoint"
 
 
 class Best(NamedTuple):
@@ -36,7 +41,8 @@ class Snapshot(NamedTuple):
       partial_row: sums and counts of the row of metrics that is not complete.
       history: rows that have been logged.
       best: best evaluation so far, or None.
-      identity: settings and data of the run, as `describe_run` and `describe_data` return them.
+      identity: settings, data and computation of the run, as `describe_run`, `describe_data` and
+        `describe_computation` return them.
     """
 
     step: int = 0
@@ -74,37 +80,64 @@ class Snapshot(NamedTuple):
 
 def load_snapshot(
     store: Checkpoints, directory: pathlib.Path, identity: Mapping[str, Any], *, steps: int, resume: bool
-) -> Snapshot:
-    """Returns the snapshot of the last good checkpoint, or an empty one for a new run.
+) -> tuple[Snapshot, dict[str, Any]]:
+    """Returns the snapshot of the last good checkpoint and the stored identity.
+
+    Both are empty for a new run.
 
     Raises:
-      ValueError: the directory holds a different run, or one that has made more steps; or it holds a run at all and
-        ``resume`` is False.
+      ValueError: the directory holds a different run, or one that has made more steps; or the rows of one without its
+        checkpoints; or it holds a run at all and ``resume`` is False.
       CheckpointError: all checkpoints are damaged, or another version wrote them.
     """
-    if not resume and ((directory / "config.json").exists() or store.steps()):
+    config, logs = _config(directory), find_logs(directory)
+    if not resume and (config or (directory / "config.json").exists() or store.steps() or logs):
         raise ValueError(f"{directory} holds a run already. resume=True resumes it; or choose another directory.")
     last = store.recover()
+    # A run that is killed before its first checkpoint starts again and writes its rows anew. Any other rows would be
+    # lost.
+    if last is None and logs and config.get(_SAVED, True):
+        raise ValueError(
+            f"{directory} holds {', '.join(logs)} of a run, and no checkpoint to resume it from. Nothing was changed. "
+            "Restore its folder checkpoints from a copy, move these files away, or choose another directory."
+        )
     snapshot = Snapshot() if last is None else Snapshot.from_json(store.extra(last))
-    stored = snapshot.identity or {name: value for name, value in _config(directory).items() if name != "state"}
-    _check_equal(directory, stored, _run_identity.comparable(stored, identity))
+    stored = dict(snapshot.identity) or {name: value for name, value in config.items() if name not in ("state", _SAVED)}
+    settings = {name: value for name, value in stored.items() if name not in _COMPUTED}
+    check_equal(directory, _run_identity.differences(settings, _run_identity.comparable(settings, identity)), stored)
     if snapshot.step > steps:
         raise ValueError(
             f"the run in {directory} is at step {snapshot.step}, beyond the {steps} asked for. Choose another "
             "directory for a shorter run; checkpoints are read with jaxkd.training.Checkpoints."
         )
-    return snapshot
+    return snapshot, stored
 
 
 def check_state(directory: pathlib.Path, manifest: Mapping[str, str]) -> None:
     """Raises ValueError if the directory's run has a state with other arrays."""
-    if stored := _config(directory).get("state"):
-        _check_equal(directory, {"state": stored}, {"state": manifest})
+    stored = _config(directory).get("state")
+    if stored:
+        check_equal(directory, _run_identity.differences({"state": stored}, {"state": manifest}), stored)
 
 
-def write_config(directory: pathlib.Path, identity: Mapping[str, Any], manifest: Mapping[str, str]) -> None:
-    """Writes ``config.json``: the run's identity and the arrays of its state."""
-    text = json.dumps({**identity, "state": manifest}, indent=2, sort_keys=True)
+def check_equal(directory: pathlib.Path, different: Sequence[str], stored: Any) -> None:
+    """Raises ValueError if something is stored and there are lines that say what differs from it."""
+    if stored and different:
+        more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
+        raise ValueError(
+            f"{directory} holds a different run:\n  " + "\n  ".join([*different[:20], *more]) + "\nMake these equal to "
+            "resume it, or choose another directory."
+        )
+
+
+def write_config(
+    directory: pathlib.Path, identity: Mapping[str, Any], manifest: Mapping[str, str], *, saved: bool
+) -> None:
+    """Writes ``config.json``: the run's identity and the arrays of its state.
+
+    ``saved`` is True once the run has a checkpoint.
+    """
+    text = json.dumps({**identity, "state": manifest, _SAVED: saved}, indent=2, sort_keys=True)
     write_atomically(directory / "config.json", text + "\n")
 
 
@@ -115,13 +148,3 @@ def _config(directory: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError):  # every checkpoint holds the identity too; without one, there is no work to lose
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _check_equal(directory: pathlib.Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    different = _run_identity.differences(stored, given)
-    if stored and different:
-        more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
-        raise ValueError(
-            f"{directory} holds a different run:\n  " + "\n  ".join(different[:20] + more) + "\nMake these equal to "
-            "resume it, or choose another directory."
-        )

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd._core import digests, tree_paths
 from jaxkd.training._cadence import Cadence
-from jaxkd.training._inputs import Input
+from jaxkd.training._inputs import Input, is_resident
 from jaxkd.types import Array
 
 
@@ -67,23 +68,43 @@ def describe_run(
 ) -> dict[str, Any]:
     """Returns the settings that must be equal for a run to be resumed, as plain data.
 
-    The number of steps is not among them, so that a run can be made longer. ``best`` is the metric and mode that select
-    the best state.
+    The number of steps is not among them, so that a run can be made longer, nor are settings that change no number.
+    ``best`` is the metric and mode that select the best state.
 
     Raises:
       TypeError: ``config`` holds something that JSON cannot hold.
     """
-    every = {name: getattr(cadence, name) for name in ("log_every", "eval_every", "checkpoint_every", "chunk")}
     data = None if key is None else jax.random.key_data(key).tolist()
     sizes = {name: _sizes(split) for name, split in splits.items()}
-    run = {"train": _sizes(train), "evaluate": sizes, "key": data, "best": best, "every": every, "config": config}
+    run = {
+        "train": _sizes(train), "evaluate": sizes, "key": data, "best": best, "eval_every": cadence.eval_every,
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None), "config": config,
+    }  # fmt: skip
     return {name: plain(value, name) for name, value in run.items()}
 
 
 def describe_data(train: Input, splits: Mapping[str, Input]) -> dict[str, Any]:
-    """Returns ``{"data": ...}`` with the fingerprint of each input that has one."""
-    methods = {name: getattr(data, "fingerprint", None) for name, data in {"train": train, **splits}.items()}
-    return {"data": {name: plain(method(), f"data.{name}") for name, method in methods.items() if method is not None}}
+    """Returns ``{"data": ...}`` with the fingerprint of each input.
+
+    The arrays of a resident input that has no fingerprint of its own are digested. Nothing is known of a streaming one,
+    except for its ``functions``: those that run on the host, which each version of Python compiles to other
+    instructions.
+    """
+    inputs = {"train": train, **splits}
+    found = {name: plain(_fingerprint(data), f"data.{name}") for name, data in inputs.items()}
+    return {"data": {name: entries for name, entries in found.items() if entries}}
+
+
+def _fingerprint(data: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if hasattr(data, "fingerprint"):
+        found |= data.fingerprint()
+    elif is_resident(data):
+        found["arrays"] = {name: digests.of_array(array) for name, array in tree_paths.named(data.arrays).items()}
+    functions = getattr(data, "functions", ())
+    if functions and isinstance(functions, tuple | list):
+        found[f"functions in {digests.PYTHON}"] = [digests.of_function(function) for function in functions]
+    return found
 
 
 def comparable(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

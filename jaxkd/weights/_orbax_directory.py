@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
-from jaxkd._core import tree_paths
+from jaxkd._core import digests, files, tree_paths
 from jaxkd._core.files import replacing
 from jaxkd.training import Checkpoints
 from jaxkd.weights import _tree
@@ -39,7 +39,8 @@ def save_orbax(
     Raises:
       FileExistsError: the directory exists and ``overwrite`` is False, or it is not an orbax checkpoint.
       TypeError: a leaf is not an array.
-      ValueError: an array has no elements, or another host holds a part of it.
+      ValueError: an array has no elements, or another host holds a part of it; or orbax would take the path for a
+        pattern.
 
     >>> import tempfile, jax.numpy as jnp
     >>> directory = pathlib.Path(tempfile.mkdtemp()) / "student"
@@ -48,6 +49,7 @@ def save_orbax(
     ({'params/w': array([1., 1.], dtype=float32)}, 0.75)
     """
     directory = pathlib.Path(directory).absolute()
+    files.check_literal(directory)
     if overwrite and directory.is_dir() and not _is_checkpoint(directory):
         raise FileExistsError(
             f"{directory}: expected an orbax checkpoint to replace, got another directory. Choose another name."
@@ -107,8 +109,8 @@ def load_orbax_metadata(directory: Path) -> dict[str, Any]:
 def load_run(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Reads the student's weights from a directory that `jaxkd.training.fit` wrote.
 
-    Names are those of `load_orbax`. Only the student is read, and nothing is written, so the run may still be active.
-    The checkpoint is verified first.
+    Names are those of `load_orbax`. Only the student is read, and nothing is written, so the run may still be active:
+    if it removes the checkpoint meanwhile, the next one is read. The checkpoint is verified first.
 
     Args:
       directory: directory of the run, or of its checkpoints.
@@ -125,9 +127,9 @@ def load_run(directory: Path, step: int | None = None) -> dict[str, np.ndarray]:
     below = directory / "checkpoints"
     root = below if below.is_dir() else directory
     with Checkpoints(root) as checkpoints:
-        step = _good_step(checkpoints, step)
-    state = root / str(step) / "state"
-    arrays = _read(state, item="student")
+        arrays = digests.read_whole(
+            lambda: root / str(_good_step(checkpoints, step)), lambda folder: _read(folder / "state", item="student")
+        )
     named = {}
     for (_, kind, *rest), array in arrays.items():
         # A run's checkpoint percent-encodes slashes, dots and percent signs within a part of a name.
@@ -145,19 +147,23 @@ def _good_step(checkpoints: Checkpoints, step: int | None) -> int:
     for candidate in reversed(steps) if step is None else (step,):
         if not (problems := checkpoints.damage(candidate)):
             return candidate
+        digests.expect_present(root / str(candidate))
         message = f"{root / str(candidate)}: this checkpoint is damaged: {'; '.join(problems[:5])}."
         if candidate in (step, steps[0]):
             raise ValueError(f"{message} Existing steps: {list(steps)}.")
-        warnings.warn(f"{message} Reading the previous one.", stacklevel=3)
+        warnings.warn(f"{message} Reading the previous one.", stacklevel=5)
     raise AssertionError  # the last candidate was returned, or raised
 
 
 def _read(directory: pathlib.Path, item: str | None = None) -> dict[tuple[str, ...], np.ndarray]:
     """Returns the arrays of a checkpoint, or of one top-level item, by their paths."""
     _expect_checkpoint(directory)
+    files.check_literal(directory)
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata
         described = saved.tree if hasattr(saved, "tree") else saved
+        if described is None:
+            raise ValueError(f"{directory}: orbax cannot read this checkpoint: it does not describe its arrays.")
         if item is not None:
             if item not in described:
                 raise ValueError(f"{directory}: expected an item {item!r}, got {sorted(described)}.")

@@ -76,3 +76,21 @@ def test_full_disk_does_not_affect_the_lock(tmp_path, monkeypatch):
         assert (pathlib.Path(tmp_path) / ".lock").read_text() == ""
         with pytest.raises(ValueError, match="another run is using"), alone(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "fifo"])
+def test_lock_file_that_may_be_another_file_is_refused_and_left_alone(kind, tmp_path):
+    outside, directory = tmp_path / "outside", tmp_path / "run"
+    directory.mkdir()
+    outside.write_text("precious")
+    if kind == "fifo":
+        os.mkfifo(directory / ".lock")
+    elif kind == "hard":
+        os.link(outside, directory / ".lock")
+    else:
+        (directory / ".lock").symlink_to(outside if kind == "symbolic" else tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"\.lock: expected a regular file"), alone(directory):
+        pass
+    assert outside.read_text() == "precious"
+    assert not (tmp_path / "missing").exists()
+    assert not lock._held

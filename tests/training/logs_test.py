@@ -195,8 +195,8 @@ def test_disk_that_fills_up_within_a_row_loses_only_that_row(name, attribute, tm
 
 
 def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
-    for name in (".metrics.csv.12.new", ".metrics.jsonl.12.new", ".config.json.12.new", ".other.new"):
-        (tmp_path / name).write_text("half")
+    for name in ("metrics.csv", "metrics.jsonl", "config.json", "program.txt.gz", "other"):
+        (tmp_path / f"{name}.unfinished-12").write_text("half")
     with Logs(tmp_path, tensorboard=False):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {".other.new", "metrics.csv", "metrics.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"other.unfinished-12", "metrics.csv", "metrics.jsonl"}

@@ -4,17 +4,34 @@ import io
 import itertools
 import json
 import math
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxkd
 from jaxkd._core.progress import show_progress
 from jaxkd.metrics import pack
 from jaxkd.training import Checkpoints, _compiled_steps, _logs, _run_identity, evaluate, fit
-from jaxkd.training._cadence import Cadence, due, next_piece
+from jaxkd.training._cadence import Cadence, due, make_cadence, next_piece
 from jaxkd.types import Distiller, Mean
-from tests.training.toy import BATCH, KD, SETTINGS, STEPS, TRACES, TRAIN, VAL, Resident, Streaming, bits, data, run
+from tests.training.toy import (
+    BATCH,
+    KD,
+    SETTINGS,
+    STEPS,
+    TRACES,
+    TRAIN,
+    VAL,
+    Resident,
+    Streaming,
+    bits,
+    data,
+    run,
+    timeless,
+)
 
 both = pytest.mark.parametrize("mode", ["resident", "streaming"])
 
@@ -34,7 +51,7 @@ def test_run_learns_and_logs_every_row(mode, straight):
     assert by_step[36]["eval/loss"] < by_step[6]["eval/loss"] / 2
     assert by_step[36]["train/loss"] < by_step[5]["train/loss"] / 2
     assert by_step[20]["epoch"] == 4
-    assert [json.loads(line) for line in written["metrics.jsonl"].splitlines()] == list(result.history)
+    assert written["metrics.jsonl"] == timeless(result.history)
     assert {STEPS, result.best.step} <= set(steps)
     assert len(steps) <= 3 + 1
     assert int(result.state.step) == STEPS
@@ -205,6 +222,90 @@ def test_metric_with_a_count_of_zero_is_nan_and_null_in_json(tmp_path):
 def test_contradictory_arguments_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         run("resident", **settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kd": jaxkd.adapters.plain(lambda key, x: x, lambda w, x: x)}, "kd: expected a distiller, .* got Model"),
+        ({"kd": KD.step}, "kd: expected a distiller, .* got function"),
+        ({"train_data": TRAIN.arrays}, r"train_data: expected an input .* got dict without .*data\.Resident"),
+        ({"train_data": [1, 2]}, "train_data: expected an input with .* got list without"),
+        ({"train_data": iter([])}, "got list_iterator without batch_size, steps_per_epoch, batches"),
+        ({"eval_data": TRAIN.arrays}, r"eval_data\['x'\]: expected an input .* got ArrayImpl"),
+        ({"eval_data": 3}, "eval_data: expected an input .* got int"),
+        ({"key": 0}, r"key: expected a PRNG key, such as jax\.random\.key\(0\), got int"),
+        ({"key": jnp.zeros(2)}, r"key: expected a PRNG key, .* got float32\[2\]"),
+        ({"key": None, "state": {"w": 1}}, r"state: expected a TrainState, .* got dict"),
+        ({"steps": 3.5}, r"steps: expected a whole number, got 3\.5"),
+        ({"steps": True}, "steps: expected a whole number, got True"),
+        ({"log_every": "5"}, "log_every: expected a whole number, got '5'"),
+        ({"on_eval": 3}, "on_eval: expected a function or None, got int"),
+        ({"on_row": "wandb"}, "on_row: expected a function or None, got str"),
+        ({"directory": 3}, "directory: expected a path or None, got int"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(changed, message):
+    settings = {"kd": KD, "train_data": TRAIN, "steps": 3, "key": jax.random.key(0), "progress": False, **changed}
+    with pytest.raises(TypeError, match=message):
+        fit(settings.pop("kd"), settings.pop("train_data"), **settings)
+
+
+def test_unusable_inputs_and_states_are_refused():
+    class Short(Streaming):
+        epochs = 2
+
+    with pytest.raises(ValueError, match=r"at least 11 batches, got one that ends after 2 epochs of 5\. .*epochs=None"):
+        fit(KD, Short(TRAIN), steps=11, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="eval_data: expected at least one input by name"):
+        fit(KD, TRAIN, steps=1, key=jax.random.key(0), eval_data={})
+    sized = Resident()
+    sized.steps_per_epoch = 2.5
+    with pytest.raises(ValueError, match=r"positive whole number as its steps_per_epoch, got 2\.5"):
+        fit(KD, sized, steps=1, key=jax.random.key(0))
+    state = KD.init(jax.random.key(0), TRAIN.gather(TRAIN.arrays, 0))
+    state.student.params["w"].delete()
+    with pytest.raises(ValueError, match=r"got \d that a step has taken over, the first is student/params/w"):
+        fit(KD, TRAIN, steps=1, state=state)
+
+
+def test_chunk_is_chosen_by_the_backend(monkeypatch):
+    settings = {"evaluates": False, "saves": False, "steps": 1, "epochs": None, "eval_every": None}
+    settings |= {"checkpoint_every": None, "log_every": 1}
+    assert make_cadence(5, chunk=None, **settings).chunk == 1
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert make_cadence(5, chunk=None, **settings).chunk == 100
+    assert make_cadence(5, chunk=7, **settings).chunk == 7
+
+
+def test_every_logged_row_reaches_the_hook_with_times(tmp_path):
+    rows: list = []
+
+    def slow(step, *_):
+        time.sleep(0.2)
+
+    result = run("resident", tmp_path, on_row=rows.append, on_eval=slow, steps=18)
+    assert rows == list(result.history)
+    assert [row["step"] for row in rows if "eval/loss" in row] == [6, 12, 18]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds) and seconds[-1] > 0.4
+    assert all(row["examples_per_second"] > 0 for row in rows if "train/loss" in row)
+    rows.clear()
+    longer = run("resident", tmp_path, on_row=rows.append)
+    assert rows == list(longer.history[len(result.history) :])
+    assert rows[0]["seconds"] > seconds[-1]
+
+
+def test_weights_are_logged_where_they_change():
+    def step(state, batch):
+        state, metrics = KD.step(state, batch)
+        number = state.step - 1
+        values = {"kd/weight": jnp.float32(0.5), "ce/weight": jnp.where(number < 4, 1.0, 2.0)}
+        return state, {**metrics, **{name: Mean(value, jnp.float32(1)) for name, value in values.items()}}
+
+    result = fit(KD._replace(step=step), TRAIN, steps=6, log_every=1, key=jax.random.key(1), progress=False)
+    found = [{n: row[n] for n in ("train/kd/weight", "train/ce/weight") if n in row} for row in result.history]
+    assert found == [{"train/kd/weight": 0.5, "train/ce/weight": 1.0}, {}, {}, {}, {"train/ce/weight": 2.0}, {}]
 
 
 def test_checkpoints_need_a_directory():

@@ -1,5 +1,8 @@
 """A small distiller written by hand, inputs for it, and helpers that run and compare it."""
 
+import csv
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import optax
 
 from jaxkd.metrics import from_values
 from jaxkd.training import _logs, fit
+from jaxkd.training._clock import SECONDS, SPEED
 from jaxkd.types import Distiller, ObjectiveVars, TrainState, Variables
 
 EXAMPLES, FEATURES, BATCH = 40, 5, 8
@@ -154,16 +158,25 @@ def bits(tree):
     return [np.asarray(raw(x)).tobytes() for x in jax.tree.leaves(tree)]
 
 
+def timeless(rows):
+    """Rows without the columns that depend on the clock."""
+    return [{name: value for name, value in row.items() if name not in (SECONDS, SPEED)} for row in rows]
+
+
 def files(directory):
     """Content of a run's log files, without wall clock times; checkpoints are not included."""
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {name: (directory / name).read_text() for name in ("metrics.csv", "metrics.jsonl", "config.json")}
+    found = {"config.json": (directory / "config.json").read_text()}
+    with (directory / "metrics.csv").open() as file:
+        found["metrics.csv"] = timeless(csv.DictReader(file))
+    found["metrics.jsonl"] = timeless(map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()))
     events = []
     for path in (directory / "tensorboard").glob("events.*"):
         for record in _logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
-            events += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            values = [value for value in event.summary.value if value.tag not in (SECONDS, SPEED)]
+            events += [(event.step, value.tag, value.simple_value) for value in values]
     return found | {"events": sorted(events)}
 
 
