@@ -28,13 +28,13 @@ def mapped_axis() -> str | None:
 
     Raises:
       ValueError: the code is mapped over devices by another axis of `jax.pmap` or `jax.shard_map`. Nothing would be
-        averaged over it. Axes of `jax.vmap` are free: their lanes are separate runs, such as seeds.
+        averaged over it. Axes of `jax.vmap` are free: their lanes are separate runs, such as seeds. JAX before
+        0.8 cannot tell a named axis of `jax.vmap` from one of `jax.pmap`, so that either is refused.
 
     >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
     (True, Array([0.], dtype=float32))
     """
-    # Both of these make their axes manual axes of the mesh that is traced under, and `jax.vmap` does not.
-    if unknown := [name for name in jax.sharding.get_abstract_mesh().manual_axes if name != DATA_AXIS]:
+    if unknown := [name for name in _device_axes() if name != DATA_AXIS]:
         raise ValueError(
             f"step: expected jaxkd.DATA_AXIS as the only axis that is mapped over devices, got {unknown}. Gradients, "
             "metrics and statistics would not be averaged over it, and each device would train a student of its own. "
@@ -42,6 +42,17 @@ def mapped_axis() -> str | None:
             "jaxkd.parallel.shard(kd, mesh). For independent runs, use jax.vmap or jaxkd.distillers.sweep."
         )
     return data_axis()
+
+
+def _device_axes() -> list[Any]:
+    """Returns the axes of `jax.pmap` and `jax.shard_map` under which the caller is traced."""
+    # Both make their axes manual axes of the mesh that is traced under, and `jax.vmap` does not.
+    axes = list(jax.sharding.get_abstract_mesh().manual_axes)
+    if jax.__version_info__ < (0, 8):
+        # There `jax.pmap` has no mesh. Its axis is found among all named ones, those of `jax.vmap` included.
+        core: Any = jax._src.core
+        axes += list(core.get_axis_env().axis_sizes)
+    return axes
 
 
 def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
@@ -100,9 +111,10 @@ def mark_varying(tree: PyTree, axis_name: str | None) -> PyTree:
     if axis_name is None:
         return tree
     try:
-        if not hasattr(jax.lax, "pcast"):  # JAX before 0.8
-            return jax.lax.pvary(tree, axis_name)
-        return jax.lax.pcast(tree, axis_name, to="varying")
+        lax: Any = jax.lax
+        if not hasattr(lax, "pcast"):  # JAX before 0.8
+            return lax.pvary(tree, axis_name)
+        return lax.pcast(tree, axis_name, to="varying")
     except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
         return tree
 

@@ -258,5 +258,7 @@ def varying_axes(x: Array) -> frozenset[str]:
 
 def mark_varying(x: Array, axes: frozenset[str]) -> Array:
     """Types an array as varying over the axes, over which it must not vary yet."""
+    lax: Any = jax.lax
     names = tuple(sorted(axes))
-    return jax.lax.pcast(x, names, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, names)
+    varying: Array = lax.pcast(x, names, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, names)  # before 0.8
+    return varying
