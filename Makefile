@@ -150,7 +150,7 @@ bounds := import tomllib; print(*(r.replace(">=", "==") for r in tomllib.load(op
 test-oldest: setup  ## run the tests of losses, objectives and the step on the oldest JAX, Flax, optax and orbax that are permitted
 	@[ $(oldest)/.installed -nt pyproject.toml ] || { rm -rf $(oldest) && $(PY) -m venv $(oldest) && \
 	$(oldest)/bin/python -m pip install --quiet --disable-pip-version-check -e . $$($(PY) -c '$(bounds)') \
-		pytest pytest-xdist hypothesis chex scipy && : > $(oldest)/.installed; }
+		pytest pytest-xdist hypothesis chex scipy grain && : > $(oldest)/.installed; }
 	$(oldest)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup -m "not slow" \
 		tests/losses tests/objectives tests/distillers tests/core jaxkd/losses jaxkd/objectives jaxkd/distillers $(ARGS)
 
