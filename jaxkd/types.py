@@ -93,7 +93,8 @@ class Context(NamedTuple):
       batch: the batch itself.
       step: the number of updates before this one, an int32 scalar; schedules are functions of it.
       axis_name: the mapped axis that splits the batch, or None if this program sees the whole batch.
-      student_params: the student's parameters; an objective that reads them sends gradients to them.
+      student_params: the student's parameters as they are stored; `jaxkd.wrappers.precision` and ``quantized`` compute
+        with others. An objective that reads them sends gradients to them.
       teacher_params: the teacher's parameters, of an ensemble by member; gradients stop here.
     """
 

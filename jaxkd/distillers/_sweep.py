@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxkd._core import checks
 from jaxkd.types import Array, Batch, Derived, Distiller, LabeledMean, Mean, Metrics, PyTree, TrainState
 
 
@@ -89,6 +90,8 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
         return mapped(one, _axes(shared), batch_axis, out_axes=(_axes(shared), 0))
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         several = _has_member_axis(key, size)
         shapes = jax.eval_shape(lambda batch: batch, dict(batch))
         one_batch = shapes if batch_axis is None else jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0], b), shapes)
