@@ -82,11 +82,6 @@ def term(
             f"term: expected a loss, a function of arrays, got {type(loss).__name__}. Objectives have paths of their "
             "own: sum them with jaxkd.combine(name=objective, ...)."
         )
-    if not callable(loss):
-        raise TypeError(
-            f"term, loss: expected a function, such as jaxkd.losses.soft_target_kl, got {checks.kind(loss)}. The paths "
-            "of its arguments follow it."
-        )
     accepted = _parameters(loss)
 
     def values(context: Context) -> tuple[Array, Array | None]:

@@ -75,7 +75,6 @@ COMPOSED = {
         lambda: distill(objective_optimizer=optax.sgd),
         "objective_optimizer: expected an optax transformation",
     ),
-    "no loss in term": (lambda: term(NOTHING, "student/logits"), "term, loss: expected a function.*got a dict"),
     "a module in frozen": (lambda: teachers.frozen(MODULE, VARIABLES), "frozen, model: expected a Model, got a Dense"),
     "weights before the model": (lambda: teachers.frozen(VARIABLES, MODEL), "expected a Model, got a Variables"),
     "a module in ema": (lambda: teachers.ema(MODULE), "ema, model: expected a Model"),
