@@ -46,7 +46,7 @@ def distill(
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
     metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = (),
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Composes a student, a teacher, an objective and an optimizer into a `Distiller`.
 
@@ -136,7 +136,8 @@ def distill(
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
             out, context, new_state = forward(trained)
-            reported = join({"loss": _total(out, context)}, _named(out.metrics), report(train_metrics, context))
+            extra = report(train_metrics or (), context)
+            reported = join({"loss": _total(out, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, objective_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)

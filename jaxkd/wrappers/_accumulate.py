@@ -67,8 +67,8 @@ def accumulate(model: Model, micro_batches: int) -> Model:
         # Positions in the whole batch: random directions of examples must not depend on the number of parts.
         given = {**batch, POSITION: positions(mask, size, data_axis())}
         if size % micro_batches:
-            mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * micro_batches)
-            given = {**given, "mask": mask & (jnp.arange(rows * micro_batches) < size)}
+            whole_mask = _padded(jnp.ones(size, bool) if mask is None else batch["mask"], rows * micro_batches)
+            given = batches.exclude({**given, "mask": whole_mask}, jnp.arange(rows * micro_batches) < size)
         entries, structure = jax.tree.flatten(given)
         split = {i: _split(x, micro_batches, rows) for i, x in enumerate(entries) if jnp.ndim(x)}
 
