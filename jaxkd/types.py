@@ -98,7 +98,8 @@ class Context(NamedTuple):
       batch: the batch itself.
       step: the number of updates before this one, an int32 scalar; schedules are functions of it.
       axis_name: the mapped axis that splits the batch, or None if this program sees the whole batch.
-      student_params: the student's parameters; an objective that reads them sends gradients to them.
+      student_params: the student's parameters as they are stored; `jaxkd.wrappers.precision` and ``quantized`` compute
+        with others. An objective that reads them sends gradients to them.
       teacher_params: the teacher's parameters, of an ensemble by member; gradients stop here.
     """
 
@@ -118,7 +119,25 @@ class Mean(NamedTuple):
     count: Any
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["function"])
+@jax.tree_util.register_pytree_node_class
+class LabeledMean(Mean):
+    """Means ``[n]`` of n runs, with a label for each, by which they are logged."""
+
+    labels: tuple[str, ...] = ()
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[str, ...]]:
+        """Returns the arrays, and the labels as static data."""
+        return (self.sum, self.count), self.labels
+
+    @classmethod
+    def tree_unflatten(cls, labels: tuple[str, ...], children: Any) -> LabeledMean:
+        """Inverts `tree_flatten`."""
+        mean = cls(*children)
+        mean.labels = labels
+        return mean
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["function", "labels"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class Derived:
     """Value computed from means after these are merged, from `jaxkd.metrics.derived`.
@@ -128,10 +147,12 @@ class Derived:
     Attributes:
       parts: sums and counts ``[..., parts]``, which merge like any mean.
       function: maps the merged parts to the value. It is static data of the pytree.
+      labels: of values ``[n]`` of n runs, a label for each, by which they are logged.
     """
 
     parts: Mean
     function: Callable[[Mean], Any]
+    labels: tuple[str, ...] = ()
 
     @property
     def sum(self) -> Any:

@@ -16,8 +16,7 @@ _MADE_BY = {
     Model: "Wrap a module in its adapter: jaxkd.adapters.linen(module), nnx(module) or plain(init, apply).",
     Teacher: "Make one of a model and its weights: jaxkd.teachers.frozen(model, variables). Without a teacher, use "
     "jaxkd.teachers.none().",
-    Objective: "Bind a loss with jaxkd.term(loss, 'student/...', 'teacher/...'), and sum objectives with "
-    "jaxkd.combine(name=objective, ...).",
+    Objective: "Bind a loss with jaxkd.term({loss}, 'student/...', 'teacher/...').",
     Distiller: "Make one with jaxkd.distill(student, teacher, objective, optimizer=...) or a scheme.",
 }
 
@@ -112,7 +111,11 @@ jaxkd.adapters.linen(module), nnx(module) or plain(init, apply).
     fits = all(callable(getattr(value, field, None)) for field in _FORMS[form])
     if isinstance(value, form) or (fits and not (other or module or isinstance(value, type))):
         return
-    raise TypeError(f"{what}: expected {_article(form.__name__)}, got {kind(value)}. {_MADE_BY[form]}")
+    inner = getattr(value, "func", value)  # unwraps a functools.partial
+    advice = _MADE_BY[form].replace("{loss}", str(getattr(inner, "__name__", "loss")) if callable(value) else "loss")
+    if form is Objective and isinstance(value, Mapping):
+        advice = f"Sum objectives by name: jaxkd.combine({', '.join(f'{name}=...' for name in value)})."
+    raise TypeError(f"{what}: expected {_article(form.__name__)}, got {kind(value)}. {advice}")
 
 
 def optimizer(what: str, value: Any) -> None:

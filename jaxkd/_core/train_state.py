@@ -127,8 +127,8 @@ def optimizer_of_objective(
 ) -> optax.GradientTransformation:
     """Returns the optimizer of an objective's parameters, by default that of the student.
 
-    Nothing is applied to an objective without parameters. The student's optimizer may hold trees, labels or masks that
-    were made for the student's parameters only. Its ``init`` therefore refuses parameters that it could not train.
+    The student's optimizer may hold trees, labels or masks that were made for the student's parameters only. The
+    ``init`` of the result therefore refuses parameters that it could not train.
 
     Raises:
       ValueError: from ``init``: the optimizer does not accept the parameters; it is the student's and gives some of
@@ -144,12 +144,12 @@ def optimizer_of_objective(
     own = "Give the objective an optimizer of its own, such as objective_optimizer=optax.adam(1e-3)."
 
     def init(params: PyTree) -> PyTree:
-        if not jax.tree.leaves(params):
-            return optax.EmptyState()
         names = list(tree_paths.by_path(params))
         try:
             state = chosen.init(params)
         except Exception as error:
+            if not names:  # labels or masks of the student do not matter where nothing is learned
+                return optax.EmptyState()
             raise ValueError(
                 f"{which}: expected one for the objective's parameters, {', '.join(names)}; its init raised: "
                 f"{str(error).partition(chr(10))[0]}. {own}"
@@ -165,7 +165,8 @@ def optimizer_of_objective(
         return state
 
     def update(grads: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        return chosen.update(grads, state, params) if jax.tree.leaves(grads) else (grads, state)
+        nothing = isinstance(state, optax.EmptyState) and not jax.tree.leaves(grads)
+        return (grads, state) if nothing else chosen.update(grads, state, params)
 
     return optax.GradientTransformation(init, update)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxkd._core import axes, batches, checks
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd._core.model_calls import model_batch
 from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
-from jaxkd.metrics import join
+from jaxkd.metrics import join, report, total_of
 from jaxkd.types import (
     OBJECTIVE,
     STUDENT,
@@ -45,8 +45,8 @@ def distill(
     *,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Composes a student, a teacher, an objective and an optimizer into a `Distiller`.
 
@@ -62,8 +62,9 @@ def distill(
       optimizer: any optax transformation, for the student's parameters.
       objective_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
         ``optimizer``, with a separate state. Labels and masks made for the student's parameters do not fit these.
-      metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
-      train_metrics: function of the `Context` that returns further metrics of `step`; by default there are none.
+      metrics: function of the `Context`, or several, that return the metrics of ``evaluate`` beside the objective's
+        terms: those of `jaxkd.metrics` for the task, or your own.
+      train_metrics: functions of the `Context` that return further metrics of ``step``; by default there are none.
 
     Returns:
       A `Distiller`. ``init(key, batch)`` needs one training batch, or its shapes. ``step`` and ``evaluate`` are pure:
@@ -136,7 +137,7 @@ def distill(
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
             out, context, new_state = forward(trained)
-            extra = train_metrics(context) if train_metrics else {}
+            extra = report(train_metrics or (), context)
             reported = join({"loss": _total(out, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
@@ -171,7 +172,7 @@ def distill(
         params = state.student.params, params_of(state.teacher)
         context = Context(outputs, taught, batch, state.step, axis_name, *params)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
-        reported = join({"loss": _total(out, context)}, _named(out.metrics), metrics(context), unseen)
+        reported = join({"loss": _total(out, context)}, _named(out.metrics), report(metrics, context), unseen)
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
@@ -257,7 +258,7 @@ def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
     if context.axis_name is not None:
         shared = list(jax.lax.pmean(jnp.stack(counts), context.axis_name))
     sums = [value * count for value, count in zip(values, shared, strict=True)]
-    return metrics_lib.total_of(list(map(Mean, sums, counts)))
+    return total_of(*map(Mean, sums, counts))
 
 
 def _named(metrics: Metrics) -> Metrics:

@@ -32,37 +32,49 @@ def derived(function: Callable[..., Any], *means: Mean) -> Derived:
     return Derived(Mean(sums.astype(jnp.float32), counts.astype(jnp.float32)), _OfDivided(function))
 
 
-def total_of(parts: list[Mean]) -> Mean | Derived:
+def total_of(*means: Mean) -> Mean | Derived:
     """Returns the sum of means with counts of their own; an empty one adds 0.
 
-    >>> both = total_of([Mean(jnp.float32(6), jnp.float32(3)), Mean(jnp.float32(1), jnp.float32(2))])
+    Args:
+      *means: undivided scalar means.
+
+    >>> both = total_of(Mean(jnp.float32(6), jnp.float32(3)), Mean(jnp.float32(1), jnp.float32(2)))
     >>> float(both.sum)
     2.5
     """
-    if len(parts) == 1:
-        return parts[0]
-    return Derived(Mean(*(jnp.stack(column) for column in zip(*parts, strict=True))), _sum_of_means)
+    if len(means) == 1:
+        return means[0]
+    return Derived(Mean(*(jnp.stack(column) for column in zip(*means, strict=True))), _sum_of_means)
 
 
-def widened(metric: Mean | Derived, other: Mean | Derived) -> Mean | Derived:
-    """Returns a total with at least as many parts as another one; any other metric unmodified.
+def widened(a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
+    """Returns the total a with at least as many parts as the total b; any other metric unmodified.
 
     Further parts add 0 and have the first one's count, so that a mean over steps of which some have fewer terms remains
     the mean of their totals.
 
+    Args:
+      a: a metric.
+      b: another metric.
+
     >>> mean = Mean(jnp.float32(6), jnp.float32(3))
-    >>> widened(mean, total_of([mean, mean])).parts
+    >>> widened(mean, total_of(mean, mean)).parts
     Mean(sum=Array([6., 0.], dtype=float32), count=Array([3., 3.], dtype=float32))
     """
-    if not all(getattr(x, "function", _sum_of_means) is _sum_of_means for x in (metric, other)):
-        return metric
-    if not isinstance(other, Derived):
-        return metric
-    sum_, count = metric.parts if isinstance(metric, Derived) else (x[..., None] for x in map(jnp.asarray, metric))
-    missing = max(other.parts.sum.shape[-1] - sum_.shape[-1], 0)
+    if not all(getattr(x, "function", _sum_of_means) is _sum_of_means for x in (a, b)):
+        return a
+    if not isinstance(b, Derived):
+        return a
+    sum_, count = a.parts if isinstance(a, Derived) else (x[..., None] for x in map(jnp.asarray, a))
+    missing = max(b.parts.sum.shape[-1] - sum_.shape[-1], 0)
     sums = jnp.concatenate([sum_, *(jnp.zeros_like(sum_[..., :1]),) * missing], axis=-1)
     counts = jnp.concatenate([count, *(count[..., :1],) * missing], axis=-1)
     return Derived(Mean(sums, counts), _sum_of_means)
+
+
+def mean_of_present(*each: Any) -> Any:
+    """Returns the mean of the values that are not NaN: a function for `derived`, such as of one value per class."""
+    return jnp.nanmean(jnp.stack(each), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

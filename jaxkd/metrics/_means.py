@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from jaxkd.metrics._derived import widened
 from jaxkd.metrics._packed_metrics import Packed
-from jaxkd.types import Derived, Mean, Metrics
+from jaxkd.types import Context, Derived, Mean, Metrics
 
 
 def join(*groups: Metrics) -> Metrics:
@@ -31,6 +31,26 @@ def join(*groups: Metrics) -> Metrics:
             )
         reported.update(group)
     return reported
+
+
+def report(metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]], context: Context) -> Metrics:
+    """Returns the metrics of a function of the context, or of several.
+
+    Args:
+      metrics: a function, or several that report metrics of different names.
+      context: outputs and batch of the step.
+
+    Raises:
+      ValueError: two functions report metrics of one name.
+
+    >>> from jaxkd.metrics import classification
+    >>> count = lambda context: {"labels": from_values(context.batch["label"] >= 0)}
+    >>> logits, label = jnp.array([[2.0, 0.0]]), jnp.array([0])
+    >>> sorted(report([classification, count], Context({"logits": logits}, {}, {"label": label}, 0)))
+    ['accuracy', 'labels', 'nll']
+    """
+    functions = (metrics,) if callable(metrics) else tuple(metrics)
+    return join(*(function(context) for function in functions))
 
 
 def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:

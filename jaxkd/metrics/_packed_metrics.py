@@ -65,7 +65,7 @@ def pack(metrics: Metrics) -> Packed:
 
     Args:
       metrics: metrics with scalar sums and counts. A metric of shape ``[n]``, as from a distiller under `jax.vmap`,
-        becomes n scalars: ``loss[0]``, ``loss[1]``, ...
+        becomes n scalars: ``loss[0]``, ``loss[1]``, ..., or by the labels of a sweep, ``loss[temperature=4]``.
 
     Returns:
       Float32 sums and counts.
@@ -89,8 +89,9 @@ def pack(metrics: Metrics) -> Packed:
             raise ValueError(f"metric {name!r}: expected equal shapes, got sum {sum_.shape} and count {count.shape}.")
         columns = sum_.shape[-1] if isinstance(metric, Derived) else 1
         each = sum_.shape[:-1] if isinstance(metric, Derived) else sum_.shape
+        labels = getattr(metric, "labels", ())
         for index in np.ndindex(each):
-            own = name + "".join(f"[{i}]" for i in index)
+            own = name + "".join(f"[{labels[i] if labels and axis == 0 else i}]" for axis, i in enumerate(index))
             names += [own] * columns
             functions += [(own, metric.function)] if isinstance(metric, Derived) else []
         sums.append(sum_.reshape(-1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import lookup
-from jaxkd.types import Array, Context, Objective
+from jaxkd.types import Array, Context
 
 
 def positive(name: str, **numbers: Any) -> None:
@@ -54,25 +54,6 @@ def sizes(name: str, **numbers: Any) -> None:
     for argument, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name}, {argument}: expected a positive number, an integer, got {value}.")
-
-
-def is_objective(name: str, value: Any) -> None:
-    """Raises unless a value is an objective.
-
-    >>> is_objective("combine(kd=...)", {"ce": 1.0})
-    Traceback (most recent call last):
-    TypeError: combine(kd=...): expected an Objective, got dict. Sum objectives by name: jaxkd.combine(ce=...).
-    """
-    if all(callable(getattr(value, field, None)) for field in Objective._fields):
-        return
-    advice = "Bind a loss with jaxkd.term(loss, 'student/...', 'teacher/...')."
-    if isinstance(value, Mapping):
-        advice = f"Sum objectives by name: jaxkd.combine({', '.join(f'{key}=...' for key in value)})."
-    elif callable(value):
-        inner = getattr(value, "func", value)  # unwraps a functools.partial
-        loss = getattr(inner, "__name__", "loss")
-        advice = f"Bind a loss with jaxkd.term({loss}, 'student/...', 'teacher/...')."
-    raise TypeError(f"{name}: expected an Objective, got {type(value).__name__}. {advice}")
 
 
 def class_labels(context: Context, path: str) -> Array:

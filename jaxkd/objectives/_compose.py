@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import Path, lookup, mask_of_shape
-from jaxkd.objectives._checks import finite, is_objective
+from jaxkd.objectives._checks import finite
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -264,7 +264,7 @@ def combine(**objectives: Objective) -> Objective:
     if not objectives:
         raise ValueError("combine: expected at least one named objective, got none.")
     for name, objective in objectives.items():
-        is_objective(f"combine({name}=...)", objective)
+        checks.contract(f"combine({name}=...)", objective, Objective)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         children = {

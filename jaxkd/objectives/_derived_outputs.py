@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxkd.objectives._checks import is_objective
+from jaxkd._core import checks
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
 _PARTS, _OBJECTIVE = "parts", "objective"
@@ -47,7 +47,7 @@ def with_derived_outputs(
     >>> doubled.apply({}, {}, Context({"logits": jnp.full((1, 2), 3.0)}, {}, {}, 0), None).value
     Array(9., dtype=float32)
     """
-    is_objective("with_derived_outputs, objective", objective)
+    checks.contract("with_derived_outputs, objective", objective, Objective)
 
     def extend(context: Context, parts: Mapping[str, Array]) -> Context:
         if twice := sorted(context.student.keys() & parts.keys()):

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import checks
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import is_objective
 from jaxkd.objectives._compose import replace
 from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import connector, connector_init
@@ -43,7 +43,7 @@ def with_projection(
     >>> scaled.apply({"scale": jnp.array(3.0)}, {}, context, None).value
     Array(4., dtype=float32)
     """
-    is_objective("with_projection, loss", loss)
+    checks.contract("with_projection, loss", loss, Objective)
 
     def init_and_check(key: Array, context: Context) -> ObjectiveVars:
         params, state = init(key, context)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxkd.objectives._checks import is_objective
+from jaxkd._core import checks
 from jaxkd.types import REPLICAS, Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs, PyTree
 
 
@@ -38,7 +38,7 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
     >>> select(mse, student="a", teacher="b").apply({}, {}, Context(outputs, {}, {}, 0), None).value
     Array(1., dtype=float32)
     """
-    is_objective("select, objective", objective)
+    checks.contract("select, objective", objective, Objective)
 
     def select(context: Context) -> Context:
         if teacher is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core.batches import lookup, mask_of_shape
+from jaxkd._core.checks import same_shape
 from jaxkd.objectives._checks import finite, positive, sizes
 from jaxkd.objectives._compose import at_step, masked_mean, term
 from jaxkd.objectives._tokens import mask_feature
@@ -153,7 +154,7 @@ def instance_temperature(
     sizes("instance_temperature", hidden_size=hidden_size)
 
     def init(key: Array, context: Context) -> Any:
-        classes = int(lookup(context, student).shape[-1])
+        classes = same_shape("instance_temperature", {path: lookup(context, path) for path in (student, teacher)})[-1]
         first, second = jax.random.split(key)
         return {"first": dense_init(first, 2 * classes, hidden_size), "second": dense_init(second, hidden_size, 1)}
 

@@ -173,8 +173,11 @@ def kernel_init(key: Array, shape: tuple[int, ...], *, bias: bool = True) -> dic
     drawn = _truncated_normal(key, 1 << (size - 1).bit_length())
     if not isinstance(drawn, jax.core.Tracer):
         drawn = np.asarray(drawn)
-    kernel = {"kernel": jnp.array(drawn[:size].reshape(shape) * deviation)}
-    return {**kernel, "bias": jnp.array(np.zeros(shape[-1], np.float32))} if bias else kernel
+    params = {"kernel": drawn[:size].reshape(shape) * deviation}
+    if bias:
+        params["bias"] = np.zeros(shape[-1], np.float32)
+    # Unlike `jnp.array`, this compiles nothing. Parameters are donated, so they own their memory.
+    return {name: jax.device_put(x, may_alias=False) for name, x in params.items()}
 
 
 @functools.partial(jax.jit, static_argnums=1)

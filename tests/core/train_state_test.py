@@ -128,7 +128,8 @@ def test_a_frozen_regressor_is_refused_in_distill():
     )
     with pytest.raises(ValueError, match="does not train hint/"):
         init(HINT, optimizer=optimizer)
-    init(HINT, optimizer=optimizer, objective_optimizer=optax.set_to_zero())  # on purpose
+    kd, state = init(HINT, optimizer=optimizer, objective_optimizer=optax.set_to_zero())  # on purpose
+    tiny.assert_equal(kd.step(state, tiny.batch(8))[0].objective.params, state.objective.params)
 
 
 SCHEMES = {

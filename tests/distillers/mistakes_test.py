@@ -59,11 +59,11 @@ COMPOSED = {
     "variables for the teacher": (lambda: distill(teacher=VARIABLES), "expected a Teacher, got a Variables"),
     "a dict for the objective": (
         lambda: distill(objective={"ce": CE}),
-        r"expected an Objective, got a dict of 'ce'.*combine\(name=objective",
+        r"expected an Objective, got a dict of 'ce'.*combine\(ce=...\)",
     ),
     "a bare loss for the objective": (
         lambda: distill(objective=losses.soft_target_kl),
-        r"got the function soft_target_kl.*jaxkd.term\(loss",
+        r"got the function soft_target_kl.*jaxkd.term\(soft_target_kl",
     ),
     "a model for the objective": (lambda: distill(objective=MODEL), "expected an Objective, got a Model"),
     "an uncalled optimizer": (

@@ -77,12 +77,12 @@ def test_vector_gives_one_argument_for_each_entry_and_nan_for_an_empty_one():
 
 def test_total_of_means_with_their_own_counts():
     a, b, none = Mean(jnp.float32(6), jnp.float32(3)), Mean(jnp.float32(1), jnp.float32(2)), Mean(*jnp.zeros((2,)))
-    both = {"x": total_of([a, b, none])}
+    both = {"x": total_of(a, b, none)}
     assert compute(both) == {"x": 2.5}
-    assert compute(merge(both, {"x": total_of([a, none, none])})) == {"x": 12 / 6 + 0.5}
-    assert math.isnan(compute({"x": total_of([none, none])})["x"])
-    assert math.isnan(compute({"x": total_of([Mean(jnp.float32(jnp.nan), jnp.float32(1)), b])})["x"])
-    assert total_of([a]) is a
+    assert compute(merge(both, {"x": total_of(a, none, none)})) == {"x": 12 / 6 + 0.5}
+    assert math.isnan(compute({"x": total_of(none, none)})["x"])
+    assert math.isnan(compute({"x": total_of(Mean(jnp.float32(jnp.nan), jnp.float32(1)), b)})["x"])
+    assert total_of(a) is a
 
 
 def test_mean_does_not_merge_with_a_derived_value():
@@ -99,6 +99,6 @@ def test_derived_value_can_be_read_before_it_is_merged():
 def test_totals_with_different_terms_merge_to_the_mean_over_their_steps():
     """As where a scheme has a stage of one term and then one of two."""
     one, two = Mean(jnp.float32(8), jnp.float32(4)), Mean(jnp.float32(2), jnp.float32(4))
-    first, second = {"x": one}, {"x": total_of([two, one])}
+    first, second = {"x": one}, {"x": total_of(two, one)}
     for merged in (merge(first, second), merge(second, first)):
         assert compute(merged) == {"x": (2 + (0.5 + 2)) / 2}

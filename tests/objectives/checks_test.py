@@ -102,9 +102,13 @@ WRAPPED = {
 
 @pytest.mark.parametrize("wrap", WRAPPED)
 def test_dict_and_loss_in_place_of_an_objective_raise(wrap):
-    with pytest.raises(TypeError, match=rf"{wrap}.*: expected an Objective, got dict. Sum .* jaxkd.combine\(ce=...\)"):
+    with pytest.raises(
+        TypeError, match=rf"{wrap}.*: expected an Objective, got a dict of 'ce'. Sum .* jaxkd.combine\(ce=...\)"
+    ):
         WRAPPED[wrap]({"ce": CE})
-    with pytest.raises(TypeError, match=r"expected an Objective, got function. Bind .* jaxkd.term\(cross_entropy, "):
+    with pytest.raises(
+        TypeError, match=r"expected an Objective, got the function cross_entropy. Bind .* jaxkd.term\(cross_entropy, "
+    ):
         WRAPPED[wrap](losses.cross_entropy)
 
 

@@ -246,7 +246,7 @@ def test_combine_of_nothing_raises():
 
 
 def test_combine_of_a_bare_loss_raises():
-    with pytest.raises(TypeError, match=r"combine\(kd=...\).*got function.*jaxkd.term\(soft_target_kl, "):
+    with pytest.raises(TypeError, match=r"combine\(kd=...\).*got the function.*jaxkd.term\(soft_target_kl, "):
         combine(kd=losses.soft_target_kl)
 
 

@@ -288,10 +288,11 @@ def test_step_compiles_once_with_constant_structure():
         traces.append(None)
         return kd.step(state, batch)
 
-    state = kd.init(jax.random.key(0), tiny.batch(4))
+    batches = [{**tiny.batch(4, i), "index": np.arange(i, i + 4, dtype=np.int32)} for i in range(3)]
+    state = kd.init(jax.random.key(0), batches[0])
     described = jax.tree.map(jax.typeof, state)
-    for i in range(3):
-        state, _ = step(state, tiny.batch(4, i))
+    for batch in batches:
+        state, _ = step(state, batch)
     assert jax.tree.map(jax.typeof, state) == described
     assert len(traces) == 1
 

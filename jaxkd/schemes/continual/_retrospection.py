@@ -23,7 +23,7 @@ from jaxkd._core.tasks import (
     task_lengths,
     task_starts,
 )
-from jaxkd._core.train_state import strongly_typed
+from jaxkd._core.train_state import optimizer_of_objective, strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
@@ -158,9 +158,11 @@ def retrospection(
     def begun(state: TrainState, batch: Batch) -> TrainState:
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
-            own = strongly_typed(optimizer.init(state.student.params))  # the objective has no parameters
-            opt_state = {**state.opt_state, STUDENT: own, EXPERT: fresh.opt_state}
-            return {OLD: state.student, EXPERT: fresh.student}, opt_state
+            own = {
+                STUDENT: optimizer.init(state.student.params),
+                OBJECTIVE: optimizer_of_objective(optimizer, None).init(state.objective.params),
+            }
+            return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
 
         return begin_task(starts, state, anew)
 

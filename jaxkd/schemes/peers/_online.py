@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optax
 
@@ -26,8 +26,8 @@ def online(
     optimizer: optax.GradientTransformation,
     teacher_optimizer: optax.GradientTransformation | None = None,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """One-way online distillation: both networks train in the same step.
 
@@ -89,7 +89,9 @@ def online(
     )
 
 
-def _offline(metrics: Callable[[Context], Metrics]) -> Callable[[Context], Metrics]:
+def _offline(
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]],
+) -> Callable[[Context], Metrics]:
     """Adapts `metrics` to the joint model: splits its outputs by network."""
 
     def adapted(context: Context) -> Metrics:
@@ -97,6 +99,7 @@ def _offline(metrics: Callable[[Context], Metrics]) -> Callable[[Context], Metri
             prefix = f"{name}/"
             return {path[len(prefix) :]: x for path, x in context.student.items() if path.startswith(prefix)}
 
-        return metrics(context._replace(student=outputs_of(_STUDENT), teacher=outputs_of(_TEACHER)))
+        given = context._replace(student=outputs_of(_STUDENT), teacher=outputs_of(_TEACHER))
+        return metrics_lib.report(metrics, given)
 
     return adapted

@@ -112,16 +112,22 @@ def few_sample(
     >>> bool(jnp.allclose(state.student.params["kernel"], state.teacher.params["kernel"], atol=1e-5))
     True
     """
+    checks.contract("few_sample, student", student, Model)
+    checks.contract("few_sample, teacher", teacher, Teacher)
     layers = dict(layers)
     _check(layers, steps, ridge)
     initial = None if variables is None else adapters.variables(variables)
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
+        checks.state("few_sample, state", state)
+        checks.batch("few_sample, batch", batch)
         taught = teacher_outputs(teacher, state, batch, key)
         return student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)[0], taught
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         run_key, student_key, teacher_key = jax.random.split(key, 3)
         shapes = jax.tree.map(shape_of, dict(batch))
         if initial is None:
