@@ -149,12 +149,14 @@ def of_array(array: Any) -> str:
 def _files(folder: pathlib.Path) -> set[str]:
     """Returns the files of a folder.
 
-    The list itself is left out, and so are hidden files, which network file systems leave behind.
+    The list itself is left out, and so are hidden files, which network file systems leave behind. Parts that another
+    process removes meanwhile are left out too.
     """
     return {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.name != NAME and not path.name.startswith(".") and not path.is_dir()
+        pathlib.Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name != NAME and not name.startswith(".")
     }
 
 

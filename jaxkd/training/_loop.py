@@ -201,7 +201,7 @@ def fit(
             manifest = tree_paths.manifest(state)
             _run_directory.check_state(directory, manifest)
             computation = _computation.describe_computation(
-                kd, train_data, splits, state=state, batch=batch, stored=stored
+                kd, train_data, splits, state=state, batch=batch, starts=step in (0, cadence.steps), stored=stored
             )
             different = _computation.check_computation(directory, stored, computation)
             _run_directory.check_equal(directory, different, stored)

@@ -21,7 +21,7 @@ from jaxkd.training import _run_identity
 from jaxkd.training._checkpoint import CheckpointError, Checkpoints
 from jaxkd.training._logs import find_logs
 
-_COMPUTED = ("environment", "batch", "programs", "initial")  # compared by `check_computation`
+_COMPUTED = ("environment", "batch", "programs", "initial", "first_batch")  # compared by `check_computation`
 _SAVED = "has_checkpoint"
 
 

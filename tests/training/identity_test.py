@@ -168,6 +168,24 @@ def test_functions_of_a_stream_are_compared(tmp_path):
         run(tmp_path / "b", train=stream(3, 1.0))
 
 
+def test_other_first_batch_of_an_input_without_a_fingerprint_is_reported(tmp_path):
+    class Bare:
+        """A streaming input that has no fingerprint."""
+
+        def __init__(self, change=0.0):
+            self.inner, self.batch_size, self.steps_per_epoch = Resident(dataset(change, row=slice(None)), 8), 8, 3
+
+        def batches(self, state=None):
+            return self.inner.batches(state)
+
+    run(tmp_path, train=Bare())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path, train=Bare())
+    with pytest.warns(UserWarning, match="the first batch of train_data is not that of the run"):
+        run(tmp_path, train=Bare(change=1.0))
+
+
 def test_initial_state_that_is_given_is_compared(tmp_path):
     batch = {name: jnp.asarray(value[:8]) for name, value in dataset().arrays.items()}
     states = [distillation(scale=scale).init(jax.random.key(1), batch) for scale in (1.0, 2.0)]
@@ -235,8 +253,10 @@ def test_stream_that_ends_with_a_smaller_batch_resumes_there():
     large, small = ({"x": np.zeros((n, FEATURES), np.float32), "label": np.zeros(n, np.int32)} for n in (8, 3))
     kd = distillation()
     state = kd.init(jax.random.key(0), large)
-    first = _computation.describe_computation(kd, None, {}, state=state, batch=large, stored={}).identity
-    again = _computation.describe_computation(kd, None, {}, state=state, batch=small, stored=first).identity
+    first = _computation.describe_computation(kd, None, {}, state=state, batch=large, starts=True, stored={}).identity
+    again = _computation.describe_computation(
+        kd, None, {}, state=state, batch=small, starts=False, stored=first
+    ).identity
     assert first == again
 
 
