@@ -12,6 +12,7 @@ import optax
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches
 from jaxkd._core.axes import average_over_devices, mark_varying
+from jaxkd._core.shardings import automatic
 from jaxkd._core.train_state import shape_of, strongly_typed
 from jaxkd.metrics import join
 from jaxkd.types import (
@@ -91,7 +92,7 @@ def distill(
 
     def init(key: Array, batch: Batch) -> TrainState:
         shapes = jax.tree.map(shape_of, dict(batch))
-        run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
+        run_key, student_key, teacher_key, objective_key = jax.random.split(automatic(key), 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
@@ -99,7 +100,7 @@ def distill(
 
         # `init` depends on shapes only; zeros serve libraries that need values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-        teacher_state = teacher.init(teacher_key, shapes, variables)
+        teacher_state = automatic(teacher.init(teacher_key, shapes, variables))
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
         context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
         learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))

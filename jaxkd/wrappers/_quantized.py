@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxkd import adapters
 from jaxkd._core import checks
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to, scaled, shaped
+from jaxkd._core.shardings import automatic
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -152,7 +153,7 @@ def learned_codebook(
     (Array([0., 1.], dtype=float32), Array([ 4., 20.], dtype=float32))
     """
     check("learned_codebook", bits, bucket)
-    trained = adapters.variables(variables)
+    trained = automatic(adapters.variables(variables))
     chosen_tensors("learned_codebook", trained.params, include)
     types = jax.tree.map(lambda x: jnp.asarray(x).dtype, trained.params)
 
