@@ -1,4 +1,4 @@
-"""Calls of modules: inputs, training flags, output names and taps.
+"""Calls of modules: inputs, output names and taps.
 
 A tap is a submodule's output, selected by its path from what Flax records of a forward pass. A path names a submodule,
 as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots work as well), or an intermediate that the model sows, as
@@ -8,7 +8,6 @@ as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots work as well), or an inte
 from __future__ import annotations
 
 import contextvars
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +22,6 @@ Inputs = str | Sequence[str] | Callable[[Batch], Any]
 
 computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
 """Dtype set by `jaxkd.wrappers.precision`, for layers that would otherwise promote to float32."""
-
-_TRAIN = ("train", "training", "is_training")
-_INFER = ("deterministic", "use_running_average")
 
 
 def model_batch(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
@@ -74,16 +70,6 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
         hint = "Name the model's inputs: adapters.…(inputs=...)."
         checks.known(name, checks.shapes(batch), "model input, batch entry", hint=hint)
     return tuple(batch[name] for name in names)
-
-
-def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """Returns the training flag by the usual names that a model's signature has.
-
-    >>> mode_flags(lambda x, *, deterministic: x, train=True)
-    {'deterministic': False}
-    """
-    accepted = inspect.signature(function).parameters
-    return {k: train for k in _TRAIN if k in accepted} | {k: not train for k in _INFER if k in accepted}
 
 
 def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:

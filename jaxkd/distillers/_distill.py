@@ -14,6 +14,7 @@ from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd._core.model_calls import model_batch
+from jaxkd._core.shardings import automatic
 from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
 from jaxkd.metrics import join, report, total_of
 from jaxkd.types import (
@@ -107,7 +108,7 @@ def distill(
         checks.key("init, key", key)
         checks.batch("init, batch", batch)
         shapes = jax.tree.map(shape_of, dict(batch))
-        run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
+        run_key, student_key, teacher_key, objective_key = jax.random.split(automatic(key), 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
             taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
@@ -116,7 +117,7 @@ def distill(
 
         # `init` depends on shapes only; zeros serve libraries that need values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-        teacher_state = teacher.init(teacher_key, shapes, variables)
+        teacher_state = automatic(teacher.init(teacher_key, shapes, variables))
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
         entries = {**shapes, **_known_entries(batch)}
         params = jax.tree.map(shape_of, (variables.params, params_of(teacher_state)))

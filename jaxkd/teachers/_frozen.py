@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxkd import adapters
 from jaxkd._core import casts, checks
+from jaxkd._core.shardings import automatic
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 
@@ -53,8 +54,8 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
                 casts.cast(x, dtype if jnp.issubdtype(jnp.result_type(x), jnp.floating) else None), copy=True
             )
 
-        params = jax.tree.map(lambda x: stored(x, dtype), variables.params)
-        return Variables(params, jax.tree.map(stored, variables.state))
+        params, kept = automatic(tuple(variables))
+        return Variables(jax.tree.map(lambda x: stored(x, dtype), params), jax.tree.map(stored, kept))
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
         training = train and key is not None  # no key: an evaluation, which always uses inference mode

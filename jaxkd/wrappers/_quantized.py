@@ -20,6 +20,7 @@ from flax import traverse_util
 from jaxkd import adapters
 from jaxkd._core import checks
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to, scaled, shaped
+from jaxkd._core.shardings import automatic
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import STEP, Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -154,7 +155,7 @@ def learned_codebook(
     """
     checks.contract("learned_codebook, model", model, Model)
     check("learned_codebook", bits, bucket)
-    trained = adapters.variables(variables)
+    trained = automatic(adapters.variables(variables))
     chosen_tensors("learned_codebook", trained.params, include)
     types = jax.tree.map(lambda x: jnp.asarray(x).dtype, trained.params)
 
