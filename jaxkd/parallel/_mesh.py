@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd._core import shardings
 from jaxkd.types import Array, PyTree, TrainState
@@ -52,7 +52,7 @@ def replicated_arrays(state: TrainState, data: Any) -> PyTree:
     """
     sharding = jax.tree.leaves(state)[0].sharding
     if isinstance(sharding, NamedSharding):
-        whole: Any = NamedSharding(shardings.automatic_mesh(sharding.mesh), PartitionSpec())
+        whole: Any = NamedSharding(shardings.automatic_mesh(cast(Mesh, sharding.mesh)), PartitionSpec())
     elif all(not getattr(x, "committed", False) or x.sharding == sharding for x in jax.tree.leaves(data.arrays)):
         return data.arrays
     else:
