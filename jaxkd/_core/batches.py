@@ -114,9 +114,9 @@ def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
     examples = example_mask(context.batch)
     if examples is None:
         return None
-    fitted = fit_mask(context.batch["mask"], shape)
+    fitted = broadcast(context.batch["mask"], shape)
     if fitted is None:
-        fitted = fit_mask(examples, shape)
+        fitted = broadcast(examples, shape)
     if fitted is None:
         raise ValueError(
             f"batch['mask']: expected arrays of its {examples.shape[0]} examples, {list(examples.shape)}, got an array "
@@ -125,10 +125,10 @@ def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
     return fitted
 
 
-def fit_mask(mask: Array, shape: tuple[int, ...]) -> Array | None:
-    """Returns a mask broadcast to a shape that begins with its own, or None for another shape.
+def broadcast(mask: Array, shape: tuple[int, ...]) -> Array | None:
+    """Returns a mask, or weights, broadcast to a shape that begins with their own, or None for another shape.
 
-    The shape may also begin with the number of its entries: rows that are the tokens of all examples.
+    The shape may also begin with the number of their entries: rows that are the tokens of all examples.
     """
     if mask.shape != tuple(shape[: mask.ndim]):
         if tuple(shape[:1]) != (mask.size,):
@@ -157,7 +157,9 @@ def lookup(context: Context, path: Path) -> Any:
     if not isinstance(path, str):
         raise ValueError(f"path: expected one such as 'student/logits' or 'batch/label', got {path!r}.")
     root, _, name = path.partition("/")
-    checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
+    checks.known(
+        root, list(_ROOTS), f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'."
+    )
     if root in _PARAMS:
         return _parameter(getattr(context, root), path, name)
     found = getattr(context, root)

@@ -49,6 +49,7 @@ def term(
     *paths: Path,
     weight: float | Array | Schedule = 1.0,
     where: str | None = None,
+    weights: str | Any = None,
     **hyperparameters: Any,
 ) -> Objective:
     """Builds an objective from a loss: its weighted mean over the batch.
@@ -61,6 +62,9 @@ def term(
       weight: a number, or an optax schedule of the step.
       where: path of a boolean mask in the shape of the result, in place of the batch's own ``mask``. An example that
         the batch's mask excludes as a whole remains excluded.
+      weights: path of numbers, one for each value or each example, not negative, such as the weight of each label's
+        class. The mean is then ``Σ w·value / Σ w`` over the unmasked values of all devices and micro-batches, and a
+        value of weight 0 is excluded as by a mask. Anything but a path is a hyperparameter of the loss.
       **hyperparameters: keyword arguments of the loss. A callable is a schedule of the step, as for the weight; bind a
         hyperparameter that is itself a function with `functools.partial`.
 
@@ -83,8 +87,10 @@ def term(
             "own: sum them with jaxkd.combine(name=objective, ...)."
         )
     accepted = _parameters(loss)
+    if weights is not None and not isinstance(weights, str):
+        hyperparameters["weights"] = weights
 
-    def values(context: Context) -> tuple[Array, Array | None]:
+    def values(context: Context) -> tuple[Array, Array | None, Array | None]:
         arguments = [lookup(context, path) for path in paths]
         options = {k: at_step(v, context.step) for k, v in hyperparameters.items()}
         if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
@@ -98,13 +104,17 @@ def term(
                 "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
         mask = _mask(context, where, result.shape, arguments, _name(loss))
+        shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
+        if shares is not None:
+            counted = shares != 0
+            mask = counted if mask is None else mask & batches.broadcast(counted, mask.shape)
         if mask is None:
-            return loss(*arguments, **options), None
+            return loss(*arguments, **options), None, None
         if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
             _takes_tokens(loss, arguments, options, mask, result.shape, accepted)
         if "where" in accepted:
             options["where"] = mask
-        return loss(*arguments, **options), _any_token(mask, result.shape)
+        return loss(*arguments, **options), _any_token(mask, result.shape), shares
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
@@ -113,8 +123,8 @@ def term(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params, key
-        per_example, mask = values(context)
-        return reduce_values(per_example, mask, weight, context, state)
+        per_example, mask, shares = values(context)
+        return reduce_values(per_example, mask, weight, context, state, weights=shares)
 
     return Objective(init, apply)
 
@@ -129,9 +139,9 @@ def _mask(
             return None
         mask = context.batch["mask"]
         tokens = any(x.shape[: mask.ndim] == mask.shape for x in jax.tree.leaves(arguments) if hasattr(x, "shape"))
-        fitted = batches.fit_mask(mask, shape)
+        fitted = batches.broadcast(mask, shape)
         if fitted is None:
-            fitted = mask if tokens and shape == examples.shape else batches.fit_mask(examples, shape)
+            fitted = mask if tokens and shape == examples.shape else batches.broadcast(examples, shape)
         if fitted is None or (mask.ndim > 1 and len(shape) > 1 and mask.shape != shape[: mask.ndim]):
             raise ValueError(
                 f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, or per token, "
@@ -147,14 +157,26 @@ def _mask(
         )
     if examples is None:
         return mask
-    rows = batches.fit_mask(examples, mask.shape)
+    rows = batches.broadcast(examples, mask.shape)
     if rows is None and context.batch["mask"].size == mask.shape[0]:  # rows are the tokens of all examples
-        rows = batches.fit_mask(context.batch["mask"], mask.shape)
+        rows = batches.broadcast(context.batch["mask"], mask.shape)
     if rows is None:
         raise ValueError(
             f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
         )
     return mask & rows
+
+
+def _weights(context: Context, path: str, shape: tuple[int, ...], loss: str) -> Array:
+    """Returns the weights at a path, broadcast to the shape of a loss's result."""
+    weights = lookup(context, path)
+    fitted = None if weights.dtype == bool or not weights.ndim else batches.broadcast(weights, shape)
+    if fitted is None:
+        raise ValueError(
+            f"{loss}: expected numbers {list(shape)}, or one for each example, at weights={path!r}, got "
+            f"{checks.shape(weights)}. A boolean mask is where={path!r}."
+        )
+    return fitted
 
 
 def _takes_tokens(
@@ -186,22 +208,38 @@ def _any_token(mask: Array, shape: tuple[int, ...]) -> Array:
     return jnp.any(mask, axis=tuple(range(len(shape), mask.ndim))) if mask.shape != shape else mask
 
 
-def masked_mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
+def masked_mean(
+    values: Array, where: Array | None, axis_name: str | None = None, *, weights: Array | None = None
+) -> tuple[Array, Mean]:
     """Mean of the unmasked values, and the same as a metric (sum, count).
 
     On a mapped axis the first result is this device's share: the mean of the shares over the axis is the global mean,
     also where devices hold different numbers of unmasked values. If all values are masked, the mean is 0.
 
+    Args:
+      values: loss of each example ``[batch]``, or of each token.
+      where: mask of the same shape, True for the values to average; None for all.
+      axis_name: a mapped axis over which the batch is split.
+      weights: weight of each value, of the same shape. The mean is then ``Σ w·value / Σ w``, and the count is ``Σ w``.
+
     >>> masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
     Array(2., dtype=float32)
+    >>> masked_mean(jnp.array([1.0, 3.0]), None, weights=jnp.array([3.0, 1.0]))[0]
+    Array(1.5, dtype=float32)
     """
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    if where is not None:
-        values = jnp.where(where, values, 0)
-    total = jnp.sum(values)
+    if weights is not None:
+        weights = weights.astype(values.dtype)
+        where = weights != 0 if where is None else where & (weights != 0)
     if where is None:
+        total = jnp.sum(values)
         return total / values.size, Mean(total, jnp.asarray(values.size, total.dtype))
-    count = jnp.sum(where, dtype=total.dtype)
+    values = jnp.where(where, values, 0)
+    if weights is None:
+        total, count = jnp.sum(values), jnp.sum(where, dtype=values.dtype)
+    else:
+        weights = jnp.where(where, weights, 0)
+        total, count = jnp.sum(weights * values), jnp.sum(weights)
     shared = count if axis_name is None else jax.lax.pmean(count, axis_name)
     return total / jnp.where(shared > 0, shared, 1), Mean(total, count)
 
@@ -212,6 +250,8 @@ def reduce_values(
     weight: float | Array | Schedule,
     context: Context,
     objective_state: Any,
+    *,
+    weights: Array | None = None,
     **extra: Array,
 ) -> ObjectiveOut:
     """Returns an objective's output: the weighted mean and the unweighted metrics.
@@ -222,7 +262,8 @@ def reduce_values(
       weight: a number, or an optax schedule of the step.
       context: outputs and batch of the step.
       objective_state: the objective's new state.
-      **extra: further metrics by name, in the same shape.
+      weights: weight of each value in the mean, of the same shape.
+      **extra: further metrics by name, in the same shape; their means have no weights.
 
     >>> out = reduce_values(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
     >>> out.value, out.metrics[""].sum, out.metrics["sizes"].sum
@@ -230,7 +271,7 @@ def reduce_values(
     """
     scale = at_step(weight, context.step)
     finite("objective", weight=scale)
-    average, metric = masked_mean(values, where, context.axis_name)
+    average, metric = masked_mean(values, where, context.axis_name, weights=weights)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
     return ObjectiveOut(scale * average, objective_state, metrics)
