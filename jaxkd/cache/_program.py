@@ -24,8 +24,8 @@ from jaxkd.types import Batch, Model, PyTree, Variables
 Codecs = Mapping[str, Codec]
 """A codec for each output that is stored."""
 
-INPUTS = "inputs"
-"""File name of the checksums of what the teacher saw."""
+INPUTS, SUMS = "inputs", "sums"
+"""File names of the checksums of what the teacher saw, and of those of the rows of a shard."""
 
 
 class Program:
