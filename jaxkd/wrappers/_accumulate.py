@@ -126,7 +126,8 @@ class _Split(NamedTuple):
     @classmethod
     def of(cls, size: int, parts: int, share: batch_norm.Share) -> _Split:
         groups = share.groups if size % share.groups == 0 else 1  # else the first BatchNorm reports it
-        own, shift, longest = size // groups, 0, 0
+        own, longest = size // groups, 0
+        shift: Any = 0
         if share.devices > 1 and own % parts:
             shift = jax.lax.axis_index(share.axis_name) % share.devices * own % parts
             longest = parts - math.gcd(own, parts)
