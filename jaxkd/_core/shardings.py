@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxkd.types import PyTree
 
 
-def automatic_mesh(mesh: Mesh) -> Mesh:
+def automatic_mesh(mesh: Any) -> Mesh:
     """Returns a mesh of the same devices whose axes are automatic.
 
     With automatic axes, the compiler places intermediate results; explicit axes would require it of each operation.
