@@ -24,18 +24,21 @@ def feature_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
     >>> [feature_mask(context, shape).tolist() for shape in ((2, 2, 5), (2, 2))]
     [[[True, False], [False, False]], [True, False]]
     """
-    return batches.mask_of_shape(context, shape[:-1] if over_tokens(context, shape) else shape[:1])
+    tokens = token_mask(context, shape)
+    return batches.mask_of_shape(context, shape[:1]) if tokens is None else tokens
 
 
-def over_tokens(context: Context, shape: tuple[int, ...]) -> bool:
-    """Returns True if the batch's mask is over the tokens of a feature ``[batch, ..., features]``.
+def token_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
+    """Returns the mask of a feature's tokens ``[batch, ...]``, or None unless the batch's mask is over them.
 
     The positions of a map ``[batch, height, width, channels]`` are its tokens for a mask ``[batch, height, width]``
     alone: another mask's tokens could be as many as the map is high.
     """
     mask = context.batch.get("mask")
     ndim = getattr(mask, "ndim", 1)
-    return ndim > 1 and tuple(mask.shape) == tuple(shape[:-1][:ndim]) and (len(shape) != 4 or ndim == 3)
+    if mask is None or ndim == 1 or tuple(mask.shape) != tuple(shape[:-1][:ndim]) or (len(shape) == 4 and ndim != 3):
+        return None
+    return batches.mask_of_shape(context, shape[:-1])
 
 
 def mask_feature(context: Context, x: Array) -> Array:
@@ -52,7 +55,8 @@ def mask_tokens(context: Context, x: Array) -> Array:
 
     After a layer with a bias, masked positions of a map would enter the next convolution of their neighbors.
     """
-    return mask_feature(context, x) if over_tokens(context, x.shape) else x
+    mask = token_mask(context, x.shape)
+    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)
 
 
 def tokens_as_rows(context: Context, *paths: str) -> Context:
@@ -61,7 +65,7 @@ def tokens_as_rows(context: Context, *paths: str) -> Context:
     A loss with one value per row then averages over the tokens that the mask includes, as losses over tokens do.
     """
     features = {path: lookup(context, path) for path in paths}
-    if not all(over_tokens(context, x.shape) for x in features.values()):
+    if any(token_mask(context, x.shape) is None for x in features.values()):
         return context
     rows = {path: x.reshape(-1, *x.shape[context.batch["mask"].ndim :]) for path, x in features.items()}
     return replace(context, rows)

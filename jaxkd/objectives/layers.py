@@ -19,7 +19,7 @@ import numpy as np
 from jaxkd import losses
 from jaxkd._core import checks
 from jaxkd._core.batch_norm import by_replica, running, share_of, statistics
-from jaxkd.objectives._tokens import expand, feature_mask, mask_feature, over_tokens
+from jaxkd.objectives._tokens import expand, feature_mask, mask_feature, token_mask
 from jaxkd.types import Array, Context, ObjectiveVars
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
@@ -240,9 +240,10 @@ def position_mean(context: Context, x: Array) -> Array:
            [2.5]], dtype=float32)
     """
     rows = mask_feature(context, x).reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-    if not over_tokens(context, x.shape):
+    mask = token_mask(context, x.shape)
+    if mask is None:
         return rows.mean(axis=1)
-    count = jnp.sum(feature_mask(context, x.shape), axis=tuple(range(1, x.ndim - 1)), dtype=rows.dtype)
+    count = jnp.sum(mask, axis=tuple(range(1, x.ndim - 1)), dtype=rows.dtype)
     return jnp.sum(rows, axis=1) / jnp.maximum(count, 1)[:, None]
 
 

@@ -1,6 +1,7 @@
 """Invalid hyperparameters of objectives are refused by name: out of range, NaN, and of the wrong kind."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,11 +93,12 @@ def test_traced_hyperparameter_passes():
 
 # --- what is no objective ---------------------------------------------------------------------------------------------
 
-WRAPPED = {
+ANY: Any = None
+WRAPPED: dict[str, Any] = {
     "combine": lambda x: jaxkd.combine(kd=x),
     "select": objectives.select,
-    "with_derived_outputs": functools.partial(objectives.with_derived_outputs, None, None),
-    "with_projection": functools.partial(objectives.with_projection, None, None),
+    "with_derived_outputs": functools.partial(objectives.with_derived_outputs, ANY, ANY),
+    "with_projection": functools.partial(objectives.with_projection, ANY, ANY),
 }
 
 

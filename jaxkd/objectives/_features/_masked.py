@@ -14,7 +14,7 @@ from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive, share
 from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives._tokens import expand, feature_mask, mask_feature, mask_tokens, over_tokens, summed_over_tokens
+from jaxkd.objectives._tokens import expand, mask_feature, mask_tokens, summed_over_tokens, token_mask
 from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, pool_to_match
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
@@ -149,8 +149,9 @@ def _attention(context: Context, energy: Array, axes: tuple[int, ...], temperatu
     others = tuple(axis for axis in (1, 2, 3) if axis not in axes)
     scores = jnp.mean(energy, axis=others, keepdims=True)
     size: Any = math.prod(energy.shape[axis] for axis in axes)
-    if over_tokens(context, energy.shape):
-        where = expand(feature_mask(context, energy.shape), energy.ndim)
+    mask = token_mask(context, energy.shape)
+    if mask is not None:
+        where = expand(mask, energy.ndim)
         count = jnp.maximum(jnp.sum(where, axis=(1, 2, 3), keepdims=True), 1)
         if axes == (1, 2):
             scores, size = jnp.where(where, scores, jnp.finfo(scores.dtype).min), count
