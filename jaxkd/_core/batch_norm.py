@@ -71,7 +71,7 @@ def replicas(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pace(factors: Array | None) -> Iterator[None]:
-    """Scales the moves of running statistics by a factor for each replica ``[groups]``.
+    """Scales the moves of running statistics by a factor per replica ``[groups]``.
 
     Micro-batches use it: the moves of each replica are then averaged over those micro-batches that hold an unmasked
     example of this replica, although the states are averaged over the micro-batches of all of them. Where one context

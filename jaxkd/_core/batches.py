@@ -74,7 +74,7 @@ def example_mask(batch: Mapping[str, Any]) -> Array | None:
 
 
 def count_examples(batch: Mapping[str, Any]) -> Array | int:
-    """Returns the number of examples that the batch's mask includes, or of all without one.
+    """Returns the number of examples that the mask includes, all without one.
 
     >>> int(count_examples({"mask": jnp.array([True, False])})), count_examples({"label": jnp.zeros(3)})
     (1, 3)

@@ -1,4 +1,4 @@
-"""Placements of arrays that come from anywhere: other meshes, explicit axes, other devices."""
+"""Placement of arrays of other meshes, explicit axes and other devices."""
 
 from __future__ import annotations
 

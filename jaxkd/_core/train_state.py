@@ -1,4 +1,4 @@
-"""Train states: dtypes and shapes of arrays, the objective's optimizer, and slots of wrappers.
+"""Train states: dtypes, shapes, the objective's optimizer, slots of wrappers.
 
 `take` removes a wrapper's slot from ``opt_state`` before the wrapped distiller runs and `put` adds it afterwards, so
 that any wrapper composes with any distiller. Checkpoints and placements treat a slot like any other part of the

@@ -1,4 +1,4 @@
-"""Training flags: how a module learns whether it trains, and the layers that never learn it."""
+"""Training flags of modules, and the layers that no flag reaches."""
 
 from __future__ import annotations
 

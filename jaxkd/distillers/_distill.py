@@ -230,7 +230,7 @@ def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, A
 
 
 def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
-    """Returns integer vectors and masks whose values are known, by which objectives check their indices."""
+    """Returns the integer vectors and masks of a batch whose values are known."""
     return {
         name: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
         for name, x in batch.items()

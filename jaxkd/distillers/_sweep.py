@@ -149,7 +149,7 @@ def select_run(state: TrainState, i: int) -> TrainState:
 
 
 def _labels(values: dict[str, Array]) -> tuple[str, ...]:
-    """Returns a label for each member, from its values; without any, or if they are traced, there are none."""
+    """Returns a label for each member from its values, or None if they are unknown."""
     if not values or any(isinstance(x, jax.core.Tracer) for x in values.values()):
         return ()
     members = zip(*(x.tolist() for x in values.values()), strict=True)

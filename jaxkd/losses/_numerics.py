@@ -47,7 +47,7 @@ def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = 
 
 
 def lowest(dtype: Any) -> float:
-    """Returns a score that excludes a class as ``finfo.min`` does, and whose multiples and sums do not overflow."""
+    """Returns a score that excludes a class, and whose sums do not overflow."""
     return -(float(jnp.finfo(dtype).max) ** 0.8)
 
 

@@ -64,7 +64,7 @@ def is_class(label: Array, logits: Array) -> bool:
 
 
 def included(context: Context, shape: tuple[int, ...], label: Array | None, classes: int) -> Array | None:
-    """Returns the mask of the values to include: the batch's, without labels outside of ``[0, classes)``."""
+    """Returns the batch's mask without labels outside of ``[0, classes)``."""
     mask = batches.mask_of_shape(context, shape)
     if label is None:
         return mask

@@ -48,7 +48,7 @@ def total_of(*means: Mean) -> Mean | Derived:
 
 
 def widened(a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
-    """Returns the total a with at least as many parts as the total b; any other metric unmodified.
+    """Pads the total a to at least as many parts as the total b has.
 
     Further parts add 0 and have the first one's count, so that a mean over steps of which some have fewer terms remains
     the mean of their totals.

@@ -33,7 +33,7 @@ def not_negative(name: str, **numbers: Any) -> None:
 
 
 def share(name: str, **numbers: Any) -> None:
-    """Raises unless all numbers are from 0 to 1; a traced number has no value to check."""
+    """Raises unless all numbers are from 0 to 1; traced numbers pass."""
     for argument, value in numbers.items():
         _number(f"{name}, {argument}", value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 

@@ -31,7 +31,7 @@ def replace(context: Context, values: Mapping[str, Any]) -> Context:
 
 
 def mask_out(context: Context, x: Array) -> Array:
-    """Sets masked examples of an array ``[batch, ...]``, or its masked tokens, to zero.
+    """Sets masked examples or tokens of an array ``[batch, ...]`` to zero.
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
     """

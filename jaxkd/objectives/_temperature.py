@@ -61,7 +61,7 @@ def curriculum_temperature(
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence, or another loss, at one learned temperature, trained against the student.
+    """KL divergence, or another loss, at one temperature learned adversarially.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Global-T.
 

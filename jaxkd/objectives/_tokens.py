@@ -15,7 +15,7 @@ from jaxkd.types import Array, Context
 
 
 def feature_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask for a feature ``[batch, ..., features]``, or None without one.
+    """Returns the batch's mask for a feature ``[batch, ..., features]``, or None.
 
     It is ``[batch, ...]``, without the features' axis, where the mask is over the feature's tokens; else ``[batch]``,
     the examples with any token.

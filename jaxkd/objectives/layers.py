@@ -98,7 +98,7 @@ def batch_norm(
     axis_name: str | None,
     train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-    """Applies BatchNorm over the last axis, with the statistics of what the mask includes.
+    """Applies BatchNorm over the last axis, with the unmasked statistics.
 
     Each replica, by default each device's share of the batch, has its own statistics (``replicas=`` of
     `jaxkd.parallel`).

@@ -40,7 +40,7 @@ def pad(batch: Batch, multiple: int) -> Batch:
 
 
 def ready(batch: Batch) -> Batch:
-    """Returns a batch whose arrays a program can use: on automatic axes, and in dtypes that JAX has.
+    """Returns a batch with arrays on automatic axes, in dtypes that JAX has.
 
     Raises:
       ValueError: an integer on the host is beyond the range of JAX's dtype.

@@ -40,7 +40,7 @@ def globally(x: Any, sharding: Any) -> Array:
 
 
 def entered(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Returns a context in which programs for a mesh can be traced, where the user has set another mesh."""
+    """Returns a context in which programs for a mesh can be traced."""
     current = jax.sharding.get_abstract_mesh()
     return nullcontext() if current.empty or current == mesh.abstract_mesh else jax.set_mesh(mesh)
 

@@ -46,7 +46,7 @@ def test_lookup_accepts_slashes_in_names():
         pytest.param("student/logit", ["did you mean 'logits'", "float32[4, 3]", "'f/g'", "taps"], id="student"),
         pytest.param("teacher/stage", ["'logits' float32[4, 3]", "taps of the teacher's adapter"], id="teacher"),
         pytest.param("batch/labels", ["did you mean 'label'", "int64[4]"], id="batch"),
-        pytest.param("studnt/logits", ["did you mean 'student'", "'batch', 'student', 'student_params', 'teacher'"], id="root"),
+        pytest.param("studnt/logits", ["did you mean 'student'", "'student_params', 'teacher'"], id="root"),
         pytest.param("logits", ["reads like 'student/logits'"], id="no-root"),
         pytest.param("student", ["there is no such name", "'logits'"], id="no-name"),
     ],
