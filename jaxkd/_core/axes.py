@@ -24,7 +24,7 @@ def data_axis() -> str | None:
 
 
 def mapped_axis() -> str | None:
-    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; raises under others.
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
     Raises:
       ValueError: the code is mapped over devices by another axis of `jax.pmap` or `jax.shard_map`. Nothing would be
@@ -45,7 +45,7 @@ def mapped_axis() -> str | None:
 
 
 def _device_axes() -> list[Any]:
-    """Returns the axes of `jax.pmap` and `jax.shard_map` under which the caller is traced."""
+    """Returns the axes of `jax.pmap` and `jax.shard_map` around the caller."""
     # Both make their axes manual axes of the mesh that is traced under, and `jax.vmap` does not.
     axes = list(jax.sharding.get_abstract_mesh().manual_axes)
     if jax.__version_info__ < (0, 8):

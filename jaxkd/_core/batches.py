@@ -84,7 +84,7 @@ def count_examples(batch: Mapping[str, Any]) -> Array | int:
 
 
 def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
-    """Returns a batch whose ``mask`` also excludes examples: those that a ``[batch]`` array does not include.
+    """Returns a batch whose ``mask`` also excludes examples.
 
     A mask that the batch has, over examples or over their tokens, is kept beside it.
 
@@ -98,7 +98,7 @@ def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
 
 
 def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask broadcast to a shape ``[batch, ...]``, or None without one.
+    """Returns the batch's mask broadcast to a shape ``[batch, ...]``, or None.
 
     A mask over tokens applies to arrays ``[batch, tokens, ...]`` of the same tokens, and to arrays whose rows are the
     tokens of all examples, ``[batch · tokens, ...]``. For any other array, such as a pooled feature ``[batch,
@@ -126,7 +126,7 @@ def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
 
 
 def broadcast(mask: Array, shape: tuple[int, ...]) -> Array | None:
-    """Returns a mask, or weights, broadcast to a shape that begins with their own, or None for another shape.
+    """Broadcasts a mask or weights to a shape that begins with theirs, else None.
 
     The shape may also begin with the number of their entries: rows that are the tokens of all examples.
     """

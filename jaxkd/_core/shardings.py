@@ -44,7 +44,7 @@ def automatic(tree: PyTree) -> PyTree:
 
 
 def together(tree: PyTree, *others: PyTree) -> tuple[PyTree, ...]:
-    """Returns trees that one program can use: on automatic axes, and on the devices of the first placed array.
+    """Returns trees on automatic axes of the devices of the first placed array.
 
     Arrays that are not committed to devices, and those that other hosts share, are returned unmodified.
 

@@ -45,7 +45,7 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def params_of(teacher_state: PyTree) -> PyTree:
-    """Returns the parameters in a teacher's state, of several members by name; other states are returned unmodified.
+    """Returns the parameters in a teacher's state, of several members by name.
 
     >>> params_of({"a": Variables({"w": 1}, {"mean": 2})})
     {'a': {'w': 1}}
@@ -58,7 +58,7 @@ def params_of(teacher_state: PyTree) -> PyTree:
 
 
 def starting_from(what: str, variables: Variables, like: Variables) -> Variables:
-    """Returns a copy of trained variables, in the structure and the dtypes of a model's own.
+    """Copies trained variables in the structure and dtypes of a model's own.
 
     Raises:
       ValueError: they differ in a name or a shape, or a dtype would be narrowed; the message lists the differences.
@@ -125,7 +125,7 @@ def take(state: TrainState, name: str, wrapper: str) -> tuple[TrainState, PyTree
 def optimizer_of_objective(
     optimizer: optax.GradientTransformation, objective_optimizer: optax.GradientTransformation | None
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of an objective's parameters, by default that of the student.
+    """Returns the optimizer of an objective's parameters.
 
     The student's optimizer may hold trees, labels or masks that were made for the student's parameters only. The
     ``init`` of the result therefore refuses parameters that it could not train.
@@ -179,7 +179,7 @@ _KEEPS_SIGN = {
 
 
 def _trained(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool]:
-    """Returns whether the update of each parameter descends: it depends on its gradient, and not as itself.
+    """Returns whether each parameter's update is a descent along its gradient.
 
     This is read from the traced update, since values do not tell a learning rate that begins with 0 from none.
     `optax.set_to_zero` and a constant learning rate of 0 leave no dependence. `optax.masked` returns the gradients
@@ -210,7 +210,7 @@ def _reads(jaxpr: Any, given: Sequence[int], width: int) -> list[int]:
         return functools.reduce(operator.or_, sets, 0)
 
     def turns(factor: Any) -> bool:
-        """Returns whether a factor can be negative, and is not itself computed from gradients."""
+        """Returns whether a factor can be negative and is not derived from gradients."""
         return bool(np.any(factor.val < 0)) if hasattr(factor, "val") else not bits(factor) & inputs >> 1
 
     for eqn in jaxpr.eqns:

@@ -242,7 +242,7 @@ def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
-    """Returns the total as a metric: the sum of the weighted terms, each with the count of its own metric.
+    """Returns the total as a metric: the sum of the weighted terms.
 
     Merged over any batches, it is therefore the sum of what the terms report, times their weights. On a mapped axis, a
     term is this device's share, and the mean of the shares is the global one. Its sum is therefore the share times the

@@ -158,7 +158,7 @@ def _labels(values: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _labeled(metrics: Metrics, labels: tuple[str, ...]) -> dict[str, Mean | Derived]:
-    """Returns metrics of one member that carry the labels of all, under which they are logged."""
+    """Returns metrics of one member with the labels under which all are logged."""
 
     def labeled(metric: Mean | Derived) -> Mean | Derived:
         if isinstance(metric, Derived):

@@ -52,7 +52,7 @@ def lowest(dtype: Any) -> float:
 
 
 def soften(scores: Array, temperature: Any) -> Array:
-    """Returns scores over T, up to a constant for each row, which a softmax over the last axis ignores.
+    """Returns scores over T, up to a constant per row, which a softmax ignores.
 
     The largest is subtracted *before* the division. A compiler that knows T multiplies by 1 / T in one place and
     divides in another; the softmax of large scores would then subtract a maximum that is another rounding of itself.
@@ -88,7 +88,7 @@ def pair(student: Any, teacher: Any, where: Any) -> tuple[Array, Array, Array | 
 
 
 def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
-    """Returns checked, masked logits over T of a softmax, T for each example, and the mask."""
+    """Returns checked, masked logits over T, T for each example, and the mask."""
     student, teacher, where = pair(student, teacher, where)
     _checks.several("student", student, student.shape[-1])
     scale = _checks.temperature(temperature, student.dtype, student.shape[:-1])
@@ -118,7 +118,7 @@ def _excess(gap: Array) -> Array:
 
 
 def kl_terms(gap: Array, p: Array, q: Array) -> Array:
-    """Returns the terms of ``KL(p ‖ q)`` for ``g = log p − log q``, none of them negative.
+    """Returns the nonnegative terms of ``KL(p ‖ q)`` for ``g = log p − log q``.
 
     Since ``Σ (q − p) = 0``, the KL is ``Σ p (g + e⁻ᵍ − 1)``: the rounding errors of the two logarithms, which would
     hide a small KL, cancel term by term.
@@ -186,7 +186,7 @@ def bernoulli_kl(x: Array, y: Array) -> Array:
 
 @bernoulli_kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``σ(y) − σ(x)`` for y, and ``σ(x) σ(−x) (x − y)`` for x, 0 where that is infinite."""
+    """Derivatives ``σ(y) − σ(x)`` by y, and by x; 0 where infinite."""
     x, y = primals
     # Next to 1 a probability has no digits left, and the difference is that of the other outcome.
     upper = x + y > 0

@@ -73,7 +73,7 @@ def widened(a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
 
 
 def mean_of_present(*each: Any) -> Any:
-    """Returns the mean of the values that are not NaN: a function for `derived`, such as of one value per class."""
+    """Returns the mean of the values that are not NaN, a function for `derived`."""
     return jnp.nanmean(jnp.stack(each), axis=0)
 
 

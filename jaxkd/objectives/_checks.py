@@ -65,7 +65,7 @@ def class_labels(context: Context, path: str) -> Array:
 
 
 def rows_within(name: str, context: Context, index: Any, rows: int, what: str) -> None:
-    """Raises if an unmasked index is known and out of range; shapes and traced values pass.
+    """Raises if an unmasked index is known and out of range.
 
     Args:
       name: the objective.
@@ -93,7 +93,7 @@ def rows_within(name: str, context: Context, index: Any, rows: int, what: str) -
 
 
 def _known(x: Any) -> bool:
-    """Returns True for an array with values on this host, and not for a shape or a traced value."""
+    """Returns True for an array whose values are on this host."""
     traced = isinstance(x, jax.core.Tracer) or not isinstance(x, (np.ndarray, jax.Array))
     return not traced and getattr(x, "is_fully_addressable", True)
 

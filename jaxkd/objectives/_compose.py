@@ -132,7 +132,7 @@ def term(
 def _mask(
     context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
 ) -> Array | None:
-    """Returns the mask of a loss: in the shape of its result, or over the tokens of its arguments."""
+    """Returns the mask of a loss, of its result's shape or over its tokens."""
     examples = batches.example_mask(context.batch)
     if where is None:
         if examples is None:

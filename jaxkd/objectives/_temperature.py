@@ -119,7 +119,7 @@ def instance_temperature(
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence, or another loss, at a temperature per example, predicted from the logits.
+    """KL divergence, or another loss, at a temperature predicted per example.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Instance-T.
 
@@ -171,7 +171,7 @@ def instance_temperature(
 
 
 class _Parts(NamedTuple):
-    """What the two objectives differ in: the parameters, and the temperature ``start + span · sigmoid(raw)``."""
+    """Parameters and temperature ``start + span · sigmoid(raw)`` of either objective."""
 
     name: str
     init: Callable[[Array, Context], Any]

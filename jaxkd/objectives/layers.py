@@ -230,7 +230,7 @@ def flatten(x: Array) -> Array:
 
 
 def position_mean(context: Context, x: Array) -> Array:
-    """Averages a feature ``[batch, ..., features]`` over its unmasked tokens or positions.
+    """Averages a feature ``[batch, ..., features]`` over its unmasked positions.
 
     Masked examples, and those without any token, give 0.
 

@@ -74,7 +74,7 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
 
 
 def _anywhere(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a function that runs a compiled one on a state and a batch from different devices or meshes."""
+    """Lets a compiled function run on a state and a batch of different devices."""
     moves = False
 
     @functools.wraps(compiled)

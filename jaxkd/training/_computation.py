@@ -123,7 +123,7 @@ def check_computation(directory: pathlib.Path, stored: Mapping[str, Any], given:
 
 
 def write_programs(directory: pathlib.Path, programs: Mapping[str, Program]) -> None:
-    """Writes the text of all programs, with which a later call finds the first difference."""
+    """Writes the text of all programs, to find a later call's first difference."""
     text = "\n\n".join(f"{name}\n{program.text}" for name, program in programs.items())
     write_atomically(directory / NAME, gzip.compress(text.encode(), mtime=0))
 
@@ -139,7 +139,7 @@ def _read_programs(directory: pathlib.Path) -> dict[str, str]:
 
 
 def _trace_evaluation(kd: Distiller, splits: Mapping[str, Any], state: TrainState, batch: Batch) -> Program:
-    """Traces the evaluation of the first split that lies on the device, or else of a training batch.
+    """Traces the evaluation of a resident split, or else of a training batch.
 
     Reading a batch of a stream may be slow, so that it is done only if the evaluation cannot take a training batch.
     """
@@ -182,7 +182,7 @@ def _digests_of(batch: Batch) -> dict[str, str]:
 
 
 def _sketch(leaf: Any) -> str:
-    """Returns two numbers by which the values of an array are recognized, or else a digest.
+    """Returns two numbers that identify an array's values, or else a digest.
 
     They are the norm and the product with fixed vectors, which rounding changes little and other values much.
 
@@ -206,7 +206,7 @@ def _sketch(leaf: Any) -> str:
 
 
 def _other_values(stored: Mapping[str, str], given: Mapping[str, str]) -> list[str]:
-    """Returns one line for each part of the state, such as the teacher, with other initial values."""
+    """Returns a line for each part of the state whose initial values differ."""
     lines = []
     for part in dict.fromkeys(name.partition("/")[0] for name in given):
         names = [name for name in given if name.partition("/")[0] == part and name in stored]
