@@ -87,7 +87,7 @@ class FolderRemoved(Exception):
 
 
 def expect_present(folder: pathlib.Path) -> None:
-    """Raises `FolderRemoved` if a folder does not exist, so that it is not taken for damaged."""
+    """Raises `FolderRemoved` if a folder does not exist, and is thus not damaged."""
     if not folder.is_dir():
         raise FolderRemoved(folder)
 

@@ -74,7 +74,7 @@ def check_length(train_data: Any, steps: int) -> None:
 
 
 def check_start(key: Any, state: Any) -> None:
-    """Raises unless what a run starts from, if given, is a PRNG key and a usable state.
+    """Raises unless a key is a PRNG key and a state usable, each if it is given.
 
     >>> check_start(0, None)
     Traceback (most recent call last):

@@ -121,7 +121,7 @@ def check_state(directory: pathlib.Path, manifest: Mapping[str, str]) -> None:
 
 
 def check_equal(directory: pathlib.Path, different: Sequence[str], stored: Any) -> None:
-    """Raises ValueError if something is stored and there are lines that say what differs from it."""
+    """Raises ValueError if a run is stored from which something differs, line by line."""
     if stored and different:
         more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
         raise ValueError(
