@@ -41,7 +41,7 @@ class Clock:
             self._step, self._last = step, now
 
     def pause(self) -> None:
-        """Leaves the time since the last step, such as that of an evaluation, out of the speed."""
+        """Leaves the time since the last step, as of an evaluation, out of the speed."""
         self._last = self._now()
 
     def seconds(self) -> float:
