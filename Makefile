@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint bench clean
+.PHONY: help setup demo test test-slow test-all test-oldest lint bench clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
@@ -142,6 +142,18 @@ test-slow: setup  ## run the tests marked slow: large networks, killed processes
 test-all: setup  ## run every test and doctest
 	$(pytest) $(ARGS)
 
+oldest := .venv-oldest
+# The lower bounds of pyproject.toml, as exact versions; what they depend on is chosen by pip.
+bounds := import tomllib; print(*(r.replace(">=", "==") for r in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] \
+	if r.startswith(("jax>", "flax>", "optax>", "orbax"))))
+
+test-oldest: setup  ## run the tests of losses, objectives and the step on the oldest JAX, Flax, optax and orbax that are permitted
+	@[ $(oldest)/.installed -nt pyproject.toml ] || { rm -rf $(oldest) && $(PY) -m venv $(oldest) && \
+	$(oldest)/bin/python -m pip install --quiet --disable-pip-version-check -e . $$($(PY) -c '$(bounds)') \
+		pytest pytest-xdist hypothesis chex scipy grain && : > $(oldest)/.installed; }
+	$(oldest)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup -m "not slow" \
+		tests/losses tests/objectives tests/distillers tests/core jaxkd/losses jaxkd/objectives jaxkd/distillers $(ARGS)
+
 lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -157,4 +169,4 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, placement, m
 	$(PY) -m benchmarks.seeds
 
 clean:  ## remove environments and caches, not runs/
-	rm -rf .venv .venv-3.* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,6 +51,11 @@ def _put_atomically(cache, key, value):
 
 lru_cache.LRUCache.put = _put_atomically  # type: ignore[method-assign]
 
+if not hasattr(jax, "enable_x64"):  # JAX before 0.8
+    from jax import experimental
+
+    jax.enable_x64 = vars(experimental)["enable_x64"]
+
 STRICT = {"jax_numpy_rank_promotion": "raise", "jax_enable_x64": False}
 TESTS_DONE = pytest.StashKey[int]()
 MAPS_BEFORE_CLEARING = 25_000

@@ -194,7 +194,7 @@ class Pair:
                 state, metrics = program(state, self.teacher, self.batch)
             return state, metrics
 
-        program_of: Any = placed.step
+        program_of: Any = jax.jit(placed.step, donate_argnums=0)
         compiled = program_of.lower(self.start, self.batch).compile()
         return {
             "composed": Side(compiled, self.state(), run, composed_traces),

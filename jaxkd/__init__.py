@@ -19,6 +19,19 @@
 """
 
 from importlib import metadata as _metadata
+from pathlib import Path as _Path
+
+try:
+    _unrelated = _Path(str(_metadata.distribution("jaxkd").locate_file("jaxkd"))).resolve()
+except _metadata.PackageNotFoundError:
+    pass
+else:
+    raise ImportError(
+        f"jaxkd: the distribution 'jaxkd' (k-d trees for JAX), which is unrelated, is installed at {_unrelated} and "
+        f"shares the import name with 'jaxkd-toolkit' at {_Path(__file__).parent}. Either may hide or overwrite the "
+        "other's files. Run `pip uninstall jaxkd jaxkd-toolkit` and then `pip install jaxkd-toolkit`, or use an "
+        "environment of its own for each."
+    )
 
 from jaxkd import (
     adapters,

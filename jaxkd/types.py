@@ -6,7 +6,9 @@ user's own code needs no inheritance, no registration and no import beyond this 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,11 @@ Array = jax.Array
 PyTree = Any
 
 Batch = Mapping[str, Any]
-"""A batch: ``image``, ``label``, ``index`` and so on. In an optional boolean ``mask``, False excludes an example."""
+"""A batch: ``image``, ``label``, ``index`` and so on, all the user's.
+
+Three entries have a meaning wherever they exist: in a boolean ``mask``, False excludes an example; ``index`` numbers an
+example in its data set, and ``epoch`` the passes over it, for memory banks and transforms. `RESERVED` entries are those
+that a step adds for its models; a user's entry of such a name is an error."""
 
 Outputs = Mapping[str, Array]
 """Outputs of one forward pass by name: ``logits`` and every tapped feature."""
@@ -26,8 +32,17 @@ Schedule = Callable[[Any], Any]
 STUDENT, OBJECTIVE = "student", "objective"
 """Labels of what a step trains: keys of ``TrainState.opt_state``."""
 
-POSITION = "_position"
-"""Reserved batch entry of a micro-batch: the index of each example in the whole batch."""
+STEP, TAUGHT, POSITION, FEATURE = "step", "teacher", "_position", "feature"
+"""Entries that models are given beside the batch: the number of updates before this step, the teacher's outputs, the
+index of each example in the whole batch of which this is a micro-batch; for the head of an early exit, its feature."""
+
+RESERVED = (STEP, TAUGHT, POSITION)
+"""Names that no batch of the user has."""
+
+UNSEEN = "_unseen"
+"""Reserved teacher output, ``bool[batch]``: True for an example whose inputs are not those that the teacher saw.
+
+`jaxkd.teachers.cached` has it. A step replaces the outputs of these examples by NaN and reports their share."""
 
 REPLICAS = "copies"
 """Reserved key of stacked variables: those of `jaxkd.wrappers.replicate`."""
@@ -36,7 +51,8 @@ DATA_AXIS = "jaxkd_data"
 """The mapped axis over which a batch is split: ``jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS)``.
 
 A step traced under this axis sums losses, gradients and metrics over it; a step traced without it is a
-single-device step. No other setting selects between the two."""
+single-device step, and one under another axis of pmap or shard_map is an error. No other setting selects between
+them."""
 
 
 class Variables(NamedTuple):
@@ -82,6 +98,9 @@ class Context(NamedTuple):
       batch: the batch itself.
       step: the number of updates before this one, an int32 scalar; schedules are functions of it.
       axis_name: the mapped axis that splits the batch, or None if this program sees the whole batch.
+      student_params: the student's parameters as they are stored; `jaxkd.wrappers.precision` and ``quantized`` compute
+        with others. An objective that reads them sends gradients to them.
+      teacher_params: the teacher's parameters, of an ensemble by member; gradients stop here.
     """
 
     student: Outputs
@@ -89,6 +108,8 @@ class Context(NamedTuple):
     batch: Batch
     step: Any
     axis_name: str | None = None
+    student_params: PyTree = {}
+    teacher_params: PyTree = {}
 
 
 class Mean(NamedTuple):
@@ -98,8 +119,58 @@ class Mean(NamedTuple):
     count: Any
 
 
-Metrics = Mapping[str, Mean]
-"""Named means; `jaxkd.metrics.compute` divides them."""
+@jax.tree_util.register_pytree_node_class
+class LabeledMean(Mean):
+    """Means ``[n]`` of n runs, with a label for each, by which they are logged."""
+
+    labels: tuple[str, ...] = ()
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], tuple[str, ...]]:
+        """Returns the arrays, and the labels as static data."""
+        return (self.sum, self.count), self.labels
+
+    @classmethod
+    def tree_unflatten(cls, labels: tuple[str, ...], children: Any) -> LabeledMean:
+        """Inverts `tree_flatten`."""
+        mean = cls(*children)
+        mean.labels = labels
+        return mean
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parts"], meta_fields=["function", "labels"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class Derived:
+    """Value computed from means after these are merged, from `jaxkd.metrics.derived`.
+
+    A sum of means with different counts, a perplexity and an F1 score are no means themselves.
+
+    Attributes:
+      parts: sums and counts ``[..., parts]``, which merge like any mean.
+      function: maps the merged parts to the value. It is static data of the pytree.
+      labels: of values ``[n]`` of n runs, a label for each, by which they are logged.
+    """
+
+    parts: Mean
+    function: Callable[[Mean], Any]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def sum(self) -> Any:
+        """The value of these parts; not to be added to another one."""
+        return self.function(self.parts)
+
+    @property
+    def count(self) -> Any:
+        """1 where a part includes anything, and 0 elsewhere."""
+        return (self.parts.count != 0).any(axis=-1).astype(self.parts.count.dtype)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterates over the sum and the count, like a `Mean`."""
+        return iter((self.sum, self.count))
+
+
+Metrics = Mapping[str, Mean | Derived]
+"""Named means, and values derived from means; `jaxkd.metrics.compute` divides them."""
 
 
 class ObjectiveVars(NamedTuple):

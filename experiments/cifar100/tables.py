@@ -14,7 +14,7 @@ EXTREMES = 5
 def defined(pair: str, method: str) -> bool:
     """Returns whether the method exists for the pair: some need layers of one shape."""
     teacher, student = pair.split(":")
-    return methods.undefined(method, teacher, student, problem.PROBLEM) is None
+    return methods.defined(method, teacher, student, problem.PROBLEM)
 
 
 def best_title(found: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 import jaxkd
@@ -19,7 +18,7 @@ from experiments.digits.config import LAYERS, Config, Method, objective
 from experiments.kit import command, inputs, methods, recipe, training
 from jaxkd import adapters, data, teachers
 from jaxkd.training import FitResult
-from jaxkd.types import Distiller, Model, Variables
+from jaxkd.types import Model, Variables
 
 normalize = inputs.normalize_digits
 
@@ -61,12 +60,6 @@ def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:
     return dataset._replace(arrays={**dataset.arrays, "label": label, "labelled": np.full(count, labelled)})
 
 
-def for_teachers(config: Config) -> inputs.Seeds:
-    """Returns all training examples with their labels, in the order of each seed."""
-    train = with_labels(data.load("digits", "train"), True)
-    return inputs.Seeds([data.Resident(train, 2 * config.batch, drop_remainder=True)], command.seeds(config, 2))
-
-
 @functools.lru_cache(maxsize=4)  # all methods share one input, whose program is compiled once
 def for_students(config: Config) -> inputs.Seeds:
     """Returns each seed's labelled examples, and all images without labels."""
@@ -86,33 +79,28 @@ def held_out(split: str) -> data.Resident:
 def train_teachers(config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains a teacher for each seed, on all labels."""
     model, ce = network(config.teacher_widths), methods.cross_entropy(where="batch/labelled")
-
-    def build(own: Any, optimizer: optax.GradientTransformation) -> Distiller:
-        return jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer)
-
-    own, loader, rate = [()] * config.seeds, for_teachers(config), config.teacher_learning_rate
-    return _run("teacher", build, own, loader, (config.teacher_epochs, rate), config, directory)
+    images = data.Resident(with_labels(data.load("digits", "train"), True), 2 * config.batch, drop_remainder=True)
+    loader, own = inputs.Seeds([images], command.seeds(config, 2)), [()] * config.seeds
+    length = config.teacher_epochs, config.teacher_learning_rate
+    return _run("teacher", lambda _: (model, teachers.none(), ce), own, loader, length, config, directory)
 
 
 def train_students(method: Method, weights: Variables, config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains a student for each seed, taught by that seed's teacher."""
-
-    def build(own: Variables, optimizer: optax.GradientTransformation) -> Distiller:
-        teacher = teachers.frozen(network(config.teacher_widths), own)
-        return jaxkd.distill(network(config.student_widths), teacher, objective(method, config), optimizer=optimizer)
-
-    own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
-    return _run(method, build, own, for_students(config), (config.epochs, config.learning_rate), config, directory)
+    model, large, terms = network(config.student_widths), network(config.teacher_widths), objective(method, config)
+    own, loader = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)], for_students(config)
+    length = config.epochs, config.learning_rate
+    return _run(method, lambda own: (model, teachers.frozen(large, own), terms), own, loader, length, config, directory)
 
 
 def _run(
-    name: str, build: Any, own: Any, train: inputs.Seeds, length: tuple[int, float], config: Config, directory: Any
+    name: str, parts: Any, own: Any, train: inputs.Seeds, length: tuple[int, float], config: Config, directory: Any
 ) -> FitResult:
-    """Trains all seeds for so many epochs, at a learning rate."""
+    """Trains ``parts(own) -> (student, teacher, objective)`` of all seeds for so many epochs, at a learning rate."""
     (epochs, rate), epoch = length, train.steps_per_epoch
     optimizer, looks = recipe.adam(rate, epochs * epoch), {"train_transform": normalize, "eval_transform": normalize}
     _, result = training.run_seeds(
-        lambda own: jaxkd.distillers.preprocess(build(own, optimizer), **looks),
+        lambda own: jaxkd.distillers.preprocess(jaxkd.distill(*parts(own), optimizer=optimizer), **looks),
         own,
         train,
         {"validation": held_out("validation")},

@@ -2,9 +2,7 @@
 
 The seeds of a pair and a method can be trained as one program, which is for accelerators that one small student leaves
 idle. Every seed then has the initial weights, the order of batches and the views of a run of its own, and the same
-results up to rounding. A seed whose loss becomes infinite ends the training of all. On a CPU, convolutions with
-different kernels become a grouped one, and four seeds of resnet8 ran at 0.27 of the speed of one after the other
-(benchmarks/results/seeds.log).
+results up to rounding. A seed whose loss becomes infinite ends the training of all.
 """
 
 import contextlib
@@ -20,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import command, files, inputs, measures, methods, taps, teachers, training
+from experiments.kit import files, inputs, measures, methods, taps, teachers, training
 from experiments.kit.recipe import Problem, Protocol, Transform
 from experiments.kit.teachers import Place
-from jaxkd import data, models, weights
+from jaxkd import data, models
 from jaxkd.types import Distiller, Variables
 
 
@@ -65,7 +63,7 @@ def split(pair: str) -> tuple[str, str]:
 def wanted(pairs: Sequence[str], names: Sequence[str], seeds: Sequence[int], problem: Problem) -> list[Cell]:
     """Returns the cells of pairs, seeds and those methods that exist for a pair, seed by seed."""
     cells = (Cell(*split(pair), name, seed) for pair, seed, name in itertools.product(pairs, seeds, names))
-    return [cell for cell in cells if methods.undefined(cell.method, *cell[:2], problem) is None]
+    return [cell for cell in cells if methods.defined(cell.method, *cell[:2], problem)]
 
 
 def run_free(
@@ -163,7 +161,7 @@ def source(
     cell: Cell, method: methods.Method, trained: teachers.Trained, train: data.Dataset, place: Place
 ) -> tuple[jaxkd.Teacher, Any]:
     """Returns the teacher of a method (none, cached or live) and the input."""
-    loader = inputs.training(train, place.protocol, cell.seed)
+    loader = data.Resident(train, place.protocol.batch_size, cell.seed)
     if cell.method == "student":
         return jaxkd.teachers.none(), loader
     if reads_cache(cell, place.protocol):
@@ -205,28 +203,26 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         kd = jaxkd.distillers.sweep(lambda seed: placed(work, seed, place), batch_axis=0, seed=seeds)
     else:
         kd, keys = placed(work, seeds[0], place), jax.random.key(seeds[0])
-    clock = training.Clock(directory / "seconds.json")
     cells = {"cells": [list(cell) for cell in each]} if several else {"cell": list(each[0])}
-    result = training.run(
+    own = {"best": None} if several else {}  # each of several seeds has its own best epoch
+    result, seconds = training.timed(
         kd,
         loader,
         work.splits,
+        directory,
         steps=work.steps,
         eval_every=place.protocol.eval_every * loader.steps_per_epoch,
-        checkpoint_every=loader.steps_per_epoch,
         key=keys,
-        best=None if several else training.judge(work.splits),  # each of several seeds has its own best epoch
-        directory=directory,
         config={"steps": work.steps, **cells, "protocol": place.protocol.settings()},
-        on_eval=clock,
         progress=place.progress,
+        **own,
     )
     kept = []
     for i, cell in enumerate(each):
         if cell in pending:
             state = jaxkd.distillers.select_run(result.state, i) if several else result.state
             curve = training.curve(training.of_seed(result.history, i) if several else result.history)
-            kept.append((cell, keep(cell, work, state.student, clock.seconds / len(seeds), curve, place)))
+            kept.append((cell, keep(cell, work, state.student, seconds / len(seeds), curve, place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all cells are finished; their weights are kept
     return kept
 
@@ -235,34 +231,25 @@ def keep(
     cell: Cell, work: Work, variables: Variables, seconds: float, curve: Mapping[str, Any], place: Place
 ) -> dict[str, Any]:
     """Measures a student, writes its weights and ``cell.json``, and returns these."""
-    kept = {
-        **{"pair": cell.pair, "method": cell.method, "seed": cell.seed, "protocol": place.protocol.settings()},
-        **{"steps": work.steps, "seconds": seconds},
+    found = {
+        **{"pair": cell.pair, "method": cell.method, "seed": cell.seed, "steps": work.steps, "seconds": seconds},
         "images_per_second": work.steps * place.protocol.batch_size / seconds,
-        "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
         **{"curve": curve, "best": training.best(curve), "test": measure(cell, variables, work.trained, place)},
-        **command.record(),
     }
-    directory = place.directory(cell)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights.save_safetensors(directory / "student.safetensors", variables, overwrite=True)
-    files.write_json(place.file(cell), kept, indent=1)
-    return kept
+    return place.keep(place.directory(cell) / "student.safetensors", place.file(cell), variables, found)
 
 
 def measure(cell: Cell, variables: Any, trained: teachers.Trained, place: Place) -> dict[str, Any]:
     """Returns the measures of a student on the test images."""
-    problem, bf16 = place.problem, place.protocol.bf16
-    test = problem.load(place.data_dir, "test")
+    problem, test = place.problem, place.problem.load(place.data_dir, "test")
     labels = test.arrays["label"]
     some = measures.subset(len(labels))
     part = test._replace(arrays={name: value[some] for name, value in test.arrays.items()})
 
     def features(name: str, variables: Any) -> dict[str, np.ndarray]:
         stages = tuple(taps.stages(name))
-        return training.outputs_of(problem.model(name, stages, bf16), variables, part, stages, problem.normalize)
+        model = problem.model(name, stages, place.protocol.bf16)
+        return training.outputs_of(model, variables, part, stages, problem.normalize)
 
-    model = problem.model(cell.student, (), bf16)
-    logits = training.outputs_of(model, variables, test, ("logits",), problem.normalize)["logits"]
     both = features(cell.student, variables), features(cell.teacher, trained.variables)
-    return measures.describe(logits, labels, trained.test_logits, *both)
+    return measures.describe(place.test_logits(cell.student, variables), labels, trained.test_logits, *both)

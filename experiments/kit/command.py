@@ -10,11 +10,12 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import tyro
+from flax.traverse_util import flatten_dict
 from rich.console import Console
 
 from experiments.kit import files
@@ -69,18 +70,6 @@ def plain(config: Any, *leave_out: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in leave_out}
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the settings of nested mappings by dotted names.
-
-    >>> flat({"epochs": 2, "weights": {"kd": 4.0}})
-    {'epochs': 2, 'weights.kd': 4.0}
-    """
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
-
-
 @contextlib.contextmanager
 def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "choose another --out") -> Iterator[None]:
     """Holds the output folder of a run, whose settings are kept in ``config.json``."""
@@ -89,11 +78,11 @@ def own_folder(out: pathlib.Path, settings: Mapping[str, Any], instead: str = "c
     with files.claim(out / "run") as ours:
         if not ours:
             raise Refused(f"another run is at work in {out}; wait for its end, or choose another --out.")
-        stored, given = flat(json.loads(path.read_text()) if path.exists() else settings), flat(settings)
-        different = [name for name in sorted({**stored, **given}) if stored.get(name) != given.get(name)]
-        if different:
-            pairs = ((name, stored.get(name, "nothing"), given.get(name, "nothing")) for name in different)
-            listed = "\n  ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in pairs)
+        stored = json.loads(path.read_text()) if path.exists() else settings
+        there, here = (flatten_dict(dict(one), sep=".") for one in (stored, settings))
+        values = {name: (there.get(name, "nothing"), here.get(name, "nothing")) for name in sorted(there | here)}
+        if different := [f"{name}: {a!r} there, {b!r} here" for name, (a, b) in values.items() if a != b]:
+            listed = "\n  ".join(different)
             raise Refused(
                 f"{out} holds a run with other settings:\n  {listed}\nMake them equal to resume it, {instead}."
             )
@@ -153,14 +142,11 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
         raise ValueError(f"--workers: processes ended with {codes}; finished cells are kept. Run the command again.")
 
 
-def check_names(option: str, names: Iterable[str], available: Iterable[str]) -> None:
+def check_names(option: str, names: Iterable[str], available: Collection[str]) -> None:
     """Raises unless every name of an option is available."""
-    available = list(available)
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")
 
-
-# The device and the package versions that a number was computed with.
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -171,11 +157,6 @@ def packages(*more: str) -> dict[str, str]:
     return {"python": platform.python_version()} | versions
 
 
-def device() -> str:
-    """Returns the kind of the first device."""
-    return str(jax.devices()[0].device_kind)
-
-
-def record() -> dict[str, Any]:
-    """Returns the device and the versions, as a cell keeps them."""
-    return {"device": device(), "versions": packages()}
+def record(*more: str) -> dict[str, Any]:
+    """Returns the device and the versions that a number was computed with."""
+    return {"device": jax.devices()[0].device_kind, "versions": packages(*more)}

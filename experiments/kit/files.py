@@ -3,10 +3,11 @@
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from jaxkd.training import write_atomically
 
 
 @contextlib.contextmanager
@@ -26,14 +27,9 @@ def claim(path: pathlib.Path, wait: bool = False) -> Iterator[bool]:
 
 
 def write(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file atomically: a reader sees the old content or all of the new."""
+    """Writes a file and its folder; a reader sees the old content or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with new.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    write_atomically(path, content)
 
 
 def write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:

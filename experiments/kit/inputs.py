@@ -41,11 +41,6 @@ def parts(train: data.Dataset, protocol: Protocol, student: bool) -> tuple[data.
     return train, held
 
 
-def training(dataset: data.Dataset, protocol: Protocol, seed: int) -> data.Resident:
-    """Returns batches to train on, in the seed's own order."""
-    return data.Resident(dataset, protocol.batch_size, seed)
-
-
 def evaluations(
     test: data.Dataset, held: data.Dataset | None, teacher_logits: np.ndarray | None = None
 ) -> dict[str, data.Resident]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import log_softmax
 
 from jaxkd import metrics
 
@@ -26,7 +27,7 @@ def describe(
       and ``kl_to_teacher``; with features ``cka``.
     """
     logits, labels = _checked("logits", logits, labels)
-    log_probabilities = log_softmax(logits)
+    log_probabilities = log_softmax(logits, axis=-1)
     probabilities = np.exp(log_probabilities)
     chosen = logits.argmax(-1)
     found: dict[str, Any] = {
@@ -48,19 +49,13 @@ def describe(
     return found
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns log-probabilities, finite for logits of any finite size."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
 def kl(teacher: np.ndarray, student: np.ndarray) -> float:
     """Mean of ``KL(teacher ‖ student)`` in nats, of logits ``[examples, classes]``.
 
     >>> round(kl(np.array([[0.0, 0.0]]), np.array([[np.log(3.0), 0.0]])), 4)  # log(4 / 3) / 2
     0.1438
     """
-    p, q = log_softmax(teacher.astype(np.float64)), log_softmax(student.astype(np.float64))
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (teacher, student))
     return max(float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1))), 0.0)  # only rounding makes it negative
 
 

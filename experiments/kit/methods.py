@@ -122,19 +122,22 @@ def _both(tap: str) -> tuple[str, str]:
     return f"student/{tap}", f"teacher/{tap}"
 
 
-def _logits(loss: Callable[..., Any], **hyperparameters: Any) -> Term:
-    return lambda of, weight: jaxkd.term(loss, *_both("logits"), weight=weight, **hyperparameters)
+def _between(tap: str | Callable[[Setting], str], make: Callable[..., Objective], **options: Any) -> Term:
+    """Returns a term between the students' and the teachers' outputs at a tap, which may depend on the setting."""
+    return lambda of, weight: make(*_both(tap if isinstance(tap, str) else tap(of)), weight=weight, **options)
 
 
-def _embeddings(loss: Callable[..., Any]) -> Term:
-    return lambda of, weight: jaxkd.term(loss, *_both(of.embedding), weight=weight)
+def _loss(loss: Callable[..., Any]) -> Callable[..., Objective]:
+    return functools.partial(jaxkd.term, loss)
 
 
-def _stages(loss: Callable[..., Any]) -> Term:
+def _embedding(of: Setting) -> str:
+    return of.embedding
+
+
+def _stages(make: Callable[..., Objective]) -> Term:
     """Returns a term for every stage, all of one weight."""
-    return lambda of, weight: jaxkd.combine(
-        **{tap: jaxkd.term(loss, *_both(tap), weight=weight) for tap in of.compared}
-    )
+    return lambda of, weight: jaxkd.combine(**{tap: make(*_both(tap), weight=weight) for tap in of.compared})
 
 
 def _last(make: Callable[..., Objective]) -> Term:
@@ -147,15 +150,14 @@ def _last(make: Callable[..., Objective]) -> Term:
     return term
 
 
-def _deeper_weigh_more(make: Callable[..., Objective]) -> Term:
-    """Returns a term ``make(setting, tap, ...)`` for every stage; weights double with depth, up to the whole one."""
+def _deeper_weigh_more(make: Callable[[Setting, str], Callable[..., Objective]]) -> Term:
+    """Returns a term ``make(setting, tap)`` for every stage; weights double with depth, up to the whole one."""
 
     def term(of: Setting, weight: Any) -> Objective:
         made = {}
         for i, stage in enumerate(of.compared):
-            maps = _both(f"{stage}_preact")
-            of_stage = make(of, f"{stage}_preact", *maps, weight=weight * 2.0 ** (i + 1 - len(of.compared)))
-            made[stage] = _of_one_size(of_stage, *maps)
+            maps, share = _both(f"{stage}_preact"), 2.0 ** (i + 1 - len(of.compared))
+            made[stage] = _of_one_size(make(of, f"{stage}_preact")(*maps, weight=weight * share), *maps)
         return jaxkd.combine(**made)
 
     return term
@@ -182,31 +184,9 @@ def _of_one_size(objective: Objective, student_path: str, teacher_path: str) -> 
     )
 
 
-def _kd(of: Setting, weight: Any) -> Objective:
-    return soft_targets(weight, of.temperature)
-
-
-def _hint(of: Setting, weight: Any) -> Objective:
-    return objectives.hint(*_both((of.stages or ("stage1", "stage2"))[1]), weight=weight)
-
-
-def _cc(of: Setting, weight: Any) -> Objective:
-    return objectives.on_embeddings(losses.consecutive_correlation, *_both("pooled"), weight=weight)
-
-
-def _vid(of: Setting, weight: Any) -> Objective:
-    return jaxkd.combine(**{tap: objectives.variational(*_both(tap)) for tap in of.compared})
-
-
-@_deeper_weigh_more
-def _boundaries(of: Setting, tap: str, student: str, teacher: str, weight: float) -> Objective:
-    return objectives.boundary_connector(student, teacher, margin=1.0, weight=weight)
-
-
-@_deeper_weigh_more
-def _overhaul(of: Setting, tap: str, student: str, teacher: str, weight: float) -> Objective:
+def _overhaul(of: Setting, tap: str) -> Callable[..., Objective]:
     assert of.margins is not None
-    return objectives.overhaul_connector(student, teacher, of.margins(tap), weight=weight)
+    return functools.partial(objectives.overhaul_connector, margin=of.margins(tap))
 
 
 def _paraphraser(of: Setting, weight: Any) -> Objective:
@@ -221,14 +201,6 @@ def _flow(of: Setting, weight: Any) -> Objective:
         maps = [(f"{side}/{first}", f"{side}/{second}") for side in ("student", "teacher")]
         made[f"{first}-{second}"] = jaxkd.term(losses.solution_flow, *maps)
     return jaxkd.combine(**made)
-
-
-def _crd(of: Setting, weight: Any) -> Objective:
-    return objectives.crd(*_both("pooled"), of.labels, weight=weight, index_path="batch/row")
-
-
-def _dkd(of: Setting, weight: Any) -> Objective:
-    return decoupled(warm_up(weight, of.steps), dkd_beta(of.teacher, of.student))
 
 
 def _standardized_kl(student: Any, teacher: Any, *, temperature: float, where: Any = None) -> Any:
@@ -277,13 +249,27 @@ def review_weight(teacher: str, student: str) -> float:
     return 0.6 if (teacher, student) == ("resnet56", "resnet20") else 1.0
 
 
-_attention, _selectivity = _stages(losses.attention_transfer), _stages(losses.neuron_selectivity)
-_similarities = _last(functools.partial(jaxkd.term, losses.similarity_preserving))
-_factors = _last(objectives.factor_translator)
-_distances, _angles = _embeddings(losses.distance_relation), _embeddings(losses.angle_relation)
-_probabilities = _embeddings(losses.probabilistic_transfer)
-_dist = _logits(losses.dist, beta=1.0, gamma=1.0, temperature=4.0)
-_standardized = _logits(_standardized_kl, temperature=2.0)
+def _kd(of: Setting, weight: Any) -> Objective:
+    return soft_targets(weight, of.temperature)
+
+
+def _crd(of: Setting, weight: Any) -> Objective:
+    return objectives.crd(*_both("pooled"), of.labels, weight=weight, index_path="batch/row")
+
+
+def _dkd(of: Setting, weight: Any) -> Objective:
+    return decoupled(warm_up(weight, of.steps), dkd_beta(of.teacher, of.student))
+
+
+_attention, _selectivity = _stages(_loss(losses.attention_transfer)), _stages(_loss(losses.neuron_selectivity))
+_hint = _between(lambda of: (of.stages or ("stage1", "stage2"))[1], objectives.hint)
+_similarities, _factors = _last(_loss(losses.similarity_preserving)), _last(objectives.factor_translator)
+_cc = _between("pooled", functools.partial(objectives.on_embeddings, losses.consecutive_correlation))
+_distances, _angles = (_between(_embedding, _loss(one)) for one in (losses.distance_relation, losses.angle_relation))
+_probabilities = _between(_embedding, _loss(losses.probabilistic_transfer))
+_dist = _between("logits", _loss(losses.dist), beta=1.0, gamma=1.0, temperature=4.0)
+_standardized = _between("logits", _loss(_standardized_kl), temperature=2.0)
+_ab, _ofd = _deeper_weigh_more(lambda *_: objectives.boundary_connector), _deeper_weigh_more(_overhaul)
 _rkd_weights = {"distance": 25.0, "angle": 50.0}
 _ft_initial = terms(ft=_paraphraser)
 METHODS: Mapping[str, Method] = {
@@ -293,10 +279,10 @@ METHODS: Mapping[str, Method] = {
     "at": Method("AT", with_labels(at=_attention), each_stage(), {"at": 1000.0}),
     "sp": Method("SP", with_labels(sp=_similarities), last, {"sp": 3000.0}),
     "cc": Method("CC", with_labels(cc=_cc), fixed("pooled"), {"cc": 0.02}),
-    "vid": Method("VID", with_labels(vid=_vid), each_stage()),
+    "vid": Method("VID", with_labels(vid=_stages(objectives.variational)), each_stage(), {"vid": 1.0}),
     "rkd": Method("RKD", with_labels(distance=_distances, angle=_angles), fixed("pooled"), _rkd_weights),
     "pkt": Method("PKT", with_labels(pkt=_probabilities), fixed("pooled"), {"pkt": 3e4}),
-    "ab": Method("AB", with_labels(), each_stage("{}_preact"), {"ab": 3e-3}, terms(ab=_boundaries)),
+    "ab": Method("AB", with_labels(), each_stage("{}_preact"), {"ab": 3e-3}, terms(ab=_ab)),
     "ft": Method("FT", with_labels(ft=_factors), last, {"ft": 200.0}, _ft_initial, train_student=False),
     "fsp": Method("FSP", with_labels(), each_stage("{}", "stem"), {}, terms(fsp=_flow)),
     "nst": Method("NST", with_labels(nst=_selectivity), each_stage(), {"nst": 50.0}),
@@ -305,7 +291,7 @@ METHODS: Mapping[str, Method] = {
     "dkd": Method("DKD", with_labels(dkd=_dkd), fixed(), {"dkd": 1.0}),
     "dist": Method("DIST", with_labels(dist=_dist), fixed(), {"dist": 2.0}),
     "logit_std": Method("KD + logit std.", with_labels(kd=_standardized), fixed(), {"ce": 0.1, "kd": 9.0}),
-    "ofd": Method("OFD", with_labels(ofd=_overhaul), each_stage("{}_preact"), {"ofd": 1e-3}),
+    "ofd": Method("OFD", with_labels(ofd=_ofd), each_stage("{}_preact"), {"ofd": 1e-3}),
     "review": Method("ReviewKD", with_labels(review=_review), fused),
 }
 TITLES = {name: method.title for name, method in METHODS.items()}
@@ -335,14 +321,13 @@ def build(
     return schemes.staged(student, teacher, first, schemes.phases.Stage(objective, optimizer))
 
 
-def undefined(name: str, teacher: str, student: str, problem: Problem) -> str | None:
-    """Returns why a method does not exist for a pair of networks, or None if it does."""
+def defined(name: str, teacher: str, student: str, problem: Problem) -> bool:
+    """Returns whether a pair has stages that a method can compare; FSP needs equal channels."""
     try:
         maps, _ = METHODS[name].taps(teacher, student)
     except ValueError:
-        return "it compares stage by stage, and the two networks have different numbers of stages"
+        return False
     if name != "fsp":
-        return None
+        return True
     of_student, of_teacher = ([problem.shapes(network)[tap][-1] for tap in maps] for network in (student, teacher))
-    different = "FSP compares matrices of channels by channels, and the two networks have different channels"
-    return different if of_student != of_teacher else None
+    return of_student == of_teacher

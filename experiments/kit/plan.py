@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
 import jaxkd
 from experiments.kit import cell as cells
-from experiments.kit import command, methods, report
-from experiments.kit.recipe import Problem, Protocol
+from experiments.kit import methods, report
+from experiments.kit.recipe import Protocol
+from experiments.kit.report import duration
 from experiments.kit.teachers import Place
 from jaxkd.types import Context, Objective
 
@@ -120,8 +122,10 @@ def _students(same: Sequence[cells.Cell], teacher_cost: Network, cost: Network, 
 def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[float, int]:
     """Returns FLOPs of an objective with its gradients, and its checkpoint's bytes."""
     size, key, problem = place.protocol.batch_size, jax.random.key(0), place.problem
-    student, teacher = (_outputs(name, size, problem) for name in (cell.student, cell.teacher))
+    shapes = ({"logits": (problem.classes,), **problem.shapes(name)} for name in (cell.student, cell.teacher))
     batch: Any = _rows(place.protocol)
+    outputs: list[Any] = [{tap: _shape(size, *shape) for tap, shape in one.items()} for one in shapes]
+    student, teacher = outputs
     made = jax.eval_shape(lambda: objective.init(key, Context(student, teacher, batch, jnp.int32(0))))
 
     def value(params: Any, student: Any, state: Any, teacher: Any, batch: Any) -> Any:
@@ -129,11 +133,6 @@ def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[fl
 
     count = flops(jax.grad(value, argnums=(0, 1)), made.params, student, made.state, teacher, batch)
     return count, 2 * _bytes(made.params) + _bytes(made.state)  # with the momenta of the parameters
-
-
-def _outputs(name: str, size: int, problem: Problem) -> dict[str, Any]:
-    taps = {tap: _shape(size, *shape) for tap, shape in problem.shapes(name).items()}
-    return {"logits": _shape(size, problem.classes), **taps}
 
 
 def _cached(cell: cells.Cell, protocol: Protocol) -> bool:
@@ -194,45 +193,22 @@ def _timed(step: Any, state: Any, batch: Any) -> float:
 
 def table(planned: Sequence[Line], workers: int) -> Table:
     """Returns the plan as a table for a terminal."""
-    left = [line for line in planned if line.left]
-    seconds = sum(line.left * line.seconds for line in left)
-    disk = sum(line.runs * line.bytes for line in planned) + workers * max((line.working for line in left), default=0)
-    totals = ("all", "", "", "", "", "", duration(seconds / workers), f"at most {size(disk)}")
     heads = ("", "runs", "done", "steps", "GFLOP a step", "each", "still", "disk")
     rows = [
         (
             *(line.what, str(line.runs), str(line.done), f"{line.steps:,}", f"{line.flops / 1e9:.2f}"),
-            *(duration(line.seconds), duration(line.left * line.seconds), size(line.runs * line.bytes)),
+            *(duration(line.seconds), duration(line.left * line.seconds), decimal(line.runs * line.bytes)),
         )
         for line in planned
     ]
     shown = report.terminal_table(f"What would be run, {workers} at a time", heads, rows)
-    shown.show_footer = True
-    for column, foot in zip(shown.columns, totals, strict=True):
-        column.footer = foot
+    seconds = sum(line.left * line.seconds for line in planned)
+    disk = sum(line.runs * line.bytes for line in planned)
+    disk += workers * max((line.working for line in planned if line.left), default=0)
+    shown.add_section()
+    shown.add_row("all", *("",) * 5, duration(seconds / workers), f"at most {decimal(disk)}")
     shown.caption = (
-        f"Times are for {command.device()}: {STEPS} steps of each network were measured, and what methods add "
-        "follows from its FLOPs. Evaluation and compilation are not included."
+        f"Times are for {jax.devices()[0].device_kind}: {STEPS} steps of each network were measured, and what methods "
+        "add follows from its FLOPs. Evaluation and compilation are not included."
     )
     return shown
-
-
-def duration(seconds: float) -> str:
-    """Returns hours and minutes.
-
-    >>> duration(5400), duration(59)
-    ('1 h 30 min', '1 min')
-    """
-    minutes = round(seconds / 60)
-    if not minutes:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def size(count: float) -> str:
-    """Returns bytes in the largest unit of which there is at least one."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

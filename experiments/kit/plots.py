@@ -73,18 +73,6 @@ def band(axes: Any, x: Any, seeds: Any, style: Style, alpha: float = 0.18, **opt
     return mean
 
 
-def last_quarter(axes: Any, ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Limits axes to the last quarter of some lines ``(x, y)``."""
-    if not ends:
-        return
-    last = max(x[-1] for x, _ in ends)
-    seen = np.concatenate([y[x >= 0.75 * last] for x, y in ends])
-    seen = seen[np.isfinite(seen)]
-    if len(seen):
-        room = max(0.08 * (seen.max() - seen.min()), 0.2)
-        axes.set(xlim=(0.74 * last, 1.01 * last), ylim=(seen.min() - room, seen.max() + room))
-
-
 def gain(axes: Any, row: float, mean: float, half: float | None, style: Style) -> str:
     """Draws a gain with its interval in a row of the axes; returns it as text."""
     axes.errorbar(mean, row, xerr=half, fmt=style["marker"], color=style["color"], capsize=4, markersize=6)
@@ -120,7 +108,11 @@ def pair_learning(title: str, found: Mapping[str, Any]) -> bytes:
             options = {"label": TITLES.get(name, name), "markevery": every, "alpha": min(0.18, 0.8 / len(methods))}
             ends.append((epochs, band(whole, epochs, seeds, style(name), **options)))
             band(end, epochs, seeds, style(name), **options, markersize=5)
-        last_quarter(end, ends)
+        last = max((x[-1] for x, _ in ends), default=0)
+        seen = np.concatenate([[], *(y[x >= 0.75 * last] for x, y in ends)])
+        if len(seen := seen[np.isfinite(seen)]):
+            room = max(0.08 * np.ptp(seen), 0.2)
+            end.set(xlim=(0.74 * last, 1.01 * last), ylim=(seen.min() - room, seen.max() + room))
         if (teacher := found["teacher"]) and teacher["last"] is not None:
             whole.axhline(100 * teacher["last"], color=ALONE, linestyle=":", linewidth=1, label="teacher")
         for axes, subtitle in ((whole, "Whole training"), (end, "Last quarter")):

@@ -6,9 +6,8 @@ A number that is None, which also stands for NaN, is never printed as a number.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from rich.table import Table
-
-from experiments.kit import command
 
 Row = tuple[str, ...]
 NONE = "–"
@@ -43,7 +42,7 @@ def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Ma
 
 def settings_section(results: Mapping[str, Any]) -> str:
     """Returns the last section of a page: the settings and the versions of a run."""
-    settings = command.flat(results["config"]).items()
+    settings = flatten_dict(results["config"], sep=".").items()
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
     table = markdown_table(("setting", "value"), rows, numbers=False)
     return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}.\n"

@@ -81,8 +81,8 @@ def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:
 
 def paired(by_seed: Mapping[int, float | None], baseline: Mapping[int, float | None]) -> dict[str, Any] | None:
     """Returns the `summary` of the differences over the seeds that both have, if any."""
-    both = sorted(set(by_seed) & set(baseline))
-    return summary({seed: _difference(by_seed[seed], baseline[seed]) for seed in both}) if both else None
+    pairs = {seed: (by_seed[seed], baseline[seed]) for seed in by_seed if seed in baseline}
+    return summary({s: None if a is None or b is None else a - b for s, (a, b) in pairs.items()}) if pairs else None
 
 
 def finite(value: float | None) -> float | None:
@@ -172,10 +172,8 @@ def of_teacher(cell: Cell, unlike_published: Callable[..., list[str]]) -> dict[s
 def class_gain(cells: Mapping[int, Cell], alone: Mapping[int, Cell]) -> dict[str, Any] | None:
     """Returns the gain on each class over the student alone, paired over the seeds, if there are any."""
     both = sorted(set(cells) & set(alone))
-    pairs = [zip(cells[seed]["test"]["per_class"], alone[seed]["test"]["per_class"], strict=True) for seed in both]
-    gains = [[_difference(a, b) for a, b in pair] for pair in pairs]
-    means = [None if None in column else float(np.mean(column)) for column in zip(*gains, strict=True)]
-    return {"seeds": both, "mean": means} if both else None
+    ours, theirs = (np.array([one[s]["test"]["per_class"] for s in both], np.float64) for one in (cells, alone))
+    return {"seeds": both, "mean": [finite(x) for x in (ours - theirs).mean(axis=0)]} if both else None
 
 
 def pooled(bins: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, Any]:
@@ -217,35 +215,30 @@ def costs(cells: Sequence[Cell]) -> dict[str, Any]:
 def merged(cells: Iterable[Cell]) -> dict[str, Any]:
     """Returns the devices and versions of cells, and the sum of their seconds."""
     cells = list(cells)
-    versions: dict[str, set[str]] = {}
-    for cell in cells:
-        for name, version in (cell.get("versions") or {}).items():
-            versions.setdefault(name, set()).add(str(version))
+    versions = [cell.get("versions") or {} for cell in cells]
+    names = dict.fromkeys(name for one in versions for name in one)
     return {
         "devices": sorted({cell["device"] for cell in cells if cell.get("device")}),
-        "versions": {name: sorted(found) for name, found in versions.items()},
+        "versions": {name: sorted({str(one[name]) for one in versions if name in one}) for name in names},
         "seconds": sum((cell.get("seconds") or 0 for cell in cells), 0.0),
     }
 
 
 def _comparable(cells: Sequence[Cell]) -> None:
     """Raises unless cells share the protocol; methods may have further settings."""
-    first = cells[0]
-    shared = [field.name for field in dataclasses.fields(Protocol)]
+    shared = [("best", "by"), *(("protocol", field.name) for field in dataclasses.fields(Protocol))]
     earlier: dict[str, Cell] = {}
     for cell in cells:
         other = earlier.setdefault(cell["method"], cell)
-        own = sorted((set(cell["protocol"]) | set(other["protocol"])) - {"seed"})
-        for against, name in (*((first, name) for name in shared), *((other, name) for name in own)):
-            expected, got = (one["protocol"].get(name) for one in (against, cell))
+        own = [("protocol", name) for name in sorted({*cell["protocol"], *other["protocol"]} - {"seed"})]
+        for against, (part, name) in (*((cells[0], key) for key in shared), *((other, key) for key in own)):
+            expected, got = (one[part].get(name) for one in (against, cell))
             if expected != got:
-                as_there = f"expected {name} = {expected}, as {_name(against)} has it"
+                what = "the best epoch chosen on" if part == "best" else f"{name} ="
                 advice = "Cells of other settings do not pair; give them an --out of their own."
-                raise ValueError(f"{_name(cell)}: {as_there}, got {got}. {advice}")
-        expected, got = first["best"]["by"], cell["best"]["by"]
-        if expected != got:
-            chosen = f"expected the best epoch chosen on {expected}, as in {_name(first)}"
-            raise ValueError(f"{_name(cell)}: {chosen}, got {got}.")
+                raise ValueError(
+                    f"{_name(cell)}: expected {what} {expected}, as {_name(against)} has it, got {got}. {advice}"
+                )
 
 
 def _last_or_best(cells: Mapping[int, Cell], when: str) -> dict[int, float]:
@@ -257,11 +250,6 @@ def _of_test(cells: Mapping[int, Cell], name: str) -> dict[str, Any] | None:
     """Returns the summary of a measure; None where no cell has it."""
     found = {seed: cell["test"].get(name) for seed, cell in cells.items()}
     return summary(found) if any(value is not None for value in found.values()) else None
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
-    a, b = finite(a), finite(b)
-    return None if a is None or b is None else a - b
 
 
 def _name(cell: Cell) -> str:

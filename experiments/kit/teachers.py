@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -80,6 +80,21 @@ class Place(NamedTuple):
         variables = weights.fit_to(like, weights.load_safetensors(file.with_name("weights.safetensors")))
         return Trained(name, variables, np.load(file.with_name("test_logits.npy")), file.parent)
 
+    def test_logits(self, name: str, variables: Variables) -> np.ndarray:
+        """Returns a network's logits of the test images."""
+        model, test = self.problem.model(name, (), self.protocol.bf16), self.problem.load(self.data_dir, "test")
+        logits: np.ndarray = training.outputs_of(model, variables, test, ("logits",), self.problem.normalize)["logits"]
+        return logits
+
+    def keep(self, weights_file: pathlib.Path, file: pathlib.Path, variables: Variables, found: Any) -> dict[str, Any]:
+        """Writes a network's weights, and then the JSON file that exists when it is complete; returns its content."""
+        parameters = sum(x.size for x in jax.tree.leaves(variables.params))
+        found = {**found, "parameters": parameters, "protocol": self.protocol.settings(), **command.record()}
+        weights_file.parent.mkdir(parents=True, exist_ok=True)
+        weights.save_safetensors(weights_file, variables, overwrite=True)
+        files.write_json(file, found, indent=1)
+        return found
+
 
 def cached(place: Place, trained: Trained, train: data.Dataset) -> cache.Cache:
     """Returns the teacher's outputs on every view of the students, computed once."""
@@ -105,43 +120,33 @@ def digest(file: str) -> str:
     return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12]
 
 
+@functools.cache
 def shared_views(problem: Problem) -> Transform:
     """Returns the augmentation that all seeds share where outputs are cached."""
-    return _shared(problem.augment)
-
-
-@functools.cache
-def _shared(augment: Callable[[Any], Transform]) -> Transform:
-    return augment(0)
+    return problem.augment(0)
 
 
 def _train(place: Place, name: str) -> None:
-    problem, protocol, directory = place.problem, place.protocol, place.teacher_file(name).parent
+    problem, protocol = place.problem, place.protocol
     train, held = inputs.parts(problem.load(place.data_dir, "train"), protocol, student=False)
-    loader = inputs.training(train, protocol, SEED)
-    epoch = loader.steps_per_epoch  # students with other intervals of evaluations share the teacher
-    steps, model = protocol.teacher_epochs * epoch, problem.model(name, (), protocol.bf16)
+    loader = data.Resident(train, protocol.batch_size, SEED)
+    steps, model = protocol.teacher_epochs * loader.steps_per_epoch, problem.model(name, (), protocol.bf16)
     ce, optimizer = jaxkd.combine(ce=methods.cross_entropy()), problem.optimizer(name, steps)
     kd = training.measured(jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer), model)
-    splits = inputs.evaluations(problem.load(place.data_dir, "test"), held)
-    clock = training.Clock(directory / "seconds.json")
     settings = {key: protocol.settings()[key] for key in ("batch_size", "bf16", "holdout")}
-    result = training.run(
+    result, seconds = training.timed(
         jaxkd.distillers.preprocess(kd, train_transform=problem.augment(SEED), eval_transform=problem.normalize),
         loader,
-        splits,
+        inputs.evaluations(problem.load(place.data_dir, "test"), held),
+        place.teacher_file(name).parent,
         steps=steps,
-        eval_every=epoch,
-        checkpoint_every=epoch,
+        eval_every=loader.steps_per_epoch,  # students with other intervals of evaluations share the teacher
         key=jax.random.key(SEED),
-        best=training.judge(splits),
-        directory=directory,
         config={"steps": steps, "teacher": name, **settings},
-        on_eval=clock,
         progress=place.progress,
     )
     curve = training.curve(result.history)
-    found = {"name": name, "source": "trained", "steps": int(result.state.step), "seconds": clock.seconds}
+    found = {"source": "trained", "steps": int(result.state.step), "seconds": seconds}
     _keep(place, name, result.state.student, found | {"curve": curve, "best": training.best(curve)})
 
 
@@ -157,21 +162,12 @@ def _adopt(place: Place, name: str) -> None:
     else:
         names = weights.torch_cifar(name)
         variables = weights.fit_torch_to(like, state_dict, names=names, ignore=weights.NUM_BATCHES_TRACKED)
-    _keep(place, name, variables, {"name": name, "source": f"sha256 {digest(file)}"})
+    _keep(place, name, variables, {"source": f"sha256 {digest(file)}"})
 
 
 def _keep(place: Place, name: str, variables: Variables, found: dict[str, Any]) -> None:
-    problem, directory = place.problem, place.teacher_file(name).parent
-    directory.mkdir(parents=True, exist_ok=True)
-    test = problem.load(place.data_dir, "test")
-    model = problem.model(name, (), place.protocol.bf16)
-    logits = training.outputs_of(model, variables, test, ("logits",), problem.normalize)["logits"]
-    weights.save_safetensors(directory / "weights.safetensors", variables, overwrite=True)
-    np.save(directory / "test_logits.npy", logits)
-    found |= {
-        "parameters": sum(x.size for x in jax.tree.leaves(variables.params)),
-        "protocol": place.protocol.settings(),
-        "test": measures.describe(logits, test.arrays["label"]),
-        **command.record(),
-    }
-    files.write_json(place.teacher_file(name), found, indent=1)  # last: where it exists, the teacher is complete
+    file, logits = place.teacher_file(name), place.test_logits(name, variables)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file.with_name("test_logits.npy"), logits)
+    test = measures.describe(logits, place.problem.load(place.data_dir, "test").arrays["label"])
+    place.keep(file.with_name("weights.safetensors"), file, variables, {"name": name, **found, "test": test})

@@ -68,9 +68,16 @@ def run(
     return training.fit(kd, train, eval_data=splits, keep=1, chunk=chunk, **options)
 
 
-def judge(splits: Mapping[str, Any]) -> str:
-    """Returns the metric that the best epoch is chosen by."""
-    return f"{'validation' if 'validation' in splits else 'test'}/accuracy"
+def timed(
+    kd: Distiller, train: Any, splits: Mapping[str, Any], directory: pathlib.Path, **options: Any
+) -> tuple[training.FitResult, float]:
+    """Returns the result of `run` with a checkpoint at every epoch and the best one, and its seconds."""
+    clock, best = (
+        Clock(directory / "seconds.json"),
+        "validation/accuracy" if "validation" in splits else "test/accuracy",
+    )
+    options = {"best": best, "checkpoint_every": train.steps_per_epoch, "on_eval": clock, **options}
+    return run(kd, train, splits, directory=directory, **options), clock.seconds
 
 
 def outputs_of(

@@ -50,13 +50,16 @@ def main(config: Config, console: Console) -> None:
 
 def write(config: Config, work: Work) -> dict[str, Any]:
     """Writes the report of finished methods; returns the content of its JSON."""
-    rows = {name: json.loads(work.path(name).read_text()) for name in METHODS if work.path(name).exists()}
-    for name, row in rows.items():
-        if work.path(name, "times").exists():
-            row["time"] = json.loads(work.path(name, "times").read_text())
-        row |= {"title": METHODS[name].title, "group": METHODS[name].group}
-    results: dict[str, Any] = {"rows": rows, "networks": work.networks(), "config": config.identity()}
-    results |= {"versions": command.packages("scikit-learn"), "device": command.device()}
+    found, times = work.read("rows"), work.read("times")
+    rows = {name: found[name] | {"title": m.title, "group": m.group} for name, m in METHODS.items() if name in found}
+    for name in rows.keys() & times:
+        rows[name]["time"] = times[name]
+    results = {
+        "rows": rows,
+        "networks": work.read("networks"),
+        "config": config.identity(),
+        **command.record("scikit-learn"),
+    }
     files.write(config.out / "gains.png", plots.gains(results))
     files.write(config.out / "curves.png", plots.learning(results))
     if any(name.startswith("gap_") for name in rows):
@@ -78,10 +81,9 @@ class Work:
         """Returns the file of a finished method, or of its time, in ``"times"``."""
         return self._out / folder / f"{name}.json"
 
-    def networks(self) -> dict[str, Any]:
-        """Returns the accuracy and the size of the networks that methods begin with."""
-        paths = sorted((self._out / "networks").glob("*.json"))
-        return {path.stem: json.loads(path.read_text()) for path in paths}
+    def read(self, folder: str) -> dict[str, Any]:
+        """Returns the content of a folder's files by name: of ``rows``, ``times``, ``networks`` or ``trainings``."""
+        return {path.stem: json.loads(path.read_text()) for path in sorted((self._out / folder).glob("*.json"))}
 
     def row(self, name: str) -> dict[str, Any]:
         """Returns the results of a method and of its baselines at equal cost."""

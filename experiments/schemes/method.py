@@ -94,15 +94,14 @@ class Setting(NamedTuple):
         """Returns the problem's optimizer, for so many steps."""
         return self.problem.optimizer(self.steps if steps is None else steps)
 
-    def teacher(self, own: Own, name: str = "teacher", size: str = "teacher") -> Teacher:
-        """Returns a trained network as a teacher."""
-        return teachers.frozen(self.problem.network(size), own[name])
+    def teacher(self, own: Own, name: str = "teacher", size: str | None = None) -> Teacher:
+        """Returns a trained network as a teacher, of the size that its name says or another."""
+        return teachers.frozen(self.problem.network(size or name), own[name])
 
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
         """Returns a distiller for stored images: augmented and normalized (or ``train``), then transformed further."""
-        usual = data.compose(self.problem.augment, self.problem.normalize)
-        look = data.compose(self.problem.normalize, *more)
-        return jaxkd.distillers.preprocess(kd, train_transform=data.compose(train or usual, *more), eval_transform=look)
+        look, train = data.compose(self.problem.normalize, *more), data.compose(train or self.problem.look, *more)
+        return jaxkd.distillers.preprocess(kd, train_transform=train, eval_transform=look)
 
     def training(
         self,
@@ -148,9 +147,9 @@ def taught(
     return setting.training(kd, *more, steps=steps, model=model, needs=needs)
 
 
-def supervised(setting: Setting, steps: int, model: Model, *more: Transform) -> Training:
+def supervised(setting: Setting, steps: int, model: Model, *more: Transform, objective: Objective = LABELS) -> Training:
     """Returns the training of a network alone."""
-    return taught(setting, steps, model, None, *more, objective=LABELS, needs=())
+    return taught(setting, steps, model, None, *more, objective=objective, needs=())
 
 
 def alone(setting: Setting, steps: int) -> Training:

@@ -36,6 +36,11 @@ class Problem(NamedTuple):
     optimizer: Callable[[int], optax.GradientTransformation]  # optimizer for so many steps
     mapped: bool  # whether the seeds are trained as one program
 
+    @property
+    def look(self) -> Transform:
+        """Transform of a training image: augmentation, then normalization."""
+        return data.compose(self.augment, self.normalize)
+
     def network(self, size: str, **options: Any) -> Model:
         """Returns a network tapped at its three stages and at ``pooled``."""
         return jaxkd.adapters.linen(self.module(size), taps=self.taps(size), **options)

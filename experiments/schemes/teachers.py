@@ -27,17 +27,17 @@ class Network(NamedTuple):
     classes: tuple[float, float] | None = None  # the part that it learns, ``(first, last)`` as shares of all classes
 
 
-def _network(size: str, setting: Setting) -> Model:
-    return setting.problem.network(size)
+def _of_size(size: str) -> Callable[[Setting], Model]:
+    return lambda setting: setting.problem.network(size)
 
 
 LEFT = functools.partial(data.halves, entries=("left", "right"))
 PEN = functools.partial(data.strokes, steps=24)
 
 NETWORKS: dict[str, Network] = {
-    **{size: Network(functools.partial(_network, size)) for size in SIZES},
-    "half_a": Network(functools.partial(_network, "half"), classes=(0.0, 0.5)),
-    "half_b": Network(functools.partial(_network, "half"), classes=(0.5, 1.0)),
+    **{size: Network(_of_size(size)) for size in SIZES},
+    "half_a": Network(_of_size("half"), classes=(0.0, 0.5)),
+    "half_b": Network(_of_size("half"), classes=(0.5, 1.0)),
     "lstm": Network(lambda setting: setting.problem.lstm("teacher")),
     "left": Network(lambda setting: wrappers.with_inputs(setting.problem.network("left"), image="left"), (LEFT,)),
 }

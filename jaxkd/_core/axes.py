@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,17 +11,48 @@ from jaxkd._core.batches import example_mask
 from jaxkd.types import DATA_AXIS, Array, Context, PyTree
 
 
-def mapped_axis() -> str | None:
+def data_axis() -> str | None:
     """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
-    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
-    (True, Array([0.], dtype=float32))
+    This is for models, which users may call in their own step, under an axis of their own.
     """
     try:
         jax.lax.axis_size(DATA_AXIS)
     except NameError:
         return None
     return DATA_AXIS
+
+
+def mapped_axis() -> str | None:
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; raises under others.
+
+    Raises:
+      ValueError: the code is mapped over devices by another axis of `jax.pmap` or `jax.shard_map`. Nothing would be
+        averaged over it. Axes of `jax.vmap` are free: their lanes are separate runs, such as seeds. JAX before
+        0.8 cannot tell a named axis of `jax.vmap` from one of `jax.pmap`, so that either is refused.
+
+    >>> mapped_axis() is None, jax.vmap(lambda x: x * (mapped_axis() is None), axis_name=DATA_AXIS)(jnp.ones(1))
+    (True, Array([0.], dtype=float32))
+    """
+    if unknown := [name for name in _device_axes() if name != DATA_AXIS]:
+        raise ValueError(
+            f"step: expected jaxkd.DATA_AXIS as the only axis that is mapped over devices, got {unknown}. Gradients, "
+            "metrics and statistics would not be averaged over it, and each device would train a student of its own. "
+            "Name the axis: jax.pmap(kd.step, axis_name=jaxkd.DATA_AXIS), or use jaxkd.parallel.pmap(kd) or "
+            "jaxkd.parallel.shard(kd, mesh). For independent runs, use jax.vmap or jaxkd.distillers.sweep."
+        )
+    return data_axis()
+
+
+def _device_axes() -> list[Any]:
+    """Returns the axes of `jax.pmap` and `jax.shard_map` under which the caller is traced."""
+    # Both make their axes manual axes of the mesh that is traced under, and `jax.vmap` does not.
+    axes = list(jax.sharding.get_abstract_mesh().manual_axes)
+    if jax.__version_info__ < (0, 8):
+        # There `jax.pmap` has no mesh. Its axis is found among all named ones, those of `jax.vmap` included.
+        core: Any = jax._src.core
+        axes += list(core.get_axis_env().axis_sizes)
+    return axes
 
 
 def positions(mask: Array | None, size: int, axis_name: str | None) -> Array:
@@ -55,14 +88,17 @@ def average_over_devices(tree: PyTree, axis_name: str, unchanged: PyTree = ()) -
         known = id(x) in same or (typed and axis_name not in _varies_over(x))
         if known or jnp.issubdtype(x.dtype, jax.dtypes.extended):
             return x
-        return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, axis_name)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.pmax(x, axis_name)
+        return jax.lax.psum(x / jax.lax.axis_size(axis_name), axis_name)  # divided first, so that no sum overflows
 
     return jax.tree.map(mean, tree)
 
 
 def _varies_over(x: Array) -> frozenset[str]:
     """Returns the mapped axes over which an array is known to vary."""
-    axes: frozenset[str] = jax.typeof(x).manual_axis_type.varying
+    type_: Any = jax.typeof(x)  # before JAX 0.9 the attribute was `vma`
+    axes: frozenset[str] = type_.manual_axis_type.varying if hasattr(type_, "manual_axis_type") else type_.vma
     return axes
 
 
@@ -75,7 +111,10 @@ def mark_varying(tree: PyTree, axis_name: str | None) -> PyTree:
     if axis_name is None:
         return tree
     try:
-        return jax.lax.pcast(tree, axis_name, to="varying")
+        lax: Any = jax.lax
+        if not hasattr(lax, "pcast"):  # JAX before 0.8
+            return lax.pvary(tree, axis_name)
+        return lax.pcast(tree, axis_name, to="varying")
     except ValueError:  # an axis of `jax.vmap`, whose lanes are separate already
         return tree
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxkd.types import Array
 
 _REPLICAS: contextvars.ContextVar[int | None] = contextvars.ContextVar("jaxkd_replicas", default=None)
+_PACE: contextvars.ContextVar[Array | None] = contextvars.ContextVar("jaxkd_pace", default=None)
 
 
 @contextlib.contextmanager
@@ -68,6 +69,26 @@ def replicas(count: int | None) -> Iterator[None]:
         _REPLICAS.reset(token)
 
 
+@contextlib.contextmanager
+def pace(factors: Array | None) -> Iterator[None]:
+    """Scales the moves of running statistics by a factor per replica ``[groups]``.
+
+    Micro-batches use it: the moves of each replica are then averaged over those micro-batches that hold an unmasked
+    example of this replica, although the states are averaged over the micro-batches of all of them. Where one context
+    contains another, the factors are multiplied.
+
+    >>> with pace(jnp.array([2.0])), pace(jnp.array([3.0])):
+    ...     print(share_of(None, None).pace)
+    [6.]
+    """
+    outer = _PACE.get()
+    token = _PACE.set(factors if outer is None else outer if factors is None else outer * factors)
+    try:
+        yield
+    finally:
+        _PACE.reset(token)
+
+
 class Share(NamedTuple):
     """Examples and devices that share the statistics of a BatchNorm.
 
@@ -77,6 +98,7 @@ class Share(NamedTuple):
       groups: number of replicas into which this device's examples divide.
       devices: number of consecutive devices of the axis that one replica spans.
       size: number of examples on this device, or None for the first dimension of the layer's input.
+      pace: factors ``[groups]`` of the moves of the running statistics, or None for 1; see `pace`.
     """
 
     mask: Array | None
@@ -84,6 +106,7 @@ class Share(NamedTuple):
     groups: int = 1
     devices: int = 1
     size: int | None = None
+    pace: Array | None = None
 
     @property
     def whole(self) -> bool:
@@ -101,7 +124,7 @@ def share_of(mask: Array | None, axis_name: str | None, size: int | None = None,
       ValueError: neither of the numbers of replicas and devices is a multiple of the other.
 
     >>> share_of(None, None, 8, count=4)
-    Share(mask=None, axis_name=None, groups=4, devices=1, size=8)
+    Share(mask=None, axis_name=None, groups=4, devices=1, size=8, pace=None)
     """
     present = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     count = count or _REPLICAS.get() or present
@@ -110,7 +133,9 @@ def share_of(mask: Array | None, axis_name: str | None, size: int | None = None,
             f"BatchNorm: {count} replicas do not fit {present} devices: expected a multiple or a divisor of {present}. "
             "Set replicas= of jaxkd.parallel (1 for the statistics of the whole batch, None for one per device)."
         )
-    return Share(mask, axis_name, max(count // present, 1), max(present // count, 1), size)
+    groups, factors = max(count // present, 1), _PACE.get()
+    own = factors if factors is not None and factors.shape == (groups,) else None
+    return Share(mask, axis_name, groups, max(present // count, 1), size, own)
 
 
 def of_layer(share: Share, layer: Any) -> Share | None:
@@ -174,9 +199,9 @@ def statistics(
         count = jnp.sum(where, axis=axes, dtype=x.dtype)
 
     def total(value: Array) -> Array:
-        return _over_devices(jnp.sum(value if where is None else jnp.where(where, value, 0), axis=axes), share)
+        return over_devices(jnp.sum(value if where is None else jnp.where(where, value, 0), axis=axes), share)
 
-    count = _over_devices(count, share)
+    count = over_devices(count, share)
     safe = jnp.maximum(count, 1)  # a replica whose examples are all masked has mean 0 and variance 0
     mean = total(x) / safe
     if fast:
@@ -196,16 +221,18 @@ def by_replica(normalize: Callable[[Array, Array, Array], Array], x: Array, mean
     return jax.vmap(normalize)(_divide(x, groups), mean, var).reshape(x.shape)
 
 
-def running(old: Array, new: Array, momentum: float, count: Array) -> Array:
+def running(old: Array, new: Array, momentum: float, count: Array, factors: Array | None = None) -> Array:
     """Updates a running statistic ``[features]`` with the mean over the replicas.
 
-    ``new`` ``[groups, features]`` and ``count`` are those of `statistics`; ``momentum`` weights ``old``. A replica
-    without examples keeps the old value.
+    ``new`` ``[groups, features]`` and ``count`` are those of `statistics`; ``momentum`` weights ``old``, and
+    ``factors`` are the share's `pace`. A replica without examples keeps the old value.
 
     >>> running(jnp.zeros(1), jnp.array([[2.0], [8.0]]), 0.5, jnp.array([[3.0], [0.0]]))
     Array([0.5], dtype=float32)
     """
     moved = jnp.where(count > 0, momentum * old[None] + (1 - momentum) * new, old[None])
+    if factors is not None:
+        moved = old[None] + factors.reshape(-1, *(1 for _ in old.shape)) * (moved - old[None])
     return jnp.mean(moved, axis=0).astype(old.dtype)
 
 
@@ -220,7 +247,7 @@ def _divide(x: Array, groups: int) -> Array:
     return x.reshape(groups, rows // groups, *x.shape[1:])
 
 
-def _over_devices(value: Array, share: Share) -> Array:
+def over_devices(value: Array, share: Share) -> Array:
     """Sums over the devices that share this device's replica."""
     if share.axis_name is None or share.devices == 1:
         return value

@@ -1,22 +1,38 @@
-"""Number of examples and mask of a batch, and entries of a step's context by path."""
+"""Number of examples and mask of a batch, and entries of a step's context by path.
+
+Also the examples of a batch that a cached teacher saw otherwise.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
-from jaxkd._core import checks
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import checks, tree_paths
 from jaxkd._core.checks import describe, shape
-from jaxkd.types import Array, Context
+from jaxkd.types import RESERVED, UNSEEN, Array, Context, Mean, Metrics, Outputs, PyTree
 
 Path = str | tuple["Path", ...]
 """Location of an argument, such as ``"student/logits"``; a tuple of paths for a loss that takes several features."""
 
-_ROOTS = ("student", "teacher", "batch")
+_ROOTS = {
+    "student": "Features come from the taps of the student's adapter.",
+    "teacher": "Features come from the taps of the teacher's adapter.",
+    "batch": "",
+    "student_params": "Parts of a parameter's path are joined by slashes.",
+    "teacher_params": "Those of an ensemble begin with the member's name; a teacher of cached outputs has none.",
+}
+_PARAMS = ("student_params", "teacher_params")
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Returns the number of examples: the leading dimension that all arrays share.
+
+    Entries that a step adds for models are left out.
 
     Raises:
       ValueError: the batch is empty, or its arrays disagree.
@@ -25,27 +41,100 @@ def batch_size(batch: Mapping[str, Any]) -> int:
     >>> batch_size({"image": jax.numpy.zeros((8, 4)), "label": jax.numpy.zeros(8, int)})
     8
     """
-    sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in batch.items()}
+    given = {name: x for name, x in batch.items() if name not in RESERVED}
+    sizes = {name: x.shape[0] if getattr(x, "ndim", 0) else None for name, x in given.items()}
     if len(set(sizes.values())) != 1 or None in sizes.values():
         raise ValueError(
-            f"batch: expected a dict of arrays [batch, ...] with one leading dimension, got {describe(batch)}."
+            f"batch: expected a dict of arrays [batch, ...] with one leading dimension, got {describe(given)}."
         )
     return next(iter(sizes.values()))  # type: ignore[return-value]
 
 
 def example_mask(batch: Mapping[str, Any]) -> Array | None:
-    """Returns the batch's checked ``mask``, or None if the batch has none.
+    """Returns the examples that the batch's ``mask`` includes, or None without one.
+
+    A mask over tokens ``[batch, tokens, ...]`` includes an example where it includes any of its tokens.
 
     Raises:
-      ValueError: the mask is not boolean ``[batch]``.
+      ValueError: the mask is not boolean ``[batch]`` or ``[batch, tokens, ...]``.
+
+    >>> example_mask({"mask": jnp.array([[True, False], [False, False]])}).tolist()
+    [True, False]
     """
     mask = batch.get("mask")
-    if mask is not None and (mask.dtype != bool or mask.ndim != 1):
+    if mask is None:
+        return None
+    if not hasattr(mask, "dtype") or mask.dtype != bool or not mask.ndim:
         raise ValueError(
-            f"batch['mask']: expected bool[batch], True for the examples to include, got {shape(mask)}. For a mask "
-            "over tokens use another name and term(..., where='batch/NAME')."
+            "batch['mask']: expected bool[batch] or bool[batch, tokens...], True for the examples or tokens to "
+            f"include, got {shape(mask)}. Another mask for one term is term(..., where='batch/NAME'), and float "
+            "weights are term(..., weights='batch/NAME')."
         )
-    return mask
+    return mask if mask.ndim == 1 else jnp.any(mask, axis=tuple(range(1, mask.ndim)))
+
+
+def count_examples(batch: Mapping[str, Any]) -> Array | int:
+    """Returns the number of examples that the mask includes, all without one.
+
+    >>> int(count_examples({"mask": jnp.array([True, False])})), count_examples({"label": jnp.zeros(3)})
+    (1, 3)
+    """
+    mask = example_mask(batch)
+    return batch_size(batch) if mask is None else jnp.sum(mask, dtype=jnp.float32)
+
+
+def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
+    """Returns a batch whose ``mask`` also excludes examples: those that a ``[batch]`` array does not include.
+
+    A mask that the batch has, over examples or over their tokens, is kept beside it.
+
+    >>> exclude({"mask": jnp.array([[True, False], [True, True]])}, jnp.array([True, False]))["mask"].tolist()
+    [[True, False], [False, False]]
+    """
+    mask = batch.get("mask")
+    if mask is not None:
+        included = mask & included.reshape(-1, *(1,) * (mask.ndim - 1))
+    return {**batch, "mask": included}
+
+
+def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
+    """Returns the batch's mask broadcast to a shape ``[batch, ...]``, or None without one.
+
+    A mask over tokens applies to arrays ``[batch, tokens, ...]`` of the same tokens, and to arrays whose rows are the
+    tokens of all examples, ``[batch · tokens, ...]``. For any other array, such as a pooled feature ``[batch,
+    features]``, it includes the examples with any token.
+
+    Raises:
+      ValueError: the array has another number of examples than the mask.
+
+    >>> context = Context({}, {}, {"mask": jnp.array([[True, False], [False, False]])}, 0)
+    >>> [mask_of_shape(context, shape).tolist() for shape in ((2,), (2, 2), (4,))]
+    [[True, False], [[True, False], [False, False]], [True, False, False, False]]
+    """
+    examples = example_mask(context.batch)
+    if examples is None:
+        return None
+    fitted = broadcast(context.batch["mask"], shape)
+    if fitted is None:
+        fitted = broadcast(examples, shape)
+    if fitted is None:
+        raise ValueError(
+            f"batch['mask']: expected arrays of its {examples.shape[0]} examples, {list(examples.shape)}, got an array "
+            f"{list(shape)}."
+        )
+    return fitted
+
+
+def broadcast(mask: Array, shape: tuple[int, ...]) -> Array | None:
+    """Returns a mask, or weights, broadcast to a shape that begins with their own, or None for another shape.
+
+    The shape may also begin with the number of their entries: rows that are the tokens of all examples.
+    """
+    if mask.shape != tuple(shape[: mask.ndim]):
+        if tuple(shape[:1]) != (mask.size,):
+            return None
+        mask = mask.reshape(-1)
+    return jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(mask.ndim, len(shape)))), shape)
 
 
 def lookup(context: Context, path: Path) -> Any:
@@ -54,6 +143,8 @@ def lookup(context: Context, path: Path) -> Any:
     Args:
       context: outputs and batch of the step.
       path: root, slash and name; the name may itself contain slashes. A tuple or list of paths gives a tuple of values.
+        ``"student_params/head/kernel"`` is a parameter of the student, and ``"teacher_params/..."`` one of the teacher;
+        ``"student_params/embed/embedding.T"`` is a matrix transposed, such as an embedding table used as a kernel.
 
     Raises:
       ValueError: the path is not a string, or its root or name does not exist; the message lists the available ones.
@@ -66,13 +157,71 @@ def lookup(context: Context, path: Path) -> Any:
     if not isinstance(path, str):
         raise ValueError(f"path: expected one such as 'student/logits' or 'batch/label', got {path!r}.")
     root, _, name = path.partition("/")
-    checks.known(root, _ROOTS, f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'.")
+    checks.known(
+        root, list(_ROOTS), f"path {path!r}, root", hint="A path reads like 'student/logits' or 'batch/label'."
+    )
+    if root in _PARAMS:
+        return _parameter(getattr(context, root), path, name)
     found = getattr(context, root)
-    hints = {
-        "student": "Features come from the taps of the student's adapter.",
-        "teacher": "Features come from the taps of the teacher's adapter.",
-        "batch": "",
-    }
-    shapes = {key: checks.shape(value) for key, value in found.items()}
-    checks.known(name, shapes, f"path {path!r}, {root} entry", hint=hints[root])
+    if name not in found:  # an objective of hundreds of terms looks up each of them among hundreds of outputs
+        checks.known(name, checks.shapes(found), f"path {path!r}, {root} entry", hint=_ROOTS[root])
     return found[name]
+
+
+def _parameter(params: PyTree, path: str, name: str) -> Any:
+    """Returns a parameter by its path in the tree, transposed if this ends in ``.T``."""
+    leaves = tree_paths.by_path(params)
+    plain = name.removesuffix(".T")
+    # A parameter boxed with its partitioning is the leaf `value` of the box.
+    found = [x for x in (name, f"{name}/value", plain, f"{plain}/value") if x in leaves]
+    if not found:
+        root = path.partition("/")[0]
+        checks.known(plain, checks.shapes(leaves), f"path {path!r}, {root} parameter", hint=_ROOTS[root])
+    value = leaves[found[0]]
+    if found[0] in (name, f"{name}/value"):
+        return value
+    if len(value.shape) != 2:
+        raise ValueError(f"path {path!r}: expected a matrix to transpose, got {checks.shape(value)}.")
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape[::-1], value.dtype)
+    return value.T
+
+
+UNSEEN_INPUTS = "unseen_inputs"
+"""Metric of a step with a cached teacher: the share of examples whose inputs are not those that the teacher saw."""
+
+
+def split_unseen(outputs: Outputs, batch: Mapping[str, Any]) -> tuple[Outputs, Metrics]:
+    """Returns a teacher's outputs without `jaxkd.types.UNSEEN`, and its metric.
+
+    All floating-point outputs of an unseen example become NaN, so that a loop that reads no metrics notices too. Masked
+    examples are not counted. Without the entry, the outputs are returned unmodified, and no metric.
+
+    >>> outputs = {"logits": jnp.ones((2, 1)), "a/_unseen": jnp.array([False, True])}
+    >>> found, metrics = split_unseen(outputs, {})
+    >>> found["logits"].tolist(), float(metrics[UNSEEN_INPUTS].sum)
+    ([[1.0], [nan]], 1.0)
+    """
+    flags = {name: x for name, x in outputs.items() if name.rpartition("/")[2] == UNSEEN}
+    if not flags:
+        return outputs, {}
+    unseen, mask = functools.reduce(jnp.logical_or, flags.values()), example_mask(batch)
+    counted = jnp.ones(unseen.shape, bool) if mask is None else mask
+    unseen = unseen & counted
+    kept = {name: _without(x, unseen) for name, x in outputs.items() if name not in flags}
+    return kept, {UNSEEN_INPUTS: Mean(jnp.sum(unseen, dtype=jnp.float32), jnp.sum(counted, dtype=jnp.float32))}
+
+
+def is_unseen_metric(name: str) -> bool:
+    """Returns whether a metric is `UNSEEN_INPUTS`, or that of one run of several.
+
+    >>> is_unseen_metric("unseen_inputs[3]"), is_unseen_metric("loss")
+    (True, False)
+    """
+    return name.partition("[")[0] == UNSEEN_INPUTS
+
+
+def _without(x: Array, unseen: Array) -> Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[:1] != unseen.shape:
+        return x
+    return jnp.where(jnp.expand_dims(unseen, tuple(range(1, x.ndim))), jnp.nan, x)

@@ -6,6 +6,20 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState
+
+_FORMS: dict[Any, tuple[str, ...]] = {form: form._fields for form in (Model, Teacher, Objective, Distiller)}
+_MADE_BY = {
+    Model: "Wrap a module in its adapter: jaxkd.adapters.linen(module), nnx(module) or plain(init, apply).",
+    Teacher: "Make one of a model and its weights: jaxkd.teachers.frozen(model, variables). Without a teacher, use "
+    "jaxkd.teachers.none().",
+    Objective: "Bind a loss with jaxkd.term({loss}, 'student/...', 'teacher/...').",
+    Distiller: "Make one with jaxkd.distill(student, teacher, objective, optimizer=...) or a scheme.",
+}
+
 
 def known(name: str, available: Iterable[str] | Mapping[str, str], what: str, *, hint: str = "") -> None:
     """Raises unless ``name`` is one of ``available``.
@@ -76,3 +90,111 @@ def same_shape(name: str, logits: Mapping[str, Any]) -> tuple[int, ...]:
     if len(found) != 1:
         raise ValueError(f"{name}: expected logits of one shape, got {describe(logits)}.")
     return found.pop()
+
+
+def contract(what: str, value: Any, form: Any) -> None:
+    """Raises unless a value has the functions of a contract, such as `Model`.
+
+    Anything that has them is accepted, except where it is known to be something else: another of the four, or a module
+    of Flax, whose methods ``init`` and ``apply`` have other arguments.
+
+    Raises:
+      TypeError: the message tells how one is made.
+
+    >>> contract("distill, student", jax.nn.relu, Model)
+    Traceback (most recent call last):
+    TypeError: distill, student: expected a Model, got the function relu. Wrap a module in its adapter: \
+jaxkd.adapters.linen(module), nnx(module) or plain(init, apply).
+    """
+    other = next((known for known in _FORMS if isinstance(value, known)), None)
+    module = any(base.__module__.startswith("flax.") for base in type(value).__mro__)
+    fits = all(callable(getattr(value, field, None)) for field in _FORMS[form])
+    if isinstance(value, form) or (fits and not (other or module or isinstance(value, type))):
+        return
+    inner = getattr(value, "func", value)  # unwraps a functools.partial
+    advice = _MADE_BY[form].replace("{loss}", str(getattr(inner, "__name__", "loss")) if callable(value) else "loss")
+    if form is Objective and isinstance(value, Mapping):
+        advice = f"Sum objectives by name: jaxkd.combine({', '.join(f'{name}=...' for name in value)})."
+    raise TypeError(f"{what}: expected {_article(form.__name__)}, got {kind(value)}. {advice}")
+
+
+def optimizer(what: str, value: Any) -> None:
+    """Raises unless a value is an optax transformation.
+
+    >>> optimizer("distill, optimizer", jax.nn.relu)
+    Traceback (most recent call last):
+    TypeError: distill, optimizer: expected an optax transformation, such as optax.adam(1e-3), got the function relu. \
+Call it with its learning rate.
+    """
+    if not all(callable(getattr(value, field, None)) for field in ("init", "update")) or hasattr(value, "apply"):
+        advice = " Call it with its learning rate." if callable(value) else ""
+        raise TypeError(
+            f"{what}: expected an optax transformation, such as optax.adam(1e-3), got {kind(value)}.{advice}"
+        )
+
+
+def batch(what: str, value: Any) -> None:
+    """Raises unless a value is a mapping of names to arrays.
+
+    >>> batch("step, batch", {"image": jnp.zeros(2)})
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{what}: expected a dict of arrays by name, such as {{'image': images, 'label': labels}}, got "
+            f"{kind(value)}."
+        )
+    if wrong := {name: kind(x) for name, x in value.items() if isinstance(x, (list, tuple, str, bytes)) or x is None}:
+        raise TypeError(f"{what}: expected arrays, got {wrong}. Convert them, for instance with numpy.asarray.")
+
+
+def key(what: str, value: Any) -> None:
+    """Raises unless a value is a PRNG key.
+
+    >>> key("init, key", jax.random.key(0))
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and value.ndim)):
+        raise TypeError(f"{what}: expected a PRNG key, such as jax.random.key(0), got {kind(value)}.")
+
+
+def state(what: str, value: Any) -> None:
+    """Raises unless a value is a train state whose arrays exist.
+
+    Raises:
+      TypeError: it is something else.
+      ValueError: it was donated to a step.
+    """
+    if not all(hasattr(value, field) for field in TrainState._fields):
+        raise TypeError(
+            f"{what}: expected a TrainState, from init or from the last step, got {kind(value)}. A step returns a "
+            "pair: state, metrics = step(state, batch)."
+        )
+    for x in jax.tree.leaves(value):
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.is_deleted():
+            raise ValueError(
+                f"{what}: expected a state whose arrays exist, got one that was donated to an earlier step. Use the "
+                "state that this step returned: state, metrics = step(state, batch); to keep the old one, copy it: "
+                "jax.tree.map(jax.numpy.copy, state)."
+            )
+
+
+def kind(value: Any) -> str:
+    """Returns a description of a value for messages.
+
+    >>> kind(None), kind({"a": 1}), kind(int), kind(kind)
+    ('None', "a dict of 'a'", 'the class int', 'the function kind')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "shape"):
+        return shape(value)
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return repr(value)
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    name = _article(type(value).__name__)
+    return f"{name} of {', '.join(map(repr, value)) or 'nothing'}" if isinstance(value, Mapping) else name
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"

@@ -87,7 +87,7 @@ class FolderRemoved(Exception):
 
 
 def expect_present(folder: pathlib.Path) -> None:
-    """Raises `FolderRemoved` if a folder does not exist, and is thus not damaged."""
+    """Raises `FolderRemoved` if a folder, which is then not damaged, is missing."""
     if not folder.is_dir():
         raise FolderRemoved(folder)
 

@@ -28,7 +28,7 @@ _held: set[int] = set()  # descriptors of the lock files that this process has o
 
 
 @contextlib.contextmanager
-def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
+def alone(directory: str | os.PathLike[str], *, shared: bool = False) -> Iterator[None]:
     """Locks a directory for this run within a ``with`` block.
 
     The first process of the run holds an advisory lock (``flock``) on a file in the directory. The kernel releases it
@@ -37,6 +37,8 @@ def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
 
     Args:
       directory: folder to lock, created if missing.
+      shared: lock it together with others that share it, and against those that do not. Each process then takes a
+        lock of its own, as they need not call this function together.
 
     Raises:
       ValueError: another run holds the lock, and the message names its process and host; or the lock file is a link or
@@ -51,8 +53,9 @@ def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
     ValueError: another run is using ... (process ... on ...). Wait until it ends, or choose another directory.
     """
     with contextlib.ExitStack() as stack:
-        holder = _take(pathlib.Path(directory), stack) if jax.process_index() == 0 else None
-        if multihost.from_first(int(holder is not None)):
+        kind = "LOCK_SH" if shared else "LOCK_EX"
+        holder = _take(pathlib.Path(directory), stack, kind) if shared or jax.process_index() == 0 else None
+        if (holder is not None) if shared else multihost.from_first(int(holder is not None)):
             raise ValueError(
                 f"another run is using {os.fspath(directory)}{holder or ''}. Wait until it ends, or choose another "
                 "directory."
@@ -60,7 +63,7 @@ def alone(directory: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
+def _take(directory: pathlib.Path, stack: contextlib.ExitStack, kind: str) -> str | None:
     """Takes the lock; returns its other holder, or None if there is none.
 
     Returns None too where the system or the file system has no locks.
@@ -73,7 +76,7 @@ def _take(directory: pathlib.Path, stack: contextlib.ExitStack) -> str | None:
     _held.add(file)
     stack.callback(_close, file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, getattr(fcntl, kind) | fcntl.LOCK_NB)
     except BlockingIOError:
         return _holder(file)
     except OSError as error:

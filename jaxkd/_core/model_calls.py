@@ -1,4 +1,4 @@
-"""Calls of modules: inputs, training flags, output names and taps.
+"""Calls of modules: inputs, output names and taps.
 
 A tap is a submodule's output, selected by its path from what Flax records of a forward pass. A path names a submodule,
 as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots work as well), or an intermediate that the model sows, as
@@ -8,7 +8,6 @@ as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots work as well), or an inte
 from __future__ import annotations
 
 import contextvars
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import axes, batch_norm, batches, checks
-from jaxkd.types import Array, Batch, Outputs
+from jaxkd.types import RESERVED, STEP, TAUGHT, Array, Batch, Outputs
 
 Inputs = str | Sequence[str] | Callable[[Batch], Any]
 """Entries of the batch that a model is called with: a name, several names, or a function of the batch."""
@@ -24,8 +23,34 @@ Inputs = str | Sequence[str] | Callable[[Batch], Any]
 computing_in: contextvars.ContextVar[Any] = contextvars.ContextVar("jaxkd_computing_in", default=None)
 """Dtype set by `jaxkd.wrappers.precision`, for layers that would otherwise promote to float32."""
 
-_TRAIN = ("train", "training", "is_training")
-_INFER = ("deterministic", "use_running_average")
+
+def model_batch(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
+    """Returns a batch with the step and, for a student, the teacher's outputs.
+
+    Most models read neither of the two. A student whose additional outputs depend on the teacher does, such as an input
+    gradient for the teacher's predicted class, or a feature into which the teacher's is mixed.
+
+    Raises:
+      ValueError: the batch has a reserved entry already, which would be overwritten.
+
+    >>> model_batch({"image": 1}, 3)
+    {'image': 1, 'step': 3}
+    """
+    refuse_entries("batch", batch, RESERVED)
+    return {**batch, STEP: step} if taught is None else {**batch, STEP: step, TAUGHT: taught}
+
+
+def refuse_entries(what: str, batch: Batch, names: Iterable[str]) -> None:
+    """Raises if a batch has an entry whose name a step uses for its models.
+
+    >>> refuse_entries("batch", {"image": 1}, ["step"])
+    """
+    if taken := [name for name in names if name in batch]:
+        raise ValueError(
+            f"{what}: {', '.join(map(repr, taken))} is reserved for an entry that models are given beside the batch "
+            f"(jaxkd.types), but the batch has {', '.join(map(repr, batch))}. Rename the user's entry, for instance in "
+            "jaxkd.distillers.preprocess(kd, ...), and read the new name: adapters.…(inputs=...)."
+        )
 
 
 def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
@@ -45,16 +70,6 @@ def arguments(inputs: Inputs, batch: Batch) -> tuple[Any, ...]:
         hint = "Name the model's inputs: adapters.…(inputs=...)."
         checks.known(name, checks.shapes(batch), "model input, batch entry", hint=hint)
     return tuple(batch[name] for name in names)
-
-
-def mode_flags(function: Callable[..., Any], train: bool) -> dict[str, Any]:
-    """Returns the training flag by the usual names that a model's signature has.
-
-    >>> mode_flags(lambda x, *, deterministic: x, train=True)
-    {'deterministic': False}
-    """
-    accepted = inspect.signature(function).parameters
-    return {k: train for k in _TRAIN if k in accepted} | {k: not train for k in _INFER if k in accepted}
 
 
 def name_outputs(result: Any, taps: Mapping[str, Array]) -> Outputs:
@@ -112,7 +127,7 @@ def share_of(batch: Batch, values: tuple[Any, ...]) -> batch_norm.Share:
     """
     mask = batches.example_mask(batch)
     sizes = [mask.shape[0]] if mask is not None else [x.shape[0] for x in jax.tree.leaves(values) if jnp.ndim(x)]
-    return batch_norm.share_of(mask, axes.mapped_axis(), sizes[0] if sizes else None)
+    return batch_norm.share_of(mask, axes.data_axis(), sizes[0] if sizes else None)
 
 
 # --- taps

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import checks
+from jaxkd._core.casts import cast
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, PyTree
 
@@ -65,7 +66,7 @@ def decode(levels: Array, offset: Array, step: Array, like: Any) -> Array:
 
 
 def _bucketed(weight: Array, bucket: int | None) -> Array:
-    flat = jnp.asarray(weight).astype(jnp.float32).reshape(-1)
+    flat = cast(jnp.asarray(weight), jnp.float32).reshape(-1)
     size = min(bucket or flat.size, flat.size)
     return jnp.pad(flat, (0, -flat.size % size), mode="edge").reshape(-1, size)
 
@@ -76,7 +77,8 @@ def shaped(x: Array, like: Any) -> Array:
     >>> shaped(jnp.array([[1.0, 2.0], [3.0, 3.0]]), jnp.zeros(3))
     Array([1., 2., 3.], dtype=float32)
     """
-    return x.reshape(-1)[: like.size].reshape(like.shape).astype(like.dtype)
+    restored: Array = cast(x.reshape(-1)[: like.size].reshape(like.shape), like.dtype)
+    return restored
 
 
 def _range(x: Array) -> tuple[Array, Array]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from jaxkd._core import batch_norm
-from jaxkd._core.model_calls import Inputs, arguments, collect, mode_flags, name_outputs, normalize, share_of
+from jaxkd._core import batch_norm, checks
+from jaxkd._core.model_calls import Inputs, arguments, collect, name_outputs, normalize, share_of
+from jaxkd._core.training_flags import Flag, check_modes, mode_flags
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 _RECORD = "intermediates"
@@ -23,25 +24,32 @@ def linen(
     taps: Mapping[str, str] | None = None,
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
+    flag: Flag = None,
 ) -> Model:
     """Wraps a Flax linen module as a `Model`, without editing it.
 
     Training mode reaches the module through whichever of ``train``, ``training``, ``is_training``, ``deterministic``
-    and ``use_running_average`` its ``__call__`` accepts. In training, all collections but ``params`` are mutable and
-    return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other stream) is derived from the
-    step's key. Inference leaves the state unchanged. BatchNorm normalizes each replica by its unmasked examples.
+    and ``use_running_average`` its ``__call__`` accepts, or through ``flag``. In training, all collections but
+    ``params`` are mutable and return as the new state, and a key for ``dropout`` (and, by Flax's rule, every other
+    stream) is derived from the step's key. Inference leaves the state unchanged. BatchNorm normalizes each replica by
+    its unmasked examples.
 
     Args:
       module: the unbound module.
       taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
+      flag: the module's training flag, if it has another name: the argument that is True in training, such as
+        ``"enable_dropout"``, or a function from ``train`` to arguments, such as
+        ``lambda train: {"mode": "train" if train else "eval"}``.
 
     Returns:
       A `Model` with ``Variables(params, {other collections})``.
 
     Raises:
-      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
+      TypeError: the module is something else.
+      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do. ``init``
+        raises it if no flag reaches the module's Dropouts and BatchNorms, which would always or never train.
 
     >>> import jax.numpy as jnp
     >>> model = linen(nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(2)]), taps={"hidden": "layers_0"}, inputs="x")
@@ -51,14 +59,20 @@ def linen(
     >>> {name: value.shape for name, value in out.items()}
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"linen, module: expected an instance of a flax.linen.Module, such as Net(), got {checks.kind(module)}. "
+            "Other libraries have their own adapters: jaxkd.adapters.nnx and plain."
+        )
     taps = dict(taps or {})
     wanted = {normalize(spec)[0] for spec in taps.values()}
 
     def init(key: Array, batch: Batch) -> Variables:
-        flags = mode_flags(module.__call__, train=False)
+        flags = mode_flags(module.__call__, False, flag)
         params_key, dropout_key = jax.random.split(key)
         keys = {"params": params_key, "dropout": dropout_key}
-        variables = variables_of(module.init(keys, *arguments(inputs, batch), **flags))
+        with _watched(module, False, flag):
+            variables = variables_of(module.init(keys, *arguments(inputs, batch), **flags))
         # Collections that a model sows into grow with each pass; they are outputs, so the state leaves them out.
         after = jax.eval_shape(lambda v, b: run(v, b, key, True, False)[1], variables, dict(batch))
         structure: Any = jax.tree.structure
@@ -70,14 +84,15 @@ def linen(
         mutable = (list(variables.state) if train else []) + ([_RECORD] if record else [])
         keys = {} if key is None else dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
         values = arguments(inputs, batch)
-        with nn.intercept_methods(_by_replicas(share_of(batch, values))) if train else contextlib.nullcontext():
+        replicas = nn.intercept_methods(_by_replicas(share_of(batch, values))) if train else contextlib.nullcontext()
+        with replicas, _watched(module, train, flag):
             result, changed = module.apply(
                 collections,
                 *values,
                 rngs=keys,
                 mutable=mutable,
                 capture_intermediates=record,
-                **mode_flags(module.__call__, train),
+                **mode_flags(module.__call__, train, flag),
             )
         return result, changed
 
@@ -117,6 +132,26 @@ def batch_norm_call(args: Any, kwargs: Any, context: Any) -> dict[str, Any] | No
     return inspect.signature(nn.BatchNorm.__call__).bind(context.module, *args, **kwargs).arguments
 
 
+@contextlib.contextmanager
+def _watched(module: nn.Module, train: bool, flag: Flag) -> Iterator[None]:
+    """Checks, after a pass, that Dropouts and BatchNorms were in its mode."""
+    layers: dict[str, bool] = {}
+
+    def watch(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, nn.Dropout | nn.BatchNorm):
+            name = "use_running_average" if isinstance(layer, nn.BatchNorm) else "deterministic"
+            call = inspect.signature(type(layer).__call__).bind(layer, *args, **kwargs).arguments
+            infers = getattr(layer, name) if call.get(name) is None else call[name]
+            if isinstance(infers, bool) and getattr(layer, "rate", 1) != 0:
+                layers["/".join(layer.path)] = not infers
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        yield
+    check_modes(layers, module.__call__, train, flag, fields=list(type(module).__dataclass_fields__))
+
+
 def _by_replicas(share: batch_norm.Share) -> Any:
     """Builds the interceptor that normalizes training-mode BatchNorms by replica.
 
@@ -147,7 +182,7 @@ def _by_replicas(share: batch_norm.Share) -> Any:
         result = batch_norm.by_replica(normalize_by, x, mean, var)
         for name, new in (("mean", mean), ("var", var)):
             old = collections["batch_stats"][name]
-            module.put_variable("batch_stats", name, batch_norm.running(old, new, module.momentum, count))
+            module.put_variable("batch_stats", name, batch_norm.running(old, new, module.momentum, count, own.pace))
         return result
 
     return interceptor

@@ -8,8 +8,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxkd._core import batch_norm
-from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, mode_flags, name_outputs, share_of
+from jaxkd._core import batch_norm, checks
+from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, name_outputs, share_of
+from jaxkd._core.shardings import automatic
+from jaxkd._core.training_flags import Flag, check_modes, mode_flags
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -19,13 +21,14 @@ def nnx_module(
     taps: Mapping[str, str] | None = None,
     inputs: Inputs = "image",
     outputs: Callable[[Any], Any] | None = None,
+    flag: Flag = None,
 ) -> Model:
     """Wraps a Flax nnx module as a `Model`; exported as `jaxkd.adapters.nnx`.
 
     Training mode reaches the module through its own ``train()`` and ``eval()``, and through a flag of its ``__call__``
-    if it has one. The given module is never changed: each call works on a copy. In training, the random streams of the
-    copy (dropout) are set from the step's key, so that a step is a function of its key. BatchNorm normalizes each
-    replica by its unmasked examples.
+    if it has one, under a usual name (see `linen`) or as ``flag``. The given module is never changed: each call works
+    on a copy. In training, the random streams of the copy (dropout) are set from the step's key, so that a step is a
+    function of its key. BatchNorm normalizes each replica by its unmasked examples.
 
     Args:
       module: a module, whose weights ``init`` then returns; or a constructor ``rngs -> module``, which ``init`` calls
@@ -33,12 +36,15 @@ def nnx_module(
       taps: names for submodules' outputs, such as ``{"stage2": "stages/1"}``; see `jaxkd.adapters`.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
+      flag: the training flag of ``__call__``, if it has another name, as for `linen`.
 
     Returns:
       A `Model` with ``Variables(params, state)``, nested dicts of the `nnx.Param` and of all other variables.
 
     Raises:
-      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do.
+      TypeError: the module is something else.
+      ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do; and if no flag
+        reaches Dropouts and BatchNorms, which would always or never train.
 
     >>> import jax.numpy as jnp
     >>> class Net(nnx.Module):
@@ -53,6 +59,12 @@ def nnx_module(
     >>> {name: value.shape for name, value in out.items()}
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
+    of_linen = any(base.__module__.startswith("flax.linen") for base in type(module).__mro__)
+    if of_linen or not (isinstance(module, nnx.Module) or callable(module)):
+        raise TypeError(
+            "nnx, module: expected an nnx.Module or a function from nnx.Rngs to one, such as its class, got "
+            f"{checks.kind(module)}. A module of flax.linen is for jaxkd.adapters.linen."
+        )
     taps = dict(taps or {})
     abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
     parts: Any = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
@@ -60,7 +72,8 @@ def nnx_module(
 
     def init(key: Array, batch: Batch) -> Variables:
         del batch
-        return variables_of(module if isinstance(module, nnx.Module) else module(nnx.Rngs(key)))
+        made: Variables = automatic(variables_of(module if isinstance(module, nnx.Module) else module(nnx.Rngs(key))))
+        return made
 
     def rebuild(variables: Variables, key: Array | None, train: bool) -> nnx.Module:
         params, state, streams = jax.tree.map(lambda x: x, (params_like, state_like, streams_like))  # unshared trees
@@ -73,14 +86,16 @@ def nnx_module(
 
     def run(variables: Variables, batch: Batch, key: Array | None, train: bool, tapped: bool) -> tuple[Any, Any, Any]:
         copy = rebuild(variables, key, train)
-        values, flags = arguments(inputs, batch), mode_flags(type(copy).__call__, train)
-        _take_over(copy, share_of(batch, values) if train else None)
+        values, flags = arguments(inputs, batch), mode_flags(copy.__call__, train, flag)
+        layers: dict[str, bool] = {}
+        _take_over(copy, share_of(batch, values) if train else None, layers)
         if tapped:
             call = nnx.capture(copy, nnx.Intermediate, method_outputs=nnx.Intermediate)
             result, intermediates = call(*values, **flags)
             recorded = nnx.to_pure_dict(intermediates)
         else:
             result, recorded = copy(*values, **flags), {}
+        check_modes(layers, copy.__call__, train, flag)
         return result, recorded, variables_of(copy).state
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
@@ -118,7 +133,7 @@ def _streams(like: Any, key: Array) -> Any:
     return jax.tree.map(fresh, nnx.to_pure_dict(like))
 
 
-def _take_over(module: nnx.Module, share: batch_norm.Share | None) -> None:
+def _take_over(module: nnx.Module, share: batch_norm.Share | None, layers: dict[str, bool]) -> None:
     """Makes the BatchNorms of a copied module normalize by replica.
 
     Flax nnx has no method interceptors, so each BatchNorm of the copy gets a subclass of its class. The copy belongs to
@@ -126,9 +141,20 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None) -> None:
     """
     compute = computing_in.get()
 
-    def subclass(kind: Any) -> Any:
+    def watched(kind: Any, name: str) -> Any:
+        def call(self: Any, inputs: Any, *, deterministic: bool | None = None, **options: Any) -> Any:
+            infers = self.deterministic if deterministic is None else deterministic
+            if isinstance(infers, bool) and self.rate != 0:
+                layers[name] = not infers
+            return kind.__call__(self, inputs, deterministic=deterministic, **options)
+
+        return type(kind.__name__, (kind,), {"__call__": call})
+
+    def subclass(kind: Any, name: str) -> Any:
         def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
             infer = self.use_running_average if use_running_average is None else use_running_average
+            if isinstance(infer, bool):
+                layers[name] = not infer
             own = None if share is None or infer else batch_norm.of_layer(share, self)
             if own is None:
                 result = kind.__call__(self, x, use_running_average=infer, mask=mask)
@@ -148,12 +174,13 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None) -> None:
                 return result
 
             result = batch_norm.by_replica(normalize_by, x, mean, var)
-            self.mean[...] = batch_norm.running(self.mean[...], mean, self.momentum, count)
-            self.var[...] = batch_norm.running(self.var[...], var, self.momentum, count)
+            self.mean[...] = batch_norm.running(self.mean[...], mean, self.momentum, count, share.pace)
+            self.var[...] = batch_norm.running(self.var[...], var, self.momentum, count, share.pace)
             return result
 
         return type(kind.__name__, (kind,), {"__call__": call})
 
-    for _, node in nnx.iter_graph(module):
-        if isinstance(node, nnx.BatchNorm):
-            node.__class__ = subclass(type(node))
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.BatchNorm | nnx.Dropout):
+            name = "/".join(map(str, path))
+            node.__class__ = (subclass if isinstance(node, nnx.BatchNorm) else watched)(type(node), name)

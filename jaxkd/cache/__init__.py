@@ -13,7 +13,9 @@
 A directory holds ``manifest.json`` (identity of the teacher, the data and the settings), ``probes.npz`` (samples of the
 transform's and the teacher's results), ``index.npy`` and ``digests.npy`` (which example each row belongs to), and one
 folder for each shard, ``shards/000000/`` and so on. A shard holds consecutive rows of one view, one ``.npy`` file for
-each field of each output.
+each field of each output, ``inputs.npy`` (checksums of what the teacher saw) and ``sums.npy`` (checksums of the rows).
+Every read compares the checksums of its rows; `write_cache` and `attach` to a `jaxkd.data.Resident` read and compare
+whole files. Damaged shards are an error, and `write_cache` computes them again.
 """
 
 from jaxkd.cache import codecs

@@ -30,7 +30,7 @@ def differences(
     the set's probe examples, if the set is available.
     """
     lines = _manifest.compare(stored["identity"], identity)
-    saved = _probes.load(path / "probes.npz")
+    saved = _probes.load(path / "probes.npz", stored["probes"])
     if probe is not None and not any(line.startswith("data") for line in lines):
         names = stored["identity"]["data"]["entries"]
         cached = saved["examples"]
@@ -46,8 +46,8 @@ def differences(
     return lines
 
 
-def teacher_difference(path: pathlib.Path, program: Program) -> list[str]:
+def teacher_difference(path: pathlib.Path, stored: Mapping[str, Any], program: Program) -> list[str]:
     """Returns a line if the same weights give other outputs: another network or tap."""
-    saved = _probes.load(path / "probes.npz")
+    saved = _probes.load(path / "probes.npz", stored["probes"])
     line = _probes.difference(saved["teacher"], program.sample(saved["examples"]), _TEACHER_TOLERANCE)
     return [f"teacher: the same weights give other outputs: {line}"] if line else []

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd._core.progress import show_progress
-from jaxkd.cache import _shards
+from jaxkd.cache import _shards, _storage
 from jaxkd.cache._examples import Examples, digest_of_set, digests
-from jaxkd.cache._program import Program
+from jaxkd.cache._program import SUMS, Program
 
 _READERS, _READ_AHEAD = 4, 8
 
@@ -35,11 +35,13 @@ def compute_shards(
     *,
     missing: Sequence[int],
     names: Sequence[str],
+    key: str,
     progress: bool,
 ) -> None:
     """Evaluates the teacher on the rows of the missing shards, and writes them.
 
-    ``missing`` has the numbers of these shards, ``names`` the entries of an example that are digested.
+    ``missing`` has the numbers of these shards, ``names`` the entries of an example that are digested. ``key`` is that
+    of the cache.
     """
     places = [layout.place(number) for number in missing]
     total = sum(last - first for _, first, last in places)
@@ -74,10 +76,12 @@ def compute_shards(
                 reached += len(block.digests)
                 show(reached)
             arrays = {file: np.concatenate(values) for file, values in parts.items()}
-            contents = digest_of_set(arrays["index"], arrays["digests"])
-            if view:  # the rows are the same in every view, so the shards of view 0 alone store index and digests
-                del arrays["index"], arrays["digests"]
-            _shards.write_shard(path, number, arrays, {"rows": last - first, "contents": contents, "seconds": seconds})
+            index, seen = arrays.pop("index"), arrays.pop("digests")
+            arrays[SUMS] = _storage.row_sums(index, view, arrays)
+            if not view:  # the rows are the same in every view
+                arrays |= {"index": index, "digests": seen}
+            notes = {"key": key, "rows": last - first, "contents": digest_of_set(index, seen), "seconds": seconds}
+            _shards.write_shard(path, number, arrays, notes)
 
 
 @contextlib.contextmanager

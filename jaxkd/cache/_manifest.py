@@ -20,9 +20,10 @@ import numpy as np
 
 from jaxkd._core import files, tree_paths
 from jaxkd._core.multihost import local
+from jaxkd.cache import _schema, _storage
 from jaxkd.types import Variables
 
-FORMAT = 1
+FORMAT = 2
 _MAX_SHOWN = 4
 
 
@@ -76,23 +77,39 @@ def read(directory: pathlib.Path) -> dict[str, Any] | None:
     """
     path = directory / "manifest.json"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
+        manifest = _storage.read_json(path)
+        fault = _schema.find_fault(manifest)
+        if fault is not None:
+            raise ValueError(f"{path}, {fault}")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}. Delete {directory} and write the cache again.") from None
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path}: expected format {FORMAT}, got {manifest.get('format')!r}. Read it with the version of jaxkd that "
-            "wrote it, or write it again."
-        )
+    except (OSError, ValueError) as error:
+        if (found := _format_of(path)) not in (None, FORMAT):
+            raise ValueError(
+                f"{path}: expected format {FORMAT}, got {found!r}. Read it with the version of jaxkd that wrote it, or "
+                "write it again."
+            ) from None
+        raise ValueError(f"{error}. Delete {directory} and write the cache again.") from None
     return manifest
+
+
+def _format_of(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())["format"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def key(manifest: Mapping[str, Any]) -> str:
+    """Returns a digest of what the shards of a cache depend on: each shard carries it."""
+    parts = {**manifest["identity"], "contents": None, "probes": manifest["probes"], "inputs": manifest["inputs"]}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write(directory: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     """Replaces the manifest atomically."""
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(directory / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+    files.write_atomically(directory / "manifest.json", _storage.json_text(manifest) + "\n")
 
 
 def compare(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

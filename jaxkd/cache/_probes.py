@@ -7,6 +7,7 @@ cache can be compared where the data set is not available.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from jaxkd.cache import _examples
 Transform = Callable[[Any], Any]
 
 _PROBES = 16
+_LOST = "Without it, nothing shows that the transform is the cache's: delete {} and write the cache again."
 _VALUES = 512  # stored per entry of an example: a whole photograph in every view would be larger than the cache
 
 
@@ -93,8 +95,8 @@ def difference(stored: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
     return None
 
 
-def save(path: pathlib.Path, parts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes groups of arrays to one ``.npz`` file, atomically."""
+def save(path: pathlib.Path, parts: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Writes groups of arrays to one ``.npz`` file, atomically; returns its digest."""
     file = io.BytesIO()
     named: dict[str, Any] = {
         f"{part}:{name}": value for part, arrays in parts.items() for name, value in arrays.items()
@@ -102,12 +104,23 @@ def save(path: pathlib.Path, parts: Mapping[str, Mapping[str, np.ndarray]]) -> N
     np.savez(file, **named)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
 
 
-def load(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    """Returns the groups of arrays that `save` wrote."""
+def load(path: pathlib.Path, digest: str) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the groups of arrays that `save` wrote.
+
+    Raises:
+      ValueError: the file is missing, or does not have the digest.
+    """
     parts: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(path, allow_pickle=False) as file:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). {_LOST.format(path.parent)}") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path} does not hold the bytes that were written. {_LOST.format(path.parent)}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
         for key in file.files:
             part, name = key.split(":", 1)
             parts.setdefault(part, {})[name] = file[key]

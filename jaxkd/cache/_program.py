@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxkd._core import checks
+from jaxkd.cache._inputs import checksums, entries_read
 from jaxkd.cache._probes import Transform
 from jaxkd.cache.codecs import Codec
 from jaxkd.types import Batch, Model, PyTree, Variables
@@ -23,12 +24,18 @@ from jaxkd.types import Batch, Model, PyTree, Variables
 Codecs = Mapping[str, Codec]
 """A codec for each output that is stored."""
 
+INPUTS, SUMS = "inputs", "sums"
+"""File names of the checksums of what the teacher saw, and of those of the rows of a shard."""
+
 
 class Program:
     """The teacher, compiled once for all views.
 
     ``transform`` is that of the student's training, or None. Each call evaluates ``batch_size`` examples, split over
     ``devices``, or on the default device if they are None.
+
+    Attributes:
+      inputs: entries of a transformed batch that the stored outputs depend on; known once `shapes` was called.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Program:
         devices: Sequence[jax.Device] | None,
     ) -> None:
         self.codecs, self.batch_size, self.variables = codecs, batch_size, variables
+        self.inputs: list[str] = []
         self._sharding: NamedSharding | None = None
         if devices is not None:
             if batch_size % len(devices):
@@ -52,9 +60,15 @@ class Program:
             self._sharding = NamedSharding(mesh, PartitionSpec("batch"))
             self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
+        def kept(variables: PyTree, batch: Batch) -> dict[str, Any]:
+            found = model.apply(variables, batch, key=None, train=False)[0]
+            return {name: value for name, value in found.items() if name in codecs}
+
         def run(variables: PyTree, batch: Batch) -> Any:
             batch = dict(batch) if transform is None else transform(batch)
             outputs = model.apply(variables, batch, key=None, train=False)[0]
+            self.inputs = entries_read(lambda batch: kept(variables, batch), batch)
+            seen = checksums(batch, self.inputs)
             encoded, storable, sample = {}, {}, {}
             for name, codec in codecs.items():
                 checks.known(name, checks.shapes(outputs), "codecs, teacher output")
@@ -66,14 +80,14 @@ class Program:
                     )
                 encoded[name], storable[name] = codec.encode(output), codec.storable(output)
                 sample[name] = output.reshape(batch_size, -1)[:, :64].astype(jnp.float32)
-            return encoded, storable, sample, outputs
+            return (encoded, seen), storable, sample, outputs
 
         self._run = jax.jit(lambda variables, batch: run(variables, batch)[:3])
         self._outputs = run
 
     def shapes(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Returns each output's shape and its fields' dtypes and shapes, for one example."""
-        encoded, _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._padded(batch, 0))
+        (encoded, _), _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._padded(batch, 0))
         return {
             name: {
                 "shape": list(outputs[name].shape[1:]),
@@ -95,14 +109,14 @@ class Program:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.codecs}
 
     def encode(self, batch: Mapping[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
-        """Returns the stored fields of a batch in a view, by file name.
+        """Returns the stored fields and `INPUTS` of a batch in a view, by file name.
 
         Raises:
           ValueError: an output holds values that its codec cannot represent.
         """
         rows = len(batch["index"])
         encoded, storable, _ = self._run(self.variables, self._padded(batch, view))
-        encoded, storable = jax.device_get((encoded, storable))
+        (encoded, seen), storable = jax.device_get((encoded, storable))
         for name, valid in storable.items():
             if not valid[:rows].all():
                 index = int(batch["index"][np.flatnonzero(~valid[:rows])[0]])
@@ -110,7 +124,8 @@ class Program:
                     f"{name}: the teacher's output for index {index} in view {view} is not finite, and "
                     f"{self.codecs[name].settings['codec']} cannot store it. Check the teacher on that example."
                 )
-        return {file_name(name, field): x[:rows] for name, fields in encoded.items() for field, x in fields.items()}
+        fields = {file_name(name, field): x[:rows] for name, parts in encoded.items() for field, x in parts.items()}
+        return {**fields, INPUTS: seen[:rows]}
 
     def _padded(self, batch: Mapping[str, np.ndarray], view: int) -> Any:
         """Returns a batch padded to the compiled size with its own rows, on the devices."""

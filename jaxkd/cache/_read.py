@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.cache import _arrays, _examples, _manifest, _shards
+from jaxkd.cache import _examples, _inputs, _manifest, _shards, _storage
 from jaxkd.cache._compare import differences
 from jaxkd.cache._probes import Transform
-from jaxkd.cache._program import Codecs, file_name
+from jaxkd.cache._program import INPUTS, SUMS, Codecs, file_name
 from jaxkd.cache.codecs import Codec, from_settings
 from jaxkd.types import Array, Outputs
 
@@ -38,6 +38,7 @@ class Reader:
       entries: stored fields by their names in a batch.
       data: entries of an example that the teacher saw, with dtypes and shapes; they are compared.
       contents: digest of all examples in their order.
+      key: the key of the cache, which each of its shards carries.
     """
 
     directory: pathlib.Path
@@ -45,6 +46,7 @@ class Reader:
     entries: Mapping[str, Entry]
     data: Mapping[str, str]
     contents: str
+    key: str
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of the examples with these indices.
@@ -52,7 +54,7 @@ class Reader:
         Raises:
           ValueError: one of them is not in the cache.
         """
-        known, order = _order(self.directory, self.contents)
+        known, order, _ = _examples_of(self.directory, self.contents, self.layout.examples)
         index = np.asarray(index)
         place = np.minimum(np.searchsorted(known, index, sorter=order), len(known) - 1)
         rows = order[place]
@@ -69,24 +71,42 @@ class Reader:
         Raises:
           StaleCacheError: they differ.
         """
-        known = _arrays.open_array(str(self.directory / "digests.npy"), "uint64")
+        known = _examples_of(self.directory, self.contents, self.layout.examples)[2]
         if line := _examples.content_difference(known[rows], batch, self.data):
             _manifest.refuse(self.directory, [line])
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns fields of some rows, each in its own view, by their names in a batch."""
+        """Returns fields of some rows, each in its own view, by their names in a batch.
+
+        Raises:
+          ValueError: a file does not hold the bytes that were written.
+        """
+        index = _examples_of(self.directory, self.contents, self.layout.examples)[0]
         numbers = views * self.layout.per_view + rows // self.layout.per_shard
-        found = {
-            name: np.empty((len(rows), *entry.shape), _arrays.dtype_of(entry.dtype))
-            for name, entry in self.entries.items()
-        }
+        found: dict[str, np.ndarray] = {}  # allocated when a file has shown the size of a row
+        if not len(rows):
+            return {
+                name: np.empty((0, *entry.shape), _storage.dtype_of(entry.dtype))
+                for name, entry in self.entries.items()
+            }
         for number in map(int, np.unique(numbers)):
             chosen = np.flatnonzero(numbers == number)
-            _, first, _ = self.layout.place(number)
-            for name, entry in self.entries.items():
-                array = _shards.load(self.directory, number, entry.file, entry.dtype)
-                found[name][chosen] = array[rows[chosen] - first]
+            view, first, _ = self.layout.place(number)
+            fields = {name: self._load(number, entry)[rows[chosen] - first] for name, entry in self.entries.items()}
+            known = self._load(number, Entry(SUMS, "uint32", ()))[rows[chosen] - first]
+            by_file = {self.entries[name].file: value for name, value in fields.items()}
+            if (wrong := _storage.row_sums(index[rows[chosen]], view, by_file) != known).any():
+                raise ValueError(
+                    f"{self.directory}, shard {number:06d}: the outputs of {int(wrong.sum())} examples are not those "
+                    f"that were written, index {int(index[rows[chosen]][wrong][0])} for one. {_shards.REPAIR}"
+                )
+            for name, value in fields.items():
+                found.setdefault(name, np.empty((len(rows), *value.shape[1:]), value.dtype))[chosen] = value
         return found
+
+    def _load(self, number: int, entry: Entry) -> np.ndarray:
+        _, first, last = self.layout.place(number)
+        return _shards.load(self.directory, number, entry.file, entry.dtype, (last - first, *entry.shape))
 
     def load_all(self) -> dict[str, np.ndarray]:
         """Returns every field ``[views, rows, ...]``, after verifying the files' digests.
@@ -99,10 +119,7 @@ class Reader:
         for name, entry in self.entries.items():
             parts = [
                 np.concatenate(
-                    [
-                        _shards.load(self.directory, view * self.layout.per_view + part, entry.file, entry.dtype)
-                        for part in range(self.layout.per_view)
-                    ]
+                    [self._load(view * self.layout.per_view + part, entry) for part in range(self.layout.per_view)]
                 )
                 for view in range(self.layout.views)
             ]
@@ -115,9 +132,8 @@ class Reader:
         Raises:
           ValueError: a file does not hold the bytes that were written.
         """
-        for number in range(self.layout.total):
-            if fault := _shards.damage(self.directory, number, _shards.facts(self.directory, number)):
-                raise ValueError(f"{fault}. Delete that shard's folder, and write_cache will compute it again.")
+        for fault in _shards.damaged(self.directory, range(self.layout.total), self.key).values():
+            raise ValueError(f"{fault}. {_shards.REPAIR}")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the batch with the cached fields, its ``epoch`` the view's number."""
@@ -153,14 +169,14 @@ class Cache:
         """Number of examples."""
         return int(self.manifest["identity"]["data"]["examples"])
 
-    @property
+    @functools.cached_property
     def bytes(self) -> int:
-        """Size of the stored fields in bytes, in memory as in the files."""
-        return int(self.manifest["bytes"])
+        """Size of all its files in bytes: outputs, checksums, index and probes."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
 
     @property
     def bytes_per_example(self) -> float:
-        """Size of the stored fields of one example in one view, in bytes."""
+        """Size of the files for one example in one view, in bytes."""
         return self.bytes / (self.num_examples * self.views)
 
     @property
@@ -175,9 +191,10 @@ class Cache:
     def summary(self, epochs: int | None = None) -> str:
         """Returns size and time as text, and the time that the cache saves in some epochs."""
         stored = ", ".join(f"{name} ({_joined(codec)})" for name, codec in self.manifest["identity"]["codecs"].items())
+        size = f"{self.bytes / 2**20:.3g} MiB on disk, {self.bytes_per_example:.4g} bytes each"
         text = (
-            f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, "
-            f"{self.bytes / 2**20:.3g} MiB, {self.bytes_per_example:.4g} bytes each; teacher {self.seconds:.3g} s"
+            f"{self.directory}: {stored} of {self.num_examples} examples in {self.views} views, {size}; teacher "
+            f"{self.seconds:.3g} s"
         )
         if epochs is None:
             return text
@@ -205,8 +222,16 @@ class Cache:
             for output, facts in self.manifest["outputs"].items()
             for field, described in facts["fields"].items()
         }
+        entries[f"{self.name}/{INPUTS}"] = Entry(INPUTS, "float32", (len(self.manifest["inputs"]),))
         layout = _shards.Layout(self.num_examples, self.views, self.manifest["examples_per_shard"])
-        return Reader(self.directory, layout, entries, identity["data"]["entries"], identity["contents"])
+        return Reader(
+            self.directory,
+            layout,
+            entries,
+            identity["data"]["entries"],
+            identity["contents"],
+            _manifest.key(self.manifest),
+        )
 
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
         """Returns the teacher's outputs from a batch of an attached loader.
@@ -217,22 +242,31 @@ class Cache:
         Raises:
           ValueError: the batch lacks a stored field.
         """
+        if not self.reader.entries.keys() <= batch.keys():
+            raise ValueError(
+                f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train on "
+                "jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own cache, "
+                "written with views=1 and the transform of the evaluation and attached in the same way."
+            )
         outputs: dict[str, Array] = {}
         for output, (codec, shape) in self.codecs.items():
-            prefix = f"{self.name}/{output}/"
             fields = {
-                name.removeprefix(prefix): batch[name]
-                for name in self.reader.entries
-                if name.startswith(prefix) and name in batch
+                field: batch[f"{self.name}/{output}/{field}"] for field in self.manifest["outputs"][output]["fields"]
             }
-            if len(fields) < len(self.manifest["outputs"][output]["fields"]):
-                raise ValueError(
-                    f"teachers.cached: expected a batch with {sorted(self.reader.entries)}, got {sorted(batch)}. Train "
-                    "on jaxkd.cache.attach(cache, loader) in place of the loader. A set to evaluate on needs its own "
-                    "cache, written with views=1 and the transform of the evaluation and attached in the same way."
-                )
             outputs |= {f"{output}{suffix}": value for suffix, value in codec.decode(fields, shape).items()}
         return outputs
+
+    def unseen(self, batch: Mapping[str, Any], tolerance: float) -> Array:
+        """Returns ``bool[batch]``, True for an example that the teacher saw otherwise.
+
+        Args:
+          batch: batch of an attached loader after all transforms of the step, as the student receives it.
+          tolerance: largest difference of a floating-point entry, relative to its size. Integers have to be equal.
+
+        Raises:
+          StaleCacheError: the batch lacks an entry that the teacher read.
+        """
+        return _inputs.unseen(batch, self.manifest["inputs"], batch[f"{self.name}/{INPUTS}"], tolerance)
 
     def outputs(self, index: Any, view: int = 0) -> Outputs:
         """Returns the teacher's outputs for the examples of some indices in a view.
@@ -298,7 +332,10 @@ def load_complete(path: pathlib.Path, transform: Transform | None, name: str) ->
     assert stored is not None, "the caller has read the manifest"
     cache = Cache(path.absolute(), stored, transform, name)
     layout = _shards.Layout(cache.num_examples, cache.views, stored["examples_per_shard"])
-    missing = [number for number in range(layout.total) if _shards.facts(path, number) is None]
+    key, folders = _manifest.key(stored), _shards.numbers(path)
+    missing = [
+        number for number in range(layout.total) if number not in folders or _shards.facts(path, number, key) is None
+    ]
     if missing or not stored["complete"]:
         raise ValueError(
             f"{path}: {len(missing)} of {layout.total} shards are missing or incomplete, {missing[:4]} first. Call "
@@ -313,7 +350,27 @@ def _joined(settings: Mapping[str, Any]) -> str:
 
 # `contents` is part of the key: a directory may be deleted and written with another set.
 @functools.lru_cache(maxsize=8)
-def _order(directory: pathlib.Path, contents: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the indices of all rows, and the permutation that sorts them."""
-    known = np.asarray(_arrays.open_array(str(directory / "index.npy"), "int64"))
-    return known, np.argsort(known, kind="stable")
+def _examples_of(directory: pathlib.Path, contents: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the indices of all rows, the permutation that sorts them, and the digests of their examples."""
+    index, digests = check_examples(directory, contents, count)
+    return index, np.argsort(index, kind="stable"), digests
+
+
+def check_examples(directory: pathlib.Path, contents: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices of all rows and the digests of their examples.
+
+    Raises:
+      ValueError: a file is missing, or does not hold what was written.
+    """
+    try:
+        index, digests = (
+            np.array(_storage.open_array(str(directory / f"{name}.npy"), dtype, (count,)))
+            for name, dtype in (("index", "int64"), ("digests", "uint64"))
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}. {_shards.REPAIR}") from None
+    if _examples.digest_of_set(index, digests) != contents:
+        raise ValueError(
+            f"{directory}: index.npy and digests.npy do not hold the bytes that were written. {_shards.REPAIR}"
+        )
+    return index, digests

@@ -2,25 +2,30 @@
 
 A shard holds consecutive rows of one view. It is written into a folder with a temporary name; every file is flushed to
 the disk and its digest recorded in ``shard.json``; then one rename gives the folder its final name. A process that is
-killed before the rename leaves a folder with a temporary name, which no reader opens and which the next writer of that
-shard deletes. Resuming therefore needs no journal: the shards to compute are those without a folder.
+killed before the rename leaves a folder with a temporary name, which no reader opens and which `write_cache` removes
+while no one else writes. Resuming therefore needs no journal: the shards to compute are those without a folder.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import json
+import os
 import pathlib
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxkd._core import files
-from jaxkd.cache import _arrays
+from jaxkd.cache import _storage
 
+MAX_SHARDS = 10**6
+_READERS = 8
 _FACTS = "shard.json"
+_FILE = re.compile(r"[^/\\]+\.npy")
 
 
 class Layout(NamedTuple):
@@ -60,51 +65,106 @@ def write_shard(
     """
     final = _folder(directory, number)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # Each shard has exactly one writer, so a temporary folder that is already there belongs to a dead process.
-    for abandoned in final.parent.glob(f"{final.name}.unfinished-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
     temporary = files.unfinished(final)
     temporary.mkdir()
     written = {}
     for name, array in arrays.items():
         path = temporary / f"{name}.npy"
-        _arrays.write_array(path, array)
+        _storage.write_array(path, array)
         written[path.name] = {"bytes": path.stat().st_size, "sha256": files.digest(path)}
-    files.write(temporary / _FACTS, json.dumps({**notes, "files": written}, indent=1).encode())
+    files.write(temporary / _FACTS, _storage.json_text({**notes, "number": number, "files": written}).encode())
     files.sync(temporary)
-    if final.exists():  # a damaged shard: a whole one is never written again
-        shutil.rmtree(final)
-    temporary.rename(final)
+    old = files.unfinished(final)
+    with contextlib.suppress(FileNotFoundError):  # it exists if it is damaged, or if another writer was faster
+        final.rename(old)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if not final.exists():  # otherwise the other writer of this shard has just written the same bytes
+            raise
+    for left in (old, temporary):
+        shutil.rmtree(left, ignore_errors=True)
     files.sync(final.parent)
 
 
-def facts(directory: pathlib.Path, number: int) -> dict[str, Any] | None:
-    """Returns the facts of a shard, or None if it is absent or has a wrong size.
+def remove_unfinished(directory: pathlib.Path) -> None:
+    """Removes the folders of writers that have ended; no writer may be at work."""
+    for abandoned in (directory / "shards").glob("*.unfinished-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+
+
+def numbers(directory: pathlib.Path) -> set[int]:
+    """Returns the numbers of the shards that have a folder."""
+    folder = directory / "shards"
+    return {int(name) for name in os.listdir(folder) if name.isdecimal()} if folder.is_dir() else set()
+
+
+def facts(directory: pathlib.Path, number: int, key: str) -> dict[str, Any] | None:
+    """Returns the facts of a shard, or None if it is absent, damaged or of another cache.
 
     They are ``{"files": {name: {"bytes": ..., "sha256": ...}}, ...}`` and the notes that the shard was written with.
+    ``key`` is that of the cache. The sizes of the files are compared, their contents are not.
     """
     folder = _folder(directory, number)
     with contextlib.suppress(OSError, ValueError):
-        stored: dict[str, Any] = json.loads((folder / _FACTS).read_text())
-        if all((folder / name).stat().st_size == file["bytes"] for name, file in stored["files"].items()):
+        stored = _storage.read_json(folder / _FACTS)
+        if _is_of(stored, number, key) and all(
+            (folder / name).stat().st_size == file["bytes"] for name, file in stored["files"].items()
+        ):
             return stored
     return None
 
 
-def damage(directory: pathlib.Path, number: int, known: Mapping[str, Any] | None) -> str | None:
-    """Returns the first fault of a shard with these `facts`, or None."""
+def _is_of(stored: Mapping[str, Any], number: int, key: str) -> bool:
+    """Returns whether facts have their form, and are those of a shard."""
+    written = stored.get("files")
+    return (
+        stored.get("number") == number
+        and stored.get("key") == key
+        and isinstance(stored.get("contents"), str)
+        and isinstance(stored.get("seconds"), float)
+        and isinstance(written, dict)
+        and all(_FILE.fullmatch(name) and isinstance(file, dict) for name, file in written.items())
+        and all(type(file.get("bytes")) is int and isinstance(file.get("sha256"), str) for file in written.values())
+    )
+
+
+def damaged(directory: pathlib.Path, numbers: Iterable[int], key: str) -> dict[int, str]:
+    """Returns the first fault of each shard that has one. Every file is read."""
+    numbers = list(numbers)
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # hashlib releases the GIL
+        faults = pool.map(lambda number: _damage(directory, number, facts(directory, number, key)), numbers)
+        return {number: fault for number, fault in zip(numbers, faults, strict=True) if fault is not None}
+
+
+def _damage(directory: pathlib.Path, number: int, known: Mapping[str, Any] | None) -> str | None:
     folder = _folder(directory, number)
     if known is None:
         return f"{folder} is missing or incomplete"
     for name, file in known["files"].items():
-        if files.digest(folder / name) != file["sha256"]:
+        try:
+            whole = files.digest(folder / name) == file["sha256"]
+        except OSError as error:
+            return f"{folder / name} cannot be read ({error.strerror})"
+        if not whole:
             return f"{folder / name} does not hold the bytes that were written"
     return None
 
 
-def load(directory: pathlib.Path, number: int, name: str, dtype: str) -> np.ndarray:
-    """Maps an array of a shard, named without ``.npy``, into memory."""
-    return _arrays.open_array(str(_folder(directory, number) / f"{name}.npy"), dtype)
+def load(directory: pathlib.Path, number: int, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Maps an array of a shard, named without ``.npy``, into memory.
+
+    Raises:
+      ValueError: its file is missing, or holds another kind of array.
+    """
+    path = _folder(directory, number) / f"{name}.npy"
+    try:
+        return _storage.open_array(str(path), dtype, shape)
+    except ValueError as error:
+        raise ValueError(f"{error}. {REPAIR}") from None
+
+
+REPAIR = "Call write_cache with the arguments that the cache was written with: it computes damaged shards again."
 
 
 def _folder(directory: pathlib.Path, number: int) -> pathlib.Path:

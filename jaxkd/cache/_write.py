@@ -12,19 +12,20 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd._core.multihost import barrier, local
-from jaxkd.cache import _arrays, _manifest, _probes, _shards
+from jaxkd._core.lock import alone
+from jaxkd._core.multihost import barrier, from_first, local
+from jaxkd.cache import _manifest, _probes, _shards, _storage
 from jaxkd.cache._compare import differences, teacher_difference
 from jaxkd.cache._compute import compute_shards
 from jaxkd.cache._examples import Examples, digest_of_set, digests, entries, read_examples
 from jaxkd.cache._program import Codecs, Program, bytes_per_row
-from jaxkd.cache._read import Cache, load_complete
+from jaxkd.cache._read import Cache, check_examples, load_complete
 from jaxkd.cache.codecs import full
 from jaxkd.types import Model
 
@@ -48,9 +49,10 @@ def write_cache(
 ) -> Cache:
     """Evaluates a teacher on every example in every view, once, and opens the cache.
 
-    A training script can always begin with this call: on a finished cache it computes nothing, and after a kill it
-    resumes with the missing shards. It raises if the directory holds the outputs of another teacher, transform, set or
-    setting. On several hosts, each writes its share of the shards to one shared directory.
+    A training script can always begin with this call: on a finished cache it computes nothing but the digests of its
+    files, and after a kill or damage it computes the missing or damaged shards. `open_cache` does not read the files.
+    It raises if the directory holds the outputs of another teacher, transform, set or setting. On several hosts, each
+    writes its share of the shards to one shared directory.
 
     Args:
       directory: directory of the cache; new, or of the same cache.
@@ -70,7 +72,8 @@ def write_cache(
 
     Raises:
       StaleCacheError: the directory holds other outputs; the message names each difference.
-      ValueError: an output does not exist or cannot be stored, or the transform cannot be replayed.
+      ValueError: an output does not exist or cannot be stored, the transform cannot be replayed, another process is
+        writing to the directory, or a file that cannot be computed again is damaged.
 
     >>> import tempfile
     >>> from jaxkd import Variables, data
@@ -78,32 +81,38 @@ def write_cache(
     >>> digits = data.load("digits", "test")
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     cache = write_cache(directory, model, Variables(np.eye(64, 10)), digits, transform=None, progress=False)
-    ...     print(cache.num_examples, cache.views, cache.bytes_per_example)
-    400 1 20.0
+    ...     print(cache.num_examples, cache.views, cache.outputs([3, 5])["logits"].shape)
+    400 1 (2, 10)
     """
     rank, processes = jax.process_index(), jax.process_count()
-    left = write_shards(
-        directory,
+    path = pathlib.Path(directory)
+    plan = _plan(
+        path,
         model,
         variables,
         data,
-        transform=transform,
+        transform,
         views=views,
         codecs=codecs,
         batch_size=batch_size,
-        examples_per_shard=examples_per_shard,
-        shard=(rank, processes),
         devices=devices,
-        progress=progress and rank == 0,
+        examples_per_shard=examples_per_shard,
     )
-    path = pathlib.Path(directory)
-    barrier(f"{path.name}: written")
-    if rank == 0 and not _finish(path):
-        raise ValueError(
-            f"{path}: expected all shards, {left} are missing although every host has written its share. Pass a "
-            "directory that all hosts share."
-        )
-    barrier(f"{path.name}: finished")
+    # Many runs may read a finished cache at once, from a directory that they cannot write to: it is not locked.
+    if from_first(int(rank == 0 and _is_whole(path, plan.manifest))):
+        return load_complete(path, transform, name)
+    with alone(path):
+        if rank == 0:
+            _shards.remove_unfinished(path)
+        barrier(f"{path.name}: begun")
+        left = _write_share(path, plan, (rank, processes), progress and rank == 0)
+        barrier(f"{path.name}: written")
+        if rank == 0 and not _finish(path):
+            raise ValueError(
+                f"{path}: expected all shards, {left} are missing although every host has written its share. Pass a "
+                "directory that all hosts share."
+            )
+        barrier(f"{path.name}: finished")
     return load_complete(path, transform, name)
 
 
@@ -136,6 +145,59 @@ def write_shards(
     """
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, got {shard}.")
+    path = pathlib.Path(directory)
+    plan = _plan(
+        path,
+        model,
+        variables,
+        data,
+        transform,
+        views=views,
+        codecs=codecs,
+        batch_size=batch_size,
+        devices=devices,
+        examples_per_shard=examples_per_shard,
+    )
+    with alone(path, shared=True):
+        return _write_share(path, plan, shard, progress)
+
+
+class _Plan(NamedTuple):
+    """Everything that a writer has to know; nothing is written yet.
+
+    Attributes:
+      program: the compiled teacher.
+      examples: the set.
+      transform: transform of the examples.
+      probe: the set's probe examples.
+      contents: indices and digests of all examples; None for a stream, whose examples are digested as they are read.
+      manifest: that of the directory, or the one to begin with.
+      probes: samples to begin with; None if the directory has a manifest.
+    """
+
+    program: Program
+    examples: Examples
+    transform: _probes.Transform | None
+    probe: Mapping[str, np.ndarray]
+    contents: tuple[np.ndarray, np.ndarray] | None
+    manifest: dict[str, Any]
+    probes: Mapping[str, Mapping[str, np.ndarray]] | None
+
+
+def _plan(
+    path: pathlib.Path,
+    model: Model,
+    variables: Any,
+    data: Any,
+    transform: _probes.Transform | None,
+    *,
+    views: int,
+    codecs: Codecs | None,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None,
+    examples_per_shard: int | None,
+) -> _Plan:
+    """Checks the arguments, and compares them with the manifest if there is one."""
     for what, number in (("views", views), ("batch_size", batch_size), ("examples_per_shard", examples_per_shard)):
         if number is not None and number < 1:
             raise ValueError(f"{what}: expected at least 1, got {number}.")
@@ -143,39 +205,10 @@ def write_shards(
         raise ValueError(
             f"views: expected 1 without a transform, as all views are equal, got {views}. Pass transform=."
         )
-    path = pathlib.Path(directory)
     codecs = {"logits": full()} if codecs is None else dict(codecs)
     weights = jax.tree.map(local, adapters.variables(variables))
     program = Program(model, weights, transform, codecs, batch_size=batch_size, devices=devices)
     examples = read_examples(data)
-    layout = _plan(path, program, examples, transform, views, examples_per_shard)
-    stored = _stored_manifest(path)
-
-    def missing(number: int) -> bool:
-        facts = _shards.facts(path, number)
-        # Shards of a killed writer are verified by their digests before the cache is built on them. A finished cache is
-        # opened by every training script: reading all of it would take long, so only the sizes are compared.
-        return facts is None if stored["complete"] else _shards.damage(path, number, facts) is not None
-
-    numbers = [number for number in range(shard[0], layout.total, shard[1]) if missing(number)]
-    names = list(stored["identity"]["data"]["entries"])
-    compute_shards(path, program, examples, layout, missing=numbers, names=names, progress=progress)
-    return sum(_shards.facts(path, number) is None for number in range(layout.total))
-
-
-def _plan(
-    path: pathlib.Path,
-    program: Program,
-    examples: Examples,
-    transform: _probes.Transform | None,
-    views: int,
-    examples_per_shard: int | None,
-) -> _shards.Layout:
-    """Compares the arguments with the manifest, or begins one; returns the layout.
-
-    A set in memory is digested as a whole, here. Of a stream only the probes are read now; its other examples are
-    digested as they are computed, and compared between views in `_finish`.
-    """
     stored = _manifest.read(path)
     probe = examples.take(_probes.rows(examples.size))
     names = entries(probe)
@@ -190,38 +223,99 @@ def _plan(
         "views": views,
         "codecs": {name: dict(codec.settings) for name, codec in program.codecs.items()},
     }
+    if stored is not None:
+        plan = _Plan(program, examples, transform, probe, contents, stored, None)
+        _compare(path, plan, stored, identity)
+        return plan
+    outputs = program.shapes(probe)
+    per_shard = examples_per_shard or _shard_size(examples.size, program.batch_size, outputs)
+    if (total := _shards.Layout(examples.size, views, per_shard).total) > _shards.MAX_SHARDS:
+        raise ValueError(
+            f"examples_per_shard: expected a number for at most {_shards.MAX_SHARDS} shards, got {per_shard}, which "
+            f"makes {total}."
+        )
+    begun = {
+        "format": _manifest.FORMAT,
+        "complete": False,
+        "identity": identity,
+        "transform": _manifest.describe(transform),
+        "outputs": outputs,
+        "inputs": program.inputs,
+        "examples_per_shard": per_shard,
+        "made_with": _manifest.made_with(),
+    }
+    samples = {
+        "examples": probe,
+        "transform": _probes.effect(transform, probe, views),
+        "teacher": program.sample(probe),
+    }
+    return _Plan(program, examples, transform, probe, contents, begun, samples)
+
+
+def _compare(path: pathlib.Path, plan: _Plan, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Compares a plan with the manifest of a directory.
+
+    A set in memory is digested as a whole before. Of a stream only the probes are read before; its other examples are
+    digested as they are computed, and compared between views in `_finish`.
+
+    Raises:
+      StaleCacheError: they differ.
+    """
+    _manifest.refuse(path, differences(path, stored, identity, plan.transform, plan.probe))
+    _manifest.refuse(path, teacher_difference(path, stored, plan.program))
+    if plan.contents is not None and not stored["complete"]:
+        _manifest.refuse(path, _changed_shards(path, stored, *plan.contents))
+
+
+def _begin(path: pathlib.Path, plan: _Plan) -> dict[str, Any]:
+    """Returns the manifest of the directory, which is written if there is none."""
+    if plan.probes is None:
+        return plan.manifest
+    stored = _manifest.read(path)
     if stored is None:
-        outputs = program.shapes(probe)
-        parts = {
-            "examples": probe,
-            "transform": _probes.effect(transform, probe, views),
-            "teacher": program.sample(probe),
-        }
-        _probes.save(path / "probes.npz", parts)
-        stored = {
-            "format": _manifest.FORMAT,
-            "complete": False,
-            "identity": identity,
-            "transform": _manifest.describe(transform),
-            "outputs": outputs,
-            "examples_per_shard": examples_per_shard or _shard_size(examples.size, program.batch_size, outputs),
-            "made_with": _manifest.made_with(),
-        }
+        stored = {**plan.manifest, "probes": _probes.save(path / "probes.npz", plan.probes)}
         _manifest.write(path, stored)  # last: a manifest without its probes could not be compared
-    else:
-        _manifest.refuse(path, differences(path, stored, identity, transform, probe))
-        _manifest.refuse(path, teacher_difference(path, program))
-    layout = _shards.Layout(examples.size, views, stored["examples_per_shard"])
-    if contents is not None and not stored["complete"]:
-        _manifest.refuse(path, _changed_shards(path, layout, *contents))
-    return layout
+    else:  # another writer of the same cache began at the same time
+        _compare(path, plan, stored, plan.manifest["identity"])
+    return stored
 
 
-def _changed_shards(path: pathlib.Path, layout: _shards.Layout, index: np.ndarray, values: np.ndarray) -> list[str]:
+def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progress: bool) -> int:
+    """Computes the missing and damaged shards of a share; returns how many others are missing."""
+    stored = _begin(path, plan)
+    layout, key = _layout(stored), _manifest.key(stored)
+    # Every shard is verified by its digests before a cache is built on it.
+    wrong = _shards.damaged(path, range(shard[0], layout.total, shard[1]), key)
+    names = list(stored["identity"]["data"]["entries"])
+    compute_shards(
+        path, plan.program, plan.examples, layout, missing=sorted(wrong), names=names, key=key, progress=progress
+    )
+    return sum(_shards.facts(path, number, key) is None for number in range(layout.total))
+
+
+def _is_whole(path: pathlib.Path, stored: Mapping[str, Any]) -> bool:
+    """Returns whether a cache is finished and every file of it undamaged. Each is read."""
+    if not stored["complete"]:
+        return False
+    layout = _layout(stored)
+    try:
+        check_examples(path, stored["identity"]["contents"], layout.examples)
+    except ValueError:
+        return False
+    return not _shards.damaged(path, range(layout.total), _manifest.key(stored))
+
+
+def _layout(stored: Mapping[str, Any]) -> _shards.Layout:
+    identity = stored["identity"]
+    return _shards.Layout(identity["data"]["examples"], identity["views"], stored["examples_per_shard"])
+
+
+def _changed_shards(path: pathlib.Path, stored: Mapping[str, Any], index: np.ndarray, values: np.ndarray) -> list[str]:
     """Returns a line for the first shard written from other examples, or none."""
+    layout, key = _layout(stored), _manifest.key(stored)
     for number in range(layout.total):
         _, first, last = layout.place(number)
-        given, facts = digest_of_set(index[first:last], values[first:last]), _shards.facts(path, number)
+        given, facts = digest_of_set(index[first:last], values[first:last]), _shards.facts(path, number, key)
         if facts is not None and facts["contents"] != given:
             return [f"data: examples {first} to {last - 1}: {facts['contents']} in the cache, {given} given"]
     return []
@@ -238,12 +332,10 @@ def _finish(path: pathlib.Path) -> bool:
     Raises:
       ValueError: examples share an index, or the set changed while it was read.
     """
-    stored = _stored_manifest(path)
-    if stored["complete"]:
-        return True
-    identity = stored["identity"]
-    layout = _shards.Layout(identity["data"]["examples"], identity["views"], stored["examples_per_shard"])
-    all_facts = [facts for number in range(layout.total) if (facts := _shards.facts(path, number)) is not None]
+    stored = _manifest.read(path)
+    assert stored is not None, "_begin has written it"
+    identity, layout, key = stored["identity"], _layout(stored), _manifest.key(stored)
+    all_facts = [facts for number in range(layout.total) if (facts := _shards.facts(path, number, key)) is not None]
     if len(all_facts) < layout.total:
         return False
     for number, facts in enumerate(all_facts):
@@ -254,7 +346,7 @@ def _finish(path: pathlib.Path) -> bool:
                 f"({facts['contents']}, {first['contents']}): the set changed while it was read. Write the cache again."
             )
     index, values = (
-        np.concatenate([_shards.load(path, number, name, dtype) for number in range(layout.per_view)])
+        np.concatenate([_of_view_0(path, layout, number, name, dtype) for number in range(layout.per_view)])
         for name, dtype in (("index", "int64"), ("digests", "uint64"))
     )
     unique, counts = np.unique(index, return_counts=True)
@@ -263,23 +355,20 @@ def _finish(path: pathlib.Path) -> bool:
             f"data: expected a different index for every example, got {int(unique[counts > 1][0])} "
             f"{int(counts.max())} times. A batch finds its outputs by index."
         )
+    contents = digest_of_set(index, values)
+    if stored["complete"] and contents != identity["contents"]:
+        raise ValueError(
+            f"{path}: damaged shards were computed again from other examples than before ({identity['contents']}, "
+            f"{contents}): the set has changed. Delete {path} and write the cache again."
+        )
     for name, array in (("index", index), ("digests", values)):
-        _arrays.replace_array(path / f"{name}.npy", array)
-    _manifest.write(
-        path,
-        {
-            **stored,
-            "complete": True,
-            "identity": {**identity, "contents": digest_of_set(index, values)},
-            "bytes": bytes_per_row(stored["outputs"]) * layout.examples * layout.views,
-            "bytes_on_disk": sum(file["bytes"] for facts in all_facts for file in facts["files"].values()),
-            "seconds": sum(facts["seconds"] for facts in all_facts),
-        },
-    )
+        _storage.replace_array(path / f"{name}.npy", array)
+    seconds = sum(facts["seconds"] for facts in all_facts)
+    finished = {"complete": True, "identity": {**identity, "contents": contents}, "seconds": seconds}
+    _manifest.write(path, {**stored, **finished})
     return True
 
 
-def _stored_manifest(path: pathlib.Path) -> dict[str, Any]:
-    stored = _manifest.read(path)
-    assert stored is not None, "_plan has written it"
-    return stored
+def _of_view_0(path: pathlib.Path, layout: _shards.Layout, number: int, name: str, dtype: str) -> np.ndarray:
+    _, first, last = layout.place(number)
+    return _shards.load(path, number, name, dtype, (last - first,))

@@ -84,3 +84,17 @@ def count_steps(examples: int, batch_size: int, drop_remainder: bool) -> int:
             "out partial batches. Use a smaller batch_size, or drop_remainder=False for one padded batch."
         )
     return examples // batch_size if drop_remainder else -(-examples // batch_size)
+
+
+def with_epoch(batch: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
+    """Adds the number of the epoch to a batch, which must not have the entry yet.
+
+    >>> with_epoch({"image": 1}, 3)
+    {'image': 1, 'epoch': 3}
+    """
+    if "epoch" in batch:
+        raise ValueError(
+            "data: 'epoch' is reserved for the number of the pass over the set, but its examples have "
+            f"{', '.join(map(repr, sorted(batch)))}. Rename the entry of the examples."
+        )
+    return {**batch, "epoch": epoch}

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd._core.batches import exclude
 from jaxkd.data import _fingerprint
 from jaxkd.data._order import permutation
-from jaxkd.data._protocol import Batch, State, count_steps, step_of
+from jaxkd.data._protocol import Batch, State, count_steps, step_of, with_epoch
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Int
@@ -117,10 +118,8 @@ class Resident(DeviceLoader):
             seed = self.seed if seed is None else seed
             rows = permutation(rows, num_examples=self.num_examples, seed=seed, epoch=epoch)
         batch = {key: value.at[rows].get(mode="promise_in_bounds") for key, value in arrays.items()}
-        batch["epoch"] = jnp.broadcast_to(epoch, position.shape)
-        if self.padded:
-            batch["mask"] = position < self.num_examples
-        return batch
+        batch = with_epoch(batch, jnp.broadcast_to(epoch, position.shape))
+        return exclude(batch, position < self.num_examples) if self.padded else batch
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the settings and digests by which a resumed run recognizes its input.

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxkd._core.batches import exclude
 from jaxkd.data import _fingerprint
 from jaxkd.data._dataset import Dataset
 from jaxkd.data._optional import require
 from jaxkd.data._order import permutation
-from jaxkd.data._protocol import Batch, State, count_steps, step_of
+from jaxkd.data._protocol import Batch, State, count_steps, step_of, with_epoch
 
 _PURPOSE = "Streaming"
 _ON_DEVICE = 2  # Batches that wait on the device, so that a transfer overlaps with the step.
@@ -262,11 +263,8 @@ class _ReadBatch:
         rows = position % self.num_examples
         if self.shuffle:
             rows = permutation(rows, num_examples=self.num_examples, seed=self.seed, epoch=epoch, xp=np)
-        batch = self.take(rows)
-        batch["epoch"] = np.full(local, epoch, np.int32)
-        if self.padded:
-            batch["mask"] = position < self.num_examples
-        return batch
+        batch = with_epoch(self.take(rows), np.full(local, epoch, np.int32))
+        return exclude(batch, position < self.num_examples) if self.padded else batch
 
     def ends(self) -> str:
         """Computes a digest of the first and the last example."""

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxkd._core.batches import exclude
 from jaxkd.data import _fingerprint
 from jaxkd.data._order import permutation
+from jaxkd.data._protocol import with_epoch
 from jaxkd.data._resident import DeviceLoader, Resident
 
 if TYPE_CHECKING:
@@ -238,7 +240,7 @@ class Tasks(DeviceLoader):
             )
             chosen = orders(position % size, epoch)
         batch = {name: value.at[chosen].get(mode="promise_in_bounds") for name, value in rows.items()}
-        return {**batch, "epoch": epoch, "mask": jnp.full(self.retained_size, bool(size))}
+        return exclude(with_epoch(batch, epoch), jnp.full(self.retained_size, bool(size)))
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns the tasks' fingerprints and steps, and a digest of the retained rows."""

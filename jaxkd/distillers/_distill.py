@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core import axes, batches
+from jaxkd._core import axes, batches, checks
 from jaxkd._core.axes import average_over_devices, mark_varying
-from jaxkd._core.train_state import shape_of, strongly_typed
-from jaxkd.metrics import join
+from jaxkd._core.model_calls import model_batch
+from jaxkd._core.shardings import automatic
+from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
+from jaxkd.metrics import join, report, total_of
 from jaxkd.types import (
     OBJECTIVE,
     STUDENT,
     Array,
     Batch,
     Context,
+    Derived,
     Distiller,
     Mean,
     Metrics,
@@ -42,8 +46,8 @@ def distill(
     *,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Composes a student, a teacher, an objective and an optimizer into a `Distiller`.
 
@@ -58,16 +62,21 @@ def distill(
       objective: objective from `jaxkd.combine`, `jaxkd.term` or `jaxkd.objectives`.
       optimizer: any optax transformation, for the student's parameters.
       objective_optimizer: optax transformation for the objective's parameters (regressors, discriminators); by default
-        ``optimizer``, with a separate state.
-      metrics: function of the `Context` that returns the metrics of `evaluate` beside the objective's terms.
-      train_metrics: function of the `Context` that returns further metrics of `step`; by default there are none.
+        ``optimizer``, with a separate state. Labels and masks made for the student's parameters do not fit these.
+      metrics: function of the `Context`, or several, that return the metrics of ``evaluate`` beside the objective's
+        terms: those of `jaxkd.metrics` for the task, or your own.
+      train_metrics: functions of the `Context` that return further metrics of ``step``; by default there are none.
 
     Returns:
       A `Distiller`. ``init(key, batch)`` needs one training batch, or its shapes. ``step`` and ``evaluate`` are pure:
       they can be compiled and mapped with jit, pmap, shard_map, scan or vmap, or placed by `jaxkd.parallel`.
 
     Raises:
-      ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide.
+      TypeError: an argument is something else, such as a module for a model, a model for a teacher, a dict or a bare
+        loss for an objective, ``optax.adam`` uncalled; the message tells how it is made.
+      ValueError: from ``init``: the objective reads an entry that student, teacher and batch do not provide; the batch
+        has an entry of `jaxkd.types.RESERVED`; the objective has parameters that ``optimizer`` would not train, and no
+        ``objective_optimizer``.
 
     >>> import jaxkd
     >>> from jaxkd import losses
@@ -82,7 +91,13 @@ def distill(
     >>> bool(second["loss"].sum < first["loss"].sum)
     True
     """
-    optimizers = {STUDENT: optimizer, OBJECTIVE: objective_optimizer or optimizer}
+    checks.contract("distill, student", student, Model)
+    checks.contract("distill, teacher", teacher, Teacher)
+    checks.contract("distill, objective", objective, Objective)
+    checks.optimizer("distill, optimizer", optimizer)
+    if objective_optimizer is not None:
+        checks.optimizer("distill, objective_optimizer", objective_optimizer)
+    optimizers = {STUDENT: optimizer, OBJECTIVE: optimizer_of_objective(optimizer, objective_optimizer)}
     # Jitted here and not in `init`, so that the `init` of another seed compiles nothing.
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
     init_optimizers = jax.jit(
@@ -90,37 +105,45 @@ def distill(
     )
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         shapes = jax.tree.map(shape_of, dict(batch))
-        run_key, student_key, teacher_key, objective_key = jax.random.split(key, 4)
+        run_key, student_key, teacher_key, objective_key = jax.random.split(automatic(key), 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
-            taught = teacher.apply(teacher_state, _given(batch, jnp.int32(0)), key=key)
-            return student.apply(variables, _given(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
+            taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
+            taught, _ = batches.split_unseen(taught, batch)
+            return student.apply(variables, model_batch(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 
         # `init` depends on shapes only; zeros serve libraries that need values.
         variables = init_student(student_key, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-        teacher_state = teacher.init(teacher_key, shapes, variables)
+        teacher_state = automatic(teacher.init(teacher_key, shapes, variables))
         seen, taught = jax.eval_shape(forward, variables, teacher_state, shapes, run_key)
-        context = Context(seen, taught, shapes, jax.ShapeDtypeStruct((), jnp.int32))
+        entries = {**shapes, **_known_entries(batch)}
+        params = jax.tree.map(shape_of, (variables.params, params_of(teacher_state)))
+        context = Context(seen, taught, entries, jax.ShapeDtypeStruct((), jnp.int32), None, *params)
         learned = ObjectiveVars(*strongly_typed(tuple(objective.init(objective_key, context))))
         opt_state = init_optimizers({STUDENT: variables.params, OBJECTIVE: learned.params})
         return TrainState(variables, teacher_state, learned, opt_state, jnp.zeros((), jnp.int32), run_key)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        checks.state("step, state", state)
+        checks.batch("step, batch", batch)
         axis_name = axes.mapped_axis()
         student_key, teacher_key, objective_key = step_keys(state, axis_name)
-        taught = teacher_outputs(teacher, state, batch, teacher_key)
+        taught, unseen = _checked_outputs(teacher, state, batch, teacher_key)
         trained = mark_varying({STUDENT: state.student.params, OBJECTIVE: state.objective.params}, axis_name)
         keys = (student_key, objective_key)
         forward = forward_fn(student, objective, state, batch, taught, keys=keys, axis_name=axis_name)
 
         def loss(trained: PyTree) -> tuple[Array, Any]:
             out, context, new_state = forward(trained)
-            extra = train_metrics(context) if train_metrics else {}
-            reported = join({"loss": _total(out.value, context)}, _named(out.metrics), extra)
+            extra = report(train_metrics or (), context)
+            reported = join({"loss": _total(out, context)}, _named(out.metrics), extra)
             return out.value, (new_state, out.state, reported)
 
         (_, (student_state, objective_state, reported)), grads = jax.value_and_grad(loss, has_aux=True)(trained)
+        reported = join(reported, unseen)
         if axis_name is not None:
             grads, student_state = average_over_devices((grads, student_state), axis_name)
             objective_state = average_over_devices(objective_state, axis_name, unchanged=state.objective.state)
@@ -142,29 +165,29 @@ def distill(
         ), reported
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
+        checks.state("evaluate, state", state)
+        checks.batch("evaluate, batch", batch)
         axis_name = axes.mapped_axis()
-        taught = teacher.apply(state.teacher, _given(batch, state.step), key=None)
-        outputs, _ = student.apply(state.student, _given(batch, state.step, taught), key=None, train=False)
-        context = Context(outputs, taught, batch, state.step, axis_name)
+        taught, unseen = _checked_outputs(teacher, state, batch, None)
+        outputs, _ = student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)
+        params = state.student.params, params_of(state.teacher)
+        context = Context(outputs, taught, batch, state.step, axis_name, *params)
         out = objective.apply(state.objective.params, state.objective.state, context, None)
-        reported = join({"loss": _total(out.value, context)}, _named(out.metrics), metrics(context))
+        reported = join({"loss": _total(out, context)}, _named(out.metrics), report(metrics, context), unseen)
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
     return Distiller(init, step, evaluate)
 
 
-def _given(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch:
-    """Adds the step and, for a student, the teacher's outputs to a batch.
-
-    Most models read neither of the two. A student whose additional outputs depend on the teacher does, such as an input
-    gradient for the teacher's predicted class, or a feature into which the teacher's is mixed.
-    """
-    return {**batch, "step": step} if taught is None else {**batch, "step": step, "teacher": taught}
-
-
 def teacher_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:
     """Returns the teacher's outputs in a step, with gradients stopped."""
-    taught: Outputs = jax.lax.stop_gradient(teacher.apply(state.teacher, _given(batch, state.step), key=key))
+    return _checked_outputs(teacher, state, batch, key)[0]
+
+
+def _checked_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Metrics]:
+    """Also returns the metric of the examples that a cached teacher saw otherwise."""
+    outputs = teacher.apply(state.teacher, model_batch(batch, state.step), key=key)
+    taught: tuple[Outputs, Metrics] = jax.lax.stop_gradient(batches.split_unseen(outputs, batch))
     return taught
 
 
@@ -185,8 +208,9 @@ def forward_fn(
 
     def forward(trained: PyTree) -> tuple[ObjectiveOut, Context, PyTree]:
         variables = Variables(trained[STUDENT], state.student.state)
-        outputs, new_state = student.apply(variables, _given(batch, state.step, taught), key=keys[0], train=True)
-        context = Context(outputs, taught, batch, state.step, axis_name)
+        outputs, new_state = student.apply(variables, model_batch(batch, state.step, taught), key=keys[0], train=True)
+        params = trained[STUDENT], jax.lax.stop_gradient(params_of(state.teacher))
+        context = Context(outputs, taught, batch, state.step, axis_name, *params)
         return objective.apply(trained[OBJECTIVE], state.objective.state, context, keys[1]), context, new_state
 
     return forward
@@ -205,20 +229,37 @@ def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, A
     return student_key, teacher_key, jax.random.split(shared, 3)[2]
 
 
-def _total(value: Array, context: Context) -> Mean:
-    """Returns the weighted total as a metric that counts examples.
+def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
+    """Returns the integer vectors and masks of a batch whose values are known."""
+    return {
+        name: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        for name, x in batch.items()
+        if isinstance(x, (np.ndarray, jax.Array))
+        and not isinstance(x, jax.core.Tracer)
+        and ((jnp.issubdtype(x.dtype, jnp.integer) and x.ndim == 1) or x.dtype == bool)
+        and getattr(x, "is_fully_addressable", True)
+    }
 
-    On a mapped axis, ``value`` is this device's share, and the mean of the shares is the total. The sum is therefore
-    ``value`` times the mean count over the devices, which differs from this device's count where devices hold
-    different numbers of unmasked examples.
+
+def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
+    """Returns the total as a metric: the sum of the weighted terms, each with the count of its own metric.
+
+    Merged over any batches, it is therefore the sum of what the terms report, times their weights. On a mapped axis, a
+    term is this device's share, and the mean of the shares is the global one. Its sum is therefore the share times the
+    mean count over the devices, which differs from this device's count where devices hold different numbers of
+    unmasked values.
     """
-    mask, axis_name = batches.example_mask(context.batch), context.axis_name
-    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-    if mask is None:
-        count = jnp.asarray(next(iter(context.student.values())).shape[0], value.dtype)
-    else:
-        count = jnp.sum(mask, dtype=value.dtype)
-    return Mean(value * (count if axis_name is None else jax.lax.pmean(count, axis_name)), count)
+    values, counts = [], []
+    for name, value in (out.terms or {"": out.value}).items():
+        values.append(value.astype(jnp.promote_types(value.dtype, jnp.float32)))
+        # An objective without a metric of its own value is a mean over the examples.
+        count = out.metrics[name][1] if name in out.metrics else batches.count_examples(context.batch)
+        counts.append(jnp.asarray(count, values[-1].dtype))
+    shared = counts
+    if context.axis_name is not None:
+        shared = list(jax.lax.pmean(jnp.stack(counts), context.axis_name))
+    sums = [value * count for value, count in zip(values, shared, strict=True)]
+    return total_of(*map(Mean, sums, counts))
 
 
 def _named(metrics: Metrics) -> Metrics:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxkd._core import moving_average, train_state
+from jaxkd._core import casts, checks, moving_average, train_state
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
 _SLOT = "average"
@@ -45,6 +46,7 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
     >>> sorted(kd.evaluate(state, batch))[:3]
     ['agreement', 'average/agreement', 'average/loss']
     """
+    checks.contract("with_ema, kd", kd, Distiller)
     moving_average.check_decay("with_ema", decay)
 
     def init(key: Array, batch: Batch) -> TrainState:
@@ -75,7 +77,7 @@ def ema_params(state: TrainState) -> Variables:
     _, average = train_state.take(state, _SLOT, "ema_params")
 
     def cast(x: Array, like: Any) -> Array:
-        return x if x.dtype == like.dtype else x.astype(like.dtype)
+        return casts.cast(x, like.dtype) if jnp.issubdtype(like.dtype, jnp.floating) else x.astype(like.dtype)
 
     variables: Variables = jax.tree.map(cast, average, state.student)
     return variables

@@ -37,6 +37,8 @@ def per_model(
     {'a': Array([-1.], dtype=float32), 'b': Array([-0.5], dtype=float32)}
     """
     several = isinstance(optimizers, Mapping)
+    for name, optimizer in optimizers.items() if isinstance(optimizers, Mapping) else [("optimizers", optimizers)]:
+        checks.optimizer(f"per_model, {name}", optimizer)
     wrapped: Any = jax.tree.map(optax.with_extra_args_support, optimizers, is_leaf=_is_optimizer)
 
     def optimizer_of(name: str) -> Any:

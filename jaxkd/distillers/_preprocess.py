@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import checks
 from jaxkd.types import Batch, Distiller, Metrics, TrainState
 
 Transform = Callable[[Batch], Batch]
@@ -33,17 +34,21 @@ def preprocess(
     >>> batch = {"image": jnp.full((4, 2), 255, jnp.uint8)}
     >>> state, metrics = kd.step(kd.init(jax.random.key(0), batch), batch)
     """
+    checks.contract("preprocess, kd", kd, Distiller)
 
     def prepared(batch: Batch) -> Batch:
+        checks.batch("preprocess, batch", batch)
         return train_transform(batch) if train_transform else batch
 
     def init(key: Any, batch: Batch) -> TrainState:
+        checks.batch("preprocess, batch", batch)
         return kd.init(key, jax.eval_shape(prepared, dict(batch)))
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return kd.step(state, prepared(batch))
 
     def evaluated(state: TrainState, batch: Batch) -> Metrics:
+        checks.batch("preprocess, batch", batch)
         return kd.evaluate(state, eval_transform(batch) if eval_transform else batch)
 
     return Distiller(init, step, evaluated)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes, train_state
+from jaxkd._core import axes, batches, checks, train_state
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, TrainState
 
 _SLOT = "skipped"
@@ -44,6 +44,7 @@ def skip_nonfinite(kd: Distiller, *, limit: int = 10) -> Distiller:
     >>> jaxkd.metrics.compute(metrics)
     {'loss': nan, 'objective': nan, 'weight': nan, 'skipped': 1.0}
     """
+    checks.contract("skip_nonfinite, kd", kd, Distiller)
     if limit < 1:
         raise ValueError(f"skip_nonfinite, limit: expected a positive number of steps in a row, got {limit}.")
 
@@ -101,10 +102,12 @@ def _reported(metrics: Metrics, good: Array, stop: Array) -> Metrics:
     Beyond the limit (``stop``), they are unmodified except for the loss, which is NaN.
     """
     reported = {}
-    for name, mean in metrics.items():
-        reported[name] = Mean(*(jnp.where(good | stop, x, jnp.zeros_like(x)) for x in mean))
+    for name, metric in metrics.items():
+        reported[name] = jax.tree.map(lambda x: jnp.where(good | stop, x, jnp.zeros_like(x)), metric)
     for name in _losses(metrics):
-        reported[name] = Mean(jnp.where(stop, jnp.nan, reported[name].sum), reported[name].count)
+        reported[name] = jax.tree.map(lambda x: jnp.where(stop, jnp.nan, x), reported[name])
+    # A cache of other inputs is no bad batch: whoever reads the metrics ends the run.
+    reported |= {name: metric for name, metric in metrics.items() if batches.is_unseen_metric(name)}
     return {**reported, _SLOT: Mean(1 - good.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
 

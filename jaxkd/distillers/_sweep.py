@@ -8,13 +8,15 @@ in the state, so that the axes follow from the state alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
+from jaxkd._core import checks
+from jaxkd.types import Array, Batch, Derived, Distiller, LabeledMean, Mean, Metrics, PyTree, TrainState
 
 
 class Shared(NamedTuple):
@@ -42,8 +44,9 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
 
     Returns:
       A `Distiller`. ``init`` takes one key, with which every member starts, or ``[n]`` keys, to sweep over seeds.
-      Metrics have the shape ``[n]``, and `jaxkd.training.fit` logs them as ``loss[0]``, ``loss[1]``, ... `select_run`
-      returns the state of one member.
+      Metrics have the shape ``[n]``, and `jaxkd.training.fit` logs them by the member's values,
+      ``loss[temperature=4]``; if only keys are swept, or values are equal, with the number of the member,
+      ``loss[0]``. `select_run` returns the state of one member.
 
     Raises:
       ValueError: the settings do not all have ``[n]`` values; from ``init``: the number of keys differs from n, or
@@ -69,6 +72,7 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
     if len(set(sizes.values())) > 1:
         raise ValueError(f"sweep: expected equally many values of each setting, got {sizes}. Write out a grid.")
     size = next(iter(sizes.values()), None)
+    labels = _labels(values)
 
     def mapped(function: Callable[..., Any], *in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         """Maps a function of a member's distiller and further arguments over members."""
@@ -81,11 +85,13 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
     def step_all(shared: bool) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         def one(kd: Distiller, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             new, metrics = kd.step(state, batch)
-            return new, dict(metrics.items())
+            return new, _labeled(metrics, labels)
 
         return mapped(one, _axes(shared), batch_axis, out_axes=(_axes(shared), 0))
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         several = _has_member_axis(key, size)
         shapes = jax.eval_shape(lambda batch: batch, dict(batch))
         one_batch = shapes if batch_axis is None else jax.eval_shape(lambda b: jax.tree.map(lambda x: x[0], b), shapes)
@@ -111,7 +117,7 @@ def sweep(make: Callable[..., Distiller], /, *, batch_axis: int | None = None, *
         inner, shared = _unwrap_shared(state)
 
         def one(kd: Distiller, state: TrainState, batch: Batch) -> Metrics:
-            return dict(kd.evaluate(state, batch).items())
+            return _labeled(kd.evaluate(state, batch), labels)
 
         return mapped(one, _axes(shared), None, out_axes=0)(inner, batch)
 
@@ -140,6 +146,26 @@ def select_run(state: TrainState, i: int) -> TrainState:
         return part if axis is None else jax.tree.map(lambda x: x[i], part)
 
     return TrainState(*map(pick, _axes(shared), inner))
+
+
+def _labels(values: dict[str, Array]) -> tuple[str, ...]:
+    """Returns a label for each member from its values, or None if they are unknown."""
+    if not values or any(isinstance(x, jax.core.Tracer) for x in values.values()):
+        return ()
+    members = zip(*(x.tolist() for x in values.values()), strict=True)
+    labels = [",".join(f"{name}={x:g}" for name, x in zip(values, member, strict=True)) for member in members]
+    return tuple(labels if len(set(labels)) == len(labels) else (f"{i},{label}" for i, label in enumerate(labels)))
+
+
+def _labeled(metrics: Metrics, labels: tuple[str, ...]) -> dict[str, Mean | Derived]:
+    """Returns metrics of one member that carry the labels of all, under which they are logged."""
+
+    def labeled(metric: Mean | Derived) -> Mean | Derived:
+        if isinstance(metric, Derived):
+            return dataclasses.replace(metric, labels=labels)
+        return LabeledMean.tree_unflatten(labels, metric)
+
+    return {name: labeled(metric) if labels else metric for name, metric in metrics.items()}
 
 
 def _axes(shared: bool) -> Any:

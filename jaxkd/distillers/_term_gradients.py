@@ -7,7 +7,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import axes
+from jaxkd._core import axes, checks
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd.distillers._distill import forward_fn, step_keys, teacher_outputs
 from jaxkd.metrics import join
@@ -71,6 +71,10 @@ def term_gradients(
     >>> float(metrics["grad_cosine/ce,kd"].sum) > 0.99
     True
     """
+    checks.contract("term_gradients, kd", kd, Distiller)
+    checks.contract("term_gradients, student", student, Model)
+    checks.contract("term_gradients, teacher", teacher, Teacher)
+    checks.contract("term_gradients, objective", objective, Objective)
     if every < 1:
         raise ValueError(f"term_gradients, every: expected a positive number of steps, got {every}.")
 

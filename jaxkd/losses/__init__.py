@@ -5,6 +5,7 @@
                                  `top_k_kl`
 `jaxkd.losses.logits`            `logit_mse`, `decoupled_kd`, `dist`, `standardize_logits`
 `jaxkd.losses.labels`            `cross_entropy`, `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
+`jaxkd.losses.binary`            `binary_cross_entropy`, `binary_kl`: one sigmoid per label
 `jaxkd.losses.ensembles`         `best_logits`, `combined_logits`, `min_logits`: one teacher from several networks
 `jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
                                  `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
@@ -34,6 +35,7 @@ into another project, under any name, to vendor it.
 """
 
 from ._numerics import match_size
+from .binary import binary_cross_entropy, binary_kl
 from .chunked import linear_generalized_jsd, linear_soft_target_kl
 from .contrastive import contrastive_nce, info_nce
 from .dense import (
@@ -92,6 +94,8 @@ __all__ = [
     "attention_mse",
     "attention_transfer",
     "best_logits",
+    "binary_cross_entropy",
+    "binary_kl",
     "bounded_regression",
     "channel_importance",
     "channel_kl",

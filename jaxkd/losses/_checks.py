@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -32,6 +33,25 @@ def logits(name: str, x: Any) -> Array:
     return floating(name, x, "logits [..., classes]", least_rank=1)
 
 
+def class_logits(name: str, x: Any) -> Array:
+    """Returns logits of two or more classes in float32 or better."""
+    x = logits(name, x)
+    several(name, x, x.shape[-1])
+    return x
+
+
+def several(name: str, x: Array, size: int, what: str = "classes", advice: str | None = None) -> None:
+    """Raises unless the softmax is over two or more entries; over one it is 1."""
+    if size < 2:
+        advice = advice or (
+            "binary_kl (of a teacher) and binary_cross_entropy (of labels) are the losses of one logit, by a sigmoid"
+        )
+        raise ValueError(
+            f"{name}: expected two or more {what}, got {size} in {x.dtype}{list(x.shape)}. A softmax over one is 1 "
+            f"whatever the values, and the loss constant; {advice}."
+        )
+
+
 def same_shape(student: Array, x: Array, advice: str, *, name: str = "teacher", other: str = "the student") -> None:
     """Raises unless ``x`` has the student's shape: no loss broadcasts."""
     if x.shape != student.shape:
@@ -48,14 +68,15 @@ def same_batch(student: Array, teacher: Array, name: str = "teacher") -> None:
         raise ValueError(f"{name}: expected the student's batch of {batch}, got {came}.")
 
 
-def mask(where: Any, shape: tuple[int, ...], name: str = "where") -> Array | None:
-    """Returns a mask of this shape as an array, and None for None."""
+def mask(where: Any, shape: tuple[int, ...], name: str = "where", finer: tuple[int, ...] | None = None) -> Array | None:
+    """Returns a mask of this shape, or of a finer one, as an array, and None for None."""
     if where is None:
         return None
     where = jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != shape:
+    if where.dtype != jnp.bool_ or where.shape not in (shape, finer):
+        parts = "" if finer is None else f" (or bool{list(finer)} for their parts)"
         raise ValueError(
-            f"{name}: expected bool{list(shape)}, True for the entries to include, got {where.dtype}"
+            f"{name}: expected bool{list(shape)}{parts}, True for the entries to include, got {where.dtype}"
             f"{list(where.shape)}."
         )
     return where
@@ -79,32 +100,80 @@ def labels(labels: Any, logits: Array) -> tuple[Array, Array]:
     return labels, (labels >= 0) & (labels < logits.shape[-1])
 
 
+def targets(name: str, x: Any, logits: Array) -> Array:
+    """Returns floating-point targets of the logits' shape, upcast."""
+    x = floating(name, x, "probabilities [..., classes]", least_rank=1)
+    if x.shape != logits.shape:
+        raise ValueError(
+            f"{name}: expected a probability for each of the logits {list(logits.shape)}, got {x.dtype}{list(x.shape)}."
+            " A label for each example is an integer."
+        )
+    return x
+
+
+def positive(name: str, value: Any, shape: tuple[int, ...] = (), *, expected: str = "a positive number") -> Any:
+    """Returns a positive number, or with ``shape`` one for each entry."""
+    return number(name, value, expected, lambda x: x > 0, shape)
+
+
+def not_negative(name: str, value: Any) -> Any:
+    """Returns a number that is 0 or more."""
+    return number(name, value, "a number of at least 0", lambda x: x >= 0)
+
+
+def fraction(name: str, value: Any) -> Any:
+    """Returns a number from 0 to 1."""
+    return number(name, value, "a number from 0 to 1", lambda x: (x >= 0) & (x <= 1))
+
+
+def probability(name: str, value: Any) -> Any:
+    """Returns a number above 0 and at most 1."""
+    return number(name, value, "a probability above 0 and at most 1", lambda x: (x > 0) & (x <= 1))
+
+
+def finite(name: str, value: Any) -> Any:
+    """Returns a number of any sign."""
+    return number(name, value, "a finite number", lambda x: x == x)
+
+
 def temperature(temperature: Any, dtype: Any, shape: tuple[int, ...] = ()) -> Array:
     """Returns a positive temperature, one or one per entry, broadcast to ``shape``."""
-    value = jnp.asarray(temperature, dtype)
-    if value.shape not in ((), shape):
-        expected = f"a scalar, or one for each entry of {list(shape)}" if shape else "a scalar"
-        raise ValueError(f"temperature: expected {expected}, got {value.dtype}{list(value.shape)}.")
-    if not isinstance(temperature, jax.core.Tracer):
-        numbers = jax.tree.leaves(temperature.tolist() if hasattr(temperature, "tolist") else temperature)
-        if not all(number > 0 for number in numbers):  # NaN is not
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
-    return jnp.broadcast_to(value, shape)
+    return jnp.broadcast_to(jnp.asarray(positive("temperature", temperature, shape), dtype), shape)
 
 
-def positive(name: str, value: Any) -> None:
-    """Raises unless the number is positive."""
-    if not isinstance(value, jax.core.Tracer) and not value > 0:  # NaN is not
-        raise ValueError(f"{name}: expected a positive number, got {value}.")
+def static(name: str, value: Any) -> float:
+    """Returns a number that the program depends on, such as which formula it computes."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name}: expected a number that is known while tracing, got {value}; pass a Python float.")
+    return float(value)
 
 
-def not_negative(name: str, value: Any) -> None:
-    """Raises unless the number is 0 or more."""
-    if not isinstance(value, jax.core.Tracer) and not value >= 0:  # NaN is not
-        raise ValueError(f"{name}: expected at least 0, got {value}.")
+def whole(name: str, value: Any, *, least: int = 1, most: int | None = None, expected: str | None = None) -> int:
+    """Returns an integer of the range, which has to be known while tracing."""
+    kind = getattr(value, "dtype", None)
+    fits = type(value) is int or (kind is not None and jnp.issubdtype(kind, jnp.integer) and jnp.shape(value) == ())
+    fits = fits and not isinstance(value, jax.core.Tracer) and int(value) >= least
+    if not fits or (most is not None and int(value) > most):
+        expected = expected or f"an integer of at least {least}"
+        raise ValueError(f"{name}: expected {expected}, known while tracing, got {value!r}.")
+    return int(value)
 
 
-def fraction(name: str, value: Any) -> None:
-    """Raises unless the number is from 0 to 1."""
-    if not isinstance(value, jax.core.Tracer) and not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}.")
+def number(name: str, value: Any, expected: str, inside: Any, shape: tuple[int, ...] = ()) -> Any:
+    """Returns a finite number for which ``inside`` is true, or an array of them.
+
+    The number of a traced value is unknown: only its shape and its dtype are checked.
+    """
+    array = hasattr(value, "dtype") and hasattr(value, "shape")
+    real = type(value) in (int, float) or (
+        array and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
+    )
+    came = f"{value.dtype}{list(value.shape)}" if array and value.shape else repr(value)
+    fits = real and jnp.shape(value) in ((), shape)
+    if fits and not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True):
+        known, came = np.asarray(value, np.float64), str(value)
+        fits = bool(np.all(np.isfinite(known) & inside(known)))
+    if not fits:
+        each = f", a scalar or one for each entry of {list(shape)}" if shape else ", a scalar"
+        raise ValueError(f"{name}: expected {expected}{each}, got {came}.")
+    return value

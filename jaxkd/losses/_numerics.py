@@ -46,6 +46,27 @@ def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = 
 # --- softmax and KL ---------------------------------------------------------------------------------------------------
 
 
+def lowest(dtype: Any) -> float:
+    """Returns a score that excludes a class, and whose sums do not overflow."""
+    return -(float(jnp.finfo(dtype).max) ** 0.8)
+
+
+def soften(scores: Array, temperature: Any) -> Array:
+    """Returns scores over T, up to a constant for each row, which a softmax over the last axis ignores.
+
+    The largest is subtracted *before* the division. A compiler that knows T multiplies by 1 / T in one place and
+    divides in another; the softmax of large scores would then subtract a maximum that is another rounding of itself.
+    The derivative of ``-inf / T`` with respect to T is infinite, and a finite score stays finite.
+    """
+    temperature = jnp.asarray(temperature, scores.dtype)
+    finite = scores != -jnp.inf
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf))
+    shifted = jnp.where(finite, scores, 0) - jnp.where(top == -jnp.inf, 0, top)
+    least = lowest(scores.dtype)
+    softened = jnp.maximum(shifted, least) / (temperature[..., None] if temperature.ndim else temperature)
+    return jnp.where(finite, jnp.maximum(softened, least), -jnp.inf)
+
+
 def log_softmax_finite(scores: Array) -> tuple[Array, Array]:
     """Log-softmax over the finite entries of the last axis, and their mask.
 
@@ -58,22 +79,20 @@ def log_softmax_finite(scores: Array) -> tuple[Array, Array]:
     return shifted - jnp.log(jnp.where(total == 0, 1, total)), finite
 
 
-def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
-    """Returns checked, masked logits over T, T for each example, and the mask."""
+def pair(student: Any, teacher: Any, where: Any) -> tuple[Array, Array, Array | None]:
+    """Returns checked, masked logits of one shape, and the mask."""
     student, teacher = _checks.logits("student", student), _checks.logits("teacher", teacher)
     _checks.same_shape(student, teacher, "reshape one of them, or select the classes that both networks have")
     where = _checks.mask(where, student.shape[:-1])
-    student, teacher = mask_inputs(where, student, teacher)
+    return *mask_inputs(where, student, teacher), where
+
+
+def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
+    """Returns checked, masked logits over T of a softmax, T for each example, and the mask."""
+    student, teacher, where = pair(student, teacher, where)
+    _checks.several("student", student, student.shape[-1])
     scale = _checks.temperature(temperature, student.dtype, student.shape[:-1])
-
-    def soften(x: Array) -> Array:
-        if not isinstance(temperature, jax.core.Tracer):
-            return x / scale[..., None]
-        # -inf / T has no derivative with respect to a learned T.
-        fixed = jax.lax.stop_gradient(scale)[..., None]
-        return jnp.where(x == -jnp.inf, x / fixed, jnp.maximum(x, jnp.finfo(x.dtype).min) / scale[..., None])
-
-    return soften(student), soften(teacher), scale, where
+    return soften(student, scale), soften(teacher, scale), scale, where
 
 
 def log_mixture(log_p: Array, log_q: Array, share: float | Array) -> Array:
@@ -98,15 +117,20 @@ def _excess(gap: Array) -> Array:
     return rest * gap * gap
 
 
-def _divergence(log_p: Array, log_q: Array, p: Array, q: Array) -> Array:
-    """Returns ``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0.
+def kl_terms(gap: Array, p: Array, q: Array) -> Array:
+    """Returns the terms of ``KL(p ‖ q)`` for ``g = log p − log q``, none of them negative.
 
-    Since ``Σ (q − p) = 0``, it is computed as ``Σ p (g + e⁻ᵍ − 1)`` with ``g = log p − log q``, whose terms are not
-    negative: the rounding errors of the two logarithms, which would hide a small KL, cancel class by class.
+    Since ``Σ (q − p) = 0``, the KL is ``Σ p (g + e⁻ᵍ − 1)``: the rounding errors of the two logarithms, which would
+    hide a small KL, cancel term by term.
     """
-    gap = jnp.where(p > 0, log_p - log_q, 0)  # where p is 0, it may be inf - inf
+    gap = jnp.where(p > 0, gap, 0)  # where p is 0, it may be inf - inf
     near = (p > 0) & (jnp.abs(gap) < 1)
-    return jnp.sum(jnp.where(near, p * _excess(jnp.where(near, gap, 0)), p * gap + (q - p)), axis=-1)
+    return jnp.where(near, p * _excess(jnp.where(near, gap, 0)), p * gap + (q - p))
+
+
+def _divergence(log_p: Array, log_q: Array, p: Array, q: Array) -> Array:
+    """Returns ``Σ p (log p − log q)`` over the last axis, with 0 log 0 = 0."""
+    return jnp.sum(kl_terms(log_p - log_q, p, q), axis=-1)
 
 
 def _slope(p: Array, gap: Array) -> Array:
@@ -144,10 +168,32 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 
 def softmax_kl_finite(x: Array, y: Array) -> Array:
-    """`softmax_kl` for scores whose rows may be all ``-inf``: such a row gives 0."""
+    """`softmax_kl` for scores whose rows may be all ``-inf``: such a row of x gives 0."""
     (log_p, finite_p), (log_q, finite_q) = log_softmax_finite(x), log_softmax_finite(y)
-    p = jnp.where(finite_p, jnp.exp(log_p), 0)
-    return jnp.sum(p * (log_p - log_q), axis=-1) + infinite_where(p, finite_q)
+    finite_q = finite_q & jnp.any(finite_p, axis=-1, keepdims=True)
+    return kl(jnp.where(finite_p, log_p, -jnp.inf), jnp.where(finite_q, log_q, -jnp.inf))
+
+
+@jax.custom_jvp
+def bernoulli_kl(x: Array, y: Array) -> Array:
+    """``KL(σ(x) ‖ σ(y))`` between Bernoulli distributions, element by element."""
+
+    def outcome(x: Array, y: Array) -> Array:
+        return kl_terms(jax.nn.log_sigmoid(x) - jax.nn.log_sigmoid(y), jax.nn.sigmoid(x), jax.nn.sigmoid(y))
+
+    return outcome(x, y) + outcome(-x, -y)
+
+
+@bernoulli_kl.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """``σ(y) − σ(x)`` for y, and ``σ(x) σ(−x) (x − y)`` for x, 0 where that is infinite."""
+    x, y = primals
+    # Next to 1 a probability has no digits left, and the difference is that of the other outcome.
+    upper = x + y > 0
+    slope = jax.nn.sigmoid(jnp.where(upper, -x, y)) - jax.nn.sigmoid(jnp.where(upper, -y, x))
+    both_finite = jnp.isfinite(x) & jnp.isfinite(y)
+    own = jax.nn.sigmoid(x) * jax.nn.sigmoid(-x) * jnp.where(both_finite, x - y, 0)
+    return bernoulli_kl(x, y), own * tangents[0] + slope * tangents[1]
 
 
 def infinite_where(weights: Array, finite: Array) -> Array:
@@ -213,9 +259,16 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
     Returns:
       Both maps, of one height and width, as means over adaptive windows.
 
+    Raises:
+      ValueError: a map is not a floating-point ``[batch, height, width, channels]``.
+
     >>> [x.shape for x in match_size(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 8, 3)))]
     [(1, 2, 4, 2), (1, 2, 4, 3)]
     """
+    form = "maps [batch, height, width, channels]"
+    student, teacher = (
+        _checks.floating(name, x, form, rank=4) for name, x in (("student", student), ("teacher", teacher))
+    )
     for axis in (1, 2):
         size = min(student.shape[axis], teacher.shape[axis])
         student, teacher = adaptive_mean(student, axis, size), adaptive_mean(teacher, axis, size)
@@ -246,3 +299,19 @@ def gather(x: Array, axis_name: str | None) -> Array:
 def local_rows(size: int, axis_name: str | None) -> Array:
     """Returns the indices of this device's ``size`` rows in the result of `gather`."""
     return jnp.arange(size) + (0 if axis_name is None else jax.lax.axis_index(axis_name) * size)
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the axes of `jax.shard_map` over which an array is typed as varying."""
+    kind: Any = jax.typeof(x)
+    if not hasattr(kind, "manual_axis_type"):  # JAX before 0.9
+        return frozenset(kind.vma)
+    return frozenset(kind.manual_axis_type.varying)
+
+
+def mark_varying(x: Array, axes: frozenset[str]) -> Array:
+    """Types an array as varying over the axes, over which it must not vary yet."""
+    lax: Any = jax.lax
+    names = tuple(sorted(axes))
+    varying: Array = lax.pcast(x, names, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, names)  # before 0.8
+    return varying

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _checks
+from . import _checks, _numerics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -155,9 +155,9 @@ def linear_generalized_jsd(
     """
     student = _head("student", student_hidden, student_kernel, student_bias)
     teacher = _head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
-    _checks.fraction("beta", beta)
+    beta = _checks.static("beta", _checks.fraction("beta", beta))
     return _chunked(
-        float(beta), student, teacher, temperature, soft_cap=soft_cap, where=where, axis=vocabulary_axis, chunk=chunk
+        beta, student, teacher, temperature, soft_cap=soft_cap, where=where, axis=vocabulary_axis, chunk=chunk
     )
 
 
@@ -202,12 +202,15 @@ def _chunked(
             "Nothing is padded or cut: select the words both know, in one order, from both kernels and biases."
         )
     where = _checks.mask_or_ones(where, (tokens,))
+    words = vocabulary if axis is None else vocabulary * jax.lax.axis_size(axis)
+    _checks.several("student_kernel", student.kernel, words, "words")
     pair = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
-    caps = tuple(None if cap is None else float(cap) for cap in pair)
-    if len(caps) != 2 or not all(cap is None or cap > 0 for cap in caps):
+    if len(pair) != 2:
         raise ValueError(f"soft_cap: expected a positive number, or a pair for student and teacher, got {soft_cap}.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: expected at least one token at once, got {chunk}.")
+    expected = "a positive number, or a pair for student and teacher"
+    checked = (cap if cap is None else _checks.positive("soft_cap", cap, expected=expected) for cap in pair)
+    caps = tuple(cap if cap is None else _checks.static("soft_cap", cap) for cap in checked)
+    chunk = None if chunk is None else _checks.whole("chunk", chunk, expected="at least one token at once")
     # Chunks of equal size need the least padding; by default a multiple of 8, so that eight devices can share one.
     most = chunk or max(_TOKENS, _ELEMENTS // max(vocabulary, 1))
     count = max(1, -(-tokens // most))
@@ -218,11 +221,11 @@ def _chunked(
     # Under shard_map, custom_vjp needs arguments that vary over the same axes. Where a replicated argument is cast to
     # varying, autodiff sums its gradient over the devices.
     leaves = jax.tree.leaves((student, teacher, temperature, where))
-    axes: frozenset[str] = frozenset().union(*(jax.typeof(x).manual_axis_type.varying for x in leaves))
+    axes: frozenset[str] = frozenset().union(*map(_numerics.varying_axes, leaves))
 
     def vary(x: Array, axes: frozenset[str]) -> Array:
-        missing = axes - jax.typeof(x).manual_axis_type.varying
-        return jax.lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+        missing = axes - _numerics.varying_axes(x)
+        return _numerics.mark_varying(x, missing) if missing else x
 
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
     rows = (vary(x, axes - {axis}) for x in (temperature, where))  # the result does not vary over the vocabulary
@@ -291,7 +294,7 @@ def _scale(static: _Static, arrays: Any, gradients: tuple[_Head, ...], cotangent
     factor = jnp.where(factor > -jnp.inf, factor, 0)
     # Without varying-axes types (check_vma=False), autodiff does not know that the hidden states are replicated over
     # the vocabulary axis and does not sum their gradients, so it is done here.
-    untyped = static.axis not in (None, *jax.typeof(arrays[0].kernel).manual_axis_type.varying)
+    untyped = static.axis not in (None, *_numerics.varying_axes(arrays[0].kernel))
     if untyped:  # a branch with collectives must be taken by all devices
         same = jax.lax.pmin(same.astype(jnp.int32), static.axis) > 0
 
@@ -347,7 +350,7 @@ def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -
             if cap is not None:
                 tanh = jnp.tanh(z / cap)
                 z, slope = cap * tanh, slope * (1 - tanh**2)
-            logits.append(z / scale)
+            logits.append(z)
             slopes.append(slope)
         # Chain rule: from logits over T through the cap, then through the product, whose inputs are still at hand.
         values, derivatives = _divergence(static, scale, *logits)
@@ -370,14 +373,17 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
     """Returns values ``[chunk]`` and derivatives with respect to both logits over T.
 
     Logits are shifted by their maximum, so that no exponential overflows and a mass is at least 1. Sums over the
-    vocabulary are taken over all devices that share it. Both logarithms of a ratio share one subtraction of logits, so
-    that a small divergence is not the difference of two large numbers.
+    vocabulary are taken over all devices that share it. Both logarithms of a ratio share one subtraction of logits, and
+    the terms of a divergence are those of `_numerics.kl_terms`, so that a small one is not lost by rounding.
     """
 
     def shifted(x: Array) -> Array:
         top = jnp.max(x, axis=1, keepdims=True)
         top = top if static.axis is None else jax.lax.pmax(top, static.axis)
-        return x - jnp.where(top > -jnp.inf, top, 0)
+        finite, least = x > -jnp.inf, _numerics.lowest(x.dtype)
+        # Subtracted before the division by T, as in `_numerics.soften`, which says why.
+        x = jnp.where(finite, x, 0) - jnp.where(top > -jnp.inf, top, 0)
+        return jnp.where(finite, jnp.maximum(jnp.maximum(x, least) / scale, least), -jnp.inf)
 
     def totals(*terms: Array) -> tuple[Array, ...]:
         sums = tuple(jnp.sum(x, axis=1, keepdims=True) for x in terms)
@@ -385,35 +391,30 @@ def _divergence(static: _Static, scale: Array, student: Array, teacher: Array) -
 
     s, t = shifted(student), shifted(teacher)
     exp_s, exp_t = jnp.exp(s), jnp.exp(t)
-    beta = static.beta
-    if beta is None or beta in (0, 1):  # KL(p ‖ q)
-        (p, exp_p), (q, exp_q) = ((s, exp_s), (t, exp_t)) if beta == 1 else ((t, exp_t), (s, exp_s))
-        difference = jnp.where(exp_p > 0, p - q, 0)  # where exp_p is 0, it may be inf - inf
-        infinite = difference == jnp.inf
-        finite = jnp.where(infinite, 0, difference)
-        mass_p, mass_q, mean, finite_mean, excluded = totals(
-            exp_p, exp_q, exp_p * difference, exp_p * finite, jnp.where(infinite, exp_p, 0)
-        )
-        mass_p, mass_q = jnp.where(mass_p == 0, 1, mass_p), jnp.where(mass_q == 0, 1, mass_q)
-        factor, shift = scale**2 if beta is None else jnp.ones_like(scale), jnp.log(mass_q) - jnp.log(mass_p)
-        share = exp_p * (factor / mass_p)
-        d_q = exp_q * (factor / mass_q) - share
-        # At a word that q excludes, p has an infinite derivative; it is set to 0, and the other words keep theirs.
-        d_p = share * (jnp.where(infinite, 0, finite + shift) - (finite_mean + shift * (mass_p - excluded)) / mass_p)
-        value = factor * (mean / mass_p + shift)
-        return value[:, 0], (d_p, d_q) if beta == 1 else (d_q, d_p)
     mass_s, mass_t = (jnp.where(mass == 0, 1, mass) for mass in totals(exp_s, exp_t))
     p_s, p_t = exp_s / mass_s, exp_t / mass_t
-    # log(m / p) with p the larger of the two probabilities, in a form that cannot overflow; that of the smaller follows
-    # by `apart`. It is NaN at a word that both networks exclude, which is selected away.
+    # log(p_t / p_s), NaN at a word that both networks exclude, which is selected away
     ahead = (t - s) - (jnp.log(mass_t) - jnp.log(mass_s))
+    beta = static.beta
+    if beta is None or beta in (0, 1):  # KL(p ‖ q)
+        p, q, gap = (p_s, p_t, -ahead) if beta == 1 else (p_t, p_s, ahead)
+        factor = scale**2 if beta is None else jnp.ones_like(scale)
+        # At a word that q excludes, p has an infinite derivative; it is set to 0, and the other words keep theirs.
+        slope = p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
+        value, mean = totals(_numerics.kl_terms(gap, p, q), slope)
+        d_p, d_q = factor * (slope - p * mean), factor * (q - p)
+        return (factor * value)[:, 0], (d_p, d_q) if beta == 1 else (d_q, d_p)
+    # log(p / m) with p the larger of the two probabilities, in a form that cannot overflow; that of the smaller follows
+    # by `apart`.
     apart = -jnp.abs(ahead)
     mixed = jnp.log1p(jnp.where(ahead > 0, 1 - beta, beta) * jnp.expm1(apart))
-    part_s = jnp.where(p_s > 0, p_s * (jnp.where(ahead > 0, apart, 0) - mixed), 0)
-    part_t = jnp.where(p_t > 0, p_t * (jnp.where(ahead > 0, 0, apart) - mixed), 0)
-    kl_s, kl_t = totals(part_s, part_t)
-    d_s, d_t = (1 - beta) * (part_s - p_s * kl_s), beta * (part_t - p_t * kl_t)
-    return (beta * kl_t + (1 - beta) * kl_s)[:, 0], (d_s, d_t)
+    gap_s, gap_t = jnp.where(ahead > 0, apart, 0) - mixed, jnp.where(ahead > 0, 0, apart) - mixed
+    mixture = beta * p_t + (1 - beta) * p_s
+    part_s, part_t = (jnp.where(p > 0, p * gap, 0) for p, gap in ((p_s, gap_s), (p_t, gap_t)))
+    terms = beta * _numerics.kl_terms(gap_t, p_t, mixture) + (1 - beta) * _numerics.kl_terms(gap_s, p_s, mixture)
+    value, mean_s, mean_t = totals(terms, part_s, part_t)
+    d_s, d_t = (1 - beta) * (part_s - p_s * mean_s), beta * (part_t - p_t * mean_t)
+    return value[:, 0], (d_s, d_t)
 
 
 def _head(name: str, hidden: Any, kernel: Any, bias: Any) -> _Head:

@@ -62,8 +62,7 @@ def contrastive_nce(
             f"scores: expected floating-point [batch, 1 + negatives], the positive first, got {scores.dtype}"
             f"{list(scores.shape)}."
         )
-    if not num_data > 0:  # NaN is not
-        raise ValueError(f"num_data: expected the positive number of training examples, got {num_data}.")
+    _checks.positive("num_data", num_data, expected="the positive number of training examples")
     where = _checks.mask_or_ones(where, scores.shape[:1])
     negatives = scores.shape[1] - 1
     if negatives == 0:

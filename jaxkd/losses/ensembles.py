@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from . import _checks
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -78,8 +80,7 @@ def combined_logits(
     >>> combined_logits(logits, jnp.array([0])).round(3) + 0.0
     Array([[0., 0., 0.]], dtype=float32)
     """
-    if sweeps < 1:
-        raise ValueError(f"combined_logits, sweeps: expected a positive number, got {sweeps}.")
+    sweeps = _checks.whole("sweeps", sweeps)
     logits, gaps = _gaps("combined_logits", logits, labels)
     members = logits.shape[0]
     weights = jax.lax.stop_gradient(_weights(gaps, sweeps * (members - 1)))[..., None]

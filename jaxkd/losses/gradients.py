@@ -82,11 +82,9 @@ def reverse_gradient(x: Float[Array, "*shape"], scale: float | Float[Array, ""] 
     >>> jax.value_and_grad(lambda x: reverse_gradient(x, 0.5) ** 2)(3.0)
     (Array(9., dtype=float32, weak_type=True), Array(-3., dtype=float32, weak_type=True))
     """
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    x, scale = jnp.asarray(x), jnp.asarray(_checks.finite("scale", scale))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x: expected floating point, got {x.dtype}{list(x.shape)}.")
-    if scale.shape != ():
-        raise ValueError(f"scale: expected a scalar, got {scale.dtype}{list(scale.shape)}.")
     return _reverse(x, scale.astype(jnp.promote_types(x.dtype, jnp.float32)))
 
 

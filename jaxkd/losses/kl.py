@@ -45,7 +45,8 @@ def soft_target_kl(
       One value per example ``[...]``, in nats times T². It is infinite where only the student has ``-inf``.
 
     Raises:
-      ValueError: shapes differ (nothing is broadcast), a dtype is not floating point, or T is not positive.
+      ValueError: shapes differ (nothing is broadcast), there is one class (`binary_kl`), a dtype is not floating point,
+        or T is not positive.
 
     >>> soft_target_kl(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 3.0]]), temperature=2.0).round(4)
     Array([1.6313], dtype=float32)
@@ -232,13 +233,14 @@ def top_k_kl(
       student: logits ``[..., classes]``.
       log_probs: the teacher's log-probabilities, normalized over all classes, of its k known classes ``[..., k]``.
         ``-inf`` is probability 0 and adds nothing. If rounding makes them sum to 1 or more, there is no tail.
-      indices: the classes of these ``[..., k]``, all different. To keep fewer for some examples, pad with a
-        log-probability of ``-inf`` and the index -1.
+      indices: the classes of these ``[..., k]``. A class that is listed twice, with one log-probability, counts once.
+        To keep fewer for some examples, pad with a log-probability of ``-inf`` and the index -1.
       where: mask, True for the examples to include ``[...]``.
 
     Returns:
-      One value per example ``[...]``, in nats. An included index outside ``[0, classes)``, padding apart, gives NaN. It
-      is infinite where the student excludes (``-inf``) a class that the teacher does not; the gradient is finite.
+      One value per example ``[...]``, in nats. An included index outside ``[0, classes)``, padding apart, gives NaN,
+      and so does a class that is listed with two log-probabilities. It is infinite where the student excludes
+      (``-inf``) a class that the teacher does not; the gradient is finite.
 
     Raises:
       ValueError: the leading shapes differ, k is 0 or more than the classes, a dtype is not floating point, or indices
@@ -249,7 +251,7 @@ def top_k_kl(
     >>> top_k_kl(student, log_probs, indices).round(4)  # the tail has 0.2 of the teacher and 0.6 of the student
     Array([0.3601], dtype=float32)
     """
-    student = _checks.logits("student", student)
+    student = _checks.class_logits("student", student)
     log_probs = _checks.floating("log_probs", log_probs, "log-probabilities [..., k]", least_rank=1)
     indices, classes = jnp.asarray(indices), student.shape[-1]
     if log_probs.shape[:-1] != student.shape[:-1] or not 0 < log_probs.shape[-1] <= classes:
@@ -269,12 +271,14 @@ def top_k_kl(
     log_student = jax.nn.log_softmax(student)
 
     own = jnp.take_along_axis(log_student, jnp.where(known, indices, 0), axis=-1)
-    valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1)
+    repeated, contradicts = _repeated(log_probs, indices)
+    valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1) & ~contradicts
+    log_probs = jnp.where(repeated, -jnp.inf, log_probs)
     # Padding is scattered to one place more than there are classes, which is then cut off.
     kept = jnp.zeros((*student.shape[:-1], classes + 1), bool)
     kept = jnp.put_along_axis(kept, jnp.where(known, indices, classes), True, axis=-1, inplace=False)[..., :classes]
     tail = _log_sum(jnp.where(kept, -jnp.inf, log_student))
-    log_student = jnp.concatenate([jnp.where(known, own, -jnp.inf), tail[..., None]], axis=-1)
+    log_student = jnp.concatenate([jnp.where(known & ~repeated, own, -jnp.inf), tail[..., None]], axis=-1)
     log_sum = _log_sum(log_probs)
     log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, tail)[..., None]], axis=-1)
     excess = jnp.maximum(jnp.expm1(log_sum), 0)  # kl assumes that both sum to 1
@@ -297,6 +301,17 @@ def _skewed(
     log_p, log_q = (log_q, log_p) if reverse else (log_p, log_q)
     divergence = _numerics.kl(log_p, _numerics.log_mixture(log_p, log_q, alpha))
     return _numerics.mask_values(scale**2 * divergence, where)
+
+
+def _repeated(log_probs: Array, indices: Array) -> tuple[Array, Array]:
+    """Returns masks of repeated classes and of lists that contradict themselves."""
+    same = indices[..., :, None] == indices[..., None, :]
+    own, other = log_probs[..., :, None], log_probs[..., None, :]
+    place = jnp.arange(indices.shape[-1])
+    earlier = jnp.broadcast_to(place[None, :] < place[:, None], same.shape)
+    before = (other > own) | ((other == own) & earlier)
+    differs = (own != other) & (own > -jnp.inf) & (other > -jnp.inf)
+    return jnp.any(same & before, axis=-1), jnp.any(same & differs, axis=(-2, -1))
 
 
 def _log_sum(log_p: Array) -> Array:

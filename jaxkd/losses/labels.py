@@ -40,7 +40,7 @@ def cross_entropy(
     >>> cross_entropy(jnp.array([[2.0, 0.0], [0.0, 0.0]]), jnp.array([0, 1])).round(4)
     Array([0.1269, 0.6931], dtype=float32)
     """
-    logits = _checks.logits("logits", logits)
+    logits = _checks.class_logits("logits", logits)
     labels, known = _checks.labels(labels, logits)
     where = _checks.mask(where, logits.shape[:-1])
     (logits,) = _numerics.mask_inputs(where, logits)
@@ -82,12 +82,8 @@ def soft_cross_entropy(
     Array([1.1269], dtype=float32)
     """
     logits = _checks.logits("logits", logits)
-    targets = _checks.floating("targets", targets, "probabilities [..., classes]", least_rank=1)
-    if targets.shape != logits.shape:
-        raise ValueError(
-            f"targets: expected a probability for each of the logits {list(logits.shape)}, got {list(targets.shape)}. "
-            "cross_entropy takes integer labels."
-        )
+    targets = _checks.targets("targets", targets, logits)
+    _checks.several("logits", logits, logits.shape[-1])
     where = _checks.mask(where, logits.shape[:-1])
     logits, targets = _numerics.mask_inputs(where, logits, targets)
     return _numerics.mask_values(_cross_entropy(targets, jax.nn.log_softmax(logits)), where)
@@ -126,12 +122,12 @@ def label_smoothing(
     Array([0.2269], dtype=float32)
     """
     _checks.fraction("smoothing", smoothing)
-    logits = _checks.logits("logits", logits)
+    logits = _checks.class_logits("logits", logits)
     labels, known = _checks.labels(labels, logits)
     where = _checks.mask(where, logits.shape[:-1])
     (logits,) = _numerics.mask_inputs(where, logits)
     classes = logits.shape[-1]
-    targets = (1 - smoothing) * jax.nn.one_hot(labels, classes, dtype=logits.dtype) + smoothing / max(classes, 1)
+    targets = (1 - smoothing) * jax.nn.one_hot(labels, classes, dtype=logits.dtype) + smoothing / classes
     return _numerics.mask_values(jnp.where(known, _cross_entropy(targets, jax.nn.log_softmax(logits)), jnp.nan), where)
 
 
@@ -162,8 +158,7 @@ def virtual_teacher_kl(
       where: mask, True for the examples to include ``[...]``.
 
     Returns:
-      One value per example ``[...]``, in nats times T²; 0 for a single class. An included label outside ``[0,
-      classes)`` gives NaN.
+      One value per example ``[...]``, in nats times T². An included label outside ``[0, classes)`` gives NaN.
 
     Raises:
       ValueError: the logits are not floating point, the labels not integers, shapes do not fit, a is outside (0, 1], or
@@ -173,18 +168,17 @@ def virtual_teacher_kl(
     >>> virtual_teacher_kl(jnp.concatenate([perfect, 0 * perfect]), jnp.array([1, 1])).round(2)
     Array([0.  , 3.27], dtype=float32)
     """
-    if not isinstance(correct, jax.core.Tracer) and not 0 < correct <= 1:
-        raise ValueError(f"correct: expected a probability above 0 and at most 1, got {correct}.")
-    logits = _checks.logits("logits", logits)
+    _checks.probability("correct", correct)
+    logits = _checks.class_logits("logits", logits)
     labels, known = _checks.labels(labels, logits)
     where = _checks.mask(where, logits.shape[:-1])
     (logits,) = _numerics.mask_inputs(where, logits)
     scale, classes = _checks.temperature(temperature, logits.dtype, logits.shape[:-1]), logits.shape[-1]
-    log_other = jnp.log1p(-correct) - math.log(classes - 1) if classes > 1 else -math.inf
+    log_other = jnp.log1p(-correct) - math.log(classes - 1)
     teacher = jnp.where(jax.nn.one_hot(labels, classes, dtype=bool), jnp.log(correct), log_other)
     # An invalid label has no teacher. Its NaN is set below; one here would reach the gradients of the other examples.
     teacher = jnp.where(known[..., None], teacher, 0).astype(logits.dtype)
-    log_teacher, log_student = (jax.nn.log_softmax(x / scale[..., None]) for x in (teacher, logits))
+    log_teacher, log_student = (jax.nn.log_softmax(_numerics.soften(x, scale)) for x in (teacher, logits))
     return _numerics.mask_values(jnp.where(known, scale**2 * _numerics.kl(log_teacher, log_student), jnp.nan), where)
 
 

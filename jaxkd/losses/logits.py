@@ -18,7 +18,7 @@ __all__ = ["decoupled_kd", "dist", "logit_mse", "standardize_logits"]
 def decoupled_kd(
     student: Float[Array, "*batch classes"],
     teacher: Float[Array, "*batch classes"],
-    labels: Int[Array, "*batch"],
+    labels: Int[Array, "*batch"] | Float[Array, "*batch classes"],
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
@@ -37,9 +37,11 @@ def decoupled_kd(
     Args:
       student: logits ``[..., classes]``.
       teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
-      labels: integer class of each example, its target ``[...]``.
-      alpha: weight of the term of target against rest.
-      beta: weight of the non-target classes' term.
+      labels: integer class of each example, its target ``[...]``; or weights of all classes ``[..., classes]``, as from
+        mixup, for ``Σ_c w_c DKD(c)``, the value for each class as the target times its weight. That takes as many times
+        longer as there are classes: for two labels, λ times a first and 1 − λ times a second call is cheaper.
+      alpha: weight of the term of target against rest, at least 0.
+      beta: weight of the non-target classes' term, at least 0.
       temperature: T > 0, a scalar or one for each example ``[...]``.
       where: mask, True for the examples to include ``[...]``.
 
@@ -47,30 +49,49 @@ def decoupled_kd(
       One value per example ``[...]``, in nats times T²; NaN for an included label outside ``[0, classes)``.
 
     Raises:
-      ValueError: shapes differ, the logits are not floating point, labels not integers, or T is not positive.
+      ValueError: shapes differ, there is one class (`binary_kl`), the logits are not floating point, labels neither
+        integers nor weights, T is not positive, or a weight is negative.
 
     >>> decoupled_kd(jnp.array([[2.0, 1.0, 0.0]]), jnp.array([[3.0, 0.0, 1.0]]), jnp.array([0]), temperature=1.0)
     Array([3.7785], dtype=float32)
     """
-    student, teacher, scale, where = _numerics.softened(student, teacher, temperature, where)
-    labels, known = _checks.labels(labels, student)
-    target = jax.nn.one_hot(labels, student.shape[-1], dtype=bool)
+    for name, weight in (("alpha", alpha), ("beta", beta)):
+        _checks.not_negative(name, weight)
+    student, teacher, where = _numerics.pair(student, teacher, where)
+    _checks.several("student", student, student.shape[-1])
+    scale, classes = _checks.temperature(temperature, student.dtype, student.shape[:-1]), student.shape[-1]
 
-    def decoupled(logits: Array) -> tuple[Array, Array]:
-        log_probs = jax.nn.log_softmax(logits)
-        some = jnp.any(
-            ~target & (logits > -jnp.inf), axis=-1, keepdims=True
-        )  # False: the target is the only possible class
-        # The rest is renormalized from the logits: below a far larger target, log_probs would round their gaps away.
-        others, rest = (jnp.where(some, jnp.where(target, -jnp.inf, x), 0) for x in (logits, log_probs))
-        own = jnp.sum(jnp.where(target, log_probs, 0), axis=-1, keepdims=True)
-        rest = jnp.where(some, jax.nn.logsumexp(rest, axis=-1, keepdims=True), -jnp.inf)
-        return jnp.concatenate([own, rest], axis=-1), jnp.where(some, jax.nn.log_softmax(others), -jnp.inf)
+    def value(target: Array) -> Array:
+        target = jnp.broadcast_to(target, student.shape)
+        (binary_s, others_s), (binary_t, others_t) = (_decoupled(x, target, scale) for x in (student, teacher))
+        others_s = jnp.where(jnp.any(others_t > -jnp.inf, axis=-1, keepdims=True), others_s, -jnp.inf)
+        return scale**2 * (alpha * _numerics.kl(binary_t, binary_s) + beta * _numerics.kl(others_t, others_s))
 
-    (binary_s, others_s), (binary_t, others_t) = decoupled(student), decoupled(teacher)
-    others_s = jnp.where(jnp.any(others_t > -jnp.inf, axis=-1, keepdims=True), others_s, -jnp.inf)
-    value = scale**2 * (alpha * _numerics.kl(binary_t, binary_s) + beta * _numerics.kl(others_t, others_s))
-    return _numerics.mask_values(jnp.where(known, value, jnp.nan), where)
+    if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
+        labels, known = _checks.labels(labels, student)
+        return _numerics.mask_values(
+            jnp.where(known, value(jax.nn.one_hot(labels, classes, dtype=bool)), jnp.nan), where
+        )
+    targets = _checks.targets("labels", labels, student)
+    targets = jnp.moveaxis(*_numerics.mask_inputs(where, targets), -1, 0)
+    # One class at a time, computed again for the backward pass: no array of all pairs of classes exists.
+    values = jax.lax.map(jax.checkpoint(lambda label: value(jnp.arange(classes) == label)), jnp.arange(classes))
+    infinite = jnp.where(jnp.any((targets != 0) & (values == jnp.inf), axis=0), jnp.inf, 0)
+    mixed = jnp.sum(targets * jnp.where((targets != 0) & (values < jnp.inf), values, 0), axis=0)
+    return _numerics.mask_values(mixed + infinite, where)
+
+
+def _decoupled(logits: Array, target: Array, scale: Array) -> tuple[Array, Array]:
+    """Returns log-probabilities of target and rest, and those among the rest."""
+    # False: the target is the only possible class
+    some = jnp.any(~target & (logits > -jnp.inf), axis=-1, keepdims=True)
+    log_probs = jax.nn.log_softmax(_numerics.soften(logits, scale))
+    own = jnp.sum(jnp.where(target, log_probs, 0), axis=-1, keepdims=True)
+    rest = jax.nn.logsumexp(jnp.where(some, jnp.where(target, -jnp.inf, log_probs), 0), axis=-1, keepdims=True)
+    # The rest is renormalized from the logits: below a far larger target, log_probs would round their gaps away.
+    others = _numerics.soften(jnp.where(some, jnp.where(target, -jnp.inf, logits), 0), scale)
+    pair = jnp.concatenate([own, jnp.where(some, rest, -jnp.inf)], axis=-1)
+    return pair, jnp.where(some, jax.nn.log_softmax(others), -jnp.inf)
 
 
 def dist(
@@ -89,7 +110,8 @@ def dist(
 
     ``T² [β (1 − ρ(row)) + γ mean_c (1 − ρ(column c))]`` with ρ the correlation of p_s and p_t, rows the examples and
     columns the classes over the batch. Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022,
-    section 4, with the factor T² and the 1e-8 beside the product of the norms that are in the authors' code.
+    section 4, with the factor T² and the 1e-8 beside the product of the norms that are in the authors' code. It
+    takes no labels: images mixed by mixup or CutMix, which both networks see, need nothing else.
 
     Args:
       student: logits ``[batch, classes]``.
@@ -110,6 +132,8 @@ def dist(
     >>> dist(jnp.array([[2.0, 1.0, 0.0], [0.0, 1.0, 1.0]]), jnp.array([[3.0, 0.0, 1.0], [0.0, 3.0, 1.0]])).round(4)
     Array([0.392 , 0.7645], dtype=float32)
     """
+    for name, weight in (("beta", beta), ("gamma", gamma)):
+        _checks.not_negative(name, weight)
     student, teacher, scale, where = _numerics.softened(student, teacher, temperature, where)
     if student.ndim != 2:
         raise ValueError(f"student: expected logits [batch, classes], got {student.dtype}{list(student.shape)}.")
@@ -139,7 +163,8 @@ def logit_mse(
       where: mask, True for the examples to include ``[...]``.
 
     Returns:
-      One value per example ``[...]``, in squared logits.
+      One value per example ``[...]``, in squared logits. A class that is ``-inf`` for one network alone makes it
+      infinite, with the gradient of the other classes.
 
     Raises:
       ValueError: shapes differ, or a dtype is not floating point.
@@ -147,10 +172,12 @@ def logit_mse(
     >>> logit_mse(jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 0.0]]))
     Array([2.5], dtype=float32)
     """
-    student, teacher, _, where = _numerics.softened(student, teacher, 1.0, where)
-    # Equal logits add 0; selecting them first keeps -inf - -inf out of the derivative.
-    difference = jnp.where(student == teacher, 0, student - teacher)
-    return _numerics.mask_values(jnp.sum(difference**2, axis=-1) / 2, where)
+    student, teacher, where = _numerics.pair(student, teacher, where)
+    seen_s, seen_t = student != -jnp.inf, teacher != -jnp.inf
+    difference = jnp.where(seen_s & seen_t, student - teacher, 0)
+    # A class that one network excludes adds an infinite constant, since its derivative would be infinite too.
+    infinite = jnp.where(jnp.any(seen_s != seen_t, axis=-1), jnp.inf, 0)
+    return _numerics.mask_values(jnp.sum(difference**2, axis=-1) / 2 + infinite, where)
 
 
 def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -166,7 +193,8 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
       logits: ``[..., classes]``; ``-inf`` classes are excluded from the statistics and stay ``-inf``.
 
     Returns:
-      Standardized logits ``[..., classes]``. Constant rows (and a single class) give 0.
+      Standardized logits ``[..., classes]``. Constant rows (a head that starts at zero, a single class) give 0, with
+      gradient 0: the formula's derivative there is 10⁷, from which no network recovers.
 
     Raises:
       ValueError: the logits are not floating point.
@@ -182,7 +210,10 @@ def standardize_logits(logits: Float[Array, "*batch classes"]) -> Float[Array, "
     count = jnp.sum(finite, axis=-1, keepdims=True)
     centered = jnp.where(finite, values - jnp.sum(values, axis=-1, keepdims=True) / jnp.maximum(count, 1), 0)
     variance = jnp.sum(centered**2, axis=-1, keepdims=True) / jnp.maximum(count - 1, 1)
-    return jnp.where(finite, centered / (_numerics.sqrt(variance) + 1e-7), -jnp.inf)
+    # Constant logits have every direction as their limit: 0 is the one without a sign, and its derivative is not 1e7.
+    varied = variance > 0
+    standard = jnp.where(varied, centered, 0) / (jnp.sqrt(jnp.where(varied, variance, 1)) + 1e-7)
+    return jnp.where(finite, standard, -jnp.inf)
 
 
 def _correlation(a: Array, b: Array, included: Array, *, axis: int, axis_name: str | None = None) -> Array:

@@ -207,8 +207,8 @@ def frame_kl(
       The value is infinite where the student excludes a class that the teacher does not, with finite gradients.
 
     Raises:
-      ValueError: shapes differ, a dtype is not floating point, T is not positive, the weight is negative, or the blank
-        is not a class.
+      ValueError: shapes differ, there is one class, a dtype is not floating point, T is not positive, the weight is
+        negative, or the blank is not a class.
 
     >>> teacher = jnp.log(jnp.array([[[0.25, 0.75], [0.75, 0.25]]]))
     >>> frame_kl(jnp.zeros((1, 2, 2)), teacher, blank_weight=0.5).round(4)
@@ -217,12 +217,14 @@ def frame_kl(
     student = _checks.floating("student", student, _FRAMES, rank=3)
     teacher = _checks.floating("teacher", teacher, _FRAMES)
     _checks.same_shape(student, teacher, "both networks need the same frames and classes")
-    _check_blank(blank, student.shape[-1])
+    _checks.several("student", student, student.shape[-1])
+    blank = _check_blank(blank, student.shape[-1])
     _checks.not_negative("blank_weight", blank_weight)
     where = _checks.mask(where, student.shape[:2])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
     scale = _checks.temperature(temperature, student.dtype)
-    values = scale**2 * _numerics.softmax_kl_finite(teacher / scale, student / scale)
+    softened = (_numerics.soften(x, scale) for x in (teacher, student))
+    values = scale**2 * _numerics.softmax_kl_finite(*softened)
     weight = jnp.where(jnp.argmax(teacher, axis=-1) == blank, jnp.asarray(blank_weight, values.dtype), 1)
     return _numerics.mask_values(jnp.where(weight > 0, weight * values, 0), where)
 
@@ -242,8 +244,10 @@ def _alignments(
     labels, paddings = (jnp.take_along_axis(x, first, axis=-1) for x in (labels, ~label_where))
     excluded = logits == -jnp.inf
     empty = jnp.any(frame_where & jnp.all(excluded, axis=-1), axis=-1)
+    # Relative to the largest, a finite logit below -_FAR (finfo.min, a mask) is excluded too: sums of it overflow.
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     value = optax.ctc_loss(
-        jnp.where(excluded, -_FAR, logits),
+        jnp.where(excluded, -_FAR, jnp.maximum(logits - jnp.where(excluded.all(-1, keepdims=True), 0, top), -_FAR)),
         (~frame_where).astype(logits.dtype),
         labels,
         paddings.astype(logits.dtype),
@@ -266,8 +270,11 @@ def _frames(
 ) -> tuple[Array, Array, Array | None]:
     """Returns logits, 0 in masked frames, and the masks of frames and examples."""
     logits = _checks.floating("logits", logits, _FRAMES)
-    if logits.ndim != 3 or 0 in logits.shape[1:]:
-        raise ValueError(f"logits: expected {_FRAMES} with at least one frame and one class, got {list(logits.shape)}.")
+    if logits.ndim != 3 or logits.shape[1] < 1 or logits.shape[2] < 2:
+        raise ValueError(
+            f"logits: expected {_FRAMES} with at least one frame and two classes, one of them the blank, got "
+            f"{logits.dtype}{list(logits.shape)}."
+        )
     _check_blank(blank, logits.shape[-1])
     where = _checks.mask(where, logits.shape[:1])
     frame_where = _checks.mask_or_ones(frame_where, logits.shape[:2], "frame_where")
@@ -294,6 +301,5 @@ def _labels(
     return labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), label_where
 
 
-def _check_blank(blank: int, classes: int) -> None:
-    if not 0 <= blank < classes:
-        raise ValueError(f"blank: expected one of the {classes} classes, counted from 0, got {blank}.")
+def _check_blank(blank: int, classes: int) -> int:
+    return _checks.whole("blank", blank, least=0, most=classes - 1, expected=f"one of the {classes} classes from 0")

@@ -136,6 +136,7 @@ def value_relation_kl(
     >>> value_relation_kl(student, teacher, heads=1).round(4)
     Array([[0.1201, 0.    ]], dtype=float32)
     """
+    heads = heads if heads is None else _checks.whole("heads", heads)
     student, teacher = _split("student", student, heads), _split("teacher", teacher, heads)
     if student.shape[:3] != teacher.shape[:3]:
         raise ValueError(
@@ -147,7 +148,7 @@ def value_relation_kl(
 
     def relation(x: Array) -> Array:
         product = _numerics.einsum("bqhd,bkhd->bhqk", x, x)
-        return _forbid(product / max(x.shape[-1], 1) ** 0.5, where)
+        return _numerics.soften(_forbid(product, where), max(x.shape[-1], 1) ** 0.5)
 
     return _numerics.mask_values(
         jnp.mean(_numerics.softmax_kl_finite(relation(teacher), relation(student)), axis=1), where
@@ -260,7 +261,7 @@ def _split(name: str, values: Array, heads: int | None) -> Array:
     values = _checks.floating(name, values, "values [batch, tokens, features]")
     if values.ndim == 4 and heads in (None, values.shape[2]):
         return values
-    if values.ndim == 3 and heads is not None and heads > 0 and values.shape[2] % heads == 0:
+    if values.ndim == 3 and heads is not None and values.shape[2] % heads == 0:
         return values.reshape(*values.shape[:2], heads, values.shape[2] // heads)
     if values.ndim == 3:
         raise ValueError(

@@ -8,7 +8,12 @@ split over devices. `jaxkd.types.Mean` postpones the division. `compute`,
 `from_values`                       a metric of one value per example
 `merge`, `total`, `psum`, `join`    metrics of two parts, of stacked parts, of all devices, of several groups
 `compute`                           divides, on the host
-`classification`                    accuracy, cross-entropy and agreement with the teacher
+`derived`                           a value computed after merging, such as perplexity
+`total_of`, `widened`               a sum of means with counts of their own
+`report`                            the metrics of a function of the context, or of several
+`classification`, `tokens`          accuracy, cross-entropy and agreement with the teacher; and perplexity
+`binary`, `multilabel`              accuracy, cross-entropy, precision, recall and F1 of yes-or-no decisions
+`segmentation`, `regression`        accuracy and mean IoU of pixels; errors of numbers
 `per_teacher`, `per_student`        metrics of each teacher of an ensemble, of each part of a student
 `per_task`, `task_accuracies`       accuracy by task of a sequence
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
@@ -17,31 +22,45 @@ split over devices. `jaxkd.types.Mean` postpones the division. `compute`,
 ==================================  =========================================================================
 """
 
+from jaxkd.metrics._binary import binary, multilabel
 from jaxkd.metrics._classification import classification, per_student, per_teacher
+from jaxkd.metrics._derived import derived, total_of, widened
 from jaxkd.metrics._forgetting import average_accuracy, backward_transfer, forgetting, per_task, task_accuracies
-from jaxkd.metrics._means import compute, from_values, join, merge, psum, total
+from jaxkd.metrics._means import compute, from_values, join, merge, psum, report, total
 from jaxkd.metrics._packed_metrics import Packed, pack, packing
+from jaxkd.metrics._regression import regression
+from jaxkd.metrics._segmentation import segmentation
 from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
+from jaxkd.metrics._tokens import tokens
 
 __all__ = [
     "Packed",
     "average_accuracy",
     "backward_transfer",
+    "binary",
     "classification",
     "compute",
+    "derived",
     "forgetting",
     "from_values",
     "join",
     "layer_similarity",
     "linear_cka",
     "merge",
+    "multilabel",
     "pack",
     "packing",
     "per_student",
     "per_task",
     "per_teacher",
     "psum",
+    "regression",
+    "report",
+    "segmentation",
     "svcca",
     "task_accuracies",
+    "tokens",
     "total",
+    "total_of",
+    "widened",
 ]

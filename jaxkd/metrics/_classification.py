@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from jaxkd import losses
+from jaxkd._core import batches
 from jaxkd.metrics._means import from_values
 from jaxkd.types import Batch, Context, Mean, Metrics
 
@@ -15,36 +16,61 @@ if TYPE_CHECKING:
 
 
 def classification(context: Context) -> Metrics:
-    """Metrics of a distilled classifier, as far as the context holds their inputs.
+    """Metrics of a distilled classifier, as far as they have a meaning.
 
     Args:
-      context: outputs of both models, and the batch with an optional ``mask``.
+      context: outputs of both models, and the batch with optional integer labels and ``mask``.
 
     Returns:
-      ``accuracy`` and ``nll`` (cross-entropy, in nats) of the student and ``teacher_accuracy``, if there are integer
-      labels; ``agreement``, the share of examples with the same prediction of student and teacher, if both have logits
-      of the same classes. Metrics that cannot be computed are omitted.
+      ``accuracy`` and ``nll`` (cross-entropy, in nats) of the student, if there are labels; ``teacher_accuracy``, if
+      its logits are of the same classes; ``agreement``, the share of examples with the same prediction of student and
+      teacher. Masked examples or tokens, and those whose label is no class, such as -1, 255 or -100, are excluded.
+      Nothing is reported of a single logit, and no accuracy for labels that are no class numbers of these logits. See
+      also `binary`, `multilabel` and `regression`.
 
-    >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0]])
-    >>> context = Context({"logits": logits}, {"logits": -logits}, {"label": jnp.array([0, 0])}, step=0)
+    >>> logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> context = Context({"logits": logits}, {"logits": -logits}, {"label": jnp.array([0, 0, -1])}, step=0)
     >>> from jaxkd.metrics import compute
     >>> found = compute(classification(context))
     >>> found["accuracy"], found["agreement"], found["teacher_accuracy"]
     (0.5, 0.0, 0.5)
     """
     student, teacher = context.student.get("logits"), context.teacher.get("logits")
-    label, mask = context.batch.get("label"), context.batch.get("mask")
+    label, logits = context.batch.get("label"), teacher if student is None else student
+    if logits is None or logits.ndim < 2 or logits.shape[-1] < 2:
+        return {}
+    label = label if label is not None and is_class(label, logits) else None
+    where = included(context, logits.shape[:-1], label, logits.shape[-1])
     found: dict[str, Mean] = {}
-    if label is not None and student is not None and _labels(label, student):
-        where = _expand(mask, label)
+    if student is not None and label is not None:
         found["accuracy"] = from_values(jnp.equal(jnp.argmax(student, axis=-1), label), where)
         found["nll"] = from_values(losses.cross_entropy(student, label, where=where), where)
-    if label is not None and teacher is not None and _labels(label, teacher):
-        found["teacher_accuracy"] = from_values(jnp.equal(jnp.argmax(teacher, axis=-1), label), _expand(mask, label))
-    if student is not None and teacher is not None and student.shape == teacher.shape:
+    if teacher is None or teacher.shape != logits.shape:
+        return found
+    if label is not None:
+        found["teacher_accuracy"] = from_values(jnp.equal(jnp.argmax(teacher, axis=-1), label), where)
+    if student is not None:
         same = jnp.equal(jnp.argmax(student, axis=-1), jnp.argmax(teacher, axis=-1))
-        found["agreement"] = from_values(same, _expand(mask, same))
+        found["agreement"] = from_values(same, where)
     return found
+
+
+def is_class(label: Array, logits: Array) -> bool:
+    """Returns whether labels are class numbers for these logits.
+
+    They may also be boxes, soft labels or labels of another task.
+    """
+    return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
+
+
+def included(context: Context, shape: tuple[int, ...], label: Array | None, classes: int) -> Array | None:
+    """Returns the batch's mask without labels outside of ``[0, classes)``."""
+    mask = batches.mask_of_shape(context, shape)
+    if label is None:
+        return mask
+    wide = jnp.asarray(label).astype(jnp.promote_types(label.dtype, jnp.int32))  # an int8 is never below 1000
+    valid = (wide >= 0) & (wide < classes)
+    return valid if mask is None else valid & mask
 
 
 def per_teacher(context: Context) -> Metrics:
@@ -69,8 +95,8 @@ def per_teacher(context: Context) -> Metrics:
     found = dict(classification(context))
     for path, logits in context.teacher.items():
         name, slash, output = path.rpartition("/")
-        if not slash or output != "logits":
-            continue
+        if not slash or output != "logits" or logits.shape != context.student.get("logits", logits).shape:
+            continue  # another output, or a member of other classes
         own = context._replace(batch=_mask_unknown_classes(context.batch, logits))
         alone = classification(own._replace(student={"logits": logits}, teacher={}))
         found |= {f"teacher_{metric}/{name}": alone[metric] for metric in ("accuracy", "nll") if metric in alone}
@@ -107,26 +133,12 @@ def per_student(context: Context) -> Metrics:
     return found
 
 
-def _labels(label: Array, logits: Array) -> bool:
-    """Returns whether labels are class numbers for these logits.
-
-    They may also be boxes, soft labels or labels of another task.
-    """
-    return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
-
-
 def _mask_unknown_classes(batch: Batch, logits: Array) -> Batch:
     """Masks the examples whose label has a logit of −∞."""
     label = batch.get("label")
-    if label is None or not _labels(label, logits) or label.ndim != 1:
+    if label is None or not is_class(label, logits) or label.ndim != 1:
         return batch
-    known = jnp.take_along_axis(logits, jnp.clip(label, 0)[:, None], axis=-1)[:, 0] > -jnp.inf
-    mask = batch.get("mask")
+    inside = jnp.clip(label, 0, logits.shape[-1] - 1)
+    known = jnp.take_along_axis(logits, inside[:, None], axis=-1)[:, 0] > -jnp.inf
+    mask = batches.example_mask(batch)
     return {**batch, "mask": known if mask is None else known & mask}
-
-
-def _expand(mask: Array | None, values: Array) -> Array | None:
-    """Broadcasts a mask over examples to their tokens."""
-    if mask is None or mask.shape == values.shape:
-        return mask
-    return jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)

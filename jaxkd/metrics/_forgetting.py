@@ -11,7 +11,7 @@ import numpy as np
 from jaxkd._core import batches, checks
 from jaxkd.metrics._classification import classification
 from jaxkd.metrics._means import from_values
-from jaxkd.types import Context, Mean, Metrics
+from jaxkd.types import Context, Derived, Mean, Metrics
 
 
 def per_task(
@@ -50,7 +50,7 @@ def per_task(
         classes = jnp.arange(logits.shape[-1])
         members = [jnp.isin(classes, jnp.asarray(group)) for group in groups]
         correct = jnp.argmax(_restrict(logits, _seen(members, starts, context.step)), axis=-1) == label
-        reported: dict[str, Mean] = dict(classification(context))
+        reported: dict[str, Mean | Derived] = dict(classification(context))
         for i, own in enumerate(members):
             where = jnp.isin(label, jnp.asarray(groups[i]))
             where = where if mask is None else where & mask

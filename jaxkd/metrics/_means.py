@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
+from jaxkd.metrics._derived import widened
 from jaxkd.metrics._packed_metrics import Packed
-from jaxkd.types import Mean, Metrics
+from jaxkd.types import Context, Derived, Mean, Metrics
 
 
 def join(*groups: Metrics) -> Metrics:
@@ -18,7 +22,7 @@ def join(*groups: Metrics) -> Metrics:
     Raises:
       ValueError: two groups have the same name, of which one would be lost.
     """
-    reported: dict[str, Mean] = {}
+    reported: dict[str, Mean | Derived] = {}
     for group in groups:
         if twice := sorted(reported.keys() & group.keys()):
             raise ValueError(
@@ -27,6 +31,26 @@ def join(*groups: Metrics) -> Metrics:
             )
         reported.update(group)
     return reported
+
+
+def report(metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]], context: Context) -> Metrics:
+    """Returns the metrics of a function of the context, or of several.
+
+    Args:
+      metrics: a function, or several that report metrics of different names.
+      context: outputs and batch of the step.
+
+    Raises:
+      ValueError: two functions report metrics of one name.
+
+    >>> from jaxkd.metrics import classification
+    >>> count = lambda context: {"labels": from_values(context.batch["label"] >= 0)}
+    >>> logits, label = jnp.array([[2.0, 0.0]]), jnp.array([0])
+    >>> sorted(report([classification, count], Context({"logits": logits}, {}, {"label": label}, 0)))
+    ['accuracy', 'labels', 'nll']
+    """
+    functions = (metrics,) if callable(metrics) else tuple(metrics)
+    return join(*(function(context) for function in functions))
 
 
 def from_values(values: Shaped[Array, "*batch"], where: Bool[Array, "*batch"] | None = None) -> Mean:
@@ -71,11 +95,20 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
     if not a or not b:
         return a or b
     if isinstance(a, Packed) and isinstance(b, Packed) and a.names == b.names:
-        return Packed(a.array + b.array, a.names)
+        return dataclasses.replace(a, array=a.array + b.array)
     merged = dict(a)
-    for name, mean in b.items():
-        merged[name] = Mean(a[name].sum + mean.sum, a[name].count + mean.count) if name in a else mean
+    for name, metric in b.items():
+        merged[name] = _added(name, a[name], metric) if name in a else metric
     return merged
+
+
+def _added(name: str, a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
+    a, b = widened(a, b), widened(b, a)
+    if isinstance(a, Derived) and isinstance(b, Derived):
+        return Derived(Mean(a.parts.sum + b.parts.sum, a.parts.count + b.parts.count), a.function)
+    if isinstance(a, Derived) or isinstance(b, Derived):
+        raise ValueError(f"metric {name!r}: expected a mean, or a derived value, in both parts, got one of each.")
+    return Mean(a.sum + b.sum, a.count + b.count)
 
 
 def total(metrics: Metrics) -> Metrics:
@@ -88,9 +121,7 @@ def total(metrics: Metrics) -> Metrics:
     >>> compute(total(stacked))
     {'x': 2.5}
     """
-    if isinstance(metrics, Packed):
-        return Packed(jnp.sum(metrics.array, axis=0), metrics.names)
-    return {name: Mean(jnp.sum(mean.sum, axis=0), jnp.sum(mean.count, axis=0)) for name, mean in metrics.items()}
+    return _each(lambda x: jnp.sum(x, axis=0), metrics)
 
 
 def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
@@ -109,16 +140,21 @@ def psum(metrics: Metrics, axis_name: str | None) -> Metrics:
     """
     if axis_name is None:
         return metrics
+    return _each(lambda x: jax.lax.psum(x, axis_name), metrics)
+
+
+def _each(function: Callable[[Any], Any], metrics: Metrics) -> Metrics:
+    """Maps sums and counts, and keeps the order of the names."""
     if isinstance(metrics, Packed):
-        return Packed(jax.lax.psum(metrics.array, axis_name), metrics.names)
-    return {name: Mean(*jax.lax.psum((mean.sum, mean.count), axis_name)) for name, mean in metrics.items()}
+        return dataclasses.replace(metrics, array=function(metrics.array))
+    return {name: jax.tree.map(function, metric) for name, metric in metrics.items()}
 
 
 def compute(metrics: Metrics) -> dict[str, float]:
     """Divides sums by counts, on the host; it waits for the device, so merge first.
 
     Returns:
-      Floats by name; NaN where the count is 0.
+      Floats by name; NaN where the count is 0. Values of `derived` are computed here.
 
     Raises:
       ValueError: a sum or a count is not a scalar.
@@ -127,12 +163,13 @@ def compute(metrics: Metrics) -> dict[str, float]:
     {'loss': 1.5, 'none': nan}
     """
     if isinstance(metrics, Packed):  # fetched before it is unpacked, as one transfer
-        metrics = Packed(jax.device_get(metrics.array), metrics.names)
-    for name, mean in metrics.items():
-        if jnp.shape(mean.sum) or jnp.shape(mean.count):
+        metrics = dataclasses.replace(metrics, array=jax.device_get(metrics.array))
+    for name, metric in metrics.items():
+        leading = [jnp.shape(x)[:-1] if isinstance(metric, Derived) else jnp.shape(x) for x in jax.tree.leaves(metric)]
+        if any(leading):
             raise ValueError(
-                f"metric {name!r}: expected a scalar sum and count, got shapes {list(jnp.shape(mean.sum))} and "
-                f"{list(jnp.shape(mean.count))}. Sum metrics that a scan or pmap stacked with metrics.total first."
+                f"metric {name!r}: expected a scalar sum and count, got shapes {list(leading[0])} and "
+                f"{list(leading[1])}. Sum metrics that a scan or pmap stacked with metrics.total first."
             )
     on_host = jax.device_get(dict(metrics))  # one transfer; its result is sorted by name, unlike `metrics`
     pairs = {name: (float(on_host[name].sum), float(on_host[name].count)) for name in metrics}

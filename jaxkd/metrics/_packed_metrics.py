@@ -18,17 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.types import Mean, Metrics
+from jaxkd.types import Derived, Mean, Metrics
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["names"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["names", "functions"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed(Mapping[str, Mean]):
-    """Mapping of names to `Mean`, stored as one array and unpacked on access.
+class Packed(Mapping[str, Mean | Derived]):
+    """Mapping of names to metrics, stored as one array and unpacked on access.
 
     Attributes:
-      array: sums and counts, ``[..., 2, names]``.
-      names: names of the metrics.
+      array: sums and counts, ``[..., 2, columns]``.
+      names: name of the metric of each column. The parts of a derived value have its name, one column each.
+      functions: names of the derived values, each with its function.
 
     >>> metrics = Packed(jnp.array([[1.0, 3.0], [1.0, 2.0]]), ("kd", "loss"))
     >>> metrics["loss"].sum, list(metrics)
@@ -37,21 +38,26 @@ class Packed(Mapping[str, Mean]):
 
     array: Any
     names: tuple[str, ...]
+    functions: tuple[tuple[str, Callable[[Mean], Any]], ...] = ()
 
-    def __getitem__(self, name: str) -> Mean:
+    def __getitem__(self, name: str) -> Mean | Derived:
         """Returns the metric with a name."""
         if name not in self.names:
             raise KeyError(name)
-        index = self.names.index(name)
-        return Mean(self.array[..., 0, index], self.array[..., 1, index])
+        first = self.names.index(name)
+        for derived, function in self.functions:
+            if derived == name:
+                columns = slice(first, first + self.names.count(name))
+                return Derived(Mean(self.array[..., 0, columns], self.array[..., 1, columns]), function)
+        return Mean(self.array[..., 0, first], self.array[..., 1, first])
 
     def __iter__(self) -> Iterator[str]:
         """Iterates over the names."""
-        return iter(self.names)
+        return iter(dict.fromkeys(self.names))
 
     def __len__(self) -> int:
         """Returns the number of metrics."""
-        return len(self.names)
+        return len(set(self.names))
 
 
 def pack(metrics: Metrics) -> Packed:
@@ -59,7 +65,7 @@ def pack(metrics: Metrics) -> Packed:
 
     Args:
       metrics: metrics with scalar sums and counts. A metric of shape ``[n]``, as from a distiller under `jax.vmap`,
-        becomes n scalars: ``loss[0]``, ``loss[1]``, ...
+        becomes n scalars: ``loss[0]``, ``loss[1]``, ..., or by the labels of a sweep, ``loss[temperature=4]``.
 
     Returns:
       Float32 sums and counts.
@@ -68,22 +74,31 @@ def pack(metrics: Metrics) -> Packed:
       ValueError: the sum and the count of a metric differ in shape.
 
     >>> pack({"loss": Mean(3.0, 2.0), "kd": Mean(1.0, 1.0)})
-    Packed(array=Array([[1., 3.], [1., 2.]], dtype=float32), names=('kd', 'loss'))
+    Packed(array=Array([[1., 3.], [1., 2.]], dtype=float32), names=('kd', 'loss'), functions=())
     """
     if isinstance(metrics, Packed) and np.ndim(metrics.array) == 2:
         return metrics
     names: list[str] = []
+    functions: list[tuple[str, Callable[[Mean], Any]]] = []
     sums, counts = [], []
     for name in sorted(metrics):  # jit sorts the dicts that it returns, so the order must not depend on it
-        sum_, count = (jnp.asarray(part, jnp.float32) for part in metrics[name])
+        metric = metrics[name]
+        pair = metric.parts if isinstance(metric, Derived) else metric
+        sum_, count = (jnp.asarray(part, jnp.float32) for part in pair)
         if sum_.shape != count.shape:
             raise ValueError(f"metric {name!r}: expected equal shapes, got sum {sum_.shape} and count {count.shape}.")
-        names += [name + "".join(f"[{i}]" for i in index) for index in np.ndindex(sum_.shape)]
+        columns = sum_.shape[-1] if isinstance(metric, Derived) else 1
+        each = sum_.shape[:-1] if isinstance(metric, Derived) else sum_.shape
+        labels = getattr(metric, "labels", ())
+        for index in np.ndindex(each):
+            own = name + "".join(f"[{labels[i] if labels and axis == 0 else i}]" for axis, i in enumerate(index))
+            names += [own] * columns
+            functions += [(own, metric.function)] if isinstance(metric, Derived) else []
         sums.append(sum_.reshape(-1))
         counts.append(count.reshape(-1))
     if not names:
         return Packed(jnp.zeros((2, 0)), ())
-    return Packed(jnp.stack([jnp.concatenate(sums), jnp.concatenate(counts)]), tuple(names))
+    return Packed(jnp.stack([jnp.concatenate(sums), jnp.concatenate(counts)]), tuple(names), tuple(functions))
 
 
 def packing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +129,10 @@ def packing(function: Callable[..., Any]) -> Callable[..., Any]:
 def _pack_if_exact(metrics: Metrics) -> Metrics:
     if isinstance(metrics, Packed) or not metrics:
         return metrics
-    parts = [jnp.asarray(part) for mean in metrics.values() for part in mean]
-    exact = all(part.shape == () and part.dtype == jnp.float32 for part in parts)
-    return pack(metrics) if exact else metrics
+    parts = [jnp.asarray(part) for part in jax.tree.leaves(dict(metrics))]
+    exact = all(part.dtype == jnp.float32 for part in parts)
+    ranks = [
+        jnp.ndim(metric.parts.sum) - 1 if isinstance(metric, Derived) else jnp.ndim(metric.sum)
+        for metric in metrics.values()
+    ]
+    return pack(metrics) if exact and not any(ranks) else metrics

@@ -4,6 +4,7 @@
 `term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
 `lookup`, `replace`, `mask_out`     parts of an objective of your own
 `masked_mean`, `reduce_values`
+`model_loss`                        a scalar loss among a model's outputs
 `select`                            an objective between two parts of the student: peers, exits, views
 `with_derived_outputs`              an objective on outputs computed from others
 `with_projection`                   an objective behind learned layers
@@ -52,6 +53,7 @@ from jaxkd.objectives._features._on_embeddings import on_embeddings
 from jaxkd.objectives._features._overhaul import overhaul_connector
 from jaxkd.objectives._features._review import review
 from jaxkd.objectives._features._variational import variational
+from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
 from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperature, instance_temperature
@@ -79,6 +81,7 @@ __all__ = [
     "mask_out",
     "masked_generation",
     "masked_mean",
+    "model_loss",
     "on_embeddings",
     "overhaul_connector",
     "paraphraser",

@@ -15,8 +15,9 @@ from jaxkd import losses
 from jaxkd._core import batches
 from jaxkd._core.axes import example_keys
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import class_labels
-from jaxkd.objectives._compose import add_loss, mask_out, reduce_values
+from jaxkd.objectives._checks import class_labels, not_negative, sizes
+from jaxkd.objectives._compose import add_loss, reduce_values
+from jaxkd.objectives._tokens import mask_feature, mask_tokens
 from jaxkd.objectives.discriminators import Discriminator, cnn, mlp
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
@@ -59,6 +60,8 @@ def adversarial(
     >>> sorted(name for name in objective.apply(params, {}, context, None).metrics if name)
     ['accuracy', 'discriminator', 'weight']
     """
+    if num_classes is not None:
+        sizes("adversarial", num_classes=num_classes)
 
     def outputs(context: Context) -> int:
         if label_path is None:
@@ -132,6 +135,7 @@ def wasserstein(
     >>> jax.tree.map(jnp.shape, params["discriminator"][0])
     {'bias': (8,), 'kernel': (3, 8)}
     """
+    not_negative("wasserstein", penalty=penalty)
 
     def input_shape(context: Context) -> tuple[int, ...]:
         shape = _common_shape(context, student, teacher)
@@ -154,7 +158,7 @@ def wasserstein(
         s, t, mask = _inputs(context, student, teacher)
         trained, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
         # A condition that is a student output must not be trained to fool the critic.
-        extra = () if condition is None else (jax.lax.stop_gradient(mask_out(context, lookup(context, condition))),)
+        extra = () if condition is None else (jax.lax.stop_gradient(mask_feature(context, lookup(context, condition))),)
 
         def critic(weights: Any, x: Array) -> Array:
             return network.apply(weights, jnp.concatenate([x, *(y.astype(x.dtype) for y in extra)], axis=-1))[:, 0]
@@ -163,6 +167,7 @@ def wasserstein(
         mix = jnp.expand_dims(_uniform(key, context, s.shape[0]), tuple(range(1, s.ndim)))
         # The critic scores each example by itself, so the gradient of the sum holds each example's own gradient.
         grads = jax.grad(lambda x: jnp.sum(critic(trained, x)))(mix * fake + (1 - mix) * t)
+        grads = mask_tokens(context, grads)
         square = jnp.sum(grads.reshape(len(grads), -1) ** 2, axis=1)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         game = critic(trained, fake) - critic(trained, t) + penalty * (norm - 1) ** 2
@@ -189,7 +194,7 @@ def _common_shape(context: Context, student: str, teacher: str) -> tuple[int, ..
 
 
 def _inputs(context: Context, student: str, teacher: str) -> tuple[Array, Array, Array | None]:
-    s, t = (mask_out(context, jnp.asarray(lookup(context, path))) for path in (student, teacher))
+    s, t = (mask_feature(context, jnp.asarray(lookup(context, path))) for path in (student, teacher))
     dtype = jnp.result_type(s, t, jnp.float32)
     return s.astype(dtype), t.astype(dtype), batches.example_mask(context.batch)
 

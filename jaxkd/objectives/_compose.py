@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.batches import Path, lookup
+from jaxkd._core.batches import Path, lookup, mask_of_shape
+from jaxkd.objectives._checks import finite
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -30,18 +31,12 @@ def replace(context: Context, values: Mapping[str, Any]) -> Context:
 
 
 def mask_out(context: Context, x: Array) -> Array:
-    """Sets masked examples of an array ``[batch, ...]`` to zero.
+    """Sets masked examples or tokens of an array ``[batch, ...]`` to zero.
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
     """
     mask = mask_of_shape(context, x.shape)
     return x if mask is None else jnp.where(mask, x, 0)
-
-
-def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask broadcast to ``[batch, ...]``, or None without one."""
-    mask = batches.example_mask(context.batch)
-    return None if mask is None else jnp.broadcast_to(jnp.expand_dims(mask, tuple(range(1, len(shape)))), shape)
 
 
 def at_step(value: Any, step: Any) -> Any:
@@ -54,6 +49,7 @@ def term(
     *paths: Path,
     weight: float | Array | Schedule = 1.0,
     where: str | None = None,
+    weights: str | Any = None,
     **hyperparameters: Any,
 ) -> Objective:
     """Builds an objective from a loss: its weighted mean over the batch.
@@ -64,8 +60,11 @@ def term(
         layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
         "teacher/b")``.
       weight: a number, or an optax schedule of the step.
-      where: path of a boolean mask in the shape of the result, for losses over tokens. The batch's own ``mask`` always
-        applies as well.
+      where: path of a boolean mask in the shape of the result, in place of the batch's own ``mask``. An example that
+        the batch's mask excludes as a whole remains excluded.
+      weights: path of numbers, one for each value or each example, not negative, such as the weight of each label's
+        class. The mean is then ``Σ w·value / Σ w`` over the unmasked values of all devices and micro-batches, and a
+        value of weight 0 is excluded as by a mask. Anything but a path is a hyperparameter of the loss.
       **hyperparameters: keyword arguments of the loss. A callable is a schedule of the step, as for the weight; bind a
         hyperparameter that is itself a function with `functools.partial`.
 
@@ -82,9 +81,16 @@ def term(
     >>> kd.apply({}, {}, Context({"logits": logits}, {"logits": logits}, {}, 0), None).value
     Array(0., dtype=float32)
     """
+    if not callable(loss):
+        raise TypeError(
+            f"term: expected a loss, a function of arrays, got {type(loss).__name__}. Objectives have paths of their "
+            "own: sum them with jaxkd.combine(name=objective, ...)."
+        )
     accepted = _parameters(loss)
+    if weights is not None and not isinstance(weights, str):
+        hyperparameters["weights"] = weights
 
-    def values(context: Context) -> tuple[Array, Array | None]:
+    def values(context: Context) -> tuple[Array, Array | None, Array | None]:
         arguments = [lookup(context, path) for path in paths]
         options = {k: at_step(v, context.step) for k, v in hyperparameters.items()}
         if context.axis_name is not None and "axis_name" in accepted and "axis_name" not in options:
@@ -97,10 +103,18 @@ def term(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
                 "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
-        mask = _mask(context, where, result.shape, _name(loss))
-        if mask is not None and "where" in accepted:
+        mask = _mask(context, where, result.shape, arguments, _name(loss))
+        shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
+        if shares is not None:
+            counted = shares != 0
+            mask = counted if mask is None else mask & batches.broadcast(counted, mask.shape)
+        if mask is None:
+            return loss(*arguments, **options), None, None
+        if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
+            _takes_tokens(loss, arguments, options, mask, result.shape, accepted)
+        if "where" in accepted:
             options["where"] = mask
-        return loss(*arguments, **options), mask
+        return loss(*arguments, **options), _any_token(mask, result.shape), shares
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
@@ -109,49 +123,123 @@ def term(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params, key
-        per_example, mask = values(context)
-        return reduce_values(per_example, mask, weight, context, state)
+        per_example, mask, shares = values(context)
+        return reduce_values(per_example, mask, weight, context, state, weights=shares)
 
     return Objective(init, apply)
 
 
-def _mask(context: Context, where: str | None, shape: tuple[int, ...], loss: str) -> Array | None:
-    """Combines the mask at ``where`` with the batch's mask, broadcast to ``shape``."""
-    mask = None
-    if where is not None:
-        mask = lookup(context, where)
-        if mask.dtype != bool or mask.shape != shape:
-            raise ValueError(
-                f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
-                f"to average; got {checks.shape(mask)}."
-            )
+def _mask(
+    context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
+) -> Array | None:
+    """Returns the mask of a loss: in the shape of its result, or over the tokens of its arguments."""
     examples = batches.example_mask(context.batch)
+    if where is None:
+        if examples is None:
+            return None
+        mask = context.batch["mask"]
+        tokens = any(x.shape[: mask.ndim] == mask.shape for x in jax.tree.leaves(arguments) if hasattr(x, "shape"))
+        fitted = batches.broadcast(mask, shape)
+        if fitted is None:
+            fitted = mask if tokens and shape == examples.shape else batches.broadcast(examples, shape)
+        if fitted is None or (mask.ndim > 1 and len(shape) > 1 and mask.shape != shape[: mask.ndim]):
+            raise ValueError(
+                f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, or per token, "
+                f"{list(mask.shape)}, got {list(shape)}. Name a mask of that shape by where='batch/NAME'."
+            )
+        return fitted
+    mask = lookup(context, where)
+    over_tokens = mask.ndim > len(shape) == 1 and mask.shape[:1] == shape
+    if mask.dtype != bool or not (mask.shape == shape or over_tokens):
+        raise ValueError(
+            f"{loss}: expected bool{list(shape)} at where={where!r}, the shape of the loss, True for the values "
+            f"to average; got {checks.shape(mask)}."
+        )
     if examples is None:
         return mask
-    if examples.shape != shape[:1]:
+    rows = batches.broadcast(examples, mask.shape)
+    if rows is None and context.batch["mask"].size == mask.shape[0]:  # rows are the tokens of all examples
+        rows = batches.broadcast(context.batch["mask"], mask.shape)
+    if rows is None:
         raise ValueError(
             f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, got {list(shape)}."
         )
-    rows = mask_of_shape(context, shape)
-    return rows if mask is None else mask & rows
+    return mask & rows
 
 
-def masked_mean(values: Array, where: Array | None, axis_name: str | None = None) -> tuple[Array, Mean]:
+def _weights(context: Context, path: str, shape: tuple[int, ...], loss: str) -> Array:
+    """Returns the weights at a path, broadcast to the shape of a loss's result."""
+    weights = lookup(context, path)
+    fitted = None if weights.dtype == bool or not weights.ndim else batches.broadcast(weights, shape)
+    if fitted is None:
+        raise ValueError(
+            f"{loss}: expected numbers {list(shape)}, or one for each example, at weights={path!r}, got "
+            f"{checks.shape(weights)}. A boolean mask is where={path!r}."
+        )
+    return fitted
+
+
+def _takes_tokens(
+    loss: Callable[..., Array],
+    arguments: Sequence[Any],
+    options: Mapping[str, Any],
+    mask: Array,
+    shape: tuple[int, ...],
+    accepted: frozenset[str],
+) -> None:
+    """Raises unless a loss with one value per example takes a mask over tokens."""
+    if "where" in accepted:
+        try:
+            result = jax.eval_shape(lambda w, *a: loss(*a, **options, where=w), mask, *arguments)
+        except (TypeError, ValueError):  # the loss takes one entry per example
+            result = None
+        if result is not None and result.shape == shape:
+            return
+    raise ValueError(
+        f"{_name(loss)}: expected a loss of tokens, for the mask {list(mask.shape)}; it returns one value per example "
+        f"and takes no mask over tokens, so that excluded tokens would count. Give the loss a keyword argument "
+        f"`where` {list(mask.shape)}, let it return one value per token, pool the tokens in the model, or, if it reads "
+        "tokens that always count, name a mask over examples by where='batch/NAME'."
+    )
+
+
+def _any_token(mask: Array, shape: tuple[int, ...]) -> Array:
+    """Reduces a mask to the leading dimensions of a shape: examples with any token."""
+    return jnp.any(mask, axis=tuple(range(len(shape), mask.ndim))) if mask.shape != shape else mask
+
+
+def masked_mean(
+    values: Array, where: Array | None, axis_name: str | None = None, *, weights: Array | None = None
+) -> tuple[Array, Mean]:
     """Mean of the unmasked values, and the same as a metric (sum, count).
 
     On a mapped axis the first result is this device's share: the mean of the shares over the axis is the global mean,
     also where devices hold different numbers of unmasked values. If all values are masked, the mean is 0.
 
+    Args:
+      values: loss of each example ``[batch]``, or of each token.
+      where: mask of the same shape, True for the values to average; None for all.
+      axis_name: a mapped axis over which the batch is split.
+      weights: weight of each value, of the same shape. The mean is then ``Σ w·value / Σ w``, and the count is ``Σ w``.
+
     >>> masked_mean(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))[0]
     Array(2., dtype=float32)
+    >>> masked_mean(jnp.array([1.0, 3.0]), None, weights=jnp.array([3.0, 1.0]))[0]
+    Array(1.5, dtype=float32)
     """
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-    if where is not None:
-        values = jnp.where(where, values, 0)
-    total = jnp.sum(values)
+    if weights is not None:
+        weights = weights.astype(values.dtype)
+        where = weights != 0 if where is None else where & (weights != 0)
     if where is None:
+        total = jnp.sum(values)
         return total / values.size, Mean(total, jnp.asarray(values.size, total.dtype))
-    count = jnp.sum(where, dtype=total.dtype)
+    values = jnp.where(where, values, 0)
+    if weights is None:
+        total, count = jnp.sum(values), jnp.sum(where, dtype=values.dtype)
+    else:
+        weights = jnp.where(where, weights, 0)
+        total, count = jnp.sum(weights * values), jnp.sum(weights)
     shared = count if axis_name is None else jax.lax.pmean(count, axis_name)
     return total / jnp.where(shared > 0, shared, 1), Mean(total, count)
 
@@ -162,6 +250,8 @@ def reduce_values(
     weight: float | Array | Schedule,
     context: Context,
     objective_state: Any,
+    *,
+    weights: Array | None = None,
     **extra: Array,
 ) -> ObjectiveOut:
     """Returns an objective's output: the weighted mean and the unweighted metrics.
@@ -172,14 +262,16 @@ def reduce_values(
       weight: a number, or an optax schedule of the step.
       context: outputs and batch of the step.
       objective_state: the objective's new state.
-      **extra: further metrics by name, in the same shape.
+      weights: weight of each value in the mean, of the same shape.
+      **extra: further metrics by name, in the same shape; their means have no weights.
 
     >>> out = reduce_values(jnp.array([1.0, 3.0]), None, 0.5, Context({}, {}, {}, 0), {}, sizes=jnp.array([4.0, 6.0]))
     >>> out.value, out.metrics[""].sum, out.metrics["sizes"].sum
     (Array(1., dtype=float32), Array(4., dtype=float32), Array(10., dtype=float32))
     """
     scale = at_step(weight, context.step)
-    average, metric = masked_mean(values, where, context.axis_name)
+    finite("objective", weight=scale)
+    average, metric = masked_mean(values, where, context.axis_name, weights=weights)
     metrics = {"": metric, "weight": Mean(jnp.asarray(scale, jnp.float32), jnp.ones((), jnp.float32))}
     metrics |= {name: masked_mean(jax.lax.stop_gradient(x), where, context.axis_name)[1] for name, x in extra.items()}
     return ObjectiveOut(scale * average, objective_state, metrics)
@@ -213,11 +305,7 @@ def combine(**objectives: Objective) -> Objective:
     if not objectives:
         raise ValueError("combine: expected at least one named objective, got none.")
     for name, objective in objectives.items():
-        if not (hasattr(objective, "init") and hasattr(objective, "apply")):
-            raise TypeError(
-                f"combine({name}=...): expected an Objective, got {type(objective).__name__}. Bind a loss with "
-                f"jaxkd.term({_name(objective)}, 'student/...', 'teacher/...')."
-            )
+        checks.contract(f"combine({name}=...)", objective, Objective)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         children = {

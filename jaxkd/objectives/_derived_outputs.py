@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import checks
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
 _PARTS, _OBJECTIVE = "parts", "objective"
@@ -31,6 +32,10 @@ def with_derived_outputs(
     Returns:
       An `Objective` with parameters and state ``{"parts": ..., "objective": ...}``, each only where it is not empty.
 
+    Raises:
+      TypeError: `objective` is not an objective.
+      ValueError: from ``init``: the model has an output of a derived one's name.
+
     >>> import jax.numpy as jnp
     >>> from jaxkd import losses
     >>> from jaxkd.objectives import lookup, term
@@ -42,8 +47,14 @@ def with_derived_outputs(
     >>> doubled.apply({}, {}, Context({"logits": jnp.full((1, 2), 3.0)}, {}, {}, 0), None).value
     Array(9., dtype=float32)
     """
+    checks.contract("with_derived_outputs, objective", objective, Objective)
 
     def extend(context: Context, parts: Mapping[str, Array]) -> Context:
+        if twice := sorted(context.student.keys() & parts.keys()):
+            raise ValueError(
+                f"with_derived_outputs: expected names that the model's outputs do not have, got {', '.join(twice)}. "
+                "Rename the model's, or the derived ones."
+            )
         return context._replace(student={**context.student, **parts})
 
     def init_both(key: Array, context: Context) -> ObjectiveVars:

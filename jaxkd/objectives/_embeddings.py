@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import checks
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import mask_out
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import dense, dense_init, flatten, unit
 from jaxkd.types import Array, Context
 
@@ -35,6 +35,6 @@ def embed(params: Any, context: Context, paths: tuple[str, str], *, normalize: b
     """Embeds the features at both paths as ``[batch, features]``, normalized or not."""
     embedded = {}
     for side, path in zip(SIDES, paths, strict=True):
-        embedding = dense(params[side], flatten(mask_out(context, jnp.asarray(lookup(context, path)))))
+        embedding = dense(params[side], flatten(mask_feature(context, jnp.asarray(lookup(context, path)))))
         embedded[side] = unit(embedding) if normalize else embedding
     return embedded

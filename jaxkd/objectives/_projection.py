@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import checks
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import mask_out, replace
+from jaxkd.objectives._compose import replace
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import connector, connector_init
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
@@ -41,6 +43,7 @@ def with_projection(
     >>> scaled.apply({"scale": jnp.array(3.0)}, {}, context, None).value
     Array(4., dtype=float32)
     """
+    checks.contract("with_projection, loss", loss, Objective)
 
     def init_and_check(key: Array, context: Context) -> ObjectiveVars:
         params, state = init(key, context)
@@ -67,7 +70,7 @@ def connected(loss: Objective, student: str, teacher: str, **entries: Array) -> 
         return connector_init(key, *(lookup(context, path).shape[-1] for path in (student, teacher)))
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
-        feature = mask_out(context, lookup(context, student))
+        feature = mask_feature(context, lookup(context, student))
         feature, state = connector(params, state, feature, context, train=key is not None)
         return replace(context, {student: feature} | {f"batch/{name}": x for name, x in entries.items()}), state
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs
+from jaxkd._core import checks
+from jaxkd.types import REPLICAS, Array, Context, Objective, ObjectiveOut, ObjectiveVars, Outputs, PyTree
 
 
 def select(objective: Objective, *, student: str = "", teacher: str | None = None) -> Objective:
@@ -14,7 +16,8 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
 
     In ``select(objective, student="a", teacher="b")`` the paths ``student/logits`` and ``teacher/logits`` refer to the
     outputs of the parts a and b: members of `jaxkd.wrappers.joint`, exits of `jaxkd.wrappers.with_exits`, or views of
-    `jaxkd.wrappers.views`. No gradient reaches the part that serves as the teacher.
+    `jaxkd.wrappers.views`. Their parameters are ``student_params/...`` and ``teacher_params/...``. No gradient reaches
+    the part that serves as the teacher.
 
     Args:
       objective: the objective to apply.
@@ -35,11 +38,15 @@ def select(objective: Objective, *, student: str = "", teacher: str | None = Non
     >>> select(mse, student="a", teacher="b").apply({}, {}, Context(outputs, {}, {}, 0), None).value
     Array(1., dtype=float32)
     """
+    checks.contract("select, objective", objective, Objective)
 
     def select(context: Context) -> Context:
         if teacher is not None:
-            context = context._replace(teacher=_stop_gradient(_part(context.student, teacher)))
-        return context._replace(student=_part(context.student, student))
+            params = _stop_gradient(_params(context.student_params, teacher))
+            outputs = _stop_gradient(_part(context.student, teacher))
+            context = context._replace(teacher=outputs, teacher_params=params)
+        params = _params(context.student_params, student)
+        return context._replace(student=_part(context.student, student), student_params=params)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         return objective.init(key, select(context))
@@ -64,6 +71,20 @@ def _part(outputs: Outputs, name: str) -> Outputs:
     return part
 
 
-def _stop_gradient(outputs: Outputs) -> Outputs:
+def _params(params: PyTree, name: str) -> PyTree:
+    """Returns the parameters of the part of that name, by default the model's."""
+    part, _, rest = name.partition("/")
+    if not part or not isinstance(params, Mapping):
+        return params
+    if params.keys() == {REPLICAS}:
+        return _params(jax.tree.map(lambda x: _row(x, int(part)), params[REPLICAS]), rest)
+    return _params(params[part], rest) if part in params else params
+
+
+def _row(x: Any, i: int) -> Any:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x[i]
+
+
+def _stop_gradient(tree: PyTree) -> Any:
     """Stops gradients; the shapes that an objective is initialized with pass."""
-    return {name: x if isinstance(x, jax.ShapeDtypeStruct) else jax.lax.stop_gradient(x) for name, x in outputs.items()}
+    return jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.lax.stop_gradient(x), tree)

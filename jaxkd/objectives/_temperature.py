@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import at_step, mask_of_shape, mask_out, reduce_values
+from jaxkd._core.batches import lookup, mask_of_shape
+from jaxkd._core.checks import same_shape
+from jaxkd.objectives._checks import finite, positive, sizes
+from jaxkd.objectives._compose import at_step, masked_mean, term
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import dense, dense_init
-from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
+from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
 def cosine_curriculum(steps: int, *, low: float = 0.0, high: float = 1.0) -> Schedule:
@@ -37,6 +40,7 @@ def cosine_curriculum(steps: int, *, low: float = 0.0, high: float = 1.0) -> Sch
     [0.0, 0.5, 1.0, 1.0]
     """
     positive("cosine_curriculum", steps=steps)
+    finite("cosine_curriculum", low=low, high=high)
 
     def schedule(step: Any) -> Array:
         share = jnp.minimum(jnp.asarray(step, jnp.float32), steps) / steps
@@ -49,12 +53,15 @@ def curriculum_temperature(
     student: str = "student/logits",
     teacher: str = "teacher/logits",
     *,
+    loss: Callable[..., Array] = losses.soft_target_kl,
+    label_path: str | None = None,
     difficulty: float | Schedule = 1.0,
     start: float = 1.0,
     span: float = 20.0,
     weight: float | Array | Schedule = 1.0,
+    **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence at one learned temperature, trained against the student.
+    """KL divergence, or another loss, at one temperature learned adversarially.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Global-T.
 
@@ -65,16 +72,19 @@ def curriculum_temperature(
     Args:
       student: path of the student's logits ``[..., classes]``.
       teacher: path of the teacher's logits ``[..., classes]``.
+      loss: any loss with a ``temperature``, of the two paths: `jaxkd.losses.reverse_kl`, `jaxkd.losses.dist`, ...
+      label_path: path of a third argument of the loss, as `jaxkd.losses.decoupled_kd` has; None for two arguments.
       difficulty: λ, a number or a schedule of the step, such as `cosine_curriculum`.
       start: lowest temperature.
       span: range of temperatures above ``start``.
       weight: a number, or an optax schedule of the step.
+      **hyperparameters: further keyword arguments of the loss, as for `jaxkd.term`.
 
     Returns:
       An `Objective` with the scalar parameter ``raw``, a. Its metrics include the ``temperature``.
 
     Raises:
-      ValueError: from ``init``: a path does not exist, or the logits' shapes differ.
+      ValueError: a number is out of range; from ``init``: a path does not exist, or the logits' shapes differ.
 
     >>> objective = curriculum_temperature()
     >>> logits = {"logits": jnp.array([[0.0, 1.0]])}
@@ -84,15 +94,16 @@ def curriculum_temperature(
     Array(15.621, dtype=float32)
     """
 
-    def init(key: Array, context: Context) -> ObjectiveVars:
-        del key
-        _check(context, student, teacher)
-        return ObjectiveVars({"raw": jnp.ones((), jnp.float32)})
+    def init(key: Array, context: Context) -> Any:
+        del key, context
+        return {"raw": jnp.ones((), jnp.float32)}
 
     def raw(params: Any, context: Context) -> Array:
-        return jnp.broadcast_to(params["raw"], lookup(context, student).shape[:-1])
+        del context
+        return jnp.asarray(params["raw"])
 
-    return _objective(init, raw, student, teacher, difficulty=difficulty, start=start, span=span, weight=weight)
+    made = _Parts("curriculum_temperature", init, raw, difficulty, start, span)
+    return _objective(made, loss, _paths(student, teacher, label_path), weight=weight, **hyperparameters)
 
 
 def instance_temperature(
@@ -100,12 +111,15 @@ def instance_temperature(
     teacher: str = "teacher/logits",
     *,
     hidden_size: int = 128,
+    loss: Callable[..., Array] = losses.soft_target_kl,
+    label_path: str | None = None,
     difficulty: float | Schedule = 1.0,
     start: float = 1.0,
     span: float = 20.0,
     weight: float | Array | Schedule = 1.0,
+    **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence at a learned temperature per example, predicted from the logits.
+    """KL divergence, or another loss, at a temperature per example, predicted from the logits.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Instance-T.
 
@@ -117,16 +131,19 @@ def instance_temperature(
       student: path of the student's logits ``[..., classes]``.
       teacher: path of the teacher's logits ``[..., classes]``.
       hidden_size: width of the hidden layer.
+      loss: any loss with a ``temperature`` for each example, of the two paths.
+      label_path: path of a third argument of the loss; None for two arguments.
       difficulty: λ, a number or a schedule of the step, such as `cosine_curriculum`.
       start: lowest temperature.
       span: range of temperatures above ``start``.
       weight: a number, or an optax schedule of the step.
+      **hyperparameters: further keyword arguments of the loss, as for `jaxkd.term`.
 
     Returns:
       An `Objective` with the network as parameters. Its metrics include the mean ``temperature``.
 
     Raises:
-      ValueError: from ``init``: a path does not exist, or the logits' shapes differ.
+      ValueError: a number is out of range; from ``init``: a path does not exist, or the logits' shapes differ.
 
     >>> objective = instance_temperature(hidden_size=4)
     >>> logits = {"logits": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
@@ -134,59 +151,61 @@ def instance_temperature(
     >>> jax.tree.map(jnp.shape, variables.params)["first"]
     {'bias': (4,), 'kernel': (6, 4)}
     """
+    sizes("instance_temperature", hidden_size=hidden_size)
 
-    def init(key: Array, context: Context) -> ObjectiveVars:
-        classes = _check(context, student, teacher)
+    def init(key: Array, context: Context) -> Any:
+        classes = same_shape("instance_temperature", {path: lookup(context, path) for path in (student, teacher)})[-1]
         first, second = jax.random.split(key)
-        return ObjectiveVars(
-            {"first": dense_init(first, 2 * classes, hidden_size), "second": dense_init(second, hidden_size, 1)}
-        )
+        return {"first": dense_init(first, 2 * classes, hidden_size), "second": dense_init(second, hidden_size, 1)}
 
     def raw(params: Any, context: Context) -> Array:
         both = [
-            mask_out(context, jnp.asarray(lookup(context, path))).astype(jnp.float32) for path in (student, teacher)
+            mask_feature(context, jnp.asarray(lookup(context, path))).astype(jnp.float32) for path in (student, teacher)
         ]
         # An excluded class (-inf) enters as 0, since it would make the temperature NaN.
         x = jax.lax.stop_gradient(jnp.concatenate([jnp.where(jnp.isfinite(z), z, 0) for z in both], axis=-1))
         return dense(params["second"], jax.nn.relu(dense(params["first"], x)))[..., 0]
 
-    return _objective(init, raw, student, teacher, difficulty=difficulty, start=start, span=span, weight=weight)
+    made = _Parts("instance_temperature", init, raw, difficulty, start, span)
+    return _objective(made, loss, _paths(student, teacher, label_path), weight=weight, **hyperparameters)
 
 
-def _check(context: Context, student: str, teacher: str) -> int:
-    """Raises unless the logits have one shape; returns the number of classes."""
-    jax.eval_shape(losses.soft_target_kl, lookup(context, student), lookup(context, teacher))
-    return int(lookup(context, student).shape[-1])
+class _Parts(NamedTuple):
+    """What the two objectives differ in: the parameters, and the temperature ``start + span · sigmoid(raw)``."""
+
+    name: str
+    init: Callable[[Array, Context], Any]
+    raw: Callable[[Any, Context], Array]
+    difficulty: float | Schedule
+    start: float
+    span: float
 
 
-def _objective(
-    init: Any,
-    raw: Any,
-    student: str,
-    teacher: str,
-    *,
-    difficulty: float | Schedule,
-    start: float,
-    span: float,
-    weight: float | Array | Schedule,
-) -> Objective:
-    """Builds the objective with the temperature ``start + span · sigmoid(raw)``."""
+def _paths(student: str, teacher: str, label: str | None) -> tuple[str, ...]:
+    return (student, teacher) if label is None else (student, teacher, label)
+
+
+def _objective(made: _Parts, loss: Callable[..., Array], paths: tuple[str, ...], **options: Any) -> Objective:
+    """Builds a term whose temperature is learned, against the student."""
+    positive(made.name, start=made.start, span=made.span)
+    if not callable(made.difficulty):
+        finite(made.name, difficulty=made.difficulty)
+
+    def init(key: Array, context: Context) -> ObjectiveVars:
+        params = made.init(key, context)
+        # An abstract evaluation raises the errors of the first step; no axis is mapped at initialization.
+        jax.eval_shape(lambda p, c: apply(p, {}, c, None).value, params, context._replace(axis_name=None))
+        return ObjectiveVars(params)
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
-        del key
-        reversed_raw = losses.reverse_gradient(raw(params, context), at_step(difficulty, context.step))
-        temperature = start + span * jax.nn.sigmoid(reversed_raw)
-        where = mask_of_shape(context, temperature.shape)
-        scaled = (_divided(lookup(context, path), temperature) for path in (student, teacher))
-        values = temperature**2 * losses.soft_target_kl(*scaled, temperature=1.0, where=where)
-        return reduce_values(values, where, weight, context, state, temperature=temperature)
+        raw = losses.reverse_gradient(made.raw(params, context), at_step(made.difficulty, context.step))
+        temperature = made.start + made.span * jax.nn.sigmoid(raw)
+        out = term(loss, *paths, temperature=temperature, **options).apply({}, state, context, key)
+        fixed, count = jax.lax.stop_gradient(temperature), out.metrics[""].count
+        if fixed.ndim:
+            reported = masked_mean(fixed, mask_of_shape(context, fixed.shape))[1]
+        else:
+            reported = Mean(fixed * count, count)
+        return out._replace(metrics={**out.metrics, "temperature": reported})
 
     return Objective(init, apply)
-
-
-def _divided(logits: Array, temperature: Array) -> Array:
-    """Divides logits by T; -inf, whose quotient has a NaN gradient, stays."""
-    logits = jnp.asarray(logits)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    finite = jnp.isfinite(logits)
-    return jnp.where(finite, jnp.where(finite, logits, 0) / temperature[..., None], logits)

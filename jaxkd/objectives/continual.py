@@ -28,6 +28,7 @@ from jaxkd import losses
 from jaxkd._core import batches
 from jaxkd._core.batches import lookup
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, class_table, is_new, last_step, task_at, task_starts
+from jaxkd.objectives._checks import positive
 from jaxkd.objectives._compose import reduce_values
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
@@ -182,6 +183,7 @@ def old_class_kd(
     >>> at(0), at(11).round(4)
     (Array(0., dtype=float32), Array(0.1109, dtype=float32))
     """
+    positive("old_class_kd", temperature=temperature)
     tasks, starts = check_tasks("old_class_kd", tasks), task_starts("old_class_kd", steps, len(tasks))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
@@ -230,6 +232,7 @@ def new_class_kd(
     >>> objective.apply({}, {}, Context({"logits": jnp.zeros((1, 4))}, teacher, batch, 11), None).value
     Array(0., dtype=float32)
     """
+    positive("new_class_kd", temperature=temperature)
     tasks, starts = check_tasks("new_class_kd", tasks), task_starts("new_class_kd", steps, len(tasks))
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:

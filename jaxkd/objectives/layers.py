@@ -7,16 +7,19 @@ applies to vectors and tokens.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd import losses
-from jaxkd._core import batches, checks
+from jaxkd._core import checks
 from jaxkd._core.batch_norm import by_replica, running, share_of, statistics
+from jaxkd.objectives._tokens import expand, feature_mask, mask_feature, token_mask
 from jaxkd.types import Array, Context, ObjectiveVars
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # BatchNorm's defaults in PyTorch, which calls this momentum 0.1
@@ -40,7 +43,7 @@ def dense_init(key: Array, channels: int, outputs: int, *, bias: bool = True) ->
     >>> jax.tree.map(jnp.shape, dense_init(jax.random.key(0), 3, 5))
     {'bias': (5,), 'kernel': (3, 5)}
     """
-    return _init(key, (channels, outputs), bias)
+    return kernel_init(key, (channels, outputs), bias=bias)
 
 
 def dense(params: dict[str, Array], x: Array) -> Array:
@@ -59,7 +62,7 @@ def conv_init(key: Array, size: int, channels: int, outputs: int, *, bias: bool 
     >>> jax.tree.map(jnp.shape, conv_init(jax.random.key(0), 3, 2, 5, bias=False))
     {'kernel': (3, 3, 2, 5)}
     """
-    return _init(key, (size, size, channels, outputs), bias)
+    return kernel_init(key, (size, size, channels, outputs), bias=bias)
 
 
 def conv(params: dict[str, Array], x: Array) -> Array:
@@ -95,7 +98,7 @@ def batch_norm(
     axis_name: str | None,
     train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-    """Applies BatchNorm over the last axis, with the statistics of unmasked examples.
+    """Applies BatchNorm over the last axis, with the unmasked statistics.
 
     Each replica, by default each device's share of the batch, has its own statistics (``replicas=`` of
     `jaxkd.parallel`).
@@ -103,8 +106,8 @@ def batch_norm(
     Args:
       params: ``scale`` and ``bias``, from `batch_norm_init`.
       state: the running ``mean`` and ``var``.
-      x: feature ``[batch, ..., features]``, finite also in masked examples.
-      mask: example mask ``[batch]``, or None for all examples.
+      x: feature ``[batch, ..., features]``, finite also where it is masked.
+      mask: mask over examples ``[batch]`` or tokens ``[batch, ...]``, or None for all.
       axis_name: the mapped axis that splits the batch, or None.
       train: normalizes by the batch's statistics and updates the running ones; otherwise the running statistics
         normalize, and are returned unchanged. An update moves them by a tenth, with the biased variance, as in Flax
@@ -123,8 +126,9 @@ def batch_norm(
     (x,) = _promote(x)
     mean, var = state["mean"][None], state["var"][None]
     if train:
-        share = share_of(mask, axis_name, None if mask is None else mask.shape[0])
-        mean, var, count = statistics(x, -1, share, fast=False)
+        examples, tokens = (mask, None) if mask is None or mask.ndim == 1 else (None, expand(mask, x.ndim))
+        share = share_of(examples, axis_name, None if mask is None else mask.shape[0])
+        mean, var, count = statistics(x, -1, share, fast=False, mask=tokens)
         moved = (running(state[name], new, MOMENTUM, count) for name, new in (("mean", mean), ("var", var)))
         # The state keeps its dtype, as a scan over steps requires, and no gradient flows through it.
         state = {
@@ -151,9 +155,34 @@ def connector_init(key: Array, channels: int, outputs: int) -> ObjectiveVars:
 
 def connector(params: Any, state: Any, x: Array, context: Context, *, train: bool) -> tuple[Array, Any]:
     """Applies a 1×1 convolution without a bias, then BatchNorm."""
-    mask = batches.example_mask(context.batch)
     x = dense({"kernel": params["kernel"]}, x)
+    mask = feature_mask(context, x.shape)
     return batch_norm(params["norm"], state, x, mask=mask, axis_name=context.axis_name, train=train)
+
+
+def kernel_init(key: Array, shape: tuple[int, ...], *, bias: bool = True) -> dict[str, Array]:
+    """Initializes a kernel by `jax.nn.initializers.lecun_normal`, and a bias of zeros.
+
+    >>> jax.tree.map(jnp.shape, kernel_init(jax.random.key(0), (3, 5)))
+    {'bias': (5,), 'kernel': (3, 5)}
+    """
+    size = math.prod(shape)
+    deviation = np.sqrt(np.float32(shape[-1] / size)) / np.float32(0.87962566103423978)  # of the truncated normal
+    # Each draw depends on its index alone, so one program of a power of two serves all kernels of up to this size:
+    # a program for each shape takes longer to compile than a step of hundreds of hints to trace.
+    drawn = _truncated_normal(key, 1 << (size - 1).bit_length())
+    if not isinstance(drawn, jax.core.Tracer):
+        drawn = np.asarray(drawn)
+    params = {"kernel": drawn[:size].reshape(shape) * deviation}
+    if bias:
+        params["bias"] = np.zeros(shape[-1], np.float32)
+    # Unlike `jnp.array`, this compiles nothing. Parameters are donated, so they own their memory.
+    return {name: jax.device_put(x, may_alias=False) for name, x in params.items()}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _truncated_normal(key: Array, size: int) -> Array:
+    return jax.random.truncated_normal(key, -2, 2, (size,), jnp.float32)
 
 
 def pool_to_match(name: str, student: Array, teacher: Array) -> tuple[Array, Array]:
@@ -200,13 +229,22 @@ def flatten(x: Array) -> Array:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # a size of -1 is ambiguous for an empty batch
 
 
-def position_mean(x: Array) -> Array:
-    """Averages a feature ``[batch, ..., features]`` over its positions.
+def position_mean(context: Context, x: Array) -> Array:
+    """Averages a feature ``[batch, ..., features]`` over its unmasked tokens or positions.
 
-    >>> position_mean(jnp.ones((4, 2, 2, 3))).shape, position_mean(jnp.ones((4, 3))).shape
-    ((4, 3), (4, 3))
+    Masked examples, and those without any token, give 0.
+
+    >>> context = Context({}, {}, {"mask": jnp.array([[True, False], [True, True]])}, 0)
+    >>> position_mean(context, jnp.arange(4.0).reshape(2, 2, 1))
+    Array([[0. ],
+           [2.5]], dtype=float32)
     """
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]).mean(axis=1)
+    rows = mask_feature(context, x).reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+    mask = token_mask(context, x.shape)
+    if mask is None:
+        return rows.mean(axis=1)
+    count = jnp.sum(mask, axis=tuple(range(1, x.ndim - 1)), dtype=rows.dtype)
+    return jnp.sum(rows, axis=1) / jnp.maximum(count, 1)[:, None]
 
 
 def unit(x: Array) -> Array:
@@ -221,11 +259,6 @@ def unit(x: Array) -> Array:
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     present = square > 1e-24
     return jnp.where(present, x * jax.lax.rsqrt(jnp.where(present, square, 1)), 0)
-
-
-def _init(key: Array, shape: tuple[int, ...], bias: bool) -> dict[str, Array]:
-    kernel = {"kernel": jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)}
-    return {**kernel, "bias": jnp.zeros(shape[-1], jnp.float32)} if bias else kernel
 
 
 def _promote(*arrays: Array) -> tuple[Array, ...]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import batches
+from jaxkd._core import batches, casts, shardings
 from jaxkd.types import Batch
 
 Intake = Callable[[Batch], Batch]
@@ -39,6 +39,27 @@ def pad(batch: Batch, multiple: int) -> Batch:
     return _fill(batch, size, size + missing)
 
 
+def ready(batch: Batch) -> Batch:
+    """Returns a batch with arrays on automatic axes, in dtypes that JAX has.
+
+    Raises:
+      ValueError: an integer on the host is beyond the range of JAX's dtype.
+
+    >>> ready({"x": np.array([1e300])})
+    {'x': array([3.4028235e+38], dtype=float32)}
+    """
+
+    def entry(name: str, x: Any) -> Any:
+        if not (isinstance(x, np.ndarray) and x.dtype.itemsize == 8):
+            return x
+        try:
+            return casts.cast(x)
+        except ValueError as error:
+            raise ValueError(f"batch[{name!r}]: {error}") from error
+
+    return shardings.automatic({name: entry(name, x) for name, x in batch.items()})
+
+
 def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
     """Returns a builder of intakes for a mesh with batches split over one axis.
 
@@ -49,7 +70,7 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
     if split.is_fully_addressable:
 
         def one_host(batch: Batch) -> Batch:
-            return jax.device_put(dict(pad(batch, multiple)), split)
+            return jax.device_put(dict(pad(ready(batch), multiple)), split)
 
         return lambda: one_host
     own = _local_parts(mesh, axis)
@@ -67,15 +88,21 @@ def on_mesh(mesh: Mesh, axis: str, multiple: int) -> Callable[[], Intake]:
     return lambda: _several_hosts(own, multiple // parts, agree, put)
 
 
-def over_devices(devices: int, multiple: int) -> Callable[[], Intake]:
+def over_devices(devices: int, multiple: int, parts: NamedSharding) -> Callable[[], Intake]:
     """Returns a builder of intakes for `jax.pmap`.
 
-    Its batches are ``[local devices, share, ...]``; ``multiple`` divides the size of this host's part of a batch.
+    Its batches are ``[local devices, share, ...]``; ``multiple`` divides the size of this host's part of a batch, and
+    ``parts`` is the sharding of the first axis.
     """
 
     def split(batch: Batch) -> Batch:
-        batch = pad(batch, multiple)
-        return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+        batch = pad(ready(batch), multiple)
+        return {name: placed(x.reshape(devices, -1, *x.shape[1:])) for name, x in batch.items()}
+
+    def placed(x: Any) -> Any:
+        # `jax.pmap` takes host arrays and uncommitted ones; others have to be in place.
+        committed = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+        return jax.device_put(x, parts) if committed and parts.is_fully_addressable else x
 
     return lambda: split
 
@@ -92,10 +119,11 @@ def _several_hosts(own: int, multiple: int, agree: Callable[[int], int], put: Ca
         nonlocal agreed
         are_global = {k: isinstance(x, jax.Array) and not x.is_fully_addressable for k, x in batch.items()}
         if all(are_global.values()):
-            return batch
+            return shardings.automatic(dict(batch))
         if any(are_global.values()):
             kinds = {k: "global" if is_global else "this host's" for k, is_global in are_global.items()}
             raise ValueError(f"batch: expected only rows of this host or only global arrays, got {kinds}.")
+        batch = ready(batch)
         size = batches.batch_size(batch)
         if not agreed:
             each = -(-size // own)
@@ -120,8 +148,7 @@ def _fill(batch: Batch, size: int, full: int) -> Batch:
         last = x[-1:] if size else lib.zeros((1, *x.shape[1:]), x.dtype)
         return lib.concatenate([x, lib.repeat(last, full - size, axis=0)]) if full > size else x
 
-    mask = batch.get("mask", np.ones(size, bool))
-    return {**{k: extend(x) for k, x in batch.items()}, "mask": extend(mask) & (np.arange(full) < size)}
+    return batches.exclude({k: extend(x) for k, x in batch.items()}, np.arange(full) < size)
 
 
 def _local_parts(mesh: Mesh, axis: str) -> int:

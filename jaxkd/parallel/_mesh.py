@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxkd._core import shardings
 from jaxkd.types import Array, PyTree, TrainState
 
 # By input: its arrays, and their replicas on the last mesh.
@@ -37,15 +39,24 @@ def globally(x: Any, sharding: Any) -> Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
+def entered(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Returns a context in which programs for a mesh can be traced."""
+    current = jax.sharding.get_abstract_mesh()
+    return nullcontext() if current.empty or current == mesh.abstract_mesh else jax.set_mesh(mesh)
+
+
 def replicated_arrays(state: TrainState, data: Any) -> PyTree:
     """Returns a resident input's ``arrays``, replicated once over a state's mesh.
 
-    If the state is not on a mesh, they are returned unmodified.
+    If the state is not on a mesh, they are returned unmodified, or moved to its device.
     """
     sharding = jax.tree.leaves(state)[0].sharding
-    if not isinstance(sharding, NamedSharding):
+    if isinstance(sharding, NamedSharding):
+        whole: Any = NamedSharding(shardings.automatic_mesh(cast(Mesh, sharding.mesh)), PartitionSpec())
+    elif all(not getattr(x, "committed", False) or x.sharding == sharding for x in jax.tree.leaves(data.arrays)):
         return data.arrays
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    else:
+        whole = sharding
     original, replicated = _REPLICATED.get(data, (None, None))
     if original is not data.arrays or jax.tree.leaves(replicated)[0].sharding != whole:
         replicated = jax.tree.map(lambda x: globally(x, whole), data.arrays)

@@ -9,14 +9,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import batch_norm, checks
+from jaxkd._core import batch_norm, checks, shardings
 from jaxkd.metrics import packing
 from jaxkd.parallel import _states
-from jaxkd.parallel._batches import Intake, on_mesh, over_devices, pad
+from jaxkd.parallel._batches import Intake, on_mesh, over_devices, pad, ready
+from jaxkd.parallel._mesh import entered
 from jaxkd.parallel._rules import Rule, layout
 from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
+
+
+def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a compiled function refuse, with a clear error, a donated state."""
+
+    @functools.wraps(function)
+    def run(state: TrainState, batch: Batch) -> Any:
+        try:
+            return function(state, batch)
+        except (RuntimeError, ValueError):
+            checks.state("step, state", state)
+            raise
+
+    return run
 
 
 class Placed(Distiller):
@@ -52,7 +67,34 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
         results are those of eight devices. A batch that does not divide is padded and masked.
     """
     step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
-    return _from(kd, replicas, Placed(kd.init, jax.jit(step, donate_argnums=0), jax.jit(evaluate)))
+    compiled = map(_anywhere, (jax.jit(step, donate_argnums=0), jax.jit(evaluate)))
+    placed = Placed(kd.init, *map(_refusing_donated, compiled))
+    placed.intake = lambda: ready
+    return _from(kd, replicas, placed)
+
+
+def _anywhere(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that runs a compiled one on a state and a batch from different devices or meshes."""
+    moves = False
+
+    @functools.wraps(compiled)
+    def run(state: TrainState, batch: Batch) -> Any:
+        nonlocal moves
+        if isinstance(state.step, jax.core.Tracer):
+            return compiled(state, batch)
+        batch = ready(batch)
+        if not moves:
+            # Tried first, because comparing the devices of all arrays would cost host time at every step. An error
+            # while tracing or placing leaves the donated state as it is.
+            try:
+                return compiled(state, batch)
+            except Exception:
+                if not shardings.differ(state, batch):
+                    raise
+                moves = True
+        return compiled(*shardings.together(state, batch))
+
+    return run
 
 
 def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
@@ -76,8 +118,9 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
     step, evaluate = jax.pmap(step, donate_argnums=0, **mapped), jax.pmap(evaluate, **mapped)
 
     # pmap returns a state with this sharding. A state with another one would be compiled for a second time.
-    replicated = NamedSharding(Mesh(np.array(all_devices), (DATA_AXIS,)), PartitionSpec())
-    split = over_devices(local, math.lcm(len(all_devices), replicas or 1) // len(all_devices) * local)()
+    mesh = Mesh(np.array(all_devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+    replicated, parts = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    split = over_devices(local, math.lcm(len(all_devices), replicas or 1) // len(all_devices) * local, parts)()
 
     def put(state: TrainState) -> TrainState:
         if isinstance(state.step, jax.core.Tracer):
@@ -86,15 +129,20 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
                     "pmap over several hosts cannot be part of a larger program: use parallel.shard for fit."
                 )
             return state
-        if getattr(state.step, "sharding", None) == replicated:
+        if all(getattr(x, "sharding", None) == replicated for x in jax.tree.leaves(state)):
             return state
         return _states.put(state, jax.tree.map(lambda x: replicated, state))
 
-    placed = Placed(
-        lambda key, batch: put(kd.init(key, batch)),
-        lambda state, batch: step(put(state), split(batch)),
-        lambda state, batch: evaluate(put(state), split(batch)),
-    )
+    def run(function: Callable[..., Any]) -> Callable[..., Any]:
+        def on_devices(state: TrainState, batch: Batch) -> Any:
+            if isinstance(state.step, jax.core.Tracer):
+                return function(put(state), split(batch))
+            with entered(mesh):
+                return function(put(state), split(batch))
+
+        return on_devices
+
+    placed = Placed(lambda key, batch: put(kd.init(key, batch)), *map(_refusing_donated, map(run, (step, evaluate))))
     return _from(kd, replicas, placed)
 
 
@@ -133,8 +181,7 @@ def shard(
     """
     axis = mesh.axis_names[0] if axis is None else axis
     checks.known(axis, mesh.axis_names, "shard, mesh axis")
-    # With automatic axes, the compiler places intermediate results; explicit axes would require it of each operation.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
+    mesh = shardings.automatic_mesh(mesh)
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(axis))
     parts = mesh.shape[axis]
     asked, replicas = replicas, parts if replicas is None else replicas
@@ -149,7 +196,8 @@ def shard(
             state = kd.init(key, batch)
             return _states.put(state, place(state))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
-        return _states.make(lambda key: kd.init(key, shapes), key, place)
+        with entered(mesh):
+            return _states.make(lambda key: kd.init(key, shapes), key, place)
 
     def step(placed: Any) -> Callable[..., Any]:
         shardings: dict[str, Any] = {"in_shardings": (placed, split), "out_shardings": (placed, whole)}
@@ -181,8 +229,8 @@ def _on_mesh(
     """
 
     @functools.lru_cache(maxsize=4)
-    def program(treedef: Any, shardings: tuple[NamedSharding, ...]) -> Callable[..., Any]:
-        function: Callable[..., Any] = compiled(jax.tree.unflatten(treedef, shardings))
+    def program(treedef: Any, wanted: tuple[NamedSharding, ...]) -> Callable[..., Any]:
+        function: Callable[..., Any] = compiled(jax.tree.unflatten(treedef, wanted))
         return function
 
     last: tuple[Any, list[Any], Callable[..., Any]] | None = None
@@ -196,11 +244,12 @@ def _on_mesh(
         # A state that the last step returned is in place; matching the rules again would only cost host time.
         if last is None or last[0] != treedef or last[1] != shardings_now:
             placed = place(state)
-            shardings = jax.tree.leaves(placed)
-            state, last = _states.put(state, placed), (treedef, shardings, program(treedef, tuple(shardings)))
-        return last[2](state, take(batch))
+            wanted = jax.tree.leaves(placed)
+            state, last = _states.put(state, placed), (treedef, wanted, program(treedef, tuple(wanted)))
+        with entered(last[1][0].mesh):
+            return last[2](state, take(batch))
 
-    return run
+    return _refusing_donated(run)
 
 
 def _within(replicas: int | None, function: Callable[..., Any], multiple: int = 1) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxkd._core import shardings
 from jaxkd.parallel._mesh import globally
 from jaxkd.types import Array, PyTree
 
@@ -20,11 +21,11 @@ def put(state: PyTree, placed: PyTree) -> PyTree:
 
     The arrays are equal on every host, or global; ``placed`` has a sharding for each.
     """
-    shardings = jax.tree.leaves(placed)
+    wanted = jax.tree.leaves(placed)
     leaves, treedef = jax.tree.flatten(state)
-    if all(sharding.is_fully_addressable for sharding in shardings):
-        return jax.tree.unflatten(treedef, jax.device_put(leaves, shardings))
-    return jax.tree.unflatten(treedef, map(globally, leaves, shardings))
+    if all(sharding.is_fully_addressable for sharding in wanted):
+        return jax.tree.unflatten(treedef, jax.device_put(leaves, wanted))
+    return jax.tree.unflatten(treedef, map(globally, leaves, wanted))
 
 
 def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], PyTree]) -> PyTree:
@@ -40,7 +41,7 @@ def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], 
     >>> made["w"].sharding == whole, weights.is_deleted()
     (True, False)
     """
-    jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(key)
+    jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(shardings.automatic(key))
     placed = place(shapes)
     leaves, treedef = jax.tree.flatten(placed)
     whole = NamedSharding(leaves[0].mesh, PartitionSpec())
@@ -55,4 +56,4 @@ def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], 
     def run(captured: list[Array], key: Array) -> list[Array]:
         return jax.core.eval_jaxpr(jaxpr.jaxpr, captured, key)
 
-    return jax.tree.unflatten(treedef, jax.jit(run, out_shardings=leaves)(captured, key))
+    return jax.tree.unflatten(treedef, jax.jit(run, out_shardings=leaves)(captured, globally(key, whole)))

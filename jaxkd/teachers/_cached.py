@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from jaxkd.types import Array, Batch, Outputs, PyTree, Teacher, Variables
+from jaxkd.types import UNSEEN, Array, Batch, Outputs, PyTree, Teacher, Variables
 
 
 class BatchDecoder(Protocol):
@@ -14,24 +14,36 @@ class BatchDecoder(Protocol):
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
         """Returns the outputs of the batch's examples."""
 
+    def unseen(self, batch: Mapping[str, Any], tolerance: float) -> Array:
+        """Returns ``bool[batch]``, True for an example that the teacher saw otherwise."""
 
-def cached(cache: BatchDecoder) -> Teacher:
+
+def cached(cache: BatchDecoder, *, tolerance: float | None = 0.01) -> Teacher:
     """A teacher whose outputs are read from the batch.
 
     `jaxkd.cache.attach` adds the outputs to the batches of a loader. It also replaces the epoch of a batch, from which
     the transform draws, by the number of the cached view, so that the student sees the images that the teacher saw. The
     state of this teacher is empty: a checkpoint holds neither its weights nor its outputs.
 
+    The cache holds a checksum of what the teacher saw for each example and view. The step compares it with the batch
+    that this teacher is given, after every transform of the step. If another augmentation, seed, normalization or image
+    size makes them differ, `jaxkd.training.fit` and ``evaluate`` end with a `jaxkd.cache.StaleCacheError`; in a loop of
+    your own, the loss is NaN, and the metric ``unseen_inputs`` is the share of such examples. Masked examples are not
+    compared.
+
     Args:
       cache: from `jaxkd.cache.write_cache` or `jaxkd.cache.open_cache`. A set to evaluate on has its own cache, written
-        with the same ``keep`` and ``name`` and attached in the same way; this teacher decodes them all.
+        with the same ``codecs`` and ``name`` and attached in the same way; this teacher decodes them all.
+      tolerance: largest difference between the inputs of student and teacher, relative to their size; None to train a
+        student on other views than those of its teacher.
 
     Returns:
       A `Teacher` with the stored outputs, float32; for ``codecs.top_k``, also ``logits/log_probs``,
-      ``logits/indices`` and ``logits/log_tail``.
+      ``logits/indices`` and ``logits/log_tail``. A step reads `jaxkd.types.UNSEEN` beside them.
 
     Raises:
-      ValueError: from ``init`` and ``apply``: the batch carries no outputs.
+      ValueError: the tolerance is negative; from ``init`` and ``apply``: the batch carries no outputs, or lacks an
+        entry that the teacher read.
 
     >>> import functools, tempfile
     >>> import jax, jax.numpy as jnp, optax, jaxkd
@@ -55,6 +67,8 @@ def cached(cache: BatchDecoder) -> Teacher:
     >>> jax.tree.leaves(result.state.teacher)
     []
     """
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"teachers.cached, tolerance: expected a number of at least 0, or None, got {tolerance}.")
 
     def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
         del key, batch, student
@@ -62,7 +76,8 @@ def cached(cache: BatchDecoder) -> Teacher:
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
         del state, key
-        return cache.decode(batch)
+        outputs = cache.decode(batch)
+        return outputs if tolerance is None else {**outputs, UNSEEN: cache.unseen(batch, tolerance)}
 
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         del student, step

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from jaxkd._core import moving_average
+from jaxkd import adapters
+from jaxkd._core import checks, moving_average
+from jaxkd._core.train_state import starting_from
 from jaxkd.teachers._frozen import frozen
 from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
 
-def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = False) -> Teacher:
+def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = False, variables: Any = None) -> Teacher:
     """A teacher that is the exponential moving average of the student.
 
     Also known as: mean teacher.
@@ -26,12 +29,15 @@ def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = Fals
       decay: a number in [0, 1], or a schedule of the number of previous updates, such as
         `jaxkd.distillers.ema_warmup`. 1 keeps the initial student, 0 gives the student of the previous step.
       train: evaluate it in training mode in each step, as in the paper; see `frozen`.
+      variables: weights with which the average begins, in the student's structure, by default the initial student's.
+        A pretrained student is `jaxkd.wrappers.pretrained`.
 
     Returns:
       A `Teacher` whose state is `Variables`.
 
     Raises:
-      ValueError: the decay is a number outside [0, 1].
+      TypeError: the model is no `Model`, or the weights have no known form.
+      ValueError: the decay is a number outside [0, 1]; from ``init``: the weights do not fit the student.
 
     >>> from jaxkd import adapters
     >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -41,11 +47,15 @@ def ema(model: Model, *, decay: moving_average.Decay = 0.999, train: bool = Fals
     >>> teacher.apply(state, {"x": jnp.ones((1, 2))}, key=None)["logits"]
     Array([[1.25, 1.25]], dtype=float32)
     """
+    checks.contract("ema, model", model, Model)
     moving_average.check_decay("ema", decay)
+    given = None if variables is None else adapters.variables(variables)
 
     def init(key: Array | None, batch: Batch, student: Variables) -> PyTree:
         del key, batch
-        return moving_average.begin(student)
+        if given is None:
+            return moving_average.begin(student)
+        return starting_from("ema, variables", given, jax.eval_shape(moving_average.begin, student))
 
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         return moving_average.follow(state, student, decay, jnp.asarray(step) - 1)

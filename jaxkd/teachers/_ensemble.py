@@ -101,11 +101,15 @@ def ensemble(
     >>> sorted(out), out["logits"]
     (['a/logits', 'b/logits', 'logits'], Array([[2., 2.]], dtype=float32))
     """
+    if hasattr(teachers, "init"):
+        raise TypeError("ensemble: expected several teachers, a dict by name or a list, got one.")
     named = teachers if isinstance(teachers, Mapping) else {str(i): teacher for i, teacher in enumerate(teachers)}
     members = dict(named)
     if not members or (slashed := [name for name in members if "/" in name]):
         expected = "members whose names contain no slash" if members else "at least one member"
         raise ValueError(f"ensemble: expected {expected}, got {slashed if members else 'none'}.")
+    for name, member in members.items():
+        checks.contract(f"ensemble, {name!r}", member, Teacher)
     shares = _weights(list(members), weights)
 
     def init(key: Array, batch: Batch, student: Variables | None) -> PyTree:

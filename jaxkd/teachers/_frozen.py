@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import adapters
+from jaxkd._core import casts, checks
+from jaxkd._core.shardings import automatic
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 
@@ -23,14 +25,14 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
       train: evaluate it in training mode (batch statistics, dropout) in each step. Updates of its state in that mode
         are dropped. Evaluations always use inference mode.
       dtype: dtype of the stored floating-point parameters, such as ``jnp.bfloat16`` beside a float32 student; None
-        leaves it unchanged. BatchNorm statistics, which are small, keep their dtype. This does not set the dtype of the
-        computation: ``jaxkd.wrappers.precision(model, dtype)`` does.
+        leaves it unchanged. Finite values stay finite. BatchNorm statistics, which are small, keep their dtype. This
+        does not set the dtype of the computation: ``jaxkd.wrappers.precision(model, dtype)`` does.
 
     Returns:
       A `Teacher` whose state is its `Variables`.
 
     Raises:
-      TypeError: the weights have no known form.
+      TypeError: the model is no `Model`, or the weights have no known form.
       ValueError: the dtype is not a floating-point dtype.
 
     >>> model = adapters.plain(lambda key, x: jnp.eye(2), lambda w, x: x @ w, inputs="x")
@@ -39,6 +41,7 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
     >>> teacher.apply(teacher.init(None, batch, None), batch, key=None)["logits"]
     Array([[2., 2.]], dtype=float32)
     """
+    checks.contract("frozen, model", model, Model)
     variables = adapters.variables(variables)
     if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"frozen, dtype: expected a floating-point dtype, such as jnp.bfloat16, got {dtype}.")
@@ -46,12 +49,13 @@ def frozen(model: Model, variables: Any, *, train: bool = False, dtype: Any = No
     def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
         del key, batch, student
 
-        def stored(x: Any) -> Array:
-            cast = dtype is not None and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)
-            return jnp.array(x, dtype if cast else None, copy=True)
+        def stored(x: Any, dtype: Any = None) -> Array:
+            return jnp.array(
+                casts.cast(x, dtype if jnp.issubdtype(jnp.result_type(x), jnp.floating) else None), copy=True
+            )
 
-        copy = jax.tree.map(lambda x: jnp.array(x, copy=True), variables.state)
-        return Variables(jax.tree.map(stored, variables.params), copy)
+        params, kept = automatic(tuple(variables))
+        return Variables(jax.tree.map(lambda x: stored(x, dtype), params), jax.tree.map(stored, kept))
 
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
         training = train and key is not None  # no key: an evaluation, which always uses inference mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxkd._core import checks
 from jaxkd.teachers._frozen import frozen
 from jaxkd.types import Array, Batch, Model, PyTree, Teacher, Variables
 
@@ -29,6 +30,7 @@ def placeholder(model: Model, *, train: bool = False) -> Teacher:
     >>> teacher.init(jax.random.key(0), {"x": jnp.ones((1, 2))}, None).params.shape
     (2, 2)
     """
+    checks.contract("placeholder, model", model, Model)
 
     def init(key: Array, batch: Batch, student: Variables | None) -> PyTree:
         del student

@@ -74,7 +74,7 @@ def check_length(train_data: Any, steps: int) -> None:
 
 
 def check_start(key: Any, state: Any) -> None:
-    """Raises unless a key is a PRNG key and a state usable, each if it is given.
+    """Raises unless a run's key is a PRNG key and its state is usable.
 
     >>> check_start(0, None)
     Traceback (most recent call last):

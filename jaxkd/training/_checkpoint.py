@@ -338,7 +338,7 @@ class Checkpoints:
         return step, _NONE if best is None else best
 
     def _read(self, step: int | None, read: Callable[[int], Any]) -> Any:
-        """Calls a function with an intact step, and again if a run removes it meanwhile."""
+        """Calls a function with an intact checkpoint's step; repeats if it is removed."""
         return digests.read_whole(
             lambda: self.directory / str(self._choose(step)), lambda folder: read(int(folder.name))
         )

@@ -10,7 +10,7 @@ SECONDS, SPEED = "seconds", "examples_per_second"
 
 
 class Clock:
-    """Measures the seconds that a run has taken and its examples per second.
+    """Measures a run's seconds and its examples per second.
 
     >>> times = iter([0.0, 2.0, 4.0, 10.0, 11.0])
     >>> clock = Clock(batch_size=8, now=lambda: next(times))

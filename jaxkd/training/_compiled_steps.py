@@ -6,9 +6,9 @@ single transfer, and late: it never waits for a step that it has only just dispa
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxkd import parallel
-from jaxkd.metrics import Packed, pack
+from jaxkd._core.batches import is_unseen_metric
+from jaxkd.metrics import Packed, compute, pack
 from jaxkd.training._inputs import is_resident
+from jaxkd.training._logs import refuse_unseen
 from jaxkd.types import Array, Batch, Distiller, Metrics, PyTree, TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -63,12 +65,12 @@ def run_step(step: Step) -> StepProgram:
         sharding = jax.tree.leaves(state)[0].sharding
         replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
         shape = (length, *packed.array.shape)
-        return Packed(jax.jit(lambda: jnp.zeros(shape), out_shardings=replicated)(), packed.names)
+        return dataclasses.replace(packed, array=jax.jit(lambda: jnp.zeros(shape), out_shardings=replicated)())
 
     def run(state: TrainState, window: Packed, batch: Batch) -> tuple[TrainState, Packed]:
         state, packed = one_step(state, batch)
         values = jnp.concatenate([window.array[1:], packed.array[None]])
-        return state, Packed(values, packed.names)
+        return state, dataclasses.replace(packed, array=values)
 
     return StepProgram(start, jax.jit(run, donate_argnums=0))
 
@@ -98,7 +100,7 @@ def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Pac
         # XLA keeps a scan of length 1 as a loop, and on CPU runs convolutions many times slower within one.
         if length == 1:
             state, packed = one_step(state, first)
-            return state, Packed(packed.array[None], packed.names)
+            return state, dataclasses.replace(packed, array=packed.array[None])
         return jax.lax.scan(one_step, state, first + jnp.arange(length, dtype=jnp.int32))
 
     return jax.jit(chunk, static_argnames="length", donate_argnums=0)
@@ -140,6 +142,7 @@ def evaluate(kd: Distiller, state: TrainState, data: Any) -> dict[str, float]:
 
     Raises:
       ValueError: the input ends before ``steps_per_epoch`` batches.
+      StaleCacheError: a cached teacher saw other inputs than the student.
     """
     length = data.steps_per_epoch
     if is_resident(data):
@@ -168,5 +171,7 @@ def _means(packed: list[Packed]) -> dict[str, float]:
         return {}
     names = packed[0].names
     values = np.concatenate([np.asarray(p.array, np.float64).reshape(-1, 2, len(names)) for p in packed])
-    sums, counts = values.sum(axis=0).tolist()
-    return {name: sum_ / count if count else math.nan for name, sum_, count in zip(names, sums, counts, strict=True)}
+    sums = values.sum(axis=0)
+    refuse_unseen(dict(zip(names, sums[0].tolist(), strict=True)), "evaluation")
+    means = compute(dataclasses.replace(packed[0], array=sums))
+    return {name: mean for name, mean in means.items() if not is_unseen_metric(name)}

@@ -88,7 +88,7 @@ def describe_computation(
 
 
 def check_computation(directory: pathlib.Path, stored: Mapping[str, Any], given: Computation) -> list[str]:
-    """Returns one line for each part that differs from the stored computation.
+    """Returns a line for each part of the computation that differs from the run's.
 
     Another version of JAX or another platform may write one computation differently. The differences are then a
     warning, and the result is empty.

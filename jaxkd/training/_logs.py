@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -24,8 +25,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxkd._core.batches import is_unseen_metric
 from jaxkd._core.files import check_inside, write_atomically
-from jaxkd.metrics import Packed
+from jaxkd.cache import StaleCacheError
+from jaxkd.metrics import Packed, compute
 from jaxkd.training._cadence import Cadence
 from jaxkd.training._clock import SPEED, Clock
 
@@ -93,9 +96,9 @@ class RowAccumulator:
         """
         self._cadence, self._steps_per_epoch, self._clock = cadence, steps_per_epoch, clock
         self._in_flight: collections.deque[tuple[int, Packed, int]] = collections.deque()
-        restored = dict(partial_row or {})
-        self._names: tuple[str, ...] = tuple(restored)
-        self._sums = np.array(list(restored.values()), np.float64).reshape(-1, 2).T
+        restored = {name: np.array(both, np.float64).reshape(2, -1) for name, both in (partial_row or {}).items()}
+        self._layout = Packed(np.zeros((2, 0)), tuple(n for n, sums in restored.items() for _ in range(sums.shape[1])))
+        self._sums = np.concatenate([np.zeros((2, 0)), *restored.values()], axis=1)
 
     def add(self, first: int, packed: Packed, count: int) -> None:
         """Adds the metrics of some steps, without waiting for the device.
@@ -112,18 +115,20 @@ class RowAccumulator:
 
         Raises:
           NonFiniteError: the loss of a step is not finite; the rows before it have been yielded.
+          StaleCacheError: a cached teacher saw other inputs than the student of a step.
         """
         while len(self._in_flight) > in_flight:
             first, packed, count = self._in_flight.popleft()
             values = np.asarray(packed.array).astype(np.float64).reshape(-1, 2, len(packed.names))[-count:]
             if self._clock is not None:
                 self._clock.reach(first + count)
-            self._align(packed.names)
+            self._align(packed)
             bad = None if np.isfinite(values[:, 0]).all() else _first_nonfinite(values[:, 0], packed.names)
             for offset, value in enumerate(values):
                 step = first + offset + 1
+                refuse_unseen(dict(zip(packed.names, value[0], strict=True)), f"update {step}")
                 if bad is not None and offset == bad[0]:
-                    raise _nonfinite_error(step, {name: value[0, packed.names.index(name)] for name in bad[1]})
+                    raise _nonfinite_error(step, bad[1])
                 self._sums += value
                 if step % self._cadence.log_every == 0 or step == self._cadence.steps:
                     yield self._row(step)
@@ -131,23 +136,48 @@ class RowAccumulator:
     @property
     def partial_row(self) -> dict[str, list[float]]:
         """Sums and counts of the row that is not complete, in a form that JSON can hold."""
-        return {name: pair for name, pair in zip(self._names, self._sums.T.tolist(), strict=True) if any(pair)}
+        return {name: sums.ravel().tolist() for name, sums in self._by_name().items() if sums.any()}
 
-    def _align(self, names: tuple[str, ...]) -> None:
-        """Orders the sums by these names, since dispatches may report different metrics."""
-        if names != self._names:
-            known = dict(zip(self._names, self._sums.T, strict=True))
-            self._sums = np.array([known.get(name, np.zeros(2)) for name in names], np.float64).reshape(-1, 2).T
-            self._names = names
+    def _by_name(self) -> dict[str, np.ndarray]:
+        names = np.array(self._layout.names, object)
+        return {name: self._sums[:, names == name] for name in self._layout}
+
+    def _align(self, packed: Packed) -> None:
+        """Orders the sums like these metrics, since dispatches may report different ones."""
+        if packed.names != self._layout.names:
+            known, columns = self._by_name(), collections.Counter(packed.names)
+            self._sums = np.concatenate([known.get(n, np.zeros((2, k))) for n, k in columns.items()], axis=1)
+        self._layout = packed
 
     def _row(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {"step": step, "epoch": step / self._steps_per_epoch}
         if self._clock is not None:
             row[SPEED] = self._clock.speed
-        for name, (sum_, count) in zip(self._names, self._sums.T.tolist(), strict=True):
-            row[f"train/{name}"] = sum_ / count if count else math.nan
+        means = compute(dataclasses.replace(self._layout, array=self._sums))
+        means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
-        return row
+        return row | {f"train/{name}": mean for name, mean in means.items()}
+
+
+def refuse_unseen(sums: Mapping[str, float], what: str) -> None:
+    """Raises if a cached teacher saw other inputs than the student.
+
+    Args:
+      sums: sums of metrics by name.
+      what: update or evaluation, for the message.
+
+    Raises:
+      StaleCacheError: names the number of examples and the cure.
+    """
+    unseen = sum(value for name, value in sums.items() if is_unseen_metric(name))
+    if unseen > 0:
+        raise StaleCacheError(
+            f"{what}: {unseen:.0f} examples are not what the cached teacher saw: their checksums are not those of its "
+            "inputs when the cache was written. The step's augmentation, seed, normalization or image size is another "
+            "one, or its batches are changed in another way. Pass the cache's transform, "
+            "distillers.preprocess(kd, train_transform=cache.transform), and no other one in the step; or write "
+            "another cache. teachers.cached(cache, tolerance=None) trains a student on other views than its teacher's."
+        )
 
 
 class Logs:
@@ -379,7 +409,7 @@ def _is_loss(name: str) -> bool:
     return name.partition("[")[0] == "loss"
 
 
-def _first_nonfinite(sums: np.ndarray, names: tuple[str, ...]) -> tuple[int, list[str]] | None:
+def _first_nonfinite(sums: np.ndarray, names: tuple[str, ...]) -> tuple[int, dict[str, float]] | None:
     """Returns the first step whose loss is not finite, and its bad metrics.
 
     Without a loss among the metrics, any metric that is not finite ends the run.
@@ -390,7 +420,8 @@ def _first_nonfinite(sums: np.ndarray, names: tuple[str, ...]) -> tuple[int, lis
     if not steps.size:
         return None
     step = int(steps[0])
-    return step, sorted((name for i, name in enumerate(names) if not finite[step, i]), key=_is_loss)
+    bad = {name: float(sums[step, i]) for i, name in enumerate(names) if not finite[step, i]}
+    return step, dict(sorted(bad.items(), key=lambda item: _is_loss(item[0])))
 
 
 def _nonfinite_error(step: int, values: Mapping[str, float]) -> NonFiniteError:

@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -367,7 +368,14 @@ class Run:
         checks.known(self.settings.best, metrics, "best: the metric")
         value = metrics[self.settings.best]
         sign = 1 if self.settings.best_mode == "max" else -1
-        if math.isnan(value) or (self.best is not None and sign * value <= sign * self.best.value):
+        if math.isnan(value):
+            warnings.warn(
+                f"best: {self.settings.best!r} is NaN at step {step}, so that this state cannot become the best one. A "
+                "metric that includes no example is NaN: check the mask and the labels of the evaluation set.",
+                stacklevel=2,
+            )
+            return False
+        if self.best is not None and sign * value <= sign * self.best.value:
             return False
         self.best = Best(step, value)
         return True

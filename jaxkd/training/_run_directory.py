@@ -121,7 +121,7 @@ def check_state(directory: pathlib.Path, manifest: Mapping[str, str]) -> None:
 
 
 def check_equal(directory: pathlib.Path, different: Sequence[str], stored: Any) -> None:
-    """Raises ValueError if a run is stored from which something differs, line by line."""
+    """Raises ValueError if a stored run differs, with the lines that say how."""
     if stored and different:
         more = [f"... and {len(different) - 20} more"] if len(different) > 20 else []
         raise ValueError(

@@ -4,7 +4,7 @@
 `save_safetensors`, `load_safetensors`              one file of arrays by name
 `save_orbax`, `load_orbax`                          a plain orbax directory; `load_orbax` reads any orbax checkpoint
 `load_safetensors_metadata`, `load_orbax_metadata`  metadata saved with the weights
-`save_program`                                      the compiled model with its weights, to serve with JAX alone
+`save_program`, `load_program`                      the compiled model with its weights, to serve with JAX alone
 `save_quantized`, `load_quantized`                  weights of 1 to 8 bits, packed
 `quantized_size`, `QuantizedSize`                   the size of such a file, by parts
 `load_run`                                          the student of a training run's directory
@@ -27,7 +27,7 @@
 from jaxkd.weights import layouts, names
 from jaxkd.weights._fitting import WeightsError, fit_to
 from jaxkd.weights._orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
-from jaxkd.weights._program import save_program
+from jaxkd.weights._program import load_program, save_program
 from jaxkd.weights._quantized_file import QuantizedSize, load_quantized, quantized_size, save_quantized
 from jaxkd.weights._safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
 from jaxkd.weights._torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
@@ -47,6 +47,7 @@ __all__ = [
     "layouts",
     "load_orbax",
     "load_orbax_metadata",
+    "load_program",
     "load_quantized",
     "load_run",
     "load_safetensors",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import checks, tree_paths
+from jaxkd._core import casts, checks, tree_paths
 from jaxkd.types import PyTree
 from jaxkd.weights import _tree
 from jaxkd.weights import names as names_lib
@@ -37,8 +37,8 @@ def fit_to(
     """Returns weights from a file in the structure of a model, after checking them.
 
     Every array of the source must be used or ignored, every array of the model filled, and every shape equal. Floating
-    point arrays are converted to the dtype of the model if finite values stay finite; integers if the values stay the
-    same.
+    point arrays are converted to the dtype of the model if finite values stay finite (``finfo(dtype).min``, as in
+    masks, is clipped); integers if the values stay the same.
 
     Args:
       template: has the structure, shapes and dtypes of the result, and its shardings, if any: `Variables`, as from
@@ -168,8 +168,10 @@ def _adapted(array: Any, like: Any) -> np.ndarray | jax.Array:
     with np.errstate(over="ignore"):
         converted = given.astype(dtype)
     if jnp.issubdtype(given.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating):
-        if np.array_equal(np.isfinite(given), np.isfinite(converted)):
-            return converted
+        # The largest value of a dtype stands for "as far as possible", as in masks, and may be clipped.
+        extreme = np.abs(given) == jnp.finfo(given.dtype).max
+        if np.array_equal(np.isfinite(given), np.isfinite(converted) | extreme):
+            return np.asarray(casts.cast(given, dtype))
         raise ValueError(f"values too large for {dtype}")
     kinds = [jnp.issubdtype(given.dtype, jnp.integer), jnp.issubdtype(dtype, jnp.integer)]
     if all(kinds) and np.array_equal(given, converted.astype(given.dtype)):

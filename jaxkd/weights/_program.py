@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax import export
 
-from jaxkd._core import batches, checks, tree_paths
+from jaxkd._core import batches, casts, checks, tree_paths
 from jaxkd._core.files import replacing
 from jaxkd.types import Array, Batch, Model, Outputs, Variables
 from jaxkd.weights import _tree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_DIGEST = 32  # bytes of the SHA-256 at the end of the file, which jax.export does not read
 _LIMIT = 2**31 - 2**24  # jax.export writes a flatbuffer, at most 2 GiB; the rest is for the program
 
 
@@ -33,6 +36,9 @@ def save_program(
 
         program = jax.export.deserialize(bytearray(open(path, "rb").read()))
         logits = program.call({"image": images})["logits"]
+
+    The SHA-256 of the program follows it as 32 bytes, which `load_program` verifies and `jax.export` ignores. JAX does
+    not notice a damaged file: the process may die, or the program may compute something else.
 
     The first axis of every input may have any length. Weights keep their dtypes (`cast` narrows them) and are not bound
     to a device. The file is written completely or not at all. With several processes, the first one writes.
@@ -83,13 +89,43 @@ def save_program(
     if jax.process_index():
         return
     with replacing(file, overwrite=overwrite) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(bytes(data) + hashlib.sha256(data).digest())
+
+
+def load_program(file: str | os.PathLike[str]) -> export.Exported:
+    """Returns a program that `save_program` wrote, after verifying its digest.
+
+    Args:
+      file: path of the file.
+
+    Returns:
+      A `jax.export.Exported`: ``load_program(file).call({"image": images})`` returns the outputs by name.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged, or `save_program` has not written it.
+
+    >>> import tempfile, jax.numpy as jnp, jaxkd
+    >>> model = jaxkd.adapters.plain(lambda key, x: jnp.ones((3, 2)), lambda w, x: x @ w, inputs="x")
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "student.jax"
+    >>> save_program(path, model, jaxkd.Variables(jnp.ones((3, 2))), {"x": jnp.zeros((1, 3))})
+    >>> load_program(path).call({"x": jnp.ones((2, 3))})["logits"].tolist()
+    [[3.0, 3.0], [3.0, 3.0]]
+    """
+    content = pathlib.Path(file).read_bytes()
+    program, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(program).digest() != digest:
+        raise ValueError(
+            f"{os.fspath(file)}: expected a program that save_program wrote, with its digest at the end. The file is "
+            "damaged or cut, or something else wrote it: copy it again, or export the program again from its weights."
+        )
+    return export.deserialize(bytearray(program))
 
 
 def _constants(variables: Any) -> Variables:
     """Returns the weights as NumPy arrays: constants of a trace, bound to no device."""
     variables = _tree.student_of(variables)
-    arrays = _tree.on_host(variables)
+    arrays = {path: casts.cast(array) for path, array in _tree.on_host(variables).items()}
     size = sum(array.nbytes for array in arrays.values())
     if size > _LIMIT:
         raise ValueError(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import tree_paths
+from jaxkd._core.casts import cast
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import PyTree, Variables
@@ -111,14 +112,14 @@ def save_quantized(
     for name, levels in _points_of(arrays, bits, bucket, include, codebook).items():
         at = names[name]
         weight = entries.pop(at)
-        if not np.isfinite(weight.astype(np.float32)).all():
+        if not np.isfinite(weight).all():
             raise ValueError(
                 f"save_quantized, {name!r}: expected finite weights, got some that are not. They have no code."
             )
         if levels is None:
-            codes, offset, step = encode(jnp.asarray(weight), bits, bucket)
+            codes, offset, step = encode(jnp.asarray(cast(weight)), bits, bucket)
         else:
-            codes, offset, step = encode_to(jnp.asarray(weight), jnp.asarray(levels), bucket)
+            codes, offset, step = encode_to(jnp.asarray(cast(weight)), jnp.asarray(levels), bucket)
             entries[(*at, "#points")] = levels
         number = bits if levels is None else max(1, (len(levels) - 1).bit_length())
         entries[(*at, "#codes")] = _pack(np.asarray(codes).reshape(-1)[: weight.size].astype(np.uint8), number)

@@ -7,10 +7,10 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import adapters
+from jaxkd._core import casts
 from jaxkd._core.tree_paths import by_parts
 from jaxkd.types import PyTree, TrainState, Variables
 
@@ -120,16 +120,14 @@ def producer() -> str:
 def cast(source: Any, dtype: Any) -> Variables:
     """Returns the `Variables` of a model with floating-point parameters in a dtype.
 
-    In bfloat16 a file takes half the size. The state (running statistics) is unchanged: it is small, and its precision
-    matters. Weights may have any form that `student_of` takes.
+    In bfloat16 a file takes half the size. Finite values stay finite: those beyond the range of the dtype are clipped.
+    The state (running statistics) is unchanged: it is small, and its precision matters. Weights may have any form that
+    `student_of` takes.
 
-    >>> small = cast({"params": {"w": jnp.ones(2)}, "batch_stats": {"mean": jnp.ones(2)}}, jnp.bfloat16)
+    >>> small = cast({"params": {"w": np.ones(2)}, "batch_stats": {"mean": np.ones(2)}}, jax.numpy.bfloat16)
     >>> small.params["w"].dtype, small.state["batch_stats"]["mean"].dtype
-    (dtype(bfloat16), dtype('float32'))
+    (dtype(bfloat16), dtype('float64'))
     """
     variables = student_of(source)
 
-    def lower(leaf: Any) -> Any:
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return variables._replace(params=jax.tree.map(lower, variables.params))
+    return variables._replace(params=casts.cast_floats(variables.params, dtype))

@@ -2,6 +2,7 @@
 
 ==================================  ===================================================================================
 `accumulate`                        runs a model on micro-batches, with the gradients of the whole batch
+`pretrained`                        begins with trained variables instead of random ones
 `precision`                         computes in bfloat16, with parameters and gradients in float32
 `remat`                             recomputes activations in the backward pass instead of storing them
 `quantized`                         rounds weights to 1 to 8 bits, with straight-through gradients
@@ -31,6 +32,7 @@ from jaxkd.wrappers._inputs import views, with_inputs
 from jaxkd.wrappers._joint import get_member, joint, replicate, set_member
 from jaxkd.wrappers._outputs import expand_classes, select_classes, with_outputs
 from jaxkd.wrappers._precision import precision
+from jaxkd.wrappers._pretrained import pretrained
 from jaxkd.wrappers._quantized import init_codebook, learned_codebook, quantize, quantize_with, quantized
 from jaxkd.wrappers._remat import remat
 
@@ -45,6 +47,7 @@ __all__ = [
     "joint",
     "learned_codebook",
     "precision",
+    "pretrained",
     "quantize",
     "quantize_with",
     "quantized",

@@ -12,13 +12,14 @@ result to the gradient. The peak memory is that of one micro-batch, all outputs 
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import batches, checks
-from jaxkd._core.axes import mapped_axis, positions
+from jaxkd._core import batch_norm, batches, checks
+from jaxkd._core.axes import data_axis, positions
 from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -30,10 +31,11 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     masked and relational ones included. The outputs of the whole batch, tapped features among them, stay in memory; the
     price is a second forward pass of the model in training.
 
-    Example i belongs to micro-batch ``i % parts``, so that a batch that is split over devices stays evenly split. A
-    batch that does not divide is padded under a mask, and the padding is removed from the outputs. Entries without a
-    batch dimension, such as the step, reach every micro-batch. BatchNorm normalizes each micro-batch separately (within
-    each replica, see `jaxkd.parallel.jit`), always from the same running statistics; the new ones are averaged. Dropout
+    Example i of a replica (see `jaxkd.parallel.jit`) belongs to micro-batch ``i % parts``, so that a batch that is
+    split over devices stays evenly split, and the numbers are those of one device. A batch that does not divide is
+    padded under a mask, and the padding is removed from the outputs. Entries without a batch dimension, such as the
+    step, reach every micro-batch. BatchNorm normalizes each micro-batch separately (within each replica), always from
+    the same running statistics; the new ones are averaged over the micro-batches that hold an unmasked example. Dropout
     draws from a separate key in each micro-batch.
 
     Args:
@@ -54,43 +56,128 @@ def accumulate(model: Model, micro_batches: int) -> Model:
     >>> outputs["logits"][:, 0]
     Array([ 1.,  5.,  9., 13., 17.], dtype=float32)
     """
+    checks.contract("accumulate, model", model, Model)
     if micro_batches < 1:
         raise ValueError(f"accumulate, micro_batches: expected a positive number, got {micro_batches}.")
     if micro_batches == 1:
         return model
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        size = _size(batch)
-        rows = -(-size // micro_batches)
-        mask = batches.example_mask(batch)
+        size, mask = _size(batch), batches.example_mask(batch)
+        # Only training depends on which examples share a micro-batch: by the statistics of BatchNorm.
+        share = batch_norm.share_of(mask, data_axis(), size) if train else batch_norm.Share(mask, None)
+        split = _Split.of(size, micro_batches, share)
         # Positions in the whole batch: random directions of examples must not depend on the number of parts.
-        given = {**batch, POSITION: positions(mask, size, mapped_axis())}
-        if size % micro_batches:
-            mask = _padded(jnp.ones(size, bool) if mask is None else mask, rows * micro_batches)
-            given = {**given, "mask": mask & (jnp.arange(rows * micro_batches) < size)}
+        given = {**batch, POSITION: positions(mask, size, data_axis())}
         entries, structure = jax.tree.flatten(given)
-        split = {i: _split(x, micro_batches, rows) for i, x in enumerate(entries) if jnp.ndim(x)}
+        parts = {i: split.into(x) for i, x in enumerate(entries) if jnp.ndim(x)}
+        masks = split.masks(batch.get("mask"))
 
-        def micro(variables: Variables, part: dict[int, Array], number: Array) -> tuple[Outputs, PyTree]:
+        def micro(
+            variables: Variables, part: dict[int, Array], mask: Array | None, number: Array
+        ) -> tuple[Outputs, PyTree]:
             own = jax.tree.unflatten(structure, [part.get(i, x) for i, x in enumerate(entries)])
             own_key = None if key is None else jax.random.fold_in(key, number)
-            outputs, state = model.apply(variables, own, key=own_key, train=train)
+            with batch_norm.pace(factors):
+                outputs, state = model.apply(
+                    variables, own if mask is None else {**own, "mask": mask}, key=own_key, train=train
+                )
             return dict(outputs), state
 
+        filled, factors = split.filled(masks, share) if train else (None, None)
         # prevent_cse guards against merging recomputation and forward pass; across two loops XLA cannot merge them.
         body = jax.checkpoint(micro, prevent_cse=False) if train else micro
-        outputs, states = jax.lax.map(lambda x: body(variables, *x), (split, jnp.arange(micro_batches)))
+        outputs, states = jax.lax.map(lambda x: body(variables, *x), (parts, masks, jnp.arange(micro_batches)))
         for name, x in outputs.items():
-            if x.shape[1:2] != (rows,):
+            if x.shape[1:2] != (split.groups * split.rows,):
                 raise ValueError(
-                    f"accumulate: expected model outputs [batch, ...] with one row for each of a part's {rows} "
-                    f"examples, got {x.dtype}{list(x.shape[1:])} for {name!r}. Remove it from the model's outputs."
+                    "accumulate: expected model outputs [batch, ...] with one row for each of a part's "
+                    f"{split.groups * split.rows} examples, got {x.dtype}{list(x.shape[1:])} for {name!r}. Remove it "
+                    "from the model's outputs."
                 )
-        # Inverts the strided split of `_split`, and drops the padding.
-        whole = {name: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:size] for name, x in outputs.items()}
-        return whole, jax.tree.map(_mean, states) if train else variables.state
+        whole = {name: split.whole(x) for name, x in outputs.items()}
+        if not train:
+            return whole, variables.state
+        return whole, jax.tree.map(lambda new, old: _mean(new, old, filled), states, variables.state)
 
     return Model(model.init, apply)
+
+
+class _Split(NamedTuple):
+    """Assignment of this device's examples to micro-batches.
+
+    A replica (`batch_norm.Share`) is divided by itself, so that the micro-batches, and with them the statistics of
+    BatchNorm, are those of any number of devices. Where a replica spans devices, its example numbers continue over
+    them: this device's begin with ``shift``.
+
+    Attributes:
+      size: number of examples on this device.
+      parts: number of micro-batches.
+      groups: number of replicas on this device.
+      rows: number of examples of a replica in a micro-batch, with padding.
+      shift: micro-batch of this device's first example; 0, or an array that differs between devices.
+    """
+
+    size: int
+    parts: int
+    groups: int
+    rows: int
+    shift: Any
+
+    @classmethod
+    def of(cls, size: int, parts: int, share: batch_norm.Share) -> _Split:
+        groups = share.groups if size % share.groups == 0 else 1  # else the first BatchNorm reports it
+        own, longest = size // groups, 0
+        shift: Any = 0
+        if share.devices > 1 and own % parts:
+            shift = jax.lax.axis_index(share.axis_name) % share.devices * own % parts
+            longest = parts - math.gcd(own, parts)
+        return cls(size, parts, groups, -(-(own + longest) // parts), shift)
+
+    @property
+    def is_padded(self) -> bool:
+        """True if the parts hold more rows than there are examples."""
+        return self.groups * self.rows * self.parts > self.size
+
+    def into(self, x: Any) -> Array:
+        """Reshapes ``[batch, ...]`` to ``[parts, groups * rows, ...]``; copies of a replica's last example pad it."""
+        x = jnp.asarray(x)
+        x = x.reshape(self.groups, self.size // self.groups, *x.shape[1:])
+        if self.is_padded:
+            missing = self.rows * self.parts - x.shape[1]
+            x = jnp.concatenate([x, jnp.repeat(x[:, -1:], missing, axis=1)], axis=1)
+            x = x if isinstance(self.shift, int) else jnp.roll(x, self.shift, axis=1)
+        x = jnp.moveaxis(x.reshape(self.groups, self.rows, self.parts, *x.shape[2:]), 2, 0)
+        return x.reshape(self.parts, self.groups * self.rows, *x.shape[3:])
+
+    def whole(self, x: Array) -> Array:
+        """Inverts `into`."""
+        x = jnp.moveaxis(x.reshape(self.parts, self.groups, self.rows, *x.shape[2:]), 0, 2)
+        x = x.reshape(self.groups, self.rows * self.parts, *x.shape[3:])
+        x = x if isinstance(self.shift, int) else jnp.roll(x, -self.shift, axis=1)
+        return x[:, : self.size // self.groups].reshape(self.size, *x.shape[2:])
+
+    def masks(self, mask: Any) -> Array | None:
+        """Returns the parts' masks, which exclude the padding, or None if all of their rows are to be included."""
+        if not self.is_padded:
+            return None if mask is None else self.into(mask)
+        number = jnp.arange(self.rows * self.parts) - self.shift  # of this device's examples of a replica
+        real = (number >= 0) & (number < self.size // self.groups)
+        real = jnp.tile(real.reshape(self.rows, self.parts).T, (1, self.groups))
+        if mask is None:
+            return real
+        split = self.into(mask)
+        return split & real.reshape(*real.shape, *(1 for _ in split.shape[2:]))
+
+    def filled(self, masks: Array | None, share: batch_norm.Share) -> tuple[Array | None, Array | None]:
+        """Returns which parts hold an unmasked example ``[parts]``, and the `batch_norm.pace` of the replicas."""
+        if masks is None:
+            return None, None
+        held = jnp.any(masks.reshape(self.parts, self.groups, -1), axis=2)
+        if share.devices > 1:
+            held = batch_norm.over_devices(held.astype(jnp.int32), share) > 0
+        filled = jnp.any(held, axis=1)
+        return filled, None if self.groups == 1 else jnp.sum(filled) / jnp.maximum(jnp.sum(held, axis=0), 1)
 
 
 def _size(batch: Batch) -> int:
@@ -105,22 +192,20 @@ def _size(batch: Batch) -> int:
     return int(sizes.pop())
 
 
-def _padded(x: Any, rows: int) -> Array:
-    """Appends copies of the last example."""
-    x = jnp.asarray(x)
-    return jnp.concatenate([x, jnp.repeat(x[-1:], rows - x.shape[0], axis=0)]) if x.shape[0] < rows else x
+def _mean(states: Array, old: Array, filled: Array | None) -> Array:
+    """Averages the states after each part that holds an unmasked example.
 
-
-def _split(x: Any, parts: int, rows: int) -> Array:
-    """Reshapes ``[batch, ...]`` to ``[parts, rows, ...]``, with a stride of ``parts``."""
-    x = _padded(x, parts * rows)
-    return x.reshape(rows, parts, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _mean(states: Array) -> Array:
-    """Averages the states after each part; takes the maximum of counters and one key."""
+    Of counters it takes the maximum, and of keys one. Without such a part, and where no part changed it, it is the old
+    state, whose sum over the parts may be infinite.
+    """
     if jnp.issubdtype(states.dtype, jax.dtypes.extended):
         return states[0]
-    if jnp.issubdtype(states.dtype, jnp.inexact):
-        return jnp.mean(states, axis=0).astype(states.dtype)
-    return jnp.max(states, axis=0)
+    if not jnp.issubdtype(states.dtype, jnp.inexact):
+        return jnp.max(states, axis=0)
+    if filled is None:
+        mean = jnp.mean(states, axis=0)
+    else:
+        used = filled.reshape(-1, *(1 for _ in states.shape[1:]))
+        mean = jnp.sum(jnp.where(used, states, 0), axis=0) / jnp.maximum(jnp.sum(filled), 1)
+        mean = jnp.where(jnp.any(filled), mean, old)
+    return jnp.where(jnp.all(states == old[None], axis=0), old, mean).astype(states.dtype)

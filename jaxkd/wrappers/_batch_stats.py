@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd._core import axes, batch_norm, batches
+from jaxkd._core import axes, batch_norm, batches, checks
 from jaxkd._core.model_calls import add_outputs
 from jaxkd.adapters import batch_norm_call
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
@@ -58,6 +58,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
     >>> model.apply(variables, batch, key=None, train=False)[0]["batch_statistics"]
     Array([4., 4.], dtype=float32)
     """
+    checks.contract("with_batch_stat_distance, model", model, Model)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         if train:
@@ -66,7 +67,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
 
         def watch(x: Array, axis: Any, own: Array | None, mean: Array, var: Array) -> None:
             # count=1: the whole batch, not each replica, has to match the data's statistics.
-            share = batch_norm.share_of(mask, axes.mapped_axis(), None if mask is None else len(mask), 1)
+            share = batch_norm.share_of(mask, axes.data_axis(), None if mask is None else len(mask), 1)
             means, variances, count = batch_norm.statistics(x, axis, share, fast=False, mask=own)
             distance = _norm(means[0] - mean) + _norm(variances[0] - var)
             distances.append(jnp.where(jnp.max(count) > 0, distance, 0))
@@ -83,7 +84,7 @@ def with_batch_stat_distance(model: Model, *, name: str = "batch_statistics") ->
                 "in adapters.nnx(wrappers.track_batch_stats(module)). For a model without BatchNorms use a method that "
                 "does not need them, such as dafl."
             )
-        rows = next(iter(outputs.values())).shape[0] if mask is None else len(mask)
+        rows = batches.batch_size(batch)
         total = jnp.broadcast_to(functools.reduce(jnp.add, distances), (rows,))
         return add_outputs("with_batch_stat_distance", outputs, {name: total}), state
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 
 from jaxkd._core import checks
-from jaxkd._core.model_calls import check_names
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd._core.model_calls import check_names, refuse_entries
+from jaxkd.types import FEATURE, Array, Batch, Model, Outputs, PyTree, Variables
 from jaxkd.wrappers._joint import get_member
 
 _MODEL = "model"
@@ -59,6 +59,7 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
     >>> sorted(both.apply(variables, batch, key=None, train=False)[0]), sorted(variables.params)
     (['early/logits', 'hidden', 'logits'], ['early', 'model'])
     """
+    checks.contract("with_exits, model", model, Model)
     check_names("with_exits", exits, _MODEL)
 
     def at(name: str, outputs: Outputs) -> Array:
@@ -67,22 +68,24 @@ def with_exits(model: Model, exits: Mapping[str, Exit]) -> Model:
         return outputs[exits[name].at]
 
     def init(key: Array, batch: Batch) -> Variables:
+        refuse_entries("with_exits", batch, [FEATURE])
         own = model.init(key, batch)
         outputs = jax.eval_shape(lambda v, b: dict(model.apply(v, b, key=None, train=False)[0]), own, dict(batch))
         params, state = {_MODEL: own.params}, {_MODEL: own.state}
         for i, name in enumerate(exits):
             feature = at(name, outputs)
-            seen = {**batch, "feature": jax.numpy.zeros(feature.shape, feature.dtype)}
+            seen = {**batch, FEATURE: jax.numpy.zeros(feature.shape, feature.dtype)}
             made = exits[name].head.init(jax.random.fold_in(key, i + 1), seen)
             params[name], state[name] = made.params, made.state
         return Variables(params, state)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        refuse_entries("with_exits", batch, [FEATURE])
         plain, state = model.apply(get_member(variables, _MODEL), batch, key=key, train=train)
         outputs, states = dict(plain), {_MODEL: state}
         for i, name in enumerate(exits):
             own = None if key is None else jax.random.fold_in(key, i + 1)
-            seen = {**batch, "feature": at(name, plain)}
+            seen = {**batch, FEATURE: at(name, plain)}
             head_outputs, states[name] = exits[name].head.apply(get_member(variables, name), seen, key=own, train=train)
             outputs |= {f"{name}/{output}": x for output, x in head_outputs.items()}
         return outputs, states

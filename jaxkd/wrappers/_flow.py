@@ -22,7 +22,7 @@ import numpy as np
 from jaxkd._core import batches, checks
 from jaxkd._core.model_calls import Inputs, add_outputs, normalize, pick_call
 from jaxkd.adapters import linen
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import STEP, TAUGHT, Array, Batch, Model, Outputs, PyTree, Variables
 
 STUDENT, FLOW = "student", "flow"
 
@@ -122,7 +122,7 @@ def with_flow(
         return Variables({STUDENT: variables.params, FLOW: params}, variables.state)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
-        step = batch.get("step", 0)
+        step = batch.get(STEP, 0)
         rate = jnp.asarray(schedule(step) if callable(schedule) else schedule, jnp.float32)
         log_shares = {
             name: jax.nn.log_softmax(own["weights"].astype(jnp.float32)) for name, own in variables.params[FLOW].items()
@@ -148,7 +148,7 @@ def with_flow(
             plain_outputs, state = plain.apply(student, batch, key=key, train=train)
         if missing := [name for name in mixes if name not in mixed]:
             raise ValueError(f"with_flow: the submodules of the mixes {missing} were not called in this forward pass.")
-        return _with_dependence(plain_outputs, log_shares, rate), state
+        return _with_dependence(plain_outputs, log_shares, rate, batches.batch_size(batch)), state
 
     return Model(init, apply)
 
@@ -213,12 +213,12 @@ def _check(module: Any, mixes: Mapping[str, FlowEdge], schedule: Any) -> None:
 
 
 def _teacher_outputs(batch: Batch) -> Outputs:
-    if "teacher" not in batch:
+    if TAUGHT not in batch:
         raise ValueError(
             "with_flow: expected the teacher's outputs in batch['teacher'], got a batch without. Use "
             "jaxkd.schemes.knowledge_flow; without a teacher, run the plain module with extract_student(variables)."
         )
-    outputs: Outputs = batch["teacher"]
+    outputs: Outputs = batch[TAUGHT]
     return outputs
 
 
@@ -302,8 +302,7 @@ def _mixed(layer: Array, features: Iterator[Array], maps: Sequence[Array], share
     return jnp.where(on, result, layer)
 
 
-def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Array) -> Outputs:
-    size = next(iter(outputs.values())).shape[0]
+def _with_dependence(outputs: Outputs, log_shares: Mapping[str, Array], rate: Array, size: int) -> Outputs:
     # −expm1(log s₀) computes 1 − s₀ without cancellation for s₀ near 1.
     each = {f"dependence/{name}": -rate * jnp.expm1(log_share[0]) for name, log_share in log_shares.items()}
     loss = -sum(log_share[0] for log_share in log_shares.values())

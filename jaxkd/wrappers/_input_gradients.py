@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
-from jaxkd._core.axes import mapped_axis, positions
+from jaxkd._core.axes import data_axis, positions
 from jaxkd._core.model_calls import add_outputs
-from jaxkd.types import POSITION, Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import POSITION, STEP, TAUGHT, Array, Batch, Model, Outputs, PyTree, Variables
 
 
 def with_input_gradient(
@@ -55,6 +55,7 @@ def with_input_gradient(
     >>> model.apply(weights, {"x": jnp.ones((1, 2))}, key=None, train=False)[0]["input_gradient"]
     Array([[2., 5.]], dtype=float32)
     """
+    checks.contract("with_input_gradient, model", model, Model)
 
     def cotangent(logits: Array, batch: Batch) -> Array:
         if class_path is None:
@@ -62,7 +63,7 @@ def with_input_gradient(
         else:
             root, _, key = class_path.partition("/")
             checks.known(root, ("teacher", "batch"), f"with_input_gradient(class_path={class_path!r}), root")
-            entries = batch.get("teacher", {}) if root == "teacher" else batch
+            entries = batch.get(TAUGHT, {}) if root == "teacher" else batch
             checks.known(key, list(entries), f"with_input_gradient(class_path={class_path!r}), {root} entry")
             chosen = entries[key]
             chosen = chosen if jnp.issubdtype(chosen.dtype, jnp.integer) else jnp.argmax(chosen, axis=-1)
@@ -105,12 +106,13 @@ def with_projected_input_gradient(
     >>> outputs["input_gradient"].shape
     (4, 2)
     """
+    checks.contract("with_projected_input_gradient, model", model, Model)
 
     def cotangent(logits: Array, batch: Batch) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
+        key = jax.random.fold_in(jax.random.key(seed), batch.get(STEP, 0))
         places = batch.get(POSITION)
         if places is None:
-            places = positions(batches.example_mask(batch), logits.shape[0], mapped_axis())
+            places = positions(batches.example_mask(batch), logits.shape[0], data_axis())
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(places)
         # Drawn in float32 for every dtype: a bfloat16 teacher and a float32 student need the same directions.
         directions = jax.vmap(lambda k: jax.random.normal(k, logits.shape[1:], jnp.float32))(keys)

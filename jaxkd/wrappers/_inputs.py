@@ -8,7 +8,7 @@ import jax
 
 from jaxkd._core import checks
 from jaxkd._core.model_calls import check_names
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import RESERVED, Array, Batch, Model, Outputs, PyTree, Variables
 
 
 def with_inputs(model: Model, **entries: str) -> Model:
@@ -35,6 +35,7 @@ def with_inputs(model: Model, **entries: str) -> Model:
     >>> other.apply(other.init(jax.random.key(0), batch), batch, key=None, train=False)[0]["logits"]
     Array([[6.]], dtype=float32)
     """
+    checks.contract("with_inputs, model", model, Model)
 
     def init(key: Array, batch: Batch) -> Variables:
         return model.init(key, _with(batch, entries))
@@ -74,6 +75,7 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
     >>> {name: float(x[0, 0]) for name, x in outputs.items()}
     {'logits': 2.0, 'pair/logits': 6.0}
     """
+    checks.contract("views, model", model, Model)
     check_names("views", others)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
@@ -92,7 +94,7 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
 
 
 def _with(batch: Batch, entries: Mapping[str, str]) -> Batch:
-    shapes = checks.shapes({name: x for name, x in batch.items() if name not in ("teacher", "step")})
+    shapes = checks.shapes({name: x for name, x in batch.items() if name not in RESERVED})
     for entry in entries.values():
         checks.known(entry, shapes, "view, batch entry")
     return {**batch, **{name: batch[entry] for name, entry in entries.items()}}

@@ -46,6 +46,8 @@ def joint(models: Mapping[str, Model], *, main: str | None = None) -> Model:
     """
     models = dict(models)
     check_names("joint", models, REPLICAS)
+    for name, model in models.items():
+        checks.contract(f"joint, {name!r}", model, Model)
     if main is not None:
         checks.known(main, list(models), "joint, main")
 
@@ -89,6 +91,7 @@ def replicate(model: Model, count: int) -> Model:
     >>> sorted(outputs), get_member(variables, "3").params.shape
     (['0/logits', '1/logits', '2/logits', '3/logits', 'logits'], (3, 2))
     """
+    checks.contract("replicate, model", model, Model)
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"replicate, count: expected a whole, positive number of members, got {count}.")
 

@@ -36,6 +36,7 @@ def with_outputs(model: Model, **computed: Callable[[Outputs], Array]) -> Model:
     >>> model.apply(Variables(jnp.eye(2)), {"x": jnp.ones((1, 2))}, key=None, train=False)[0]["negated"]
     Array([[-1., -1.]], dtype=float32)
     """
+    checks.contract("with_outputs, model", model, Model)
     if not computed:
         raise ValueError("with_outputs: expected at least one output, name=lambda outputs: ..., got none.")
 
@@ -72,6 +73,7 @@ def select_classes(model: Model, classes: Mapping[str, Sequence[int]], *, output
     >>> model.apply(Variables(jnp.eye(3)), {"x": jnp.arange(3.0)[None]}, key=None, train=False)[0]["of_a"]
     Array([[2., 0.]], dtype=float32)
     """
+    checks.contract("select_classes, model", model, Model)
     chosen = {name: _classes(f"select_classes, {name!r}", these) for name, these in classes.items()}
     if not chosen:
         raise ValueError("select_classes: expected at least one list of classes by name, got none.")
@@ -124,6 +126,7 @@ def expand_classes(
     >>> outputs["logits"], outputs["known"]
     (Array([[  7., -inf,   5., -inf]], dtype=float32), Array([[5., 7.]], dtype=float32))
     """
+    checks.contract("expand_classes, model", model, Model)
     these = _classes("expand_classes, classes", classes)
     if these.max() >= num_classes:
         raise ValueError(

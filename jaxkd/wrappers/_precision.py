@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd._core import casts, checks
 from jaxkd._core.model_calls import computing_in
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -16,10 +17,10 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
 
     Micikevicius et al., "Mixed Precision Training", ICLR 2018: parameters, gradients and optimizer state keep their
     dtype, usually float32; the forward and backward pass use a copy of the parameters in ``compute``. The
-    floating-point entries of the batch are cast as well. The model's state is not: BatchNorm computes and averages its
-    statistics in float32, and the new state has the dtypes of the old one. Outputs stay in ``compute``; the losses of
-    this library upcast them. A layer with a dtype of its own computes in that dtype, on parameters that were rounded to
-    ``compute``.
+    floating-point entries of the batch are cast as well; a finite value, such as ``finfo(float32).min`` in a mask,
+    stays finite. The model's state is not cast: BatchNorm computes and averages its statistics in float32, and the new
+    state has the dtypes of the old one. Outputs stay in ``compute``; the losses of this library upcast them. A layer
+    with a dtype of its own computes in that dtype, on parameters that were rounded to ``compute``.
 
     Student and teacher may differ in precision: ``frozen(precision(model), variables)``, with weights that may be cast
     before to save memory. For float16 the loss would have to be scaled: use bfloat16.
@@ -41,23 +42,22 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
     >>> logits(jnp.ones((2, 3))).dtype, jax.grad(lambda w: logits(w).sum())(jnp.ones((2, 3))).dtype
     (dtype(bfloat16), dtype('float32'))
     """
+    checks.contract("precision, model", model, Model)
     if not jnp.issubdtype(compute, jnp.floating):
         raise ValueError(f"precision, compute: expected a floating-point type such as jnp.bfloat16, got {compute}.")
     compute = jnp.dtype(compute)
 
-    def cast(tree: PyTree) -> PyTree:
-        def leaf(x: Any) -> Any:
-            return x.astype(compute) if hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) else x
-
-        return jax.tree.map(leaf, tree)
-
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         token = computing_in.set(compute)
         try:
-            narrow = Variables(cast(variables.params), variables.state)
-            outputs, state = model.apply(narrow, cast(dict(batch)), key=key, train=train)
+            narrow = Variables(casts.cast_floats(variables.params, compute), variables.state)
+            outputs, state = model.apply(narrow, casts.cast_floats(dict(batch), compute), key=key, train=train)
         finally:
             computing_in.reset(token)
-        return outputs, jax.tree.map(lambda new, old: new.astype(old.dtype), state, variables.state)
+
+        def restored(new: Any, old: Any) -> Any:
+            return casts.cast(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new.astype(old.dtype)
+
+        return outputs, jax.tree.map(restored, state, variables.state)
 
     return Model(model.init, apply)

@@ -20,8 +20,9 @@ from flax import traverse_util
 from jaxkd import adapters
 from jaxkd._core import checks
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to, scaled, shaped
+from jaxkd._core.shardings import automatic
 from jaxkd._core.tree_paths import by_path
-from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
+from jaxkd.types import STEP, Array, Batch, Model, Outputs, PyTree, Variables
 
 
 def quantized(
@@ -63,6 +64,7 @@ def quantized(
     Array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
     """
+    checks.contract("quantized, model", model, Model)
     check("quantized", bits, bucket)
 
     def init(key: Array, batch: Batch) -> Variables:
@@ -73,7 +75,7 @@ def quantized(
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         draws = None
         if seed is not None and train:
-            draws = jax.random.fold_in(jax.random.key(seed), batch.get("step", 0))
+            draws = jax.random.fold_in(jax.random.key(seed), batch.get(STEP, 0))
         params = quantize(variables.params, bits=bits, bucket=bucket, include=include, key=draws)
         return model.apply(variables._replace(params=params), batch, key=key, train=train)
 
@@ -151,8 +153,9 @@ def learned_codebook(
     >>> points, jax.grad(lambda p: loss(p)[0])(points)
     (Array([0., 1.], dtype=float32), Array([ 4., 20.], dtype=float32))
     """
+    checks.contract("learned_codebook, model", model, Model)
     check("learned_codebook", bits, bucket)
-    trained = adapters.variables(variables)
+    trained = automatic(adapters.variables(variables))
     chosen_tensors("learned_codebook", trained.params, include)
     types = jax.tree.map(lambda x: jnp.asarray(x).dtype, trained.params)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import checks
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -38,6 +39,7 @@ def remat(model: Model, policy: Callable[..., Any] | None = None) -> Model:
     >>> kept(wave) > kept(remat(wave))
     True
     """
+    checks.contract("remat, model", model, Model)
 
     def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
         if not train:

@@ -145,10 +145,10 @@ def test_damage_to_a_finished_cache_is_reported_and_repaired(tmp_path, whole):
     damage(tmp_path / "shards" / "000004", "flip")
     opened = jaxkd.cache.open_cache(tmp_path, transform=AUGMENT)  # sizes are equal; digests are compared on use
     for use in (opened.reader.verify, lambda: jaxkd.cache.attach(cache, data.Resident(SET, 8))):
-        with pytest.raises(
-            ValueError, match=r"000004/logits.values.npy does not hold the bytes.*Delete that shard's folder"
-        ):
+        with pytest.raises(ValueError, match=r"000004/logits.values.npy does not hold the bytes.*Call write_cache"):
             use()
+    write(tmp_path)  # verifies a finished cache too
+    assert files(tmp_path) == whole
     damage(tmp_path / "shards" / "000004", "truncate")
     with pytest.raises(ValueError, match=r"1 of 9 shards are missing or incomplete, \[4\] first"):
         jaxkd.cache.open_cache(tmp_path, transform=AUGMENT)

@@ -173,6 +173,6 @@ def test_a_missing_or_unreadable_cache_is_reported(cache, tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="expected JSON"):
         jaxkd.cache.open_cache(tmp_path, transform=None)
-    (tmp_path / "manifest.json").write_text(json.dumps({**cache.manifest, "format": 2}))
-    with pytest.raises(ValueError, match="expected format 1, got 2"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**cache.manifest, "format": 3}))
+    with pytest.raises(ValueError, match="expected format 2, got 3"):
         jaxkd.cache.open_cache(tmp_path, transform=None)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxkd import Context
 from jaxkd._core import batches, checks
 
 
@@ -31,10 +32,37 @@ def test_a_batch_without_one_leading_dimension_is_refused(batch):
         batches.batch_size(batch)
 
 
-@pytest.mark.parametrize("mask", [np.ones(3), np.ones((3, 1), bool)], ids=["float", "two-axes"])
+@pytest.mark.parametrize("mask", [np.ones(3), np.bool_(True), [True]], ids=["float", "scalar", "list"])
 def test_other_masks_are_refused(mask):
     with pytest.raises(ValueError, match=r"batch\['mask'\]: expected bool\[batch\]"):
         batches.example_mask({"mask": mask})
+
+
+TOKENS = np.array([[True, False, True], [False, False, False]])
+
+
+def test_a_mask_over_tokens_includes_examples_with_any_token():
+    np.testing.assert_array_equal(batches.example_mask({"mask": TOKENS}), [True, False])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        pytest.param((2, 3), TOKENS, id="tokens"),
+        pytest.param((2, 3, 2), np.repeat(TOKENS[..., None], 2, -1), id="token-features"),
+        pytest.param((2,), [True, False], id="examples"),
+        pytest.param((2, 4), [[True] * 4, [False] * 4], id="features"),
+        pytest.param((6, 1), TOKENS.reshape(6, 1), id="rows-of-tokens"),
+    ],
+)
+def test_a_mask_over_tokens_is_broadcast_where_the_dimensions_agree(shape, expected):
+    found = batches.mask_of_shape(Context({}, {}, {"mask": TOKENS}, 0), shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_array_of_other_examples_has_no_mask():
+    with pytest.raises(ValueError, match=r"expected arrays of its 2 examples, \[2\], got an array \[5, 3\]"):
+        batches.mask_of_shape(Context({}, {}, {"mask": TOKENS}, 0), (5, 3))
 
 
 def test_a_batch_without_a_mask_has_none():

@@ -105,6 +105,50 @@ def test_teacher_in_training_mode_can_be_evaluated():
     assert np.isfinite(float(kd.evaluate(state, tiny.batch(8))["loss"].sum))
 
 
+# --- axes that a step does not know ---------------------------------------------------------------------------------
+
+
+def pmapped(function, axis_name):
+    return jax.pmap(function, axis_name=axis_name, in_axes=(None, 0), devices=jax.devices()[:4])
+
+
+def shard_mapped(function, *axes):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape((2, 2) if len(axes) == 2 else 4), axes)
+    spec = jax.sharding.PartitionSpec
+    return jax.shard_map(function, mesh=mesh, in_specs=(spec(), spec(axes)), out_specs=spec(), check_vma=False)
+
+
+UNKNOWN = {
+    "pmap": lambda function: pmapped(function, "batch"),
+    "pmap without a name": lambda function: jax.pmap(function, in_axes=(None, 0), devices=jax.devices()[:4]),
+    "pmap of one device": lambda function: jax.pmap(function, "batch", in_axes=(None, 0), devices=jax.devices()[:1]),
+    "pmap of jit": lambda function: pmapped(jax.jit(function), "batch"),
+    "shard_map": lambda function: shard_mapped(function, "data"),
+    "a second axis": lambda function: shard_mapped(function, jaxkd.DATA_AXIS, "model"),
+}
+
+
+@pytest.mark.parametrize("function", ["step", "evaluate"])
+@pytest.mark.parametrize("way", UNKNOWN)
+def test_an_unknown_axis_of_devices_is_refused_when_traced(way, function):
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optax.sgd(0.1))
+    state = jax.eval_shape(lambda: kd.init(jax.random.key(0), tiny.batch(8)))
+    batch = tiny.batch(8)
+    if "pmap" in way:
+        batch = jax.tree.map(lambda x: x.reshape(1 if "one device" in way else 4, -1, *x.shape[1:]), batch)
+    with pytest.raises(ValueError, match=r"only axis that is mapped over devices.*axis_name=jaxkd.DATA_AXIS"):
+        jax.eval_shape(UNKNOWN[way](getattr(kd, function)), state, batch)
+
+
+def test_an_axis_of_vmap_is_free():
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), OBJECTIVE, optimizer=optax.sgd(0.1))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    states = jax.eval_shape(jax.vmap(lambda key: kd.init(key, tiny.batch(8))), keys)
+    axis_name = None if jax.__version_info__ < (0, 8) else "seed"  # an older JAX does not tell pmap's axes from vmap's
+    trained, _ = jax.eval_shape(jax.vmap(kd.step, in_axes=(0, None), axis_name=axis_name), states, tiny.batch(8))
+    assert jax.tree.map(jax.typeof, trained) == jax.tree.map(jax.typeof, states)
+
+
 # --- several devices ------------------------------------------------------------------------------------------------
 
 BANK = 1024

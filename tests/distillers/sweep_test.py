@@ -145,10 +145,39 @@ def test_fit_logs_each_member_and_a_member_can_be_trained_further(tmp_path):
     settings = {"epochs": 1, "eval_data": train, "progress": False, "log_every": 5}
     result = training.fit(distillers.sweep(of, rate=[0.1, 1.0]), train, key=KEY, directory=tmp_path, **settings)
     alone = training.fit(of(1.0), train, key=KEY, **settings)
-    mine = {name[:-3]: x for name, x in result.history[-1].items() if name.endswith("[1]")}
+    mine = {name.removesuffix("[rate=1]"): x for name, x in result.history[-1].items() if name.endswith("[rate=1]")}
     assert mine == pytest.approx({name: alone.history[-1][name] for name in mine}, rel=1e-4)
     assert "eval/average/accuracy" in mine
     tiny.assert_close(distillers.select_run(result.state, 1), alone.state, rtol=1e-4, atol=1e-5)
+
+
+def named(**settings):
+    """Names under which the metrics of a sweep are logged."""
+    model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
+
+    def made(rate=0.1, weight=1.0):
+        objective = term(losses.cross_entropy, "student/logits", "batch/label", weight=weight)
+        return jaxkd.distill(model, teachers.none(), objective, optimizer=optax.sgd(rate))
+
+    batch = {"x": jnp.eye(2), "label": jnp.array([0, 1])}
+    kd = distillers.sweep(made, **settings)
+    state = jax.eval_shape(lambda: kd.init(KEY if settings else jax.random.split(KEY), batch))
+    names = []
+
+    def step(state):
+        for metrics in (jaxkd.distillers.preprocess(kd).step(state, batch)[1], kd.evaluate(state, batch)):
+            names.append({name for name in jaxkd.metrics.pack(metrics).names if name.startswith("loss")})
+
+    jax.eval_shape(step, state)
+    assert names[0] == names[1]
+    return sorted(names[0])
+
+
+def test_metrics_are_named_by_what_is_swept():
+    assert named(rate=[0.1, 1.0]) == ["loss[rate=0.1]", "loss[rate=1]"]
+    assert named(rate=[0.1, 1e-5], weight=[2, 3]) == ["loss[rate=0.1,weight=2]", "loss[rate=1e-05,weight=3]"]
+    assert named(rate=[0.5, 0.5]) == ["loss[0,rate=0.5]", "loss[1,rate=0.5]"]  # as beside swept keys
+    assert named() == ["loss[0]", "loss[1]"]
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_no_cost_without_reports():
         state = kd.init(jax.random.key(0), tiny.batch(8))
         return jax.jit(kd.step).lower(state, tiny.batch(8)).compile().cost_analysis()["flops"]
 
-    assert flops(OBJECTIVE) == flops(jaxkd.Objective(OBJECTIVE.init, silent))
+    assert flops(OBJECTIVE) <= flops(jaxkd.Objective(OBJECTIVE.init, silent))
 
 
 @pytest.mark.slow

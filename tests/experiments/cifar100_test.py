@@ -5,10 +5,12 @@ import os
 import subprocess
 
 import pytest
+from rich.filesize import decimal
 
 from experiments.cifar100 import config, main, problem, published, report
 from experiments.kit import cell as cells
 from experiments.kit import command, methods, plan, teachers
+from experiments.kit import report as kit_report
 from experiments.kit.recipe import Protocol
 from experiments.kit.teachers import Place
 from jaxkd.training import Preempted
@@ -61,7 +63,7 @@ def test_a_dry_run_tells_the_work_and_writes_nothing(tmp_path, monkeypatch, caps
     shown = capsys.readouterr().out
     assert all(line.what in shown for line in plans[0])
     left = sum(line.left * line.seconds for line in plans[0])
-    assert plan.duration(left / 2) in shown and plan.size(outputs.bytes) in shown
+    assert kit_report.duration(left / 2) in shown and decimal(outputs.bytes) in shown
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def shapes(tokens, student, teacher, vocabulary):
     )
 
 
-SHAPES = (shapes(6, 3, 4, 7), shapes(5, 2, 2, 3), shapes(4, 1, 2, 1), shapes(3, 5, 1, 4))
+SHAPES = (shapes(6, 3, 4, 7), shapes(5, 2, 2, 3), shapes(4, 1, 2, 2), shapes(3, 5, 1, 4))
 
 
 def heads(loss, *arrays, **options):

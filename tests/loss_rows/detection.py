@@ -50,7 +50,7 @@ ROWS = (
     Row(
         "class_weighted_cross_entropy",
         "dense.detection",
-        shapes=(((6, 5),) * 2, ((2, 3, 4),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 5),) * 2, ((2, 3, 4),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"background_weight": 0.5, "background": 2}, {"temperature": 2.0}),
         leading=lambda rank: rank - 1,
         rounding=1e-5,

@@ -60,7 +60,7 @@ ROWS = (
     Row(
         "soft_target_kl",
         "kl",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"temperature": 1.0}, {"temperature": 0.5}),
         rounding=2e-5,  # of the teacher's gradient: p (log p_t/p_s - KL), the two of a hundred each at T = 0.5
         leading=lambda rank: rank - 1,
@@ -89,7 +89,7 @@ ROWS = (
     Row(
         "reverse_kl",
         "kl",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"temperature": 4.0}),
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
@@ -111,7 +111,7 @@ ROWS = (
     Row(
         "generalized_jsd",
         "kl",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"beta": 0.0}, {"beta": 1.0}, {"beta": 0.1}, {"beta": 0.9, "temperature": 2.0}),
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
@@ -139,7 +139,7 @@ ROWS = (
     Row(
         "skew_kl",
         "kl",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
@@ -162,7 +162,7 @@ ROWS = (
     Row(
         "skew_reverse_kl",
         "kl",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         hyper=({}, {"alpha": 0.0}, {"alpha": 0.5, "temperature": 2.0}, {"alpha": 1.0}),
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "permuted classes": permute_last},
@@ -197,6 +197,11 @@ ROWS = (
         | {
             "all of one class": (np.zeros((5, 6)), np.array([[0.0, -np.inf, -np.inf]] * 5), np.array([[3, 1, 0]] * 5)),
             "none of the classes": (np.zeros((5, 6)), np.full((5, 3), -np.inf), np.array([[3, 1, 0]] * 5)),
+            "a class twice": (
+                np.zeros((5, 6)),
+                np.array([[np.log(0.5), -np.inf, np.log(0.5)]] * 5),
+                np.array([[3] * 3] * 5),
+            ),
             "more than all": (np.zeros((5, 6)), np.full((5, 3), -1.0), np.array([[3, 1, 0]] * 5)),
         },
         hand=(

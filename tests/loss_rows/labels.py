@@ -54,7 +54,7 @@ ROWS = (
     Row(
         "cross_entropy",
         "labels",
-        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
         make=labelled,
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_each, "renamed classes": permute_labelled},
@@ -93,7 +93,7 @@ ROWS = (
     Row(
         "soft_cross_entropy",
         "labels",
-        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 1),) * 2, ((5,),) * 2),
+        shapes=(((6, 10),) * 2, ((2, 3, 7),) * 2, ((4, 2),) * 2, ((5,),) * 2),
         make=with_probabilities,
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_logits, "permuted classes": permute_last},
@@ -112,7 +112,7 @@ ROWS = (
     Row(
         "label_smoothing",
         "labels",
-        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
         make=labelled,
         hyper=({}, {"smoothing": 0.0}, {"smoothing": 1.0}),
         leading=lambda rank: rank - 1,
@@ -134,7 +134,7 @@ ROWS = (
     Row(
         "virtual_teacher_kl",
         "labels",
-        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 1), (4,)), ((5,), ())),
+        shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
         make=labelled,
         hyper=({}, {"correct": 0.9, "temperature": 1.0}, {"correct": 1.0, "temperature": 4.0}),
         leading=lambda rank: rank - 1,

@@ -20,7 +20,7 @@ ROWS = (
     Row(
         "pixel_kl",
         "dense.segmentation",
-        shapes=(((5, 2, 3, 4),) * 2, ((2, 2, 2, 3),) * 2, ((3, 1, 2, 1),) * 2),
+        shapes=(((5, 2, 3, 4),) * 2, ((2, 2, 2, 3),) * 2, ((3, 1, 2, 2),) * 2),
         hyper=({}, {"temperature": 4.0}),
         leading=lambda rank: 3,
         rounding=1e-5,

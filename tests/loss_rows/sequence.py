@@ -234,7 +234,7 @@ ROWS = (
     Row(
         "frame_kl",
         "sequence",
-        shapes=(((5, 3, 4),) * 2, ((2, 4, 3),) * 2, ((3, 2, 1),) * 2),
+        shapes=(((5, 3, 4),) * 2, ((2, 4, 3),) * 2, ((3, 2, 2),) * 2),
         hyper=({}, {"temperature": 2.0, "blank_weight": 1.0}, {"blank": 2, "blank_weight": 0.25}),
         leading=lambda rank: 2,
         rounding=1e-5,  # of logarithms, whose difference is the loss

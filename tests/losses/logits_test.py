@@ -92,8 +92,37 @@ def test_target_that_is_the_only_possible_class(dtype):
 
 
 def test_labels_of_decoupled_kd_that_are_not_integers():
-    with pytest.raises(ValueError, match=r"labels: expected integer.*\[4\].*float32"):
+    with pytest.raises(ValueError, match=r"labels: expected a probability.*\[4, 3\], got float32\[4\].*integer"):
         losses.decoupled_kd(jnp.zeros((4, 3)), jnp.zeros((4, 3)), jnp.zeros(4))
+
+
+@DTYPES
+def test_mixed_labels_of_decoupled_kd(dtype):
+    """Weights of the classes are the weighted sum over the labels: of mixup, λ DKD(a) + (1 − λ) DKD(b)."""
+    student, teacher, labels = DKD.inputs()
+    other = (labels + 3) % 10
+    mixed = 0.7 * np.eye(10)[labels] + 0.3 * np.eye(10)[other]
+    hyper = {"alpha": 2.0, "beta": 0.5, "temperature": 1.0}
+    value, (slope, *_) = run(DKD, (student, teacher, mixed), hyper=hyper, dtype=dtype)
+    (a, (slope_a, _)), (b, (slope_b, _)) = (
+        run(DKD, (student, teacher, one), hyper=hyper, dtype=dtype) for one in (labels, other)
+    )
+    np.testing.assert_allclose(value, 0.7 * a + 0.3 * b, rtol=1e-5)
+    np.testing.assert_allclose(slope, 0.7 * slope_a + 0.3 * slope_b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(value, references.decoupled_kd(student, teacher, mixed, **hyper), rtol=1e-4)
+    excluded = teacher.copy()
+    excluded[:, 0] = -INF
+    soft = np.random.default_rng(0).dirichlet(np.ones(10), size=6) * (np.arange(10) != 0)
+    where = np.arange(6) != 2
+    soft[2] = np.nan
+    value, slopes = run(DKD, (excluded, excluded, soft), where=where, dtype=dtype)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in slopes)
+
+
+def test_mixed_labels_of_another_shape():
+    with pytest.raises(ValueError, match=r"labels: expected a probability.*\[4, 3\].*got float32\[4, 2\]"):
+        losses.decoupled_kd(jnp.zeros((4, 3)), jnp.zeros((4, 3)), jnp.zeros((4, 2)))
 
 
 # --- dist -------------------------------------------------------------------------------------------------------------
@@ -190,6 +219,8 @@ def test_logit_mse_of_masked_classes(dtype):
     np.testing.assert_allclose(value, [6.5, INF, INF])
     np.testing.assert_allclose(gradients[0][0], [-2.0, 0.0, 3.0])
     np.testing.assert_allclose(gradients[1][0], [2.0, 0.0, -3.0])
+    for gradient in gradients:
+        np.testing.assert_allclose(np.abs(gradient[1:]), [[2.0, 0.0, 3.0]] * 2)
 
 
 # --- standardize_logits -----------------------------------------------------------------------------------------------
@@ -200,9 +231,27 @@ def test_logit_mse_of_masked_classes(dtype):
 def test_constant_logits_standardize_to_zero(dtype, constant):
     """The mean of equal numbers is not always that number; divided by 1e-7 the difference would be visible."""
     for classes in (1, 7, 1000):
-        value, (gradient,) = run(BY_NAME["standardize_logits"], (np.full((2, classes), constant),), dtype=dtype)
-        np.testing.assert_allclose(value, 0, atol=1e-6)
-        assert np.isfinite(gradient).all()
+        cotangent = np.random.default_rng(0).normal(size=(2, classes))
+        arrays = (np.full((2, classes), constant),)
+        value, (gradient,) = run(BY_NAME["standardize_logits"], arrays, cotangent=cotangent, dtype=dtype)
+        np.testing.assert_array_equal(value, 0)
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_a_head_that_starts_at_zero_survives_a_step():
+    """The cross-entropy of standardized logits had a gradient of 4e6 there, and one step ended the training."""
+    features, labels = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32), np.arange(8) % 4
+
+    def loss(kernel):
+        teacher = losses.standardize_logits(features @ np.ones((5, 4), np.float32) * np.arange(4, dtype=np.float32))
+        logits = features @ kernel
+        kd = losses.soft_target_kl(losses.standardize_logits(logits), teacher).mean()
+        return losses.cross_entropy(logits, labels).mean() + kd
+
+    start = jnp.zeros((5, 4))
+    slope = jax.grad(loss)(start)
+    assert 0 < np.abs(slope).max() < 1  # of the cross-entropy alone
+    assert loss(start - 0.1 * slope) < loss(start) + 20
 
 
 @DTYPES

@@ -98,6 +98,31 @@ def test_no_tail_is_left_by_rounding(dtype):
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@DTYPES
+def test_a_class_that_is_listed_twice_counts_once(dtype):
+    """Half of the teacher is at class 0, and half of the student: 0, not the half that a second entry would add."""
+    student, twice = np.log([[0.5, 0.25, 0.25]]), (np.log([[0.5, 0.5]]), np.array([[0, 0]]))
+    value, (slope, _) = run(TOP_K, (student, *twice), dtype=dtype)
+    np.testing.assert_allclose(value, 0, atol=1e-7)
+    np.testing.assert_allclose(slope, 0, atol=1e-7)
+    student, teacher = KL.inputs()
+    log_probs, indices = top(teacher, 4)
+    expected, (slope, _) = run(TOP_K, (student, log_probs, indices), dtype=dtype)
+    again = np.concatenate([log_probs, log_probs[:, 1:3], np.full((6, 1), -INF)], -1)
+    listed = np.concatenate([indices, indices[:, 1:3], indices[:, :1]], -1)
+    value, (gradient, _) = run(TOP_K, (student, again, listed), dtype=dtype)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+
+
+@DTYPES
+def test_a_class_with_two_probabilities_is_nan(dtype):
+    student, _ = KL.inputs(((2, 3), (2, 3)))
+    log_probs, indices = np.log([[0.5, 0.25], [0.5, 0.25]]), np.array([[1, 1], [1, 2]])
+    value, _ = run(TOP_K, (student, log_probs, indices), dtype=dtype)
+    np.testing.assert_array_equal(np.isnan(value), [True, False])
+
+
 def test_fewer_classes_for_some_examples():
     """Padded with -inf and -1: the padding is in no bucket, not even of class 0."""
     student, teacher = KL.inputs()

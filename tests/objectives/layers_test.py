@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxkd.objectives import layers
+from jaxkd import Context
+from jaxkd.objectives import combine, hint, layers
 from tests.objectives import plain
 
 RNG = np.random.default_rng(0)
@@ -20,6 +21,28 @@ def test_conv_equals_numpy_reference(size, bias):
     assert ("bias" in params) == bias
     params = jax.tree.map(lambda x: x + 0.5, params)
     np.testing.assert_allclose(layers.conv(params, MAP), plain.conv(plain.f64(params), MAP), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (7, 1), (3, 3, 4, 6), (300, 17)])
+def test_kernel_equals_the_initializer_of_jax(shape):
+    key = jax.random.key(3)
+    want = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
+    np.testing.assert_array_equal(layers.kernel_init(key, shape)["kernel"], want)
+    np.testing.assert_array_equal(jax.jit(lambda key: layers.kernel_init(key, shape)["kernel"])(key), want)
+
+
+def test_kernels_of_many_shapes_share_compiled_programs():
+    """Sizes from 3 to 600 have nine powers of two; a program for each shape made `init` of 200 hints slow."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    shapes = {f"f{i}": jax.ShapeDtypeStruct((2, i), jnp.float32) for i in range(1, 201)}
+    target = {"f": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    hints = {name: hint(f"student/{name}", "teacher/f") for name in shapes if name != "f3"}
+    params = combine(**hints).init(jax.random.key(0), Context(shapes, target, {}, 0)).params
+    assert len(params) == 199
+    assert len(compiled) < 30
 
 
 def test_dense_equals_pointwise_conv():
@@ -53,6 +76,15 @@ def test_batch_norm_equals_flax(train):
 def test_batch_norm_masking_equals_dropping():
     params, state = layers.batch_norm_init(2)
     keep = np.array([True, False, True])
+    found, new = layers.batch_norm(params, state, MAP, mask=keep, axis_name=None, train=True)
+    want, kept = layers.batch_norm(params, state, MAP[keep], mask=None, axis_name=None, train=True)
+    np.testing.assert_allclose(found[keep], want, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), new, kept)
+
+
+def test_batch_norm_masked_tokens_equal_dropped_ones():
+    params, state = layers.batch_norm_init(2)
+    keep = RNG.random(MAP.shape[:3]) < 0.5
     found, new = layers.batch_norm(params, state, MAP, mask=keep, axis_name=None, train=True)
     want, kept = layers.batch_norm(params, state, MAP[keep], mask=None, axis_name=None, train=True)
     np.testing.assert_allclose(found[keep], want, rtol=1e-5, atol=1e-6)

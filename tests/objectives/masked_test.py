@@ -90,7 +90,7 @@ def test_branches_start_with_equal_weight():
 
 def test_invalid_arguments_and_features_raise():
     for ratio in 1.0, -0.1:
-        with pytest.raises(ValueError, match="mask_ratio: expected a share"):
+        with pytest.raises(ValueError, match="masked_generation, mask_ratio: expected a"):
             masked_generation(*PATHS, mask_ratio=ratio)
     for options in {"threshold": 0}, {"temperature": -1.0}:
         with pytest.raises(ValueError, match=r"dual_masked_generation, .*: expected a positive number"):

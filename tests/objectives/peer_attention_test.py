@@ -117,7 +117,7 @@ def test_invalid_arguments_and_outputs_raise():
         peer_attention(["a", "d"], "d", "f", own=CE)
     with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
         peer_attention(PEERS, "d", "f", own=CE, temperature=0)
-    with pytest.raises(ValueError, match="hidden_size: expected a positive number, or None, got 0"):
+    with pytest.raises(ValueError, match="hidden_size: expected a positive number, an integer, got 0"):
         peer_attention(PEERS, "d", "f", own=CE, hidden_size=0)
     with pytest.raises(ValueError, match=r"'f': expected floating-point features.*of one size.*\[5, 7\]"):
         objective().init(jax.random.key(0), context({**STUDENT, "b/f": np.ones((5, 7))}))

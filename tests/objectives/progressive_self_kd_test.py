@@ -288,20 +288,21 @@ def test_step_compiles_once_with_constant_structure():
         traces.append(None)
         return kd.step(state, batch)
 
-    state = kd.init(jax.random.key(0), tiny.batch(4))
+    batches = [{**tiny.batch(4, i), "index": np.arange(i, i + 4, dtype=np.int32)} for i in range(3)]
+    state = kd.init(jax.random.key(0), batches[0])
     described = jax.tree.map(jax.typeof, state)
-    for i in range(3):
-        state, _ = step(state, tiny.batch(4, i))
+    for batch in batches:
+        state, _ = step(state, batch)
     assert jax.tree.map(jax.typeof, state) == described
     assert len(traces) == 1
 
 
 def test_invalid_arguments_and_inputs_raise():
-    with pytest.raises(ValueError, match="examples: expected the size of the training set, got 0"):
+    with pytest.raises(ValueError, match="examples: expected a positive number, an integer, got 0"):
         progressive_self_kd(0)
     with pytest.raises(ValueError, match=r"alpha: expected a number from 0 to 1.*got 1.2"):
         progressive_self_kd(5, alpha=1.2)
-    with pytest.raises(ValueError, match="steps: expected a positive number, or None, got 0"):
+    with pytest.raises(ValueError, match="steps: expected a positive number, an integer, got 0"):
         progressive_self_kd(5, steps=0)
     with pytest.raises(ValueError, match="steps: expected None beside a schedule"):
         progressive_self_kd(5, alpha=optax.constant_schedule(0.1), steps=3)

@@ -1,5 +1,6 @@
 """Learned temperatures: gradient reversal, curriculum, masks, devices and extremes."""
 
+import functools
 import math
 from typing import Any
 
@@ -70,6 +71,36 @@ def test_temperature_gradient_is_reversed_and_scaled(name):
     np.testing.assert_allclose(found.student["logits"], alone(logits), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found.metrics["temperature"], jnp.mean(at), rtol=1e-5)
     np.testing.assert_allclose(found.metrics[""], value / WEIGHT, rtol=1e-5)
+
+
+SOFTENED = {
+    "reverse_kl": ({"loss": losses.reverse_kl}, lambda s, t, y, T: losses.reverse_kl(s, t, temperature=T)),
+    "dist": ({"loss": losses.dist, "beta": 2.0}, lambda s, t, y, T: losses.dist(s, t, beta=2.0, temperature=T)),
+    "decoupled_kd": (
+        {"loss": losses.decoupled_kd, "label_path": "batch/label"},
+        lambda s, t, y, T: losses.decoupled_kd(s, t, y, temperature=T),
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", SOFTENED)
+def test_temperature_of_another_loss_is_learned(name, loss):
+    options, plainly = SOFTENED[loss]
+    make = {"global": curriculum_temperature, "instance": functools.partial(instance_temperature, hidden_size=5)}[name]
+    objective, given = make(**OPTIONS, **options), arrays()
+    given["batch"] = {"label": np.arange(BATCH) % CLASSES}
+    variables = initialize(objective, given)
+    teacher, label, logits = given["teacher"]["logits"], given["batch"]["label"], given["student"]["logits"]
+
+    def value(params, logits):
+        found = temperature(name, params, jax.lax.stop_gradient(logits), teacher)
+        return WEIGHT * plainly(logits, teacher, label, found).mean()
+
+    want, (of_params, of_logits) = jax.jit(jax.value_and_grad(value, (0, 1)))(variables.params, logits)
+    found = run(objective, variables, given)
+    np.testing.assert_allclose(found.value, want, rtol=1e-5)
+    tiny.assert_close(found.params, jax.tree.map(lambda g: -LAMBDA * g, of_params), rtol=1e-4, atol=1e-6)
+    tiny.assert_close(found.student["logits"], of_logits, rtol=1e-4, atol=1e-6)
 
 
 def test_initial_global_temperature_is_the_authors():

@@ -25,6 +25,16 @@ def test_import_loads_no_optional_library_and_no_backend():
     assert run.stdout.strip() == "[] False"
 
 
+def test_unrelated_distribution_of_the_same_import_name_is_refused(tmp_path):
+    information = tmp_path / "jaxkd-0.0.5.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: jaxkd\nVersion: 0.0.5\n", encoding="utf-8")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import jaxkd"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "pip uninstall jaxkd jaxkd-toolkit" in run.stderr
+
+
 def _names(requirements):
     return {"".join(c if c.isalnum() or c in "-_" else " " for c in text).split()[0] for text in requirements}
 

@@ -23,6 +23,7 @@ from tests.references.attention import (
     neuron_selectivity,
 )
 from tests.references.base import adaptive_average_pool, finite_difference, keep, log_softmax, same_size
+from tests.references.binary import binary_cross_entropy, binary_kl
 from tests.references.chunked import linear_generalized_jsd, linear_soft_target_kl
 from tests.references.contrastive import contrastive_nce, info_nce
 from tests.references.detection import (

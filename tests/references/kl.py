@@ -73,15 +73,17 @@ def top_k_kl(student: np.ndarray, log_probs: np.ndarray, indices: np.ndarray) ->
     """KL(teacher‖student) over the teacher's k classes and a bucket of all others.
 
     The teacher's bucket has what its k probabilities leave of 1. It falls away if there are no other classes, and so
-    the whole is the KL over all classes for k = K.
+    the whole is the KL over all classes for k = K. A class that is listed more than once is one class.
     """
     log_s, log_t = log_softmax(student), np.asarray(log_probs, np.float64)
     indices = np.asarray(indices)
     result = np.zeros(log_s.shape[:-1])
     for index in np.ndindex(result.shape):
-        listed, others = log_s[index][indices[index]], np.delete(log_s[index], indices[index])
-        result[index] = kl(log_t[index], listed)
-        tail = max(-np.expm1(log_sum_exp(log_t[index])), 0.0)
+        of_class = {c: p for c, p in zip(indices[index].tolist(), log_t[index].tolist(), strict=True) if p > -np.inf}
+        known, classes = np.array([*of_class.values()]), np.array([*of_class], int)
+        listed, others = log_s[index][classes], np.delete(log_s[index], indices[index])
+        result[index] = kl(known, listed)
+        tail = max(-np.expm1(log_sum_exp(known)), 0.0)
         if others.size and tail > 0:
             result[index] += tail * (np.log(tail) - log_sum_exp(others))
     return result

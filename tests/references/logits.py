@@ -24,10 +24,17 @@ def decoupled_kd(
     """α T² KL(b_t‖b_s) + β T² KL(q_t‖q_s) (Zhao et al. 2022).
 
     b is the pair of p[label] and of what all other classes have together, q the softmax over the other classes alone,
-    all of z/T. Without other classes both are 0, and with one other class the second is.
+    all of z/T. With one other class the second is 0. Labels that are weights of the classes give the weighted sum of
+    the values of each class as the label.
     """
     student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
     labels = np.asarray(labels)
+    if labels.dtype.kind == "f":
+        hyper = {"alpha": alpha, "beta": beta, "temperature": temperature}
+        of_class = [
+            decoupled_kd(student, teacher, np.full(labels.shape[:-1], c), **hyper) for c in range(labels.shape[-1])
+        ]
+        return np.where(labels != 0, labels * np.stack(of_class, -1), 0.0).sum(-1)
     result = np.zeros(labels.shape)
     for index in np.ndindex(labels.shape):
         label, binary, others = labels[index], [], []

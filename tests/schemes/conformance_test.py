@@ -76,6 +76,15 @@ def test_step_is_traced_once_and_keeps_its_structure(run):
     )
 
 
+@pytest.mark.parametrize("function", ["step", "evaluate"])
+def test_an_unknown_axis_of_devices_is_refused(run, function):
+    state, split = jax.tree.map(jax.typeof, run.states[0]), jax.sharding.PartitionSpec("batch")
+    specs = {"in_specs": (jax.sharding.PartitionSpec(), split), "out_specs": jax.sharding.PartitionSpec()}
+    mesh = Mesh(np.array(jax.devices()[:2]), ("batch",))
+    with pytest.raises(ValueError, match="only axis that is mapped over devices"):
+        jax.eval_shape(jax.shard_map(getattr(run.case.kd, function), mesh=mesh, **specs), state, run.case.batch(8, 0))
+
+
 def test_student_changes_and_teacher_does_not(run):
     first, last = run.states[0], run.states[-1]
     tiny.assert_equal(run.case.fixed(last), run.case.fixed(first))

@@ -1,5 +1,6 @@
 """An exported program returns the model's outputs at any batch size, with JAX alone."""
 
+import hashlib
 import itertools
 import pathlib
 import re
@@ -170,6 +171,23 @@ def test_sharded_weights_are_not_bound_to_devices(tmp_path):
     program = _load(tmp_path / "p")
     assert program.nr_devices == 1
     np.testing.assert_array_equal(program.call({"image": np.ones((1, 4), np.float32)})["logits"], [[12.0, 16.0]])
+
+
+def test_a_damaged_program_is_refused(tmp_path):
+    model = adapters.plain(lambda key, x: jnp.ones((3, 2)), lambda w, x: x @ w, inputs="x")
+    path, batch = tmp_path / "p", {"x": np.ones((2, 3), np.float32)}
+    weights.save_program(path, model, jaxkd.Variables(jnp.ones((3, 2))), batch)
+    for load in (weights.load_program, _load):  # jax.export ignores the digest
+        np.testing.assert_array_equal(load(path).call(batch)["logits"], np.full((2, 2), 3.0))
+    content = path.read_bytes()
+    assert hashlib.sha256(content[:-32]).digest() == content[-32:]
+    damaged = [
+        content[:byte] + bytes([content[byte] ^ 1 << byte % 8]) + content[byte + 1 :] for byte in range(len(content))
+    ]
+    for other in (*damaged, content[:-1], content[:-32], content + b"x", b"", b"x"):
+        path.write_bytes(other)
+        with pytest.raises(ValueError, match=r"expected a program that save_program wrote.*The file is damaged or cut"):
+            weights.load_program(path)
 
 
 def test_symbolic_dimensions(tmp_path):

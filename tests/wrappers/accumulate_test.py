@@ -68,6 +68,15 @@ def test_equals_the_whole_batch(size, parts):
 
 
 @pytest.mark.slow
+def test_mask_over_tokens_reaches_the_model():
+    """Also where the last part is filled up: a model may read the mask, as for its attention."""
+    apply = lambda v, batch, *, key, train: ({"sum": jnp.sum(batch["x"] * batch["mask"], axis=1)}, {})  # noqa: E731
+    model = jaxkd.Model(lambda key, batch: Variables({}), apply)
+    batch = {"x": jnp.arange(15.0).reshape(5, 3), "mask": np.arange(3) < np.array([1, 2, 3, 0, 2])[:, None]}
+    found, _ = wrappers.accumulate(model, 2).apply(Variables({}), batch, key=None, train=False)
+    np.testing.assert_array_equal(found["sum"], [0, 3 + 4, 6 + 7 + 8, 0, 12 + 13])
+
+
 def test_averaged_micro_batch_gradients_differ_visibly():
     """The tolerance of the test above would reveal gradients that are averaged over micro-batches."""
     kd = distiller(tiny.student, combine(**RELATIONS))

@@ -6,16 +6,9 @@ from experiments.schemes.methods import compression, continual, inputs, online, 
 _ALL = {
     "alone": Method("student alone", "references", lambda setting: alone(setting, setting.steps)),
     "offline": Method("offline distillation", "references", lambda setting: offline(setting, setting.steps)),
-    **online.METHODS,
-    **online.SELF,
-    **several_teachers.GENERATIONS,
-    **several_teachers.METHODS,
-    **several_teachers.CAPACITY,
-    **inputs.METHODS,
-    **inputs.DATA_FREE,
-    **compression.METHODS,
-    **continual.METHODS,
 }
+for _family in (online, several_teachers, inputs, compression, continual):
+    _ALL |= _family.METHODS
 _GROUPS = [group for group in dict.fromkeys(one.group for one in _ALL.values()) if group != "composed"] + ["composed"]
 
 METHODS: dict[str, Method] = dict(sorted(_ALL.items(), key=lambda item: _GROUPS.index(item[1].group)))

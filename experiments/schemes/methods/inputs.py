@@ -8,12 +8,12 @@ import optax
 import jaxkd
 from experiments.kit.methods import soft_targets
 from experiments.kit.recipe import Transform
-from experiments.schemes.method import CE, Method, Own, Setting, Training, deferred, supervised, taught
+from experiments.schemes.method import BOTH, CE, Method, Own, Setting, Training, deferred, supervised, taught
 from experiments.schemes.networks import Maker
-from experiments.schemes.teachers import LEFT, PEN
+from experiments.schemes.teachers import LEFT, NETWORKS, PEN
 from jaxkd import adapters, data, models, objectives, schemes, teachers, wrappers
 from jaxkd.objectives import discriminators
-from jaxkd.types import Distiller, Model, Teacher
+from jaxkd.types import Distiller, Model, Objective, Teacher
 
 DISCRIMINATOR = objectives.adversarial(
     "student/logits", "teacher/logits", discriminator=discriminators.mlp(64), label_path="batch/label", weight=0.1
@@ -22,15 +22,6 @@ GAME = jaxkd.combine(ce=CE, kd=soft_targets(), gan=DISCRIMINATOR)
 """Soft targets, and a discriminator of the logits that also classifies (Xu et al., 2018)."""
 
 Network = Callable[[Setting], Model]
-MakeTeacher = Callable[[Setting, Own], Teacher]
-
-
-def _lstm_teacher(setting: Setting, own: Own) -> Teacher:
-    return teachers.frozen(setting.problem.lstm("teacher"), own["lstm"])
-
-
-def _left_teacher(setting: Setting, own: Own) -> Teacher:
-    return teachers.frozen(wrappers.with_inputs(setting.problem.network("left"), image="left"), own["left"])
 
 
 def recurrent(**options: Any) -> Network:
@@ -48,44 +39,29 @@ def reads(name: str) -> Network:
 
 
 @deferred
-def adversarial(
-    setting: Setting, student: Network, teacher: MakeTeacher = Setting.teacher, needs: str = "teacher"
+def by(
+    setting: Setting, student: Network, *more: Transform, teacher: str = "teacher", objective: Objective = BOTH
 ) -> Training:
-    """Returns the training of a student by a teacher with a discriminator."""
-    made, steps = student(setting), setting.steps
-    return taught(setting, steps, made, lambda own: teacher(setting, own), objective=GAME, needs=(needs,))
+    """Returns the training of a student of transformed images by one of the trained networks."""
+    made, model = student(setting), NETWORKS[teacher].model(setting)
+    options: Any = {"objective": objective, "needs": (teacher,)}
+    return taught(setting, setting.steps, made, lambda own: teachers.frozen(model, own[teacher]), *more, **options)
 
 
-def other_student(
-    student: Network, *more: Transform, teacher: MakeTeacher = Setting.teacher, needs: str = "teacher"
-) -> dict[str, Any]:
-    """Returns the training of another student of transformed images, and its baselines, with the usual teacher."""
-
-    def build(setting: Setting) -> Training:
-        made = student(setting)
-        return taught(setting, setting.steps, made, lambda own: teacher(setting, own), *more, needs=(needs,))
-
+def other_student(student: Network, *more: Transform, **options: Any) -> dict[str, Any]:
+    """Returns the training of another student, and its baselines, with the usual teacher."""
     return {
-        "build": build,
+        "build": by(student, *more, **options),
         "alone": lambda setting, steps: supervised(setting, steps, student(setting), *more),
         "offline": lambda setting, steps: taught(setting, steps, student(setting), setting.teacher, *more),
     }
 
 
-LSTM = other_student(recurrent()) | {"build": adversarial(recurrent())}
+LSTM = other_student(recurrent(), objective=GAME)
 STROKES = other_student(recurrent(inputs=("strokes", "strokes_mask")), PEN)
-HALVES = other_student(reads("right"), LEFT, teacher=_left_teacher, needs="left")
+HALVES = other_student(reads("right"), LEFT, teacher="left")
 SPECTRUM = other_student(reads("spectrum"), data.spectrum)
 MODAL = "cross-modal"
-
-METHODS = {
-    "adversarial": Method("adversarial", "adversarial", adversarial(_usual)),
-    "from_lstm": Method("LSTM teacher, adversarial", "adversarial", adversarial(_usual, _lstm_teacher, "lstm")),
-    "to_lstm": Method("LSTM student, adversarial", "adversarial", **LSTM),
-    "halves": Method("teacher left half, student right half", MODAL, **HALVES),
-    "spectrum": Method("student of the spectrum", MODAL, **SPECTRUM),
-    "strokes": Method("LSTM student of pen strokes", MODAL, **STROKES),
-}
 
 # A student of a teacher alone: no image of the data set is read to train it.
 
@@ -124,20 +100,23 @@ def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthe
 def inversion(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
     """Returns images found by gradient descent, in short rounds that give many."""
     jitter = 0 if setting.problem.name == "digits" else 2
-    return schemes.synthesis.inversion(
-        teacher, setting.problem.shape, optax.adam(0.1), iterations=25, slots=32, jitter=jitter
-    )
+    options: Any = {"iterations": 25, "slots": 32, "jitter": jitter}
+    return schemes.synthesis.inversion(teacher, setting.problem.shape, optax.adam(0.1), **options)
 
 
 def cmi(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:
     """Returns a generator and codes for each batch, contrasted with earlier images."""
-    optimizer = optax.adam(1e-2, b1=0.5)
-    return schemes.synthesis.cmi(
-        teacher, generator, optimizer, feature_names=["pooled"], iterations=25, slots=32, memory=512, embedding=32
-    )
+    options: Any = {"feature_names": ["pooled"], "iterations": 25, "slots": 32, "memory": 512, "embedding": 32}
+    return schemes.synthesis.cmi(teacher, generator, optax.adam(1e-2, b1=0.5), **options)
 
 
-DATA_FREE = {
+METHODS = {
+    "adversarial": Method("adversarial", "adversarial", by(_usual, objective=GAME)),
+    "from_lstm": Method("LSTM teacher, adversarial", "adversarial", by(_usual, teacher="lstm", objective=GAME)),
+    "to_lstm": Method("LSTM student, adversarial", "adversarial", **LSTM),
+    "halves": Method("teacher left half, student right half", MODAL, **HALVES),
+    "spectrum": Method("student of the spectrum", MODAL, **SPECTRUM),
+    "strokes": Method("LSTM student of pen strokes", MODAL, **STROKES),
     "dafl": Method("generator (DAFL)", "data-free", data_free(dafl)),
     "inversion": Method("inverted images (DeepInversion)", "data-free", data_free(inversion)),
     "cmi": Method("contrastive inversion (CMI)", "data-free", data_free(cmi)),

@@ -1,6 +1,6 @@
 """Networks that teach each other while they learn, and students that teach themselves."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 import jaxkd
 from experiments.kit.methods import relations, soft_targets
-from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Setting, Training, untaught
-from jaxkd import adapters, data, losses, objectives, schemes, teachers, wrappers
+from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Setting, Training, supervised, untaught
+from jaxkd import adapters, data, losses, objectives, schemes, wrappers
 from jaxkd.types import Distiller, Model, Objective
 
 
@@ -19,7 +19,7 @@ def one_way(setting: Setting) -> Distiller:
     return schemes.online(setting.student, teacher, BOTH, teacher_objective=LABELS, optimizer=optimizer)
 
 
-def peers(setting: Setting, count: int) -> Mapping[str, Model]:
+def peers(setting: Setting, count: int) -> dict[str, Model]:
     """Returns networks of the student's form, by name, which is faster on a CPU."""
     return {str(i): setting.student for i in range(count)}
 
@@ -29,7 +29,7 @@ def mutual(count: int, *others: str, **terms: Objective) -> Build:
     objective = jaxkd.combine(kl=soft_targets(temperature=1.0), **terms)
 
     def make(setting: Setting) -> Distiller:
-        students = {**peers(setting, count), **{size: setting.problem.network(size) for size in others}}
+        students = peers(setting, count) | {size: setting.problem.network(size) for size in others}
         return schemes.mutual(students, own=LABELS, mutual=objective, optimizer=setting.optimizer())
 
     return untaught(make, "0")
@@ -73,22 +73,6 @@ def collaborative(ensemble: Callable[[Any, Any], Any]) -> Build:
     return untaught(make, "0")
 
 
-HINT = objectives.hint("student/stage2", "teacher/stage2", weight=1.0)
-
-METHODS = {
-    "online": Method("one-way, teacher in the same step", "online", untaught(one_way, "student")),
-    "dml": Method("deep mutual learning, 2 peers", "online", mutual(2)),
-    "dml4": Method("deep mutual learning, 4 peers", "online", mutual(4)),
-    "dml_mixed": Method("deep mutual learning, 2 sizes", "online", mutual(1, "teacher")),
-    "okddip": Method("diverse peers (OKDDip)", "online", untaught(diverse, "leader")),
-    "one": Method("gated branches (ONE)", "online", untaught(branches, "model")),
-    "kdcl_best": Method("collaborative, best (KDCL)", "online", collaborative(losses.best_logits)),
-    "kdcl_linear": Method("collaborative, linear (KDCL)", "online", collaborative(losses.combined_logits)),
-    "kdcl_min": Method("collaborative, min-logit (KDCL)", "online", collaborative(losses.min_logits)),
-    "dml_rkd": Method("mutual learning with RKD", "composed", mutual(2, **relations(1.0, 2.0))),
-    "dml_hint": Method("mutual learning with hints", "composed", mutual(1, "large", hint=HINT)),
-}
-
 # The student as its own teacher, by depths, classes, views or past outputs.
 
 
@@ -102,10 +86,10 @@ def depths(setting: Setting) -> Distiller:
 
 def classes(setting: Setting) -> Training:
     """Returns the training of an example by the output for another of its class."""
-    problem, batch = setting.problem, setting.config.batch
+    batch = setting.config.batch
     return setting.training(
         lambda own: schemes.class_wise(setting.student, optimizer=setting.optimizer()),
-        train=data.with_pair(data.compose(problem.augment, problem.normalize)),
+        train=data.with_pair(setting.problem.look),
         loader=lambda images, seed: data.SameClass(data.Resident(images, batch, drop_remainder=True)),
         needs=(),
     )
@@ -115,30 +99,41 @@ def views(setting: Setting) -> Training:
     """Returns the training of two distortions of an example by each other."""
     return setting.training(
         lambda own: schemes.distorted_views(setting.student, optimizer=setting.optimizer(), feature="pooled"),
-        train=data.two_views(data.compose(setting.problem.augment, setting.problem.normalize)),
+        train=data.two_views(setting.problem.look),
         needs=(),
     )
 
 
-def virtual(setting: Setting) -> Distiller:
-    """Returns the student with a virtual teacher, made of the labels."""
-    of = "student/logits", "batch/label"
-    teacher = jaxkd.term(losses.virtual_teacher_kl, *of, temperature=20.0, weight=0.1)
-    objective = jaxkd.combine(ce=CE, virtual=teacher)
-    return jaxkd.distill(setting.student, teachers.none(), objective, optimizer=setting.optimizer())
-
-
-def past(setting: Setting) -> Distiller:
+def past(setting: Setting) -> Training:
     """Returns the student with labels that its past outputs soften."""
     count = 1 + max(int(images.arrays["index"].max()) for images in setting.problem.students)
     objective = jaxkd.combine(ps_kd=objectives.progressive_self_kd(count, alpha=0.8, steps=setting.steps))
-    return jaxkd.distill(setting.student, teachers.none(), objective, optimizer=setting.optimizer())
+    return supervised(setting, setting.steps, setting.student, objective=objective)
 
 
-SELF = {
-    "tf_virtual": Method("virtual teacher (Tf-KD)", "self", untaught(virtual)),
+def virtual(setting: Setting) -> Training:
+    """Returns the student with a virtual teacher, made of the labels."""
+    return supervised(setting, setting.steps, setting.student, objective=jaxkd.combine(ce=CE, virtual=VIRTUAL))
+
+
+HINT = objectives.hint("student/stage2", "teacher/stage2", weight=1.0)
+VIRTUAL = jaxkd.term(losses.virtual_teacher_kl, "student/logits", "batch/label", temperature=20.0, weight=0.1)
+
+METHODS = {
+    "online": Method("one-way, teacher in the same step", "online", untaught(one_way, "student")),
+    "dml": Method("deep mutual learning, 2 peers", "online", mutual(2)),
+    "dml4": Method("deep mutual learning, 4 peers", "online", mutual(4)),
+    "dml_mixed": Method("deep mutual learning, 2 sizes", "online", mutual(1, "teacher")),
+    "okddip": Method("diverse peers (OKDDip)", "online", untaught(diverse, "leader")),
+    "one": Method("gated branches (ONE)", "online", untaught(branches, "model")),
+    "kdcl_best": Method("collaborative, best (KDCL)", "online", collaborative(losses.best_logits)),
+    "kdcl_linear": Method("collaborative, linear (KDCL)", "online", collaborative(losses.combined_logits)),
+    "kdcl_min": Method("collaborative, min-logit (KDCL)", "online", collaborative(losses.min_logits)),
+    "dml_rkd": Method("mutual learning with RKD", "composed", mutual(2, **relations(1.0, 2.0))),
+    "dml_hint": Method("mutual learning with hints", "composed", mutual(1, "large", hint=HINT)),
+    "tf_virtual": Method("virtual teacher (Tf-KD)", "self", virtual),
     "byot": Method("be your own teacher", "self", untaught(depths, "model")),
     "cs_kd": Method("class-wise (CS-KD)", "self", classes),
     "ddgsd": Method("two views (DDGSD)", "self", views),
-    "ps_kd": Method("past predictions (PS-KD)", "self", untaught(past)),
+    "ps_kd": Method("past predictions (PS-KD)", "self", past),
 }

@@ -7,7 +7,7 @@ import optax
 
 import jaxkd
 from experiments.kit.methods import decoupled, soft_targets
-from experiments.schemes.method import BOTH, CE, LABELS, Build, Method, Own, Part, Setting, Training, deferred, taught
+from experiments.schemes.method import BOTH, CE, LABELS, Method, Own, Part, Setting, Training, deferred, taught
 from jaxkd import losses, objectives, schemes, teachers, wrappers
 from jaxkd.types import Distiller, Model, Objective, Teacher
 
@@ -36,17 +36,13 @@ def born_again(setting: Setting, count: int) -> Training:
 @deferred
 def assistants(setting: Setting, *between: str, teacher: str = "teacher") -> Training:
     """Returns a chain from a teacher through networks of other sizes."""
-    steps, network = setting.steps, setting.problem.network
-    models = {size: network(size) for size in between}
-
-    def kd(own: Own) -> Distiller:
-        first, optimizer = setting.teacher(own, teacher, teacher), setting.optimizer()
-        student = setting.student
-        return schemes.assistants(student, first, BOTH, assistants=models, steps=steps, optimizer=optimizer)
+    steps, network, student = setting.steps, setting.problem.network, setting.student
+    options: Any = {"assistants": {size: network(size) for size in between}, "steps": steps}
 
     links = itertools.pairwise([teacher, *between, "student"])
+    optimizer = setting.optimizer()
     return setting.training(
-        kd,
+        lambda own: schemes.assistants(student, setting.teacher(own, teacher), BOTH, optimizer=optimizer, **options),
         steps=steps * (len(between) + 1),
         pick=lambda state: wrappers.get_member(state.student, "student"),
         parts=[_part(setting, network(size), steps, network(before)) for before, size in links],
@@ -54,27 +50,16 @@ def assistants(setting: Setting, *between: str, teacher: str = "teacher") -> Tra
     )
 
 
+def found_chain(setting: Setting) -> Training:
+    """Returns the chain that the search found best."""
+    return assistants(*setting.chain[:-1])(setting)
+
+
 @deferred
 def of_size(setting: Setting, size: str) -> Training:
     """Returns the usual student of a teacher of a size."""
-    student, needs = setting.student, (size,)
-    return taught(setting, setting.steps, student, lambda own: setting.teacher(own, size, size), needs=needs)
+    return taught(setting, setting.steps, setting.student, lambda own: setting.teacher(own, size), needs=(size,))
 
-
-GENERATIONS = {
-    "tf_self": Method("self-teacher (Tf-KD)", "self", born_again(1)),
-    "born_again": Method("born again, 2 generations", "self", born_again(2)),
-}
-CHAINS: dict[str, tuple[str, str, Build]] = {
-    "assistant": ("teacher, one assistant", "assistants", assistants("middle")),
-    "assistants": ("teacher, two assistants", "assistants", assistants("large", "middle")),
-    "found_chain": ("teacher, the chain that was found", "assistants", lambda of: assistants(*of.chain[:-1])(of)),
-    "huge_assistant": ("huge, one assistant", "assistants", assistants("large", teacher="huge")),
-    "huge_assistants": ("huge, three assistants", "assistants", assistants("wide", "teacher", "large", teacher="huge")),
-}
-GAPS = ("large", "teacher", "wide", "huge")
-CAPACITY = {f"gap_{size}": Method(f"teacher of size {size}", "teacher size", of_size(size)) for size in GAPS}
-CAPACITY |= {name: Method(*row, searched=name == "found_chain") for name, row in CHAINS.items()}
 
 # Several teachers at once.
 
@@ -86,10 +71,9 @@ def ensemble(setting: Setting, objective: Objective, **options: Any) -> Training
     """Returns the training of a student by both networks as one teacher."""
 
     def teacher(own: Own) -> Teacher:
-        return teachers.ensemble({key: setting.teacher(own, size, size) for key, size in TWO.items()}, **options)
+        return teachers.ensemble({key: setting.teacher(own, size) for key, size in TWO.items()}, **options)
 
-    needs = tuple(TWO.values())
-    return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=needs)
+    return taught(setting, setting.steps, setting.student, teacher, objective=objective, needs=tuple(TWO.values()))
 
 
 @deferred
@@ -130,31 +114,37 @@ def flow(setting: Setting) -> Training:
     mapped = {name: {"weights": "student", "maps": "maps"} for name in mixes}
     by_part = {"student": setting.optimizer(), "maps": optax.adam(1e-4)}
     optimizer = optax.multi_transform(by_part, {"student": "student", "flow": mapped})
-
-    optimizers = {"optimizer": optimizer, "objective_optimizer": setting.optimizer()}
+    options: Any = {"optimizer": optimizer, "objective_optimizer": setting.optimizer()}
     return setting.training(
-        lambda own: schemes.knowledge_flow(student, setting.teacher(own), objective, **optimizers),
+        lambda own: schemes.knowledge_flow(student, setting.teacher(own), objective, **options),
         pick=lambda state: wrappers.extract_student(state.student),
     )
 
 
 CRD = objectives.crd_in_batch("student/pooled", "teacher/pooled", weight=0.1)
-VOTES = jaxkd.term(
-    losses.voted_dissimilarity, "student/pooled", ("teacher/a/pooled", "teacher/b/pooled"), margin=1.0, weight=0.1
-)
+_BOTH = "teacher/a/pooled", "teacher/b/pooled"
+VOTES = jaxkd.term(losses.voted_dissimilarity, "student/pooled", _BOTH, margin=1.0, weight=0.1)
+VOTED = jaxkd.combine(ce=CE, kd=soft_targets(), votes=VOTES)
 LEARNED = objectives.learned_ensemble(temperature=4.0)
-SEVERAL = "several teachers"
+SEVERAL, CHAIN = "several teachers", "assistants"
+GAPS = ("large", "teacher", "wide", "huge")
 
 METHODS = {
+    "tf_self": Method("self-teacher (Tf-KD)", "self", born_again(1)),
+    "born_again": Method("born again, 2 generations", "self", born_again(2)),
     "ema": Method("mean (EMA) teacher", "self", average(BOTH)),
     "ema_crd": Method("mean teacher with CRD", "composed", average(jaxkd.combine(ce=CE, crd=CRD))),
     "averaged": Method("two teachers, averaged", SEVERAL, ensemble(BOTH)),
     "weighted": Method("two teachers, weighted 0.7 : 0.3", SEVERAL, ensemble(BOTH, weights={"a": 0.7, "b": 0.3})),
     "learned": Method("two teachers, learned weights", SEVERAL, ensemble(jaxkd.combine(ce=CE, kd=LEARNED))),
-    "voted": Method(
-        "two teachers, voted dissimilarity", SEVERAL, ensemble(jaxkd.combine(ce=CE, kd=soft_targets(), votes=VOTES))
-    ),
+    "voted": Method("two teachers, voted dissimilarity", SEVERAL, ensemble(VOTED)),
     "label_sets": Method("two teachers of half the classes", SEVERAL, label_sets),
     "ensemble_dkd": Method("two teachers with DKD", "composed", ensemble(jaxkd.combine(ce=CE, dkd=decoupled()))),
     "knowledge_flow": Method("knowledge flow", SEVERAL, flow),
+    **{f"gap_{size}": Method(f"teacher of size {size}", "teacher size", of_size(size)) for size in GAPS},
+    "assistant": Method("teacher, one assistant", CHAIN, assistants("middle")),
+    "assistants": Method("teacher, two assistants", CHAIN, assistants("large", "middle")),
+    "found_chain": Method("teacher, the chain that was found", CHAIN, found_chain, searched=True),
+    "huge_assistant": Method("huge, one assistant", CHAIN, assistants("large", teacher="huge")),
+    "huge_assistants": Method("huge, three assistants", CHAIN, assistants("wide", "teacher", "large", teacher="huge")),
 }

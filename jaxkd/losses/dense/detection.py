@@ -57,16 +57,16 @@ def class_weighted_cross_entropy(
     Array([0.8664], dtype=float32)
     """
     student, teacher = _pair(student, teacher)
-    if student.ndim == 0 or not 0 <= background < student.shape[-1]:
-        raise ValueError(
-            f"background: expected one of the classes of student [..., classes] {list(student.shape)}, counted from 0, "
-            f"got {background}."
-        )
+    classes = student.shape[-1] if student.ndim else 0
+    _checks.several("student", student, classes)
+    expected = f"one of the {classes} classes of student {list(student.shape)}, counted from 0"
+    background = _checks.whole("background", background, least=0, most=classes - 1, expected=expected)
+    _checks.not_negative("background_weight", background_weight)
     where = _checks.mask(where, student.shape[:-1])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
     scale = _checks.temperature(temperature, student.dtype)
-    log_student, finite_s = _numerics.log_softmax_finite(student / scale)
-    log_teacher, finite_t = _numerics.log_softmax_finite(teacher / scale)
+    log_student, finite_s = _numerics.log_softmax_finite(_numerics.soften(student, scale))
+    log_teacher, finite_t = _numerics.log_softmax_finite(_numerics.soften(teacher, scale))
     ones = jnp.ones_like(student)
     target = jnp.where(finite_t, jnp.exp(log_teacher), 0) * ones.at[..., background].set(background_weight)
     values = _numerics.infinite_where(target, finite_s) - jnp.sum(target * log_student, axis=-1)
@@ -111,6 +111,7 @@ def bounded_regression(
     target = _checks.floating("target", target, "boxes [..., coordinates]")
     student, teacher = _pair(student, teacher)
     _checks.same_shape(student, target, _ADVICE, name="target")
+    _checks.finite("margin", margin)
     where = _checks.mask(where, student.shape[:-1])
     student, teacher, target = _numerics.mask_inputs(where, student, teacher, target)
     # The difference of the errors as a product is exactly 0 for a student equal to its teacher, where the loss jumps: a
@@ -152,6 +153,7 @@ def imitation_mask(
     >>> imitation_mask(anchors, jnp.array([[[0.0, 0.0, 3.0, 2.0]]]), threshold=0.3)  # IoU 2/3, 1/4, 0
     Array([[[ True,  True, False]]], dtype=bool)
     """
+    _checks.fraction("threshold", threshold)
     anchors = _checks.floating("anchors", anchors, "boxes [height, width, k, 4]")
     boxes = _checks.floating("boxes", boxes, "boxes [batch, n, 4]")
     if anchors.ndim != 4 or anchors.shape[-1] != 4:

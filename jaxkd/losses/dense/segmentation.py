@@ -43,7 +43,8 @@ def pixel_kl(
       class that the teacher does not, with finite gradients.
 
     Raises:
-      ValueError: shapes differ (resize the logits first), a dtype is not floating point, or T is not positive.
+      ValueError: shapes differ (resize the logits first), there is one class (`binary_kl`), a dtype is not floating
+        point, or T is not positive.
 
     >>> pixel_kl(jnp.zeros((1, 1, 1, 2)), jnp.log(jnp.array([[[[0.75, 0.25]]]]))).round(4)
     Array([[[0.1308]]], dtype=float32)
@@ -52,8 +53,10 @@ def pixel_kl(
     _checks.same_shape(student, teacher, "resize the logits of one network, as for the labels")
     where = _checks.mask(where, student.shape[:3])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
+    _checks.several("student", student, student.shape[-1])
     scale = _checks.temperature(temperature, student.dtype)
-    return _numerics.mask_values(scale**2 * _numerics.softmax_kl_finite(teacher / scale, student / scale), where)
+    softened = (_numerics.soften(x, scale) for x in (teacher, student))
+    return _numerics.mask_values(scale**2 * _numerics.softmax_kl_finite(*softened), where)
 
 
 def pair_affinity(
@@ -98,8 +101,10 @@ def pair_affinity(
     where = _checks.mask(where, student.shape[:1])
     student, teacher = _numerics.match_size(*_numerics.mask_inputs(where, student, teacher))
     batch, height, width, _ = student.shape
-    if pool < 1 or height % pool or width % pool:
-        raise ValueError(f"pool: expected a window that divides height and width {[height, width]}, got {pool}.")
+    expected = f"a window that divides height and width {[height, width]}"
+    pool = _checks.whole("pool", pool, expected=expected)
+    if height % pool or width % pool:
+        raise ValueError(f"pool: expected {expected}, got {pool}.")
 
     def affinity(x: Array) -> Array:
         x = jnp.mean(x.reshape(batch, height // pool, pool, width // pool, pool, x.shape[-1]), axis=(2, 4))

@@ -168,15 +168,18 @@ def channel_kl(
 
     Args:
       student: a feature map ``[batch, height, width, channels]``.
-      teacher: a feature map of the same batch and channels; its height and width may differ.
+      teacher: a feature map of the same batch and channels; its height and width may differ. A position that is
+        ``-inf`` for both adds nothing.
       temperature: T > 0, a scalar.
       where: mask, True for the examples to include ``[batch]``.
 
     Returns:
-      One value per example ``[batch]``, in nats times T².
+      One value per example ``[batch]``, in nats times T². It is infinite where the student excludes a position that
+      the teacher does not, with finite gradients.
 
     Raises:
-      ValueError: an input is not a floating-point feature map, batch or channels differ, or T is not positive.
+      ValueError: an input is not a floating-point feature map, batch or channels differ, there is one position, or T is
+        not positive.
 
     >>> student, teacher = jnp.array([0.0, 1.0]).reshape(1, 2, 1, 1), jnp.array([3.0, 0.0]).reshape(1, 2, 1, 1)
     >>> channel_kl(student, teacher, temperature=2.0).round(4)
@@ -188,16 +191,28 @@ def channel_kl(
             f"teacher: expected the {student.shape[3]} channels of the student's {list(student.shape)}, got "
             f"{list(teacher.shape)}. A 1 × 1 convolution maps one network's channels to the other's."
         )
-    _checks.positive("temperature", temperature)
+    scale = _checks.temperature(temperature, student.dtype)
     where = _checks.mask(where, student.shape[:1])
-    student, teacher = _numerics.mask_inputs(where, student, teacher)
-    student, teacher = _numerics.match_size(student, teacher)
-    batch, height, width, channels = student.shape
-    log_student, log_teacher = (
-        jax.nn.log_softmax(x.reshape(batch, height * width, channels) / temperature, axis=1) for x in (student, teacher)
-    )
-    divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=1)
-    return _numerics.mask_values(temperature**2 * jnp.mean(divergence, axis=-1), where)
+    student, teacher = _pooled_scores(*_numerics.mask_inputs(where, student, teacher))
+    advice = "hint_mse compares pooled features, soft_target_kl logits"
+    _checks.several("student", student, student.shape[-1], "positions", advice)
+    softened = (_numerics.soften(x, scale) for x in (teacher, student))
+    return _numerics.mask_values(scale**2 * jnp.mean(_numerics.softmax_kl_finite(*softened), axis=-1), where)
+
+
+def _pooled_scores(student: Array, teacher: Array) -> tuple[Array, Array]:
+    """Returns maps of one size as ``[batch, channels, positions]``.
+
+    An average of which one value is ``-inf`` is ``-inf``; the windows' weights of 0 would make it NaN elsewhere. A sum
+    of several ``finfo.min``, a mask, would overflow.
+    """
+    least = _numerics.lowest(student.dtype)
+    excluded = _numerics.match_size(*((x == -jnp.inf).astype(x.dtype) for x in (student, teacher)))
+    finite = _numerics.match_size(*(jnp.where(x == -jnp.inf, 0, jnp.maximum(x, least)) for x in (student, teacher)))
+    maps = (jnp.where(share > 0, -jnp.inf, x) for share, x in zip(excluded, finite, strict=True))
+    student, teacher = (jnp.moveaxis(x, 3, 1) for x in maps)
+    batch, channels, height, width = student.shape
+    return student.reshape(batch, channels, height * width), teacher.reshape(batch, channels, height * width)
 
 
 def _attention(features: Array, p: float | Array) -> Array:

@@ -111,10 +111,7 @@ def singular_vectors(
         raise ValueError(f"student_maps: expected the maps of two or more layers, got {len(student_maps)}.")
     students, teachers = _layers("student_maps", student_maps, "teacher_maps", teacher_maps)
     for x in (*students, *teachers):
-        if not 1 <= rank <= min(x.shape[1] * x.shape[2], x.shape[3]):
-            raise ValueError(
-                f"rank: expected 1 to the smaller of positions and channels of {list(x.shape)}, got {rank}."
-            )
+        _check_rank(rank, x)
     where = _checks.mask(where, students[0].shape[:1])
     maps = _numerics.mask_inputs(where, *students, *teachers)
     features = [singular_directions(x, rank) for x in maps]
@@ -151,9 +148,14 @@ def singular_directions(features: Array, rank: int) -> Array:
     Returns:
       ``[batch, channels, rank]``, the signs such that the largest entry of each vector is positive.
 
+    Raises:
+      ValueError: the features are not a floating-point map, or have fewer positions or channels than the rank.
+
     >>> singular_directions(jnp.ones((1, 2, 2, 1)), 1)
     Array([[[1.]]], dtype=float32)
     """
+    features = _checks.floating("features", features, _MAPS, rank=4)
+    _check_rank(rank, features)
     batch, height, width, channels = features.shape
     matrix = features.reshape(batch, height * width, channels)
     # A scale cancels. With this one the eigenvalues below sum to 1, and squares neither overflow nor underflow.
@@ -180,6 +182,12 @@ def singular_directions(features: Array, rank: int) -> Array:
         values = jnp.where(present, images, 0) * scale
     peak = jnp.take_along_axis(values, jnp.argmax(jnp.abs(values), axis=1)[:, None], axis=1)
     return jnp.where(peak < 0, -values, values)
+
+
+def _check_rank(rank: int, features: Array) -> None:
+    _, height, width, channels = features.shape
+    expected = f"1 to the smaller of positions and channels of {list(features.shape)}"
+    _checks.whole("rank", rank, most=min(height * width, channels), expected=expected)
 
 
 @jax.custom_jvp

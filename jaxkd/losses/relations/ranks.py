@@ -111,11 +111,8 @@ def darkrank_soft(
     >>> [round(float(x), 4) for x in darkrank_soft(student, teacher)]
     [1.4334, 0.5569, 0.2441]
     """
-    if list_size > 6:
-        raise ValueError(
-            f"list_size: expected at most 6, which has 720 permutations, got {list_size}. darkrank_hard takes longer "
-            "lists."
-        )
+    expected = "a list of at most 6, which has 720 permutations (darkrank_hard takes longer ones)"
+    list_size = _checks.whole("list_size", list_size, most=6, expected=f"a positive integer, {expected}")
     scores_s, scores_t, valid, where = _ranked(
         student, teacher, alpha=alpha, beta=beta, list_size=list_size, where=where, axis_name=axis_name
     )
@@ -153,8 +150,9 @@ def _ranked(
     axis_name: str | None,
 ) -> tuple[Array, Array, Array, Array]:
     """Returns both networks' scores ``[batch, list]``, their mask, and ``where``."""
-    for name, number in (("alpha", alpha), ("beta", beta), ("list_size", list_size)):
+    for name, number in (("alpha", alpha), ("beta", beta)):
         _checks.positive(name, number)
+    list_size = _checks.whole("list_size", list_size)
     student, teacher, where = _pairs.inputs(student, teacher, where)
     students, teachers, every = (_numerics.gather(x, axis_name) for x in (student, teacher, where))
     other = _pairs.different(where, every, axis_name)

@@ -83,7 +83,7 @@ def correlation_congruence(
     Args:
       student: embeddings ``[batch, ...]``; all axes but the batch are flattened.
       teacher: embeddings of the same batch, of any feature size.
-      gamma: γ of the Gaussian kernel.
+      gamma: γ of the Gaussian kernel, positive.
       order: the highest power of the series, P of the paper.
       where: mask, True for the examples to include ``[batch]``; masked examples are partners of no example.
       axis_name: a mapped axis over which the batch is split.
@@ -92,14 +92,15 @@ def correlation_congruence(
       Each anchor's share ``[batch]``. A vector of zeros has inner product 0 with all others; a batch of one gives 0.
 
     Raises:
-      ValueError: the batches differ, an input is not floating-point ``[batch, ...]``, or the order is negative.
+      ValueError: the batches differ, an input is not floating-point ``[batch, ...]``, the order is negative, or γ is
+        not positive.
 
     >>> apart, alike = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
     >>> correlation_congruence(apart, alike).mean().round(4)
     Array(0.1266, dtype=float32)
     """
-    if order < 0:
-        raise ValueError(f"order: expected the highest power of the series, 0 or more, got {order}.")
+    order = _checks.whole("order", order, least=0, expected="the highest power of the series, 0 or more")
+    _checks.positive("gamma", gamma)
     student, teacher, where = _pairs.inputs(student, teacher, where)
     every = _numerics.gather(where, axis_name)
 

@@ -10,7 +10,6 @@ positive hinge in which each distance occurs, which is all that is kept for the 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -148,15 +147,11 @@ def _weights(weights: Any, teachers: int) -> Array:
     """Returns one weight per teacher."""
     if weights is None:
         return jnp.ones(teachers)
-    given = jnp.asarray(weights)
-    got = f"shape {list(given.shape)}"
-    fits = given.shape == (teachers,)
-    if fits and not any(isinstance(w, jax.core.Tracer) for w in jax.tree.leaves(weights)):
-        values = [float(value) for value in jax.device_get(weights)]  # no entry is traced
-        fits, got = all(math.isfinite(value) and value >= 0 for value in values), str(values)
-    if not fits:
-        raise ValueError(f"weights: expected a number that is not negative for each of {teachers} teachers, got {got}.")
-    return given
+    expected = f"a number that is not negative for each of {teachers} teachers"
+    listed = isinstance(weights, tuple | list) or getattr(weights, "ndim", 0) == 1
+    if not listed or len(weights) != teachers:
+        raise ValueError(f"weights: expected {expected}, got {weights!r}.")
+    return jnp.stack([jnp.asarray(_checks.number("weights", w, expected, lambda x: x >= 0)) for w in weights])
 
 
 def _inputs(student: Any, teachers: Any, where: Any) -> tuple[Array, tuple[Array, ...], Array]:

@@ -17,7 +17,7 @@ from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.axes import example_keys, gather
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import positive
+from jaxkd.objectives._checks import positive, rows_within, share, sizes
 from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
 from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
@@ -84,7 +84,9 @@ def crd(
     >>> jax.tree.map(jnp.shape, variables.state)["bank"]
     {'student': (5, 4), 'teacher': (5, 4)}
     """
-    positive("crd", negatives=negatives, features=embedding_size, temperature=temperature)
+    sizes("crd", negatives=negatives, embedding_size=embedding_size)
+    positive("crd", temperature=temperature)
+    share("crd", momentum=momentum)
     labels = np.asarray(labels)
     tables, num_data, paths = _class_tables(labels), labels.size, (student, teacher)
 
@@ -92,6 +94,7 @@ def crd(
         place = lookup(context, index_path)
         if not jnp.issubdtype(place.dtype, jnp.integer) or len(place.shape) != 1:
             raise ValueError(f"crd, {index_path}: expected integers [batch], got {checks.shape(place)}.")
+        rows_within("crd", context, place, num_data, "labels")
         check_features(context, paths)
         keys = jax.random.split(key, 4)
         limit = (3 / embedding_size) ** 0.5  # the expected square norm of a row is 1
@@ -106,6 +109,7 @@ def crd(
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         mask = batches.example_mask(context.batch)
         place = jnp.asarray(lookup(context, index_path))
+        rows_within("crd", context, place, num_data, "labels")
         where = jnp.ones(place.shape, bool) if mask is None else mask
         place = row_index(place, where, num_data)
         embedded = embed(params, context, paths)

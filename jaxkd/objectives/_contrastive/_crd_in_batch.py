@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import batches
-from jaxkd.objectives._checks import class_labels, positive
+from jaxkd.objectives._checks import class_labels, positive, sizes
 from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._embeddings import check_features, embed, init_embeddings
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
@@ -54,7 +54,8 @@ def crd_in_batch(
     >>> jax.tree.map(jnp.shape, variables.params)["student"]
     {'bias': (4,), 'kernel': (3, 4)}
     """
-    positive("crd_in_batch", features=embedding_size, temperature=temperature)
+    sizes("crd_in_batch", embedding_size=embedding_size)
+    positive("crd_in_batch", temperature=temperature)
     paths = (student, teacher)
 
     def init(key: Array, context: Context) -> ObjectiveVars:

@@ -11,7 +11,7 @@ from jaxkd import losses
 from jaxkd._core import batches
 from jaxkd._core.axes import gather
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import class_labels, positive
+from jaxkd.objectives._checks import class_labels, positive, sizes
 from jaxkd.objectives._compose import reduce_values
 from jaxkd.objectives._embeddings import SIDES, check_features, embed, init_embeddings
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
@@ -61,7 +61,8 @@ def crd_queue(
     >>> out.value, out.state["written"]
     (Array(0., dtype=float32), Array(2, dtype=int32))
     """
-    positive("crd_queue", size=queue_size, features=embedding_size, temperature=temperature)
+    sizes("crd_queue", queue_size=queue_size, embedding_size=embedding_size)
+    positive("crd_queue", temperature=temperature)
     paths = (student, teacher)
 
     def init(key: Array, context: Context) -> ObjectiveVars:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxkd._core import checks
 from jaxkd._core.batches import lookup
 from jaxkd._core.checks import same_shape
-from jaxkd.objectives._compose import combine, mask_out
+from jaxkd.objectives._compose import combine
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._select import select
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import connector, connector_init, position_mean
 from jaxkd.types import Array, Context, Objective, ObjectiveVars
 
@@ -73,7 +74,7 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
         return connector_init(key, shared.shape[-1], len(paths))
 
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
-        pooled = position_mean(mask_out(context, lookup(context, feature)))
+        pooled = position_mean(context, lookup(context, feature))
         energy, state = connector(params, state, pooled, context, train=key is not None)
         gate = jax.nn.softmax(jax.nn.relu(energy), axis=-1)
         return {f"{_ENSEMBLE}/logits": _mixed(context, paths, gate)}, state
@@ -89,7 +90,7 @@ def _mixed(context: Context, paths: list[str], gate: Array) -> Array:
 
     A class that a branch excludes (-inf) is excluded from the ensemble, and contributes no gradient to the gate.
     """
-    logits = jnp.stack([mask_out(context, lookup(context, path)) for path in paths], axis=-1)
+    logits = jnp.stack([mask_feature(context, lookup(context, path)) for path in paths], axis=-1)
     logits = logits.astype(jnp.result_type(jnp.float32, logits))
     finite = jnp.isfinite(logits)
     gate = jnp.expand_dims(gate, tuple(range(1, logits.ndim - 1)))

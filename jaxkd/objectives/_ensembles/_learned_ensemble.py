@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core import checks
-from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import add_loss, at_step, mask_of_shape, reduce_values
+from jaxkd._core.batches import lookup, mask_of_shape
+from jaxkd.objectives._checks import positive
+from jaxkd.objectives._compose import add_loss, at_step, reduce_values
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 
@@ -64,6 +65,9 @@ def learned_ensemble(
     if not teachers or len(set(teachers)) != len(teachers):
         got = list(teachers) if teachers else "none"
         raise ValueError(f"learned_ensemble, teachers: expected the paths of different teachers' logits, got {got}.")
+
+    if not callable(temperature):
+        positive("learned_ensemble", temperature=temperature)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key

@@ -13,10 +13,11 @@ from jaxkd import losses
 from jaxkd._core import checks
 from jaxkd._core.batches import lookup
 from jaxkd._core.checks import same_shape
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import combine, mask_out, term
+from jaxkd.objectives._checks import positive, sizes
+from jaxkd.objectives._compose import combine, term
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._select import select
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import dense, dense_init, position_mean
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
@@ -81,8 +82,8 @@ def peer_attention(
         got = f"{[*peer_names, leader_name]}" if peer_names else "none"
         raise ValueError(f"peer_attention: expected at least one peer, and each name once, got {got}.")
     positive("peer_attention", temperature=temperature)
-    if hidden_size is not None and hidden_size < 1:
-        raise ValueError(f"peer_attention, hidden_size: expected a positive number, or None, got {hidden_size}.")
+    if hidden_size is not None:
+        sizes("peer_attention", hidden_size=hidden_size)
     logits_paths = [f"student/{peer}/logits" for peer in peer_names]
     paths = [f"student/{peer}/{feature}" for peer in peer_names]
     held = jax.lax.stop_gradient if hold else lambda x: x
@@ -103,10 +104,10 @@ def peer_attention(
 
     def make(params: Any, state: Any, context: Context, key: Array | None) -> tuple[dict[str, Array], Any]:
         del key
-        h = jnp.stack([position_mean(mask_out(context, lookup(context, path))) for path in paths], axis=1)
+        h = jnp.stack([position_mean(context, lookup(context, path)) for path in paths], axis=1)
         queries, keys = (dense(params[name], held(h)) for name in ("query", "key"))  # [batch, peers, features]
         log_alpha = jax.nn.log_softmax(queries @ jnp.swapaxes(keys, 1, 2), axis=-1)
-        logits = jnp.stack([mask_out(context, lookup(context, path)) for path in logits_paths], axis=1)
+        logits = jnp.stack([mask_feature(context, lookup(context, path)) for path in logits_paths], axis=1)
         logits = held(logits.astype(jnp.result_type(jnp.float32, logits)))
         log_q = jax.nn.log_softmax(logits / temperature, axis=-1)
         uniform = jnp.full(log_alpha.shape[::2], -math.log(len(peer_names)), log_alpha.dtype)

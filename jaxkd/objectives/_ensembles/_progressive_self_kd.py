@@ -11,8 +11,10 @@ from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.axes import gather
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import at_step, mask_out, reduce_values
+from jaxkd.objectives._checks import rows_within, share, sizes
+from jaxkd.objectives._compose import at_step, reduce_values
 from jaxkd.objectives._contrastive._rows import row_index, write_index
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.types import Array, Context, Mean, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 _BITS: dict[Any, Any] = {jnp.dtype(jnp.float32): jnp.int32, jnp.dtype(jnp.bfloat16): jnp.int16}
@@ -73,23 +75,22 @@ def progressive_self_kd(
     >>> objective.apply({}, first.state, sure, jax.random.key(0)).value.round(2)  # a quarter of the target lies at 1
     Array(2., dtype=float32)
     """
-    if examples < 1:
-        raise ValueError(f"progressive_self_kd, examples: expected the size of the training set, got {examples}.")
-    if steps is not None and steps < 1:
-        raise ValueError(f"progressive_self_kd, steps: expected a positive number, or None, got {steps}.")
+    sizes("progressive_self_kd", examples=examples)
+    if steps is not None:
+        sizes("progressive_self_kd", steps=steps)
     if callable(alpha) and steps is not None:
         raise ValueError(
             "progressive_self_kd, steps: expected None beside a schedule of alpha, which already depends on the step."
         )
-    if not callable(alpha) and not isinstance(alpha, jax.core.Tracer) and not 0 <= alpha <= 1:
-        raise ValueError(f"progressive_self_kd, alpha: expected a number from 0 to 1, or a schedule, got {alpha}.")
+    if not callable(alpha):
+        share("progressive_self_kd", alpha=alpha)
     stored = jnp.dtype(dtype)
     if stored not in _BITS:
         raise ValueError(f"progressive_self_kd, dtype: expected float32 or bfloat16, got {stored}.")
 
     def alpha_at(step: Any) -> Any:
-        share = at_step(alpha, step)
-        return share if steps is None else share * jnp.minimum(step / steps, 1)
+        own = at_step(alpha, step)
+        return own if steps is None else own * jnp.minimum(step / steps, 1)
 
     def inputs(context: Context, train: bool) -> tuple[Array, Array, Array | None]:
         logits, label = lookup(context, student), lookup(context, label_path)
@@ -103,6 +104,8 @@ def progressive_self_kd(
                 raise ValueError(
                     f"progressive_self_kd, {path}: expected integers [{logits.shape[0]}], got {checks.shape(x)}."
                 )
+        if place is not None:
+            rows_within("progressive_self_kd", context, place, examples, "examples")
         return logits, label, place
 
     def init(key: Array, context: Context) -> ObjectiveVars:
@@ -117,7 +120,7 @@ def progressive_self_kd(
         step_alpha = jnp.asarray(alpha_at(context.step), jnp.float32)
         if place is None:
             return _reported(losses.cross_entropy(logits, label, where=mask), mask, weight, context, state, step_alpha)
-        logits = mask_out(context, jnp.asarray(logits))
+        logits = mask_feature(context, jnp.asarray(logits))
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         where = jnp.ones(label.shape, bool) if mask is None else mask
         place = row_index(place, where, examples)

@@ -12,8 +12,9 @@ from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import lookup
 from jaxkd.losses import singular_directions
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import add_loss, mask_out, reduce_values
+from jaxkd.objectives._checks import sizes
+from jaxkd.objectives._compose import add_loss, reduce_values
+from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import dense, dense_init, unit
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
@@ -73,7 +74,7 @@ def attention_graph(
     >>> sorted(params), params["attention"]["query"]["kernel"].shape, params["attention"]["key"]["kernel"].shape
     (['attention', 'estimator'], (6, 8), (3, 8))
     """
-    positive("attention_graph", heads=heads, hidden_size=hidden_size)
+    sizes("attention_graph", heads=heads, hidden_size=hidden_size)
     paths = {"student": tuple(student), "teacher": tuple(teacher)}
 
     def init(key: Array, context: Context) -> ObjectiveVars:
@@ -144,7 +145,7 @@ def _channels(context: Context, path: str) -> int:
 def _vector(context: Context, path: str) -> Array:
     """First right-singular vector of a map ``[batch, channels]``; 0 where masked."""
     _channels(context, path)
-    feature = mask_out(context, jnp.asarray(lookup(context, path)))
+    feature = mask_feature(context, jnp.asarray(lookup(context, path)))
     feature = feature.astype(jnp.promote_types(feature.dtype, jnp.float32))
     if feature.ndim == 2:
         feature = feature[:, None, None, :]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from jaxkd import losses
+from jaxkd.objectives._checks import not_negative
 from jaxkd.objectives._compose import term
 from jaxkd.objectives._projection import connected
+from jaxkd.objectives._tokens import summed_over_tokens
 from jaxkd.types import Array, Objective, Schedule
 
 
@@ -44,4 +46,6 @@ def boundary_connector(
     >>> jax.tree.map(jnp.shape, objective.init(jax.random.key(0), context).state)
     {'mean': (32,), 'var': (32,)}
     """
-    return connected(term(losses.activation_boundary, student, teacher, weight=weight, margin=margin), student, teacher)
+    not_negative("boundary_connector", margin=margin)
+    loss = summed_over_tokens(losses.activation_boundary)
+    return connected(term(loss, student, teacher, weight=weight, margin=margin), student, teacher)

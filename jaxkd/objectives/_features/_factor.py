@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import mask_out, replace, term
+from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
+from jaxkd.objectives._tokens import mask_feature, mask_tokens, tokens_as_rows
 from jaxkd.objectives.layers import conv, conv_init, maps
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, PyTree, Schedule
 
@@ -57,9 +59,10 @@ def paraphraser(teacher: str, *, rate: float = 0.5, weight: float | Array | Sche
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        target = mask_out(context, lookup(context, teacher))
-        reconstruction = _layers(params["decoder"], _layers(params["encoder"], target))
-        return replace(context, {"student/reconstruction": reconstruction, "teacher/target": target}), state
+        target = mask_feature(context, lookup(context, teacher))
+        reconstruction = _layers(context, params["decoder"], _layers(context, params["encoder"], target))
+        context = replace(context, {"student/reconstruction": reconstruction, "teacher/target": target})
+        return tokens_as_rows(context, "student/reconstruction", "teacher/target"), state
 
     return with_projection(init, change, loss)
 
@@ -108,7 +111,7 @@ def factor_translator(
     (3, 3, 4, 4)
     """
     positive("factor_translator", rate=rate)
-    loss = term(losses.factor_transfer, student, teacher, weight=weight)
+    loss = term(_factor_transfer, student, teacher, weight=weight)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         features = [lookup(context, path) for path in (student, teacher)]
@@ -130,9 +133,9 @@ def factor_translator(
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        feature, target = (mask_out(context, lookup(context, path)) for path in (student, teacher))
-        factor = _layers(state["paraphraser"]["encoder"], target)
-        return replace(context, {student: _layers(params["translator"], feature), teacher: factor}), state
+        feature, target = (mask_feature(context, lookup(context, path)) for path in (student, teacher))
+        factor = _layers(context, state["paraphraser"]["encoder"], target)
+        return replace(context, {student: _layers(context, params["translator"], feature), teacher: factor}), state
 
     return with_projection(init, change, loss)
 
@@ -155,7 +158,20 @@ def _stack(key: Array, widths: tuple[int, ...]) -> dict[str, Any]:
     return {name: conv_init(keys[i], 3, widths[i], widths[i + 1]) for i, name in enumerate(_LAYERS)}
 
 
-def _layers(params: dict[str, Any], x: Array) -> Array:
+def _layers(context: Context, params: dict[str, Any], x: Array) -> Array:
     for name in _LAYERS:
-        x = jax.nn.leaky_relu(conv(params[name], x), _SLOPE)
+        x = mask_tokens(context, jax.nn.leaky_relu(conv(params[name], x), _SLOPE))
     return x
+
+
+def _factor_transfer(student: Array, teacher: Array, *, where: Array | None = None) -> Array:
+    """Factor transfer, averaged over the unmasked positions of both factors.
+
+    At masked positions, both factors are 0.
+    """
+    if where is None or where.ndim == 1:
+        return losses.factor_transfer(student, teacher, where=where)
+    count = jnp.sum(where, axis=(1, 2))
+    values = losses.factor_transfer(student, teacher, where=count > 0)
+    same = student.shape[:3] == teacher.shape[:3]
+    return values * math.prod(where.shape[1:]) / jnp.maximum(count, 1) if same else values

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import mask_out, replace, term
+from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
+from jaxkd.objectives._tokens import mask_feature, tokens_as_rows
+from jaxkd.objectives.layers import kernel_init
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
@@ -32,6 +34,8 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
     smaller map                                    transposed convolution of the same stride and size
     any of the teacher's shape                     none: the features are compared directly
     =============================================  ==============================================================
+
+    Under a mask over tokens, the mean is over the tokens that it includes.
 
     Args:
       student: path of the student's feature, such as ``"student/stage2"``.
@@ -56,16 +60,15 @@ def hint(student: str, teacher: str, *, weight: float | Array | Schedule = 1.0) 
         if feature.shape == target.shape:
             return ObjectiveVars()
         shape = _plan(feature.shape, target.shape).kernel
-        kernel = jax.nn.initializers.lecun_normal()(key, shape, jnp.float32)
-        return ObjectiveVars({"kernel": kernel, "bias": jnp.zeros(shape[-1], jnp.float32)})
+        return ObjectiveVars(kernel_init(key, shape))
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        if not params:
-            return context, state
-        # Padding in masked examples must not reach the regressor's gradient.
-        feature, target = mask_out(context, lookup(context, student)), lookup(context, teacher)
-        return replace(context, {student: _regress(params, feature, target.shape)}), state
+        if params:
+            # Padding must not reach the regressor's gradient.
+            feature, target = mask_feature(context, lookup(context, student)), lookup(context, teacher)
+            context = replace(context, {student: _regress(params, feature, target.shape)})
+        return tokens_as_rows(context, student, teacher), state
 
     return with_projection(init, change, term(losses.hint_mse, student, teacher, weight=weight))
 

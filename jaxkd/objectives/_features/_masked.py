@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxkd import losses
 from jaxkd._core.axes import example_keys
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._checks import positive
-from jaxkd.objectives._compose import mask_out, replace, term
+from jaxkd.objectives._checks import positive, share
+from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
+from jaxkd.objectives._tokens import expand, mask_feature, mask_tokens, summed_over_tokens, token_mask
 from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, pool_to_match
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
@@ -52,11 +53,12 @@ def masked_generation(
     >>> params["align"]["kernel"].shape, params["generator"]["second"]["kernel"].shape
     ((6, 4), (3, 3, 4, 4))
     """
-    if not 0 <= mask_ratio < 1:
+    share("masked_generation", mask_ratio=mask_ratio)
+    if mask_ratio == 1:
         raise ValueError(
             f"masked_generation, mask_ratio: expected a share of positions, 0 <= ratio < 1, got {mask_ratio}."
         )
-    loss = term(_squared_error, student, teacher, weight=weight)
+    loss = term(summed_over_tokens(_squared_error), student, teacher, weight=weight)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         align, generator = jax.random.split(key)
@@ -69,7 +71,7 @@ def masked_generation(
             keys = example_keys(key, context, feature.shape[0])
             draws = jax.vmap(lambda k: jax.random.uniform(k, (*feature.shape[1:3], 1)))(keys)
             feature = jnp.where(draws < mask_ratio, 0, feature)
-        return replace(context, {student: _generate(params["generator"], feature), teacher: target}), state
+        return replace(context, {student: _generate(context, params["generator"], feature), teacher: target}), state
 
     return with_projection(init, change, loss)
 
@@ -119,7 +121,7 @@ def dual_masked_generation(
     ['balance', 'channel', 'spatial']
     """
     positive("dual_masked_generation", threshold=threshold, temperature=temperature)
-    loss = term(_squared_error, student, teacher, weight=weight)
+    loss = term(summed_over_tokens(_squared_error), student, teacher, weight=weight)
     branches = {"spatial": (1, 2), "channel": (3,)}  # the axes over which each branch's attention is a softmax
 
     def init(key: Array, context: Context) -> ObjectiveVars:
@@ -134,13 +136,28 @@ def dual_masked_generation(
         energy, balance = jnp.abs(target), jax.nn.softmax(params["balance"])
         generated = jnp.zeros(())
         for i, (name, axes) in enumerate(branches.items()):
-            others = tuple(axis for axis in (1, 2, 3) if axis not in axes)
-            attention = jax.nn.softmax(jnp.mean(energy, axis=others, keepdims=True) / temperature, axis=axes)
-            size = math.prod(target.shape[axis] for axis in axes)
-            generated += balance[i] * _generate(params[name], jnp.where(size * attention > threshold, 0, feature))
+            attention = _attention(context, energy, axes, temperature)
+            kept = jnp.where(attention > threshold, 0, feature)
+            generated += balance[i] * _generate(context, params[name], kept)
         return replace(context, {student: generated, teacher: target}), state
 
     return with_projection(init, change, loss)
+
+
+def _attention(context: Context, energy: Array, axes: tuple[int, ...], temperature: float | Array) -> Array:
+    """Softmax over axes of the mean over the others, scaled to a mean of 1."""
+    others = tuple(axis for axis in (1, 2, 3) if axis not in axes)
+    scores = jnp.mean(energy, axis=others, keepdims=True)
+    size: Any = math.prod(energy.shape[axis] for axis in axes)
+    mask = token_mask(context, energy.shape)
+    if mask is not None:
+        where = expand(mask, energy.ndim)
+        count = jnp.maximum(jnp.sum(where, axis=(1, 2, 3), keepdims=True), 1)
+        if axes == (1, 2):
+            scores, size = jnp.where(where, scores, jnp.finfo(scores.dtype).min), count
+        else:
+            scores *= math.prod(energy.shape[1:3]) / count
+    return size * jax.nn.softmax(scores / temperature, axis=axes)
 
 
 def _squared_error(student: Array, teacher: Array, *, where: Array | None = None) -> Array:
@@ -157,8 +174,10 @@ def _align_init(name: str, key: Array, context: Context, student: str, teacher: 
 
 
 def _aligned(name: str, params: Any, context: Context, student: str, teacher: str) -> tuple[Array, Array]:
-    feature, target = pool_to_match(name, *(mask_out(context, lookup(context, path)) for path in (student, teacher)))
-    return dense(params["align"], feature) if "align" in params else feature, target
+    feature, target = pool_to_match(
+        name, *(mask_feature(context, lookup(context, path)) for path in (student, teacher))
+    )
+    return mask_tokens(context, dense(params["align"], feature)) if "align" in params else feature, target
 
 
 def _generator_init(key: Array, channels: int) -> dict[str, Any]:
@@ -166,5 +185,5 @@ def _generator_init(key: Array, channels: int) -> dict[str, Any]:
     return {"first": conv_init(first, 3, channels, channels), "second": conv_init(second, 3, channels, channels)}
 
 
-def _generate(params: dict[str, Any], feature: Array) -> Array:
-    return conv(params["second"], jax.nn.relu(conv(params["first"], feature)))
+def _generate(context: Context, params: dict[str, Any], feature: Array) -> Array:
+    return conv(params["second"], mask_tokens(context, jax.nn.relu(conv(params["first"], feature))))

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxkd._core import batches
+from jaxkd.objectives._checks import sizes
 from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._embeddings import SIDES, embed, init_embeddings
 from jaxkd.objectives._projection import with_projection
@@ -57,6 +59,7 @@ def on_embeddings(
     >>> params["student"]["kernel"].shape, params["teacher"]["kernel"].shape
     ((48, 8), (5, 8))
     """
+    sizes("on_embeddings", embedding_size=embedding_size)
     paths = (student, teacher)
     compare = term(loss, *(f"{side}/embedding" for side in SIDES), weight=weight, **hyperparameters)
 
@@ -66,6 +69,8 @@ def on_embeddings(
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
         embeddings = embed(params, context, paths, normalize=normalize)
-        return replace(context, {f"{side}/embedding": x for side, x in embeddings.items()}), state
+        values = {f"{side}/embedding": x for side, x in embeddings.items()}
+        mask = batches.example_mask(context.batch)  # an embedding holds all tokens of its example
+        return replace(context, values if mask is None else {**values, "batch/mask": mask}), state
 
     return with_projection(init, change, compare)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxkd import losses
 from jaxkd.objectives._compose import term
 from jaxkd.objectives._projection import connected
+from jaxkd.objectives._tokens import summed_over_tokens
 from jaxkd.types import Array, Objective, Schedule
 
 
@@ -51,6 +52,5 @@ def overhaul_connector(
     >>> jax.tree.map(jnp.shape, objective.init(jax.random.key(0), context).params)
     {'kernel': (16, 32), 'norm': {'bias': (32,), 'scale': (32,)}}
     """
-    return connected(
-        term(losses.overhaul, student, teacher, "batch/margin", weight=weight), student, teacher, margin=margin
-    )
+    loss = term(summed_over_tokens(losses.overhaul), student, teacher, "batch/margin", weight=weight)
+    return connected(loss, student, teacher, margin=margin)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import losses
-from jaxkd._core import batches
 from jaxkd._core.batches import lookup
 from jaxkd.objectives import layers
-from jaxkd.objectives._compose import mask_out, replace, term
+from jaxkd.objectives._checks import sizes
+from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
+from jaxkd.objectives._tokens import feature_mask, mask_feature, mask_tokens
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
@@ -69,6 +70,8 @@ def review(
             "review: expected as many paths of students as of teachers, at least one, from shallow to deep, got "
             f"{len(students)} and {len(teachers)}."
         )
+    if hidden_size is not None:
+        sizes("review", hidden_size=hidden_size)
     stages = range(len(students))
     # New paths rather than the given ones, since a feature may be given twice.
     fused, targets = (tuple(f"{root}/review{i}" for i in stages) for root in ("student", "teacher"))
@@ -92,19 +95,20 @@ def review(
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         values: dict[str, Array] = {}
         new: dict[str, Any] = {}
-        deeper, mask, train = None, batches.example_mask(context.batch), key is not None
+        deeper, train = None, key is not None
         for i in reversed(stages):
             own, old = params[f"stage{i}"], state[f"stage{i}"]
-            x, target = (_map(mask_out(context, lookup(context, paths[i]))) for paths in (students, teachers))
+            x, target = (mask_feature(context, _map(lookup(context, paths[i]))) for paths in (students, teachers))
             x, project = layers.connector(own["project"], old["project"], x, context, train=train)
             if deeper is not None:
                 deeper = _nearest(deeper, x.shape[1:3])
                 attention = jax.nn.sigmoid(layers.dense(own["attention"], jnp.concatenate([x, deeper], axis=-1)))
                 x = x * attention[..., :1] + deeper * attention[..., 1:]
-            deeper = x = _nearest(x, target.shape[1:3])
+            deeper = x = mask_tokens(context, _nearest(mask_tokens(context, x), target.shape[1:3]))
             norm, y = own["output"]["norm"], layers.conv(own["output"], x)
+            mask = feature_mask(context, y.shape)
             y, output = layers.batch_norm(norm, old["output"], y, mask=mask, axis_name=context.axis_name, train=train)
-            values |= {fused[i]: y, targets[i]: target}
+            values |= {fused[i]: mask_tokens(context, y), targets[i]: target}
             new[f"stage{i}"] = {"project": project, "output": output}
         return replace(context, values), new
 
@@ -112,6 +116,8 @@ def review(
 
 
 def _contexts(students: Sequence[Array], teachers: Sequence[Array], *, where: Array | None = None) -> Array:
+    if where is not None:
+        where = jnp.any(where, axis=tuple(range(1, where.ndim)))  # masked positions are 0 in both maps
     pairs = zip(students, teachers, strict=True)
     return sum((losses.hierarchical_context(s, t, where=where) for s, t in pairs), start=jnp.zeros(()))
 

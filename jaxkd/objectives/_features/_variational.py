@@ -10,8 +10,10 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core.batches import lookup
-from jaxkd.objectives._compose import mask_out, replace, term
+from jaxkd.objectives._checks import sizes
+from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
+from jaxkd.objectives._tokens import mask_feature, tokens_as_rows
 from jaxkd.objectives.layers import dense, dense_init, pool_to_match
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
@@ -51,6 +53,8 @@ def variational(
     >>> params["mean"]["first"]["kernel"].shape, params["raw_variance"].shape
     ((16, 32), (32,))
     """
+    if hidden_size is not None:
+        sizes("variational", hidden_size=hidden_size)
     loss = term(losses.gaussian_nll, student, teacher, "batch/variance", weight=weight)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
@@ -64,11 +68,12 @@ def variational(
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        feature, target = (mask_out(context, lookup(context, path)) for path in (student, teacher))
+        feature, target = (mask_feature(context, lookup(context, path)) for path in (student, teacher))
         feature, target = pool_to_match("variational", feature, target)
         for name in _LAYERS:
             feature = dense(params["mean"][name], feature if name == _LAYERS[0] else jax.nn.relu(feature))
         variance = jax.nn.softplus(params["raw_variance"]) + _FLOOR
-        return replace(context, {student: feature, teacher: target, "batch/variance": variance}), state
+        context = replace(context, {student: feature, teacher: target, "batch/variance": variance})
+        return tokens_as_rows(context, student, teacher), state
 
     return with_projection(init, change, loss)

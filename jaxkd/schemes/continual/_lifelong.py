@@ -12,7 +12,7 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd._core.tasks import Tasks, TaskSteps, check_tasks, last_step, task_at, task_lengths, task_starts
-from jaxkd._core.train_state import strongly_typed
+from jaxkd._core.train_state import optimizer_of_objective, strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, old_class_kd, per_task_softmax, task_cross_entropy
@@ -164,7 +164,7 @@ def lifelong(
         def anew() -> tuple[Variables, PyTree]:
             made = {
                 STUDENT: optimizer.init(state.student.params),
-                OBJECTIVE: (objective_optimizer or optimizer).init(state.objective.params),
+                OBJECTIVE: optimizer_of_objective(optimizer, objective_optimizer).init(state.objective.params),
             }
             return state.student, {**state.opt_state, **strongly_typed(made)}
 

@@ -11,7 +11,7 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd import teachers
-from jaxkd._core import batches, train_state
+from jaxkd._core import train_state
 from jaxkd._core.tasks import (
     Tasks,
     TaskSteps,
@@ -23,7 +23,7 @@ from jaxkd._core.tasks import (
     task_lengths,
     task_starts,
 )
-from jaxkd._core.train_state import strongly_typed
+from jaxkd._core.train_state import optimizer_of_objective, strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
@@ -158,7 +158,10 @@ def retrospection(
     def begun(state: TrainState, batch: Batch) -> TrainState:
         def anew() -> tuple[PyTree, PyTree]:
             fresh = alone.init(_expert_key(state.key, task_at(starts, state.step)), batch)
-            own = {STUDENT: optimizer.init(state.student.params), OBJECTIVE: optimizer.init(state.objective.params)}
+            own = {
+                STUDENT: optimizer.init(state.student.params),
+                OBJECTIVE: optimizer_of_objective(optimizer, None).init(state.objective.params),
+            }
             return {OLD: state.student, EXPERT: fresh.student}, {**strongly_typed(own), EXPERT: fresh.opt_state}
 
         return begin_task(starts, state, anew)
@@ -178,10 +181,10 @@ def retrospection(
         return state._replace(teacher=teacher, opt_state=opt_state, step=new.step), {"loss": metrics["loss"], **named}
 
     def _new_only(batch: Batch, task: Array) -> Batch:
-        label, mask = batch["label"], batches.example_mask(batch)
+        label, mask = batch["label"], batch.get("mask")
         classes = jax.ShapeDtypeStruct((1, 1 + max(max(group) for group in tasks)), jnp.float32)
         new = is_new(class_table(tasks, classes), task, label)
-        return {**batch, "mask": new if mask is None else mask & new}
+        return {**batch, "mask": new if mask is None else mask & jnp.expand_dims(new, tuple(range(1, mask.ndim)))}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         state = begun(state, batch)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd._core.checks import same_shape
+from jaxkd._core.train_state import optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.losses import min_logits
 from jaxkd.metrics import per_student
@@ -99,7 +100,8 @@ def collaborative(
         own=combine(**{name: select(own, student=name) for name in names}),
         taught=combine(**{name: select(taught, student=name, teacher=_ENSEMBLE) for name in names}),
     )
-    nested = per_model(per_model(objective_optimizer or optimizer))  # one state for each objective of each student
+    alone = optimizer_of_objective(optimizer, objective_optimizer)
+    nested = per_model(per_model(alone))  # one state for each objective of each student
     return distill(
         model,
         none(),

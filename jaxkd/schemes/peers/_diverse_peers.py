@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import optax
 
+from jaxkd._core.train_state import optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.metrics import per_student
 from jaxkd.objectives import peer_attention
@@ -95,7 +96,7 @@ def diverse_peers(
             hold=hold,
         ),
         optimizer=per_model({_PEERS: per_model(optimizer), _LEADER: optimizer}),
-        objective_optimizer=objective_optimizer or optimizer,
+        objective_optimizer=optimizer_of_objective(optimizer, objective_optimizer),
         metrics=metrics,
         train_metrics=train_metrics,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from jaxkd._core.train_state import optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.metrics import per_student
 from jaxkd.objectives import combine, select
@@ -80,7 +81,7 @@ def mutual(
     terms = {"own": combine(**{name: select(own, student=name) for name in names})}
     if len(names) > 1:
         terms["mutual"] = combine(**{name: _from_others(mutual, name, names) for name in names})
-    alone = per_model(objective_optimizer or optimizer)
+    alone = per_model(optimizer_of_objective(optimizer, objective_optimizer))
     return distill(
         model,
         teacher or none(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optax
 
 from jaxkd import metrics as metrics_lib
+from jaxkd._core.train_state import optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.objectives import combine, select
 from jaxkd.teachers import none
@@ -25,8 +26,8 @@ def online(
     optimizer: optax.GradientTransformation,
     teacher_optimizer: optax.GradientTransformation | None = None,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """One-way online distillation: both networks train in the same step.
 
@@ -80,13 +81,17 @@ def online(
         none(),
         combine(**both),
         optimizer=per_model(optimizers),
-        objective_optimizer=per_model(objective_optimizer or optimizers),
+        objective_optimizer=per_model(
+            {name: optimizer_of_objective(one, objective_optimizer) for name, one in optimizers.items()}
+        ),
         metrics=_offline(metrics),
         train_metrics=None if train_metrics is None else _offline(train_metrics),
     )
 
 
-def _offline(metrics: Callable[[Context], Metrics]) -> Callable[[Context], Metrics]:
+def _offline(
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]],
+) -> Callable[[Context], Metrics]:
     """Adapts `metrics` to the joint model: splits its outputs by network."""
 
     def adapted(context: Context) -> Metrics:
@@ -94,6 +99,7 @@ def _offline(metrics: Callable[[Context], Metrics]) -> Callable[[Context], Metri
             prefix = f"{name}/"
             return {path[len(prefix) :]: x for path, x in context.student.items() if path.startswith(prefix)}
 
-        return metrics(context._replace(student=outputs_of(_STUDENT), teacher=outputs_of(_TEACHER)))
+        given = context._replace(student=outputs_of(_STUDENT), teacher=outputs_of(_TEACHER))
+        return metrics_lib.report(metrics, given)
 
     return adapted

@@ -11,6 +11,7 @@ import optax
 from jaxkd import metrics as metrics_lib
 from jaxkd import teachers, wrappers
 from jaxkd._core import axes
+from jaxkd._core.model_calls import model_batch
 from jaxkd.distillers import distill
 from jaxkd.schemes.phases._sequential import Phase, inherit, sequential
 from jaxkd.types import Array, Batch, Context, Distiller, Metrics, Model, Objective, Teacher, TrainState
@@ -104,7 +105,7 @@ def born_again(
             variables = wrappers.get_member(state.student, str(k))
 
             def logits_of(variables: object = variables) -> Array:
-                return model.apply(variables, {**batch, "step": state.step}, key=None, train=False)[0]["logits"]
+                return model.apply(variables, model_batch(batch, state.step), key=None, train=False)[0]["logits"]
 
             shape = jax.eval_shape(logits_of)
             one = jax.lax.cond(k <= count, logits_of, lambda shape=shape: jnp.zeros(shape.shape, shape.dtype))

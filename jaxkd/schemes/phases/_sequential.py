@@ -75,6 +75,7 @@ def sequential(**phases: Phase) -> Distiller:
     starts = starts_of([phase.steps for phase in phases.values()], "sequential, phase")[: len(phases)]
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
         made = {name: phase.kd.init(_own_key(key, i), batch) for i, (name, phase) in enumerate(phases.items())}
         for i, name in enumerate(names):
             _check_begin(name, phases[name], made[name], {earlier: made[earlier] for earlier in names[:i]})

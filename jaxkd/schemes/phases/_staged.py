@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core.train_state import strongly_typed
+from jaxkd._core.train_state import optimizer_of_objective, strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.schemes.phases._switch import starts_of, switch
 from jaxkd.types import (
@@ -124,7 +124,8 @@ def staged(
     ]
 
     def optimizers(i: int, params: Mapping[str, PyTree]) -> PyTree:
-        chosen = {STUDENT: stages[i].optimizer, OBJECTIVE: stages[i].objective_optimizer or stages[i].optimizer}
+        one = stages[i]
+        chosen = {STUDENT: one.optimizer, OBJECTIVE: optimizer_of_objective(one.optimizer, one.objective_optimizer)}
         return strongly_typed({label: chosen[label].init(params[label]) for label in (STUDENT, OBJECTIVE)})
 
     def init(key: Array, batch: Batch) -> TrainState:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd.metrics import widened
 from jaxkd.types import Array, Batch, Mean, Metrics, TrainState
 
 Branch = Callable[[TrainState, Batch], tuple[Any, Metrics]]
@@ -33,16 +34,18 @@ def switch(
 
 def select(index: Array, state: TrainState, batch: Batch, branches: Sequence[Branch]) -> tuple[Any, Metrics]:
     """Runs the branch of the index; metrics of the others have a count of 0."""
-    # `jax.lax.switch` needs results of one structure, so each branch adds the metrics that only others report.
+    # `jax.lax.switch` needs results of one structure, so each branch adds the metrics that only others report, and
+    # totals get as many parts as the longest.
     shapes: dict[str, Any] = {}
     for branch in branches:
-        shapes |= jax.eval_shape(branch, state, batch)[1]
+        for name, metric in jax.eval_shape(branch, state, batch)[1].items():
+            shapes[name] = jax.eval_shape(widened, metric, shapes.get(name, metric))
 
     def with_all_metrics(branch: Branch) -> Branch:
         def run(state: TrainState, batch: Batch) -> tuple[Any, Metrics]:
             result, metrics = branch(state, batch)
-            absent = {name: Mean(*(jnp.zeros(x.shape, x.dtype) for x in mean)) for name, mean in shapes.items()}
-            return result, {**absent, **metrics}
+            absent = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return result, {**absent, **{name: widened(metric, shapes[name]) for name, metric in metrics.items()}}
 
         return run
 

@@ -10,6 +10,7 @@ import optax
 
 from jaxkd._core import axes, batches
 from jaxkd._core.axes import average_over_devices
+from jaxkd._core.model_calls import model_batch
 from jaxkd._core.train_state import strongly_typed
 from jaxkd.schemes.synthesis import _contract, _terms
 from jaxkd.schemes.synthesis._contract import IMAGE, LABEL, NOISE, STATISTICS, Synthesis
@@ -93,7 +94,7 @@ def dafl(
             own = _contract.device_key(key, axis_name)
             outputs, new = generator.apply(Variables(params, old.state), batch, key=own, train=True)
             image = _contract.image_of(outputs)
-            teacher_outputs = teacher.apply(teacher_state, {**batch, IMAGE: image, "step": step}, key=None)
+            teacher_outputs = teacher.apply(teacher_state, model_batch({**batch, IMAGE: image}, step), key=None)
             logits = _contract.output_of("dafl", teacher_outputs, "logits")
             label = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             values = {

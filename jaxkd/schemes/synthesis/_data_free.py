@@ -73,6 +73,7 @@ def data_free(kd: Distiller, synthesis: Synthesis) -> Distiller:
         return entries
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.batch("init, batch", batch)
         shapes = jax.tree.map(train_state.shape_of, dict(batch))
         whole = {**shapes, **synthesized(shapes)}
         state = kd.init(key, whole)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd._core import axes, batches
+from jaxkd._core.model_calls import model_batch
 from jaxkd._core.train_state import strongly_typed
 from jaxkd.schemes.synthesis import _contract, _rounds, _terms
 from jaxkd.schemes.synthesis._contract import IMAGE, LABEL, STATISTICS, Synthesis
@@ -134,7 +135,7 @@ def inversion(
             if jitter:
                 offset = jax.random.randint(jitter_key, (2,), -jitter, jitter + 1)
                 x = jnp.roll(x, offset, axis=(1, 2))
-            inputs = {**batch, IMAGE: x, LABEL: own_labels, "step": step}
+            inputs = model_batch({**batch, IMAGE: x, LABEL: own_labels}, step)
             teacher_outputs = teacher.apply(teacher_state, inputs, key=None)
             logits = _contract.output_of("inversion", teacher_outputs, "logits")
             values = {

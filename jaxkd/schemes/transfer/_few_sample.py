@@ -12,7 +12,8 @@ import numpy as np
 from jaxkd import adapters
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
-from jaxkd._core.train_state import shape_of, strongly_typed
+from jaxkd._core.model_calls import model_batch
+from jaxkd._core.train_state import params_of, shape_of, strongly_typed
 from jaxkd._core.tree_paths import by_path
 from jaxkd.distillers import step_keys, teacher_outputs
 from jaxkd.metrics import join
@@ -111,17 +112,22 @@ def few_sample(
     >>> bool(jnp.allclose(state.student.params["kernel"], state.teacher.params["kernel"], atol=1e-5))
     True
     """
+    checks.contract("few_sample, student", student, Model)
+    checks.contract("few_sample, teacher", teacher, Teacher)
     layers = dict(layers)
     _check(layers, steps, ridge)
     initial = None if variables is None else adapters.variables(variables)
     init_student = jax.jit(lambda key, batch: strongly_typed(student.init(key, batch)))
 
     def outputs_of(state: TrainState, batch: Batch, key: Array | None) -> tuple[Outputs, Outputs]:
+        checks.state("few_sample, state", state)
+        checks.batch("few_sample, batch", batch)
         taught = teacher_outputs(teacher, state, batch, key)
-        entries = {**batch, "step": state.step, "teacher": taught}
-        return student.apply(state.student, entries, key=None, train=False)[0], taught
+        return student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)[0], taught
 
     def init(key: Array, batch: Batch) -> TrainState:
+        checks.key("init, key", key)
+        checks.batch("init, batch", batch)
         run_key, student_key, teacher_key = jax.random.split(key, 3)
         shapes = jax.tree.map(shape_of, dict(batch))
         if initial is None:
@@ -138,12 +144,11 @@ def few_sample(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         axis_name = axes.mapped_axis()
         outputs = outputs_of(state, batch, step_keys(state, axis_name)[1])
-        mask = batches.example_mask(batch)
         last = (state.step + 1) % steps == 0
 
         def fit_of(name: str) -> Callable[..., Any]:
             def fit(params: PyTree, sums: Any) -> tuple[PyTree, Any]:
-                own = _add(sums[name], layers[name], outputs, mask, axis_name)
+                own = _add(sums[name], layers[name], outputs, batch, axis_name)
                 params = jax.lax.cond(last, lambda p: _fold(p, layers[name], own, ridge), lambda p: p, params)
                 return params, {**sums, name: own}
 
@@ -153,7 +158,7 @@ def few_sample(
         branches = [*map(fit_of, layers), lambda params, sums: (params, sums)]
         params, sums = jax.lax.switch(at, branches, state.student.params, state.objective.state)
         fitted = state.student._replace(params=params)
-        reported = metrics_lib.psum(residuals(outputs, mask), axis_name)
+        reported = metrics_lib.psum(residuals(outputs, batch), axis_name)
         number = Mean(jnp.minimum(at, len(layers) - 1).astype(jnp.float32), jnp.float32(1))
         return state._replace(
             student=fitted,
@@ -165,12 +170,14 @@ def few_sample(
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         axis_name = axes.mapped_axis()
         outputs = outputs_of(state, batch, None)
-        extra = metrics(Context(*outputs, batch, state.step, axis_name))
-        return metrics_lib.psum(join(residuals(outputs, batches.example_mask(batch)), extra), axis_name)
+        params = state.student.params, params_of(state.teacher)
+        extra = metrics(Context(*outputs, batch, state.step, axis_name, *params))
+        return metrics_lib.psum(join(residuals(outputs, batch), extra), axis_name)
 
-    def residuals(outputs: tuple[Outputs, Outputs], mask: Array | None) -> Metrics:
+    def residuals(outputs: tuple[Outputs, Outputs], batch: Batch) -> Metrics:
+        mask = batches.example_mask(batch)
         pairs = {name: _features(layer, *outputs) for name, layer in layers.items()}
-        squares = {name: jnp.mean((x - y) ** 2, axis=tuple(range(1, x.ndim))) for name, (x, y) in pairs.items()}
+        squares = {name: _mean_square(x - y, batch) for name, (x, y) in pairs.items()}
         named = {f"residual/{name}": metrics_lib.from_values(square, mask) for name, square in squares.items()}
         return {"loss": metrics_lib.from_values(sum(squares.values(), jnp.zeros(())), mask), **named}
 
@@ -186,11 +193,27 @@ def _features(layer: FewSampleLayer, student: Outputs, teacher: Outputs) -> tupl
     return x, y
 
 
+def _mask(batch: Batch, feature: Array) -> Array | None:
+    """Returns the mask of a feature's positions or tokens, ``[batch, ..., 1]``."""
+    mask = batches.mask_of_shape(Context({}, {}, batch, 0), feature.shape[:-1])
+    return None if mask is None else mask[..., None]
+
+
+def _mean_square(error: Array, batch: Batch) -> Array:
+    """Mean square of each example's unmasked positions ``[batch]``, over the channels too."""
+    axes = tuple(range(1, error.ndim))
+    mask = _mask(batch, error)
+    if mask is None:
+        return jnp.mean(error**2, axis=axes)
+    mask = jnp.broadcast_to(mask, error.shape)
+    return jnp.sum(jnp.where(mask, error**2, 0), axis=axes) / jnp.maximum(jnp.sum(mask, axis=axes), 1)
+
+
 def _add(
     sums: dict[str, Array],
     layer: FewSampleLayer,
     outputs: tuple[Outputs, Outputs],
-    mask: Array | None,
+    batch: Batch,
     axis_name: str | None,
 ) -> dict[str, Array]:
     """Returns the sums after one more batch, over all devices."""
@@ -198,8 +221,8 @@ def _add(
     r = y - x
     if layer.affine:
         x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
-    if mask is not None:
-        where = jnp.expand_dims(mask, tuple(range(1, x.ndim)))
+    where = _mask(batch, x)
+    if where is not None:
         x, r = jnp.where(where, x, 0), jnp.where(where, r, 0)
     x, r = x.reshape(-1, x.shape[-1]), r.reshape(-1, r.shape[-1])
     new = {"xx": _product(x.T, x), "xr": _product(x.T, r)}

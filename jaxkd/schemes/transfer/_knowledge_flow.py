@@ -10,9 +10,23 @@ import jax.numpy as jnp
 import optax
 
 from jaxkd import metrics as metrics_lib
+from jaxkd._core import batches
+from jaxkd._core.model_calls import model_batch
 from jaxkd.distillers import distill
 from jaxkd.objectives import term
-from jaxkd.types import Array, Batch, Context, Distiller, Mean, Metrics, Model, Objective, Schedule, Teacher, Variables
+from jaxkd.types import (
+    TAUGHT,
+    Array,
+    Batch,
+    Context,
+    Distiller,
+    Metrics,
+    Model,
+    Objective,
+    Schedule,
+    Teacher,
+    Variables,
+)
 
 
 def dependence_loss(*, weight: float | Array | Schedule) -> Objective:
@@ -45,7 +59,7 @@ def report_dependence(context: Context) -> Metrics:
     >>> report_dependence(Context({"dependence": jnp.full(2, 0.25), "logits": jnp.ones((2, 3))}, {}, {}, 0))
     {'dependence': Mean(sum=Array(0.5, dtype=float32), count=Array(2., dtype=float32))}
     """
-    mask = context.batch.get("mask")
+    mask = batches.example_mask(context.batch)
     return {
         name: metrics_lib.from_values(value, mask)
         for name, value in context.student.items()
@@ -53,7 +67,7 @@ def report_dependence(context: Context) -> Metrics:
     }
 
 
-def _both(context: Context) -> dict[str, Mean]:
+def _both(context: Context) -> Metrics:
     return {**metrics_lib.classification(context), **report_dependence(context)}
 
 
@@ -116,7 +130,7 @@ def knowledge_flow(
 
     def init(key: Array, batch: Batch) -> Variables:
         def teacher_outputs(key: Array, batch: Batch) -> Any:
-            return teacher.apply(teacher.init(key, batch, None), {**batch, "step": jnp.int32(0)}, key=key)
+            return teacher.apply(teacher.init(key, batch, None), model_batch(batch, jnp.int32(0)), key=key)
 
         # The maps of the flow need the shapes of the teacher's outputs, before any student exists.
         try:
@@ -128,7 +142,7 @@ def knowledge_flow(
             )
             raise
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(shapes))
-        return student.init(key, {**batch, "teacher": zeros})
+        return student.init(key, {**batch, TAUGHT: zeros})
 
     return distill(
         Model(init, student.apply),

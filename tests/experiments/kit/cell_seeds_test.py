@@ -193,14 +193,14 @@ def test_steps_of_stages_and_banks_with_views_of_their_own(cell, place):
 
 def test_every_seed_has_its_own_order_and_views(place):
     train = cells.training_set(place)[0]
-    loader = inputs.Seeds([inputs.training(train, place.protocol, 0)], [4, 9])
+    loader = inputs.Seeds([data.Resident(train, BATCH, 0)], [4, 9])
     gather = jax.jit(loader.gather)
     seen = jax.vmap(lambda seed, batch: cells.views(seed, place)(batch))
     for step in (0, 2, 4):
         batch = gather(loader.arrays, step)
         views = seen(np.array([4, 9]), batch)
         for i, seed in enumerate((4, 9)):
-            alone = inputs.training(train, place.protocol, seed)
+            alone = data.Resident(train, BATCH, seed)
             expected = alone.gather(alone.arrays, step)
             tiny.assert_equal({name: value[i] for name, value in batch.items()}, dict(expected))
             np.testing.assert_array_equal(views["image"][i], cells.views(seed, place)(expected)["image"])
@@ -209,7 +209,7 @@ def test_every_seed_has_its_own_order_and_views(place):
 
 def test_a_wrapped_input_gets_the_seeds_too(place):
     """As one with cached outputs, whose ``gather`` takes the options of the input that it wraps."""
-    inner = inputs.training(cells.training_set(place)[0], place.protocol, 0)
+    inner = data.Resident(cells.training_set(place)[0], BATCH, 0)
     wrapped = types.SimpleNamespace(
         arrays=inner.arrays,
         batch_size=inner.batch_size,

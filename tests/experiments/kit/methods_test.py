@@ -137,7 +137,7 @@ def test_every_row_is_defined_for_every_published_pair(teacher, student):
     }
     assert own.keys() == set(METHODS)
     for name, method in methods.METHODS.items():
-        if methods.undefined(name, teacher, student, problem.PROBLEM) is None:
+        if methods.defined(name, teacher, student, problem.PROBLEM):
             assert traced(method.objective(of), name, of) == {"ce"} | own[name], name
             if method.initial is not None:
                 assert traced(method.initial_objective(of), name, of) == initial[name], name
@@ -151,11 +151,11 @@ def test_fsp_alone_is_undefined_and_only_for_pairs_without_a_published_number():
         (pair, name)
         for pair in published.PAIRS
         for name in METHODS
-        if methods.undefined(name, *pair.split(":"), problem.PROBLEM)
+        if not methods.defined(name, *pair.split(":"), problem.PROBLEM)
     }
     assert undefined == {(pair, "fsp") for pair in published.PAIRS if published.value(pair, "fsp") is None}
     assert len(undefined) == 7
-    assert {name for name in METHODS if methods.undefined(name, "vgg13", "resnet8", problem.PROBLEM)} == {
+    assert {name for name in METHODS if not methods.defined(name, "vgg13", "resnet8", problem.PROBLEM)} == {
         "at", "vid", "ab", "fsp", "nst", "ofd", "review"
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 
 import jaxkd
 from experiments.cifar100 import config, problem, published
-from experiments.kit import command, inputs, measures, methods, plan, plots, recipe, report, statistics, taps
+from experiments.kit import inputs, measures, methods, plots, recipe, report, statistics, taps
 from experiments.kit import training as kit_training
 from tests.experiments import cifar100_tiny as tiny
 
@@ -262,9 +262,7 @@ def test_a_row_of_no_seeds_is_refused():
         config.seeds(config.Config(seeds=0))
 
 
-@pytest.mark.parametrize(
-    "module", [command, measures, methods, plan, plots, published, report, statistics, taps, kit_training]
-)
+@pytest.mark.parametrize("module", [measures, methods, plots, published, report, statistics, taps, kit_training])
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted > 0

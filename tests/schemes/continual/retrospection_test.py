@@ -159,6 +159,16 @@ def test_network_that_does_not_train_is_unchanged():
     assert (experts[0] != experts[1]).any()
 
 
+def test_expert_trains_on_examples_with_any_unmasked_token():
+    kd, mask = scheme(), np.arange(4) % 2 == 0
+    state, _ = run(kd, 2, give=give)  # an expert's step is next
+    given = give(2)
+    examples = np.arange(len(given["label"])) % 3 > 0
+    want, _ = jitted(kd.step)(state, {**given, "mask": examples})
+    found, _ = jitted(kd.step)(state, {**given, "mask": examples[:, None] & mask})
+    tiny.assert_equal(found.teacher, want.teacher)
+
+
 def test_one_task_equals_plain_training():
     kd = retrospection(
         student, expert, tasks=[range(6)], steps=[4], expert_steps=1, optimizer=SGD, softmax=continual.joint_softmax

@@ -243,6 +243,20 @@ def test_extreme_inputs_stay_finite():
     tiny.assert_equal(run(WHOLE, empty)[0].student, COMPRESSED)
 
 
+def test_masked_tokens_equal_dropped_tokens():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(3, 4, 2)).astype(np.float32), rng.normal(size=(2, 2)).astype(np.float32)
+    mask = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 1]], bool)
+    model = adapters.plain(lambda key, x: {"kernel": jnp.eye(2)}, lambda w, x: {"logits": x @ w["kernel"]}, inputs="x")
+    teacher = teachers.frozen(model, jaxkd.Variables({"kernel": kernel}))
+    kd = few_sample(model, teacher, {"only": FewSampleLayer("logits", "logits", "kernel")})
+    state, found = run(kd, [{"x": np.where(mask[..., None], x, np.nan), "mask": mask}])
+    expected, wanted = run(kd, [{"x": x[mask].reshape(3, 2, 2)}])
+    tiny.assert_close(state.student, expected.student, rtol=1e-4)
+    np.testing.assert_allclose(state.student.params["kernel"], kernel, atol=1e-5)
+    assert found[0]["residual/only"] == pytest.approx(wanted[0]["residual/only"], rel=1e-5)
+
+
 def test_masked_examples_equal_dropped_examples():
     """Even if masked values are NaN."""
     masked, dropped = [], []

@@ -10,7 +10,7 @@ import pytest
 import jaxkd
 from jaxkd import adapters, combine, losses, teachers, term
 from jaxkd.schemes import knowledge_flow
-from jaxkd.schemes.transfer import dependence_loss
+from jaxkd.schemes.transfer import dependence_loss, report_dependence
 from jaxkd.wrappers import FlowEdge, extract_student, with_flow
 from tests import tiny
 
@@ -117,3 +117,9 @@ def test_invalid_arguments_raise():
     with pytest.raises(Exception) as error:
         flowing(1.0, teacher=averaged).init(KEY, tiny.batch(8))
     assert "outputs that do not depend on the student" in "".join(error.value.__notes__)
+
+
+def test_report_includes_examples_with_any_unmasked_token():
+    mask = np.array([[True, False], [False, False], [True, True]])
+    given = jaxkd.Context({"dependence": jnp.array([1.0, np.nan, 2.0])}, {}, {"mask": mask}, 0)
+    assert tiny.numbers(report_dependence(given)) == {"dependence": 1.5}

@@ -1,0 +1,63 @@
+"""Metrics of semantic segmentation: `segmentation`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxkd._core import batches, checks
+from jaxkd.metrics._classification import classification, included, is_class
+from jaxkd.metrics._derived import derived, mean_of_present
+from jaxkd.types import Context, Derived, Mean, Metrics
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+
+def segmentation(context: Context) -> Metrics:
+    """Metrics of a semantic segmentation over the labeled, unmasked pixels.
+
+    Args:
+      context: logits ``[batch, height, width, classes]`` of both models, and integer labels ``[batch, height, width]``.
+        A label that is no class, such as 255, is excluded.
+
+    Returns:
+      The metrics of `classification` over pixels; ``mean_iou``, the mean over the classes of intersection over union,
+      without classes that occur neither in the labels nor in the predictions; and ``teacher_mean_iou`` of a teacher
+      with logits of the same shape.
+
+    Raises:
+      ValueError: there are no logits, or no labels for them.
+
+    >>> logits = jax.nn.one_hot(jnp.array([[[0, 1], [1, 1]]]), 3)
+    >>> context = Context({"logits": logits}, {}, {"label": jnp.array([[[0, 0], [1, 255]]])}, step=0)
+    >>> from jaxkd.metrics import compute
+    >>> compute(segmentation(context))["mean_iou"]  # 1/2 for both classes
+    0.5
+    """
+    logits, label = batches.lookup(context, "student/logits"), batches.lookup(context, "batch/label")
+    if not is_class(label, logits) or logits.shape[-1] < 2:
+        raise ValueError(
+            "segmentation: expected logits [batch, height, width, classes] and integer labels [batch, height, width], "
+            f"got {checks.shape(logits)} and {checks.shape(label)}. Resize the logits to the labels."
+        )
+    where = included(context, label.shape, label, logits.shape[-1])
+    found: dict[str, Mean | Derived] = dict(classification(context))
+    found["mean_iou"] = derived(mean_of_present, _iou(logits, label, where))
+    teacher = context.teacher.get("logits")
+    if teacher is not None and teacher.shape == logits.shape:
+        found["teacher_mean_iou"] = derived(mean_of_present, _iou(teacher, label, where))
+    return found
+
+
+def _iou(logits: Array, label: Array, where: Array | None) -> Mean:
+    """Returns each class's intersection and union, in pixels."""
+    classes, predicted = logits.shape[-1], jnp.argmax(logits, axis=-1)
+
+    def pixels(where: Any, index: Array) -> Array:
+        return jax.ops.segment_sum(jnp.ravel(where).astype(jnp.float32), jnp.ravel(index), classes)
+
+    both = pixels(where & (predicted == label), label)
+    return Mean(both, pixels(where, label) + pixels(where, predicted) - both)
