@@ -93,7 +93,7 @@ def expect_present(folder: pathlib.Path) -> None:
 
 
 def read_whole(choose: Callable[[], pathlib.Path], read: Callable[[pathlib.Path], Any]) -> Any:
-    """Reads from a folder, or from the next one if a process removes it meanwhile.
+    """Reads from a folder, and from another one if a process removes it meanwhile.
 
     A run removes old checkpoints while others read them. What was read from a folder is returned only if the folder
     still stands where it was, since it may otherwise have been read when half of it was gone.
@@ -227,7 +227,7 @@ def _text(value: Any, seen: set[int]) -> str:
 
 
 def _is_library(value: Any) -> bool:
-    """Returns whether a name identifies a function or class across versions."""
+    """Returns whether a function or class is known by its name alone."""
     return str(value.__module__).partition(".")[0] in _LIBRARIES
 
 

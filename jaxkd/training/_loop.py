@@ -94,7 +94,7 @@ def fit(
     key or other evaluations is refused, with the differences. The intervals of logs and checkpoints, ``keep``,
     ``chunk`` and the placement on devices may change. Where another version of JAX writes the same step differently, a
     warning shows the difference and the run is resumed. Of an input without ``fingerprint()`` that does not lie on the
-    device, only the sizes are compared.
+    device, the sizes are compared, and a warning reports another first batch.
 
     Args:
       kd: distiller from `jaxkd.distill` or a scheme, unplaced or placed by `jaxkd.parallel`.
