@@ -10,9 +10,9 @@ from jaxkd.types import DATA_AXIS, Array, Context, PyTree
 
 
 def data_axis() -> str | None:
-    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; ignores other axes.
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
-    This is for models, which users may call in their own step, under an axis of their own.
+    Other axes are ignored. This is for models, which users may call in their own step, under an axis of their own.
     """
     try:
         jax.lax.axis_size(DATA_AXIS)
@@ -22,7 +22,7 @@ def data_axis() -> str | None:
 
 
 def mapped_axis() -> str | None:
-    """Returns `DATA_AXIS` if the traced code is mapped over it, else None; raises under others.
+    """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
     Raises:
       ValueError: the code is mapped over devices by another axis of `jax.pmap` or `jax.shard_map`. Nothing would be

@@ -45,7 +45,7 @@ def model_batch(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch
 
 
 def refuse_entries(what: str, batch: Batch, names: Iterable[str]) -> None:
-    """Raises if a batch has one of these entries, which its models find to be another value.
+    """Raises if a batch has one of these entries, which mean something else.
 
     >>> refuse_entries("batch", {"image": 1}, ["step"])
     """

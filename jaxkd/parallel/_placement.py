@@ -20,7 +20,7 @@ from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
 
 def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a compiled function: a state that was donated before is a clear error, at no cost otherwise."""
+    """Wraps a compiled function, which then names a state that was donated before."""
 
     @functools.wraps(function)
     def run(state: TrainState, batch: Batch) -> Any:
