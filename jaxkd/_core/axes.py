@@ -14,7 +14,7 @@ from jaxkd.types import DATA_AXIS, Array, Context, PyTree
 def data_axis() -> str | None:
     """Returns `DATA_AXIS` if the traced code is mapped over it, else None.
 
-    This is for models, which users may call in their own step, under an axis of their own.
+    Other axes are ignored. This is for models, which users may call in their own step, under an axis of their own.
     """
     try:
         jax.lax.axis_size(DATA_AXIS)

@@ -95,8 +95,9 @@ def same_shape(name: str, logits: Mapping[str, Any]) -> tuple[int, ...]:
 def contract(what: str, value: Any, form: Any) -> None:
     """Raises unless a value has the functions of a contract, such as `Model`.
 
-    Anything that has them is accepted, except where it is known to be something else: another of the four, or a module
-    of Flax, whose methods ``init`` and ``apply`` have other arguments.
+    The contracts are `Model`, `Teacher`, `Objective` and `Distiller`. Anything that has their functions is accepted,
+    except where it is known to be something else: another of the four, or a module of Flax, whose methods ``init`` and
+    ``apply`` have other arguments.
 
     Raises:
       TypeError: the message tells how one is made.

@@ -41,7 +41,7 @@ def model_batch(batch: Batch, step: Any, taught: Outputs | None = None) -> Batch
 
 
 def refuse_entries(what: str, batch: Batch, names: Iterable[str]) -> None:
-    """Raises if a batch has an entry whose name a step uses for its models.
+    """Raises if a batch has one of these entries, which mean something else.
 
     >>> refuse_entries("batch", {"image": 1}, ["step"])
     """

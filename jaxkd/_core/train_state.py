@@ -1,4 +1,4 @@
-"""Train states: dtypes, shapes, the objective's optimizer, slots of wrappers.
+"""Train states: dtypes, shapes, wrappers' slots, an objective's optimizer.
 
 `take` removes a wrapper's slot from ``opt_state`` before the wrapped distiller runs and `put` adds it afterwards, so
 that any wrapper composes with any distiller. Checkpoints and placements treat a slot like any other part of the
@@ -47,6 +47,8 @@ def shape_of(x: Any) -> jax.ShapeDtypeStruct:
 def params_of(teacher_state: PyTree) -> PyTree:
     """Returns the parameters in a teacher's state, of several members by name.
 
+    A state of another form is returned unmodified.
+
     >>> params_of({"a": Variables({"w": 1}, {"mean": 2})})
     {'a': {'w': 1}}
     """
@@ -58,7 +60,9 @@ def params_of(teacher_state: PyTree) -> PyTree:
 
 
 def starting_from(what: str, variables: Variables, like: Variables) -> Variables:
-    """Copies trained variables in the structure and dtypes of a model's own.
+    """Returns a copy of trained variables, in the structure of a model's own.
+
+    Floating-point arrays of narrower dtypes are widened.
 
     Raises:
       ValueError: they differ in a name or a shape, or a dtype would be narrowed; the message lists the differences.
@@ -125,7 +129,7 @@ def take(state: TrainState, name: str, wrapper: str) -> tuple[TrainState, PyTree
 def optimizer_of_objective(
     optimizer: optax.GradientTransformation, objective_optimizer: optax.GradientTransformation | None
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of an objective's parameters.
+    """Returns the optimizer of an objective's parameters, or else the student's.
 
     The student's optimizer may hold trees, labels or masks that were made for the student's parameters only. The
     ``init`` of the result therefore refuses parameters that it could not train.
@@ -179,11 +183,12 @@ _KEEPS_SIGN = {
 
 
 def _trained(optimizer: optax.GradientTransformation, params: PyTree) -> list[bool]:
-    """Returns whether each parameter's update is a descent along its gradient.
+    """Returns whether the update of each parameter can descend.
 
-    This is read from the traced update, since values do not tell a learning rate that begins with 0 from none.
-    `optax.set_to_zero` and a constant learning rate of 0 leave no dependence. `optax.masked` returns the gradients
-    outside of its mask unmodified; they, even clipped, never meet a factor that can be negative.
+    It depends on its gradient then, and is not the gradient itself. This is read from the traced update, since values
+    do not tell a learning rate that begins with 0 from none. `optax.set_to_zero` and a constant learning rate of 0
+    leave no dependence. `optax.masked` returns the gradients outside of its mask unmodified; they, even clipped, never
+    meet a factor that can be negative.
     """
     shapes = jax.tree.map(shape_of, params)
     size = len(jax.tree.leaves(shapes))

@@ -87,7 +87,10 @@ def count_steps(examples: int, batch_size: int, drop_remainder: bool) -> int:
 
 
 def with_epoch(batch: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
-    """Adds the number of the epoch to a batch, which must not have the entry yet.
+    """Returns a batch with the number of the epoch.
+
+    Raises:
+      ValueError: the examples have such an entry.
 
     >>> with_epoch({"image": 1}, 3)
     {'image': 1, 'epoch': 3}

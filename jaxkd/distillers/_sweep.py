@@ -149,7 +149,7 @@ def select_run(state: TrainState, i: int) -> TrainState:
 
 
 def _labels(values: dict[str, Array]) -> tuple[str, ...]:
-    """Returns a label for each member from its values, or None if they are unknown."""
+    """Returns a label for each member, from its values if these are known."""
     if not values or any(isinstance(x, jax.core.Tracer) for x in values.values()):
         return ()
     members = zip(*(x.tolist() for x in values.values()), strict=True)
@@ -158,7 +158,7 @@ def _labels(values: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _labeled(metrics: Metrics, labels: tuple[str, ...]) -> dict[str, Mean | Derived]:
-    """Returns metrics of one member with the labels under which all are logged."""
+    """Returns metrics of one member that carry the labels of all members."""
 
     def labeled(metric: Mean | Derived) -> Mean | Derived:
         if isinstance(metric, Derived):

@@ -72,7 +72,10 @@ def _part(outputs: Outputs, name: str) -> Outputs:
 
 
 def _params(params: PyTree, name: str) -> PyTree:
-    """Returns the parameters of the part of that name, by default the model's."""
+    """Returns the parameters of the part of that name.
+
+    Views, and a model's own outputs, have those of the model.
+    """
     part, _, rest = name.partition("/")
     if not part or not isinstance(params, Mapping):
         return params

@@ -21,7 +21,7 @@ from jaxkd.types import DATA_AXIS, Array, Batch, Distiller, Metrics, TrainState
 
 
 def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a compiled function refuse, with a clear error, a donated state."""
+    """Wraps a compiled function, which then names a state that was donated before."""
 
     @functools.wraps(function)
     def run(state: TrainState, batch: Batch) -> Any:
