@@ -58,7 +58,7 @@ def term(
       loss: function of arrays that returns one value per example ``[batch]``, or per token ``[batch, tokens]``.
       *paths: paths of its positional arguments, such as ``"student/logits", "teacher/logits"``. A loss of several
         layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
-        "teacher/b")``.
+        "teacher/b")``. A parameter is ``"student_params/head/kernel"``, and a matrix transposed ``"....T"``.
       weight: a number, or an optax schedule of the step.
       where: path of a boolean mask in the shape of the result, in place of the batch's own ``mask``. An example that
         the batch's mask excludes as a whole remains excluded.
