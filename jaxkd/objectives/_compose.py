@@ -31,7 +31,7 @@ def replace(context: Context, values: Mapping[str, Any]) -> Context:
 
 
 def mask_out(context: Context, x: Array) -> Array:
-    """Sets masked examples of an array ``[batch, ...]``, or its masked tokens, to zero.
+    """Sets masked examples or tokens of an array ``[batch, ...]`` to zero.
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
     """
@@ -107,7 +107,9 @@ def term(
         shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
         if shares is not None:
             counted = shares != 0
-            mask = counted if mask is None else mask & batches.broadcast(counted, mask.shape)
+            mask = (
+                counted if mask is None else mask & counted.reshape(*counted.shape, *(1,) * (mask.ndim - counted.ndim))
+            )
         if mask is None:
             return loss(*arguments, **options), None, None
         if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
@@ -132,7 +134,7 @@ def term(
 def _mask(
     context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
 ) -> Array | None:
-    """Returns the mask of a loss: in the shape of its result, or over the tokens of its arguments."""
+    """Returns the mask of a loss, over its values or the tokens of its arguments."""
     examples = batches.example_mask(context.batch)
     if where is None:
         if examples is None:

@@ -20,7 +20,6 @@ from jaxkd.types import (
     Batch,
     Context,
     Distiller,
-    Mean,
     Metrics,
     Model,
     Objective,
@@ -68,7 +67,7 @@ def report_dependence(context: Context) -> Metrics:
     }
 
 
-def _both(context: Context) -> dict[str, Mean]:
+def _both(context: Context) -> Metrics:
     return {**metrics_lib.classification(context), **report_dependence(context)}
 
 
