@@ -194,13 +194,13 @@ def _features(layer: FewSampleLayer, student: Outputs, teacher: Outputs) -> tupl
 
 
 def _mask(batch: Batch, feature: Array) -> Array | None:
-    """Returns the batch's mask of the positions or tokens of a feature, ``[batch, ..., 1]``."""
+    """Returns the mask of a feature's positions or tokens, ``[batch, ..., 1]``."""
     mask = batches.mask_of_shape(Context({}, {}, batch, 0), feature.shape[:-1])
     return None if mask is None else mask[..., None]
 
 
 def _mean_square(error: Array, batch: Batch) -> Array:
-    """Mean square of each example's unmasked positions ``[batch]``, over the channels too."""
+    """Mean square over each example's unmasked positions and channels ``[batch]``."""
     axes = tuple(range(1, error.ndim))
     mask = _mask(batch, error)
     if mask is None:
