@@ -74,7 +74,7 @@ def example_mask(batch: Mapping[str, Any]) -> Array | None:
 
 
 def count_examples(batch: Mapping[str, Any]) -> Array | int:
-    """Returns the number of examples that the mask includes, all without one.
+    """Returns the number of examples that the batch's mask includes.
 
     >>> int(count_examples({"mask": jnp.array([True, False])})), count_examples({"label": jnp.zeros(3)})
     (1, 3)
@@ -84,9 +84,10 @@ def count_examples(batch: Mapping[str, Any]) -> Array | int:
 
 
 def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
-    """Returns a batch whose ``mask`` also excludes examples.
+    """Returns a batch whose ``mask`` also excludes some examples.
 
-    A mask that the batch has, over examples or over their tokens, is kept beside it.
+    They are those that the ``[batch]`` array does not include. A mask that the batch has, over examples or over their
+    tokens, is kept beside it.
 
     >>> exclude({"mask": jnp.array([[True, False], [True, True]])}, jnp.array([True, False]))["mask"].tolist()
     [[True, False], [False, False]]
@@ -98,7 +99,7 @@ def exclude(batch: Mapping[str, Any], included: Any) -> dict[str, Any]:
 
 
 def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask broadcast to a shape ``[batch, ...]``, or None.
+    """Returns the batch's mask broadcast to a shape, or None without one.
 
     A mask over tokens applies to arrays ``[batch, tokens, ...]`` of the same tokens, and to arrays whose rows are the
     tokens of all examples, ``[batch · tokens, ...]``. For any other array, such as a pooled feature ``[batch,
@@ -126,9 +127,10 @@ def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
 
 
 def broadcast(mask: Array, shape: tuple[int, ...]) -> Array | None:
-    """Broadcasts a mask or weights to a shape that begins with theirs, else None.
+    """Returns a mask or weights broadcast to a shape, or None if they do not fit.
 
-    The shape may also begin with the number of their entries: rows that are the tokens of all examples.
+    The shape begins with their own. It may also begin with the number of their entries: rows that are the tokens of all
+    examples.
     """
     if mask.shape != tuple(shape[: mask.ndim]):
         if tuple(shape[:1]) != (mask.size,):

@@ -144,7 +144,14 @@ def batch(what: str, value: Any) -> None:
             f"{what}: expected a dict of arrays by name, such as {{'image': images, 'label': labels}}, got "
             f"{kind(value)}."
         )
-    if wrong := {name: kind(x) for name, x in value.items() if isinstance(x, (list, tuple, str, bytes)) or x is None}:
+    wrong = {
+        name: kind(x)
+        for name, x in value.items()
+        if x is None
+        or isinstance(x, (str, bytes))
+        or (isinstance(x, (list, tuple)) and not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)))
+    }
+    if wrong:
         raise TypeError(f"{what}: expected arrays, got {wrong}. Convert them, for instance with numpy.asarray.")
 
 

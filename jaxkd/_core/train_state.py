@@ -215,7 +215,7 @@ def _reads(jaxpr: Any, given: Sequence[int], width: int) -> list[int]:
         return functools.reduce(operator.or_, sets, 0)
 
     def turns(factor: Any) -> bool:
-        """Returns whether a factor can be negative and is not derived from gradients."""
+        """Returns whether a factor can be negative, and is not computed from gradients."""
         return bool(np.any(factor.val < 0)) if hasattr(factor, "val") else not bits(factor) & inputs >> 1
 
     for eqn in jaxpr.eqns:

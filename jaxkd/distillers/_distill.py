@@ -230,7 +230,7 @@ def step_keys(state: TrainState, axis_name: str | None) -> tuple[Array, Array, A
 
 
 def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
-    """Returns the integer vectors and masks of a batch whose values are known."""
+    """Returns integer vectors and masks whose values are known, to check indices."""
     return {
         name: np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
         for name, x in batch.items()
@@ -242,18 +242,18 @@ def _known_entries(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _total(out: ObjectiveOut, context: Context) -> Mean | Derived:
-    """Returns the total as a metric: the sum of the weighted terms.
+    """Returns the sum of the weighted terms as a metric.
 
-    Merged over any batches, it is therefore the sum of what the terms report, times their weights. On a mapped axis, a
-    term is this device's share, and the mean of the shares is the global one. Its sum is therefore the share times the
-    mean count over the devices, which differs from this device's count where devices hold different numbers of
-    unmasked values.
+    Each has the count of its own metric. Merged over any batches, the total is therefore the sum of what the terms
+    report, times their weights. On a mapped axis, a term is this device's share, and the mean of the shares is the
+    global one. Its sum is therefore the share times the mean count over the devices, which differs from this device's
+    count where devices hold different numbers of unmasked values.
     """
     values, counts = [], []
     for name, value in (out.terms or {"": out.value}).items():
         values.append(value.astype(jnp.promote_types(value.dtype, jnp.float32)))
         # An objective without a metric of its own value is a mean over the examples.
-        count = out.metrics[name][1] if name in out.metrics else batches.count_examples(context.batch)
+        count = out.metrics[name].count if name in out.metrics else batches.count_examples(context.batch)
         counts.append(jnp.asarray(count, values[-1].dtype))
     shared = counts
     if context.axis_name is not None:

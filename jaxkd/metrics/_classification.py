@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
-def classification(context: Context) -> Metrics:
+def classification(context: Context) -> dict[str, Mean]:
     """Metrics of a distilled classifier, as far as they have a meaning.
 
     Args:
@@ -40,7 +40,8 @@ def classification(context: Context) -> Metrics:
     if logits is None or logits.ndim < 2 or logits.shape[-1] < 2:
         return {}
     label = label if label is not None and is_class(label, logits) else None
-    where = included(context, logits.shape[:-1], label, logits.shape[-1])
+    classes = logits.shape[-1]
+    where = batches.mask_of_shape(context, logits.shape[:-1]) if label is None else included(context, label, classes)
     found: dict[str, Mean] = {}
     if student is not None and label is not None:
         found["accuracy"] = from_values(jnp.equal(jnp.argmax(student, axis=-1), label), where)
@@ -63,13 +64,11 @@ def is_class(label: Array, logits: Array) -> bool:
     return jnp.issubdtype(label.dtype, jnp.integer) and label.shape == logits.shape[:-1]
 
 
-def included(context: Context, shape: tuple[int, ...], label: Array | None, classes: int) -> Array | None:
+def included(context: Context, label: Array, classes: int) -> Array:
     """Returns the batch's mask without labels outside of ``[0, classes)``."""
-    mask = batches.mask_of_shape(context, shape)
-    if label is None:
-        return mask
     wide = jnp.asarray(label).astype(jnp.promote_types(label.dtype, jnp.int32))  # an int8 is never below 1000
     valid = (wide >= 0) & (wide < classes)
+    mask = batches.mask_of_shape(context, label.shape)
     return valid if mask is None else valid & mask
 
 

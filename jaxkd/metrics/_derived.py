@@ -48,10 +48,10 @@ def total_of(*means: Mean) -> Mean | Derived:
 
 
 def widened(a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
-    """Pads the total a to at least as many parts as the total b has.
+    """Returns the total a with at least as many parts as the total b.
 
-    Further parts add 0 and have the first one's count, so that a mean over steps of which some have fewer terms remains
-    the mean of their totals.
+    Any other metric is returned unmodified. Further parts add 0 and have the first one's count, so that a mean over
+    steps of which some have fewer terms remains the mean of their totals.
 
     Args:
       a: a metric.
@@ -73,7 +73,7 @@ def widened(a: Mean | Derived, b: Mean | Derived) -> Mean | Derived:
 
 
 def mean_of_present(*each: Any) -> Any:
-    """Returns the mean of the values that are not NaN, a function for `derived`."""
+    """Returns the mean of the values that are not NaN, as a function for `derived`."""
     return jnp.nanmean(jnp.stack(each), axis=0)
 
 

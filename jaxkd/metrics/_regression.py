@@ -13,7 +13,7 @@ from jaxkd.types import Context, Derived, Mean, Metrics
 
 
 def regression(context: Context, *, output: str = "logits", label_path: str = "batch/label") -> Metrics:
-    """Errors of predicted numbers over all unmasked examples or tokens.
+    """Errors of predicted numbers, over the unmasked examples or tokens.
 
     Args:
       context: predictions of both models, and targets.

@@ -43,7 +43,7 @@ def segmentation(context: Context) -> Metrics:
             "segmentation: expected logits [batch, height, width, classes] and integer labels [batch, height, width], "
             f"got {checks.shape(logits)} and {checks.shape(label)}. Resize the logits to the labels."
         )
-    where = included(context, label.shape, label, logits.shape[-1])
+    where = included(context, label, logits.shape[-1])
     found: dict[str, Mean | Derived] = dict(classification(context))
     found["mean_iou"] = derived(mean_of_present, _iou(logits, label, where))
     teacher = context.teacher.get("logits")
@@ -52,7 +52,7 @@ def segmentation(context: Context) -> Metrics:
     return found
 
 
-def _iou(logits: Array, label: Array, where: Array | None) -> Mean:
+def _iou(logits: Array, label: Array, where: Array) -> Mean:
     """Returns each class's intersection and union, in pixels."""
     classes, predicted = logits.shape[-1], jnp.argmax(logits, axis=-1)
 

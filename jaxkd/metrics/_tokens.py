@@ -43,16 +43,16 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
             "tokens: expected logits [batch, tokens, vocabulary] and integer labels [batch, tokens], got "
             f"{checks.shape(logits)} and {checks.shape(label)}."
         )
-    where = included(context, label.shape, label, logits.shape[-1])
-    found: dict[str, Mean | Derived] = dict(classification(context))
-    nll = found["nll"]
-    found["perplexity"] = derived(jnp.exp, nll)
+    where = included(context, label, logits.shape[-1])
+    shared = classification(context)
+    nll = shared["nll"]
+    found: dict[str, Mean | Derived] = {**shared, "perplexity": derived(jnp.exp, nll)}
     if bytes_path is not None:
         size = batches.lookup(context, bytes_path)
         counted = where if size.shape == label.shape else batches.mask_of_shape(context, size.shape)
         found["bits_per_byte"] = Mean(nll.sum / math.log(2), from_values(size, counted).sum)
     teacher = context.teacher.get("logits")
     if teacher is not None and teacher.shape == logits.shape:
-        found["teacher_nll"] = from_values(losses.cross_entropy(teacher, label, where=where), where)
-        found["teacher_perplexity"] = derived(jnp.exp, found["teacher_nll"])
+        theirs = from_values(losses.cross_entropy(teacher, label, where=where), where)
+        found |= {"teacher_nll": theirs, "teacher_perplexity": derived(jnp.exp, theirs)}
     return found

@@ -33,7 +33,7 @@ def not_negative(name: str, **numbers: Any) -> None:
 
 
 def share(name: str, **numbers: Any) -> None:
-    """Raises unless all numbers are from 0 to 1; traced numbers pass."""
+    """Raises unless all numbers are from 0 to 1; a traced number has no value."""
     for argument, value in numbers.items():
         _number(f"{name}, {argument}", value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
@@ -67,6 +67,8 @@ def class_labels(context: Context, path: str) -> Array:
 def rows_within(name: str, context: Context, index: Any, rows: int, what: str) -> None:
     """Raises if an unmasked index is known and out of range.
 
+    Shapes and traced values have none.
+
     Args:
       name: the objective.
       context: outputs and batch of the step.
@@ -93,7 +95,7 @@ def rows_within(name: str, context: Context, index: Any, rows: int, what: str) -
 
 
 def _known(x: Any) -> bool:
-    """Returns True for an array whose values are on this host."""
+    """Returns True for an array with values on this host, unlike a shape or a tracer."""
     traced = isinstance(x, jax.core.Tracer) or not isinstance(x, (np.ndarray, jax.Array))
     return not traced and getattr(x, "is_fully_addressable", True)
 

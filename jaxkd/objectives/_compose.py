@@ -58,7 +58,7 @@ def term(
       loss: function of arrays that returns one value per example ``[batch]``, or per token ``[batch, tokens]``.
       *paths: paths of its positional arguments, such as ``"student/logits", "teacher/logits"``. A loss of several
         layers takes tuples of paths: ``losses.solution_flow`` takes ``("student/a", "student/b"), ("teacher/a",
-        "teacher/b")``.
+        "teacher/b")``. A parameter is ``"student_params/head/kernel"``, and a matrix transposed ``"....T"``.
       weight: a number, or an optax schedule of the step.
       where: path of a boolean mask in the shape of the result, in place of the batch's own ``mask``. An example that
         the batch's mask excludes as a whole remains excluded.
@@ -107,7 +107,9 @@ def term(
         shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
         if shares is not None:
             counted = shares != 0
-            mask = counted if mask is None else mask & batches.broadcast(counted, mask.shape)
+            mask = (
+                counted if mask is None else mask & counted.reshape(*counted.shape, *(1,) * (mask.ndim - counted.ndim))
+            )
         if mask is None:
             return loss(*arguments, **options), None, None
         if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
@@ -132,7 +134,7 @@ def term(
 def _mask(
     context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
 ) -> Array | None:
-    """Returns the mask of a loss, of its result's shape or over its tokens."""
+    """Returns the mask of a loss, over its values or the tokens of its arguments."""
     examples = batches.example_mask(context.batch)
     if where is None:
         if examples is None:

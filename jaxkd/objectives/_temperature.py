@@ -61,7 +61,7 @@ def curriculum_temperature(
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence, or another loss, at one temperature learned adversarially.
+    """Softened loss at one learned temperature, trained against the student.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Global-T.
 
@@ -119,7 +119,7 @@ def instance_temperature(
     weight: float | Array | Schedule = 1.0,
     **hyperparameters: Any,
 ) -> Objective:
-    """KL divergence, or another loss, at a temperature predicted per example.
+    """Softened loss at a temperature per example, predicted from the logits.
 
     Also known as: CTKD (curriculum temperature for knowledge distillation), its Instance-T.
 
@@ -171,7 +171,7 @@ def instance_temperature(
 
 
 class _Parts(NamedTuple):
-    """Parameters and temperature ``start + span · sigmoid(raw)`` of either objective."""
+    """Parameters of an objective, and its temperature ``start + span · sigmoid(raw)``."""
 
     name: str
     init: Callable[[Array, Context], Any]

@@ -15,7 +15,7 @@ from jaxkd.types import Array, Context
 
 
 def feature_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the batch's mask for a feature ``[batch, ..., features]``, or None.
+    """Returns the mask of a feature ``[batch, ..., features]``, or None without one.
 
     It is ``[batch, ...]``, without the features' axis, where the mask is over the feature's tokens; else ``[batch]``,
     the examples with any token.
@@ -29,7 +29,7 @@ def feature_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
 
 
 def token_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
-    """Returns the mask of a feature's tokens ``[batch, ...]``, or None.
+    """Returns the mask of a feature's tokens ``[batch, ...]``, or None without one.
 
     The positions of a map ``[batch, height, width, channels]`` are its tokens for a mask ``[batch, height, width]``
     alone: another mask's tokens could be as many as the map is high.
@@ -60,7 +60,7 @@ def mask_tokens(context: Context, x: Array) -> Array:
 
 
 def tokens_as_rows(context: Context, *paths: str) -> Context:
-    """Returns the context with masked tokens as rows ``[batch · tokens, features]``.
+    """Turns features into rows ``[batch · tokens, features]``, if tokens are masked.
 
     A loss with one value per row then averages over the tokens that the mask includes, as losses over tokens do.
     """
@@ -72,7 +72,7 @@ def tokens_as_rows(context: Context, *paths: str) -> Context:
 
 
 def summed_over_tokens(loss: Callable[..., Array]) -> Callable[..., Array]:
-    """Lets a loss that sums over a feature take a mask over its tokens."""
+    """Lets a loss that is a sum over a feature take a mask over the feature's tokens."""
 
     @functools.wraps(loss)
     def summed(student: Array, teacher: Array, *args: Any, where: Array | None = None, **options: Any) -> Array:

@@ -98,7 +98,7 @@ def batch_norm(
     axis_name: str | None,
     train: bool,
 ) -> tuple[Array, dict[str, Array]]:
-    """Applies BatchNorm over the last axis, with the unmasked statistics.
+    """Applies BatchNorm over the last axis, with the statistics of unmasked entries.
 
     Each replica, by default each device's share of the batch, has its own statistics (``replicas=`` of
     `jaxkd.parallel`).
@@ -230,7 +230,7 @@ def flatten(x: Array) -> Array:
 
 
 def position_mean(context: Context, x: Array) -> Array:
-    """Averages a feature ``[batch, ..., features]`` over its unmasked positions.
+    """Averages a feature ``[batch, ..., features]`` over its unmasked tokens.
 
     Masked examples, and those without any token, give 0.
 

@@ -165,7 +165,7 @@ def _layers(context: Context, params: dict[str, Any], x: Array) -> Array:
 
 
 def _factor_transfer(student: Array, teacher: Array, *, where: Array | None = None) -> Array:
-    """Factor transfer, averaged over the unmasked positions of both factors.
+    """Factor transfer with a mean over unmasked positions, if both factors have them.
 
     At masked positions, both factors are 0.
     """

@@ -145,7 +145,10 @@ def dual_masked_generation(
 
 
 def _attention(context: Context, energy: Array, axes: tuple[int, ...], temperature: float | Array) -> Array:
-    """Softmax over axes of the mean over the others, scaled to a mean of 1."""
+    """Softmax over axes of the mean over the others, times their size.
+
+    Its mean is 1. Masked positions have no part in it.
+    """
     others = tuple(axis for axis in (1, 2, 3) if axis not in axes)
     scores = jnp.mean(energy, axis=others, keepdims=True)
     size: Any = math.prod(energy.shape[axis] for axis in axes)

@@ -200,7 +200,7 @@ def _mask(batch: Batch, feature: Array) -> Array | None:
 
 
 def _mean_square(error: Array, batch: Batch) -> Array:
-    """Mean square of each example's unmasked positions and channels, ``[batch]``."""
+    """Mean square over each example's unmasked positions and channels ``[batch]``."""
     axes = tuple(range(1, error.ndim))
     mask = _mask(batch, error)
     if mask is None:
