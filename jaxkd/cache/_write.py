@@ -50,8 +50,9 @@ def write_cache(
     """Evaluates a teacher on every example in every view, once, and opens the cache.
 
     A training script can always begin with this call: on a finished cache it computes nothing but the digests of its
-    files, and after a kill or damage it computes the missing or damaged shards. `open_cache` does not read the files. It raises if the directory holds the outputs of another teacher, transform, set or
-    setting. On several hosts, each writes its share of the shards to one shared directory.
+    files, and after a kill or damage it computes the missing or damaged shards. `open_cache` does not read the files.
+    This call raises if the directory holds the outputs of another teacher, transform, set or setting. On several hosts,
+    each writes its share of the shards to one shared directory.
 
     Args:
       directory: directory of the cache; new, or of the same cache.
