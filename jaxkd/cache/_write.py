@@ -51,8 +51,8 @@ def write_cache(
 
     A training script can always begin with this call: on a finished cache it computes nothing but the digests of its
     files, and after a kill or damage it computes the missing or damaged shards. `open_cache` does not read the files.
-    It raises if the directory holds the outputs of another teacher, transform, set or setting. On several hosts, each
-    writes its share of the shards to one shared directory.
+    This call raises if the directory holds the outputs of another teacher, transform, set or setting. On several hosts,
+    each writes its share of the shards to one shared directory.
 
     Args:
       directory: directory of the cache; new, or of the same cache.

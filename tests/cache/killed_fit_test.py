@@ -55,7 +55,7 @@ def test_a_killed_run_ends_as_one_that_is_not(tmp_path, mode):
         known = len(list(directory.glob("run/checkpoints/*")))
         try:
             # Killed at a random moment: in the cache's shards first, between checkpoints later.
-            while process.poll() is None and killed < 5:
+            while process.poll() is None and killed < 3:
                 begun = directory.exists() if not killed else len(list(directory.glob("run/checkpoints/*"))) > known
                 if begun or time.monotonic() - start > 60:
                     time.sleep(limit)
