@@ -54,8 +54,17 @@ def alone(directory: str | os.PathLike[str], *, shared: bool = False) -> Iterato
     """
     with contextlib.ExitStack() as stack:
         kind = "LOCK_SH" if shared else "LOCK_EX"
-        holder = _take(pathlib.Path(directory), stack, kind) if shared or jax.process_index() == 0 else None
-        if (holder is not None) if shared else multihost.from_first(int(holder is not None)):
+        holder: str | None = None
+        error: Exception | None = None
+        if shared or jax.process_index() == 0:
+            try:
+                holder = _take(pathlib.Path(directory), stack, kind)
+            except (OSError, ValueError) as caught:  # raised below: the other processes wait for this one's answer
+                holder, error = "", caught
+        refused = holder is not None if shared else multihost.from_first(int(holder is not None))
+        if error is not None:
+            raise error
+        if refused:
             raise ValueError(
                 f"another run is using {os.fspath(directory)}{holder or ''}. Wait until it ends, or choose another "
                 "directory."
