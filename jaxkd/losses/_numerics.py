@@ -265,10 +265,8 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
     >>> [x.shape for x in match_size(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 2, 8, 3)))]
     [(1, 2, 4, 2), (1, 2, 4, 3)]
     """
-    form = "maps [batch, height, width, channels]"
-    student, teacher = (
-        _checks.floating(name, x, form, rank=4) for name, x in (("student", student), ("teacher", teacher))
-    )
+    for name, x in (("student", student), ("teacher", teacher)):
+        _checks.floating(name, x, "maps [batch, height, width, channels]", rank=4)
     for axis in (1, 2):
         size = min(student.shape[axis], teacher.shape[axis])
         student, teacher = adaptive_mean(student, axis, size), adaptive_mean(teacher, axis, size)

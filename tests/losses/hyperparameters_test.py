@@ -13,7 +13,7 @@ from tests.loss_row import discrete
 from tests.loss_table import ROWS
 
 #: parameters with a default that are arrays, masks or names
-OTHERS = {"where", "axis_name", "vocabulary_axis", "labels", "student_bias", "teacher_bias"}
+OTHERS = {"where", "axis_name", "vocabulary_axis", "labels", "student_bias", "teacher_bias", "weights"}
 #: numbers that the program depends on: no traced number, and where None is no default an integer or a float
 STATIC = {"soft_cap", "chunk", "blank", "background", "list_size", "order", "rank", "pool", "heads"}
 SIGNED = {("bounded_regression", "margin")}
@@ -58,7 +58,7 @@ def test_wrong_hyperparameters(row, name, default):
         wrong += [-1, -0.5, np.float32(-2)]
     if "temperature" in name:
         wrong += [0, 0.0, jnp.zeros(())]
-    if default is not None and not (row.name == "voted_dissimilarity" and name == "weights"):
+    if default is not None:
         wrong.append(None)
     for value in wrong:
         refused(row, name, value)
@@ -76,8 +76,17 @@ def test_traced_hyperparameters(row, name, default):
     if static:
         with pytest.raises(ValueError, match=rf"{name}: expected.*known while tracing"):
             jax.eval_shape(loss, number, *abstract(row))
-    elif name != "weights":
+    else:
         jax.eval_shape(loss, number, *abstract(row))
+
+
+@pytest.mark.parametrize(
+    "weights", [np.nan, "12", True, (1.0,), (1.0, np.nan), (1.0, "2"), (True, 1.0), np.ones((2, 1))]
+)
+def test_wrong_weights_of_voters(weights):
+    features = jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=r"weights: expected a number that is not negative for each of 2 .*got"):
+        losses.voted_dissimilarity(features, (features, features), weights=weights)
 
 
 def test_the_losses_have_hyperparameters():
