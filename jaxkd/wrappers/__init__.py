@@ -26,6 +26,7 @@ from jaxkd.wrappers._accumulate import accumulate
 from jaxkd.wrappers._batch_stats import track_batch_stats, with_batch_stat_distance
 from jaxkd.wrappers._early_exits import Exit, with_exits
 from jaxkd.wrappers._flow import FlowEdge, extract_student, with_flow
+from jaxkd.wrappers._freeze import freeze, unfreeze
 from jaxkd.wrappers._input_gradients import with_input_gradient, with_projected_input_gradient
 from jaxkd.wrappers._inputs import views, with_inputs
 from jaxkd.wrappers._joint import get_member, joint, replicate, set_member
@@ -40,6 +41,7 @@ __all__ = [
     "accumulate",
     "expand_classes",
     "extract_student",
+    "freeze",
     "get_member",
     "init_codebook",
     "joint",
@@ -53,6 +55,7 @@ __all__ = [
     "select_classes",
     "set_member",
     "track_batch_stats",
+    "unfreeze",
     "views",
     "with_batch_stat_distance",
     "with_exits",
