@@ -7,6 +7,7 @@
 `quantized`                         rounds weights to 1 to 8 bits, with straight-through gradients
 `learned_codebook`                  learns the values that a trained model's weights are rounded to; `quantize`,
                                     `quantize_with` and `init_codebook` are the functions of parameters
+`freeze`, `unfreeze`                keeps a part of a model as it is, with its statistics; returns the model's variables
 `joint`, `replicate`                combine several models into one: any architectures, or one mapped over its replicas
 `get_member`, `set_member`          extract or replace one model's variables
 `views`                             runs a model on further views of each example: a distortion, a partner

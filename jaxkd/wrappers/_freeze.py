@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ _FROZEN, _MODEL = "frozen", "model"
 def freeze(model: Model, include: str) -> Model:
     """Freezes a part of a model: its parameters, its statistics and its mode.
 
-    The parameters of the part are state, not ``params``: they get no gradient and no slots, and no optimizer moves them,
-    not even by weight decay. Running statistics and other state of the part do not change. Its BatchNorms normalize by
-    their running statistics and its Dropouts drop nothing, in training too, if an adapter of Flax made the model.
+    The parameters of the part are state, not ``params``: they get no gradient and no slots, and no optimizer moves
+    them, not even by weight decay. Running statistics and other state of the part do not change. Its BatchNorms
+    normalize by their running statistics and its Dropouts drop nothing, in training too, if an adapter of Flax made the
+    model.
 
     Args:
       model: model from an adapter.
@@ -49,8 +51,8 @@ def freeze(model: Model, include: str) -> Model:
         chosen = [inside.search(path) is not None for path in paths]
         if all(chosen) or not any(chosen):
             raise ValueError(
-                f"freeze, include: expected an expression for a part of the parameters, got {include!r}, which is found "
-                f"in {'every path' if all(chosen) else 'no path'}: {checks.describe(paths)}."
+                f"freeze, include: expected an expression for a part of the parameters, got {include!r}, which is "
+                f"found in {'every path' if all(chosen) else 'no path'}: {checks.describe(paths)}."
             )
         return _split(variables, chosen)
 
@@ -61,7 +63,7 @@ def freeze(model: Model, include: str) -> Model:
         finally:
             held_in_inference.reset(token)
         old = variables.state[_MODEL]
-        collections = set(old) - set(variables.params) if isinstance(variables.params, dict) else set()
+        collections = set(old) - set(variables.params) if isinstance(variables.params, Mapping) else set()
 
         def kept(path: str) -> bool:
             first, _, rest = path.partition("/")  # linen's paths of state begin with the collection
@@ -87,7 +89,7 @@ def unfreeze(variables: Variables) -> Variables:
     >>> unfreeze(Variables({"a": None, "b": 2}, {"frozen": {"a": 1, "b": None}, "model": {}}))
     Variables(params={'a': 1, 'b': 2}, state={})
     """
-    if not isinstance(variables.state, dict) or set(variables.state) != {_FROZEN, _MODEL}:
+    if not isinstance(variables.state, Mapping) or set(variables.state) != {_FROZEN, _MODEL}:
         raise ValueError("unfreeze: expected the variables of a model from freeze, got those of another model.")
     params = jax.tree.map(
         lambda trained, frozen: frozen if trained is None else trained,
