@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxkd._core import checks
 
 Flag = str | Callable[[bool], Mapping[str, Any]] | None
 """A module's training flag: the argument that is True in training, or a function from ``train`` to the arguments."""
+
+held_in_inference: contextvars.ContextVar[Callable[[str], bool] | None] = contextvars.ContextVar(
+    "jaxkd_held_in_inference", default=None
+)
+"""Set by `jaxkd.wrappers.freeze`: whether a module of a path is in inference mode, whatever the mode of the pass."""
 
 _TRAIN = ("train", "training", "is_training")
 _INFER = ("deterministic", "use_running_average")
@@ -36,6 +42,16 @@ def mode_flags(function: Callable[..., Any], train: bool, flag: Flag = None) -> 
         for name in given:
             checks.known(name, [n for n in accepted if n != "self"], "flag, argument of the model's call")
     return given
+
+
+def is_held(path: Iterable[Any]) -> bool:
+    """Returns whether `held_in_inference` holds a module, by the parts of its path.
+
+    >>> is_held(("encoder", "norm"))
+    False
+    """
+    held = held_in_inference.get()
+    return held is not None and held("".join(f"{part}/" for part in path))
 
 
 def check_modes(

@@ -46,7 +46,7 @@ def variables(source: Any) -> Variables:
     {'w': 1}
     """
     if isinstance(source, Variables):
-        return source
+        return _flax_linen.unboxed(source)
     if isinstance(source, _nnx.Module | _nnx.State):
         return _flax_nnx.variables_of(source)
     if isinstance(source, Mapping) and "params" in source:

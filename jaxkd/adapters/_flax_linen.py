@@ -12,7 +12,7 @@ import jax
 
 from jaxkd._core import batch_norm, checks
 from jaxkd._core.model_calls import Inputs, arguments, collect, name_outputs, normalize, share_of
-from jaxkd._core.training_flags import Flag, check_modes, mode_flags
+from jaxkd._core.training_flags import Flag, check_modes, is_held, mode_flags
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 _RECORD = "intermediates"
@@ -44,7 +44,8 @@ def linen(
         ``lambda train: {"mode": "train" if train else "eval"}``.
 
     Returns:
-      A `Model` with ``Variables(params, {other collections})``.
+      A `Model` with ``Variables(params, {other collections})``. Boxes of parameters (`nn.with_partitioning`) are
+      removed; the ``rules`` of `jaxkd.parallel.shard` place parameters by their paths.
 
     Raises:
       TypeError: the module is something else.
@@ -117,9 +118,28 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
     >>> variables_of({"params": {"w": 1}, "batch_stats": {"mean": 0}})
     Variables(params={'w': 1}, state={'batch_stats': {'mean': 0}})
     """
+    collections = unboxed(dict(collections))
     return Variables(
         collections.get("params", {}), {k: v for k, v in collections.items() if k not in ("params", _RECORD)}
     )
+
+
+def unboxed(tree: PyTree) -> PyTree:
+    """Returns a tree with the arrays of boxed parameters, such as those of `nn.with_partitioning`, without boxes.
+
+    >>> unboxed({"w": nn.Partitioned(1, names=("data",))})
+    {'w': 1}
+    """
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, nn.Partitioned):
+            return x.value  # its `unbox` would place the array on the mesh that is set
+        return x.unbox() if isinstance(x, nn.meta.AxisMetadata) else x
+
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)  # noqa: E731
+    if not any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box))):
+        return tree
+    return jax.tree.map(leaf, tree, is_leaf=is_box)
 
 
 def batch_norm_call(args: Any, kwargs: Any, context: Any) -> dict[str, Any] | None:
@@ -143,6 +163,11 @@ def _watched(module: nn.Module, train: bool, flag: Flag) -> Iterator[None]:
             name = "use_running_average" if isinstance(layer, nn.BatchNorm) else "deterministic"
             call = inspect.signature(type(layer).__call__).bind(layer, *args, **kwargs).arguments
             infers = getattr(layer, name) if call.get(name) is None else call[name]
+            if is_held(layer.path):
+                if isinstance(layer, nn.Dropout):
+                    return call["inputs"]
+                # A clone, because Flax refuses a mode that is given twice, by the layer and by the call.
+                return layer.clone(parent=None, use_running_average=True).apply(dict(layer.variables), call["x"])
             if isinstance(infers, bool) and getattr(layer, "rate", 1) != 0:
                 layers["/".join(layer.path)] = not infers
         return next_fun(*args, **kwargs)
@@ -161,7 +186,7 @@ def _by_replicas(share: batch_norm.Share) -> Any:
 
     def interceptor(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module, call = context.module, batch_norm_call(args, kwargs, context)
-        if call is None:
+        if call is None or is_held(module.path):
             return next_fun(*args, **kwargs)
         infer = call.get("use_running_average") if module.use_running_average is None else module.use_running_average
         own = None if infer else batch_norm.of_layer(share, module)

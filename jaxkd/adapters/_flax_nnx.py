@@ -11,7 +11,7 @@ from flax import nnx
 from jaxkd._core import batch_norm, checks
 from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, name_outputs, share_of
 from jaxkd._core.shardings import automatic
-from jaxkd._core.training_flags import Flag, check_modes, mode_flags
+from jaxkd._core.training_flags import Flag, check_modes, is_held, mode_flags
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -141,8 +141,10 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None, layers: dict[
     """
     compute = computing_in.get()
 
-    def watched(kind: Any, name: str) -> Any:
+    def watched(kind: Any, name: str, held: bool) -> Any:
         def call(self: Any, inputs: Any, *, deterministic: bool | None = None, **options: Any) -> Any:
+            if held:
+                return inputs
             infers = self.deterministic if deterministic is None else deterministic
             if isinstance(infers, bool) and self.rate != 0:
                 layers[name] = not infers
@@ -150,10 +152,11 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None, layers: dict[
 
         return type(kind.__name__, (kind,), {"__call__": call})
 
-    def subclass(kind: Any, name: str) -> Any:
+    def subclass(kind: Any, name: str, held: bool) -> Any:
         def call(self: Any, x: Any, use_running_average: bool | None = None, *, mask: Any = None) -> Any:
             infer = self.use_running_average if use_running_average is None else use_running_average
-            if isinstance(infer, bool):
+            infer = infer or held
+            if isinstance(infer, bool) and not held:
                 layers[name] = not infer
             own = None if share is None or infer else batch_norm.of_layer(share, self)
             if own is None:
@@ -183,4 +186,4 @@ def _take_over(module: nnx.Module, share: batch_norm.Share | None, layers: dict[
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.BatchNorm | nnx.Dropout):
             name = "/".join(map(str, path))
-            node.__class__ = (subclass if isinstance(node, nnx.BatchNorm) else watched)(type(node), name)
+            node.__class__ = (subclass if isinstance(node, nnx.BatchNorm) else watched)(type(node), name, is_held(path))

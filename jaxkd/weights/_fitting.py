@@ -32,7 +32,13 @@ class WeightsError(ValueError):
 
 
 def fit_to(
-    template: Any, source: Mapping[str, Any], *, names: names_lib.Names = None, ignore: str | Sequence[str] = ()
+    template: Any,
+    source: Mapping[str, Any],
+    *,
+    names: names_lib.Names = None,
+    ignore: str | Sequence[str] = (),
+    missing: str | Sequence[str] = (),
+    extra: str | Sequence[str] = (),
 ) -> PyTree:
     """Returns weights from a file in the structure of a model, after checking them.
 
@@ -42,11 +48,16 @@ def fit_to(
 
     Args:
       template: has the structure, shapes and dtypes of the result, and its shardings, if any: `Variables`, as from
-        ``jax.eval_shape(model.init, key, batch)``; linen's dict; an nnx module. Its values are not read.
+        ``jax.eval_shape(model.init, key, batch)``; linen's dict; an nnx module. Its values are not read, except for
+        ``missing``.
       source: arrays by name, as from `load_safetensors`, `load_orbax` or `load_run`; or weights in any form that
         `flatten` takes. A name may omit its collection: ``Dense_0/kernel`` means ``params/Dense_0/kernel``.
       names: map from the source's names to the model's; see `jaxkd.weights.names`.
-      ignore: regular expressions of whole names in the source that the model does not need.
+      ignore: regular expressions of whole names in the source that are not read.
+      missing: regular expressions of whole names in the model that the source may lack, such as
+        ``"params/head/.*"`` for a new head. Those keep the values of the template, which has to have values.
+      extra: regular expressions of whole names in the source that the model may lack; ``".*"`` for any. Unlike those of
+        ``ignore``, they are read where the model has their place.
 
     Returns:
       The weights: linen's dict if the template is one, otherwise `Variables`.
@@ -64,7 +75,7 @@ def fit_to(
       mismatched: 'Dense_0/kernel' float64[1, 2] for params/Dense_0/kernel float32[2, 1]: laid out as [1, 2];
       transposed by (1, 0) it would fit
     """
-    return fill(template, named_arrays(source), names_lib.renamer(names), ignore=ignore)
+    return fill(template, named_arrays(source), names_lib.renamer(names), ignore=ignore, missing=missing, extra=extra)
 
 
 def named_arrays(source: Any) -> dict[str, Any]:
@@ -84,6 +95,8 @@ def fill(
     spellings: Callable[[str], Iterable[str]] = lambda name: (name,),
     convert: Callable[[str, Any], Any] = lambda name, array: array,
     ignore: str | Sequence[str] = (),
+    missing: str | Sequence[str] = (),
+    extra: str | Sequence[str] = (),
     advise: Callable[[Sequence[str]], str] = lambda unused: "",
 ) -> PyTree:
     """Implements `fit_to`, parameterized by the conventions of another library.
@@ -95,6 +108,8 @@ def fill(
       spellings: from a renamed name to the names that it may have in the model.
       convert: ``(name in the model, array) -> array`` in the model's layout; a ValueError becomes a problem.
       ignore: as in `fit_to`.
+      missing: as in `fit_to`.
+      extra: as in `fit_to`.
       advise: from the names of unused arrays to advice for the message.
     """
     variables = _tree.student_of(template)
@@ -125,9 +140,20 @@ def fill(
                 filled[found] = _adapted(convert(found, array), wanted[found])
             except ValueError as error:
                 mismatches.append(f"{name!r} {checks.shape(array)} for {found} {checks.shape(wanted[found])}: {error}")
-    missing = [name for name in wanted if name not in origin]
-    if missing or unused or mismatches:
-        _fail(missing, unused, mismatches, wanted, source, advise(list(unused)))
+    may_lack, may_be_unused = names_lib.matcher(missing, "missing"), names_lib.matcher(extra, "extra")
+    unused = {name: new for name, new in unused.items() if not may_be_unused(name)}
+    lacking = []
+    for name, like in wanted.items():
+        if name in origin:
+            continue
+        if not may_lack(name):
+            lacking.append(name)
+        elif isinstance(like, jax.ShapeDtypeStruct):
+            mismatches.append(f"{name} may be missing, but the template has no values: use those of model.init")
+        else:
+            filled[name] = like
+    if lacking or unused or mismatches:
+        _fail(lacking, unused, mismatches, wanted, source, advise(list(unused)))
     leaves = [_placed(filled[name], like) for name, like in wanted.items()]
     made = jax.tree.unflatten(jax.tree.structure(collections), leaves)
     return made if isinstance(template, Mapping) else _tree.variables_of(made, like=variables)
@@ -228,8 +254,8 @@ def _fail(
     raise WeightsError(
         f"expected the arrays of the model: {', '.join(counts)}.\n  "
         + "\n  ".join(shown)
-        + "\nMap names that differ with names=, and list arrays that the model does not need in ignore=."
-        + advice,
+        + "\nMap names that differ with names=; list arrays that the model does not need in ignore=, and those that "
+        "keep the values of the template in missing=." + advice,
         [line for kind in lines for line in kind],
     )
 

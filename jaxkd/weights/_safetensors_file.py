@@ -6,6 +6,7 @@ a mapping of names to NumPy arrays; `jaxkd.weights.fit_to` fits it to a model.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -81,13 +82,15 @@ def save_safetensors(
 def load_safetensors(file: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of any ``.safetensors`` file by name.
 
-    Their dtypes are those of the file, including bfloat16 and 8-bit floats. Merge several files of one model by
-    ``{**load_safetensors(a), **load_safetensors(b)}``.
+    Their dtypes are those of the file, including bfloat16 and 8-bit floats. For a model in several files, give its
+    index, ``model.safetensors.index.json``, which names the file of each array.
 
     Raises:
-      FileNotFoundError: the file does not exist.
-      ValueError: it is not a safetensors file, or is damaged.
+      FileNotFoundError: the file, or one that the index names, does not exist.
+      ValueError: it is not a safetensors file or an index, or is damaged; or a file lacks an array of the index.
     """
+    if pathlib.Path(file).suffix == ".json":
+        return _load_indexed(pathlib.Path(file))
     arrays = {}
     try:
         for name, entry in safetensors.deserialize(pathlib.Path(file).read_bytes()):
@@ -97,6 +100,25 @@ def load_safetensors(file: Path) -> dict[str, np.ndarray]:
             arrays[name] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
     except safetensors.SafetensorError as error:
         raise ValueError(f"{file}: expected a complete safetensors file: {error}.") from error
+    return {name: arrays[name] for name in sorted(arrays)}
+
+
+def _load_indexed(index: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of all files that an index names, which lie beside it."""
+    try:
+        file_of = {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index}: expected an index of safetensors files, {{'weight_map': {{name: file}}}}: {error!r}."
+        ) from error
+    arrays: dict[str, np.ndarray] = {}
+    for file in sorted(set(file_of.values())):
+        if pathlib.PurePath(file).name != file or not file.endswith(".safetensors"):
+            raise ValueError(f"{index}: expected names of .safetensors files in its own directory, got {file!r}.")
+        found, wanted = load_safetensors(index.parent / file), [name for name in file_of if file_of[name] == file]
+        if absent := [name for name in wanted if name not in found]:
+            raise ValueError(f"{index}: expected {', '.join(map(repr, absent))} in {file}, which lacks it.")
+        arrays |= {name: found[name] for name in wanted}
     return {name: arrays[name] for name in sorted(arrays)}
 
 

@@ -31,6 +31,8 @@ def fit_torch_to(
     names: names_lib.Names = None,
     layouts: Mapping[str, layouts_lib.Layout] | None = None,
     ignore: str | Sequence[str] = (),
+    missing: str | Sequence[str] = (),
+    extra: str | Sequence[str] = (),
 ) -> PyTree:
     r"""Returns PyTorch weights in the structure of a Flax model, after checking them.
 
@@ -46,7 +48,9 @@ def fit_torch_to(
       names: map from PyTorch's names to the model's, with dots or slashes; see `jaxkd.weights.names`.
       layouts: for arrays that `layouts.usual` does not convert: regular expressions of whole names in the model, with
         or without the collection, to functions such as those in `jaxkd.weights.layouts`. The first match is used.
-      ignore: regular expressions of whole PyTorch names that the model does not need, such as `NUM_BATCHES_TRACKED`.
+      ignore: regular expressions of whole PyTorch names that are not read, such as `NUM_BATCHES_TRACKED`.
+      missing: as in `fit_to`.
+      extra: as in `fit_to`, with PyTorch's names.
 
     Raises:
       WeightsError: an array is missing, unused or does not fit.
@@ -65,6 +69,8 @@ def fit_torch_to(
         spellings=_spellings,
         convert=_converter(template, layouts or {}),
         ignore=ignore,
+        missing=missing,
+        extra=extra,
         advise=_advice,
     )
 
@@ -73,8 +79,8 @@ def load_torch(source: Any, *, state_dict_key: str | None = None) -> dict[str, n
     """Reads a PyTorch state dict as NumPy arrays.
 
     Args:
-      source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file, or of a file that
-        ``torch.load(weights_only=True)`` reads, which requires PyTorch.
+      source: a mapping of names to tensors or arrays; or the path of a ``.safetensors`` file or index, or of a file
+        that ``torch.load(weights_only=True)`` reads, which requires PyTorch.
       state_dict_key: key of the state dict in a file that holds more, such as ``"model"`` or ``"state_dict"``.
 
     Returns:
@@ -91,7 +97,7 @@ def load_torch(source: Any, *, state_dict_key: str | None = None) -> dict[str, n
     """
     if isinstance(source, str | os.PathLike):
         path = pathlib.Path(source)
-        if path.suffix == ".safetensors":
+        if path.suffix in (".safetensors", ".json"):
             return load_safetensors(path)
         source = _unpickled(path)
     if state_dict_key is not None:

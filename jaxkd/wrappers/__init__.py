@@ -8,6 +8,7 @@
 `quantized`                         rounds weights to 1 to 8 bits, with straight-through gradients
 `learned_codebook`                  learns the values that a trained model's weights are rounded to; `quantize`,
                                     `quantize_with` and `init_codebook` are the functions of parameters
+`freeze`, `unfreeze`                keeps a part of a model as it is, with its statistics; returns the model's variables
 `joint`, `replicate`                combine several models into one: any architectures, or one mapped over its replicas
 `get_member`, `set_member`          extract or replace one model's variables
 `views`                             runs a model on further views of each example: a distortion, a partner
@@ -27,6 +28,7 @@ from jaxkd.wrappers._accumulate import accumulate
 from jaxkd.wrappers._batch_stats import track_batch_stats, with_batch_stat_distance
 from jaxkd.wrappers._early_exits import Exit, with_exits
 from jaxkd.wrappers._flow import FlowEdge, extract_student, with_flow
+from jaxkd.wrappers._freeze import freeze, unfreeze
 from jaxkd.wrappers._input_gradients import with_input_gradient, with_projected_input_gradient
 from jaxkd.wrappers._inputs import views, with_inputs
 from jaxkd.wrappers._joint import get_member, joint, replicate, set_member
@@ -42,6 +44,7 @@ __all__ = [
     "accumulate",
     "expand_classes",
     "extract_student",
+    "freeze",
     "get_member",
     "init_codebook",
     "joint",
@@ -56,6 +59,7 @@ __all__ = [
     "select_classes",
     "set_member",
     "track_batch_stats",
+    "unfreeze",
     "views",
     "with_batch_stat_distance",
     "with_exits",

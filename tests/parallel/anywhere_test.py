@@ -131,7 +131,7 @@ def test_host_arrays_in_64_bits_stay_finite_and_are_not_wrapped(place):
 
 
 def test_resident_arrays_follow_the_state():
-    data = data_lib.from_arrays({"x": np.arange(8, dtype=np.float32)})
+    data = data_lib.from_arrays(np.zeros((8, 2), np.float32), np.arange(8))
     free, placed = (data_lib.Resident(data, 4, device=device) for device in (None, DEVICES[1]))
     state = jax.device_put({"a": jnp.ones(1)}, DEVICES[3])
     assert parallel.replicated_arrays(state, free) is free.arrays
