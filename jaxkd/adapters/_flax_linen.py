@@ -125,7 +125,7 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
 
 
 def unboxed(tree: PyTree) -> PyTree:
-    """Returns a tree with the arrays of boxed parameters, such as those of `nn.with_partitioning`, without boxes.
+    """Returns a tree without the boxes of parameters, as of `nn.with_partitioning`.
 
     >>> unboxed({"w": nn.Partitioned(1, names=("data",))})
     {'w': 1}

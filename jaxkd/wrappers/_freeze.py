@@ -104,4 +104,5 @@ def _split(variables: Variables, chosen: list[bool]) -> Variables:
     leaves, treedef = jax.tree.flatten(variables.params)
     trained: Any = [None if frozen else x for x, frozen in zip(leaves, chosen, strict=True)]
     kept: Any = [x if frozen else None for x, frozen in zip(leaves, chosen, strict=True)]
-    return Variables(treedef.unflatten(trained), {_FROZEN: treedef.unflatten(kept), _MODEL: variables.state})
+    trained, kept = (jax.tree.unflatten(treedef, leaves) for leaves in (trained, kept))
+    return Variables(trained, {_FROZEN: kept, _MODEL: variables.state})

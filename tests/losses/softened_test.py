@@ -1,5 +1,8 @@
 """Softmax losses at a constant temperature: a compiler that knows T rounds z / T in two ways."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,9 @@ from tests import references
 from tests.loss_runs import as_users_compile
 
 LOWEST = float(np.finfo(np.float32).min)
-SCORES = np.float32([[3e10, -3e10, 1.0], [7e9, 7e9, 6.9e9], [LOWEST] * 3, [LOWEST, 1.0, 2.0], [1e30, -1e30, 0.0]])
-LABELS = np.array([0, 1, 2, 1, 0])
-EYE = np.eye(3, dtype=np.float32)
+SCORES = jnp.array([[3e10, -3e10, 1.0], [7e9, 7e9, 6.9e9], [LOWEST] * 3, [LOWEST, 1.0, 2.0], [1e30, -1e30, 0.0]])
+LABELS = jnp.array([0, 1, 2, 1, 0])
+EYE = jnp.eye(3)
 
 
 def flow(scores):
@@ -20,7 +23,7 @@ def flow(scores):
     return jnp.sqrt(jnp.abs(jnp.maximum(scores, -1e30)))[None, :, None, :]
 
 
-CALLS = {
+CALLS: dict[str, Callable[..., Any]] = {
     **{
         name: lambda z, T, name=name: getattr(losses, name)(z, z, temperature=T)
         for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl")
