@@ -46,8 +46,7 @@ def mask_feature(context: Context, x: Array) -> Array:
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
     """
-    mask = feature_mask(context, x.shape)
-    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)
+    return _zero_outside(feature_mask(context, x.shape), x)
 
 
 def mask_tokens(context: Context, x: Array) -> Array:
@@ -55,8 +54,7 @@ def mask_tokens(context: Context, x: Array) -> Array:
 
     After a layer with a bias, masked positions of a map would enter the next convolution of their neighbors.
     """
-    mask = token_mask(context, x.shape)
-    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)
+    return _zero_outside(token_mask(context, x.shape), x)
 
 
 def tokens_as_rows(context: Context, *paths: str) -> Context:
@@ -88,3 +86,7 @@ def summed_over_tokens(loss: Callable[..., Array]) -> Callable[..., Array]:
 def expand(mask: Array, ndim: int) -> Array:
     """Adds axes to the mask's end, up to a rank."""
     return jnp.expand_dims(mask, tuple(range(mask.ndim, ndim)))
+
+
+def _zero_outside(mask: Array | None, x: Array) -> Array:
+    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)
