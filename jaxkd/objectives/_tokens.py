@@ -57,10 +57,6 @@ def mask_tokens(context: Context, x: Array) -> Array:
     return _zero_outside(token_mask(context, x.shape), x)
 
 
-def _zero_outside(mask: Array | None, x: Array) -> Array:
-    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)
-
-
 def tokens_as_rows(context: Context, *paths: str) -> Context:
     """Turns features into rows ``[batch · tokens, features]``, if tokens are masked.
 
@@ -90,3 +86,7 @@ def summed_over_tokens(loss: Callable[..., Array]) -> Callable[..., Array]:
 def expand(mask: Array, ndim: int) -> Array:
     """Adds axes to the mask's end, up to a rank."""
     return jnp.expand_dims(mask, tuple(range(mask.ndim, ndim)))
+
+
+def _zero_outside(mask: Array | None, x: Array) -> Array:
+    return x if mask is None else jnp.where(expand(mask, x.ndim), x, 0)

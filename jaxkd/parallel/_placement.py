@@ -31,6 +31,9 @@ def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
             checks.state("step, state", state)
             raise
 
+    for method in ("lower", "trace", "eval_shape"):  # of `jax.jit`, which `functools.wraps` does not copy
+        if hasattr(function, method):
+            setattr(run, method, getattr(function, method))
     return run
 
 

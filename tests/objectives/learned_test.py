@@ -1,4 +1,4 @@
-"""Properties of every objective with learned layers: masks, devices, gradients, dtypes and evaluation."""
+"""Properties of every objective with learned layers: devices, gradients, dtypes and evaluation (see masks_test)."""
 
 import functools
 import warnings
@@ -100,10 +100,6 @@ def compiled(name):
     return jax.jit(lambda variables, arrays, mask=None: run(CASES[name], variables, arrays, mask))
 
 
-def rows(tree, keep):
-    return jax.tree.map(lambda x: x[np.asarray(keep)], tree)
-
-
 def test_parameters_are_float32_and_all_receive_gradients(case):
     variables = made(case)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(variables))
@@ -124,19 +120,6 @@ def test_variables_can_be_donated(case):
     assert all(x.is_deleted() for x in jax.tree.leaves(variables))
     again = case.objective.init(jax.random.key(0), shapes)
     assert not any(x.is_deleted() for x in jax.tree.leaves(again))
-
-
-def test_masking_equals_dropping(case):
-    keep = np.array([True, False, True, True, False, True, True])
-    variables, arrays = made(case), features(7)
-    want, (params, dropped), new = compiled(case.name)(variables, rows(arrays, keep))
-    for garbage in np.nan, np.inf, 1e30:
-        spoiled = jax.tree.map(lambda x: np.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, garbage), arrays)  # noqa: B023
-        value, (of_params, of_features), state = compiled(case.name)(variables, spoiled, keep)
-        np.testing.assert_allclose(value, want, rtol=1e-5)
-        tiny.assert_close((of_params, state), (params, new), rtol=1e-4, atol=1e-5)
-        tiny.assert_close(rows(of_features, keep), dropped, rtol=1e-4, atol=1e-5)
-        assert all((g == 0).all() for g in jax.tree.leaves(rows(of_features, ~keep)))
 
 
 def test_fully_masked_batch_has_zero_gradients(case):

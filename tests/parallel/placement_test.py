@@ -268,3 +268,10 @@ def test_rules_that_do_not_apply_are_refused():
         jaxkd.parallel.shard(kd, mesh, rules={"blank/": PartitionSpec("data")}).init(jax.random.key(1), indexed(0))
     with pytest.raises(ValueError, match=r"bank/student float32\[16, 3\] does not divide into 3 parts"):
         jaxkd.parallel.shard(kd, mesh, rules={"bank/": PartitionSpec("data")}).init(jax.random.key(1), indexed(0))
+
+
+def test_compiled_functions_can_be_lowered():
+    """As those of `jax.jit`: for a program's cost, its memory or its text."""
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), KD, optimizer=optax.sgd(0.1))
+    state = jax.eval_shape(lambda: kd.init(jax.random.key(0), tiny.batch(8)))
+    assert "stablehlo" in jaxkd.parallel.jit(kd).step.lower(state, tiny.batch(8)).as_text()
