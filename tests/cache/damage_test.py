@@ -16,7 +16,7 @@ from jaxkd import data
 from jaxkd._core.lock import alone
 from jaxkd.cache import _read, _storage
 from tests.cache.resume_test import ROOT, write_part
-from tests.cache.toy import AUGMENT, EXAMPLES, SET, VARIABLES, files, write
+from tests.cache.toy import AUGMENT, SET, VARIABLES, files, write
 
 INDEX = SET.arrays["index"]
 
@@ -113,10 +113,6 @@ def test_shards_of_another_teacher_are_not_adopted(cache):
     (cache.directory / "manifest.json").unlink()
     other = jaxkd.Variables({**VARIABLES.params, "out": VARIABLES.params["out"] + 1})
     again = write(cache.directory, variables=other)
-    assert all(
-        np.abs(again.outputs(INDEX, view)["logits"] - before["logits"]).max() > 0.1
-        for view, before in enumerate(cache.outputs(INDEX, view) for view in range(0))
-    )
     fresh = write(cache.directory.parent / f"{cache.directory.name}-fresh", variables=other)
     for view in range(3):
         np.testing.assert_array_equal(again.outputs(INDEX, view)["logits"], fresh.outputs(INDEX, view)["logits"])
@@ -268,4 +264,3 @@ def test_ten_thousand_flips_never_change_an_output(tmp_path):
             np.testing.assert_array_equal(found, expected, err_msg=f"{path}, byte {byte}")
         path.write_bytes(content)
     assert refused > 5_000
-    assert EXAMPLES > 6
