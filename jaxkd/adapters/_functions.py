@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jaxkd._core.model_calls import Inputs, arguments, name_outputs
-from jaxkd._core.training_flags import Flag, mode_flags
+from jaxkd._core import checks
+from jaxkd._core.model_calls import Flag, Inputs, arguments, mode_flags, name_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -29,6 +29,7 @@ def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs
       A `Model` without state.
 
     Raises:
+      TypeError: one of the two is not a function.
       ValueError: ``init`` and ``apply`` raise it if an input is not in the batch, or if the output is neither an array
         nor a mapping; ``apply`` raises it if it has no argument of the flag's name.
 
@@ -38,6 +39,9 @@ def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs
     >>> model.apply(variables, {"x": jnp.ones((3, 5))}, key=None, train=False)[0]["logits"].shape
     (3, 2)
     """
+    for name, function in (("init", init), ("apply", apply)):
+        if not callable(function):
+            raise TypeError(f"adapters.plain, {name}: expected a function, got {checks.kind(function)}.")
     takes_key = "key" in inspect.signature(apply).parameters
 
     def model_init(key: Array, batch: Batch) -> Variables:

@@ -11,8 +11,8 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches
+from jaxkd._core.arrays.shardings import automatic
 from jaxkd._core.axes import average_over_devices, mark_varying
-from jaxkd._core.shardings import automatic
 from jaxkd._core.train_state import shape_of, strongly_typed
 from jaxkd.metrics import join
 from jaxkd.types import (

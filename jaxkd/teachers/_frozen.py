@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import adapters
-from jaxkd._core import casts
-from jaxkd._core.shardings import automatic
+from jaxkd._core.arrays import casts
+from jaxkd._core.arrays.shardings import automatic
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 

@@ -1,4 +1,4 @@
-"""Placements of arrays that come from anywhere: other meshes, explicit axes, other devices."""
+"""Placements of arrays from other meshes and devices, or on explicit axes."""
 
 from __future__ import annotations
 
