@@ -15,6 +15,8 @@ class NnxNet(nnx.Module):
     pass
 
 
+FUNCTIONS: list[Any] = [print, print, print]
+PLACED = parallel.Placed(*FUNCTIONS)
 CALLS: list[tuple[Any, Any, str]] = [
     (adapters.linen, [nn.Dense], r"adapters\.linen, module: .* got the class Dense, without its \(\)"),
     (adapters.linen, [NnxNet()], r"got the nnx module NnxNet: adapters\.nnx makes a Model of it"),
@@ -27,7 +29,7 @@ CALLS: list[tuple[Any, Any, str]] = [
     (parallel.shard, [print, None], r"parallel\.shard: expected a Distiller.*got builtin"),
     (
         parallel.shard,
-        [parallel.Placed(print, print, print), jax.devices()],
+        [PLACED, jax.devices()],
         r"shard, mesh: expected a Mesh, .* got list",
     ),
 ]
