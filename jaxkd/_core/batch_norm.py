@@ -71,11 +71,11 @@ def replicas(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pace(factors: Array | None) -> Iterator[None]:
-    """Scales the moves of running statistics by a factor per replica ``[groups]``.
+    """Scales the moves of running statistics, by a factor for each replica.
 
-    Micro-batches use it: the moves of each replica are then averaged over those micro-batches that hold an unmasked
-    example of this replica, although the states are averaged over the micro-batches of all of them. Where one context
-    contains another, the factors are multiplied.
+    The factors are ``[groups]``. Micro-batches use it: the moves of each replica are then averaged over those
+    micro-batches that hold an unmasked example of this replica, although the states are averaged over the micro-batches
+    of all of them. Where one context contains another, the factors are multiplied.
 
     >>> with pace(jnp.array([2.0])), pace(jnp.array([3.0])):
     ...     print(share_of(None, None).pace)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import checks
-from jaxkd._core.casts import cast
+from jaxkd._core.arrays.casts import cast
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, PyTree
 

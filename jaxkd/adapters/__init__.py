@@ -9,8 +9,8 @@
 
 A tap is a name for a submodule's output, selected by its path, as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots
 work as well), or for an intermediate that the module sows, as ``"ResNetStage_1/preact"``. For a module with several
-calls, ``"name#0"`` and ``"name#1"`` select one. A replica is a part of the batch, by default one device's share: see
-``replicas=`` of `jaxkd.parallel.jit`.
+calls, ``"name#0"`` and ``"name#1"`` select one; under `nn.scan`, ``"name[2]"`` selects a layer. A replica is a part of
+the batch, by default one device's share: see ``replicas=`` of `jaxkd.parallel.jit`.
 """
 
 from collections.abc import Mapping

@@ -11,11 +11,23 @@ import flax.linen as nn
 import jax
 
 from jaxkd._core import batch_norm, checks
-from jaxkd._core.model_calls import Inputs, arguments, collect, name_outputs, normalize, share_of
-from jaxkd._core.training_flags import Flag, check_modes, is_held, mode_flags
+from jaxkd._core.model_calls import (
+    Flag,
+    Inputs,
+    arguments,
+    check_modes,
+    collect,
+    is_held,
+    mode_flags,
+    name_outputs,
+    normalize,
+    share_of,
+    without_layer,
+)
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 _RECORD = "intermediates"
+_SCAN_HINT = "A module under nn.scan is listed if the scan has variable_axes={'intermediates': 0, ...}."
 
 
 def linen(
@@ -36,7 +48,9 @@ def linen(
 
     Args:
       module: the unbound module.
-      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters`.
+      taps: names for submodules' outputs, such as ``{"stage2": "ResNetStage_1"}``; see `jaxkd.adapters`. The outputs of
+        a module under `nn.scan` are stacked ``[layers, batch, ...]``, and ``"blocks/dense[2]"`` is that of one layer;
+        the scan needs ``variable_axes={"intermediates": 0, ...}``.
       inputs: entries of the batch that the module is called with.
       outputs: function from the module's result to a mapping of names to arrays; an array alone is named ``logits``.
       flag: the module's training flag, if it has another name: the argument that is True in training, such as
@@ -48,7 +62,7 @@ def linen(
       removed; the ``rules`` of `jaxkd.parallel.shard` place parameters by their paths.
 
     Raises:
-      TypeError: the module is something else.
+      TypeError: the module is not one of linen.
       ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do. ``init``
         raises it if no flag reaches the module's Dropouts and BatchNorms, which would always or never train.
 
@@ -61,12 +75,9 @@ def linen(
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"linen, module: expected an instance of a flax.linen.Module, such as Net(), got {checks.kind(module)}. "
-            "Other libraries have their own adapters: jaxkd.adapters.nnx and plain."
-        )
+        raise TypeError(f"adapters.linen, module: expected an instance of a linen module, got {checks.kind(module)}.")
     taps = dict(taps or {})
-    wanted = {normalize(spec)[0] for spec in taps.values()}
+    wanted = {normalize(without_layer(spec))[0] for spec in taps.values()}
 
     def init(key: Array, batch: Batch) -> Variables:
         flags = mode_flags(module.__call__, False, flag)
@@ -107,7 +118,8 @@ def linen(
             # Called for the error of a missing tap alone: an abstract pass that records every submodule's output.
             return jax.eval_shape(lambda v, b: run(v, b, key, False, True)[1], variables, batch)[_RECORD]
 
-        return name_outputs(outputs(result) if outputs else result, collect(taps, intermediates, everything)), state
+        tapped_outputs = collect(taps, intermediates, everything, hint=_SCAN_HINT)
+        return name_outputs(outputs(result) if outputs else result, tapped_outputs), state
 
     return Model(init, apply)
 
@@ -125,7 +137,7 @@ def variables_of(collections: Mapping[str, Any]) -> Variables:
 
 
 def unboxed(tree: PyTree) -> PyTree:
-    """Returns a tree without the boxes of parameters, as of `nn.with_partitioning`.
+    """Removes the boxes of parameters, such as those of `nn.with_partitioning`.
 
     >>> unboxed({"w": nn.Partitioned(1, names=("data",))})
     {'w': 1}

@@ -9,9 +9,19 @@ import jax
 from flax import nnx
 
 from jaxkd._core import batch_norm, checks
-from jaxkd._core.model_calls import Inputs, arguments, collect, computing_in, name_outputs, share_of
-from jaxkd._core.shardings import automatic
-from jaxkd._core.training_flags import Flag, check_modes, is_held, mode_flags
+from jaxkd._core.arrays.shardings import automatic
+from jaxkd._core.model_calls import (
+    Flag,
+    Inputs,
+    arguments,
+    check_modes,
+    collect,
+    computing_in,
+    is_held,
+    mode_flags,
+    name_outputs,
+    share_of,
+)
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -42,7 +52,7 @@ def nnx_module(
       A `Model` with ``Variables(params, state)``, nested dicts of the `nnx.Param` and of all other variables.
 
     Raises:
-      TypeError: the module is something else.
+      TypeError: the module is not one of nnx.
       ValueError: ``apply`` raises it for a tap or an input that does not exist, and lists those that do; and if no flag
         reaches Dropouts and BatchNorms, which would always or never train.
 
@@ -59,11 +69,10 @@ def nnx_module(
     >>> {name: value.shape for name, value in out.items()}
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
-    of_linen = any(base.__module__.startswith("flax.linen") for base in type(module).__mro__)
-    if of_linen or not (isinstance(module, nnx.Module) or callable(module)):
+    if not isinstance(module, nnx.Module) and (not callable(module) or hasattr(module, "apply")):
         raise TypeError(
-            "nnx, module: expected an nnx.Module or a function from nnx.Rngs to one, such as its class, got "
-            f"{checks.kind(module)}. A module of flax.linen is for jaxkd.adapters.linen."
+            "adapters.nnx, module: expected an nnx module or a function from nnx.Rngs to one, got "
+            f"{checks.kind(module)}."
         )
     taps = dict(taps or {})
     abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxkd._core import checks
-from jaxkd._core.model_calls import Inputs, arguments, name_outputs
-from jaxkd._core.training_flags import Flag, mode_flags
+from jaxkd._core.model_calls import Flag, Inputs, arguments, mode_flags, name_outputs
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
 
@@ -30,7 +29,7 @@ def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs
       A `Model` without state.
 
     Raises:
-      TypeError: an argument is no function.
+      TypeError: one of the two is not a function.
       ValueError: ``init`` and ``apply`` raise it if an input is not in the batch, or if the output is neither an array
         nor a mapping; ``apply`` raises it if it has no argument of the flag's name.
 
@@ -42,7 +41,7 @@ def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs
     """
     for name, function in (("init", init), ("apply", apply)):
         if not callable(function):
-            raise TypeError(f"plain, {name}: expected a function, got {checks.kind(function)}.")
+            raise TypeError(f"adapters.plain, {name}: expected a function, got {checks.kind(function)}.")
     takes_key = "key" in inspect.signature(apply).parameters
 
     def model_init(key: Array, batch: Batch) -> Variables:

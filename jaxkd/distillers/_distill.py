@@ -12,9 +12,9 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
+from jaxkd._core.arrays.shardings import automatic
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd._core.model_calls import model_batch
-from jaxkd._core.shardings import automatic
 from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
 from jaxkd.metrics import join, report, total_of
 from jaxkd.types import (

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import casts, checks, moving_average, train_state
+from jaxkd._core import checks, moving_average, train_state
+from jaxkd._core.arrays import casts
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
 
 _SLOT = "average"

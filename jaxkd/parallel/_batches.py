@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import batches, casts, shardings
+from jaxkd._core import batches
+from jaxkd._core.arrays import casts, shardings
 from jaxkd.types import Batch
 
 Intake = Callable[[Batch], Batch]
@@ -40,7 +41,7 @@ def pad(batch: Batch, multiple: int) -> Batch:
 
 
 def ready(batch: Batch) -> Batch:
-    """Returns a batch with arrays on automatic axes, in dtypes that JAX has.
+    """Returns a batch on automatic axes, in dtypes that JAX has.
 
     Raises:
       ValueError: an integer on the host is beyond the range of JAX's dtype.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import shardings
+from jaxkd._core.arrays import shardings
 from jaxkd.types import Array, PyTree, TrainState
 
 # By input: its arrays, and their replicas on the last mesh.
@@ -40,7 +40,7 @@ def globally(x: Any, sharding: Any) -> Array:
 
 
 def entered(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Returns a context in which programs for a mesh can be traced."""
+    """Returns a context for programs of a mesh, if the user has set another one."""
     current = jax.sharding.get_abstract_mesh()
     return nullcontext() if current.empty or current == mesh.abstract_mesh else jax.set_mesh(mesh)
 

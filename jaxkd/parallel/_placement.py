@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxkd._core import batch_norm, checks, shardings
+from jaxkd._core import batch_norm, checks
+from jaxkd._core.arrays import shardings
 from jaxkd.metrics import packing
 from jaxkd.parallel import _states
 from jaxkd.parallel._batches import Intake, on_mesh, over_devices, pad, ready
@@ -69,6 +70,7 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
       replicas: number of equal parts of the batch that BatchNorm normalizes separately; None is 1 here. With 8, the
         results are those of eight devices. A batch that does not divide is padded and masked.
     """
+    checks.distiller("parallel.jit", kd)
     step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
     compiled = map(_anywhere, (jax.jit(step, donate_argnums=0), jax.jit(evaluate)))
     placed = Placed(kd.init, *map(_refusing_donated, compiled))
@@ -77,7 +79,7 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
 
 
 def _anywhere(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a compiled function run on a state and a batch of different devices."""
+    """Wraps a compiled function to take arrays of different devices and meshes."""
     moves = False
 
     @functools.wraps(compiled)
@@ -114,6 +116,7 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
       replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per device, 1 for
         statistics of the whole batch, or any multiple or divisor of the number of devices.
     """
+    checks.distiller("parallel.pmap", kd)
     all_devices = list(jax.devices() if devices is None else devices)
     local = sum(device.process_index == jax.process_index() for device in all_devices)
     step, evaluate = (_within(replicas, function, 1) for function in (kd.step, kd.evaluate))
@@ -182,6 +185,11 @@ def shard(
       ValueError: the mesh has no such axis; a rule matches no path of a state, or asks for parts that do not divide an
         array; on several hosts, a part is larger than the size agreed on.
     """
+    checks.distiller("parallel.shard", kd)
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"shard, mesh: expected a Mesh, as from jax.make_mesh((8,), ('data',)), got {checks.kind(mesh)}."
+        )
     axis = mesh.axis_names[0] if axis is None else axis
     checks.known(axis, mesh.axis_names, "shard, mesh axis")
     mesh = shardings.automatic_mesh(mesh)

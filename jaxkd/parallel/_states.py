@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd._core import shardings
+from jaxkd._core.arrays import shardings
 from jaxkd.parallel._mesh import globally
 from jaxkd.types import Array, PyTree
 

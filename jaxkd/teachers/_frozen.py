@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd import adapters
-from jaxkd._core import casts, checks
-from jaxkd._core.shardings import automatic
+from jaxkd._core import checks
+from jaxkd._core.arrays import casts
+from jaxkd._core.arrays.shardings import automatic
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Teacher, Variables
 
 

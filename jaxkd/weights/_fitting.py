@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd._core import casts, checks, tree_paths
+from jaxkd._core import checks, tree_paths
+from jaxkd._core.arrays import casts
 from jaxkd.types import PyTree
 from jaxkd.weights import _tree
 from jaxkd.weights import names as names_lib

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from jax import export
 
-from jaxkd._core import batches, casts, checks, tree_paths
+from jaxkd._core import batches, checks, tree_paths
+from jaxkd._core.arrays import casts
 from jaxkd._core.files import replacing
 from jaxkd.types import Array, Batch, Model, Outputs, Variables
 from jaxkd.weights import _tree

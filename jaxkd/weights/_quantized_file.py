@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd._core import tree_paths
-from jaxkd._core.casts import cast
+from jaxkd._core.arrays.casts import cast
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import PyTree, Variables

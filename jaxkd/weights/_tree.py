@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd._core import casts
+from jaxkd._core.arrays import casts
 from jaxkd._core.tree_paths import by_parts
 from jaxkd.types import PyTree, TrainState, Variables
 

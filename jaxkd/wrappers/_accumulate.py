@@ -106,9 +106,9 @@ def accumulate(model: Model, micro_batches: int) -> Model:
 class _Split(NamedTuple):
     """Assignment of this device's examples to micro-batches.
 
-    A replica (`batch_norm.Share`) is divided by itself, so that the micro-batches, and with them the statistics of
-    BatchNorm, are those of any number of devices. Where a replica spans devices, its example numbers continue over
-    them: this device's begin with ``shift``.
+    Example i of a replica belongs to micro-batch ``i % parts``. A replica (`batch_norm.Share`) is divided by itself, so
+    that the micro-batches, and with them the statistics of BatchNorm, are those of any number of devices. Where a
+    replica spans devices, its example numbers continue over them: this device's begin with ``shift``.
 
     Attributes:
       size: number of examples on this device.

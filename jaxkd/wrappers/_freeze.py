@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxkd._core import checks
-from jaxkd._core.training_flags import held_in_inference
+from jaxkd._core.model_calls import held_in_inference
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 
@@ -101,7 +101,8 @@ def unfreeze(variables: Variables) -> Variables:
 
 
 def _split(variables: Variables, chosen: list[bool]) -> Variables:
-    leaves, treedef = jax.tree.flatten(variables.params)
+    leaves = jax.tree.leaves(variables.params)
+    treedef: Any = jax.tree.structure(variables.params)
     trained: Any = [None if frozen else x for x, frozen in zip(leaves, chosen, strict=True)]
     kept: Any = [x if frozen else None for x, frozen in zip(leaves, chosen, strict=True)]
     trained, kept = (jax.tree.unflatten(treedef, leaves) for leaves in (trained, kept))

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxkd._core import casts, checks
+from jaxkd._core import checks
+from jaxkd._core.arrays import casts
 from jaxkd._core.model_calls import computing_in
 from jaxkd.types import Array, Batch, Model, Outputs, PyTree, Variables
 

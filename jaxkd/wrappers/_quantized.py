@@ -19,8 +19,8 @@ from flax import traverse_util
 
 from jaxkd import adapters
 from jaxkd._core import checks
+from jaxkd._core.arrays.shardings import automatic
 from jaxkd._core.quantization import Include, check, chosen_tensors, decode, encode, encode_to, scaled, shaped
-from jaxkd._core.shardings import automatic
 from jaxkd._core.tree_paths import by_path
 from jaxkd.types import STEP, Array, Batch, Model, Outputs, PyTree, Variables
 

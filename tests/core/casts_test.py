@@ -8,7 +8,7 @@ import pytest
 
 import jaxkd
 from jaxkd import Variables, adapters, losses, teachers, term, weights, wrappers
-from jaxkd._core.casts import cast
+from jaxkd._core.arrays.casts import cast
 
 LOWEST = np.finfo(np.float32).min
 HIGHEST = {"bfloat16": 3.3895313892515355e38, "float16": 65504.0, "float8_e5m2": 57344.0, "float8_e4m3fn": 448.0}

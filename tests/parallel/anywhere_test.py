@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import jaxkd
 from jaxkd import combine, losses, parallel, teachers, term
 from jaxkd import data as data_lib
-from jaxkd._core.shardings import automatic, together
+from jaxkd._core.arrays.shardings import automatic, together
 from tests import tiny
 
 DEVICES = jax.devices()

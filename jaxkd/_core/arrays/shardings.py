@@ -1,4 +1,4 @@
-"""Placement of arrays of other meshes, explicit axes and other devices."""
+"""Placements of arrays from other meshes and devices, or on explicit axes."""
 
 from __future__ import annotations
 
