@@ -76,37 +76,6 @@ def shape(x: Any) -> str:
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
-def kind(x: Any) -> str:
-    """Returns what a wrong argument is, and for a module the adapter that takes it, for messages.
-
-    >>> kind(3), kind(dict)
-    ('int', 'the class dict')
-    """
-    if isinstance(x, type):
-        return f"the class {x.__name__}" + (", without its ()" if hasattr(x, "apply") or hasattr(x, "eval") else "")
-    name = type(x).__name__
-    for base in type(x).__mro__:
-        if base.__module__.startswith("flax.linen"):
-            return f"the linen module {name}: adapters.linen({name}(...)) makes a Model of it"
-        if base.__module__.startswith("flax.nnx"):
-            return f"the nnx module {name}: adapters.nnx makes a Model of it"
-    return name
-
-
-def distiller(what: str, kd: Any) -> None:
-    """Raises unless a value has the three functions of a `jaxkd.Distiller`.
-
-    Raises:
-      TypeError: it has not.
-
-    >>> distiller("parallel.jit", "text")
-    Traceback (most recent call last):
-    TypeError: parallel.jit: expected a Distiller, as from jaxkd.distill or a scheme, got str.
-    """
-    if not all(callable(getattr(kd, name, None)) for name in ("init", "step", "evaluate")):
-        raise TypeError(f"{what}: expected a Distiller, as from jaxkd.distill or a scheme, got {kind(kd)}.")
-
-
 def same_shape(name: str, logits: Mapping[str, Any]) -> tuple[int, ...]:
     """Returns the shape that all logits share.
 

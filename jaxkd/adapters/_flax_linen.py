@@ -75,7 +75,10 @@ def linen(
     {'logits': (3, 2), 'hidden': (3, 4)}
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"adapters.linen, module: expected an instance of a linen module, got {checks.kind(module)}.")
+        raise TypeError(
+            f"linen, module: expected an instance of a flax.linen.Module, such as Net(), got {checks.kind(module)}. "
+            "Other libraries have their own adapters: jaxkd.adapters.nnx and plain."
+        )
     taps = dict(taps or {})
     wanted = {normalize(without_layer(spec))[0] for spec in taps.values()}
 

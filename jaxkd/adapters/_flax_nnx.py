@@ -71,8 +71,8 @@ def nnx_module(
     """
     if not isinstance(module, nnx.Module) and (not callable(module) or hasattr(module, "apply")):
         raise TypeError(
-            "adapters.nnx, module: expected an nnx module or a function from nnx.Rngs to one, got "
-            f"{checks.kind(module)}."
+            "nnx, module: expected an nnx.Module or a function from nnx.Rngs to one, such as its class, got "
+            f"{checks.kind(module)}. A module of flax.linen is for jaxkd.adapters.linen."
         )
     taps = dict(taps or {})
     abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))

@@ -41,7 +41,7 @@ def plain(init: Callable[..., Any], apply: Callable[..., Any], *, inputs: Inputs
     """
     for name, function in (("init", init), ("apply", apply)):
         if not callable(function):
-            raise TypeError(f"adapters.plain, {name}: expected a function, got {checks.kind(function)}.")
+            raise TypeError(f"plain, {name}: expected a function, got {checks.kind(function)}.")
     takes_key = "key" in inspect.signature(apply).parameters
 
     def model_init(key: Array, batch: Batch) -> Variables:

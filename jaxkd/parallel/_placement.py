@@ -70,7 +70,7 @@ def jit(kd: Distiller, *, replicas: int | None = None) -> Placed:
       replicas: number of equal parts of the batch that BatchNorm normalizes separately; None is 1 here. With 8, the
         results are those of eight devices. A batch that does not divide is padded and masked.
     """
-    checks.distiller("parallel.jit", kd)
+    checks.contract("parallel.jit, kd", kd, Distiller)
     step, evaluate = (_within(replicas, function, replicas or 1) for function in (kd.step, kd.evaluate))
     compiled = map(_anywhere, (jax.jit(step, donate_argnums=0), jax.jit(evaluate)))
     placed = Placed(kd.init, *map(_refusing_donated, compiled))
@@ -116,7 +116,7 @@ def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas
       replicas: number of equal parts of the batch that BatchNorm normalizes separately: None for one per device, 1 for
         statistics of the whole batch, or any multiple or divisor of the number of devices.
     """
-    checks.distiller("parallel.pmap", kd)
+    checks.contract("parallel.pmap, kd", kd, Distiller)
     all_devices = list(jax.devices() if devices is None else devices)
     local = sum(device.process_index == jax.process_index() for device in all_devices)
     step, evaluate = (_within(replicas, function, 1) for function in (kd.step, kd.evaluate))
@@ -185,7 +185,7 @@ def shard(
       ValueError: the mesh has no such axis; a rule matches no path of a state, or asks for parts that do not divide an
         array; on several hosts, a part is larger than the size agreed on.
     """
-    checks.distiller("parallel.shard", kd)
+    checks.contract("parallel.shard, kd", kd, Distiller)
     if not isinstance(mesh, Mesh):
         raise TypeError(
             f"shard, mesh: expected a Mesh, as from jax.make_mesh((8,), ('data',)), got {checks.kind(mesh)}."
