@@ -62,7 +62,7 @@ def checksums(batch: Mapping[str, Any], names: Sequence[str]) -> Array:
 
 
 def unseen(batch: Mapping[str, Any], names: Sequence[str], stored: Array, tolerance: float) -> Array:
-    """Returns ``bool[batch]``, True for an example whose entries differ from those that the teacher saw.
+    """Returns ``bool[batch]``, True for an example that the teacher saw otherwise.
 
     ``stored`` has the `checksums` of the examples. ``tolerance`` is the largest difference of a floating-point entry,
     relative to the root of its sum of squares and to its checksum.

@@ -281,7 +281,7 @@ def _begin(path: pathlib.Path, plan: _Plan) -> dict[str, Any]:
 
 
 def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progress: bool) -> int:
-    """Computes the missing and damaged shards of a share; returns how many others are missing."""
+    """Computes a share's missing and damaged shards; returns how many are left."""
     stored = _begin(path, plan)
     layout, key = _layout(stored), _manifest.key(stored)
     # Every shard is verified by its digests before a cache is built on it.
