@@ -111,7 +111,7 @@ def _checksum(x: Array) -> Array:
 
 
 def _weights(length: int, axis: int, exact: bool) -> np.ndarray:
-    """Returns irregular weights: a reordering of values, or another shape, changes their sum."""
+    """Returns irregular weights, so that the order of the values changes a sum."""
     place = np.arange(1, length + 1, dtype=np.float64)
     irregular = np.cos(place**2 * (1 + math.sqrt(5)) / 2 + axis)
     if exact:

@@ -294,7 +294,7 @@ def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progre
 
 
 def _is_whole(path: pathlib.Path, stored: Mapping[str, Any]) -> bool:
-    """Returns whether a cache is finished and every file of it undamaged. Each is read."""
+    """Returns whether a cache is finished and undamaged; every file is read."""
     if not stored["complete"]:
         return False
     layout = _layout(stored)
