@@ -62,7 +62,7 @@ def checksums(batch: Mapping[str, Any], names: Sequence[str]) -> Array:
 
 
 def unseen(batch: Mapping[str, Any], names: Sequence[str], stored: Array, tolerance: float) -> Array:
-    """Returns which examples differ from those that the teacher saw, ``bool[batch]``.
+    """Returns ``bool[batch]``, True for an example that the teacher saw otherwise.
 
     ``stored`` has the `checksums` of the examples. ``tolerance`` is the largest difference of a floating-point entry,
     relative to the root of its sum of squares and to its checksum.
@@ -111,7 +111,7 @@ def _checksum(x: Array) -> Array:
 
 
 def _weights(length: int, axis: int, exact: bool) -> np.ndarray:
-    """Returns irregular weights, so that reordered values have another sum."""
+    """Returns irregular weights, so that the order of the values changes a sum."""
     place = np.arange(1, length + 1, dtype=np.float64)
     irregular = np.cos(place**2 * (1 + math.sqrt(5)) / 2 + axis)
     if exact:

@@ -351,7 +351,7 @@ def _joined(settings: Mapping[str, Any]) -> str:
 # `contents` is part of the key: a directory may be deleted and written with another set.
 @functools.lru_cache(maxsize=8)
 def _examples_of(directory: pathlib.Path, contents: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the indices of all rows, their sorting, and their examples' digests."""
+    """Returns the indices of all rows, the order that sorts them, and digests."""
     index, digests = check_examples(directory, contents, count)
     return index, np.argsort(index, kind="stable"), digests
 

@@ -100,7 +100,7 @@ def numbers(directory: pathlib.Path) -> set[int]:
 
 
 def facts(directory: pathlib.Path, number: int, key: str) -> dict[str, Any] | None:
-    """Returns a shard's facts, or None if it is absent, damaged or another cache's.
+    """Returns the facts of a shard, or None without a whole shard of this cache.
 
     They are ``{"files": {name: {"bytes": ..., "sha256": ...}}, ...}`` and the notes that the shard was written with.
     ``key`` is that of the cache. The sizes of the files are compared, their contents are not.

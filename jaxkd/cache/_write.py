@@ -281,7 +281,7 @@ def _begin(path: pathlib.Path, plan: _Plan) -> dict[str, Any]:
 
 
 def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progress: bool) -> int:
-    """Computes the missing shards of a share; returns how many others are missing."""
+    """Computes a share's missing and damaged shards; returns how many are left."""
     stored = _begin(path, plan)
     layout, key = _layout(stored), _manifest.key(stored)
     # Every shard is verified by its digests before a cache is built on it.
@@ -294,7 +294,7 @@ def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progre
 
 
 def _is_whole(path: pathlib.Path, stored: Mapping[str, Any]) -> bool:
-    """Returns whether a cache is finished; reads each file to see it undamaged."""
+    """Returns whether a cache is finished and undamaged; every file is read."""
     if not stored["complete"]:
         return False
     layout = _layout(stored)

@@ -9,13 +9,13 @@ from jaxkd.types import UNSEEN, Array, Batch, Outputs, PyTree, Teacher, Variable
 
 
 class BatchDecoder(Protocol):
-    """Decoder of teacher outputs in a batch, such as `jaxkd.cache.Cache`."""
+    """Decoder of teacher outputs in a batch, such as `jaxkd.cache.Cache`.
+
+    If it also has ``unseen(batch, tolerance)``, as `Cache` has, the inputs of student and teacher are compared.
+    """
 
     def decode(self, batch: Mapping[str, Any]) -> Outputs:
         """Returns the outputs of the batch's examples."""
-
-    def unseen(self, batch: Mapping[str, Any], tolerance: float) -> Array:
-        """Returns ``bool[batch]``, True for an example that the teacher saw otherwise."""
 
 
 def cached(cache: BatchDecoder, *, tolerance: float | None = 0.01) -> Teacher:
@@ -69,6 +69,7 @@ def cached(cache: BatchDecoder, *, tolerance: float | None = 0.01) -> Teacher:
     """
     if tolerance is not None and not tolerance >= 0:
         raise ValueError(f"teachers.cached, tolerance: expected a number of at least 0, or None, got {tolerance}.")
+    compare: Any = getattr(cache, "unseen", None)
 
     def init(key: Array | None, batch: Batch, student: Variables | None) -> PyTree:
         del key, batch, student
@@ -77,7 +78,9 @@ def cached(cache: BatchDecoder, *, tolerance: float | None = 0.01) -> Teacher:
     def apply(state: PyTree, batch: Batch, *, key: Array | None) -> Outputs:
         del state, key
         outputs = cache.decode(batch)
-        return outputs if tolerance is None else {**outputs, UNSEEN: cache.unseen(batch, tolerance)}
+        if tolerance is None or compare is None:
+            return outputs
+        return {**outputs, UNSEEN: compare(batch, tolerance)}
 
     def update(state: PyTree, student: Variables, step: Any) -> PyTree:
         del student, step
