@@ -47,12 +47,12 @@ def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = 
 
 
 def lowest(dtype: Any) -> float:
-    """Returns a score that excludes a class as ``finfo.min`` does, and whose multiples and sums do not overflow."""
+    """Returns a score that excludes a class, of which multiples do not overflow."""
     return -(float(jnp.finfo(dtype).max) ** 0.8)
 
 
 def soften(scores: Array, temperature: Any) -> Array:
-    """Returns scores over T, up to a constant for each row, which a softmax over the last axis ignores.
+    """Returns scores over T, up to a constant for each row, which a softmax ignores.
 
     The largest is subtracted *before* the division. A compiler that knows T multiplies by 1 / T in one place and
     divides in another; the softmax of large scores would then subtract a maximum that is another rounding of itself.

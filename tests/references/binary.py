@@ -23,7 +23,7 @@ def binary_cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
     values = np.zeros(logits.shape)
     for index in np.ndindex(values.shape):
-        z, y = logits[index], labels[index]
+        z, y = float(logits[index]), float(labels[index])
         values[index] = -weighted(y, log_sigmoid(z)) - weighted(1 - y, log_sigmoid(-z)) if 0 <= y <= 1 else np.nan
     return over_labels(values)
 
@@ -33,7 +33,8 @@ def binary_kl(student: np.ndarray, teacher: np.ndarray, *, temperature: float = 
     student, teacher = np.asarray(student, np.float64) / temperature, np.asarray(teacher, np.float64) / temperature
     values = np.zeros(student.shape)
     for index in np.ndindex(values.shape):
-        for s, t in ((student[index], teacher[index]), (-student[index], -teacher[index])):
+        on_s, on_t = float(student[index]), float(teacher[index])
+        for s, t in ((on_s, on_t), (-on_s, -on_t)):
             p = np.exp(log_sigmoid(t))
             values[index] += p * (log_sigmoid(t) - log_sigmoid(s)) if p else 0.0
     return temperature**2 * over_labels(values)
