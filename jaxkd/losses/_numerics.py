@@ -88,7 +88,7 @@ def pair(student: Any, teacher: Any, where: Any) -> tuple[Array, Array, Array | 
 
 
 def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
-    """Returns checked, masked logits over T of a softmax, T for each example, and the mask."""
+    """Returns masked logits of a softmax over T, T for each example, and the mask."""
     student, teacher, where = pair(student, teacher, where)
     _checks.several("student", student, student.shape[-1])
     scale = _checks.temperature(temperature, student.dtype, student.shape[:-1])
@@ -118,7 +118,7 @@ def _excess(gap: Array) -> Array:
 
 
 def kl_terms(gap: Array, p: Array, q: Array) -> Array:
-    """Returns the terms of ``KL(p ‖ q)`` for ``g = log p − log q``, none of them negative.
+    """Returns the terms of ``KL(p ‖ q)`` for ``g = log p − log q``, none negative.
 
     Since ``Σ (q − p) = 0``, the KL is ``Σ p (g + e⁻ᵍ − 1)``: the rounding errors of the two logarithms, which would
     hide a small KL, cancel term by term.
@@ -186,7 +186,7 @@ def bernoulli_kl(x: Array, y: Array) -> Array:
 
 @bernoulli_kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """``σ(y) − σ(x)`` for y, and ``σ(x) σ(−x) (x − y)`` for x, 0 where that is infinite."""
+    """Slopes ``σ(x) σ(−x) (x − y)`` of x, 0 if infinite, and ``σ(y) − σ(x)`` of y."""
     x, y = primals
     # Next to 1 a probability has no digits left, and the difference is that of the other outcome.
     upper = x + y > 0
