@@ -41,11 +41,7 @@ SIZES = {
     "4": (4,),
 }
 #: hyperparameters that a loss requires
-REQUIRED: dict[str, dict[str, Any]] = {
-    "contrastive_nce": {"num_data": 64.0},
-    "singular_vectors": {"rank": 1},
-    "value_relation_kl": {},
-}
+REQUIRED: dict[str, dict[str, Any]] = {"contrastive_nce": {"num_data": 64.0}, "singular_vectors": {"rank": 1}}
 #: numbers that may be negative
 SIGNED = {("bounded_regression", "margin")}
 
@@ -291,7 +287,7 @@ def mistake(loss: Loss, random: np.random.Generator) -> tuple[str, Callable[[], 
             return None
         arrays[at] = jax.ShapeDtypeStruct(arrays[at].shape, jnp.int32 if floating else jnp.float32)
     elif wrong == 2:
-        other: tuple[int, ...] = [(), (1,), (*leading, 1), (leading[0] + 1, *leading[1:])][random.integers(4)]
+        other = [(), (1,), (*leading, 1), (leading[0] + 1, *leading[1:])][random.integers(4)]
         dtype = jnp.bool_ if other != leading and random.random() < 0.7 else jnp.float32
         options["where"] = jax.ShapeDtypeStruct(other, dtype)
         if loss.name.startswith("binary") and other == arrays[0].shape:

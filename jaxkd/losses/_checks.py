@@ -41,7 +41,7 @@ def class_logits(name: str, x: Any) -> Array:
 
 
 def several(name: str, x: Array, size: int, what: str = "classes", advice: str | None = None) -> None:
-    """Raises unless the softmax is over two or more entries; over one it is 1."""
+    """Raises unless a softmax is over two or more entries: over one it is constant."""
     if size < 2:
         advice = advice or (
             "binary_kl (of a teacher) and binary_cross_entropy (of labels) are the losses of one logit, by a sigmoid"

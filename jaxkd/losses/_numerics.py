@@ -47,12 +47,12 @@ def count(where: Array, axis: int | tuple[int, ...] | None = None, dtype: Any = 
 
 
 def lowest(dtype: Any) -> float:
-    """Returns a score that excludes a class, and whose sums do not overflow."""
+    """Returns a score that excludes a class, of which multiples do not overflow."""
     return -(float(jnp.finfo(dtype).max) ** 0.8)
 
 
 def soften(scores: Array, temperature: Any) -> Array:
-    """Returns scores over T, up to a constant per row, which a softmax ignores.
+    """Returns scores over T, up to a constant for each row, which a softmax ignores.
 
     The largest is subtracted *before* the division. A compiler that knows T multiplies by 1 / T in one place and
     divides in another; the softmax of large scores would then subtract a maximum that is another rounding of itself.
@@ -88,7 +88,7 @@ def pair(student: Any, teacher: Any, where: Any) -> tuple[Array, Array, Array | 
 
 
 def softened(student: Any, teacher: Any, temperature: Any, where: Any) -> tuple[Array, Array, Array, Array | None]:
-    """Returns checked, masked logits over T, T for each example, and the mask."""
+    """Returns masked logits of a softmax over T, T for each example, and the mask."""
     student, teacher, where = pair(student, teacher, where)
     _checks.several("student", student, student.shape[-1])
     scale = _checks.temperature(temperature, student.dtype, student.shape[:-1])
@@ -118,7 +118,7 @@ def _excess(gap: Array) -> Array:
 
 
 def kl_terms(gap: Array, p: Array, q: Array) -> Array:
-    """Returns the nonnegative terms of ``KL(p ‖ q)`` for ``g = log p − log q``.
+    """Returns the terms of ``KL(p ‖ q)`` for ``g = log p − log q``, none negative.
 
     Since ``Σ (q − p) = 0``, the KL is ``Σ p (g + e⁻ᵍ − 1)``: the rounding errors of the two logarithms, which would
     hide a small KL, cancel term by term.
@@ -186,7 +186,7 @@ def bernoulli_kl(x: Array, y: Array) -> Array:
 
 @bernoulli_kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Derivatives ``σ(y) − σ(x)`` by y, and by x; 0 where infinite."""
+    """Slopes ``σ(x) σ(−x) (x − y)`` of x, 0 if infinite, and ``σ(y) − σ(x)`` of y."""
     x, y = primals
     # Next to 1 a probability has no digits left, and the difference is that of the other outcome.
     upper = x + y > 0

@@ -1,4 +1,4 @@
-"""Losses of labels that do not exclude each other: a sigmoid per logit.
+"""Losses of one logit per label, by its sigmoid: binary and multi-label losses.
 
 A binary classifier has one label, ``[batch]`` or ``[batch, 1]``; a multi-label classifier has several, ``[batch, ...,
 labels]``, whose values are summed as those of the classes are in a softmax loss. Divide by the number of labels for the

@@ -304,7 +304,7 @@ def _skewed(
 
 
 def _repeated(log_probs: Array, indices: Array) -> tuple[Array, Array]:
-    """Returns masks of repeated classes and of lists that contradict themselves."""
+    """Returns masks of classes listed before and of lists with two values for one."""
     same = indices[..., :, None] == indices[..., None, :]
     own, other = log_probs[..., :, None], log_probs[..., None, :]
     place = jnp.arange(indices.shape[-1])

@@ -72,8 +72,7 @@ def decoupled_kd(
         return _numerics.mask_values(
             jnp.where(known, value(jax.nn.one_hot(labels, classes, dtype=bool)), jnp.nan), where
         )
-    targets = _checks.targets("labels", labels, student)
-    (targets,) = _numerics.mask_inputs(where, targets)
+    (targets,) = _numerics.mask_inputs(where, _checks.targets("labels", labels, student))
     targets = jnp.moveaxis(targets, -1, 0)
     # One class at a time, computed again for the backward pass: no array of all pairs of classes exists.
     values = jax.lax.map(jax.checkpoint(lambda label: value(jnp.arange(classes) == label)), jnp.arange(classes))

@@ -74,7 +74,8 @@ def attention_mse(
     Natural Language Understanding", Findings of EMNLP 2020, equation 7, on the scores before the softmax, which the
     paper finds better than the probabilities. The authors' code sets scores below −100, those of padded keys, to 0 on
     both sides and divides by all keys; here a key that both networks exclude is excluded from the mean, so that padding
-    does not shrink the loss.
+    does not shrink the loss. TextBrewer's form gives an example of L tokens the weight of L² pairs in the batch's mean;
+    a mean over the included queries gives it that of L queries.
 
     Args:
       student: attention scores before the softmax ``[batch, heads, queries, keys]``; ``-inf`` where a query must not

@@ -30,10 +30,7 @@ def label_extremes() -> dict[str, Arrays]:
     labels = (np.arange(30).reshape(5, 6) % 3) / 2
     certain = np.where(labels == 0, -np.inf, np.where(labels == 1, np.inf, 0.5))
     extremes: dict[str, Arrays] = {name: (logits, labels) for name, (logits, _) in logit_extremes().items()}
-    return extremes | {
-        "certain and right": (certain, labels),
-        "certain and wrong": (-certain, labels),
-    }
+    return extremes | {"certain and right": (certain, labels), "certain and wrong": (-certain, labels)}
 
 
 def kl_extremes() -> dict[str, Arrays]:

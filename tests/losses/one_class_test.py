@@ -1,6 +1,5 @@
 """A softmax over one class is constant: every loss of one refuses it and names the losses of one logit."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,9 +10,14 @@ from jaxkd import losses
 ONE, MAP, LABELS = jnp.ones((4, 1)), jnp.ones((4, 2, 3, 1)), jnp.zeros(4, int)
 HEAD = jnp.ones((4, 2)), jnp.ones((2, 1))
 
-CALLS: dict[str, Callable[..., Any]] = {
+
+def of_pair(name):
+    return lambda: getattr(losses, name)(ONE, 2 * ONE)
+
+
+CALLS: dict[str, Any] = {
     **{
-        name: lambda name=name: getattr(losses, name)(ONE, 2 * ONE)
+        name: of_pair(name)
         for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl", "dist")
     },
     "class_weighted_cross_entropy": lambda: losses.class_weighted_cross_entropy(ONE, 2 * ONE),

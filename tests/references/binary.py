@@ -33,8 +33,8 @@ def binary_kl(student: np.ndarray, teacher: np.ndarray, *, temperature: float = 
     student, teacher = np.asarray(student, np.float64) / temperature, np.asarray(teacher, np.float64) / temperature
     values = np.zeros(student.shape)
     for index in np.ndindex(values.shape):
-        x, y = float(student[index]), float(teacher[index])
-        for s, t in ((x, y), (-x, -y)):
+        on_s, on_t = float(student[index]), float(teacher[index])
+        for s, t in ((on_s, on_t), (-on_s, -on_t)):
             p = np.exp(log_sigmoid(t))
             values[index] += p * (log_sigmoid(t) - log_sigmoid(s)) if p else 0.0
     return temperature**2 * over_labels(values)

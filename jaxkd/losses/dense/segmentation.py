@@ -30,7 +30,8 @@ def pixel_kl(
 
     ``T² KL(p_t ‖ p_s)`` with ``p = softmax(z / T)`` at each pixel. Liu et al., "Structured Knowledge Distillation for
     Semantic Segmentation", CVPR 2019, section 3.1, with T = 1; the paper's value is the mean over the pixels. Code that
-    also divides by the number of classes is smaller by that factor.
+    also divides by the number of classes is smaller by that factor. The authors' weight of 10 belongs to a sum over the
+    images: at their batch of 8 it is 80 for the mean.
 
     Args:
       student: logits ``[batch, height, width, classes]``.

@@ -164,7 +164,8 @@ def channel_kl(
     ``T²/C Σ_c KL(p_t,c ‖ p_s,c)``, ``p_c`` the softmax of ``F_c/T`` over the positions. Shu et al., "Channel-Wise
     Knowledge Distillation for Dense Prediction", ICCV 2021, section 3. The features may be activations (a 1 × 1
     convolution maps the student's to the teacher's channels) or a segmenter's logits. As in the authors' code the
-    result is the mean over the channels; T is 4 for features in the paper.
+    result is the mean over the channels; T is 4 for features in the paper. The authors' weight for logits is 3 at
+    T = 4; mmrazor's configurations have T = 1 with 5 for logits and 10 for a pyramid of features.
 
     Args:
       student: a feature map ``[batch, height, width, channels]``.
