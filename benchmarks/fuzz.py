@@ -234,7 +234,8 @@ def check_inputs(loss: Loss, program: Program, random: np.random.Generator) -> s
     for argument, (array, _) in zip(loss.arguments, drawn, strict=True):
         if program.masked and argument[0] in "zf" and argument[2 : 2 + len(loss.leading)] == loss.leading:
             array = np.where(mask.reshape(*mask.shape, *[1] * (array.ndim - mask.ndim)), array, np.nan)
-        arrays.append(array if argument[0] in "iu?" else jnp.asarray(array, program.dtype))
+        with np.errstate(over="ignore"):  # a logarithm below finfo.min is -inf
+            arrays.append(array if argument[0] in "iu?" else jnp.asarray(array, program.dtype))
     value, gradients = (np.asarray(x) if i == 0 else x for i, x in enumerate(program.run(arrays, mask)))
     case = f"{loss.name} {loss.arguments} of {program.shapes}, {np.dtype(program.dtype).name}, masked {program.masked}"
     if value.shape != leading or value.dtype != np.float32:

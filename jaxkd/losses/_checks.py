@@ -106,7 +106,7 @@ def targets(name: str, x: Any, logits: Array) -> Array:
     if x.shape != logits.shape:
         raise ValueError(
             f"{name}: expected a probability for each of the logits {list(logits.shape)}, got {x.dtype}{list(x.shape)}."
-            " A label for each example is an integer."
+            " A label for each example, as cross_entropy takes it, is an integer."
         )
     return x
 
@@ -118,7 +118,7 @@ def positive(name: str, value: Any, shape: tuple[int, ...] = (), *, expected: st
 
 def not_negative(name: str, value: Any) -> Any:
     """Returns a number that is 0 or more."""
-    return number(name, value, "a number of at least 0", lambda x: x >= 0)
+    return number(name, value, "at least 0", lambda x: x >= 0)
 
 
 def fraction(name: str, value: Any) -> Any:
@@ -155,7 +155,8 @@ def whole(name: str, value: Any, *, least: int = 1, most: int | None = None, exp
     fits = fits and not isinstance(value, jax.core.Tracer) and int(value) >= least
     if not fits or (most is not None and int(value) > most):
         expected = expected or f"an integer of at least {least}"
-        raise ValueError(f"{name}: expected {expected}, known while tracing, got {value!r}.")
+        known = ", known while tracing" if isinstance(value, jax.core.Tracer) else ""
+        raise ValueError(f"{name}: expected {expected}{known}, got {value!r}.")
     return int(value)
 
 
@@ -168,12 +169,12 @@ def number(name: str, value: Any, expected: str, inside: Any, shape: tuple[int, 
     real = type(value) in (int, float) or (
         array and (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer))
     )
-    came = f"{value.dtype}{list(value.shape)}" if array and value.shape else repr(value)
-    fits = real and jnp.shape(value) in ((), shape)
-    if fits and not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True):
-        known, came = np.asarray(value, np.float64), str(value)
-        fits = bool(np.all(np.isfinite(known) & inside(known)))
-    if not fits:
-        each = f", a scalar or one for each entry of {list(shape)}" if shape else ", a scalar"
-        raise ValueError(f"{name}: expected {expected}{each}, got {came}.")
+    if real and jnp.shape(value) not in ((), shape):
+        scalar = f"a scalar, or one for each entry of {list(shape)}" if shape else "a scalar"
+        raise ValueError(f"{name}: expected {scalar}, got {value.dtype}{list(value.shape)}.")
+    if real and not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True):
+        known = np.asarray(value, np.float64)
+        real = bool(np.all(np.isfinite(known) & inside(known)))
+    if not real:
+        raise ValueError(f"{name}: expected {expected}, got {value}.")
     return value

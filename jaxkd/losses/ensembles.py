@@ -80,7 +80,7 @@ def combined_logits(
     >>> combined_logits(logits, jnp.array([0])).round(3) + 0.0
     Array([[0., 0., 0.]], dtype=float32)
     """
-    sweeps = _checks.whole("sweeps", sweeps)
+    sweeps = _checks.whole("sweeps", sweeps, expected="a positive number")
     logits, gaps = _gaps("combined_logits", logits, labels)
     members = logits.shape[0]
     weights = jax.lax.stop_gradient(_weights(gaps, sweeps * (members - 1)))[..., None]

@@ -137,7 +137,11 @@ def value_relation_kl(
     >>> value_relation_kl(student, teacher, heads=1).round(4)
     Array([[0.1201, 0.    ]], dtype=float32)
     """
-    heads = heads if heads is None else _checks.whole("heads", heads)
+    heads = (
+        heads
+        if heads is None
+        else _checks.whole("heads", heads, expected=f"a number that divides the features of {list(jnp.shape(student))}")
+    )
     student, teacher = _split("student", student, heads), _split("teacher", teacher, heads)
     if student.shape[:3] != teacher.shape[:3]:
         raise ValueError(

@@ -49,6 +49,6 @@ def test_faults_are_found(monkeypatch):
         return value if where is None else jnp.where(where, value, 0)
 
     monkeypatch.setattr(losses, "logit_mse", careless)
-    _, faults = fuzz.fuzz(60, only=("logit_mse",), programs=1)
+    _, faults = fuzz.fuzz(120, only=("logit_mse",), programs=3)
     assert any("accepted" in fault for fault in faults)
     assert any("value" in fault or "gradient" in fault for fault in faults)

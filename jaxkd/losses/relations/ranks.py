@@ -152,7 +152,7 @@ def _ranked(
     """Returns both networks' scores ``[batch, list]``, their mask, and ``where``."""
     for name, number in (("alpha", alpha), ("beta", beta)):
         _checks.positive(name, number)
-    list_size = _checks.whole("list_size", list_size)
+    list_size = _checks.whole("list_size", list_size, expected="a positive integer")
     student, teacher, where = _pairs.inputs(student, teacher, where)
     students, teachers, every = (_numerics.gather(x, axis_name) for x in (student, teacher, where))
     other = _pairs.different(where, every, axis_name)

@@ -150,8 +150,12 @@ def _weights(weights: Any, teachers: int) -> Array:
     expected = f"a number that is not negative for each of {teachers} teachers"
     listed = isinstance(weights, tuple | list) or getattr(weights, "ndim", 0) == 1
     if not listed or len(weights) != teachers:
-        raise ValueError(f"weights: expected {expected}, got {weights!r}.")
-    return jnp.stack([jnp.asarray(_checks.number("weights", w, expected, lambda x: x >= 0)) for w in weights])
+        came = f"shape {[len(weights)]}" if listed else repr(weights)
+        raise ValueError(f"weights: expected {expected}, got {came}.")
+    try:
+        return jnp.stack([jnp.asarray(_checks.number("weights", w, expected, lambda x: x >= 0)) for w in weights])
+    except ValueError:
+        raise ValueError(f"weights: expected {expected}, got {list(weights)}.") from None
 
 
 def _inputs(student: Any, teachers: Any, where: Any) -> tuple[Array, tuple[Array, ...], Array]:
