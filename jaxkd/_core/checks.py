@@ -63,7 +63,7 @@ def shape(x: Any) -> str:
 
 
 def kind(x: Any) -> str:
-    """Returns what a wrong argument is, and for a module the adapter that takes it, for messages.
+    """Returns the kind of a wrong argument, and a module's adapter, for messages.
 
     >>> kind(3), kind(dict)
     ('int', 'the class dict')

@@ -1,1 +1,1 @@
-"""Arrays as programs need them: casts that keep finite values finite, and placements."""
+"""Arrays as programs need them: casts that keep values finite, and placements."""
