@@ -269,7 +269,7 @@ def is_held(path: Iterable[Any]) -> bool:
 def check_modes(
     layers: Mapping[str, bool], function: Callable[..., Any], train: bool, flag: Flag, *, fields: Sequence[str] = ()
 ) -> None:
-    """Raises if no flag reaches Dropouts or BatchNorms, so their mode is wrong.
+    """Raises if no flag puts Dropouts or BatchNorms into the mode of the pass.
 
     A module whose usual flag is known decides by itself, and so does a ``flag`` that is a function.
 
@@ -308,7 +308,7 @@ def check_modes(
 
 
 def _like_a_flag(parameter: inspect.Parameter) -> bool:
-    """Returns whether an argument may be a training flag: a bool or a string."""
+    """Returns whether an argument is a bool or a string, which may be a flag."""
     if isinstance(parameter.default, bool | str):
         return True
     annotation = str(parameter.annotation)

@@ -140,7 +140,10 @@ class _Split(NamedTuple):
         return self.groups * self.rows * self.parts > self.size
 
     def into(self, x: Any) -> Array:
-        """Reshapes ``[batch, ...]`` to ``[parts, groups * rows, ...]``, padded."""
+        """Reshapes ``[batch, ...]`` to ``[parts, groups * rows, ...]``.
+
+        Copies of a replica's last example pad it.
+        """
         x = jnp.asarray(x)
         x = x.reshape(self.groups, self.size // self.groups, *x.shape[1:])
         if self.is_padded:
@@ -158,7 +161,7 @@ class _Split(NamedTuple):
         return x[:, : self.size // self.groups].reshape(self.size, *x.shape[2:])
 
     def masks(self, mask: Any) -> Array | None:
-        """Returns the parts' masks without the padding, or None to include all rows."""
+        """Returns the parts' masks, which exclude the padding; None includes all rows."""
         if not self.is_padded:
             return None if mask is None else self.into(mask)
         number = jnp.arange(self.rows * self.parts) - self.shift  # of this device's examples of a replica
@@ -170,7 +173,7 @@ class _Split(NamedTuple):
         return split & real.reshape(*real.shape, *(1 for _ in split.shape[2:]))
 
     def filled(self, masks: Array | None, share: batch_norm.Share) -> tuple[Array | None, Array | None]:
-        """Returns which parts hold an unmasked example, and the replicas' pace."""
+        """Returns the parts with an unmasked example, and the replicas' `batch_norm.pace`."""
         if masks is None:
             return None, None
         held = jnp.any(masks.reshape(self.parts, self.groups, -1), axis=2)

@@ -1,1 +1,1 @@
-"""Arrays as programs need them: casts that keep values finite, placements."""
+"""Arrays as programs need them: casts that keep values finite, and placements."""

@@ -44,7 +44,9 @@ def automatic(tree: PyTree) -> PyTree:
 
 
 def together(tree: PyTree, *others: PyTree) -> tuple[PyTree, ...]:
-    """Returns trees on automatic axes of the devices of the first placed array.
+    """Returns trees that one program can use, on the devices of the first one.
+
+    All arrays are on automatic axes, and on the devices of the first committed array.
 
     Arrays that are not committed to devices, and those that other hosts share, are returned unmodified.
 
