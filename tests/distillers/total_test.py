@@ -104,7 +104,7 @@ def test_examples_are_counted_from_the_batch(first):
 
     own = jaxkd.Objective(lambda key, context: ObjectiveVars(), mean)
     kd = distill(own, "logits", model=student()._replace(apply=apply))
-    logits = RNG.normal(size=(8, 5)).astype(np.float32)
+    logits = (5 + RNG.normal(size=(8, 5))).astype(np.float32)
     found = evaluate(kd, [{"logits": logits[:6]}, {"logits": logits[6:]}])
     assert found["loss"] == pytest.approx(logits.mean(), rel=1e-5)
 
