@@ -6,7 +6,8 @@ sets          `Dataset`, a set in memory, and `from_arrays`; `digits` (bundled w
 parts         `split`: disjoint, deterministic and stratified; `class_incremental`, `class_groups`, `exemplars`: tasks
 loaders       `Resident`: the whole set on the device, batches gathered inside a scan; `Stream`: grain reads, decodes
               and transfers ahead, one shard per host; `SameClass`, `same_class`: with another example of each
-              example's class; `Tasks`: a sequence of tasks; `Noise`: no data, for data-free distillation
+              example's class; `Tasks`: a sequence of tasks; `Noise`: no data, for data-free distillation;
+              `from_batches`: any function that returns an epoch's batches
 protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
 ============  ========================================================================================================
@@ -33,7 +34,7 @@ from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
 from jaxkd.data._order import permutation
 from jaxkd.data._pairs import SameClass, same_class
-from jaxkd.data._protocol import BatchIterator, Loader
+from jaxkd.data._protocol import BatchIterator, Loader, from_batches
 from jaxkd.data._resident import Resident
 from jaxkd.data._splits import split
 from jaxkd.data._stream import Stream
@@ -66,6 +67,7 @@ __all__ = [
     "example_keys",
     "exemplars",
     "from_arrays",
+    "from_batches",
     "halves",
     "load",
     "nearest_next",

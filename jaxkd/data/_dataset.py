@@ -36,6 +36,30 @@ def num_examples(dataset: Dataset) -> int:
     return len(dataset.arrays["index"])
 
 
+def arrays_of(dataset: Dataset | Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns the arrays of a set, or arrays by name with an ``index``.
+
+    Raises:
+      TypeError: the set is neither of the two.
+      ValueError: the arrays do not have the same number of rows.
+
+    >>> sorted(arrays_of({"tokens": np.zeros((3, 5), int), "label": np.zeros((3, 5))}))
+    ['index', 'label', 'tokens']
+    """
+    if isinstance(dataset, Dataset):
+        return dict(dataset.arrays)
+    if not isinstance(dataset, Mapping):
+        raise TypeError(
+            "dataset: expected a Dataset, as from jaxkd.data.load, or a dict of arrays with one row per example, got "
+            f"{type(dataset).__name__}."
+        )
+    arrays = {name: np.asarray(value) for name, value in dataset.items()}
+    rows = {name: value.shape[0] if value.ndim else None for name, value in arrays.items()}
+    if len(set(rows.values())) != 1 or None in rows.values():
+        raise ValueError(f"expected the same number of rows in every array, got {rows}.")
+    return {"index": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)} | arrays
+
+
 def from_arrays(
     image: Any,
     label: Any,
@@ -49,7 +73,8 @@ def from_arrays(
 
     Args:
       image: images ``[examples, height, width, channels]``, or other inputs ``[examples, ...]``.
-      label: integers ``[examples]`` in ``[0, num_classes)``.
+      label: integers ``[examples]`` in ``[0, num_classes)``. `Resident` also takes a dict of arrays with labels of any
+        other kind: multi-hot, per token or pixel, or none.
       num_classes: number of classes; by default, the largest label plus one.
       name: name of the set, for messages and tables.
       class_names: name of each class.
@@ -70,10 +95,7 @@ def from_arrays(
         raise ValueError(f"label: expected integers of shape [examples], got {label.dtype}{list(label.shape)}.")
     arrays = {"image": np.asarray(image), "label": label.astype(np.int32)}
     arrays |= {key: np.asarray(value) for key, value in others.items()}
-    arrays.setdefault("index", np.arange(len(label), dtype=np.int32))
-    rows = {key: value.shape[0] if value.ndim else None for key, value in arrays.items()}
-    if set(rows.values()) != {len(label)}:
-        raise ValueError(f"expected the same number of rows in every array, got {rows}.")
+    arrays = arrays_of(arrays)
     classes = int(label.max()) + 1 if num_classes is None else num_classes
     if label.min() < 0 or label.max() >= classes:
         raise ValueError(f"label: expected 0 to {classes - 1}, got {label.min()} to {label.max()}.")

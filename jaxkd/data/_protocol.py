@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+
+from jaxkd._core.batches import batch_size
 
 Batch = dict[str, jax.Array]
 State = dict[str, Any]
@@ -101,3 +105,90 @@ def with_epoch(batch: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
             f"{', '.join(map(repr, sorted(batch)))}. Rename the entry of the examples."
         )
     return {**batch, "epoch": epoch}
+
+
+def from_batches(
+    epoch_batches: Callable[..., Iterable[Mapping[str, Any]]], steps_per_epoch: int, *, epochs: int | None = None
+) -> Loader:
+    """Returns a loader of batches that any function makes, such as a grain or TFDS pipeline.
+
+    Args:
+      epoch_batches: function that returns the batches of an epoch, dicts of arrays, from the first. It is given the
+        number of the epoch, or nothing if it takes no argument. A run that resumes within an epoch skips its first
+        batches, so that exact resume needs the same batches for the same epoch in every process.
+      steps_per_epoch: number of batches in one epoch; later ones are not read.
+      epochs: number of epochs after which `Loader.batches` stops; None for no end.
+
+    Raises:
+      ValueError: a size is not positive. The iterator raises it if an epoch has fewer batches.
+
+    >>> import numpy as np
+    >>> batches = lambda epoch: ({"x": np.full((2, 3), 10 * epoch + i)} for i in range(4))
+    >>> loader = from_batches(batches, steps_per_epoch=4)
+    >>> [int(batch["x"][0, 0]) for batch, _ in zip(loader.batches({"step": 3}), range(3))], loader.batch_size
+    ([3, 10, 11], 2)
+    """
+    for name, value in (("steps_per_epoch", steps_per_epoch), ("epochs", 1 if epochs is None else epochs)):
+        if value < 1:
+            raise ValueError(f"from_batches, {name}: expected at least 1, got {value}.")
+    return _FunctionLoader(epoch_batches, steps_per_epoch, epochs)
+
+
+class _FunctionLoader:
+    def __init__(self, epoch_batches: Callable[..., Any], steps_per_epoch: int, epochs: int | None) -> None:
+        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
+        self.functions = (epoch_batches,)  # a run recognizes its data by them
+        takes_epoch = bool(inspect.signature(epoch_batches).parameters)
+        self.epoch_of = epoch_batches if takes_epoch else lambda epoch: epoch_batches()
+        self.batch_size = batch_size(next(self.batches()))
+
+    def batches(self, state: Mapping[str, Any] | None = None) -> _FunctionIterator:
+        return _FunctionIterator(self, 0 if state is None else step_of(state))
+
+    def __iter__(self) -> _FunctionIterator:
+        return self.batches()
+
+
+class _FunctionIterator:
+    def __init__(self, loader: _FunctionLoader, step: int) -> None:
+        self._loader, self._step = loader, step
+        self._epoch: Iterator[Mapping[str, Any]] | None = None
+
+    def __iter__(self) -> _FunctionIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        loader = self._loader
+        epoch, number = divmod(self._step, loader.steps_per_epoch)
+        if loader.epochs is not None and epoch >= loader.epochs:
+            raise StopIteration
+        if self._epoch is None or number == 0:
+            self._epoch = iter(loader.epoch_of(epoch))
+            for skipped in range(number):
+                self._next(epoch, skipped)
+        batch = self._next(epoch, number)
+        self._step += 1
+        return {name: jnp.asarray(x) for name, x in batch.items()}
+
+    def _next(self, epoch: int, number: int) -> Mapping[str, Any]:
+        batch = next(self._epoch or iter(()), None)
+        if batch is None:
+            raise ValueError(
+                f"from_batches: expected {self._loader.steps_per_epoch} batches (steps_per_epoch) in every epoch, and "
+                f"epoch {epoch} ended after {number}. A generator that was read before is empty: return a new one."
+            )
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"from_batches: expected batches as dicts of arrays, got {type(batch).__name__}. Name its parts, such "
+                'as {"image": x, "label": y}.'
+            )
+        return batch
+
+    def get_state(self) -> State:
+        return {"step": self._step}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._step, self._epoch = step_of(state), None
+
+    def close(self) -> None:
+        self._epoch = None

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxkd._core.batches import exclude
 from jaxkd.data import _fingerprint
+from jaxkd.data._dataset import arrays_of
 from jaxkd.data._order import permutation
 from jaxkd.data._protocol import Batch, State, count_steps, step_of, with_epoch
 
@@ -49,7 +50,7 @@ class Resident(DeviceLoader):
     """A `Loader` whose batches are a pure function of its arrays and the step.
 
     Args:
-      dataset: set to draw from.
+      dataset: set to draw from, or a dict of arrays of any kind with one row per example, which get an ``index``.
       batch_size: examples in a batch.
       seed: seed of the order; the order of an epoch is a function of the seed and the epoch's number.
       shuffle: whether each epoch has a new order; False keeps the set's order, as for evaluation.
@@ -83,7 +84,7 @@ class Resident(DeviceLoader):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | Mapping[str, Any],
         batch_size: int,
         seed: int = 0,
         *,
@@ -92,11 +93,12 @@ class Resident(DeviceLoader):
         epochs: int | None = None,
         device: jax.Device | jax.sharding.Sharding | None = None,
     ) -> None:
-        self.num_examples = len(dataset.arrays["index"])
+        arrays = arrays_of(dataset)
+        self.num_examples = len(arrays["index"])
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples
         self.batch_size, self.seed, self.shuffle, self.epochs = batch_size, seed, shuffle, epochs
-        self.arrays = jax.device_put(dict(dataset.arrays), device)
+        self.arrays = jax.device_put(arrays, device)
         self._gather = jax.jit(self.gather)
 
     def gather(self, arrays: Mapping[str, Array], step: Int[Array, ""] | int, *, seed: Any = None) -> Batch:

@@ -16,6 +16,7 @@ from jaxkd.training._compiled_steps import evaluate
 from jaxkd.training._inputs import Input
 from jaxkd.training._logs import Logs, NonFiniteError
 from jaxkd.training._loop import FitResult, fit
+from jaxkd.training._predict import predict
 from jaxkd.training._preemption import Preempted
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "Preempted",
     "evaluate",
     "fit",
+    "predict",
     "write_atomically",
 ]

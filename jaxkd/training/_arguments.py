@@ -41,8 +41,9 @@ def check_input(data: Any, name: str) -> None:
     if missing:
         raise TypeError(
             f"{name}: expected an input with batch_size, steps_per_epoch and batches(), got {type(data).__name__} "
-            f"without {', '.join(missing)}. jaxkd.data.Resident(dataset, batch_size) makes one of arrays, and "
-            "jaxkd.data.Stream(source, batch_size) of anything with len(source) and source[i]."
+            f"without {', '.join(missing)}. jaxkd.data.Resident(arrays, batch_size) makes one of a dict of arrays, "
+            "jaxkd.data.Stream(source, batch_size) of anything with len(source) and source[i], and "
+            "jaxkd.data.from_batches(epoch_batches, steps_per_epoch) of any iterable of batches."
         )
     for attribute in ("batch_size", "steps_per_epoch"):
         value = getattr(data, attribute)
