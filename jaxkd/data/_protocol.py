@@ -8,8 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxkd._core.batches import batch_size
+from jaxkd.data import _fingerprint
 
 Batch = dict[str, jax.Array]
 State = dict[str, Any]
@@ -140,13 +142,18 @@ class _FunctionLoader:
         self.functions = (epoch_batches,)  # a run recognizes its data by them
         takes_epoch = bool(inspect.signature(epoch_batches).parameters)
         self.epoch_of = epoch_batches if takes_epoch else lambda epoch: epoch_batches()
-        self.batch_size = batch_size(next(self.batches()))
+        self._first = next(self.batches())
+        self.batch_size = batch_size(self._first)
 
     def batches(self, state: Mapping[str, Any] | None = None) -> _FunctionIterator:
         return _FunctionIterator(self, 0 if state is None else step_of(state))
 
     def __iter__(self) -> _FunctionIterator:
         return self.batches()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns the digest of the first batch, by which a resumed run recognizes its input."""
+        return {"first_batch": _fingerprint.digest({name: np.asarray(x) for name, x in self._first.items()})}
 
 
 class _FunctionIterator:
