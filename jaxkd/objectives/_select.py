@@ -74,12 +74,12 @@ def _part(outputs: Outputs, name: str) -> Outputs:
 def _params(params: PyTree, name: str) -> PyTree:
     """Returns the parameters of the part of that name.
 
-    Views, and a model's own outputs, have those of the model.
+    Views, a model's own outputs, and the ensemble of replicas have those of the model.
     """
     part, _, rest = name.partition("/")
     if not part or not isinstance(params, Mapping):
         return params
-    if params.keys() == {REPLICAS}:
+    if params.keys() == {REPLICAS} and part.isdigit():
         return _params(jax.tree.map(lambda x: _row(x, int(part)), params[REPLICAS]), rest)
     return _params(params[part], rest) if part in params else params
 
