@@ -355,6 +355,8 @@ def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -
         # Chain rule: from logits over T through the cap, then through the product, whose inputs are still at hand.
         values, derivatives = _divergence(static, scale, *logits)
         rows, sums = [], []
+        # An excluded word has no derivative, as in the dense losses.
+        derivatives = (jnp.where(z > -jnp.inf, d, 0) for z, d in zip(logits, derivatives, strict=True))
         for x, d, slope, matrix, total, want in zip(hidden, derivatives, slopes, wide, totals, wanted, strict=True):
             d = d * slope
             d_kernel = total.kernel + x.astype(dtype).T @ d if want.kernel else None
