@@ -213,10 +213,7 @@ def test_softened_probabilities_would_be_another_teacher():
     assert np.ptp(np.exp(references.log_softmax(probabilities / 20))) < 0.01
 
 
-def test_few_classes():
-    value, (gradient,) = run(VIRTUAL, (np.array([[3.0], [-1e4]]), np.array([0, 0])))
-    np.testing.assert_array_equal(value, 0)
-    np.testing.assert_array_equal(gradient, 0)
+def test_two_classes():
     value, _ = run(VIRTUAL, (np.array([[np.log(99), 0.0]]), np.array([0])))
     np.testing.assert_allclose(value, 0, atol=1e-12)
 
