@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all test-oldest lint bench clean
+.PHONY: help setup demo cells test test-slow test-all test-oldest lint bench clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
@@ -126,10 +126,13 @@ endif
 
 help:  ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-9s %s\n' $$name "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-11s %s\n' $$name "$$text"; done
 
 demo: setup  ## distill on real handwritten digits: a few minutes, results in runs/digits (ARGS="--help" for its options)
 	$(PY) -m experiments.digits $(ARGS)
+
+cells: setup  ## run what is left of the reduced CIFAR-100 protocol, resumable (ARGS="--data-dir DIR --workers 2")
+	$(PY) -m experiments.cells $(ARGS)
 
 pytest = $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
@@ -147,7 +150,7 @@ oldest := .venv-oldest
 bounds := import tomllib; print(*(r.replace(">=", "==") for r in tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] \
 	if r.startswith(("jax>", "flax>", "optax>", "orbax"))))
 
-test-oldest: setup  ## run the tests of losses, objectives and the step on the oldest JAX, Flax, optax and orbax that are permitted
+test-oldest: setup  ## run the tests of losses, objectives and the step on the oldest versions that pyproject.toml permits
 	@[ $(oldest)/.installed -nt pyproject.toml ] || { rm -rf $(oldest) && $(PY) -m venv $(oldest) && \
 	$(oldest)/bin/python -m pip install --quiet --disable-pip-version-check -e . $$($(PY) -c '$(bounds)') \
 		pytest pytest-xdist hypothesis chex scipy grain && : > $(oldest)/.installed; }

@@ -95,7 +95,7 @@ def machine(tmp_path):
 def test_make_lists_its_targets_without_python(machine):
     code, output = machine.make()
     assert code == 0
-    for target in ["demo", "test", "test-slow", "test-all", "setup", "lint", "bench"]:
+    for target in ["demo", "cells", "test", "test-slow", "test-all", "test-oldest", "setup", "lint", "bench"]:
         assert f"\n  {target} " in output
 
 
