@@ -89,7 +89,7 @@ def test_training_updates_running_statistics(small):
 
 
 def test_split_batch_is_normalized_like_the_whole_batch():
-    block = adapters.linen(BasicBlock(3, 1, train=True), outputs=lambda x: {"map": x})
+    block = adapters.linen(BasicBlock(3, 1, train=True), outputs=lambda x: {"map": x}, flag=lambda train: {})
     image = jax.random.normal(jax.random.key(0), (8, 4, 4, 3)) * jnp.arange(1.0, 9.0)[:, None, None, None]
     variables = block.init(jax.random.key(1), {"image": image})
 
