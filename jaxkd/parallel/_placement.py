@@ -32,9 +32,14 @@ def _refusing_donated(function: Callable[..., Any]) -> Callable[..., Any]:
             checks.state("step, state", state)
             raise
 
-    for method in ("lower", "trace", "eval_shape"):  # of `jax.jit`, which `functools.wraps` does not copy
-        if hasattr(function, method):
-            setattr(run, method, getattr(function, method))
+    return _with_methods_of(function, run)
+
+
+def _with_methods_of(compiled: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds to a wrapper the methods of `jax.jit`, which `functools.wraps` omits."""
+    for method in ("lower", "trace", "eval_shape"):
+        if hasattr(compiled, method):
+            setattr(run, method, getattr(compiled, method))
     return run
 
 
@@ -99,7 +104,7 @@ def _anywhere(compiled: Callable[..., Any]) -> Callable[..., Any]:
                 moves = True
         return compiled(*shardings.together(state, batch))
 
-    return run
+    return _with_methods_of(compiled, run)
 
 
 def pmap(kd: Distiller, devices: Sequence[jax.Device] | None = None, *, replicas: int | None = None) -> Placed:
