@@ -117,6 +117,7 @@ def _run(
 
 def validation(result: FitResult, config: Config) -> tuple[list[int], np.ndarray]:
     """Returns the steps of evaluations, and the accuracy ``[evaluations, seeds]``."""
-    rows = [row for row in result.history if "validation/accuracy[0]" in row]
-    accuracy = [[row[f"validation/accuracy[{i}]"] for i in range(config.seeds)] for row in rows]
-    return [int(row["step"]) for row in rows], np.array(accuracy)
+    histories = [training.of_seed(result.history, i) for i in range(config.seeds)]
+    seeds = [[row for row in history if "validation/accuracy" in row] for history in histories]
+    accuracy = [[row["validation/accuracy"] for row in rows] for rows in seeds]
+    return [int(row["step"]) for row in seeds[0]], np.array(accuracy).T

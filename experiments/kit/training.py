@@ -146,10 +146,12 @@ def run_seeds(
 def of_seed(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:
     """Returns the history of one of several seeds that were trained as one program.
 
-    >>> of_seed([{"step": 50, "train/loss[0]": 4.0, "train/loss[1]": 3.0}], 1)
+    >>> of_seed([{"step": 50, "train/loss[seed=0]": 4.0, "train/loss[seed=7]": 3.0}], 1)
     ({'step': 50, 'train/loss': 3.0},)
     """
-    end = f"[{i}]"
+    history = list(history)
+    # The first row has the metrics of all seeds, in their order.
+    end = list(dict.fromkeys("[" + name.partition("[")[2] for row in history for name in row if "[" in name))[i]
     return tuple(
         {name.removesuffix(end): value for name, value in row.items() if name.endswith(end) or "[" not in name}
         for row in history

@@ -210,7 +210,7 @@ def run(
             rows = [row for row in training.of_seed(result.history, i) if "validation/accuracy" in row]
             measured = [key for key in rows[0] if key.startswith("validation/accuracy")]
             curve = {key.removeprefix("validation/"): [round(row[key], 5) for row in rows] for key in measured}
-            found["accuracy"].append(tested[f"accuracy[{i}]"])
+            found["accuracy"].append(training.of_seed([tested], i)[0]["accuracy"])
             found["curve"].append({"step": [row["step"] for row in rows]} | curve)
             found["variables"].append(jax.device_get(of.pick(jaxkd.distillers.select_run(result.state, i))))
     return found

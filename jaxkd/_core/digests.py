@@ -114,7 +114,8 @@ def read_whole(choose: Callable[[], pathlib.Path], read: Callable[[pathlib.Path]
             folder = choose()
             before = _number(folder)
             try:
-                found = read(folder)
+                with files.quiet_loops():
+                    found = read(folder)
             except Exception:
                 if before is not None and _number(folder) == before:
                     raise

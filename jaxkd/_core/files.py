@@ -8,8 +8,13 @@ import os
 import pathlib
 import re
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
+
+_LATE = 0.2  # seconds within which threads report to a closed event loop
 
 
 def reason(error: Exception) -> str:
@@ -205,3 +210,27 @@ def _remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def quiet_loops() -> Iterator[None]:
+    """Silences the late callbacks of a failed read or write.
+
+    orbax reads and writes in an event loop. When one file fails, the loop is closed, and threads that work on the
+    others report "Event loop is closed" for each of them, after the error that says what happened.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except BaseException:
+        time.sleep(_LATE)
+        raise
+    finally:
+        sys.unraisablehook = previous

@@ -171,7 +171,8 @@ def softmax_kl_finite(x: Array, y: Array) -> Array:
     """`softmax_kl` for scores whose rows may be all ``-inf``: such a row of x gives 0."""
     (log_p, finite_p), (log_q, finite_q) = log_softmax_finite(x), log_softmax_finite(y)
     finite_q = finite_q & jnp.any(finite_p, axis=-1, keepdims=True)
-    return kl(jnp.where(finite_p, log_p, -jnp.inf), jnp.where(finite_q, log_q, -jnp.inf))
+    # Added, since a selection would cut the part of an excluded score in the derivative of the other ones.
+    return kl(jnp.where(finite_p, log_p, -jnp.inf), log_q + jnp.where(finite_q, 0, -jnp.inf))
 
 
 @jax.custom_jvp

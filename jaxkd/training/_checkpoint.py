@@ -265,7 +265,8 @@ class Checkpoints:
         self._clear()
         multihost.barrier("jaxkd checkpoints: cleared")
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree_paths.nest(arrays)))
-        self._orbax.save(unfinished, args=items, force=True)
+        with files.quiet_loops():
+            self._orbax.save(unfinished, args=items, force=True)
         multihost.barrier("jaxkd checkpoints: written")
         if jax.process_index() == 0:
             (unfinished / _EXTRA).write_text(text)

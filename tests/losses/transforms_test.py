@@ -66,10 +66,8 @@ def test_forward_mode_is_reverse_mode(row):
     arrays = row.inputs()
     positions = row.floating(arrays)
     rng = np.random.default_rng(100)
-    tangents = [
-        rng.normal(size=array.shape) if index in positions else np.zeros(array.shape, jax.dtypes.float0)
-        for index, array in enumerate(arrays)
-    ]
+    fixed = [np.zeros(x.shape, float if np.issubdtype(x.dtype, np.floating) else jax.dtypes.float0) for x in arrays]
+    tangents = [rng.normal(size=zero.shape) if i in positions else zero for i, zero in enumerate(fixed)]
     with jax.enable_x64(True):
         push = jax.jit(lambda p, t: jax.jvp(row.function, p, t)[1])
         slope = np.asarray(push(tuple(cast(arrays, np.float64)), tuple(tangents)))
