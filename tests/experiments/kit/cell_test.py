@@ -278,6 +278,7 @@ def test_a_cached_teacher_is_the_teacher(place):
     both = methods.Method("both", terms, taps.fixed("pooled"))
     # Seed 0 sees the shared views also where every seed has its own.
     cached, live = (losses_of(both, cell("rkd"), place._replace(protocol=one)) for one in (CACHED, PROTOCOL))
+    assert [found.pop("unseen_inputs") for found in cached] == [0] * len(live)
     assert [found.keys() for found in cached] == [found.keys() for found in live]
     for ours, theirs in zip(cached, live, strict=True):
         assert theirs["kd/kd"] > 0 and theirs["rkd/distance"] > 0 and theirs["rkd/angle"] > 0
