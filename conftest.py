@@ -94,9 +94,9 @@ def _memory_maps() -> int:
         return 0
 
 
-# Kinds of tests that belong to the slow tier as a whole, by the beginning of their node id. A single slow test is
-# marked where it is written: @pytest.mark.slow.
-SLOW = ()
+# Test functions of the slow tier, beside those that are marked where they are written: @pytest.mark.slow. The list is
+# made by tests/tiers.py from measured times.
+SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split())
 # Consecutive tests share compiled programs and fixtures of their module, so that one worker should run them. A longer
 # module is divided, so that no worker is left with it at the end.
 TESTS_IN_A_GROUP = 60
@@ -104,10 +104,10 @@ TESTS_IN_A_GROUP = 60
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Marks the slow kinds, and groups the tests of a module for ``--dist loadgroup``."""
+    """Marks the slow tests, and groups the tests of a module for ``--dist loadgroup``."""
     place = {}
     for item in items:
-        if item.nodeid.startswith(SLOW):
+        if item.nodeid.partition("[")[0] in SLOW:
             item.add_marker(pytest.mark.slow)
         module = item.nodeid.partition("::")[0]
         place[module] = place.get(module, -1) + 1

@@ -6,6 +6,8 @@ import pathlib
 import jax
 from jax._src import lru_cache
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 def test_compilation_cache_is_in_the_clone_unless_set_by_the_environment():
     assert jax.config.jax_compilation_cache_dir == os.environ["JAX_COMPILATION_CACHE_DIR"]
@@ -23,3 +25,9 @@ def test_cache_entries_are_written_whole(tmp_path):
 def test_tests_of_a_module_are_in_one_group(request):
     name = pathlib.PurePath(__file__).stem
     assert request.node.get_closest_marker("xdist_group").args == (f"{name}-0",)
+
+
+def test_the_list_of_slow_tests_names_tests_that_exist():
+    for line in (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split():
+        path, _, name = line.partition("::")
+        assert name.rpartition(".")[2] in (ROOT / path).read_text(encoding="utf-8"), f"{line}: run tests/tiers.py again"

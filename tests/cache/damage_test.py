@@ -244,7 +244,9 @@ def test_ten_thousand_flips_never_change_an_output(tmp_path):
     """Each is refused with an error of one kind, or has no effect."""
     few = SET._replace(arrays={name: value[:6] for name, value in SET.arrays.items()})
     options = {"transform": None, "views": 1, "examples_per_shard": 3}
-    model = jaxkd.adapters.plain(lambda key, image: jnp.zeros(3), lambda w, image: image.reshape(-1, 108)[:, :3] * w[None])
+    model = jaxkd.adapters.plain(
+        lambda key, image: jnp.zeros(3), lambda w, image: image.reshape(-1, 108)[:, :3] * w[None]
+    )
     variables = jaxkd.Variables(jnp.arange(1.0, 4))
     write(tmp_path, few, model=model, variables=variables, **options)
     expected = np.asarray(few.arrays["image"].reshape(6, 108)[:, :3] * np.arange(1.0, 4), np.float32)
