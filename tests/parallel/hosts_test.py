@@ -13,6 +13,7 @@ import pytest
 from jaxkd import parallel
 from jaxkd.training import Checkpoints
 from tests.parallel import hosts
+from tests.training.toy import files, timeless
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,8 @@ def results(what, directory):
     with hosts.start(what, directory) as running:
         said, codes = running.wait()
     assert codes == [0, 0], "\n".join(said)
-    return [pickle.loads((directory / f"{rank}.pickle").read_bytes()) for rank in range(hosts.HOSTS)]
+    found = [pickle.loads((directory / f"{rank}.pickle").read_bytes()) for rank in range(hosts.HOSTS)]
+    return [(state, timeless(history)) for state, history in found] if what == "fit" else found
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_fit_over_hosts_gives_the_results_of_one_process(found, straight, kd):
     streamed = hosts.fit(None, placed, data, other, steps=8)
     _, history = straight[0]
     assert [row["step"] for row in streamed.history] == [3, 6, 8]
-    for row, expected in zip(history, streamed.history[:-1], strict=False):
+    for row, expected in zip(history, timeless(streamed.history[:-1]), strict=False):
         assert row == pytest.approx(expected, rel=5e-3, abs=5e-4)
     found, expected = ({k: v for k, v in h[2].items() if "eval/" in k} for h in (history, streamed.history))
     assert found == pytest.approx(expected, rel=5e-3, abs=5e-4)
@@ -135,7 +137,7 @@ def test_killed_and_preempted_run_resumes_to_the_uninterrupted_result(directory,
         assert 16 < checkpoints.latest() < 72
     chex.assert_trees_all_equal(results("fit", run), straight)
     for name in ("metrics.csv", "metrics.jsonl"):
-        assert (run / name).read_text() == (directory / "straight" / name).read_text()
+        assert files(run)[name] == files(directory / "straight")[name]
     # A single process reads the checkpoint of two.
     with Checkpoints(run / "checkpoints") as checkpoints:
         restored = checkpoints.restore(kd.init(jax.random.key(1), hosts.rows(np.arange(2))))
