@@ -6,6 +6,7 @@ subprocesses of tests inherit it.
 
 import os
 import pathlib
+import zlib
 from importlib import metadata
 
 ROOT = pathlib.Path(__file__).parent
@@ -102,9 +103,13 @@ SLOW = frozenset((ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").split
 TESTS_IN_A_GROUP = 60
 
 
+# The slow tier can be run in parts, such as JAXKD_SLOW_PART=1/2; a module lies in one part.
+PART, PARTS = map(int, os.environ.get("JAXKD_SLOW_PART", "1/1").split("/"))
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Marks the slow tests, and groups the tests of a module for ``--dist loadgroup``."""
+def pytest_collection_modifyitems(config, items):
+    """Marks the slow tests, selects a part, and groups the tests of a module for ``--dist loadgroup``."""
     place = {}
     for item in items:
         if item.nodeid.partition("[")[0] in SLOW:
@@ -114,3 +119,11 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("xdist_group") is None:
             name = pathlib.PurePath(module).stem
             item.add_marker(pytest.mark.xdist_group(f"{name}-{place[module] // TESTS_IN_A_GROUP}"))
+    other = {item for item in items if item.get_closest_marker("slow") and _part_of(item) != PART}
+    if other:
+        config.hook.pytest_deselected(items=list(other))
+        items[:] = [item for item in items if item not in other]
+
+
+def _part_of(item) -> int:
+    return zlib.crc32(item.nodeid.partition("::")[0].encode()) % PARTS + 1
