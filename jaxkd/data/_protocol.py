@@ -112,7 +112,7 @@ def with_epoch(batch: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
 def from_batches(
     epoch_batches: Callable[..., Iterable[Mapping[str, Any]]], steps_per_epoch: int, *, epochs: int | None = None
 ) -> Loader:
-    """Returns a loader of batches that any function makes, such as a grain or TFDS pipeline.
+    """Returns a loader of the batches of a function, such as one around grain.
 
     Args:
       epoch_batches: function that returns the batches of an epoch, dicts of arrays, from the first. It is given the
@@ -152,7 +152,7 @@ class _FunctionLoader:
         return self.batches()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns the digest of the first batch, by which a resumed run recognizes its input."""
+        """Returns the digest of the first batch, by which a run recognizes its input."""
         return {"first_batch": _fingerprint.digest({name: np.asarray(x) for name, x in self._first.items()})}
 
 

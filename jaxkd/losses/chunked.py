@@ -356,8 +356,8 @@ def _run(static: _Static, wanted: Any, arrays: tuple[Any, ...], weight: Array) -
         values, derivatives = _divergence(static, scale, *logits)
         rows, sums = [], []
         # An excluded word has no derivative, as in the dense losses.
-        derivatives = (jnp.where(z > -jnp.inf, d, 0) for z, d in zip(logits, derivatives, strict=True))
-        for x, d, slope, matrix, total, want in zip(hidden, derivatives, slopes, wide, totals, wanted, strict=True):
+        known = [jnp.where(z > -jnp.inf, d, 0) for z, d in zip(logits, derivatives, strict=True)]
+        for x, d, slope, matrix, total, want in zip(hidden, known, slopes, wide, totals, wanted, strict=True):
             d = d * slope
             d_kernel = total.kernel + x.astype(dtype).T @ d if want.kernel else None
             d_bias = total.bias + jnp.sum(d, axis=0) if want.bias else None
