@@ -289,9 +289,10 @@ def test_the_command_line_chooses_seeds_as_one_program(vmapped, tmp_path, monkey
 
 
 def test_the_rows_of_a_member():
-    history = [{"step": 1, "train/loss[1]": 2.0, "train/loss[11]": 3.0}, {"step": 2, "test/accuracy[1]": 0.5}]
-    assert training.of_seed(history, 1) == ({"step": 1, "train/loss": 2.0}, {"step": 2, "test/accuracy": 0.5})
-    assert training.curve(training.of_seed(history, 11)) == {}
+    first = {"step": 1, "train/loss[seed=1]": 2.0, "train/loss[seed=11]": 3.0}
+    history = [first, {"step": 2, "test/accuracy[seed=1]": 0.5}]
+    assert training.of_seed(history, 0) == ({"step": 1, "train/loss": 2.0}, {"step": 2, "test/accuracy": 0.5})
+    assert training.curve(training.of_seed(history, 1)) == {}
 
 
 def test_doctests():
