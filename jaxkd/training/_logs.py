@@ -151,12 +151,11 @@ class RowAccumulator:
 
     def _row(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {"step": step, "epoch": step / self._steps_per_epoch}
-        if self._clock is not None:
-            row[SPEED] = self._clock.speed
+        speed = {} if self._clock is None else {SPEED: self._clock.speed}
         means = compute(dataclasses.replace(self._layout, array=self._sums))
         means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
-        return row | {f"train/{name}": mean for name, mean in means.items()}
+        return row | {f"train/{name}": mean for name, mean in means.items()} | speed
 
 
 def refuse_unseen(sums: Mapping[str, float], what: str) -> None:
