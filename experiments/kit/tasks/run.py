@@ -1,0 +1,162 @@
+"""The command of a field: trains cells, each once, and reports after each."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+
+from experiments.kit import command, files, plan, training
+from experiments.kit import report as kit_report
+from experiments.kit.tasks import plots, report
+from experiments.kit.tasks.task import Task, Training, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train students of a task with several methods, and compare them.
+
+    The same command resumes an interrupted run and adds methods and seeds to a finished one.
+    """
+
+    task: tyro.conf.Positional[str]  # name of the task
+    methods: tuple[str, ...] = ()  # methods to run, all by default; the student alone is always among them
+    seeds: int = 3  # repetitions: each has its own initial weights and order of batches
+    first_seed: int = 0  # first of the seeds
+    steps: int = 0  # updates of a student; the task's number by default
+    data_dir: pathlib.Path | None = None  # folder of prepared TFDS sets
+    pretrained: pathlib.Path | None = None  # folder of pretrained models
+    equal_cost: bool = True  # train the student alone again, with as many FLOPs as each method that costs more
+    out: pathlib.Path = pathlib.Path("runs")  # folder of results, checkpoints and logs; the field and the task follow
+    report: bool = False  # write the report of what is finished, and run nothing
+
+
+def cli(field: str, tasks: Mapping[str, Task], arguments: list[str] | None = None) -> int:
+    """Runs the command line of a field; returns the exit status."""
+    return command.run(field, Config, lambda config, console: main(field, tasks, config, console), arguments)
+
+
+def main(field: str, tasks: Mapping[str, Task], config: Config, console: Console) -> None:
+    """Runs or resumes a task, and prints its table."""
+    command.check_names("TASK", [config.task], tasks)
+    command.at_least(config, "seeds")
+    task = tasks[config.task]
+    command.check_names("--methods", config.methods, task.methods)
+    config = dataclasses.replace(config, steps=config.steps or task.steps)
+    out = config.out / field / config.task
+    with command.own_folder(out, {"steps": config.steps}, "choose another --out"):
+        cells = Cells(task, config, out, console)
+        if not config.report:
+            cells.run()
+        results = write(task, config, out)
+        console.print(kit_report.terminal_table(task.title, report.columns(task), report.rows(task, results)))
+    console.print(f"{out}: results.json, report.md, gains.png, curves.png", highlight=False)
+
+
+def write(task: Task, config: Config, out: pathlib.Path) -> dict[str, Any]:
+    """Writes the report of finished cells; returns its numbers."""
+    found = {
+        name: {int(path.stem.removeprefix("seed")): json.loads(path.read_text()) for path in sorted(folder.glob("*"))}
+        for name in [*task.methods, *sorted(path.name for path in (out / "cells").glob("*@*"))]
+        if (folder := out / "cells" / name).is_dir()
+    }
+    references = out / "references.json"
+    results = report.numbers(task, found, json.loads(references.read_text()) if references.exists() else {})
+    results["config"] = {"steps": config.steps}
+    files.write(out / "gains.png", plots.gains(task, results))
+    files.write(out / "curves.png", plots.curves(task, results))
+    files.write(out / "report.md", report.markdown(task, results))
+    files.write_json(out / "results.json", results, indent=1)
+    return results
+
+
+class Cells:
+    """The cells of a task: a method and a seed each."""
+
+    def __init__(self, task: Task, config: Config, out: pathlib.Path, console: Console) -> None:
+        self._task, self._config, self._out, self._console = task, config, out, console
+
+    @functools.cached_property
+    def work(self) -> Work:
+        """The opened task."""
+        return self._task.open(self._config, self._out / "prepared")
+
+    def run(self) -> None:
+        """Runs every cell that is not finished, seed by seed."""
+        task, config = self._task, self._config
+        names = [name for name in task.methods if name == "student" or name in (config.methods or task.methods)]
+        files.once(self._out / "references.json", lambda: {k: dict(v) for k, v in self.work.references().items()})
+        for seed in command.seeds(config):
+            for name in names:
+                cell = self.cell(name, seed, config.steps)
+                if config.equal_cost and name != task.methods[name].baseline:
+                    self._alone(task.methods[name].baseline, cell, seed)
+
+    def cell(self, method: str, seed: int, steps: int, name: str = "") -> dict[str, Any]:
+        """Returns the results of a cell, which is run once."""
+        path = self._out / "cells" / (name or method) / f"seed{seed}.json"
+        if path.exists():
+            return json.loads(path.read_text())  # type: ignore[no-any-return]
+        folder = self._out / "trainings" / (name or method) / f"seed{seed}"
+        found: dict[str, Any] = files.once(path, lambda: self._train(method, seed, steps, folder), indent=1)
+        measured = report.measures_line(self._task, found["measures"])
+        self._console.print(f"{name or method} seed {seed}: {measured}; {found['seconds']:.0f} s", highlight=False)
+        write(self._task, self._config, self._out)
+        return found
+
+    def _alone(self, baseline: str, cell: Mapping[str, Any], seed: int) -> None:
+        """Trains the baseline with as many FLOPs as a cell that costs at least a tenth more."""
+        usual = self.cell(baseline, seed, self._config.steps)
+        ratio = cell["flops"] / usual["flops"]
+        if ratio > 1.1:
+            # A tenth apart, so that methods of nearly equal cost share one training.
+            steps = round(self._config.steps * 1.1 ** round(math.log(ratio, 1.1)))
+            self.cell(baseline, seed, steps, f"{baseline}@{steps}")
+
+    def _train(self, method: str, seed: int, steps: int, folder: pathlib.Path) -> dict[str, Any]:
+        made: Training = self.work.training(method, seed, steps)
+        every = max(made.steps // self._task.evaluations, 1)
+        clock = training.Clock(folder / "seconds.json")
+        start: Any = (
+            {"key": jax.random.fold_in(jax.random.key(0), seed)} if made.state is None else {"state": made.state}
+        )
+        batch = next(iter(made.inputs.batches()))
+        like = made.state or jax.eval_shape(made.kd.init, jax.random.key(0), batch)
+        flops = plan.flops(made.kd.step, like, batch)
+        result = training.run(
+            made.kd,
+            made.inputs,
+            dict(made.splits),
+            steps=made.steps,
+            eval_every=every,
+            checkpoint_every=max(every, 1),
+            directory=folder,
+            on_eval=clock,
+            log_every=every,
+            tensorboard=False,
+            **start,
+        )
+        began = time.monotonic()
+        measures = {name: float(value) for name, value in self.work.measure(method, seed, result.state).items()}
+        curve = [row for row in result.history if any(name.startswith(tuple(made.splits)) for name in row)]
+        return {
+            "method": method,
+            "seed": seed,
+            "steps": made.steps,
+            "settings": dict(self._task.methods[method].settings),
+            "measures": measures,
+            "samples": list(self.work.samples(method, result.state)) if seed == self._config.first_seed else [],
+            "curve": [{"step": row["step"], **{k: v for k, v in row.items() if "/" in k}} for row in curve],
+            "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)),
+            "flops": flops * made.steps + made.before.get("flops", 0.0),
+            "seconds": clock.seconds + made.before.get("seconds", 0.0),
+            "measuring": time.monotonic() - began,
+            **command.record(),
+        }

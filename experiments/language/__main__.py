@@ -1,0 +1,3 @@
+from experiments.language.main import cli
+
+raise SystemExit(cli())

@@ -1,0 +1,95 @@
+"""The command of a field: cells, equal cost, resuming, reports."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxkd
+from experiments.kit.tasks import run
+from experiments.kit.tasks.task import Measure, Method, Task, Training
+from jaxkd import data, losses, metrics
+
+
+class Toy:
+    """Points on a line: the label is the sign of the first coordinate."""
+
+    def __init__(self, config, folder):
+        self.opened = (config.steps, folder)
+        x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+        arrays = {"x": x, "label": (x[:, 0] > 0).astype(np.int32), "index": np.arange(64, dtype=np.int32)}
+        self.loader = data.Resident(arrays, 16, seed=0)
+        self.model = jaxkd.adapters.linen(nn.Dense(2), inputs="x")
+
+    def training(self, method, seed, steps):
+        teacher, terms = jaxkd.teachers.none(), {}
+        if method != "student":
+            wide = jaxkd.adapters.linen(nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(2)]), inputs="x")
+            weights = wide.init(jax.random.key(7), {"x": jnp.zeros((1, 3))})
+            teacher = jaxkd.teachers.frozen(wide, weights)
+            terms["kd"] = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
+        ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+        kd = jaxkd.distill(
+            self.model, teacher, jaxkd.combine(ce=ce, **terms), optimizer=optax.sgd(0.1), metrics=metrics.classification
+        )
+        return Training(kd, self.loader, steps, {"validation": data.Resident(self.loader.arrays, 16, shuffle=False)})
+
+    def measure(self, method, seed, state):
+        x = jnp.asarray(self.loader.arrays["x"])
+        logits = self.model.apply(state.student, {"x": x}, key=None, train=False)[0]["logits"]
+        return {"accuracy": jnp.mean(jnp.argmax(logits, -1) == jnp.asarray(self.loader.arrays["label"]))}
+
+    def samples(self, method, state):
+        return [f"a line of {method}"]
+
+    def references(self):
+        return {"teacher": {"accuracy": 1.0, "parameters": 1234}}
+
+
+TASK = Task(
+    title="Toy",
+    about="Points on a line.",
+    measures={"accuracy": Measure("accuracy (%)", scale=100)},
+    methods={"student": Method("student alone"), "kd": Method("soft targets", "Hinton et al. (2015)")},
+    steps=12,
+    evaluations=3,
+    open=Toy,
+)
+
+
+def command(out, *more):
+    return run.cli("toy", {"toy": TASK}, ["toy", "--out", str(out), "--seeds", "2", *more])
+
+
+def test_cells_are_trained_once_and_reported(tmp_path, capsys):
+    assert command(tmp_path) == 0
+    folder = tmp_path / "toy" / "toy"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["rows"]) >= {"student", "kd"}
+    alone, kd = results["rows"]["student"], results["rows"]["kd"]
+    values = [np.array(one["measures"]["accuracy"]["values"]) for one in (kd, alone)]
+    np.testing.assert_allclose(kd["gains"]["steps"]["mean"], np.mean(values[0] - values[1]))
+    # The teacher's forward pass costs more: the student alone is trained again, with as many FLOPs.
+    (more,) = [name for name in results["rows"] if name.startswith("student@")]
+    assert results["rows"][more]["flops"] == pytest.approx(kd["flops"], rel=0.1)
+    assert results["rows"][more]["steps"] > alone["steps"] == 12
+    page = (folder / "report.md").read_text()
+    assert "| teacher | 100.00 |" in page and "a line of kd" in page
+    assert (folder / "gains.png").stat().st_size > 5000 and (folder / "curves.png").stat().st_size > 5000
+    cells = {path: path.read_bytes() for path in (folder / "cells").rglob("*.json")}
+    capsys.readouterr()
+    assert command(tmp_path) == 0
+    assert "seed 0:" not in capsys.readouterr().out
+    assert cells == {path: path.read_bytes() for path in (folder / "cells").rglob("*.json")}
+
+
+def test_other_steps_and_names_are_refused(tmp_path, capsys):
+    assert command(tmp_path, "--methods", "student") == 0
+    assert command(tmp_path, "--steps", "24") == 2
+    assert "steps: 12 there, 24 here" in capsys.readouterr().err
+    assert command(tmp_path, "--methods", "nothing") == 2
+    assert "expected some of student, kd, got nothing" in capsys.readouterr().err
