@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,10 @@ class JsonTokenizer:
             for name, tokens in named.items()
             if not vocabulary.keys().isdisjoint(tokens)
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._library_tokenizer.encode_special_tokens = True  # which the library does not pickle
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text, int32 ``[tokens]``."""

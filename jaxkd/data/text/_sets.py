@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd._core.arrays.casts import cast
 from jaxkd.data._dataset import arrays_of
 from jaxkd.data.text._protocol import Tokenizer, as_text, special
 
@@ -213,4 +214,4 @@ def _paired(name: str, texts: Sequence[Any], second_texts: Sequence[Any]) -> lis
 def _with(arrays: dict[str, np.ndarray], others: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if twice := sorted(arrays.keys() & others.keys()):
         raise ValueError(f"others: expected names other than those of the tokens' arrays, got {twice}.")
-    return arrays_of({**arrays, **{name: np.asarray(value) for name, value in others.items()}})
+    return arrays_of({**arrays, **{name: cast(np.asarray(value)) for name, value in others.items()}})
