@@ -10,6 +10,7 @@ loaders       `Resident`: the whole set on the device, batches gathered inside a
               `from_batches`: any function that returns an epoch's batches
 protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
+texts         `jaxkd.data.text`: tokenizers, sentences, packed documents, buckets of lengths
 ============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
@@ -28,7 +29,7 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
-from jaxkd.data import vision
+from jaxkd.data import text, vision
 from jaxkd.data._dataset import Dataset, from_arrays, num_examples
 from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
@@ -83,6 +84,7 @@ __all__ = [
     "spectrum",
     "split",
     "strokes",
+    "text",
     "two_views",
     "vision",
     "with_pair",

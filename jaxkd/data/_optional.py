@@ -6,8 +6,8 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str) -> ModuleType:
-    """Imports an optional library, or raises an error that names the purpose.
+def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
+    """Imports an optional library, or raises an error that names its extra.
 
     >>> require("json", purpose="reading configurations").dumps([1])
     '[1]'
@@ -18,6 +18,6 @@ def require(module: str, purpose: str) -> ModuleType:
         missing = error.name or module
         raise ImportError(
             f"{purpose} needs {module!r}, and {missing!r} could not be imported ({error}). Install it with: "
-            'pip install "jaxkd-toolkit[data]"',
+            f'pip install "jaxkd-toolkit[{extra}]"',
             name=missing,
         ) from error

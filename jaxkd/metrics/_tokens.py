@@ -1,10 +1,12 @@
-"""Metrics of language models: `tokens`."""
+"""Metrics of language models: `tokens`, and `distinct_n` of what they write."""
 
 from __future__ import annotations
 
 import math
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from jaxkd import losses
 from jaxkd._core import batches, checks
@@ -25,8 +27,9 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
         byte.
 
     Returns:
-      The metrics of `classification` over tokens, with ``perplexity`` and ``bits_per_byte`` of the student, and
-      ``teacher_nll`` and ``teacher_perplexity`` of a teacher with the same vocabulary.
+      The metrics of `classification` over tokens, with ``perplexity`` and ``bits_per_byte`` of the student;
+      ``tokens_per_example``, the included tokens by the examples of the batch, from which `jaxkd.training.fit` logs
+      ``tokens_per_second``; ``teacher_nll`` and ``teacher_perplexity`` of a teacher with the same vocabulary.
 
     Raises:
       ValueError: there are no logits, or no labels for them.
@@ -35,7 +38,7 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
     >>> context = Context({"logits": jnp.zeros((1, 3, 4))}, {}, {"label": label}, step=0)
     >>> from jaxkd.metrics import compute
     >>> {name: round(value, 3) for name, value in compute(tokens(context)).items()}
-    {'accuracy': 0.5, 'nll': 1.386, 'perplexity': 4.0}
+    {'accuracy': 0.5, 'nll': 1.386, 'perplexity': 4.0, 'tokens_per_example': 2.0}
     """
     logits, label = batches.lookup(context, "student/logits"), batches.lookup(context, "batch/label")
     if not is_class(label, logits) or logits.shape[-1] < 2:
@@ -47,6 +50,8 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
     shared = classification(context)
     nll = shared["nll"]
     found: dict[str, Mean | Derived] = {**shared, "perplexity": derived(jnp.exp, nll)}
+    # Not by the included examples: the speed of a run counts those of a batch.
+    found["tokens_per_example"] = Mean(nll.count, jnp.asarray(batches.batch_size(context.batch), jnp.float32))
     if bytes_path is not None:
         size = batches.lookup(context, bytes_path)
         counted = where if size.shape == label.shape else batches.mask_of_shape(context, size.shape)
@@ -56,3 +61,41 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
         theirs = from_values(losses.cross_entropy(teacher, label, where=where), where)
         found |= {"teacher_nll": theirs, "teacher_perplexity": derived(jnp.exp, theirs)}
     return found
+
+
+def distinct_n(
+    x: Int[Array, "examples tokens"], n: int = 2, *, where: Bool[Array, "examples tokens"] | None = None
+) -> float:
+    """Share of different n-grams among all n-grams of generated texts, on the host.
+
+    Also known as: distinct-1, distinct-2.
+
+    Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", NAACL 2016, section 5. It
+    falls with the number of texts, so that only sets of equal size can be compared.
+
+    Args:
+      x: ids of the generated tokens ``[examples, tokens]``.
+      n: length of the n-grams.
+      where: mask, True for the tokens to include ``[examples, tokens]``. An n-gram with an excluded token is none.
+
+    Returns:
+      A number from 0 to 1; NaN if there is no n-gram.
+
+    Raises:
+      ValueError: the ids are not integers ``[examples, tokens]``, ``where`` has another shape, or n is not positive.
+
+    >>> distinct_n(np.array([[1, 2, 1, 2], [1, 2, 3, 0]]), where=np.array([[True] * 4, [True] * 3 + [False]]))
+    0.6
+    """
+    ids = np.asarray(x)
+    mask = np.ones(ids.shape, bool) if where is None else np.asarray(where)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or mask.shape != ids.shape or n < 1:
+        raise ValueError(
+            "distinct_n: expected integers [examples, tokens], a mask of their shape and n of at least 1, got "
+            f"{checks.shape(ids)}, {checks.shape(mask)} and {n}."
+        )
+    if ids.shape[1] < n:
+        return math.nan
+    grams = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1).reshape(-1, n)
+    whole = np.lib.stride_tricks.sliding_window_view(mask, n, axis=1).reshape(-1, n).all(axis=1)
+    return len(np.unique(grams[whole], axis=0)) / int(whole.sum()) if whole.any() else math.nan

@@ -1,0 +1,103 @@
+"""Quality of embeddings over a whole set, on the host: `spearman`, `retrieval`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+_RANKS = (1, 5, 10)
+_BLOCK = 1024
+
+
+def spearman(x: Float[Array, " examples"], y: Float[Array, " examples"]) -> float:
+    """Spearman's rank correlation: Pearson's correlation of the ranks.
+
+    Equal values have the mean of their ranks. For sentence embeddings, x is the cosine similarity of each pair and y
+    the score that people gave it.
+
+    Args:
+      x: values ``[examples]``.
+      y: other values ``[examples]``.
+
+    Returns:
+      A float64 in [−1, 1]; NaN if all values of x or of y are equal.
+
+    Raises:
+      ValueError: the shapes are not ``[examples]``, with at least two examples, or a value is NaN.
+
+    >>> round(spearman([0.1, 0.4, 0.4, 0.9], [1.0, 2.0, 3.0, 4.0]), 4)
+    0.9487
+    """
+    ranks = [_ranks(name, values) for name, values in (("x", x), ("y", y))]
+    if len(ranks[0]) != len(ranks[1]):
+        raise ValueError(f"spearman: expected one y for each of the {len(ranks[0])} x, got {len(ranks[1])}.")
+    a, b = (rank - rank.mean() for rank in ranks)
+    scale = np.sqrt(np.sum(a * a) * np.sum(b * b))
+    return float(np.sum(a * b) / scale) if scale else float("nan")
+
+
+def retrieval(x: Float[Array, "examples features"], y: Float[Array, "examples features"]) -> dict[str, float]:
+    """Mean reciprocal rank, and recall, of each embedding's counterpart by cosine.
+
+    Also known as: MRR (mean reciprocal rank).
+
+    ``MRR = 1/n Σ_i 1 / rank_i`` with the rank of row i of y among all rows of y, by their cosine similarity to row i of
+    x. Voorhees, "The TREC-8 Question Answering Track Report", 1999. Rows of y with equal similarity are in random
+    order, and the result is the exact expectation over these orders, so that constant embeddings gain nothing.
+
+    Args:
+      x: embeddings of the queries ``[examples, features]``.
+      y: embeddings of their answers ``[examples, features]``, row by row.
+
+    Returns:
+      ``mrr``, and ``recall_at_1``, ``recall_at_5`` and ``recall_at_10``, the shares of queries whose answer is among
+      the first ones.
+
+    Raises:
+      ValueError: the shapes are not ``[examples, features]``, equal, or a value is not finite.
+
+    >>> round(retrieval(np.eye(4), np.eye(4)[[0, 1, 3, 2]])["mrr"], 4)
+    0.6806
+    """
+    queries, answers = (_unit(name, values) for name, values in (("x", x), ("y", y)))
+    if queries.shape != answers.shape:
+        raise ValueError(f"retrieval: expected y of the shape of x, {list(queries.shape)}, got {list(answers.shape)}.")
+    # Equal answers get one similarity: the rounding of a matrix product may depend on the column.
+    answers, group, size = np.unique(answers, axis=0, return_inverse=True, return_counts=True)
+    group = group.reshape(-1)
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, len(queries) + 1))])
+    totals = dict.fromkeys(["mrr", *(f"recall_at_{k}" for k in _RANKS)], 0.0)
+    for start in range(0, len(queries), _BLOCK):
+        similarity = queries[start : start + _BLOCK] @ answers.T
+        own = np.take_along_axis(similarity, group[start : start + _BLOCK, None], axis=1)
+        better, equal = (np.sum(size * found, axis=1) for found in (similarity > own, similarity == own))
+        totals["mrr"] += np.sum((harmonic[better + equal] - harmonic[better]) / equal)
+        for k in _RANKS:
+            totals[f"recall_at_{k}"] += np.sum(np.clip((k - better) / equal, 0, 1))
+    return {name: float(value) / len(queries) for name, value in totals.items()}
+
+
+def _ranks(name: str, values: Any) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) < 2 or np.isnan(values).any():
+        raise ValueError(
+            f"spearman, {name}: expected numbers [examples], at least two and none NaN, got {list(values.shape)}"
+            f"{' with NaN' if np.isnan(values).any() else ''}."
+        )
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (np.cumsum(size) - (size - 1) / 2)[group.reshape(-1)]
+    return ranks
+
+
+def _unit(name: str, values: Any) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"retrieval, {name}: expected finite embeddings [examples, features], got {list(values.shape)}"
+            f"{'' if np.isfinite(values).all() else ' with NaN or infinities'}."
+        )
+    norm = np.linalg.norm(values, axis=1, keepdims=True)
+    unit: np.ndarray = values / np.where(norm > 0, norm, 1)
+    return unit
