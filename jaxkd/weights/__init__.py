@@ -16,6 +16,10 @@
 `torch_cifar_resnet`, `torch_wrn`, `torch_vgg`      the name map of a family, by depth
 `torch_resnet50`, `torch_mobilenet_v2`,             the name map of one model
 `torch_shufflenet_v1`, `torch_shufflenet_v2`
+`load_hf`, `save_hf`                                a directory of a Hugging Face BERT, GPT-2 or Llama, in and out
+`load_hf_config`                                    its `config.json`
+`hf_bert`, `hf_gpt2`, `hf_llama`, `HuggingFace`     names, layouts and ignored buffers of these models
+`drop_layers`, `prune_width`                        weights of a student of fewer layers, of a narrower one
 `split_attention`, `split_lstm`                     split PyTorch's fused arrays as Flax's modules need them
 `layouts`                                           functions from PyTorch's layout of a weight to Flax's
 `names`                                             the forms of a name map
@@ -25,9 +29,16 @@
 """
 
 from jaxkd.weights import layouts, names
+from jaxkd.weights._drop_layers import drop_layers
 from jaxkd.weights._fitting import WeightsError, fit_to
+from jaxkd.weights._huggingface._bert import hf_bert
+from jaxkd.weights._huggingface._directory import load_hf, load_hf_config, save_hf
+from jaxkd.weights._huggingface._form import HuggingFace
+from jaxkd.weights._huggingface._gpt2 import hf_gpt2
+from jaxkd.weights._huggingface._llama import hf_llama
 from jaxkd.weights._orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
 from jaxkd.weights._program import load_program, save_program
+from jaxkd.weights._prune_width import prune_width
 from jaxkd.weights._quantized_file import QuantizedSize, load_quantized, quantized_size, save_quantized
 from jaxkd.weights._safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
 from jaxkd.weights._torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
@@ -37,14 +48,21 @@ from jaxkd.weights._torch_zoo import torch_cifar, torch_vgg, torch_wrn
 from jaxkd.weights._tree import cast, flatten, student_of
 
 __all__ = [
+    "HuggingFace",
     "NUM_BATCHES_TRACKED",
     "QuantizedSize",
     "WeightsError",
     "cast",
+    "drop_layers",
     "fit_to",
     "fit_torch_to",
     "flatten",
+    "hf_bert",
+    "hf_gpt2",
+    "hf_llama",
     "layouts",
+    "load_hf",
+    "load_hf_config",
     "load_orbax",
     "load_orbax_metadata",
     "load_program",
@@ -54,7 +72,9 @@ __all__ = [
     "load_safetensors_metadata",
     "load_torch",
     "names",
+    "prune_width",
     "quantized_size",
+    "save_hf",
     "save_orbax",
     "save_program",
     "save_quantized",

@@ -68,11 +68,23 @@ def save_safetensors(
     arrays = {"/".join(file): array for file, array in _tree.on_host(source).items()}
     if jax.process_index():
         return
+    write_arrays(file, arrays, header, overwrite=overwrite)
+
+
+def write_arrays(
+    file: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """Writes C-contiguous arrays by name to one file, completely or not at all.
+
+    Raises:
+      FileExistsError: as `save_safetensors`.
+      ValueError: safetensors lacks the dtype of an array.
+    """
     with replacing(file, overwrite=overwrite) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # by default; the library makes files that only their owner can read
         try:
-            safetensors.numpy.save_file(arrays, temporary, metadata=header)
+            safetensors.numpy.save_file(dict(arrays), temporary, metadata=dict(header))
             temporary.chmod(mode)
         except safetensors.SafetensorError as error:
             dtypes = sorted({str(array.dtype) for array in arrays.values()})

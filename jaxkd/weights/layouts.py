@@ -9,6 +9,8 @@ function            PyTorch                                 Flax
 `after_flatten`     ``[out, channels · height · width]``    ``[height · width · channels, out]``
 `into_heads`        ``[heads · features, in]``              ``[in, heads, features]``
 `out_of_heads`      ``[out, heads · features]``             ``[heads, features, out]``
+`half_split`        ``[heads · features, in]``              ``[in, heads · features]``, pairs as halves
+`part`              ``[in, count · out]``                   ``[in, out]``, one of the parts
 `as_is`             anything                                unmodified
 ==================  ======================================  ============================================
 
@@ -119,7 +121,7 @@ def into_heads(heads: int) -> Layout:
     """
 
     def layout(weight: Any) -> np.ndarray:
-        weight = _divisible(_ranked(weight, (1, 2), "[heads · features, in] or [heads · features]"), 0, heads)
+        weight = _divisible(_ranked(weight, (1, 2), "[heads · features, in] or [heads · features]"), 0, heads, "heads")
         split = weight.reshape(heads, -1, *weight.shape[1:])
         return np.moveaxis(split, -1, 0) if weight.ndim == 2 else split
 
@@ -136,8 +138,58 @@ def out_of_heads(heads: int) -> Layout:
     """
 
     def layout(weight: Any) -> np.ndarray:
-        weight = _divisible(_ranked(weight, (2,), "[out, heads · features]"), 1, heads)
+        weight = _divisible(_ranked(weight, (2,), "[out, heads · features]"), 1, heads, "heads")
         return weight.T.reshape(heads, -1, weight.shape[0])
+
+    return layout
+
+
+def part(number: int, count: int) -> Layout:
+    """Returns the layout of one of several equal parts of a fused array.
+
+    The array is not transposed: its last axis is the output, as in GPT-2's ``c_attn``, which holds the kernels of
+    query, key and value side by side.
+
+    Args:
+      number: which part, from 0.
+      count: the number of parts.
+
+    Returns:
+      A function of ``[..., count · out]``, which returns ``[..., out]``.
+
+    >>> fused = np.array([[1, 2, 3, 4, 5, 6]])
+    >>> part(1, 3)(fused)
+    array([[3, 4]])
+    """
+
+    def layout(weight: Any) -> np.ndarray:
+        weight = _divisible(_ranked(weight, (1, 2), f"[in, {count} · out] or [{count} · out]"), -1, count, "parts")
+        return np.split(weight, count, -1)[number]
+
+    return layout
+
+
+def half_split(heads: int) -> Layout:
+    """Returns the layout of a query or key projection with interleaved rotary pairs.
+
+    A rotary embedding rotates pairs of a head's features. Meta's files of Llama pair neighbors, ``2 i`` with
+    ``2 i + 1``; those of Hugging Face pair halves, ``i`` with ``i + features / 2``, as ``jaxkd.models.Decoder`` does
+    by default. The shape is the same in both conventions, so it does not show the difference.
+
+    It maps ``[heads · features, in]`` to ``[in, heads · features]`` and reorders the features of each head, also of a
+    bias ``[heads · features]``.
+
+    Args:
+      heads: number of heads; for a key projection, of key-value heads.
+
+    >>> half_split(1)(np.arange(6)), half_split(2)(np.zeros((8, 5))).shape
+    (array([0, 2, 4, 1, 3, 5]), (5, 8))
+    """
+
+    def layout(weight: Any) -> np.ndarray:
+        weight = _ranked(weight, (1, 2), "[heads · features, in] or [heads · features]")
+        pairs = _divisible(weight, 0, 2 * heads, "heads of pairs").reshape(heads, -1, 2, *weight.shape[1:])
+        return np.moveaxis(pairs, 2, 1).reshape(weight.shape).T
 
     return layout
 
@@ -165,7 +217,7 @@ def _ranked(weight: Any, ranks: tuple[int, ...], expected: str) -> np.ndarray:
     return np.asarray(weight)
 
 
-def _divisible(weight: np.ndarray, axis: int, heads: int) -> np.ndarray:
-    if weight.shape[axis] % heads:
-        raise ValueError(f"expected axis {axis} to divide into {heads} heads, got {checks.shape(weight)}")
+def _divisible(weight: np.ndarray, axis: int, count: int, what: str) -> np.ndarray:
+    if weight.shape[axis] % count:
+        raise ValueError(f"expected axis {axis} to divide into {count} {what}, got {checks.shape(weight)}")
     return weight

@@ -1,1 +1,1 @@
-collect_ignore = ["make_torch_golden.py"]  # needs PyTorch; run by hand
+collect_ignore = ["make_hf_golden.py", "make_torch_golden.py"]  # need PyTorch; run by hand

@@ -1,0 +1,85 @@
+"""Writes tests/golden/huggingface: tiny random models of Transformers, with inputs and outputs in inference mode.
+
+    python tests/weights/make_hf_golden.py        (needs torch and transformers; the tests need neither)
+
+Each folder is a model as ``save_pretrained`` writes it, and ``reference.safetensors``: ``tokens``, ``mask``, ``types``
+(BERT), ``hidden<i>``, ``attention<i>``, ``logits`` or ``pooled``, in float32. Llama's ``untied`` model is in several
+files. Values are not those of an initialization: norms and biases would be the identity, which hides mistakes.
+"""
+
+import pathlib
+import shutil
+
+import torch  # type: ignore[import-not-found, unused-ignore]
+import transformers  # type: ignore[import-not-found, unused-ignore]
+from safetensors.torch import save_file  # type: ignore[import-not-found, unused-ignore]
+from transformers import (  # type: ignore[import-not-found, unused-ignore]
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "huggingface"
+BERT = {
+    "vocab_size": 13,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 10,
+}
+GPT2 = {"vocab_size": 13, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 10}
+LLAMA = BERT | {"num_attention_heads": 4, "num_key_value_heads": 2}
+CASES = {
+    "bert": BertModel(BertConfig(**BERT)),
+    "bert_masked_lm": BertForMaskedLM(BertConfig(**BERT, hidden_act="gelu_new", layer_norm_eps=1e-3)),
+    "bert_classifier": BertForSequenceClassification(BertConfig(**BERT, num_labels=3, type_vocab_size=3)),
+    "gpt2": GPT2LMHeadModel(GPT2Config(**GPT2)),
+    "gpt2_untied": GPT2LMHeadModel(GPT2Config(**GPT2, n_inner=12, tie_word_embeddings=False, layer_norm_epsilon=1e-3)),
+    "llama_untied": LlamaForCausalLM(LlamaConfig(**LLAMA, head_dim=6, rope_theta=500.0)),
+    "llama_tied": LlamaForCausalLM(
+        LlamaConfig(**LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3)
+    ),
+}
+
+
+def main():
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    for number, (case, model) in enumerate(CASES.items()):
+        torch.manual_seed(number)
+        model.eval()
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                is_norm = "norm" in name.lower() or "ln_" in name
+                if is_norm and name.endswith("weight"):
+                    value.copy_(0.5 + torch.rand_like(value))
+                else:
+                    value.copy_(torch.randn_like(value) * 0.4)
+        tokens = torch.randint(0, 13, (2, 7))
+        mask = torch.ones(2, 7, dtype=torch.bool)
+        mask[1, 4:] = False
+        given = {"input_ids": tokens, "attention_mask": mask.long()}
+        made = {"tokens": tokens.int(), "mask": mask}
+        if case.startswith("bert"):
+            made["types"] = torch.randint(0, model.config.type_vocab_size, (2, 7)).int()
+            given["token_type_ids"] = made["types"].long()
+        with torch.no_grad():
+            out = model(**given, output_hidden_states=True, output_attentions=True)
+        made |= {f"hidden{i}": x.contiguous() for i, x in enumerate(out.hidden_states)}
+        made |= {f"attention{i}": x.contiguous() for i, x in enumerate(out.attentions)}
+        made |= {"pooled": out.pooler_output} if case == "bert" else {"logits": out.logits.contiguous()}
+        folder = FOLDER / case
+        model.save_pretrained(folder, max_shard_size="2KB" if case == "llama_untied" else "5GB")
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        save_file(made, folder / "reference.safetensors", metadata=versions)
+
+
+if __name__ == "__main__":
+    main()
