@@ -25,6 +25,7 @@ HELPERS = {
     "channel_importance": "tests/losses/features_test.py",
     "combined_logits": "tests/losses/ensembles_test.py",
     "imitation_mask": "tests/losses/dense_test.py",
+    "linear_cross_entropy_and_kl": "tests/losses/known_words_test.py",
     "match_size": "tests/losses/features_test.py",
     "min_logits": "tests/losses/ensembles_test.py",
     "reverse_gradient": "tests/losses/gradients_test.py",

@@ -18,7 +18,10 @@
 `jaxkd.losses.contrastive`       `contrastive_nce`, `info_nce`
 `jaxkd.losses.transformers`      `attention_kl`, `attention_mse`, `value_relation_kl`, `hidden_cosine`, `hidden_mse`
 `jaxkd.losses.sequence`          `ctc`, `ctc_n_best`, `n_best_nll`, `frame_kl`
-`jaxkd.losses.chunked`           `linear_soft_target_kl`, `linear_generalized_jsd`
+`jaxkd.losses.chunked`           from hidden states: `linear_cross_entropy`, `linear_soft_target_kl`, both as
+                                 `linear_cross_entropy_and_kl`, `linear_reverse_kl`, `linear_generalized_jsd`,
+                                 `linear_skew_kl`, `linear_skew_reverse_kl`, `linear_total_variation`,
+                                 `linear_top_k_kl`
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
                                  `feature_imitation`; segmentation: `pixel_kl`, `pair_affinity`, `region_moments`,
@@ -36,7 +39,17 @@ into another project, under any name, to vendor it.
 
 from ._numerics import match_size
 from .binary import binary_cross_entropy, binary_kl
-from .chunked import linear_generalized_jsd, linear_soft_target_kl
+from .chunked import (
+    linear_cross_entropy,
+    linear_cross_entropy_and_kl,
+    linear_generalized_jsd,
+    linear_reverse_kl,
+    linear_skew_kl,
+    linear_skew_reverse_kl,
+    linear_soft_target_kl,
+    linear_top_k_kl,
+    linear_total_variation,
+)
 from .contrastive import contrastive_nce, info_nce
 from .dense import (
     bounded_regression,
@@ -128,8 +141,15 @@ __all__ = [
     "jacobian_matching",
     "joint_structure",
     "label_smoothing",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_kl",
     "linear_generalized_jsd",
+    "linear_reverse_kl",
+    "linear_skew_kl",
+    "linear_skew_reverse_kl",
     "linear_soft_target_kl",
+    "linear_top_k_kl",
+    "linear_total_variation",
     "logit_mse",
     "match_size",
     "mean_discrepancy",

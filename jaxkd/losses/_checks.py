@@ -90,14 +90,19 @@ def mask_or_ones(where: Any, shape: tuple[int, ...], name: str = "where") -> Arr
 
 def labels(labels: Any, logits: Array) -> tuple[Array, Array]:
     """Returns integer labels for logits, and True for those within ``[0, classes)``."""
-    labels = jnp.asarray(labels)
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"labels: expected integer classes {list(logits.shape[:-1])} for logits {list(logits.shape)}, got "
-            f"{labels.dtype}{list(labels.shape)}. soft_cross_entropy takes probabilities."
-        )
-    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
+    labels = token_labels(labels, logits.shape[:-1], f"logits {list(logits.shape)}")
     return labels, (labels >= 0) & (labels < logits.shape[-1])
+
+
+def token_labels(labels: Any, shape: tuple[int, ...], of: str = "hidden states [..., hidden]") -> Array:
+    """Returns integer labels of this shape, as int32 or wider."""
+    labels = jnp.asarray(labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != shape:
+        raise ValueError(
+            f"labels: expected integer classes {list(shape)} for {of}, got {labels.dtype}{list(labels.shape)}. "
+            "soft_cross_entropy takes probabilities."
+        )
+    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
 
 
 def targets(name: str, x: Any, logits: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from . import _checks, _numerics
+from . import _checks, _numerics, _top_k
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -217,34 +217,41 @@ def top_k_kl(
     log_probs: Float[Array, "*batch k"],
     indices: Int[Array, "*batch k"],
     *,
+    temperature: float | Float[Array, "*#batch"] = 1.0,
     where: Bool[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
     """KL divergence to a teacher of which k classes and their tail are known.
 
     Also known as: top-k distillation, sparse logits with a tail bucket.
 
-    ``Σ_k p_t log(p_t / p_s) + r_t log(r_t / r_s)`` with r the probability of all other classes, the tail, as one
-    bucket. Merging classes never raises a KL, so this is a lower bound of ``KL(p_t ‖ p_s)``: it rises with k, is never
-    negative, is 0 when the student agrees on the k classes, and is the whole KL when k is the number of classes. A sum
-    over the k classes alone is no bound: it can be negative, and clamped to 0 it has no gradient. Renormalized to the k
-    classes, it leaves the student free to put its probability on all the others.
+    ``T² (Σ_k p_t log(p_t / p_s) + r_t log(r_t / r_s))`` with r the probability of all other classes, the tail, as one
+    bucket, and ``p_s = softmax(z / T)``. Merging classes never raises a KL, so this is a lower bound of
+    ``T² KL(p_t ‖ p_s)``: it rises with k, is never negative, is 0 when the student agrees on the k classes, and is the
+    whole KL when k is the number of classes. A sum over the k classes alone is no bound: it can be negative, and
+    clamped to 0 it has no gradient. Renormalized to the k classes, it leaves the student free to put its probability on
+    all the others: it can be 2.5e-7 where the KL is 1.77 and this bound 1.76.
+
+    Value and gradient take little more memory than the student's logits and the gradient themselves; `linear_top_k_kl`
+    needs neither.
 
     Args:
       student: logits ``[..., classes]``.
-      log_probs: the teacher's log-probabilities, normalized over all classes, of its k known classes ``[..., k]``.
-        ``-inf`` is probability 0 and adds nothing. If rounding makes them sum to 1 or more, there is no tail.
+      log_probs: the teacher's log-probabilities, normalized over all classes, of its k known classes ``[..., k]``, at
+        the same temperature: ``log_softmax(z_t / T)``. ``-inf`` is probability 0 and adds nothing. If rounding makes
+        them sum to 1 or more, there is no tail.
       indices: the classes of these ``[..., k]``. A class that is listed twice, with one log-probability, counts once.
         To keep fewer for some examples, pad with a log-probability of ``-inf`` and the index -1.
+      temperature: T > 0 of the student, a scalar or one for each example ``[...]``.
       where: mask, True for the examples to include ``[...]``.
 
     Returns:
-      One value per example ``[...]``, in nats. An included index outside ``[0, classes)``, padding apart, gives NaN,
-      and so does a class that is listed with two log-probabilities. It is infinite where the student excludes
-      (``-inf``) a class that the teacher does not; the gradient is finite.
+      One value per example ``[...]``, in nats times T². An included index outside ``[0, classes)``, padding apart,
+      gives NaN, and so does a class that is listed with two log-probabilities. It is infinite where the student
+      excludes (``-inf``) a class that the teacher does not; the gradient is finite.
 
     Raises:
-      ValueError: the leading shapes differ, k is 0 or more than the classes, a dtype is not floating point, or indices
-        not integers.
+      ValueError: the leading shapes differ, k is 0 or more than the classes, a dtype is not floating point, indices are
+        not integers, or T is not positive.
 
     >>> teacher, student = jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.1]])), jnp.log(jnp.array([[0.2, 0.2, 0.3, 0.3]]))
     >>> log_probs, indices = jax.lax.top_k(teacher, 2)
@@ -252,37 +259,33 @@ def top_k_kl(
     Array([0.3601], dtype=float32)
     """
     student = _checks.class_logits("student", student)
-    log_probs = _checks.floating("log_probs", log_probs, "log-probabilities [..., k]", least_rank=1)
-    indices, classes = jnp.asarray(indices), student.shape[-1]
-    if log_probs.shape[:-1] != student.shape[:-1] or not 0 < log_probs.shape[-1] <= classes:
-        raise ValueError(
-            f"log_probs: expected {[*student.shape[:-1], 'k']} with k from 1 to the {classes} classes of the student "
-            f"{list(student.shape)}, got {list(log_probs.shape)}."
-        )
-    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape != log_probs.shape:
-        raise ValueError(
-            f"indices: expected an integer class for each of log_probs {list(log_probs.shape)}, got "
-            f"{indices.dtype}{list(indices.shape)}."
-        )
-    where = _checks.mask(where, student.shape[:-1])
+    shape, classes = student.shape[:-1], student.shape[-1]
+    log_probs, indices = _top_k.checked(log_probs, indices, shape, classes, f"the student {list(student.shape)}")
+    scale = _checks.temperature(temperature, student.dtype, shape)
+    where = _checks.mask(where, shape)
     student, log_probs = _numerics.mask_inputs(where, student, log_probs)
-    indices = indices.astype(jnp.promote_types(indices.dtype, jnp.int32))
     known = (indices >= 0) & (indices < classes)
-    log_student = jax.nn.log_softmax(student)
+    log_student, log_tail = _known_and_tail(student, scale, indices, known)
+    value, valid, _ = _top_k.divergence(log_probs, indices, known, log_student, log_tail)
+    return _numerics.mask_values(scale**2 * jnp.where(valid, value, jnp.nan), where)
 
-    own = jnp.take_along_axis(log_student, jnp.where(known, indices, 0), axis=-1)
-    repeated, contradicts = _repeated(log_probs, indices)
-    valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1) & ~contradicts
-    log_probs = jnp.where(repeated, -jnp.inf, log_probs)
+
+@jax.checkpoint
+def _known_and_tail(student: Array, scale: Array, indices: Array, known: Array) -> tuple[Array, Array]:
+    """Returns the student's log-probabilities of known classes, and of all others.
+
+    The derivatives of the two sums would keep an array of the logits' size each. A checkpoint computes them again, and
+    the compiler fuses them into the gradient.
+    """
+    classes = student.shape[-1]
     # Padding is scattered to one place more than there are classes, which is then cut off.
     kept = jnp.zeros((*student.shape[:-1], classes + 1), bool)
     kept = jnp.put_along_axis(kept, jnp.where(known, indices, classes), True, axis=-1, inplace=False)[..., :classes]
-    tail = _log_sum(jnp.where(kept, -jnp.inf, log_student))
-    log_student = jnp.concatenate([jnp.where(known & ~repeated, own, -jnp.inf), tail[..., None]], axis=-1)
-    log_sum = _log_sum(log_probs)
-    log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, tail)[..., None]], axis=-1)
-    excess = jnp.maximum(jnp.expm1(log_sum), 0)  # kl assumes that both sum to 1
-    return _numerics.mask_values(jnp.where(valid, _numerics.kl(log_teacher, log_student) + excess, jnp.nan), where)
+    scores = _numerics.soften(student, scale)
+    log_mass = jax.nn.logsumexp(scores, axis=-1)
+    own = jnp.take_along_axis(scores, jnp.where(known, indices, 0), axis=-1)
+    log_tail = _top_k.log_sum_exp(jnp.where(kept, -jnp.inf, scores))
+    return own - log_mass[..., None], log_tail - log_mass
 
 
 def _skewed(
@@ -301,29 +304,3 @@ def _skewed(
     log_p, log_q = (log_q, log_p) if reverse else (log_p, log_q)
     divergence = _numerics.kl(log_p, _numerics.log_mixture(log_p, log_q, alpha))
     return _numerics.mask_values(scale**2 * divergence, where)
-
-
-def _repeated(log_probs: Array, indices: Array) -> tuple[Array, Array]:
-    """Returns masks of classes listed before and of lists with two values for one."""
-    same = indices[..., :, None] == indices[..., None, :]
-    own, other = log_probs[..., :, None], log_probs[..., None, :]
-    place = jnp.arange(indices.shape[-1])
-    earlier = jnp.broadcast_to(place[None, :] < place[:, None], same.shape)
-    before = (other > own) | ((other == own) & earlier)
-    differs = (own != other) & (own > -jnp.inf) & (other > -jnp.inf)
-    return jnp.any(same & before, axis=-1), jnp.any(same & differs, axis=(-2, -1))
-
-
-def _log_sum(log_p: Array) -> Array:
-    """Returns ``log Σ p`` over the last axis, with derivative 0 where all p are 0."""
-    some = jnp.any(log_p > -jnp.inf, axis=-1)
-    return jnp.where(some, jax.nn.logsumexp(jnp.where(some[..., None], log_p, 0), axis=-1), -jnp.inf)
-
-
-def _log_rest(log_sum: Array, log_tail: Array) -> Array:
-    """Returns the teacher's log-tail, from its log-sum and the student's log-tail."""
-    rest = -jnp.expm1(jnp.minimum(log_sum, 0))
-    # Where the student has no tail, a teacher's tail that is a rounding error would make the loss infinite.
-    resolution = jnp.where(log_tail > -jnp.inf, 0, 16 * jnp.finfo(rest.dtype).eps)
-    some = rest > resolution
-    return jnp.where(some, jnp.log(jnp.where(some, rest, 1)), -jnp.inf)

@@ -191,6 +191,7 @@ ROWS = (
             ((5,), (3,), (3,)),
         ),
         make=with_top,
+        hyper=({}, {"temperature": 2.5}),
         leading=lambda rank: rank - 1,
         invariances={"shift": shift_student, "renamed classes": rename_classes, "reordered": reorder},
         extremes={name: (student, *top(teacher, 3)) for name, (student, teacher) in EXTREMES.items()}

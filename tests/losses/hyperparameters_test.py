@@ -67,7 +67,7 @@ def test_wrong_hyperparameters(row, name, default):
 @each_pair
 def test_traced_hyperparameters(row, name, default):
     """A schedule of the step passes; a number that the program depends on says that it has to be known."""
-    static = name in STATIC or (row.name.startswith("linear") and name == "beta")
+    static = name in STATIC or (row.name.startswith("linear") and name in ("alpha", "beta"))
 
     def loss(number, *arrays):
         return row.function(*arrays, **{**usual(row, name), name: number})

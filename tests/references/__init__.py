@@ -24,7 +24,16 @@ from tests.references.attention import (
 )
 from tests.references.base import adaptive_average_pool, finite_difference, keep, log_softmax, same_size
 from tests.references.binary import binary_cross_entropy, binary_kl
-from tests.references.chunked import linear_generalized_jsd, linear_soft_target_kl
+from tests.references.chunked import (
+    linear_cross_entropy,
+    linear_generalized_jsd,
+    linear_reverse_kl,
+    linear_skew_kl,
+    linear_skew_reverse_kl,
+    linear_soft_target_kl,
+    linear_top_k_kl,
+    linear_total_variation,
+)
 from tests.references.contrastive import contrastive_nce, info_nce
 from tests.references.detection import (
     bounded_regression,

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.references.base import kl, log_softmax
+from tests.references.kl import log_mixture, top_k_kl
 
 Cap = float | tuple[float | None, float | None] | None
 
@@ -75,3 +76,105 @@ def linear_generalized_jsd(
         return kl(log_s, log_t)
     log_m = np.logaddexp(np.log(beta) + log_t, np.log1p(-beta) + log_s)
     return beta * kl(log_t, log_m) + (1 - beta) * kl(log_s, log_m)
+
+
+def linear_reverse_kl(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    teacher_hidden: np.ndarray,
+    teacher_kernel: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    teacher_bias: np.ndarray | None = None,
+    temperature: float = 1.0,
+    soft_cap: Cap = None,
+) -> np.ndarray:
+    """T² KL(p_s‖p_t) of every token (MiniLLM, Gu et al. 2024)."""
+    student = student_hidden, student_kernel, student_bias
+    teacher = teacher_hidden, teacher_kernel, teacher_bias
+    log_s, log_t = log_distributions(student, teacher, temperature, soft_cap)
+    return temperature**2 * kl(log_s, log_t)
+
+
+def linear_skew_kl(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    teacher_hidden: np.ndarray,
+    teacher_kernel: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    teacher_bias: np.ndarray | None = None,
+    temperature: float = 1.0,
+    soft_cap: Cap = None,
+    alpha: float = 0.1,
+) -> np.ndarray:
+    """T² KL(p_t ‖ α p_t + (1-α) p_s) of every token (DistiLLM, Ko et al. 2024)."""
+    student = student_hidden, student_kernel, student_bias
+    teacher = teacher_hidden, teacher_kernel, teacher_bias
+    log_s, log_t = log_distributions(student, teacher, temperature, soft_cap)
+    return temperature**2 * kl(log_t, log_mixture(alpha, log_t, log_s))
+
+
+def linear_skew_reverse_kl(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    teacher_hidden: np.ndarray,
+    teacher_kernel: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    teacher_bias: np.ndarray | None = None,
+    temperature: float = 1.0,
+    soft_cap: Cap = None,
+    alpha: float = 0.1,
+) -> np.ndarray:
+    """T² KL(p_s ‖ α p_s + (1-α) p_t) of every token (DistiLLM, Ko et al. 2024)."""
+    student = student_hidden, student_kernel, student_bias
+    teacher = teacher_hidden, teacher_kernel, teacher_bias
+    log_s, log_t = log_distributions(student, teacher, temperature, soft_cap)
+    return temperature**2 * kl(log_s, log_mixture(alpha, log_s, log_t))
+
+
+def linear_total_variation(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    teacher_hidden: np.ndarray,
+    teacher_kernel: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    teacher_bias: np.ndarray | None = None,
+    temperature: float = 1.0,
+    soft_cap: Cap = None,
+) -> np.ndarray:
+    """½ Σ |p_t - p_s| of every token."""
+    student = student_hidden, student_kernel, student_bias
+    teacher = teacher_hidden, teacher_kernel, teacher_bias
+    log_s, log_t = log_distributions(student, teacher, temperature, soft_cap)
+    return np.abs(np.exp(log_t) - np.exp(log_s)).sum(-1) / 2
+
+
+def linear_cross_entropy(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    labels: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    soft_cap: float | None = None,
+) -> np.ndarray:
+    """-log softmax(z)[label] of every token."""
+    log_s = log_softmax(linear_logits(student_hidden, student_kernel, student_bias, soft_cap))
+    return -np.take_along_axis(log_s, np.asarray(labels)[..., None], axis=-1)[..., 0]
+
+
+def linear_top_k_kl(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    log_probs: np.ndarray,
+    indices: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    temperature: float = 1.0,
+    soft_cap: float | None = None,
+) -> np.ndarray:
+    """T² KL to the teacher's k words and a bucket of all others, of every token."""
+    logits = linear_logits(student_hidden, student_kernel, student_bias, soft_cap)
+    return top_k_kl(logits, log_probs, indices, temperature=temperature)

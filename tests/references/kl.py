@@ -69,13 +69,16 @@ def skew_reverse_kl(
     return temperature**2 * kl(log_s, log_mixture(alpha, log_s, log_t))
 
 
-def top_k_kl(student: np.ndarray, log_probs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """KL(teacher‖student) over the teacher's k classes and a bucket of all others.
+def top_k_kl(
+    student: np.ndarray, log_probs: np.ndarray, indices: np.ndarray, *, temperature: float = 1.0
+) -> np.ndarray:
+    """T² KL(teacher‖student) over the teacher's k classes and a bucket of all others, p_s = softmax(z/T).
 
     The teacher's bucket has what its k probabilities leave of 1. It falls away if there are no other classes, and so
     the whole is the KL over all classes for k = K. A class that is listed more than once is one class.
     """
-    log_s, log_t = log_softmax(student), np.asarray(log_probs, np.float64)
+    log_s = log_softmax(np.asarray(student, np.float64) / temperature)
+    log_t = np.asarray(log_probs, np.float64)
     indices = np.asarray(indices)
     result = np.zeros(log_s.shape[:-1])
     for index in np.ndindex(result.shape):
@@ -86,4 +89,4 @@ def top_k_kl(student: np.ndarray, log_probs: np.ndarray, indices: np.ndarray) ->
         tail = max(-np.expm1(log_sum_exp(known)), 0.0)
         if others.size and tail > 0:
             result[index] += tail * (np.log(tail) - log_sum_exp(others))
-    return result
+    return temperature**2 * result
