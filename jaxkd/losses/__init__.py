@@ -18,6 +18,7 @@
 `jaxkd.losses.contrastive`       `contrastive_nce`, `info_nce`
 `jaxkd.losses.transformers`      `attention_kl`, `attention_mse`, `value_relation_kl`, `hidden_cosine`, `hidden_mse`
 `jaxkd.losses.sequence`          `ctc`, `ctc_n_best`, `n_best_nll`, `frame_kl`
+`jaxkd.losses.sparse`            `sparse_cross_entropy`: targets that list a few classes
 `jaxkd.losses.chunked`           `linear_soft_target_kl`, `linear_generalized_jsd`
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
@@ -85,6 +86,7 @@ from .relations import (
     voted_dissimilarity,
 )
 from .sequence import ctc, ctc_n_best, frame_kl, n_best_nll
+from .sparse import sparse_cross_entropy
 from .transformers import attention_kl, attention_mse, hidden_cosine, hidden_mse, value_relation_kl
 
 __all__ = [
@@ -153,6 +155,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_target_kl",
     "solution_flow",
+    "sparse_cross_entropy",
     "standardize_logits",
     "top_k_kl",
     "value_relation_kl",
