@@ -89,6 +89,7 @@ LOSSES = (
     *_group("top_k_kl", "z:bc", "l:bk", "u:bk"),
     *_group("cross_entropy label_smoothing virtual_teacher_kl", "z:bc", "i:b"),
     *_group("soft_cross_entropy", "z:bc", "p:bc"),
+    *_group("sparse_cross_entropy", "z:bc", "p:bk", "i:bk"),
     *_group("binary_cross_entropy", "z:bk", "p:bk"),
     *_group("binary_kl", "z:bk", "z:bk"),
     *_group("hint_mse", "f:bhwk", "f:bxyk", free="hwxy"),

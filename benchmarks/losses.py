@@ -86,6 +86,7 @@ def cases() -> list[Case]:
         *group("label_smoothing virtual_teacher_kl", (logits[0], labels)),
         *group("skew_kl skew_reverse_kl", logits),
         *group("top_k_kl", (logits[0], top, indices)),
+        *group("sparse_cross_entropy", (logits[0], np.exp(top), indices)),
         *group("hint_mse", maps, plain=plain.mean_square),
         *group("activation_boundary hierarchical_context", maps),
         *group("overhaul", (*maps, -positive)),

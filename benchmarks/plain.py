@@ -107,6 +107,10 @@ def top_k_kl(s: Array, log_probs: Array, indices: Array) -> Array:
     return kl(buckets(log_probs), buckets(picked)).mean()
 
 
+def sparse_cross_entropy(s: Array, weights: Array, indices: Array) -> Array:
+    return -jnp.sum(weights * jnp.take_along_axis(log_softmax(s), indices, axis=-1), axis=-1).mean()
+
+
 # --- features ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@
 `open_cache`                 opens a finished cache without the teacher
 `Cache`                      the opened cache: its size, its outputs by example and view, `Cache.decode` for a batch
 `attach`                     a loader whose batches carry the encoded outputs, which `jaxkd.teachers.cached` decodes
-`codecs`                     which numbers of an output are stored, in how many bits: `full`, `eight_bit`, `top_k`
+`codecs`                     which numbers of an output are stored, in how many bits: `full`, `eight_bit`, `top_k`,
+                             `packed_top_k`, `sampled`
 `StaleCacheError`            raised when teacher, transform, data set or settings are not those of the cache
 ===========================  ==========================================================================================
 

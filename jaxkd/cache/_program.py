@@ -19,6 +19,7 @@ from jaxkd._core import checks
 from jaxkd.cache._inputs import checksums, entries_read
 from jaxkd.cache._probes import Transform
 from jaxkd.cache.codecs import Codec
+from jaxkd.cache.codecs._codec import example_keys
 from jaxkd.types import Batch, Model, PyTree, Variables
 
 Codecs = Mapping[str, Codec]
@@ -65,6 +66,7 @@ class Program:
             return {name: value for name, value in found.items() if name in codecs}
 
         def run(variables: PyTree, batch: Batch) -> Any:
+            keys = example_keys(batch["index"], batch["epoch"])  # of the set, as the transform may drop these entries
             batch = dict(batch) if transform is None else transform(batch)
             outputs = model.apply(variables, batch, key=None, train=False)[0]
             self.inputs = entries_read(lambda batch: kept(variables, batch), batch)
@@ -78,7 +80,7 @@ class Program:
                         f"codecs: expected {name!r} to be floating point, [batch, ...] with a batch of {batch_size}, "
                         f"got {checks.shape(output)}."
                     )
-                encoded[name], storable[name] = codec.encode(output), codec.storable(output)
+                encoded[name], storable[name] = codec.encode(output, keys), codec.storable(output)
                 sample[name] = output.reshape(batch_size, -1)[:, :64].astype(jnp.float32)
             return (encoded, seen), storable, sample, outputs
 

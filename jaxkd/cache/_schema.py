@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxkd.cache import codecs
 from jaxkd.cache._shards import MAX_SHARDS, Layout
+from jaxkd.cache.codecs._codec import example_keys
 
 _MAX_EXAMPLES = 2**31 - 1  # an index is an int32
 _MAX_VALUES = 2**31  # of one output of one example
@@ -75,7 +76,12 @@ def _outputs(outputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             raise _Fault(f"outputs, {name!r}: expected the shape of an output, got {shape!r}")
         try:
             encode = codecs.from_settings(chosen).encode
-            fields = jax.eval_shape(encode, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+            place = jax.ShapeDtypeStruct((1,), jnp.int32)
+            fields = jax.eval_shape(
+                lambda x, index, encode=encode: encode(x, example_keys(index, index)),
+                jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+                place,
+            )
         except (TypeError, ValueError) as error:
             raise _Fault(f"codecs, {name!r}: {error}".rstrip(".")) from None
         wanted = {field: {"dtype": x.dtype.name, "shape": list(x.shape[1:])} for field, x in fields.items()}

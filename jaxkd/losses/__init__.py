@@ -22,6 +22,7 @@
                                  `linear_cross_entropy_and_kl`, `linear_reverse_kl`, `linear_generalized_jsd`,
                                  `linear_skew_kl`, `linear_skew_reverse_kl`, `linear_total_variation`,
                                  `linear_top_k_kl`
+`jaxkd.losses.sparse`            `sparse_cross_entropy`: targets that list a few classes
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
                                  `feature_imitation`; segmentation: `pixel_kl`, `pair_affinity`, `region_moments`,
@@ -98,6 +99,7 @@ from .relations import (
     voted_dissimilarity,
 )
 from .sequence import ctc, ctc_n_best, frame_kl, n_best_nll
+from .sparse import sparse_cross_entropy
 from .transformers import attention_kl, attention_mse, hidden_cosine, hidden_mse, value_relation_kl
 
 __all__ = [
@@ -173,6 +175,7 @@ __all__ = [
     "soft_cross_entropy",
     "soft_target_kl",
     "solution_flow",
+    "sparse_cross_entropy",
     "standardize_logits",
     "top_k_kl",
     "value_relation_kl",

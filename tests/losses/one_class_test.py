@@ -25,6 +25,7 @@ CALLS: dict[str, Any] = {
     "decoupled_kd, mixed": lambda: losses.decoupled_kd(ONE, 2 * ONE, ONE),
     "top_k_kl": lambda: losses.top_k_kl(ONE, 0 * ONE, LABELS[:, None]),
     "cross_entropy": lambda: losses.cross_entropy(ONE, LABELS),
+    "sparse_cross_entropy": lambda: losses.sparse_cross_entropy(ONE, ONE, LABELS[:, None]),
     "soft_cross_entropy": lambda: losses.soft_cross_entropy(ONE, ONE),
     "label_smoothing": lambda: losses.label_smoothing(ONE, LABELS),
     "virtual_teacher_kl": lambda: losses.virtual_teacher_kl(ONE, LABELS),

@@ -67,6 +67,7 @@ from tests.references.similarities import (
     probabilistic_transfer,
     similarity_preserving,
 )
+from tests.references.sparse import sparse_cross_entropy
 from tests.references.transformers import (
     attention_kl,
     attention_mse,
