@@ -9,6 +9,7 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `continual`         tasks one after another: `learning_without_forgetting` (LwF), `lifelong`, `retrospection`
 `synthesis`         images made from the teacher: `data_free` with `synthesis.dafl`, `synthesis.inversion` or
                     `synthesis.cmi`
+`sequences`         examples made by the student or the teacher: `on_policy` (GKD)
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
@@ -17,7 +18,7 @@ The subpackage of a family also exports helpers: `peers.ramp_up`; `self_distilla
 `report_dependence`.
 """
 
-from jaxkd.schemes import continual, peers, phases, self_distillation, synthesis, transfer
+from jaxkd.schemes import continual, peers, phases, self_distillation, sequences, synthesis, transfer
 from jaxkd.schemes.continual._lifelong import learning_without_forgetting, lifelong
 from jaxkd.schemes.continual._retrospection import retrospection
 from jaxkd.schemes.peers._branches import branches
@@ -32,6 +33,7 @@ from jaxkd.schemes.phases._staged import staged
 from jaxkd.schemes.self_distillation._be_your_own_teacher import byot
 from jaxkd.schemes.self_distillation._class_wise import class_wise
 from jaxkd.schemes.self_distillation._distorted_views import distorted_views
+from jaxkd.schemes.sequences._on_policy import on_policy
 from jaxkd.schemes.synthesis._data_free import data_free
 from jaxkd.schemes.transfer._few_sample import few_sample
 from jaxkd.schemes.transfer._knowledge_flow import knowledge_flow
@@ -51,6 +53,7 @@ __all__ = [
     "learning_without_forgetting",
     "lifelong",
     "mutual",
+    "on_policy",
     "online",
     "retrospection",
     "sequential",

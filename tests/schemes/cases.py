@@ -264,6 +264,16 @@ def data_free_contrastive():
     return _data_free(lambda t, g: schemes.synthesis.cmi(t, g, optax.sgd(0.01), **options))
 
 
+def moved(student, batch, *, keys):
+    """Returns images that depend on the student, the key and the image."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 2)))(keys)
+    return {"image": 0.5 * jnp.asarray(batch["image"]) + noise * jnp.mean(jnp.abs(student.params["first"]))}
+
+
+def on_policy():
+    return Case(schemes.on_policy(distilled(), moved, fraction=0.4))
+
+
 TASKS = ([0, 1], [2])
 
 
@@ -323,6 +333,7 @@ CASES = {
         data_free_generator,
         data_free_inversion,
         data_free_contrastive,
+        on_policy,
         learning_without_forgetting,
         retrospection,
     )
