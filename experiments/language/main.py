@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
+from experiments.language import novels
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {"novels": novels.TASK}
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,115 @@
+"""What the tasks of language models share: networks, a teacher trained once, measures."""
+
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+import jaxkd
+from experiments.kit import files, training
+from jaxkd import adapters, losses, metrics, models, weights
+from jaxkd.data import text
+from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, Variables
+
+bits = functools.partial(metrics.tokens, bytes_path="batch/bytes")
+"""Metrics of the next tokens, with bits per byte."""
+
+CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+
+
+def decoder(config: models.DecoderConfig, *taps: str) -> Model:
+    """Returns a decoder that reads tokens, segments and positions, with some of its taps."""
+    paths = models.layer_taps(config)
+    build = functools.partial(models.Decoder, config)
+    return adapters.nnx(
+        lambda rngs: build(rngs=rngs), inputs=models.token_inputs, taps={name: paths[name] for name in taps}
+    )
+
+
+def adam(rate: float, steps: int) -> optax.GradientTransformation:
+    """Returns Adam with a warm-up of a twentieth of the steps, and a rate that falls to a tenth along a cosine."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), max(steps, 2), 0.1 * rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.01))
+
+
+def distill(
+    student: Model, teacher: Teacher, objective: Objective, rate: float, steps: int, measures: Any = bits
+) -> Distiller:
+    """Returns a distiller whose evaluations run the student alone."""
+    kd = jaxkd.distill(student, teacher, objective, optimizer=adam(rate, steps), metrics=lambda context: {})
+    return training.measured(kd, student, metrics=measures)
+
+
+def trained_once(
+    path: pathlib.Path, model: Model, train: Any, splits: Mapping[str, Any], rate: float, steps: int
+) -> Variables:
+    """Returns a network that is trained on labels alone, by the first process that needs it."""
+    with files.claim(path, wait=True):
+        if not path.exists():
+            kd = distill(model, jaxkd.teachers.none(), CE, rate, steps)
+            every = max(steps // 20, 1)
+            result = training.run(
+                kd,
+                train,
+                splits,
+                steps=steps,
+                key=jax.random.key(0),
+                eval_every=every,
+                directory=path.parent / path.stem,
+                log_every=every,
+                tensorboard=False,
+            )
+            weights.save_safetensors(path, result.state.student)
+    like = jax.eval_shape(lambda key: model.init(key, next(iter(train.batches()))), jax.random.key(0))
+    return weights.fit_to(like, weights.load_safetensors(path))
+
+
+def measure(
+    student: Model, variables: Variables, teacher: Model, taught: Variables, data: Any, *more: Callable[..., Metrics]
+) -> dict[str, float]:
+    """Returns the metrics of a student beside its teacher on a set, and any more."""
+    asked = (bits, metrics.imitation, metrics.calibration, *more)
+
+    @jax.jit
+    def of_batch(variables: Variables, taught: Variables, batch: Any) -> Metrics:
+        outputs = [
+            model.apply(own, batch, key=None, train=False)[0]
+            for model, own in ((student, variables), (teacher, taught))
+        ]
+        return metrics.report(asked, Context(*outputs, batch, 0))
+
+    whole: Any = None
+    batches = data.batches()
+    for _ in range(data.steps_per_epoch):
+        one = of_batch(variables, taught, next(batches))
+        whole = one if whole is None else metrics.merge(whole, one)
+    return {name: float(value) for name, value in metrics.compute(whole).items()}
+
+
+def parameters(variables: Variables) -> int:
+    """Returns the number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(variables.params))
+
+
+def continuations(
+    config: models.DecoderConfig,
+    variables: Variables,
+    prompts: Sequence[str],
+    tokenizer: text.Tokenizer,
+    length: int = 80,
+    temperature: float = 0.7,
+) -> list[str]:
+    """Returns what a decoder writes after prompts, of which all methods draw with the same keys."""
+    rows = [tokenizer.encode(prompt) for prompt in prompts]
+    found = []
+    for number, row in enumerate(rows):
+        write = models.generator(
+            lambda rngs: models.Decoder(config, rngs=rngs), prompt=len(row), length=length, temperature=temperature
+        )
+        keys = jax.random.split(jax.random.key(number), 1)
+        made = jax.jit(write)(variables, {"tokens": row[None]}, keys=keys)
+        found.append(repr(tokenizer.decode(made["tokens"][0].tolist())))
+    return found
