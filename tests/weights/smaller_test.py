@@ -19,14 +19,20 @@ def decoder(**fields):
 
 
 def logits(model, variables):
-    return np.asarray(model.apply(variables, TOKENS, key=None, train=False)[0]["logits"])
+    apply = jax.jit(lambda variables: model.apply(variables, TOKENS, key=None, train=False)[0]["logits"])
+    return np.asarray(apply(variables))
 
 
-def initial(model, seed=0):
-    """Returns variables whose biases and scales are random as well."""
-    variables = model.init(jax.random.key(seed), TOKENS)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), jnp.float32), variables)
+def initial(model):
+    """Returns random variables, biases and scales included."""
+    rng = np.random.default_rng(0)
+    like = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+
+    def drawn(path, x):
+        around = 1.0 if str(path[-1].key) == "scale" else 0.0
+        return jnp.asarray(around + 0.3 * rng.normal(size=x.shape), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(drawn, like)
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
