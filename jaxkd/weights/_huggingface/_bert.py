@@ -71,7 +71,7 @@ def bert_form(hf_config: Mapping[str, Any], heads: Iterable[str]) -> HuggingFace
         entries.flag("tie_word_embeddings", True)  # of a head that this model lacks
     width, mlp_width = entries.number("hidden_size"), entries.number("intermediate_size")
     classes = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels") or 2
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("num_hidden_layers"),

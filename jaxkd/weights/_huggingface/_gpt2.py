@@ -41,7 +41,7 @@ def hf_gpt2(hf_config: Mapping[str, Any]) -> HuggingFace:
     mlp_width = entries.number("n_inner", 4 * width)
     tied = entries.flag("tie_word_embeddings", True)
     heads = entries.number("n_head")
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("n_layer"),

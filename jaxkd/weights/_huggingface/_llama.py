@@ -36,7 +36,7 @@ def hf_llama(hf_config: Mapping[str, Any]) -> HuggingFace:
     width, mlp_width, heads = (
         entries.number(name) for name in ("hidden_size", "intermediate_size", "num_attention_heads")
     )
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("num_hidden_layers"),
