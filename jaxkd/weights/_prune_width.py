@@ -39,6 +39,8 @@ _LAYER = re.compile(r"layers/(\d+)/")
 def prune_width(source: Any, importance: Mapping[str, Any], sizes: Mapping[str, int]) -> Variables:
     """Returns the weights of a narrower transformer, with the most important units.
 
+    Also known as: Minitron
+
     The units of the largest importance are kept, in their order, in all arrays that they belong to: features of the
     residual stream in embeddings, norms, every layer and the head; key-value heads with the query heads that share
     them; units of each MLP. Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation",

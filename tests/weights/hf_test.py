@@ -273,7 +273,7 @@ def test_existing_files_are_replaced_on_request_only(tmp_path):
 def test_weights_that_are_not_those_of_the_configuration_are_not_written(tmp_path):
     _, variables = weights.load_hf(GOLDEN / "gpt2")
     for entries, problem in (
-        ({"n_layer": 3}, "12 missing"),  # 12 arrays of the model in a layer: c_attn is three
+        ({"n_layer": 3}, "16 missing"),  # c_attn.weight and c_attn.bias fill three arrays each
         ({"vocab_size": 14}, "1 mismatched"),
         ({"tie_word_embeddings": False}, "missing: params/lm_head/kernel"),
     ):

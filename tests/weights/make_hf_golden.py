@@ -1,12 +1,16 @@
 """Writes tests/golden/huggingface: tiny random models of Transformers, with inputs and outputs in inference mode.
 
-    python tests/weights/make_hf_golden.py        (needs torch and transformers; the tests need neither)
+    python tests/weights/make_hf_golden.py        (needs torch, transformers and tokenizers; the tests need none)
 
 Each folder is a model as ``save_pretrained`` writes it, and ``reference.safetensors``: ``tokens``, ``mask``, ``types``
 (BERT), ``hidden<i>``, ``attention<i>``, ``logits`` or ``pooled``, in float32. Llama's ``untied`` model is in several
 files. Values are not those of an initialization: norms and biases would be the identity, which hides mistakes.
+
+Of two pretrained models, whose directories the environment variables JAXKD_MINILM and JAXKD_STORIES give, it writes a
+part of the outputs: ``minilm.safetensors`` and ``stories.safetensors``.
 """
 
+import os
 import pathlib
 import shutil
 
@@ -48,8 +52,44 @@ CASES = {
 }
 
 
+SENTENCES = ("A man is playing a guitar.", "Someone plays the piano", "Stocks fell sharply on Monday, analysts said.")
+
+
+def write_minilm(directory):
+    """Writes embeddings, and every 48th feature of the hidden states and two heads of the attentions."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(list(SENTENCES))
+    tokens = torch.tensor([line.ids for line in encoded])
+    mask = torch.tensor([line.attention_mask for line in encoded])
+    model = BertModel.from_pretrained(directory, attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = model(tokens, attention_mask=mask, output_hidden_states=True, output_attentions=True)
+        mean = (out.last_hidden_state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    made = {"tokens": tokens.int(), "mask": mask.bool(), "embeddings": torch.nn.functional.normalize(mean, dim=-1)}
+    made["hidden"] = torch.stack(out.hidden_states)[..., ::48].contiguous()
+    made["attention"] = torch.stack(out.attentions)[:, :, ::6].contiguous()
+    save_file(made, FOLDER / "minilm.safetensors", metadata={"transformers": transformers.__version__})
+
+
+def write_stories(directory):
+    """Writes a greedy continuation of the first token, and every 8th logit along it."""
+    model = LlamaForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+    tokens = torch.tensor([[1]])
+    with torch.no_grad():
+        for _ in range(80):
+            tokens = torch.cat([tokens, model(tokens).logits[:, -1:].argmax(-1)], 1)
+        logits = model(tokens).logits
+    made = {"tokens": tokens.int(), "logits": logits[..., ::8].contiguous()}
+    save_file(made, FOLDER / "stories.safetensors", metadata={"transformers": transformers.__version__})
+
+
 def main():
     shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
     for number, (case, model) in enumerate(CASES.items()):
         torch.manual_seed(number)
         model.eval()
@@ -79,6 +119,11 @@ def main():
         (folder / "generation_config.json").unlink(missing_ok=True)
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         save_file(made, folder / "reference.safetensors", metadata=versions)
+    for variable, write in (("JAXKD_MINILM", write_minilm), ("JAXKD_STORIES", write_stories)):
+        if variable in os.environ:
+            write(pathlib.Path(os.environ[variable]))
+    for path in FOLDER.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxkd.weights._huggingface import _form
-from jaxkd.weights._huggingface._config import Entries, architecture
+from jaxkd.weights._huggingface._config import Entries
 from jaxkd.weights._huggingface._form import HuggingFace
 
 _HEADS = {
@@ -42,7 +42,7 @@ def hf_bert(hf_config: Mapping[str, Any]) -> HuggingFace:
     >>> form.names["bert.encoder.layer.0.attention.self.query.weight"], form.config["mlp_width"]
     (('layers/0/attention/query/kernel',), 16)
     """
-    return bert_form(hf_config, _HEADS[architecture(hf_config, _HEADS, "BertModel")])
+    return bert_form(hf_config, _HEADS[Entries(hf_config, "bert").architecture(_HEADS, "BertModel")])
 
 
 def bert_heads(names: Iterable[str]) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ def bert_form(hf_config: Mapping[str, Any], heads: Iterable[str]) -> HuggingFace
         entries.flag("tie_word_embeddings", True)  # of a head that this model lacks
     width, mlp_width = entries.number("hidden_size"), entries.number("intermediate_size")
     classes = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels") or 2
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("num_hidden_layers"),
@@ -117,5 +117,5 @@ def bert_form(hf_config: Mapping[str, Any], heads: Iterable[str]) -> HuggingFace
     if "classifier" in heads:
         rows += _form.dense("classifier", "classifier", width, classes, head=True)
     buffers = (r"embeddings\.(position_ids|token_type_ids)", r"cls\.seq_relationship\.(weight|bias)")
-    written = architecture(hf_config, _HEADS, "BertModel") != "BertModel" or bool({"mlm", "classifier"} & set(heads))
+    written = entries.architecture(_HEADS, "BertModel") != "BertModel" or bool({"mlm", "classifier"} & set(heads))
     return _form.form(config, rows, prefix="bert.", written=written, buffers=buffers, copies=copies)

@@ -49,6 +49,13 @@ class Entries:
         self._entries = dict(hf_config)
         self._read: set[str] = set()
 
+    def architecture(self, known: Mapping[str, Any], default: str) -> str:
+        """Returns the class of the model, such as ``"BertModel"``, which is one of the known ones."""
+        found = self._entries.get("architectures") or [default]
+        if len(found) != 1 or found[0] not in known:
+            raise ValueError(f"config.json, architectures: expected one of {', '.join(known)}, got {found}.")
+        return str(found[0])
+
     def number(self, name: str, default: int | None = None) -> int:
         """Returns a positive integer."""
         value = self._value(name, default)
@@ -120,15 +127,3 @@ class Entries:
         if value is None:
             raise ValueError(f"config.json: expected an entry {name!r}, found none.")
         return value
-
-
-def architecture(hf_config: Mapping[str, Any], known: Mapping[str, Any], default: str) -> str:
-    """Returns the class of the model, such as ``"BertModel"``.
-
-    Raises:
-      ValueError: it is not one of the known classes, or there are several.
-    """
-    found = hf_config.get("architectures") or [default]
-    if len(found) != 1 or found[0] not in known:
-        raise ValueError(f"config.json, architectures: expected one of {', '.join(known)}, got {found}.")
-    return str(found[0])

@@ -138,7 +138,7 @@ def save_hf(directory: Path, source: Any, hf_config: Mapping[str, Any], *, overw
 
 
 def _form_of(hf_config: Mapping[str, Any], names: Iterable[str]) -> HuggingFace:
-    """Returns the form of a model whose arrays have these names, in a file or there."""
+    """Returns the form of a model by the names of its arrays, in a file or in a model."""
     model_type = hf_config.get("model_type")
     checks.known(str(model_type), _FORMS, "config.json, model_type")
     return _FORMS[str(model_type)](hf_config, names)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxkd.weights import layouts
 from jaxkd.weights._huggingface import _form
-from jaxkd.weights._huggingface._config import Entries, architecture
+from jaxkd.weights._huggingface._config import Entries
 from jaxkd.weights._huggingface._form import HuggingFace
 
 _ARCHITECTURES = {"GPT2LMHeadModel": True, "GPT2Model": False}
@@ -32,8 +32,8 @@ def hf_gpt2(hf_config: Mapping[str, Any]) -> HuggingFace:
     >>> hf_gpt2({"model_type": "gpt2", **sizes}).names["transformer.h.0.attn.c_attn.bias"]
     ('layers/0/attention/query/bias', 'layers/0/attention/key/bias', 'layers/0/attention/value/bias')
     """
-    head = _ARCHITECTURES[architecture(hf_config, _ARCHITECTURES, "GPT2LMHeadModel")]
     entries = Entries(hf_config, "gpt2")
+    head = _ARCHITECTURES[entries.architecture(_ARCHITECTURES, "GPT2LMHeadModel")]
     entries.fixed("scale_attn_weights", True)
     entries.fixed("scale_attn_by_inverse_layer_idx", False)
     entries.fixed("add_cross_attention", False)
@@ -41,7 +41,7 @@ def hf_gpt2(hf_config: Mapping[str, Any]) -> HuggingFace:
     mlp_width = entries.number("n_inner", 4 * width)
     tied = entries.flag("tie_word_embeddings", True)
     heads = entries.number("n_head")
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("n_layer"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxkd.weights._huggingface import _form
-from jaxkd.weights._huggingface._config import Entries, architecture
+from jaxkd.weights._huggingface._config import Entries
 from jaxkd.weights._huggingface._form import HuggingFace
 
 _ARCHITECTURES = {"LlamaForCausalLM": True, "LlamaModel": False}
@@ -31,12 +31,12 @@ def hf_llama(hf_config: Mapping[str, Any]) -> HuggingFace:
     >>> form.names["model.layers.0.mlp.gate_proj.weight"], form.config["rope_base"]
     (('layers/0/mlp/gate/kernel',), 10000.0)
     """
-    head = _ARCHITECTURES[architecture(hf_config, _ARCHITECTURES, "LlamaForCausalLM")]
     entries = Entries(hf_config, "llama")
+    head = _ARCHITECTURES[entries.architecture(_ARCHITECTURES, "LlamaForCausalLM")]
     width, mlp_width, heads = (
         entries.number(name) for name in ("hidden_size", "intermediate_size", "num_attention_heads")
     )
-    config = {
+    config: dict[str, Any] = {
         "vocabulary": entries.number("vocab_size"),
         "width": width,
         "layers": entries.number("num_hidden_layers"),
