@@ -1,19 +1,32 @@
-"""Models: a small zoo in Flax linen, for the experiments and as examples.
+"""Models: a small zoo in Flax linen and nnx, for the experiments and as examples.
 
 ====================  ========================================================================================
 by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
 images                `jaxkd.models.vision`: networks for small images, and a generator
+language              `jaxkd.models.language`: a decoder (nnx), `generate`, `beam_search`, `generator`, `layer_taps`
 ====================  ========================================================================================
 
-Every classifier is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The library does
-not depend on this package: any other model works as well.
+Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
+library does not depend on this package: any other model works as well.
 """
 
-from jaxkd.models import vision
+from jaxkd.models import language, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
+from jaxkd.models.language import (
+    Beams,
+    Decoder,
+    DecoderConfig,
+    Generated,
+    KVCache,
+    beam_search,
+    generate,
+    generator,
+    layer_taps,
+    token_inputs,
+)
 from jaxkd.models.vision._generator import Generator
 from jaxkd.models.vision._mobilenet_v2 import MobileNetV2
 from jaxkd.models.vision._resnet import (
@@ -70,4 +83,15 @@ __all__ = [
     "names",
     "taps",
     "vision",
+    "Beams",
+    "Decoder",
+    "DecoderConfig",
+    "Generated",
+    "KVCache",
+    "beam_search",
+    "generate",
+    "generator",
+    "layer_taps",
+    "token_inputs",
+    "language",
 ]

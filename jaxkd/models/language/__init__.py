@@ -1,0 +1,30 @@
+"""Language models in Flax nnx, and generation of text with any model.
+
+====================  ========================================================================================
+models                `Decoder` (Llama, GPT-2), of a `DecoderConfig`
+with `adapters.nnx`   `layer_taps`: paths of hidden states, queries, keys, values and attention;
+                      `token_inputs`: tokens, mask, segments and positions from a batch
+generation            `generate` (greedy, temperature, top-k, top-p) gives `Generated`, `beam_search` gives `Beams`;
+                      `generator`: sequences as entries of a batch; `KVCache`: the state of a decoder
+====================  ========================================================================================
+"""
+
+from jaxkd.models.language._beam import Beams, beam_search
+from jaxkd.models.language._cache import KVCache
+from jaxkd.models.language._decoder import Decoder, DecoderConfig
+from jaxkd.models.language._generate import Generated, generate
+from jaxkd.models.language._generator import generator
+from jaxkd.models.language._taps import layer_taps, token_inputs
+
+__all__ = [
+    "Beams",
+    "Decoder",
+    "DecoderConfig",
+    "Generated",
+    "KVCache",
+    "beam_search",
+    "generate",
+    "generator",
+    "layer_taps",
+    "token_inputs",
+]

@@ -1,0 +1,94 @@
+"""Attention of one layer, all of whose parts can be tapped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxkd.models.language._config import TransformerConfig
+from jaxkd.models.language._parts import Rotation, Tap, linear, rotate
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+KeysValues = tuple[Any, Any]
+"""Keys and values ``[batch, keys, key_value_heads, features]``."""
+
+
+class Attention(nnx.Module):
+    """Scaled dot-product attention with grouped keys and values.
+
+    ``softmax(q kᵀ / √d) v`` for each head. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, equation 1;
+    grouped queries: Ainslie et al., "GQA", EMNLP 2023. The submodules ``queries``, ``keys`` and ``values`` ``[batch,
+    tokens, heads, features]`` (after rotary positions) and, with ``tap_attention``, ``scores`` and ``probabilities``
+    ``[batch, heads, queries, keys]`` are identities.
+    """
+
+    def __init__(self, config: TransformerConfig, *, source_width: int | None = None, rngs: nnx.Rngs) -> None:
+        """Makes the layers; ``source_width`` is that of what cross-attention attends to."""
+        size, source = config.head_features, config.width if source_width is None else source_width
+        bias = config.attention_bias
+        self.size, self.interleaved = size, config.rope_interleaved
+        self.query = linear(config, config.width, config.heads * size, bias=bias, rngs=rngs)
+        self.key = linear(config, source, config.kv_heads * size, bias=bias, rngs=rngs)
+        self.value = linear(config, source, config.kv_heads * size, bias=bias, rngs=rngs)
+        self.out = linear(
+            config,
+            config.heads * size,
+            config.width,
+            bias=bias if config.out_bias is None else config.out_bias,
+            scale=config.residual_scale,
+            rngs=rngs,
+        )
+        self.queries, self.keys, self.values = Tap(), Tap(), Tap()
+        self.scores = Tap() if config.tap_attention else None
+        self.probabilities = Tap() if config.tap_attention else None
+
+    def keys_values(self, x: Float[Array, "batch keys width"], turns: Rotation | None = None) -> KeysValues:
+        """Returns the keys, turned by their positions, and the values of hidden states."""
+        keys = rotate(self._split(self.key(x)), turns, interleaved=self.interleaved)
+        return self.keys(keys), self.values(self._split(self.value(x)))
+
+    def __call__(
+        self,
+        x: Float[Array, "batch queries width"],
+        keys_values: KeysValues,
+        pairs: Bool[Array, "#batch 1 #queries keys"] | None,
+        turns: Rotation | None = None,
+    ) -> Float[Array, "batch queries width"]:
+        """Returns what each token reads from the keys that it sees.
+
+        Args:
+          x: hidden states of the queries.
+          keys_values: those of `keys_values`, or of a cache.
+          pairs: True for the pairs to include; None for all. The result is finite, and has no meaning, for a query
+            without any key.
+          turns: rotary positions of the queries.
+        """
+        queries = self.queries(rotate(self._split(self.query(x)), turns, interleaved=self.interleaved))
+        keys, values = keys_values
+        if self.scores is None or self.probabilities is None:
+            read = jax.nn.dot_product_attention(queries, keys, values, mask=pairs)
+        else:
+            groups = queries.shape[2] // keys.shape[2]
+            keys, values = jnp.repeat(keys, groups, axis=2), jnp.repeat(values, groups, axis=2)
+            wide = jnp.promote_types(queries.dtype, jnp.float32)
+            scores = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=wide) * self.size**-0.5
+            scores = self.scores(scores if pairs is None else jnp.where(pairs, scores, -jnp.inf))
+            probabilities = self.probabilities(_softmax(scores))
+            read = jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(values.dtype), values)
+        return self.out(read.reshape(*x.shape[:2], -1))
+
+    def _split(self, x: Any) -> Any:
+        return x.reshape(*x.shape[:2], -1, self.size)
+
+
+def _softmax(scores: Array) -> Array:
+    """Returns the softmax of scores; zeros where all of them are ``-inf``."""
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    powers = jnp.exp(scores - jnp.where(jnp.isfinite(largest), largest, 0))
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    return powers / jnp.where(total > 0, total, 1)
