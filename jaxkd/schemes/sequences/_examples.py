@@ -110,7 +110,9 @@ def keys_of(key: Array, places: Array) -> Array:
 
 
 def entries_of(what: str, generate: Callable[..., Mapping[str, Any]], *args: Any, keys: Array) -> dict[str, Array]:
-    """Returns what a sampler makes, without gradients even where a step is differentiated.
+    """Returns what a sampler makes, without gradients.
+
+    The step itself may be differentiated.
 
     Raises:
       ValueError: an entry does not have a row for each key.

@@ -19,7 +19,7 @@ _STREAM = 0x5EC7  # folded into the key, so that the sampler's keys differ from 
 
 
 def sequence_level(kd: Distiller, generate: Callable[..., Mapping[str, Any]], *, examples: int) -> Distiller:
-    """Sequence-level distillation: each example gets the sequence that the teacher decodes for it.
+    """Sequence-level distillation: the teacher decodes a sequence for each example.
 
     Also known as: Seq-KD.
 
