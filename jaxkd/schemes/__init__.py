@@ -9,12 +9,13 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `continual`         tasks one after another: `learning_without_forgetting` (LwF), `lifelong`, `retrospection`
 `synthesis`         images made from the teacher: `data_free` with `synthesis.dafl`, `synthesis.inversion` or
                     `synthesis.cmi`
-`sequences`         examples made by the student or the teacher: `on_policy` (GKD)
+`sequences`         examples made by student or teacher: `on_policy` (GKD), `sequence_level` (Seq-KD)
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
 The subpackage of a family also exports helpers: `peers.ramp_up`; `self_distillation.exit_head`; `phases.Stage`,
-`Phase`, `inherit`, `chains`, `best_chain`; `synthesis.Synthesis`; `transfer.FewSampleLayer`, `dependence_loss`,
+`Phase`, `inherit`, `chains`, `best_chain`; `sequences.teacher_mixed`, `replay` (DistiLLM) and
+`reverse_kl_to_go` (MiniLLM); `synthesis.Synthesis`; `transfer.FewSampleLayer`, `dependence_loss`,
 `report_dependence`.
 """
 
@@ -34,6 +35,7 @@ from jaxkd.schemes.self_distillation._be_your_own_teacher import byot
 from jaxkd.schemes.self_distillation._class_wise import class_wise
 from jaxkd.schemes.self_distillation._distorted_views import distorted_views
 from jaxkd.schemes.sequences._on_policy import on_policy
+from jaxkd.schemes.sequences._sequence_level import sequence_level
 from jaxkd.schemes.synthesis._data_free import data_free
 from jaxkd.schemes.transfer._few_sample import few_sample
 from jaxkd.schemes.transfer._knowledge_flow import knowledge_flow
@@ -56,6 +58,7 @@ __all__ = [
     "on_policy",
     "online",
     "retrospection",
+    "sequence_level",
     "sequential",
     "staged",
 ]

@@ -274,6 +274,15 @@ def on_policy():
     return Case(schemes.on_policy(distilled(), moved, fraction=0.4))
 
 
+def replay():
+    options = {"validation": tiny.batch(8, 5), "eval_every": 2, "capacity": 13, "fraction": 0.8, "rise": 0.0}
+    return Case(schemes.sequences.replay(distilled(), moved, steps=8, **options))
+
+
+def sequence_level():
+    return Case(schemes.sequence_level(distilled(), moved, examples=tiny.DATA))
+
+
 TASKS = ([0, 1], [2])
 
 
@@ -334,6 +343,8 @@ CASES = {
         data_free_inversion,
         data_free_contrastive,
         on_policy,
+        replay,
+        sequence_level,
         learning_without_forgetting,
         retrospection,
     )

@@ -9,7 +9,7 @@ batch that is split over devices stays split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxkd._core import batches, checks
+from jaxkd._core.axes import gather, mark_varying
 from jaxkd._core.model_calls import refuse_entries
-from jaxkd.types import RESERVED, Array, Batch
+from jaxkd.types import RESERVED, Array, Batch, PyTree
 
 _MASK = "mask"
 _FINEST = 10_000  # of the denominator, so that products of two numbers below it fit into 32 bits
@@ -103,7 +104,49 @@ class Selection(NamedTuple):
         return filled.reshape(-1, size, *x.shape[1:])
 
 
-def replace(what: str, batch: Batch, made: Mapping[str, Any], chosen: Array, *, every: bool) -> dict[str, Any]:
+def keys_of(key: Array, places: Array) -> Array:
+    """Returns a key for each example, from its place in the batch or its index."""
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
+
+
+def entries_of(what: str, generate: Callable[..., Mapping[str, Any]], *args: Any, keys: Array) -> dict[str, Array]:
+    """Returns what a sampler makes, without gradients.
+
+    The step itself may be differentiated.
+
+    Raises:
+      ValueError: an entry does not have a row for each key.
+    """
+    made = dict(jax.lax.stop_gradient(generate(*jax.lax.stop_gradient(args), keys=keys)))
+    for name, x in made.items():
+        if getattr(x, "shape", ())[:1] != keys.shape[:1]:
+            raise ValueError(
+                f"{what}, generate: expected entries [batch, ...] with a row for each of the {len(keys)} examples that "
+                f"it is given, got {checks.shape(x)} for {name!r}."
+            )
+    return made
+
+
+def stored(bank: PyTree, made: PyTree, rows: Array, axis_name: str | None) -> PyTree:
+    """Returns a bank whose rows are replaced by those that all devices have made.
+
+    Every device holds the whole bank. Rows beyond its end are left out.
+    """
+    made, rows = jax.tree.map(lambda x: gather(x, axis_name), (made, rows))
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), bank, made)
+
+
+def varying(branch: Callable[[], tuple[PyTree, PyTree]], axis_name: str | None) -> Callable[[], tuple[PyTree, PyTree]]:
+    """Returns a branch whose first result is typed as varying over the devices, as that of each branch is."""
+
+    def run() -> tuple[PyTree, PyTree]:
+        own, shared = branch()
+        return jax.tree.map(lambda x: mark_varying(x, axis_name), own), shared
+
+    return run
+
+
+def replace(what: str, batch: Batch, made: Mapping[str, Any], chosen: Array, *, every: bool = False) -> dict[str, Any]:
     """Returns the batch in which the chosen examples have the entries that were made.
 
     Args:
@@ -133,7 +176,7 @@ def replace(what: str, batch: Batch, made: Mapping[str, Any], chosen: Array, *, 
                 f"{what}: expected an entry like that of the batch, {name!r} {checks.shape(old)}, got "
                 f"{checks.shape(new)}. What is made fills the shape of the data: pad it, and mask the padding."
             )
-        whole[name] = new if old is None else jnp.where(_rows(chosen, new.ndim), new, old)
+        whole[name] = new if old is None else jnp.where(rows_of(chosen, new.ndim), new, old)
     return _masked(what, whole, made.get(_MASK), chosen)
 
 
@@ -154,10 +197,10 @@ def _masked(what: str, batch: dict[str, Any], new: Any, chosen: Array) -> dict[s
         raise ValueError(
             f"{what}: expected a {_MASK!r} like that of the batch, {checks.shape(old)}, got {checks.shape(new)}."
         )
-    return {**batch, _MASK: jnp.where(_rows(chosen, new.ndim), new, _rows(old, new.ndim))}
+    return {**batch, _MASK: jnp.where(rows_of(chosen, new.ndim), new, rows_of(old, new.ndim))}
 
 
-def _rows(x: Array, rank: int) -> Array:
+def rows_of(x: Array, rank: int) -> Array:
     """Appends axes to an array, up to a rank."""
     return jnp.expand_dims(x, tuple(range(x.ndim, rank)))
 

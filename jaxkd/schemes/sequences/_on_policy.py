@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
 from jaxkd.metrics import join
-from jaxkd.schemes.sequences._examples import Selection, fraction_of, replace
+from jaxkd.schemes.sequences._examples import Selection, entries_of, fraction_of, keys_of, replace
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, PyTree, TrainState
 
-Sample = Callable[[PyTree, PyTree, Batch, Array], Mapping[str, Any]]
-"""``(student, teacher, batch, keys) -> entries``."""
+Sample = Callable[..., Mapping[str, Any]]
+"""``(student, teacher, batch, *, keys) -> entries``."""
 
 _STREAM = 0x0F0C  # folded into the key, so that the sampler's keys differ from the wrapped distiller's
 
@@ -69,7 +69,7 @@ def on_policy(kd: Distiller, generate: Callable[..., Mapping[str, Any]], *, frac
     0.5
     """
 
-    def sample(student: PyTree, teacher: PyTree, batch: Batch, keys: Array) -> Mapping[str, Any]:
+    def sample(student: PyTree, teacher: PyTree, batch: Batch, *, keys: Array) -> Mapping[str, Any]:
         return generate(student, batch, keys=keys)
 
     return _sampled("on_policy", kd, sample, fraction)
@@ -83,8 +83,9 @@ def teacher_mixed(kd: Distiller, generate: Callable[..., Mapping[str, Any]], *, 
     Each token is drawn from ``α p_t + (1 − α) p_s``, so that a weak student does not learn from its degenerate
     sequences. Gu et al., "MiniLLM", ICLR 2024, section 2.2, with α = 0.2. ``generate`` draws them, and returns the
     importance weights ``p_s / (α p_t + (1 − α) p_s)`` of the drawn tokens as one more entry, which the terms of the
-    objective take as their weights: ``term(losses.reverse_kl, ..., weights="batch/importance")`` and
-    ``term(losses.reverse_kl_to_go, ..., weights="batch/importance")``.
+    objective take as their weights: ``term(losses.reverse_kl, ..., weights="batch/importance")``, and the same with
+    `reverse_kl_to_go`. Such a term is ``Σ w l / Σ w``, with weights that sum to 1, where the paper divides by the
+    number of tokens, which is the mean of Σ w.
 
     Args:
       kd: any distiller whose teacher can be evaluated on new examples, not a cached one.
@@ -115,11 +116,7 @@ def teacher_mixed(kd: Distiller, generate: Callable[..., Mapping[str, Any]], *, 
     >>> jaxkd.metrics.compute(metrics)["generated"]
     1.0
     """
-
-    def sample(student: PyTree, teacher: PyTree, batch: Batch, keys: Array) -> Mapping[str, Any]:
-        return generate(student, teacher, batch, keys=keys)
-
-    return _sampled("teacher_mixed", kd, sample, fraction)
+    return _sampled("teacher_mixed", kd, generate, fraction)
 
 
 def _sampled(what: str, kd: Distiller, sample: Sample, fraction: float) -> Distiller:
@@ -152,16 +149,8 @@ def generated(
     key = jax.random.fold_in(jax.random.fold_in(state.key, _STREAM), state.step)
     places = axes.positions(included, size, axis_name)
     selection = Selection.draw(key, places, included, share)
-    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(selection.take(places))
-    # The sampling is not differentiated, even where a step is.
-    student, teacher = jax.lax.stop_gradient((state.student, state.teacher))
-    made = dict(jax.lax.stop_gradient(sample(student, teacher, selection.take(dict(batch)), keys)))
-    for name, x in made.items():
-        if getattr(x, "shape", ())[:1] != keys.shape[:1]:
-            raise ValueError(
-                f"{what}, generate: expected entries [batch, ...] with a row for each of the {len(keys)} examples that "
-                f"it is given, got {checks.shape(x)} for {name!r}."
-            )
+    keys, given = keys_of(key, selection.take(places)), selection.take(dict(batch))
+    made = entries_of(what, sample, state.student, state.teacher, given, keys=keys)
     whole = replace(what, batch, selection.put(made), selection.chosen, every=share == 1)
     counted = Mean(jnp.sum(selection.chosen, dtype=jnp.float32), jnp.float32(1) * batches.count_examples(batch))
     return whole, metrics_lib.psum({"generated": counted}, axis_name)
