@@ -54,7 +54,7 @@ def divergence(
     repeated, contradicts = _repeated(log_probs, indices)
     valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1) & ~contradicts
     log_probs = jnp.where(repeated, -jnp.inf, log_probs)
-    log_sum = log_sum_exp(log_probs)
+    log_sum = _log_sum(log_probs)
     log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, log_tail)[..., None]], axis=-1)
     log_student = jnp.where(known & ~repeated, log_student, -jnp.inf)
     log_student = jnp.concatenate([log_student, log_tail[..., None]], axis=-1)
@@ -79,13 +79,13 @@ def bit_set(indices: Array, known: Array, classes: int) -> Array:
 
 
 def in_set(bits: Array, classes: int) -> Array:
-    """Returns the mask ``[..., classes]`` of a set of bits, which a compiler need not store."""
+    """Returns the mask ``[..., classes]`` of a set of bits."""
     place = jnp.arange(32, dtype=jnp.uint32)
     mask = jnp.right_shift(bits[..., None], jnp.broadcast_to(place, (*bits.shape, 32))) & 1
     return mask.reshape(*bits.shape[:-1], bits.shape[-1] * 32)[..., :classes] > 0
 
 
-def log_sum_exp(log_p: Array) -> Array:
+def _log_sum(log_p: Array) -> Array:
     """Returns ``log Σ p`` over the last axis, with derivative 0 where all p are 0."""
     some = jnp.any(log_p > -jnp.inf, axis=-1)
     return jnp.where(some, jax.nn.logsumexp(jnp.where(some[..., None], log_p, 0), axis=-1), -jnp.inf)

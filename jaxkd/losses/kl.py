@@ -277,12 +277,15 @@ def _known_and_tail(student: Array, scale: Array, indices: Array, bits: Array) -
     scores, kept = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1])
     log_mass = jax.nn.logsumexp(scores, axis=-1)
     own = jnp.take_along_axis(scores, indices, axis=-1) - log_mass[..., None]
-    return own, _top_k.log_sum_exp(jnp.where(kept, -jnp.inf, scores)) - log_mass
+    others = jnp.where(kept, -jnp.inf, scores)
+    top = jnp.max(others, axis=-1, initial=-jnp.inf)
+    top = jnp.where(top > -jnp.inf, top, 0)
+    return own, top + jnp.log(jnp.sum(jnp.exp(others - top[..., None]), axis=-1)) - log_mass
 
 
 @_known_and_tail.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-    """Keeps bits and fuses the rest into the gradient; autodiff keeps terms of two sums."""
+    """Keeps bits, and fuses the rest into the gradient; autodiff keeps two sums."""
     (student, scale, indices, bits), (d_student, d_scale, *_) = primals, tangents
     own, log_tail = _known_and_tail(*primals)
     scores, kept, scale = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1]), scale[..., None]
