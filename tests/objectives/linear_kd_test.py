@@ -102,5 +102,5 @@ def test_it_nests_in_a_combination():
 
 
 def test_wrong_paths():
-    with pytest.raises(ValueError, match="linear_kd: expected the paths.*got 4 paths"):
+    with pytest.raises(ValueError, match=r"linear_kd: expected the paths.*got 4 paths"):
         linear_kd(*STUDENT, *TEACHER)
