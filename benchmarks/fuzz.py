@@ -73,6 +73,10 @@ def _heads(loss: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
     return loss(*arrays[:4], student_bias=arrays[4], teacher_bias=arrays[5], **options)
 
 
+def _one_head(loss: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    return loss(*arrays[:-1], student_bias=arrays[-1], **options)
+
+
 def _votes(loss: Callable[..., Any], student: Any, *teachers: Any, **options: Any) -> Any:
     return loss(student, teachers, **options)
 
@@ -83,6 +87,7 @@ def _group(names: str, *arguments: str, **options: Any) -> list[Loss]:
 
 LOSSES = (
     *_group("soft_target_kl reverse_kl generalized_jsd skew_kl skew_reverse_kl logit_mse dist", "z:bc", "z:bc"),
+    *_group("total_variation", "z:bc", "z:bc"),
     *_group("class_weighted_cross_entropy", "z:bc", "z:bc"),
     *_group("decoupled_kd", "z:bc", "z:bc", "i:b"),
     *_group("decoupled_kd", "z:bc", "z:bc", "p:bc"),
@@ -118,7 +123,23 @@ LOSSES = (
     *_group("n_best_nll", "l:bn", "l:bn"),
     *_group("frame_kl", "z:bwc", "z:bwc", leading="bw"),
     *_group("pixel_kl", "z:bhwc", "z:bhwc", leading="bhw"),
-    *_group("linear_soft_target_kl linear_generalized_jsd", "f:bk", "f:kc", "f:bj", "f:jc", "z:c", "z:c", call=_heads),
+    *_group(
+        "linear_soft_target_kl linear_reverse_kl linear_generalized_jsd linear_skew_kl linear_skew_reverse_kl "
+        "linear_total_variation",
+        "f:bk",
+        "f:kc",
+        "f:bj",
+        "f:jc",
+        "z:c",
+        "z:c",
+        call=_heads,
+    ),
+    *_group("linear_cross_entropy", "f:bk", "f:kc", "i:b", "z:c", call=_one_head),
+    *_group("linear_top_k_kl", "f:bh", "f:hc", "l:bk", "u:bk", "z:c", call=_one_head),
+    *_group("focal_global", "f:bhwk", "f:bhwk", "f:bn4"),
+    *_group("pearson_features", "f:bhwk", "f:bxyk", free="hwxy"),
+    *_group("margin_mse", "f:bc", "f:bc"),
+    *_group("universal_logit_distance", "z:bc", "z:bx", free="cx"),
     *_group("bounded_regression", "f:b4", "f:b4", "f:b4"),
     *_group("feature_imitation", "f:bhwk", "f:bhwk", "?:bhw"),
     *_group("heatmap_mse joint_structure", "f:bhwk", "f:bhwk"),

@@ -27,10 +27,16 @@ LIMITS = {1024: 300}
 #: lower limit of the dense loss's memory over the chunked loss's
 LEAST_SAVING = 6.0
 
-CHUNKED: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "soft_target_kl": (losses.soft_target_kl, losses.linear_soft_target_kl),
-    "generalized_jsd": (losses.generalized_jsd, losses.linear_generalized_jsd),
+#: number of the teacher's known words
+KNOWN = 64
+
+#: losses of the logits of student and teacher, beside their chunked forms of hidden states and kernels; labels, and a
+#: teacher's known words, are the last arguments
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    name: (functools.partial(getattr(losses, name), temperature=1.0), getattr(losses, f"linear_{name}"))
+    for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl", "total_variation")
 }
+CHUNKED = (*PAIRS, "cross_entropy", "top_k_kl", "cross_entropy and soft_target_kl", "the two, of an embedding table")
 
 RELATIONS = (
     "distance_relation",
@@ -45,21 +51,41 @@ RELATIONS = (
 
 def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
     """Returns value and gradient of the mean, with dense logits and in chunks of the vocabulary."""
-    of_logits, of_hidden = CHUNKED[loss]
+    tied = loss.endswith("table")
 
-    def dense(student: Any, kernel: Any, teacher: Any, teacher_kernel: Any) -> Any:
-        return of_logits(student @ kernel, jax.lax.stop_gradient(teacher @ teacher_kernel), temperature=1.0).mean()
+    def dense(student: Any, kernel: Any, teacher: Any, teacher_kernel: Any, labels: Any, *known: Any) -> Any:
+        logits = student @ (kernel.T if tied else kernel)
+        if loss == "cross_entropy":
+            return losses.cross_entropy(logits, labels).mean()
+        if loss == "top_k_kl":
+            return losses.top_k_kl(logits, *known).mean()
+        teacher_logits = jax.lax.stop_gradient(teacher @ teacher_kernel)
+        if loss in PAIRS:
+            return PAIRS[loss][0](logits, teacher_logits).mean()
+        both = losses.cross_entropy(logits, labels), losses.soft_target_kl(logits, teacher_logits, temperature=1.0)
+        return both[0].mean() + both[1].mean()
 
-    def in_chunks(*arrays: Any) -> Any:
-        return of_hidden(*arrays).mean()
+    def in_chunks(student: Any, kernel: Any, teacher: Any, teacher_kernel: Any, labels: Any, *known: Any) -> Any:
+        if loss == "cross_entropy":
+            return losses.linear_cross_entropy(student, kernel, labels).mean()
+        if loss == "top_k_kl":
+            return losses.linear_top_k_kl(student, kernel, *known).mean()
+        heads = student, kernel, teacher, teacher_kernel
+        if loss in PAIRS:
+            return PAIRS[loss][1](*heads).mean()
+        both = losses.linear_cross_entropy_and_kl(*heads, labels, transposed=(tied, False))
+        return both[0].mean() + both[1].mean()
 
     return {side: jax.value_and_grad(f, argnums=(0, 1)) for side, f in (("dense", dense), ("chunked", in_chunks))}
 
 
 def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, rounds: int) -> dict[str, Any]:
     """Returns the row of a chunked loss."""
-    shapes = (tokens, hidden), (hidden, vocabulary), (tokens, teacher), (teacher, vocabulary)
+    kernel = (vocabulary, hidden) if loss.endswith("table") else (hidden, vocabulary)
+    shapes = (tokens, hidden), kernel, (tokens, teacher), (teacher, vocabulary)
     abstract = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    abstract += [jax.ShapeDtypeStruct((tokens,), jnp.int32)]
+    abstract += [jax.ShapeDtypeStruct((tokens, KNOWN), dtype) for dtype in (jnp.float32, jnp.int32)]
     compiled = {side: jax.jit(f).lower(*abstract).compile() for side, f in linear_sides(loss).items()}
     cost = {side: costs(program) for side, program in compiled.items()}
     row: dict[str, Any] = {
@@ -71,12 +97,20 @@ def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, r
         "memory_saving": cost["dense"]["temporary_bytes"] / cost["chunked"]["temporary_bytes"],
         "limit": LEAST_SAVING,
         # The compiler counts a loop's body once, so the chunked loss's FLOPs are computed: the dense loss's products.
-        "flops": {"dense": cost["dense"]["flops"], "products": 2.0 * tokens * vocabulary * (3 * hidden + teacher)},
+        "flops": {
+            "dense": cost["dense"]["flops"],
+            "products": 2.0
+            * tokens
+            * vocabulary
+            * (3 * hidden + (0 if loss in ("cross_entropy", "top_k_kl") else teacher)),
+        },
     }
     if rounds:
         keys = jax.random.split(jax.random.key(0), len(shapes))
         arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
         arrays[1], arrays[3] = arrays[1] / hidden**0.5, arrays[3] / teacher**0.5
+        known = jax.lax.top_k(jax.nn.log_softmax(arrays[2] @ arrays[3]), KNOWN)
+        arrays += [jax.random.randint(keys[0], (tokens,), 0, vocabulary), *known]
         sides = {side: functools.partial(program, *arrays) for side, program in compiled.items()}
         seconds = seconds_in_turn(sides, rounds)
         row["seconds"] = {side: sorted(values)[len(values) // 2] for side, values in seconds.items()}

@@ -4,14 +4,16 @@
 `jaxkd.losses.kl`                `soft_target_kl`, `reverse_kl`, `generalized_jsd`, `skew_kl`, `skew_reverse_kl`,
                                  `top_k_kl`
 `jaxkd.losses.logits`            `logit_mse`, `decoupled_kd`, `dist`, `standardize_logits`
+`jaxkd.losses.probabilities`     `total_variation`, `universal_logit_distance`
+`jaxkd.losses.rankings`          `margin_mse`
 `jaxkd.losses.labels`            `cross_entropy`, `soft_cross_entropy`, `label_smoothing`, `virtual_teacher_kl`
 `jaxkd.losses.binary`            `binary_cross_entropy`, `binary_kl`: one sigmoid per label
 `jaxkd.losses.ensembles`         `best_logits`, `combined_logits`, `min_logits`: one teacher from several networks
 `jaxkd.losses.features`          `hint_mse`, `attention_transfer`, `factor_transfer`, `neuron_selectivity`,
                                  `activation_boundary`, `overhaul` and `overhaul_margin`, `hierarchical_context`,
                                  `gaussian_nll`, `channel_kl`, `channel_weighted_mse` and `channel_importance`,
-                                 `solution_flow`, `singular_vectors` and `singular_directions`; `match_size` pools
-                                 two maps to one size
+                                 `pearson_features`, `solution_flow`, `singular_vectors` and `singular_directions`;
+                                 `match_size` pools two maps to one size
 `jaxkd.losses.relations`         `distance_relation`, `angle_relation`, `similarity_preserving`,
                                  `correlation_congruence`, `consecutive_correlation`, `probabilistic_transfer`,
                                  `darkrank_soft`, `darkrank_hard`, `voted_dissimilarity`, `mean_discrepancy`
@@ -25,8 +27,8 @@
 `jaxkd.losses.sparse`            `sparse_cross_entropy`: targets that list a few classes
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
-                                 `feature_imitation`; segmentation: `pixel_kl`, `pair_affinity`, `region_moments`,
-                                 `region_affinity`; pose: `heatmap_mse`, `joint_structure`
+                                 `feature_imitation`, `focal_global`; segmentation: `pixel_kl`, `pair_affinity`,
+                                 `region_moments`, `region_affinity`; pose: `heatmap_mse`, `joint_structure`
 ===============================  ==============================================================================
 
 Every loss keeps one contract: student first, teacher second, everything else by keyword; one value per example, so that
@@ -56,6 +58,7 @@ from .dense import (
     bounded_regression,
     class_weighted_cross_entropy,
     feature_imitation,
+    focal_global,
     heatmap_mse,
     imitation_mask,
     joint_structure,
@@ -78,6 +81,7 @@ from .features import (
     neuron_selectivity,
     overhaul,
     overhaul_margin,
+    pearson_features,
     singular_directions,
     singular_vectors,
     solution_flow,
@@ -86,6 +90,8 @@ from .gradients import jacobian_matching, reverse_gradient
 from .kl import generalized_jsd, reverse_kl, skew_kl, skew_reverse_kl, soft_target_kl, top_k_kl
 from .labels import cross_entropy, label_smoothing, soft_cross_entropy, virtual_teacher_kl
 from .logits import decoupled_kd, dist, logit_mse, standardize_logits
+from .probabilities import total_variation, universal_logit_distance
+from .rankings import margin_mse
 from .relations import (
     angle_relation,
     consecutive_correlation,
@@ -130,6 +136,7 @@ __all__ = [
     "distance_relation",
     "factor_transfer",
     "feature_imitation",
+    "focal_global",
     "frame_kl",
     "gaussian_nll",
     "generalized_jsd",
@@ -153,6 +160,7 @@ __all__ = [
     "linear_top_k_kl",
     "linear_total_variation",
     "logit_mse",
+    "margin_mse",
     "match_size",
     "mean_discrepancy",
     "min_logits",
@@ -161,6 +169,7 @@ __all__ = [
     "overhaul",
     "overhaul_margin",
     "pair_affinity",
+    "pearson_features",
     "pixel_kl",
     "probabilistic_transfer",
     "region_affinity",
@@ -178,6 +187,8 @@ __all__ = [
     "sparse_cross_entropy",
     "standardize_logits",
     "top_k_kl",
+    "total_variation",
+    "universal_logit_distance",
     "value_relation_kl",
     "virtual_teacher_kl",
     "voted_dissimilarity",

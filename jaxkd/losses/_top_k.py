@@ -1,7 +1,8 @@
-"""KL to a teacher of which k classes are known, shared by the loss of logits and the chunked one."""
+"""KL to a teacher of which k classes are known, of logits and in chunks."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -41,7 +42,7 @@ def checked(log_probs: Any, indices: Any, shape: tuple[int, ...], classes: int, 
 def divergence(
     log_probs: Array, indices: Array, known: Array, log_student: Array, log_tail: Array
 ) -> tuple[Array, Array, Array]:
-    """Returns the KL, a mask of the rows that are valid, and the teacher's ``[..., k + 1]``.
+    """Returns the KL, a mask of valid rows, and the teacher's ``[..., k + 1]``.
 
     Args:
       log_probs: the teacher's log-probabilities ``[..., k]``.
@@ -53,7 +54,7 @@ def divergence(
     repeated, contradicts = _repeated(log_probs, indices)
     valid = jnp.all(known | (log_probs == -jnp.inf), axis=-1) & ~contradicts
     log_probs = jnp.where(repeated, -jnp.inf, log_probs)
-    log_sum = log_sum_exp(log_probs)
+    log_sum = _log_sum(log_probs)
     log_teacher = jnp.concatenate([log_probs, _log_rest(log_sum, log_tail)[..., None]], axis=-1)
     log_student = jnp.where(known & ~repeated, log_student, -jnp.inf)
     log_student = jnp.concatenate([log_student, log_tail[..., None]], axis=-1)
@@ -61,7 +62,30 @@ def divergence(
     return _numerics.kl(log_teacher, log_student) + excess, valid, log_teacher
 
 
-def log_sum_exp(log_p: Array) -> Array:
+def bit_set(indices: Array, known: Array, classes: int) -> Array:
+    """Returns known classes as a set of bits ``[..., classes / 32]``.
+
+    A mask of the classes, which are many, would take a quarter of the logits' memory.
+    """
+    same = (indices[..., :, None] == indices[..., None, :]) & jnp.tri(indices.shape[-1], k=-1, dtype=bool)
+    first = known & ~jnp.any(same, axis=-1)  # a bit that is added twice is another one
+    place = jnp.where(first, indices, 0)
+    bit = jnp.where(first, jnp.left_shift(jnp.uint32(1), (place % 32).astype(jnp.uint32)), 0).astype(jnp.uint32)
+    shape, words = indices.shape[:-1], -(-classes // 32)
+    bits = jnp.zeros((math.prod(shape), words), jnp.uint32)
+    rows = jnp.arange(len(bits))[:, None]
+    flat = (x.reshape(len(bits), indices.shape[-1]) for x in (place // 32, bit))
+    return bits.at[rows, next(flat)].add(next(flat)).reshape(*shape, words)
+
+
+def in_set(bits: Array, classes: int) -> Array:
+    """Returns the mask ``[..., classes]`` of a set of bits."""
+    place = jnp.arange(32, dtype=jnp.uint32)
+    mask = jnp.right_shift(bits[..., None], jnp.broadcast_to(place, (*bits.shape, 32))) & 1
+    return mask.reshape(*bits.shape[:-1], bits.shape[-1] * 32)[..., :classes] > 0
+
+
+def _log_sum(log_p: Array) -> Array:
     """Returns ``log Σ p`` over the last axis, with derivative 0 where all p are 0."""
     some = jnp.any(log_p > -jnp.inf, axis=-1)
     return jnp.where(some, jax.nn.logsumexp(jnp.where(some[..., None], log_p, 0), axis=-1), -jnp.inf)

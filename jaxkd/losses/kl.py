@@ -6,7 +6,7 @@ classes keep exact values and finite gradients.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -265,27 +265,38 @@ def top_k_kl(
     where = _checks.mask(where, shape)
     student, log_probs = _numerics.mask_inputs(where, student, log_probs)
     known = (indices >= 0) & (indices < classes)
-    log_student, log_tail = _known_and_tail(student, scale, indices, known)
+    bits = _top_k.bit_set(indices, known, classes)
+    log_student, log_tail = _known_and_tail(student, scale, jnp.where(known, indices, 0), bits)
     value, valid, _ = _top_k.divergence(log_probs, indices, known, log_student, log_tail)
     return _numerics.mask_values(scale**2 * jnp.where(valid, value, jnp.nan), where)
 
 
-@jax.checkpoint
-def _known_and_tail(student: Array, scale: Array, indices: Array, known: Array) -> tuple[Array, Array]:
-    """Returns the student's log-probabilities of known classes, and of all others.
-
-    The derivatives of the two sums would keep an array of the logits' size each. A checkpoint computes them again, and
-    the compiler fuses them into the gradient.
-    """
-    classes = student.shape[-1]
-    # Padding is scattered to one place more than there are classes, which is then cut off.
-    kept = jnp.zeros((*student.shape[:-1], classes + 1), bool)
-    kept = jnp.put_along_axis(kept, jnp.where(known, indices, classes), True, axis=-1, inplace=False)[..., :classes]
-    scores = _numerics.soften(student, scale)
+@jax.custom_jvp
+def _known_and_tail(student: Array, scale: Array, indices: Array, bits: Array) -> tuple[Array, Array]:
+    """Returns the student's log-probabilities of classes, and of all outside a set."""
+    scores, kept = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1])
     log_mass = jax.nn.logsumexp(scores, axis=-1)
-    own = jnp.take_along_axis(scores, jnp.where(known, indices, 0), axis=-1)
-    log_tail = _top_k.log_sum_exp(jnp.where(kept, -jnp.inf, scores))
-    return own - log_mass[..., None], log_tail - log_mass
+    own = jnp.take_along_axis(scores, indices, axis=-1) - log_mass[..., None]
+    others = jnp.where(kept, -jnp.inf, scores)
+    top = jnp.max(others, axis=-1, initial=-jnp.inf)
+    top = jnp.where(top > -jnp.inf, top, 0)
+    return own, top + jnp.log(jnp.sum(jnp.exp(others - top[..., None]), axis=-1)) - log_mass
+
+
+@_known_and_tail.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    """Keeps bits, and fuses the rest into the gradient; autodiff keeps two sums."""
+    (student, scale, indices, bits), (d_student, d_scale, *_) = primals, tangents
+    own, log_tail = _known_and_tail(*primals)
+    scores, kept, scale = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1]), scale[..., None]
+    log_mass = jax.nn.logsumexp(scores, axis=-1)
+    top = jnp.where(log_tail > -jnp.inf, log_tail + log_mass, 0)[..., None]
+    q, share = jnp.exp(scores - log_mass[..., None]), jnp.where(kept, 0, jnp.exp(jnp.where(kept, 0, scores - top)))
+    finite = scores > -jnp.inf
+    d = jnp.where(finite, (d_student - jnp.where(finite, scores, 0) * d_scale[..., None]) / scale, 0)
+    d_mass = jnp.sum(q * d, axis=-1)
+    d_own = jnp.take_along_axis(d, indices, axis=-1) - d_mass[..., None]
+    return (own, log_tail), (d_own, jnp.sum(share * d, axis=-1) - d_mass)
 
 
 def _skewed(

@@ -122,9 +122,10 @@ def value_relation_kl(
 
     Args:
       student: values, queries or keys, as ``[batch, tokens, heads, features]`` (flax, `jax.nn.dot_product_attention`)
-        or, with ``heads``, as ``[batch, tokens, features]``, whose features are split into consecutive parts.
+        or, with ``heads``, as ``[batch, tokens, features]``, whose features are split into consecutive parts; heads
+        of another number are joined first.
       teacher: the teacher's values, queries or keys; its feature size d may differ.
-      heads: number of relation heads that ``[batch, tokens, features]`` is split into.
+      heads: number of relation heads, which may differ from the attention heads (MiniLMv2 has 48 for 12 heads).
       where: mask, True for the tokens to include ``[batch, tokens]``; masked tokens are in no relation.
 
     Returns:
@@ -161,12 +162,12 @@ def value_relation_kl(
 
 
 def hidden_cosine(
-    student: Float[Array, "batch tokens features"],
-    teacher: Float[Array, "batch tokens features"],
+    student: Float[Array, "*batch features"],
+    teacher: Float[Array, "*batch features"],
     *,
-    where: Bool[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
-    """Cosine distance of hidden states.
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Cosine distance of hidden states or of embeddings.
 
     Also known as: DistilBERT (its cosine loss), cosine-embedding loss.
 
@@ -176,13 +177,13 @@ def hidden_cosine(
     not padding. It is computed as ``½ ‖n(h_s) − n(h_t)‖²``, an equal value without the rounding error of 1 − 1.
 
     Args:
-      student: hidden states ``[batch, tokens, features]``.
+      student: hidden states ``[batch, tokens, features]``, or embeddings ``[batch, features]``.
       teacher: hidden states of the same shape.
-      where: mask, True for the tokens to include ``[batch, tokens]``.
+      where: mask, True for the tokens (or examples) to include ``[batch, tokens]``.
 
     Returns:
-      One value per token ``[batch, tokens]``, from 0 to 2. A vector of norm up to 1e-12 has no direction: its cosine is
-      0, its value 1, and its gradient 0.
+      One value per token ``[batch, tokens]``, or per example ``[batch]``, from 0 to 2. A vector of norm up to 1e-12 has
+      no direction: its cosine is 0, its value 1, and its gradient 0.
 
     Raises:
       ValueError: shapes differ, or a dtype is not floating point.
@@ -197,12 +198,12 @@ def hidden_cosine(
 
 
 def hidden_mse(
-    student: Float[Array, "batch tokens features"],
-    teacher: Float[Array, "batch tokens features"],
+    student: Float[Array, "*batch features"],
+    teacher: Float[Array, "*batch features"],
     *,
-    where: Bool[Array, "batch tokens"] | None = None,
-) -> Float[Array, "batch tokens"]:
-    """Mean squared difference of hidden states, over the features.
+    where: Bool[Array, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Mean squared difference of hidden states or of embeddings, over the features.
 
     Also known as: TinyBERT (its hidden and embedding transfer), MobileBERT (its feature-map transfer).
 
@@ -212,12 +213,12 @@ def hidden_mse(
     Compact Task-Agnostic BERT for Resource-Limited Devices", ACL 2020.
 
     Args:
-      student: hidden states or embeddings ``[batch, tokens, features]``.
+      student: hidden states ``[batch, tokens, features]``, or embeddings ``[batch, features]``.
       teacher: the teacher's, of the same shape.
-      where: mask, True for the tokens to include ``[batch, tokens]``.
+      where: mask, True for the tokens (or examples) to include ``[batch, tokens]``.
 
     Returns:
-      One value per token ``[batch, tokens]``.
+      One value per token ``[batch, tokens]``, or per example ``[batch]``.
 
     Raises:
       ValueError: shapes differ, or a dtype is not floating point.
@@ -253,10 +254,10 @@ def _forbid(scores: Array, where: Array | None) -> Array:
 
 def _hidden(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
     """Returns hidden states, 0 for masked tokens, and the mask."""
-    student = _checks.floating("student", student, "hidden states [batch, tokens, features]", rank=3)
-    teacher = _checks.floating("teacher", teacher, "hidden states [batch, tokens, features]")
+    student = _checks.floating("student", student, "hidden states [..., features]", least_rank=2)
+    teacher = _checks.floating("teacher", teacher, "hidden states [..., features]")
     _checks.same_shape(student, teacher, _ADVICE)
-    where = _checks.mask(where, student.shape[:2])
+    where = _checks.mask(where, student.shape[:-1])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
     return student, teacher, where
 
@@ -266,6 +267,8 @@ def _split(name: str, values: Array, heads: int | None) -> Array:
     values = _checks.floating(name, values, "values [batch, tokens, features]")
     if values.ndim == 4 and heads in (None, values.shape[2]):
         return values
+    if values.ndim == 4:  # attention heads are joined before they are split into relation heads
+        values = values.reshape(*values.shape[:2], -1)
     if values.ndim == 3 and heads is not None and values.shape[2] % heads == 0:
         return values.reshape(*values.shape[:2], heads, values.shape[2] // heads)
     if values.ndim == 3:
@@ -273,6 +276,6 @@ def _split(name: str, values: Array, heads: int | None) -> Array:
             f"heads: expected a number that divides the features of {name} {list(values.shape)}, got {heads}."
         )
     raise ValueError(
-        f"{name}: expected values [batch, tokens, features], or [batch, tokens, heads, features] and heads= "
-        f"unset or equal to its heads, got {list(values.shape)} and heads={heads}."
+        f"{name}: expected values [batch, tokens, features] and heads=, or [batch, tokens, heads, features], got "
+        f"{list(values.shape)} and heads={heads}."
     )

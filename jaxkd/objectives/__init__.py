@@ -4,6 +4,7 @@
 `term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
 `lookup`, `replace`, `mask_out`     parts of an objective of your own
 `masked_mean`, `reduce_values`
+`linear_kd`                         labels and teacher of a language model, in one pass over the vocabulary
 `model_loss`                        a scalar loss among a model's outputs
 `select`                            an objective between two parts of the student: peers, exits, views
 `with_derived_outputs`              an objective on outputs computed from others
@@ -53,6 +54,7 @@ from jaxkd.objectives._features._on_embeddings import on_embeddings
 from jaxkd.objectives._features._overhaul import overhaul_connector
 from jaxkd.objectives._features._review import review
 from jaxkd.objectives._features._variational import variational
+from jaxkd.objectives._linear_kd import linear_kd
 from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
@@ -77,6 +79,7 @@ __all__ = [
     "instance_temperature",
     "layers",
     "learned_ensemble",
+    "linear_kd",
     "lookup",
     "mask_out",
     "masked_generation",

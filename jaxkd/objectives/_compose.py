@@ -103,7 +103,7 @@ def term(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
                 "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
-        mask = _mask(context, where, result.shape, arguments, _name(loss))
+        mask = batch_mask(context, where, result.shape, arguments, _name(loss))
         shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
         if shares is not None:
             counted = shares != 0
@@ -131,10 +131,18 @@ def term(
     return Objective(init, apply)
 
 
-def _mask(
+def batch_mask(
     context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
 ) -> Array | None:
-    """Returns the mask of a loss, over its values or the tokens of its arguments."""
+    """Returns the mask of a loss, over its values or the tokens of its arguments.
+
+    Args:
+      context: outputs and batch of the step.
+      where: path of a mask in place of the batch's own, or None.
+      shape: shape of the loss's values.
+      arguments: the loss's arrays.
+      loss: its name, for errors.
+    """
     examples = batches.example_mask(context.batch)
     if where is None:
         if examples is None:

@@ -134,7 +134,7 @@ RANKS = (
 
 COMMON: dict[str, Any] = {
     "module": "chunked.divergences",
-    "execution": ("vocabulary_axis", "chunk"),
+    "execution": ("vocabulary_axis", "chunk", "transposed"),
     "shapes": SHAPES,
     "leading": lambda rank: rank - 1,
     "make": make,
@@ -227,7 +227,7 @@ def head_extremes(known: Callable[[Arrays], Arrays]) -> dict[str, Arrays]:
 
 ONE: dict[str, Any] = {
     "module": "chunked.known",
-    "execution": ("vocabulary_axis", "chunk"),
+    "execution": ("vocabulary_axis", "chunk", "transposed"),
     "leading": lambda rank: rank - 1,
     "call": one_head,
     "forward_mode": False,

@@ -108,8 +108,8 @@ HIDDEN_MISMATCHES = tuple(
         ((4, 3, 6), (4, 6)),
     ]
 )
-HIDDEN_RANKS = (("student", ((4, 6), (4, 6))), ("student", ((4, 2, 3, 6), (4, 2, 3, 6))))
-HIDDEN_SHAPES = (((5, 3, 4),) * 2, ((2, 4, 3),) * 2, ((3, 1, 2),) * 2, ((2, 3, 1),) * 2)
+HIDDEN_RANKS = (("student", ((6,), (6,))),)
+HIDDEN_SHAPES = (((5, 3, 4),) * 2, ((2, 4, 3),) * 2, ((3, 1, 2),) * 2, ((2, 3, 1),) * 2, ((4, 3),) * 2)
 
 
 def queries(arrays: Arrays) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ ROWS = (
         "hidden_cosine",
         "transformers",
         shapes=HIDDEN_SHAPES,
-        leading=lambda rank: 2,
+        leading=lambda rank: rank - 1,
         invariances={"scale": scale_vectors, "permuted features": permute_last},
         mapped={"permuted tokens": permute_tokens},
         extremes=feature_extremes((5, 3, 4)),
@@ -223,7 +223,7 @@ ROWS = (
         "hidden_mse",
         "transformers",
         shapes=HIDDEN_SHAPES,
-        leading=lambda rank: 2,
+        leading=lambda rank: rank - 1,
         invariances={"shift of both": shift_both, "permuted features": permute_last},
         mapped={"permuted tokens": permute_tokens},
         extremes=feature_extremes((5, 3, 4)),

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxkd.losses import chunked, generalized_jsd, linear_generalized_jsd, linear_soft_target_kl, soft_target_kl
+from jaxkd.losses import (
+    generalized_jsd,
+    linear_generalized_jsd,
+    linear_reverse_kl,
+    linear_skew_kl,
+    linear_skew_reverse_kl,
+    linear_soft_target_kl,
+    linear_total_variation,
+    reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
+    soft_target_kl,
+    total_variation,
+)
+from jaxkd.losses.chunked import _kernel
 from tests.losses.memory_test import largest
 
 TOKENS, VOCABULARY = 12, 16
@@ -22,6 +36,10 @@ CASES = {
     "jsd 0.1 at 2": (linear_generalized_jsd, generalized_jsd, {"beta": 0.1, "temperature": 2.0}),
     "jsd 0": (linear_generalized_jsd, generalized_jsd, {"beta": 0.0}),
     "jsd 1": (linear_generalized_jsd, generalized_jsd, {"beta": 1.0}),
+    "reverse at 2": (linear_reverse_kl, reverse_kl, {"temperature": 2.0}),
+    "skew 0.3 at 2": (linear_skew_kl, skew_kl, {"alpha": 0.3, "temperature": 2.0}),
+    "skew reverse 0.3 at 2": (linear_skew_reverse_kl, skew_reverse_kl, {"alpha": 0.3, "temperature": 2.0}),
+    "tv at 2": (linear_total_variation, total_variation, {"temperature": 2.0}),
 }
 FEW = {name: CASES[name] for name in ("kl at 2", "jsd 0.1 at 2")}
 
@@ -162,7 +180,7 @@ def test_excluded_words(case, student, teacher):
             expected, expected_gradients = quickly(value_and_gradients(dense(case), cotangent))(arrays)
             close(value, expected)
             # Where KL(p ‖ q) is infinite, so would be the slope of p, and what stands for it is anyone's choice.
-            p = "student" if case == "jsd 1" else "teacher"
+            p = "student" if case in ("jsd 1", "reverse at 2") else "teacher"
             for name in NAMES:
                 if p not in name or np.isfinite(value).all():
                     close(gradients[name], expected_gradients[name])
@@ -232,8 +250,8 @@ def test_teacher_behind_stop_gradient_has_no_products(case):
 
 @pytest.mark.parametrize("case", FEW)
 def test_one_pass_for_a_mean_and_two_for_weights(case, monkeypatch):
-    arrays, passes, run = inputs(), [], chunked._run
-    monkeypatch.setattr(chunked, "_run", lambda *arguments: passes.append(arguments[1]) or run(*arguments))
+    arrays, passes, run = inputs(), [], _kernel._run
+    monkeypatch.setattr(_kernel, "_run", lambda *arguments: passes.append(arguments[1]) or run(*arguments))
     where = jnp.arange(TOKENS) % 3 > 0
 
     def count(loss):
@@ -566,7 +584,50 @@ def test_shape_errors_say_what_to_do():
     arrays = inputs()
     with pytest.raises(ValueError, match="select the words both know"):
         linear("kl")(arrays | {"teacher_kernel": jnp.ones((3, 15)), "teacher_bias": jnp.ones(15)})
-    with pytest.raises(ValueError, match="transpose an embedding table"):
+    with pytest.raises(ValueError, match="an embedding table is transposed=True"):
         linear("kl")(arrays | {"student_kernel": jnp.ones((16, 5))})
-    with pytest.raises(ValueError, match="flatten batch and sequence"):
+    with pytest.raises(ValueError, match="a kernel is transposed=False"):
+        linear("kl", transposed=(True, False))(arrays)
+    with pytest.raises(ValueError, match=r"transposed: expected True or False.*got 1"):
+        linear("kl", transposed=1)(arrays)
+    with pytest.raises(ValueError, match=r"teacher_hidden: expected the student's tokens \[3, 4\]"):
         linear("kl")(arrays | {"student_hidden": jnp.ones((3, 4, 5))})
+
+
+# --- embedding tables and batches of sequences ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transposed", [(True, False), (False, True), True], ids=str)
+def test_embedding_tables_are_taken_as_they_are(transposed):
+    sides = transposed if isinstance(transposed, tuple) else (transposed, transposed)
+    with jax.enable_x64(True):
+        arrays, cotangent = inputs(), np.linspace(1, 2, TOKENS)
+        tables = [f"{network}_kernel" for network, table in zip(("student", "teacher"), sides, strict=True) if table]
+        given = arrays | {name: arrays[name].T for name in tables}
+        found, gradients = quickly(value_and_gradients(linear("kl at 2", transposed=transposed), cotangent))(given)
+        gradients |= {name: gradients[name].T for name in tables}
+        close((found, gradients), quickly(value_and_gradients(dense("kl at 2"), cotangent))(arrays))
+
+
+def test_a_table_is_not_copied():
+    """As large as a loss of kernels: no transposed array outside of the loop."""
+    shapes = jax.eval_shape(lambda: inputs(256, 8192, (64, 64)))
+    tables = {k: jax.ShapeDtypeStruct(x.shape[::-1] if "kernel" in k else x.shape, x.dtype) for k, x in shapes.items()}
+
+    def temporary(arrays, **options):
+        step = jax.jit(jax.value_and_grad(lambda a: linear("kl", chunk=64, **options)(a).mean()))
+        return step.lower(arrays).compile().memory_analysis().temp_size_in_bytes
+
+    kernel = 4 * 64 * 8192
+    assert temporary(tables, transposed=True) < temporary(shapes) + kernel / 2
+
+
+def test_a_batch_of_sequences_is_its_tokens():
+    with jax.enable_x64(True):
+        arrays, where = inputs(), jnp.arange(TOKENS) % 5 != 2
+        expected = value_and_gradients(linear("kl at 2", where=where), np.linspace(1, 2, TOKENS))(arrays)
+        batch = {k: x.reshape(3, 4, -1) if "hidden" in k else x for k, x in arrays.items()}
+        loss = linear("kl at 2", where=where.reshape(3, 4))
+        value, gradients = value_and_gradients(loss, np.linspace(1, 2, TOKENS).reshape(3, 4))(batch)
+        close(value.reshape(-1), expected[0])
+        close(jax.tree.map(lambda x, like: x.reshape(like.shape), gradients, expected[1]), expected[1])

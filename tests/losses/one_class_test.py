@@ -18,7 +18,15 @@ def of_pair(name):
 CALLS: dict[str, Any] = {
     **{
         name: of_pair(name)
-        for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl", "dist")
+        for name in (
+            "soft_target_kl",
+            "reverse_kl",
+            "generalized_jsd",
+            "skew_kl",
+            "skew_reverse_kl",
+            "total_variation",
+            "dist",
+        )
     },
     "class_weighted_cross_entropy": lambda: losses.class_weighted_cross_entropy(ONE, 2 * ONE),
     "decoupled_kd": lambda: losses.decoupled_kd(ONE, 2 * ONE, LABELS),
@@ -33,6 +41,9 @@ CALLS: dict[str, Any] = {
     "pixel_kl": lambda: losses.pixel_kl(MAP, MAP),
     "linear_soft_target_kl": lambda: losses.linear_soft_target_kl(*HEAD, *HEAD),
     "linear_generalized_jsd": lambda: losses.linear_generalized_jsd(*HEAD, *HEAD),
+    "linear_cross_entropy": lambda: losses.linear_cross_entropy(*HEAD, LABELS),
+    "linear_top_k_kl": lambda: losses.linear_top_k_kl(*HEAD, 0 * ONE, LABELS[:, None]),
+    "universal_logit_distance": lambda: losses.universal_logit_distance(MAP[:, 0, :, :1], jnp.ones((4, 3, 5))),
 }
 
 

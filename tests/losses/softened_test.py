@@ -31,7 +31,15 @@ def of_pair(name):
 CALLS: dict[str, Any] = {
     **{
         name: of_pair(name)
-        for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl")
+        for name in (
+            "soft_target_kl",
+            "reverse_kl",
+            "generalized_jsd",
+            "skew_kl",
+            "skew_reverse_kl",
+            "total_variation",
+            "universal_logit_distance",
+        )
     },
     "class_weighted_cross_entropy": lambda z, T: losses.class_weighted_cross_entropy(z, z, temperature=T),
     "dist": lambda z, T: losses.dist(z, z, temperature=T),
@@ -43,7 +51,10 @@ CALLS: dict[str, Any] = {
     "value_relation_kl": lambda z, T: losses.value_relation_kl(flow(z), flow(z)),
     "binary_kl": lambda z, T: losses.binary_kl(z, z, temperature=T),
     "linear_soft_target_kl": lambda z, T: losses.linear_soft_target_kl(z, EYE, z, EYE, temperature=T),
-    "linear_generalized_jsd": lambda z, T: losses.linear_generalized_jsd(z, EYE, z, EYE, temperature=T),
+    **{
+        name: lambda z, T, name=name: getattr(losses, name)(z, EYE, z, EYE, temperature=T)
+        for name in ("linear_generalized_jsd", "linear_reverse_kl", "linear_skew_kl", "linear_total_variation")
+    },
 }
 
 

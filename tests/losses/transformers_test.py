@@ -213,10 +213,19 @@ def test_heads_that_do_not_divide_the_features(heads):
         losses.value_relation_kl(values, values, heads=heads)
 
 
-def test_heads_that_contradict_the_values():
+def test_relation_heads_that_do_not_divide_joined_heads():
     values = jnp.ones((2, 3, 2, 6))
-    with pytest.raises(ValueError, match=r"student.*\[2, 3, 2, 6\].*heads=3"):
-        losses.value_relation_kl(values, values, heads=3)
+    with pytest.raises(ValueError, match=r"heads.*divides.*student.*\[2, 3, 12\].*got 5"):
+        losses.value_relation_kl(values, values, heads=5)
+
+
+def test_relation_heads_of_another_number_than_the_attention_heads():
+    """As in MiniLMv2: heads of 2 and of 3 are joined and split into 6."""
+    student, teacher = VALUES.inputs(((4, 5, 12), (4, 5, 18)))
+    expected = references.value_relation_kl(student, teacher, heads=6)
+    attention_heads = student.reshape(4, 5, 2, 6), teacher.reshape(4, 5, 3, 6)
+    value, _ = run(VALUES, attention_heads, hyper={"heads": 6})
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
 
 
 def test_values_are_scaled_by_their_own_size():

@@ -44,6 +44,7 @@ from tests.references.detection import (
 from tests.references.discrepancy import mean_discrepancy
 from tests.references.distances import angle_relation, cosines, distance_relation, huber, normalized_distances
 from tests.references.flow import singular_vectors, solution_flow
+from tests.references.focal import focal_global
 from tests.references.gradients import jacobian_matching, reverse_gradient
 from tests.references.kl import (
     generalized_jsd,
@@ -57,6 +58,8 @@ from tests.references.kl import (
 from tests.references.labels import cross_entropy, label_smoothing, soft_cross_entropy, virtual_teacher_kl
 from tests.references.logits import decoupled_kd, dist, logit_mse, standardize_logits
 from tests.references.pose import heatmap_mse, joint_structure
+from tests.references.probabilities import total_variation, universal_logit_distance
+from tests.references.rankings import margin_mse
 from tests.references.ranks import darkrank_hard, darkrank_soft
 from tests.references.regions import region_affinity, region_moments
 from tests.references.segmentation import pair_affinity, pixel_kl
@@ -68,6 +71,7 @@ from tests.references.similarities import (
     similarity_preserving,
 )
 from tests.references.sparse import sparse_cross_entropy
+from tests.references.standardized import pearson_features
 from tests.references.transformers import (
     attention_kl,
     attention_mse,

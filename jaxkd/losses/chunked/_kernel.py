@@ -1,4 +1,4 @@
-"""The kernel of the chunked losses: values and gradients without all tokens' logits.
+"""Kernel of the chunked losses: values and gradients without all logits.
 
 How it works: `_run` scans over chunks of tokens. A step computes the logits of one chunk, gives them to a rule
 (`_rules`), which returns the loss's values and their derivatives by the logits, and at once multiplies the derivatives
@@ -40,7 +40,7 @@ NOTHING = Head(None, None, None)
 
 
 class Chunk(NamedTuple):
-    """A chunk's logits, capped, and what else a rule reads; each has one row per token."""
+    """A chunk's capped logits and what else a rule reads, one row per token each."""
 
     student: Array
     teacher: Array | None
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 
 class Value(NamedTuple):
-    """One value per token of a chunk, and its derivatives by the logits of both networks."""
+    """One value per token of a chunk, and its derivatives by both networks' logits."""
 
     value: Array
     student: Array
@@ -67,11 +67,12 @@ class _Static(NamedTuple):
     rule: Rule
     number: float
     caps: tuple[Any, ...]
+    transposed: tuple[bool, ...]
     axis: str | None
     size: int
 
 
-def head(name: str, hidden: Any, kernel: Any, bias: Any) -> Head:
+def head(name: str, hidden: Any, kernel: Any, bias: Any, transposed: bool = False) -> Head:
     """Returns a checked last layer with its inputs."""
     hidden, kernel, bias = (None if x is None else jnp.asarray(x) for x in (hidden, kernel, bias))
     if not jnp.issubdtype(hidden.dtype, jnp.floating) or hidden.ndim < 2:
@@ -79,22 +80,33 @@ def head(name: str, hidden: Any, kernel: Any, bias: Any) -> Head:
             f"{name}_hidden: expected floating-point hidden states [tokens, hidden] or [batch, tokens, hidden], got "
             f"{hidden.dtype}{list(hidden.shape)}."
         )
-    if not jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1]:
+    size, floating = hidden.shape[-1], jnp.issubdtype(kernel.dtype, jnp.floating)
+    if not floating or kernel.ndim != 2 or kernel.shape[transposed] != size:
+        form = f"table [vocabulary, hidden = {size}]" if transposed else f"kernel [hidden = {size}, vocabulary]"
+        advice = "a kernel is transposed=False" if transposed else "an embedding table is transposed=True"
         raise ValueError(
-            f"{name}_kernel: expected a floating-point kernel [hidden = {hidden.shape[-1]}, vocabulary], got "
-            f"{kernel.dtype}{list(kernel.shape)}; transpose an embedding table [vocabulary, hidden]."
+            f"{name}_kernel: expected a floating-point {form}, got {kernel.dtype}{list(kernel.shape)}; {advice}."
         )
-    if bias is not None and (not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != kernel.shape[1:]):
+    words = (kernel.shape[not transposed],)
+    if bias is not None and (not jnp.issubdtype(bias.dtype, jnp.floating) or bias.shape != words):
         raise ValueError(
-            f"{name}_bias: expected floating-point [{kernel.shape[1]}], as the kernel's words, got "
+            f"{name}_bias: expected floating-point {list(words)}, as the kernel's words, got "
             f"{bias.dtype}{list(bias.shape)}."
         )
     return Head(hidden, kernel, bias)
 
 
-def words(student: Head, axis: str | None) -> int:
-    """Returns the number of words of the whole vocabulary, over all devices of the axis."""
-    local = int(student.kernel.shape[1])
+def sides(transposed: Any) -> tuple[bool, bool]:
+    """Returns whether the kernels of student and teacher are tables."""
+    pair = transposed if isinstance(transposed, tuple | list) else (transposed, transposed)
+    if len(pair) != 2 or not all(isinstance(side, bool) for side in pair):
+        raise ValueError(f"transposed: expected True or False, or a pair for student and teacher, got {transposed!r}.")
+    return pair[0], pair[1]
+
+
+def vocabulary(student: Head, transposed: bool, axis: str | None) -> int:
+    """Returns the number of words on all devices of the axis."""
+    local = int(student.kernel.shape[not transposed])
     return local if axis is None else local * int(jax.lax.axis_size(axis))
 
 
@@ -108,6 +120,7 @@ def chunked(
     temperature: Any = 1.0,
     weights: tuple[Any, ...] = (1.0,),
     soft_cap: Any,
+    transposed: tuple[bool, bool],
     where: Any,
     axis: Any,
     chunk: Any,
@@ -123,6 +136,7 @@ def chunked(
       temperature: T, a scalar or one for each token.
       weights: expected weight of each value of the rule in the total. Other weights take a second pass.
       soft_cap: cap of the logits, or a pair.
+      transposed: whether the kernels of student and teacher are tables ``[vocabulary, hidden]``.
       where: mask of the tokens.
       axis: mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -130,24 +144,24 @@ def chunked(
     Returns:
       The values of the rule, each in the shape of the tokens.
     """
-    shape, vocabulary = student.hidden.shape[:-1], student.kernel.shape[1]
+    shape, words = student.hidden.shape[:-1], student.kernel.shape[not transposed[0]]
     if teacher is not NOTHING:
         if teacher.hidden.shape[:-1] != shape:
             raise ValueError(
                 f"teacher_hidden: expected the student's tokens {list(shape)}, got {list(teacher.hidden.shape)}."
             )
-        if teacher.kernel.shape[1] != vocabulary:
+        if teacher.kernel.shape[not transposed[1]] != words:
             raise ValueError(
-                f"teacher_kernel: expected the student's vocabulary of {vocabulary}, got {list(teacher.kernel.shape)}. "
+                f"teacher_kernel: expected the student's vocabulary of {words}, got {list(teacher.kernel.shape)}. "
                 "Nothing is padded or cut: select the words both know, in one order, from both kernels and biases."
             )
     where = _checks.mask_or_ones(where, shape)
-    _checks.several("student_kernel", student.kernel, words(student, axis), "words")
+    _checks.several("student_kernel", student.kernel, vocabulary(student, transposed[0], axis), "words")
     caps = _caps(soft_cap)
     chunk = None if chunk is None else _checks.whole("chunk", chunk, expected="at least one token at once")
     tokens = math.prod(shape)
     # Chunks of equal size need the least padding; by default a multiple of 8, so that eight devices can share one.
-    most = chunk or max(_TOKENS, _ELEMENTS // max(vocabulary, 1))
+    most = chunk or max(_TOKENS, _ELEMENTS // max(words, 1))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
     size = size if chunk or count == 1 else -(-size // 8) * 8
@@ -172,7 +186,7 @@ def chunked(
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
     # What has one row per token does not vary over the vocabulary, and the result does not either.
     each, guess = jax.tree.map(lambda x: vary(x, axes - {axis}), (each, guess))
-    values = _tokens(_Static(rule, number, caps, axis, size), *heads, *each, guess)
+    values = _tokens(_Static(rule, number, caps, transposed, axis, size), *heads, *each, guess)
     return tuple(value.reshape(shape) for value in values)
 
 
@@ -207,7 +221,7 @@ def _expected(where: Array, guess: Array) -> Array:
 
 
 def _forward(static: _Static, *primals: Any) -> tuple[tuple[Array, ...], Any]:
-    """Computes the values and, in the same pass, the gradients for the expected cotangents.
+    """Computes the values and, in one pass, the gradients for expected cotangents.
 
     ``symbolic_zeros`` tells which arguments are differentiated; the gradients of the others are not computed.
     """
@@ -330,8 +344,10 @@ def _run(
         )
         hidden, given = jax.tree.map(lambda x: _numerics.mask_inputs(included, x)[0], (hidden, given))
         logits, slopes = [], []
-        for x, layer, cap in zip(hidden, heads, static.caps, strict=False):
-            z = jax.lax.dot_general(x, layer.kernel, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+        for x, layer, cap, tied in zip(hidden, heads, static.caps, static.transposed, strict=False):
+            # A table is never transposed as a whole: the compiler would keep a copy of it for the loop.
+            contract = (((1,), (int(tied),)), ((), ()))
+            z = jax.lax.dot_general(x, layer.kernel, contract, preferred_element_type=dtype)
             if layer.bias is not None:
                 z = z + layer.bias.astype(dtype)[None, :]
             slope = None
@@ -355,9 +371,10 @@ def _run(
             # An excluded word has no derivative, as in the dense losses.
             d = jnp.where(z > -jnp.inf, d if slope is None else d * slope, 0)
             total, want = totals[network], wanted[network]
-            d_kernel = total.kernel + x.astype(dtype).T @ d if want.kernel else None
+            tied, x = static.transposed[network], x.astype(dtype)
+            d_kernel = total.kernel + (d.T @ x if tied else x.T @ d) if want.kernel else None
             d_bias = total.bias + jnp.sum(d, axis=0) if want.bias else None
-            gradients.append(d @ matrix.T if want.hidden else None)
+            gradients.append(d @ (matrix if tied else matrix.T) if want.hidden else None)
             sums.append(Head(None, d_kernel, d_bias))
         sums += [NOTHING] * (2 - len(heads))
         gradients += [None] * (2 - len(heads))

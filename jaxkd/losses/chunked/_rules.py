@@ -1,4 +1,4 @@
-"""The chunked losses as rules: a chunk's values and their derivatives by the logits.
+"""Chunked losses as rules: a chunk's values and derivatives by the logits.
 
 Logits are shifted by their maximum, so that no exponential overflows and a mass is at least 1. Sums over the vocabulary
 are taken over all devices that share it. Both logarithms of a ratio share one subtraction of logits, and the terms of a
@@ -181,7 +181,9 @@ def _kl(axis: str | None, p: Array, q: Array, gap: Array) -> tuple[Array, Array,
 
 
 def _against_mixture(ahead: Array, share: float) -> tuple[Array, Array]:
-    """Returns ``log(a / m)`` and ``log(b / m)`` from ``log(a / b)``, with share a + (1−share) b = m.
+    """Returns ``log(a / m)`` and ``log(b / m)`` from ``log(a / b)``.
+
+    The mixture m is share a + (1−share) b.
 
     That of the larger probability has a form that cannot overflow; that of the smaller follows.
     """
@@ -205,7 +207,7 @@ def _skew(axis: str | None, alpha: float, p: Array, q: Array, ahead: Array) -> t
 
 
 def _local(chunk: Chunk, indices: Array) -> Array:
-    """Returns the places of words in this device's slice, outside of it for others' words."""
+    """Returns places in this device's slice, outside of it for others' words."""
     size = chunk.student.shape[1]
     return indices if chunk.axis is None else indices - size * jax.lax.axis_index(chunk.axis)
 

@@ -30,6 +30,7 @@ def linear_soft_target_kl(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -56,7 +57,7 @@ def linear_soft_target_kl(
 
     Args:
       student_hidden: inputs of the last layer ``[tokens, hidden]`` or ``[batch, tokens, hidden]``.
-      student_kernel: its kernel ``[hidden, vocabulary]``; transpose an embedding table ``[vocabulary, hidden]``.
+      student_kernel: its kernel ``[hidden, vocabulary]``, or a table ``[vocabulary, hidden]`` with ``transposed``.
       teacher_hidden: the teacher's hidden states ``[tokens, hidden_t]``, of the same tokens.
       teacher_kernel: the teacher's kernel ``[hidden_t, vocabulary]``, with the same words in the same order.
       student_bias: added to the student's logits ``[vocabulary]``. ``-inf`` excludes a word; a word that both exclude
@@ -65,6 +66,8 @@ def linear_soft_target_kl(
       temperature: T > 0, a scalar or one for each token. It has no gradient.
       soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)`` (Gemma 2, 2024), also those of an excluded word; a pair
         is for student and teacher, either of which may be None.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
+        A table is taken as it is; a transposed array would be copied.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once. By default one network's logits take 32 MiB, or 256 tokens if these take
@@ -91,6 +94,7 @@ def linear_soft_target_kl(
         (teacher_hidden, teacher_kernel, teacher_bias),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -107,6 +111,7 @@ def linear_reverse_kl(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -129,6 +134,7 @@ def linear_reverse_kl(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -152,6 +158,7 @@ def linear_reverse_kl(
         (teacher_hidden, teacher_kernel, teacher_bias),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -169,6 +176,7 @@ def linear_generalized_jsd(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -193,6 +201,7 @@ def linear_generalized_jsd(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token ``[tokens]``.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include ``[tokens]``.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -216,6 +225,7 @@ def linear_generalized_jsd(
         number=_checks.static("beta", _checks.fraction("beta", beta)),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -233,6 +243,7 @@ def linear_skew_kl(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -257,6 +268,7 @@ def linear_skew_kl(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -280,6 +292,7 @@ def linear_skew_kl(
         number=_checks.static("alpha", _checks.fraction("alpha", alpha)),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -297,6 +310,7 @@ def linear_skew_reverse_kl(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -321,6 +335,7 @@ def linear_skew_reverse_kl(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -344,6 +359,7 @@ def linear_skew_reverse_kl(
         number=_checks.static("alpha", _checks.fraction("alpha", alpha)),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -360,6 +376,7 @@ def linear_total_variation(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -384,6 +401,7 @@ def linear_total_variation(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0, a scalar or one for each token.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once.
@@ -406,12 +424,17 @@ def linear_total_variation(
         (teacher_hidden, teacher_kernel, teacher_bias),
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=transposed,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
     )
 
 
-def _pair(rule: _kernel.Rule, student: tuple[Any, ...], teacher: tuple[Any, ...], **options: Any) -> Array:
+def _pair(
+    rule: _kernel.Rule, student: tuple[Any, ...], teacher: tuple[Any, ...], *, transposed: Any, **options: Any
+) -> Array:
     """Calls the kernel for a loss of two networks."""
-    return _kernel.chunked(rule, _kernel.head("student", *student), _kernel.head("teacher", *teacher), **options)[0]
+    sides = _kernel.sides(transposed)
+    heads = _kernel.head("student", *student, sides[0]), _kernel.head("teacher", *teacher, sides[1])
+    return _kernel.chunked(rule, *heads, transposed=sides, **options)[0]

@@ -1,4 +1,4 @@
-"""Losses of a language model's hidden states and of known words: labels, or a teacher's k most likely words."""
+"""Losses of hidden states and known words: labels, or a teacher's top k."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def linear_cross_entropy(
     *,
     student_bias: Float[Array, " vocabulary"] | None = None,
     soft_cap: float | None = None,
+    transposed: bool = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -33,10 +34,11 @@ def linear_cross_entropy(
 
     Args:
       student_hidden: inputs of the last layer ``[tokens, hidden]`` or ``[batch, tokens, hidden]``.
-      student_kernel: its kernel ``[hidden, vocabulary]``; transpose an embedding table ``[vocabulary, hidden]``.
+      student_kernel: its kernel ``[hidden, vocabulary]``, or a table ``[vocabulary, hidden]`` with ``transposed``.
       labels: the word that follows, for each token ``[tokens]`` or ``[batch, tokens]``.
       student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word.
       soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)``.
+      transposed: whether the kernel is an embedding table ``[vocabulary, hidden]``.
       where: mask, True for the tokens to include, in the shape of the labels.
       vocabulary_axis: a mapped axis over which the vocabulary is split; labels count words of the whole vocabulary.
       chunk: largest number of tokens at once.
@@ -54,11 +56,19 @@ def linear_cross_entropy(
     >>> linear_cross_entropy(jnp.array([[2.0, 0.0], [0.0, 0.0]]), jnp.eye(2), jnp.array([0, 1])).round(4)
     Array([0.1269, 0.6931], dtype=float32)
     """
-    student = _kernel.head("student", student_hidden, student_kernel, student_bias)
+    sides = _kernel.sides(transposed)
+    student = _kernel.head("student", student_hidden, student_kernel, student_bias, sides[0])
     rows = (_checks.token_labels(labels, student.hidden.shape[:-1]),)
     soft_cap = soft_cap if soft_cap is None else _checks.positive("soft_cap", soft_cap)
     return _kernel.chunked(
-        _rules.cross_entropy, student, rows=rows, soft_cap=soft_cap, where=where, axis=vocabulary_axis, chunk=chunk
+        _rules.cross_entropy,
+        student,
+        rows=rows,
+        soft_cap=soft_cap,
+        transposed=sides,
+        where=where,
+        axis=vocabulary_axis,
+        chunk=chunk,
     )[0]
 
 
@@ -74,6 +84,7 @@ def linear_cross_entropy_and_kl(
     teacher_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -102,6 +113,7 @@ def linear_cross_entropy_and_kl(
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
       temperature: T > 0 of the KL, a scalar or one for each token. The cross-entropy is at temperature 1.
       soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
       where: mask, True for the tokens to include, in the shape of the labels.
       vocabulary_axis: a mapped axis over which the vocabulary is split; labels count words of the whole vocabulary.
       chunk: largest number of tokens at once.
@@ -119,8 +131,9 @@ def linear_cross_entropy_and_kl(
     >>> ce.round(4), kl.round(4)
     (Array([0.3133], dtype=float32), Array([1.6313], dtype=float32))
     """
-    student = _kernel.head("student", student_hidden, student_kernel, student_bias)
-    teacher = _kernel.head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
+    sides = _kernel.sides(transposed)
+    student = _kernel.head("student", student_hidden, student_kernel, student_bias, sides[0])
+    teacher = _kernel.head("teacher", teacher_hidden, teacher_kernel, teacher_bias, sides[1])
     if not isinstance(weights, tuple | list) or len(weights) != 2:
         raise ValueError(f"weights: expected two numbers, of the cross-entropy and of the KL, got {weights}.")
     values = _kernel.chunked(
@@ -131,6 +144,7 @@ def linear_cross_entropy_and_kl(
         temperature=temperature,
         weights=tuple(_checks.finite("weights", weight) for weight in weights),
         soft_cap=soft_cap,
+        transposed=sides,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,
@@ -147,6 +161,7 @@ def linear_top_k_kl(
     student_bias: Float[Array, " vocabulary"] | None = None,
     temperature: float | Float[Array, "*#tokens"] = 1.0,
     soft_cap: float | None = None,
+    transposed: bool = False,
     where: Bool[Array, "*tokens"] | None = None,
     vocabulary_axis: str | None = None,
     chunk: int | None = None,
@@ -160,7 +175,7 @@ def linear_top_k_kl(
 
     Args:
       student_hidden: inputs of the last layer ``[tokens, hidden]`` or ``[batch, tokens, hidden]``.
-      student_kernel: its kernel ``[hidden, vocabulary]``; transpose an embedding table ``[vocabulary, hidden]``.
+      student_kernel: its kernel ``[hidden, vocabulary]``, or a table ``[vocabulary, hidden]`` with ``transposed``.
       log_probs: the teacher's log-probabilities ``[tokens, k]``, normalized over the whole vocabulary, at the same
         temperature. They have no gradient.
       indices: the words of these ``[tokens, k]``. A word that is listed twice, with one log-probability, counts once.
@@ -168,6 +183,7 @@ def linear_top_k_kl(
       student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word.
       temperature: T > 0 of the student, a scalar or one for each token.
       soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)``.
+      transposed: whether the kernel is an embedding table ``[vocabulary, hidden]``.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split; indices count words of the whole vocabulary.
       chunk: largest number of tokens at once.
@@ -189,8 +205,9 @@ def linear_top_k_kl(
     >>> linear_top_k_kl(student, jnp.eye(4), log_probs, indices).round(4)
     Array([0.3601], dtype=float32)
     """
-    student = _kernel.head("student", student_hidden, student_kernel, student_bias)
-    words = _kernel.words(student, vocabulary_axis)
+    sides = _kernel.sides(transposed)
+    student = _kernel.head("student", student_hidden, student_kernel, student_bias, sides[0])
+    words = _kernel.vocabulary(student, sides[0], vocabulary_axis)
     of = f"the kernel {list(student.kernel.shape)}"
     rows = _top_k.checked(log_probs, indices, student.hidden.shape[:-1], words, of)
     soft_cap = soft_cap if soft_cap is None else _checks.positive("soft_cap", soft_cap)
@@ -200,6 +217,7 @@ def linear_top_k_kl(
         rows=rows,
         temperature=temperature,
         soft_cap=soft_cap,
+        transposed=sides,
         where=where,
         axis=vocabulary_axis,
         chunk=chunk,

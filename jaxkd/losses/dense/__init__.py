@@ -3,6 +3,7 @@
 ====================================  ====================================================================
 `jaxkd.losses.dense.detection`        `class_weighted_cross_entropy`, `bounded_regression`,
                                       `imitation_mask`, `feature_imitation`
+`jaxkd.losses.dense.focal`            `focal_global`
 `jaxkd.losses.dense.segmentation`     `pixel_kl`, `pair_affinity`
 `jaxkd.losses.dense.regions`          `region_moments`, `region_affinity`
 `jaxkd.losses.dense.pose`             `heatmap_mse`, `joint_structure`
@@ -15,6 +16,7 @@ from .detection import (
     feature_imitation,
     imitation_mask,
 )
+from .focal import focal_global
 from .pose import heatmap_mse, joint_structure
 from .regions import region_affinity, region_moments
 from .segmentation import pair_affinity, pixel_kl
@@ -24,6 +26,7 @@ __all__ = [
     "bounded_regression",
     "imitation_mask",
     "feature_imitation",
+    "focal_global",
     "pixel_kl",
     "pair_affinity",
     "region_moments",

@@ -5,6 +5,7 @@
                                        `hierarchical_context`, `gaussian_nll`, `channel_weighted_mse`,
                                        `channel_importance`
 `jaxkd.losses.features.attention`      `attention_transfer`, `factor_transfer`, `neuron_selectivity`, `channel_kl`
+`jaxkd.losses.features.standardized`   `pearson_features`
 `jaxkd.losses.features.flow`           `solution_flow`, `singular_vectors` and `singular_directions`
 =====================================  ================================================================================
 
@@ -23,6 +24,7 @@ from .activations import (
 )
 from .attention import attention_transfer, channel_kl, factor_transfer, neuron_selectivity
 from .flow import singular_directions, singular_vectors, solution_flow
+from .standardized import pearson_features
 
 __all__ = [
     "activation_boundary",
@@ -37,6 +39,7 @@ __all__ = [
     "neuron_selectivity",
     "overhaul",
     "overhaul_margin",
+    "pearson_features",
     "singular_directions",
     "singular_vectors",
     "solution_flow",
