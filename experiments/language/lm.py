@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import jaxkd
@@ -68,10 +69,16 @@ def trained_once(
 
 
 def measure(
-    student: Model, variables: Variables, teacher: Model, taught: Variables, data: Any, *more: Callable[..., Metrics]
+    student: Model,
+    variables: Variables,
+    teacher: Model,
+    taught: Variables,
+    data: Any,
+    *,
+    asked: Callable[[Context], Metrics] = bits,
 ) -> dict[str, float]:
-    """Returns the metrics of a student beside its teacher on a set, and any more."""
-    asked = (bits, metrics.imitation, metrics.calibration, *more)
+    """Returns the metrics of a student beside its teacher on a set."""
+    all_asked = (asked, metrics.imitation, metrics.calibration)
 
     @jax.jit
     def of_batch(variables: Variables, taught: Variables, batch: Any) -> Metrics:
@@ -79,7 +86,7 @@ def measure(
             model.apply(own, batch, key=None, train=False)[0]
             for model, own in ((student, variables), (teacher, taught))
         ]
-        return metrics.report(asked, Context(*outputs, batch, 0))
+        return metrics.report(all_asked, Context(*outputs, batch, 0))
 
     whole: Any = None
     batches = data.batches()
@@ -103,7 +110,8 @@ def continuations(
     temperature: float = 0.7,
 ) -> list[str]:
     """Returns what a decoder writes after prompts, of which all methods draw with the same keys."""
-    rows = [tokenizer.encode(prompt) for prompt in prompts]
+    begin = [tokenizer.specials["bos"]] if "bos" in tokenizer.specials else []
+    rows = [np.array([*begin, *tokenizer.encode(prompt)], np.int32) for prompt in prompts]
     found = []
     for number, row in enumerate(rows):
         write = models.generator(

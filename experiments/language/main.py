@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
-from experiments.language import novels
+from experiments.language import novels, stories
 
-TASKS: Mapping[str, Task] = {"novels": novels.TASK}
+TASKS: Mapping[str, Task] = {"novels": novels.TASK, "stories": stories.TASK}
 
 
 def cli(arguments: list[str] | None = None) -> int:
