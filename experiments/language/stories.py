@@ -26,7 +26,7 @@ BOS, END = 1, 2
 def student_config(teacher: models.DecoderConfig) -> models.DecoderConfig:
     """Returns the sizes of a student of a fifth of the teacher's parameters."""
     return models.DecoderConfig(
-        vocabulary=teacher.vocabulary, width=48, layers=2, heads=6, key_value_heads=3, mlp_width=96, tied=True
+        vocabulary=teacher.vocabulary, width=48, layers=2, heads=6, key_value_heads=3, mlp_width=64, tied=True
     )
 
 
@@ -93,10 +93,10 @@ class Stories:
         with files.claim(path, wait=True):
             if not path.exists():
                 write = jax.jit(self._written(self._config, top_p))
-                prompts, found = {"tokens": jnp.full((128, 1), BOS, jnp.int32)}, []
+                prompts, found = {"tokens": jnp.full((64, 1), BOS, jnp.int32)}, []
                 keys = jax.random.split(jax.random.fold_in(jax.random.key(2024), part), count)
-                for start in range(0, count, 128):
-                    found.append(jax.device_get(write(self._taught, prompts, keys=keys[start : start + 128])))
+                for start in range(0, count, 64):
+                    found.append(jax.device_get(write(self._taught, prompts, keys=keys[start : start + 64])))
                 with path.with_suffix(".part").open("wb") as file:
                     arrays: Any = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
                     np.savez(file, **arrays)
@@ -142,8 +142,8 @@ TASK = Task(
     title="Stories: a Llama and students of a fifth of its size",
     about=(
         "Teacher: stories260K, a Llama of 260,032 parameters. Students: 2 layers of width 48. Stories to learn from "
-        "and to test on are sampled from the teacher (T = 1), 127 tokens each; a student's own stories are sampled from "
-        "it. α is the share of a student's proposals that the teacher accepts in speculative decoding."
+        "and to test on are sampled from the teacher (T = 1), 127 tokens each; a student's own are sampled from it. "
+        "α is the share of a student's proposals that the teacher accepts in speculative decoding."
     ),
     measures={
         "own_reverse_kl": Measure("KL on own stories (nats)", digits=3, higher=False),
