@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from . import _checks, _numerics
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["attention_kl", "attention_mse", "value_relation_kl", "hidden_cosine", "hidden_mse"]
 
@@ -108,6 +108,7 @@ def value_relation_kl(
     teacher: Float[Array, "batch tokens features_t"] | Float[Array, "batch tokens heads features_t"],
     *,
     heads: int | None = None,
+    segments: Int[Array, "batch tokens"] | None = None,
     where: Bool[Array, "batch tokens"] | None = None,
 ) -> Float[Array, "batch tokens"]:
     """KL divergence between the tokens' relations by scaled dot products.
@@ -125,13 +126,15 @@ def value_relation_kl(
         or, with ``heads``, as ``[batch, tokens, features]``, whose features are split into consecutive parts.
       teacher: the teacher's values, queries or keys; its feature size d may differ.
       heads: number of relation heads that ``[batch, tokens, features]`` is split into.
+      segments: number of each token's document in a packed sequence; tokens of different documents have no relation.
       where: mask, True for the tokens to include ``[batch, tokens]``; masked tokens are in no relation.
 
     Returns:
       One value per token ``[batch, tokens]``, in nats. A vector of zeros has the uniform distribution over all tokens.
 
     Raises:
-      ValueError: batch, tokens or heads differ, the heads do not divide the features, or a dtype is not floating.
+      ValueError: batch, tokens or heads differ, the heads do not divide the features, segments do not fit, or a dtype
+        is not floating.
 
     >>> student, teacher = jnp.array([[[1.0], [0.0]]]), jnp.array([[[0.0, 0.0], [0.0, 0.0]]])
     >>> value_relation_kl(student, teacher, heads=1).round(4)
@@ -149,11 +152,20 @@ def value_relation_kl(
             f"size, got {list(teacher.shape[:3])} of {list(teacher.shape)}. heads= splits both."
         )
     where = _checks.mask(where, student.shape[:2])
+    if segments is not None and (
+        segments.shape != student.shape[:2] or not jnp.issubdtype(segments.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"segments: expected integers {list(student.shape[:2])}, got {segments.dtype}{list(segments.shape)}."
+        )
     student, teacher = _numerics.mask_inputs(where, student, teacher)
 
     def relation(x: Array) -> Array:
-        product = _numerics.einsum("bqhd,bkhd->bhqk", x, x)
-        return _numerics.soften(_forbid(product, where), max(x.shape[-1], 1) ** 0.5)
+        product = _forbid(_numerics.einsum("bqhd,bkhd->bhqk", x, x), where)
+        if segments is not None:
+            same = segments[:, None, :, None] == segments[:, None, None, :]
+            product = jnp.where(same, product, -jnp.inf)
+        return _numerics.soften(product, max(x.shape[-1], 1) ** 0.5)
 
     return _numerics.mask_values(
         jnp.mean(_numerics.softmax_kl_finite(relation(teacher), relation(student)), axis=1), where

@@ -4,7 +4,8 @@
 by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
 images                `jaxkd.models.vision`: networks for small images, and a generator
-language              `jaxkd.models.language`: a decoder (nnx), `generate`, `beam_search`, `generator`, `layer_taps`
+language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
+                      `layer_taps`; `generate`, `beam_search`, `generator`
 ====================  ========================================================================================
 
 Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
@@ -19,12 +20,19 @@ from jaxkd.models.language import (
     Beams,
     Decoder,
     DecoderConfig,
+    Encoder,
+    EncoderConfig,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    GatedRecurrence,
     Generated,
     KVCache,
+    RecurrenceConfig,
     beam_search,
     generate,
     generator,
     layer_taps,
+    source_inputs,
     token_inputs,
 )
 from jaxkd.models.vision._generator import Generator
@@ -94,4 +102,11 @@ __all__ = [
     "layer_taps",
     "token_inputs",
     "language",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "GatedRecurrence",
+    "RecurrenceConfig",
+    "source_inputs",
 ]

@@ -219,6 +219,16 @@ def test_heads_that_contradict_the_values():
         losses.value_relation_kl(values, values, heads=3)
 
 
+def test_documents_of_a_packed_row_have_no_relation():
+    student, teacher = VALUES.inputs()
+    segments = jnp.broadcast_to(jnp.array([[4, 4, 7]]), student.shape[:2])
+    found = losses.value_relation_kl(student, teacher, segments=segments)
+    apart = [references.value_relation_kl(student[:, part], teacher[:, part]) for part in (slice(0, 2), slice(2, 3))]
+    np.testing.assert_allclose(found, np.concatenate(apart, axis=1), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"segments: expected integers \[5, 3\], got int32\[5\]"):
+        losses.value_relation_kl(student, teacher, segments=segments[:, 0])
+
+
 def test_values_are_scaled_by_their_own_size():
     """A student of zero-padded features has another √d: the same relations times √(d_s / d_t)."""
     values = VALUES.inputs()[0]

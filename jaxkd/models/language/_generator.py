@@ -12,6 +12,8 @@ from flax import nnx
 from jaxkd.models.language._decoder import Decoder
 from jaxkd.models.language._generate import generate
 from jaxkd.models.language._masks import token_positions
+from jaxkd.models.language._recurrence import GatedRecurrence
+from jaxkd.models.language._taps import token_mask
 from jaxkd.types import Batch, Variables
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ ENTRIES = ("tokens", "label", "mask", "segments", "positions")
 
 
 def generator(
-    module: Decoder | Callable[[nnx.Rngs], Decoder],
+    module: Decoder | GatedRecurrence | Callable[[nnx.Rngs], Decoder | GatedRecurrence],
     *,
     prompt: Prompt,
     length: int,
@@ -41,10 +43,10 @@ def generator(
     no gradient reaches the variables.
 
     Args:
-      module: a `Decoder`, whose own weights are not used, or its constructor ``rngs -> Decoder``, as for
-        `jaxkd.adapters.nnx`.
-      prompt: number of the first tokens of ``batch["tokens"]`` (those of the last of their segments, where the batch
-        has ``segments``), or a function ``batch -> (tokens, mask)``.
+      module: a `Decoder` or `GatedRecurrence`, whose own weights are not used, or its constructor ``rngs -> Decoder``,
+        as for `jaxkd.adapters.nnx`.
+      prompt: number of the first tokens of ``batch["tokens"]`` (where the batch has ``segments``, those of the last of
+        their segments), masked as by `token_inputs`; or a function ``batch -> (tokens, mask)``.
       length: number of new tokens.
       temperature: as for `generate`.
       top_k: as for `generate`.
@@ -108,10 +110,12 @@ def _prompts(batch: Mapping[str, Any], prompt: Prompt) -> tuple[Any, Any]:
             f"{prompt}."
         )
     tokens = tokens[:, :prompt]
-    if "segments" not in batch:
-        return tokens, tokens == tokens
-    segments = jnp.asarray(batch["segments"])[:, :prompt]
-    return tokens, (segments == jnp.max(segments, axis=1, keepdims=True)) & (segments != 0)
+    mask = token_mask(batch)
+    exists = tokens == tokens if mask is None else jnp.asarray(mask)[:, :prompt]
+    if "segments" in batch:
+        segments = jnp.asarray(batch["segments"])[:, :prompt]
+        exists = exists & (segments == jnp.max(segments, axis=1, keepdims=True)) & (segments != 0)
+    return tokens, exists
 
 
 def _left_padded(

@@ -5,19 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from jaxkd.models.language._decoder import Decoder, DecoderConfig
+from jaxkd.models.language._encoder import Encoder, EncoderConfig
+from jaxkd.models.language._encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxkd.models.language._recurrence import GatedRecurrence, RecurrenceConfig
 from jaxkd.types import Batch
 
+LanguageModel = Decoder | Encoder | EncoderDecoder | GatedRecurrence
+LanguageConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig | RecurrenceConfig
 
-def layer_taps(model: Decoder | DecoderConfig) -> dict[str, str]:
+
+def layer_taps(model: LanguageModel | LanguageConfig) -> dict[str, str]:
     """Returns the path of each tap of a language model, by its name.
 
     Args:
       model: the model, or its configuration.
 
     Returns:
-      For `jaxkd.adapters.nnx`: paths of ``embedding``, of ``hidden0``, ``queries0``, ``keys0``, ``values0`` and so on
-      for each layer, and of ``hidden``, the input of the head, which the ``linear_*`` losses read. With
-      ``tap_attention`` also ``scores0``, ``-inf`` at masked pairs, and ``probabilities0``.
+      For `jaxkd.adapters.nnx`: paths of ``embedding``; of ``hidden0``, ``hidden1``, …, the output of each layer; of
+      ``hidden``, the input of a decoder's head, which the ``linear_*`` losses read (an encoder has an output of that
+      name, and with its masked-language-model head ``mlm_hidden``); and of each attention's ``queries0``, ``keys0`` and
+      ``values0`` ``[batch, tokens, heads, features]`` and, with ``tap_attention``, ``scores0``, which are ``-inf`` at
+      masked pairs, and ``probabilities0`` ``[batch, heads, queries, keys]``. A `GatedRecurrence` has ``states0``, …
+      instead. Of an `EncoderDecoder`, the encoder's names begin with ``encoder_``, and those of cross-attention with
+      ``cross_``.
 
     >>> config = DecoderConfig(vocabulary=11, width=8, layers=2, heads=2)
     >>> taps = layer_taps(config)
@@ -25,22 +35,69 @@ def layer_taps(model: Decoder | DecoderConfig) -> dict[str, str]:
     ('layers/1', 'layers/0/attention/values', False)
     """
     config: Any = getattr(model, "config", model)
-    attention = ("queries", "keys", "values") + (("scores", "probabilities") if config.tap_attention else ())
-    paths = {"embedding": "embedded", "hidden": "hidden"}
-    for number in range(config.layers):
-        paths[f"hidden{number}"] = f"layers/{number}"
-        paths |= {f"{name}{number}": f"layers/{number}/attention/{name}" for name in attention}
-    return paths
+    if isinstance(config, EncoderDecoderConfig):
+        encoder = {f"encoder_{name}": f"encoder/{path}" for name, path in layer_taps(config.encoder).items()}
+        cross = _of_layers(config.decoder, "cross_attention", "cross_")
+        own = {name: f"decoder/{path}" for name, path in (layer_taps(config.decoder) | cross).items()}
+        return encoder | {"encoder_hidden": f"encoder/{_last(config.encoder)}"} | own
+    layers = {f"hidden{number}": f"layers/{number}" for number in range(config.layers)}
+    if isinstance(config, EncoderConfig):
+        mlm = {"mlm_hidden": "mlm/norm"} if config.mlm else {}
+        return {"embedding": "embed"} | layers | _of_layers(config, "attention") | mlm
+    paths = {"embedding": "embedded", "hidden": "hidden"} | layers
+    if isinstance(config, RecurrenceConfig):
+        return paths | {f"states{number}": f"layers/{number}/recurrence/states" for number in range(config.layers)}
+    return paths | _of_layers(config, "attention")
 
 
-def token_inputs(batch: Batch) -> tuple[Any, Any, Any, Any]:
+def _of_layers(config: Any, attention: str, prefix: str = "") -> dict[str, str]:
+    """Returns the paths of the taps of each layer's attention."""
+    names = ("queries", "keys", "values") + (("scores", "probabilities") if config.tap_attention else ())
+    return {
+        f"{prefix}{name}{number}": f"layers/{number}/{attention}/{name}"
+        for number in range(config.layers)
+        for name in names
+    }
+
+
+def _last(config: EncoderConfig) -> str:
+    """Returns the path of an encoder's hidden states."""
+    return "final_norm" if config.pre_norm else f"layers/{config.layers - 1}"
+
+
+def token_inputs(batch: Batch) -> tuple[Any, ...]:
     """Returns a batch's tokens, mask, segments and positions for a language model.
 
     For ``jaxkd.adapters.nnx(..., inputs=models.token_inputs)``. The entries are ``tokens`` and, where they exist,
-    ``token_mask``, ``segments`` and ``positions``. The batch's ``mask`` is not among them: it selects the tokens that
-    count, and a prompt is read although it does not count.
+    ``segments``, ``positions`` and ``types`` (of an `Encoder`). The mask of the tokens that are read is ``token_mask``,
+    or else, in a batch without segments, its ``mask`` over tokens. Segments take the place of the latter, since a
+    prompt, say, is read although ``mask`` excludes it from the losses.
 
     >>> token_inputs({"tokens": 1, "segments": 2})
     (1, None, 2, None)
     """
-    return batch["tokens"], batch.get("token_mask"), batch.get("segments"), batch.get("positions")
+    inputs = batch["tokens"], token_mask(batch), batch.get("segments"), batch.get("positions")
+    return (*inputs, batch["types"]) if "types" in batch else inputs
+
+
+def source_inputs(batch: Batch) -> tuple[Any, Any, Any, Any]:
+    """Returns a batch's source and tokens, and their masks, for an `EncoderDecoder`.
+
+    The entries are ``source``, ``tokens`` and, where they exist, ``source_mask`` and the mask of `token_inputs`.
+
+    >>> source_inputs({"source": 1, "tokens": 2})
+    (1, 2, None, None)
+    """
+    return batch["source"], batch["tokens"], batch.get("source_mask"), token_mask(batch)
+
+
+def token_mask(batch: Batch) -> Any:
+    """Returns the mask of the tokens that a model reads; None for all.
+
+    >>> token_mask({"tokens": 1, "mask": None, "segments": 1}) is None
+    True
+    """
+    if "token_mask" in batch or "segments" in batch:
+        return batch.get("token_mask")
+    mask = batch.get("mask")
+    return None if mask is None or mask.ndim < 2 else mask

@@ -1,5 +1,6 @@
 """Generation and beam search: against a loop without a cache, probabilities and exhaustive search."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,17 +14,17 @@ import jaxkd
 from jaxkd import adapters
 from jaxkd.models import Decoder, beam_search, generate, generator
 from jaxkd.models.language._generate import truncate
-from tests.models.language import tiny_decoders
+from tests.models.language import tiny_models
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_decoders.build(tiny_decoders.CONFIGS["llama"])
+    return tiny_models.build(tiny_models.CONFIGS["llama"])
 
 
 def prompts():
     """Returns ragged prompts, one padded on the left, one on the right."""
-    tokens = tiny_decoders.tokens_of(3, 4)
+    tokens = tiny_models.tokens_of(3, 4)
     mask = np.array([[False, True, True, True], [True, True, False, False], [True] * 4])
     return tokens, mask
 
@@ -41,7 +42,7 @@ def log_probs_of(model, sequence):
     """Returns the log-probabilities of the token after each one of a sequence, padded to one length for all."""
     tokens = np.zeros((1, 8), np.int32)
     tokens[0, : len(sequence)] = sequence
-    return jax.nn.log_softmax(tiny_decoders.call(model, tokens, np.arange(8)[None, :] < len(sequence))[0])
+    return jax.nn.log_softmax(tiny_models.call(model, tokens, np.arange(8)[None, :] < len(sequence))[0])
 
 
 def test_greedy_tokens_are_those_of_a_loop_without_a_cache(model):
@@ -178,7 +179,7 @@ def test_beams_of_a_decoder_score_what_it_scores(model):
 
 
 def build(rngs):
-    return Decoder(tiny_decoders.CONFIGS["llama"], rngs=rngs)
+    return Decoder(tiny_models.CONFIGS["llama"], rngs=rngs)
 
 
 def test_generated_entries_follow_the_prompts(model):
@@ -194,12 +195,26 @@ def test_generated_entries_follow_the_prompts(model):
         np.testing.assert_array_equal(made["positions"][number][real], np.arange(len(prompt) + 3))
         np.testing.assert_array_equal(made["label"][number][made["mask"][number]], new[number])
     # What a model reads of these entries predicts what was generated.
-    logits = tiny_decoders.call(model, made["tokens"], None, made["segments"], made["positions"])
+    logits = tiny_models.call(model, made["tokens"], None, made["segments"], made["positions"])
     np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[made["mask"]], new.reshape(-1))
 
 
+def test_dropout_is_inactive_in_generation():
+    """A constructor leaves abstract random streams, which inference never reads."""
+    config = dataclasses.replace(tiny_models.CONFIGS["llama"], layers=1, dropout_rate=0.5)
+    variables = adapters.variables(Decoder(config, rngs=nnx.Rngs(0)))
+    batch = {"tokens": tiny_models.tokens_of(2, 3)}
+    made = [
+        jax.jit(generator(lambda rngs, config=config: Decoder(config, rngs=rngs), prompt=2, length=2, temperature=0.0))(
+            variables, batch, keys=keys_of(2)
+        )["tokens"]
+        for config in (config, dataclasses.replace(config, dropout_rate=0.0))
+    ]
+    np.testing.assert_array_equal(*made)
+
+
 def test_a_prompt_is_the_last_document_of_the_first_tokens():
-    batch = {"tokens": tiny_decoders.tokens_of(2, 5), "segments": jnp.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0]])}
+    batch = {"tokens": tiny_models.tokens_of(2, 5), "segments": jnp.array([[1, 1, 2, 2, 2], [1, 1, 0, 0, 0]])}
     variables = adapters.variables(build(nnx.Rngs(0)))
     made = generator(build, prompt=3, length=2, end=0, entries=("segments", "tokens"))(
         variables, batch, keys=keys_of(2)
@@ -248,6 +263,6 @@ def test_prompts_and_entries_that_do_not_exist_are_refused():
         generator(build, prompt=2, length=2, entries=("token",))
     make = generator(build, prompt=6, length=2)
     with pytest.raises(ValueError, match="prompt: expected a number of tokens from 1 to 5"):
-        make(adapters.variables(build(nnx.Rngs(0))), {"tokens": tiny_decoders.tokens_of(1, 5)}, keys=keys_of(1))
+        make(adapters.variables(build(nnx.Rngs(0))), {"tokens": tiny_models.tokens_of(1, 5)}, keys=keys_of(1))
     with pytest.raises(ValueError, match="beams: expected a number from 1 to the vocabulary 3"):
         beam_search(table_model(None), (jnp.zeros((1, 3)), ()), length=2, beams=4)

@@ -87,13 +87,55 @@ def layer(params, x, config, *, causal, source=None):
     return x
 
 
-def decoder(params, tokens, config):
-    """Returns the logits [tokens, vocabulary] of one sequence."""
+def decoder(params, tokens, config, source=None):
+    """Returns the logits [tokens, vocabulary] of one sequence, which may read a source."""
     x = params["embed"]["embedding"][tokens]
     if config.rope_base is None:
         x = x + params["positions"]["embedding"][: len(tokens)]
     for number in range(config.layers):
-        x = layer(params["layers"][number], x, config, causal=True)
+        x = layer(params["layers"][number], x, config, causal=True, source=source)
     if config.pre_norm:
         x = norm(params["final_norm"], x, config.norm_epsilon)
+    return x @ params["embed"]["embedding"].T if config.tied else linear(params["lm_head"], x)
+
+
+def encoder(params, tokens, config, types=None):
+    """Returns the hidden states [tokens, width] of one sequence."""
+    table = params["embed"]
+    x = table["words"]["embedding"][tokens]
+    if "projection" in table:
+        x = linear(table["projection"], x)
+    x = x + table["positions"]["embedding"][: len(tokens)]
+    if "types" in table:
+        x = x + table["types"]["embedding"][np.zeros_like(tokens) if types is None else types]
+    x = norm(table["norm"], x, config.norm_epsilon)
+    for number in range(config.layers):
+        own = params["layers"][number]
+        if "bottleneck" in own:
+            maps = own["bottleneck"]
+            narrow = norm(maps["input_norm"], linear(maps["input"], x), config.norm_epsilon)
+            narrow = layer(own, narrow, config.inner, causal=False)
+            x = norm(maps["output_norm"], x + linear(maps["output"], narrow), config.norm_epsilon)
+        else:
+            x = layer(own, x, config, causal=False)
+    return norm(params["final_norm"], x, config.norm_epsilon) if config.pre_norm else x
+
+
+def recurrence(params, tokens, config):
+    """Returns the logits [tokens, vocabulary] of one sequence of a gated linear recurrence."""
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    x = params["embed"]["embedding"][tokens]
+    for number in range(config.layers):
+        own = params["layers"][number]
+        part, y = own["recurrence"], norm(own["recurrence_norm"], x, config.norm_epsilon)
+        inputs, state = linear(part["input"], y), 0
+        states = []
+        for step in inputs:
+            kept = sigmoid(part["decay"]) ** (8 * sigmoid(linear(part["recurrence_gate"], step)))
+            state = kept * state + np.sqrt(1 - kept**2) * sigmoid(linear(part["input_gate"], step)) * step
+            states.append(state)
+        gate = ACTIVATIONS["gelu_tanh"](linear(part["gate"], y))
+        x = x + linear(part["out"], np.array(states) * gate)
+        x = x + mlp(own["mlp"], norm(own["mlp_norm"], x, config.norm_epsilon), config)
+    x = norm(params["final_norm"], x, config.norm_epsilon)
     return x @ params["embed"]["embedding"].T if config.tied else linear(params["lm_head"], x)

@@ -1,4 +1,4 @@
-"""Small decoders of every form, and sequences for them."""
+"""Small language models of every form, and sequences for them."""
 
 import jax
 import numpy as np
@@ -31,9 +31,9 @@ prefill = nnx.jit(lambda model, *inputs, length: model.prefill(*inputs, length=l
 next_logits = nnx.jit(lambda model, *inputs: model.next_logits(*inputs))
 
 
-def build(config):
-    """Returns a decoder whose parameters are all random, norms and biases included."""
-    model = Decoder(config, rngs=nnx.Rngs(0))
+def build(config, kind=Decoder):
+    """Returns a model whose parameters are all random, norms and biases included."""
+    model = kind(config, rngs=nnx.Rngs(0))
     randomize(model)
     return model
 

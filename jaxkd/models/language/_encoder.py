@@ -1,0 +1,237 @@
+"""A bidirectional encoder: BERT, its pre-norm form, and MobileBERT's bottleneck.
+
+The taps are those of a `Decoder` without ``hidden``, which is an output, and ``embedding`` is after the norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxkd.models.language._config import ACTIVATIONS, TransformerConfig
+from jaxkd.models.language._layer import TransformerLayer
+from jaxkd.models.language._masks import check_tokens, token_positions, visible
+from jaxkd.models.language._parts import dropout, embedding, linear, norm, rotation
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig(TransformerConfig):
+    """Sizes and choices of an `Encoder`; the defaults are BERT's.
+
+    BERT: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", NAACL 2019.
+    Bottleneck: Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices", ACL 2020, figure 1:
+    layers of ``bottleneck_width`` between hidden states of ``width``, which may be as wide as the teacher's.
+
+    >>> EncoderConfig(vocabulary=30522, width=384, layers=6, heads=12).mlp_features
+    1536
+
+    Attributes:
+      types: number of token types, such as first and second sentence; 0 for none.
+      embedding_width: width of the embeddings of words, which ``embed/projection`` maps to ``width``.
+      bottleneck_width: width inside of the layers; None for ``width``, without a bottleneck.
+      pooler: whether ``pooled`` is ``tanh`` of a linear layer of the first token (BERT), instead of the mean.
+      mlm: whether there is a masked-language-model head, tied to the words.
+      classes: number of logits of a classifier of ``pooled``; None for no classifier. Further fields are those of
+        `TransformerConfig`.
+    """
+
+    max_length: int = 512
+    norm_epsilon: float = 1e-12
+    pre_norm: bool = False
+    types: int = 2
+    embedding_width: int | None = None
+    bottleneck_width: int | None = None
+    pooler: bool = False
+    mlm: bool = False
+    classes: int | None = None
+
+    def kernel_init(self, scale: float = 1.0) -> Any:
+        """Returns a normal initializer truncated at two deviations, as in BERT's code."""
+        return nnx.initializers.truncated_normal(self.init_scale * scale)
+
+    @property
+    def inner(self) -> EncoderConfig:
+        """Configuration of a layer inside of its bottleneck."""
+        return self if self.bottleneck_width is None else dataclasses.replace(self, width=self.bottleneck_width)
+
+
+class Encoder(nnx.Module):
+    """Bidirectional transformer, with optional pooler, classifier and MLM head.
+
+    The parameters are in ``embed``, ``layers``, for pre-norm ``final_norm``, and the optional ``pooler``, ``mlm`` and
+    ``classifier``. `layer_taps` names what can be tapped.
+
+    >>> config = EncoderConfig(vocabulary=11, width=8, layers=2, heads=4, classes=3)
+    >>> out = Encoder(config, rngs=nnx.Rngs(0))(jnp.array([[1, 2, 3]]))
+    >>> {name: value.shape for name, value in out.items()}
+    {'hidden': (1, 3, 8), 'pooled': (1, 8), 'logits': (1, 3)}
+    """
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        """Makes the layers.
+
+        Args:
+          config: sizes and choices.
+          rngs: random streams of the initial parameters (and of dropout).
+        """
+        self.config = config
+        self.embed = EncoderEmbedding(config, rngs=rngs)
+        kind = TransformerLayer if config.bottleneck_width is None else BottleneckLayer
+        self.layers = nnx.List([kind(config, rngs=rngs) for _ in range(config.layers)])
+        if config.pre_norm:
+            self.final_norm = norm(config, config.width, rngs=rngs)
+        if config.pooler:
+            self.pooler = linear(config, config.width, config.width, bias=True, rngs=rngs)
+        if config.mlm:
+            self.mlm = MaskedLanguageHead(config, rngs=rngs)
+        if config.classes is not None:
+            self.classifier_dropout = dropout(config, rngs=rngs)
+            self.classifier = linear(config, config.width, config.classes, bias=True, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch tokens"],
+        mask: Bool[Array, "batch tokens"] | None = None,
+        segments: Int[Array, "batch tokens"] | None = None,
+        positions: Int[Array, "batch tokens"] | None = None,
+        types: Int[Array, "batch tokens"] | None = None,
+    ) -> dict[str, Any]:
+        """Returns the outputs by name.
+
+        Args:
+          tokens: numbers of words.
+          mask: True for tokens that exist. Padding may stand anywhere; no token sees it.
+          segments: number of each token's document, for packed sequences: tokens of equal numbers are consecutive and
+            see only each other.
+          positions: position of each token; by default among the unmasked tokens of its segment.
+          types: type of each token, by default 0.
+
+        Returns:
+          ``hidden`` ``[batch, tokens, width]``; ``pooled`` ``[batch, width]``, of the first token with a pooler, else
+          the mean over the unmasked tokens; ``logits`` ``[batch, classes]`` with a classifier; and ``mlm_logits``
+          ``[batch, tokens, vocabulary]`` with that head.
+
+        Raises:
+          ValueError: shapes or dtypes do not fit, or there are more tokens than learned positions.
+        """
+        config = self.config
+        check_tokens(tokens, mask=mask, segments=segments, positions=positions, types=types)
+        if config.rope_base is None and tokens.shape[1] > config.max_length:
+            raise ValueError(
+                f"Encoder: expected at most max_length={config.max_length} tokens, for which it has learned positions, "
+                f"got {tokens.shape[1]}."
+            )
+        if types is not None and not config.types:
+            raise ValueError("types: expected None for an Encoder without types (types=0).")
+        if positions is None:
+            positions = token_positions(tokens, mask, segments)
+        x = self.embed(tokens if mask is None else jnp.where(mask, tokens, 0), positions, types)
+        pairs, turns = visible(tokens, mask, segments, causal=False), rotation(positions, config.inner)
+        for layer in self.layers:
+            x = layer(x, pairs, turns)
+        hidden = self.final_norm(x) if config.pre_norm else x
+        pooled = jnp.tanh(self.pooler(hidden[:, 0])) if config.pooler else mean_over_tokens(hidden, mask)
+        out = {"hidden": hidden, "pooled": pooled}
+        if config.classes is not None:
+            out["logits"] = self.classifier(self.classifier_dropout(pooled))
+        if config.mlm:
+            out["mlm_logits"] = self.mlm(hidden, self.embed.words)
+        return out
+
+
+class EncoderEmbedding(nnx.Module):
+    """Sum of the embeddings of words, positions and types, normalized."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        """Makes the tables."""
+        words = config.width if config.embedding_width is None else config.embedding_width
+        self.words = embedding(config, config.vocabulary, words, rngs=rngs)
+        wide, learned = words == config.width, config.rope_base is None
+        self.projection = None if wide else linear(config, words, config.width, bias=True, rngs=rngs)
+        self.positions = embedding(config, config.max_length, config.width, rngs=rngs) if learned else None
+        self.types = embedding(config, config.types, config.width, rngs=rngs) if config.types else None
+        self.norm = norm(config, config.width, rngs=rngs)
+        self.dropout = dropout(config, rngs=rngs)
+
+    def __call__(
+        self, tokens: Int[Array, "batch tokens"], positions: Int[Array, "batch tokens"], types: Any
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns the inputs of the first layer."""
+        x = self.words(tokens)
+        if self.projection is not None:
+            x = self.projection(x)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        if self.types is not None:
+            x = x + self.types(jnp.zeros_like(tokens) if types is None else types)
+        return self.dropout(self.norm(x))
+
+
+class Bottleneck(nnx.Module):
+    """Linear maps into a narrow layer and out of it, each with a norm."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        """Makes the maps."""
+        wide, narrow = config.width, config.inner.width
+        self.input = linear(config, wide, narrow, bias=True, rngs=rngs)
+        self.input_norm = norm(config, narrow, rngs=rngs)
+        self.output = linear(config, narrow, wide, bias=True, scale=config.residual_scale, rngs=rngs)
+        self.output_norm = norm(config, wide, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], part: Callable[[Any], Any]
+    ) -> Float[Array, "batch tokens width"]:
+        """Returns ``norm(x + output(part(norm(input(x)))))``."""
+        return self.output_norm(x + self.output(part(self.input_norm(self.input(x)))))
+
+
+class BottleneckLayer(TransformerLayer):
+    """Layer of a transformer inside of a bottleneck."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        """Makes the narrow layer and its bottleneck."""
+        super().__init__(config.inner, rngs=rngs)
+        self.bottleneck = Bottleneck(config, rngs=rngs)
+
+    def __call__(self, x: Any, pairs: Any, *others: Any) -> Any:
+        """Returns the new hidden states; the arguments are those of `TransformerLayer`."""
+        return self.bottleneck(x, lambda x: super(BottleneckLayer, self).__call__(x, pairs, *others))
+
+
+class MaskedLanguageHead(nnx.Module):
+    """Logits ``norm(activation(dense(hidden))) @ words.T + bias`` of each token."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
+        """Makes the layers; the words are those of the embedding."""
+        words = config.width if config.embedding_width is None else config.embedding_width
+        self.activation = config.activation
+        self.dense = linear(config, config.width, words, bias=True, rngs=rngs)
+        self.norm = norm(config, words, rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(config.vocabulary))
+
+    def __call__(self, hidden: Float[Array, "batch tokens width"], words: nnx.Embed) -> Array:
+        """Returns the logits ``[batch, tokens, vocabulary]``."""
+        logits = words.attend(self.norm(ACTIVATIONS[self.activation](self.dense(hidden))))
+        return logits + self.bias[None, None, :].astype(logits.dtype)
+
+
+def mean_over_tokens(
+    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"] | None
+) -> Float[Array, "batch width"]:
+    """Returns the mean of the unmasked tokens; zeros where there is none.
+
+    >>> mean_over_tokens(jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]]))
+    Array([[2.]], dtype=float32)
+    """
+    wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    if mask is None:
+        return jnp.mean(wide, axis=1).astype(hidden.dtype)
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return (jnp.sum(jnp.where(mask[:, :, None], wide, 0), axis=1) / count).astype(hidden.dtype)
