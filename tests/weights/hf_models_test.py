@@ -14,6 +14,7 @@ import pytest
 from jaxkd import adapters, models, weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "huggingface"
+ENCODERS = ("bert", "bert_masked_lm", "bert_classifier")
 DECODERS = ("gpt2", "gpt2_untied", "llama_untied", "llama_tied")
 
 
@@ -26,17 +27,22 @@ def given(variable):
 
 def decoder(config):
     """Returns a decoder with every tap, of the configuration that `load_hf` gives."""
-    config = models.DecoderConfig(**config, tap_attention=True)
+    return tapped(models.Decoder, models.DecoderConfig(**config, tap_attention=True))
+
+
+def encoder(config):
+    return tapped(models.Encoder, models.EncoderConfig(**config, tap_attention=True))
+
+
+def tapped(kind, config):
     return adapters.nnx(
-        lambda rngs: models.Decoder(config, rngs=rngs), taps=models.layer_taps(config), inputs=models.token_inputs
+        lambda rngs: kind(config, rngs=rngs), taps=models.layer_taps(config), inputs=models.token_inputs
     )
 
 
 def outputs(model, variables, reference):
-    batch = {"tokens": jnp.asarray(reference["tokens"])}
-    for entry, name in (("token_mask", "mask"), ("types", "types")):
-        if name in reference:
-            batch[entry] = jnp.asarray(reference[name])
+    entries = {"tokens": "tokens", "mask": "token_mask", "types": "types"}
+    batch = {entry: jnp.asarray(reference[name]) for name, entry in entries.items() if name in reference}
     apply = jax.jit(lambda variables, batch: model.apply(variables, batch, key=None, train=False)[0])
     return {name: np.asarray(value) for name, value in apply(variables, batch).items()}
 
@@ -47,18 +53,36 @@ def assert_close(found, wanted, tolerance, mask=None):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
+def assert_layers_close(found, reference):
+    """Compares the hidden states and attentions of two layers with those of Transformers."""
+    # The last hidden state of a decoder is the input of the head, after the final norm.
+    for number, name in enumerate(("embedding", "hidden0", "hidden")):
+        assert_close(found[name], reference[f"hidden{number}"], 1e-5, reference["mask"])
+    for number in range(2):
+        attention = [np.moveaxis(x, 1, 2) for x in (found[f"probabilities{number}"], reference[f"attention{number}"])]
+        assert_close(*attention, 1e-6, reference["mask"])
+
+
 @pytest.mark.parametrize("case", DECODERS)
 def test_decoders_compute_what_transformers_computes(case):
     config, variables = weights.load_hf(GOLDEN / case)
     reference = weights.load_safetensors(GOLDEN / case / "reference.safetensors")
-    found, mask = outputs(decoder(config), variables, reference), reference["mask"]
-    assert_close(found["logits"], reference["logits"], 1e-5, mask)
-    # Transformers' last hidden state is the input of the head, after the final norm.
-    for number, name in enumerate(("embedding", "hidden0", "hidden")):
-        assert_close(found[name], reference[f"hidden{number}"], 1e-5, mask)
-    for number in range(2):
-        attention = [np.moveaxis(x, 1, 2) for x in (found[f"probabilities{number}"], reference[f"attention{number}"])]
-        assert_close(*attention, 1e-6, mask)
+    found = outputs(decoder(config), variables, reference)
+    assert_close(found["logits"], reference["logits"], 1e-5, reference["mask"])
+    assert_layers_close(found, reference)
+
+
+@pytest.mark.parametrize("case", ENCODERS)
+def test_encoders_compute_what_transformers_computes(case):
+    config, variables = weights.load_hf(GOLDEN / case)
+    reference = weights.load_safetensors(GOLDEN / case / "reference.safetensors")
+    found = outputs(encoder(config), variables, reference)
+    assert_layers_close(found, reference)
+    if case == "bert_masked_lm":
+        assert_close(found["mlm_logits"], reference["logits"], 1e-5, reference["mask"])
+    else:
+        name = "pooled" if case == "bert" else "logits"
+        assert_close(found[name], reference[name], 1e-6)
 
 
 def test_a_transposed_square_kernel_would_change_the_logits():
@@ -87,3 +111,17 @@ def test_stories_logits_and_greedy_continuation():
     keys = jax.random.split(jax.random.key(0), 1)
     written = jax.jit(lambda variables, batch: write(variables, batch, keys=keys)["tokens"])
     np.testing.assert_array_equal(written(variables, {"tokens": jnp.asarray(tokens)}), tokens)
+
+
+def test_minilm_layers_and_sentence_embeddings():
+    config, variables = weights.load_hf(given("JAXKD_MINILM"))
+    reference = weights.load_safetensors(GOLDEN / "minilm.safetensors")
+    found, mask = outputs(encoder(config), variables, reference), reference["mask"]
+    for number in range(config["layers"] + 1):
+        hidden = found["embedding" if number == 0 else f"hidden{number - 1}"]
+        assert_close(hidden[..., ::48], reference["hidden"][number], 1e-5, mask)
+    for number in range(config["layers"]):
+        attention = found[f"probabilities{number}"][:, ::6], reference["attention"][number]
+        assert_close(*(np.moveaxis(x, 1, 2) for x in attention), 1e-5, mask)
+    mean = (found["hidden"] * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    assert_close(mean / np.linalg.norm(mean, axis=-1, keepdims=True), reference["embeddings"], 1e-6)
