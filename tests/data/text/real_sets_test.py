@@ -66,3 +66,15 @@ def test_pieces_of_a_pretrained_model():
     assert tokenizer.encode(given)[:4].tolist() == [403, 407, 261, 378] and tokenizer.vocabulary == 512
     for sample in (given, "Ünï ☃\n \tx", " <s> "):
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
+
+
+def test_word_pieces_of_a_pretrained_model():
+    directory = os.environ.get("JAXKD_MINILM")
+    if not directory:
+        pytest.skip("needs the tokenizer.json of MiniLM-L6: set JAXKD_MINILM to its directory")
+    tokenizer = text.load_tokenizer(directory)
+    assert tokenizer.vocabulary == 30522
+    assert tokenizer.specials == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    given = "A girl is styling her hair. " * 40  # longer than the truncation that the file contains
+    assert tokenizer.encode(given).tolist() == 40 * [1037, 2611, 2003, 20724, 2014, 2606, 1012]
+    assert tokenizer.align(given).ends[-1] == len(given)
