@@ -10,7 +10,7 @@ loaders       `Resident`: the whole set on the device, batches gathered inside a
               `from_batches`: any function that returns an epoch's batches
 protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
-texts         `jaxkd.data.text`: tokenizers, sentences, packed documents, buckets of lengths
+texts         `jaxkd.data.text`: tokenizers, sentences, buckets of lengths; `packed`: documents of a language model
 ============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
@@ -42,6 +42,7 @@ from jaxkd.data._stream import Stream
 from jaxkd.data._tasks import Tasks, class_groups, class_incremental, exemplars
 from jaxkd.data._tfds_source import Source, prepared, source
 from jaxkd.data._transforms import compose, example_keys
+from jaxkd.data.text._packed import packed
 from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
 from jaxkd.data.vision._distortions import two_views, with_pair
 from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
@@ -74,6 +75,7 @@ __all__ = [
     "nearest_next",
     "normalize",
     "num_examples",
+    "packed",
     "permutation",
     "prepared",
     "random_crop_flip",

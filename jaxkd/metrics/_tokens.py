@@ -28,7 +28,7 @@ def tokens(context: Context, *, bytes_path: str | None = None) -> Metrics:
 
     Returns:
       The metrics of `classification` over tokens, with ``perplexity`` and ``bits_per_byte`` of the student;
-      ``tokens_per_example``, the included tokens by the examples of the batch, from which `jaxkd.training.fit` logs
+      ``tokens_per_example``, the included tokens by the examples of the batch, with which the rows of a run have
       ``tokens_per_second``; ``teacher_nll`` and ``teacher_perplexity`` of a teacher with the same vocabulary.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-SECONDS, SPEED = "seconds", "examples_per_second"
+SECONDS, SPEED, TOKEN_SPEED = "seconds", "examples_per_second", "tokens_per_second"
 """Names of the columns that depend on the clock."""
 
 

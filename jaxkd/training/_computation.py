@@ -62,6 +62,8 @@ def describe_computation(
     """
     while isinstance(kd, parallel.Placed) and kd.source is not None:
         kd = kd.source
+    # An input whose batches differ in their other dimensions has one that does not depend on where a run resumes.
+    batch = getattr(train_data, "template", batch)
     shapes = _with_shapes(batch, stored.get("batch", {}))
     programs = {"step": trace(kd.step, state=state, batch=shapes)}
     if splits:

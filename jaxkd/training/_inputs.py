@@ -14,7 +14,7 @@ class Input(Protocol):
     An input whose data lies on the device has two more attributes: ``arrays``, a pytree, and ``gather(arrays, step)``,
     a pure function that returns the batch of a step. A run recognizes its data by two more, both optional:
     ``fingerprint()``, a dict that JSON can hold, and ``functions``, a tuple of those that run on the host for each
-    example or batch.
+    example or batch. An input whose batches have several shapes has ``template``, a batch that is always the same one.
 
     Attributes:
       batch_size: number of examples in a batch.

@@ -1,8 +1,8 @@
 """Logging of metrics: packed arrays to rows of means, and rows to files.
 
 The files are ``metrics.csv`` for spreadsheets, ``metrics.jsonl`` for scripts, and ``tensorboard/``. All three hold the
-same rows, one for each step at which something was logged. Except for the columns ``seconds`` and
-``examples_per_second``, the files of a resumed run equal those of a run that was never interrupted.
+same rows, one for each step at which something was logged. Except for the columns ``seconds``, ``examples_per_second``
+and ``tokens_per_second``, the files of a resumed run equal those of a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxkd._core.files import check_inside, write_atomically
 from jaxkd.cache import StaleCacheError
 from jaxkd.metrics import Packed, compute
 from jaxkd.training._cadence import Cadence
-from jaxkd.training._clock import SPEED, Clock
+from jaxkd.training._clock import SPEED, TOKEN_SPEED, Clock
 
 Row = Mapping[str, float]
 """``{"step": 100, "train/loss": 0.5, "eval/accuracy": 0.9, ...}``."""
@@ -151,10 +151,12 @@ class RowAccumulator:
 
     def _row(self, step: int) -> dict[str, float]:
         row: dict[str, float] = {"step": step, "epoch": step / self._steps_per_epoch}
-        speed = {} if self._clock is None else {SPEED: self._clock.speed}
         means = compute(dataclasses.replace(self._layout, array=self._sums))
         means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
+        speed = {} if self._clock is None else {SPEED: self._clock.speed}
+        if speed and "tokens_per_example" in means:  # of `jaxkd.metrics.tokens`
+            speed[TOKEN_SPEED] = float(f"{means['tokens_per_example'] * speed[SPEED]:.4g}")
         return row | {f"train/{name}": mean for name, mean in means.items()} | speed
 
 

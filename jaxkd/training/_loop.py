@@ -45,8 +45,9 @@ class FitResult(NamedTuple):
     Attributes:
       state: state after the last step.
       history: rows that were logged: ``{"step": 100, "epoch": 1.0, "train/loss": ..., "eval/accuracy": ...}``, with the
-        ``seconds`` since the run began and the ``examples_per_second`` of the training. The weight of a term is in the
-        first row, and where it changes.
+        ``seconds`` since the run began and the ``examples_per_second`` of the training, and ``tokens_per_second`` if
+        ``train_metrics`` include `jaxkd.metrics.tokens`. The weight of a term is in the first row, and where it
+        changes.
       best: best evaluation, if ``best=`` named a metric.
       best_state: state at that evaluation; None if its checkpoint was damaged, which a warning reports.
     """

@@ -128,21 +128,21 @@ def test_the_upper_bound_is_attained(bounds, k):
     np.testing.assert_allclose(each(bounds, student, teacher, k)[1], expected, rtol=2e-5, atol=1e-5)
 
 
-def test_bounds_follow_masks_and_padded_entries():
+def test_bounds_follow_masks_and_padded_entries(bounds):
     student, teacher = (RNG.normal(size=(6, 5, 8)).astype(np.float32) for _ in range(2))
     given = {name: np.array(x) for name, x in known(teacher, 3).items()}
     student[~MASK] = np.nan
-    whole = metrics.compute(metrics.kl_bounds(context(student, given, mask=MASK)))
+    whole = metrics.compute(bounds(context(student, given, mask=MASK)))
     rows = {name: x[MASK] for name, x in given.items()}
-    dropped = metrics.compute(metrics.kl_bounds(context(student[MASK], rows)))
+    dropped = metrics.compute(bounds(context(student[MASK], rows)))
     assert whole == pytest.approx(dropped, rel=1e-5)
     padded = {
         "logits/log_probs": np.pad(rows["logits/log_probs"], ((0, 0), (0, 2)), constant_values=-np.inf),
         "logits/indices": np.pad(rows["logits/indices"], ((0, 0), (0, 2)), constant_values=-1),
     }
-    assert metrics.compute(metrics.kl_bounds(context(student[MASK], padded))) == pytest.approx(dropped, rel=1e-4)
+    assert metrics.compute(bounds(context(student[MASK], padded))) == pytest.approx(dropped, rel=1e-4)
     wrong = {**rows, "logits/indices": rows["logits/indices"] + 8}
-    assert math.isnan(metrics.compute(metrics.kl_bounds(context(student[MASK], wrong)))["kl_upper"])
+    assert math.isnan(metrics.compute(bounds(context(student[MASK], wrong)))["kl_upper"])
 
 
 def test_the_upper_bound_is_infinite_where_the_student_excludes_the_tail(bounds):

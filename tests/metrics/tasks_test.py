@@ -88,6 +88,7 @@ def test_tokens_exclude_padding_and_ignored_labels_and_give_the_perplexity_of_th
             "accuracy": right[kept].mean(),
             "nll": values.mean(),
             "perplexity": np.exp(values.mean()),
+            "tokens_per_example": kept.sum() / 6,
             "bits_per_byte": values.sum() / np.log(2) / size[kept].sum(),
             "teacher_accuracy": (taught.argmax(-1) == label)[kept].mean(),
             "agreement": agree[kept].mean(),

@@ -10,7 +10,7 @@ import optax
 
 from jaxkd.metrics import from_values
 from jaxkd.training import _logs, fit
-from jaxkd.training._clock import SECONDS, SPEED
+from jaxkd.training._clock import SECONDS, SPEED, TOKEN_SPEED
 from jaxkd.types import Distiller, ObjectiveVars, TrainState, Variables
 
 EXAMPLES, FEATURES, BATCH = 40, 5, 8
@@ -160,7 +160,7 @@ def bits(tree):
 
 def timeless(rows):
     """Rows without the columns that depend on the clock."""
-    return [{name: value for name, value in row.items() if name not in (SECONDS, SPEED)} for row in rows]
+    return [{name: value for name, value in row.items() if name not in (SECONDS, SPEED, TOKEN_SPEED)} for row in rows]
 
 
 def files(directory):
@@ -175,7 +175,7 @@ def files(directory):
     for path in (directory / "tensorboard").glob("events.*"):
         for record in _logs.event_records(path.read_bytes()):
             event = Event.FromString(record[12:-4])
-            values = [value for value in event.summary.value if value.tag not in (SECONDS, SPEED)]
+            values = [value for value in event.summary.value if value.tag not in (SECONDS, SPEED, TOKEN_SPEED)]
             events += [(event.step, value.tag, value.simple_value) for value in values]
     return found | {"events": sorted(events)}
 

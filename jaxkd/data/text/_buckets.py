@@ -90,7 +90,16 @@ class Buckets:
         ends = np.cumsum([*self._steps.values()])
         bucket = int(np.searchsorted(ends, number, side="right"))
         size = self.lengths[bucket]
-        members, number = self._members[size], number - int(ends[bucket]) + self._steps[size]
+        return self._read(size, number - int(ends[bucket]) + self._steps[size], epoch)
+
+    @property
+    def template(self) -> dict[str, np.ndarray]:
+        """Batch by whose shapes a run recognizes its program, wherever it resumes."""
+        return self._read(self.lengths[0], 0, 0)
+
+    def _read(self, size: int, number: int, epoch: int) -> dict[str, np.ndarray]:
+        """Returns a batch of the bucket of a length."""
+        members = self._members[size]
         position = number * self.batch_size + np.arange(self.batch_size)
         rows = members[self._order(position % len(members), len(members), epoch)]
         length = self.arrays_on_host["mask"].shape[1]

@@ -48,12 +48,13 @@ def mask_tokens(
     Raises:
       ValueError: the batch lacks an entry, the tokenizer has no ``mask``, or ``mask_ratio`` is out of its range.
 
+    >>> import functools
     >>> from jaxkd.data.text import ByteTokenizer, sentences
     >>> tokenizer = ByteTokenizer(("cls", "sep", "mask", "pad"))
     >>> arrays = sentences(["distillation", "of text"], tokenizer)
     >>> batch = {**arrays, "epoch": np.zeros(2, int)}
-    >>> corrupted = mask_tokens(batch, seed=0, tokenizer=tokenizer)
-    >>> corrupted["selected"].sum(axis=1).tolist()
+    >>> corrupt = jax.jit(functools.partial(mask_tokens, seed=0, tokenizer=tokenizer))
+    >>> corrupt(batch)["selected"].sum(axis=1).tolist()
     [2, 1]
     """
     if "mask" not in tokenizer.specials:

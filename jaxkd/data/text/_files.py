@@ -54,7 +54,7 @@ class JsonTokenizer:
         if missing := {name: token for name, token in (specials or {}).items() if token not in vocabulary}:
             raise ValueError(f"specials: the vocabulary of {os.fspath(file)} has no {missing}.")
         named = {name: (token,) for name, token in specials.items()} if specials is not None else _USUAL
-        self.specials = {
+        self.specials: Mapping[str, int] = {
             name: next(vocabulary[token] for token in tokens if token in vocabulary)
             for name, tokens in named.items()
             if not vocabulary.keys().isdisjoint(tokens)

@@ -51,7 +51,8 @@ class PieceTokenizer:
     def __init__(
         self, pieces: Sequence[tuple[str, float]], specials: Mapping[str, int] = {"unk": 0, "bos": 1, "eos": 2}
     ) -> None:
-        self.vocabulary, self.specials = len(pieces), dict(specials)
+        self.vocabulary = len(pieces)
+        self.specials: Mapping[str, int] = dict(specials)
         if wrong := {name: i for name, i in self.specials.items() if not 0 <= i < self.vocabulary}:
             raise ValueError(f"specials: expected ids of the {self.vocabulary} pieces, got {wrong}.")
         self._ids: dict[str, int] = {}

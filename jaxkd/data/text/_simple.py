@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class ByteTokenizer:
     """
 
     def __init__(self, specials: Sequence[str] = _USUAL) -> None:
-        self.specials = _numbered(specials, 256)
+        self.specials: Mapping[str, int] = _numbered(specials, 256)
         self.vocabulary = 256 + len(self.specials)
 
     def encode(self, text: str) -> np.ndarray:
@@ -72,7 +72,7 @@ class WordTokenizer:
         if len(self._ids) < len(self._words):
             twice = next(word for number, word in enumerate(self._words) if self._ids[word] != number)
             raise ValueError(f"words: expected different words, got {twice!r} twice.")
-        self.specials = _numbered(specials, len(self._words))
+        self.specials: Mapping[str, int] = _numbered(specials, len(self._words))
         self.vocabulary = len(self._words) + len(self.specials)
 
     def encode(self, text: str) -> np.ndarray:

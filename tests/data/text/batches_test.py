@@ -140,7 +140,7 @@ def test_a_step_of_a_masked_language_model():
         inputs="tokens",
     )
     objective = jaxkd.term(jaxkd.losses.cross_entropy, "student/logits", "batch/label", where="batch/selected")
-    kd = jaxkd.distill(model, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1), metrics=jaxkd.metrics.tokens)
+    kd = jaxkd.distill(model, jaxkd.teachers.none(), objective, optimizer=optax.sgd(0.1))
     kd = jaxkd.distillers.preprocess(kd, train_transform=functools.partial(text.mask_tokens, seed=0, tokenizer=BYTES))
     batch = batch_of(4, 12)
     _, found = jax.jit(kd.step)(kd.init(jax.random.key(0), batch), batch)
