@@ -25,6 +25,9 @@
 `progressive_self_kd`               PS-KD: a table of past predictions; `past_probabilities` reads it
 `gated_ensemble`                    ONE: a learned gate over branches
 `peer_attention`                    OKDDip: attention over peers
+`minilm`, `minilm_v2`, `tinybert`   transformers, by a map of layers; `mobilebert`, `distilbert`
+`embedding_transfer`                sentence embeddings
+`span_aligned`                      GOLD: language models with different tokenizers
 `continual`                         objectives over a sequence of tasks
 `discriminators`, `layers`          layers that objectives learn
 ==================================  =========================================================================
@@ -55,6 +58,9 @@ from jaxkd.objectives._features._overhaul import overhaul_connector
 from jaxkd.objectives._features._review import review
 from jaxkd.objectives._features._variational import variational
 from jaxkd.objectives._linear_kd import linear_kd
+from jaxkd.objectives._language._layers import minilm, minilm_v2, mobilebert, tinybert
+from jaxkd.objectives._language._outputs import distilbert, embedding_transfer
+from jaxkd.objectives._language._spans import span_aligned
 from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
@@ -72,7 +78,9 @@ __all__ = [
     "crd_queue",
     "curriculum_temperature",
     "discriminators",
+    "distilbert",
     "dual_masked_generation",
+    "embedding_transfer",
     "factor_translator",
     "gated_ensemble",
     "hint",
@@ -84,6 +92,9 @@ __all__ = [
     "mask_out",
     "masked_generation",
     "masked_mean",
+    "minilm",
+    "minilm_v2",
+    "mobilebert",
     "model_loss",
     "on_embeddings",
     "overhaul_connector",
@@ -95,7 +106,9 @@ __all__ = [
     "replace",
     "review",
     "select",
+    "span_aligned",
     "term",
+    "tinybert",
     "variational",
     "wasserstein",
     "with_derived_outputs",

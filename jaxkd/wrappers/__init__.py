@@ -9,6 +9,7 @@
 `learned_codebook`                  learns the values that a trained model's weights are rounded to; `quantize`,
                                     `quantize_with` and `init_codebook` are the functions of parameters
 `freeze`, `unfreeze`                keeps a part of a model as it is, with its statistics; returns the model's variables
+`lora`, `with_base`, `merge_lora`   trains low-rank additions; adds the outputs of the trained model itself; their sum
 `joint`, `replicate`                combine several models into one: any architectures, or one mapped over its replicas
 `get_member`, `set_member`          extract or replace one model's variables
 `views`                             runs a model on further views of each example: a distortion, a partner
@@ -32,6 +33,7 @@ from jaxkd.wrappers._freeze import freeze, unfreeze
 from jaxkd.wrappers._input_gradients import with_input_gradient, with_projected_input_gradient
 from jaxkd.wrappers._inputs import views, with_inputs
 from jaxkd.wrappers._joint import get_member, joint, replicate, set_member
+from jaxkd.wrappers._lora import lora, merge_lora, with_base
 from jaxkd.wrappers._outputs import expand_classes, select_classes, with_outputs
 from jaxkd.wrappers._precision import precision
 from jaxkd.wrappers._pretrained import pretrained
@@ -49,6 +51,8 @@ __all__ = [
     "init_codebook",
     "joint",
     "learned_codebook",
+    "lora",
+    "merge_lora",
     "precision",
     "pretrained",
     "quantize",
@@ -61,6 +65,7 @@ __all__ = [
     "track_batch_stats",
     "unfreeze",
     "views",
+    "with_base",
     "with_batch_stat_distance",
     "with_exits",
     "with_flow",

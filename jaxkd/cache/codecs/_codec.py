@@ -17,7 +17,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 
 class Codec(NamedTuple):
-    """Encoding of one teacher output; the functions of `jaxkd.cache.codecs` build them.
+    """Encoding of one teacher output, built by the functions of this package.
 
     Attributes:
       settings: name and arguments of the codec, JSON-serializable; part of the identity of a cache.

@@ -15,7 +15,7 @@ _PARTS = 2.0**31
 
 
 def sampled(draws: int, power: float = 1.0, seed: int = 0) -> Codec:
-    """Stores classes drawn from the teacher, whose expected target is its distribution.
+    """Stores classes drawn from the teacher, unbiased targets of few bytes.
 
     Also known as: RS-KD (random sampling KD).
 
