@@ -197,6 +197,15 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     return bernoulli_kl(x, y), own * tangents[0] + slope * tangents[1]
 
 
+def apart(p: Array, q: Array) -> Array:
+    """Returns ``p − q`` of probabilities, and 0 where it is a rounding error.
+
+    Its absolute value has a kink at 0, where the sign of an error would be a derivative of any size.
+    """
+    gap = p - q
+    return jnp.where(jnp.abs(gap) > 8 * jnp.finfo(gap.dtype).eps * (p + q), gap, 0)
+
+
 def infinite_where(weights: Array, finite: Array) -> Array:
     """Returns infinity for rows with a weight at an excluded entry, and 0 for others.
 

@@ -67,8 +67,9 @@ def bit_set(indices: Array, known: Array, classes: int) -> Array:
 
     A mask of the classes, which are many, would take a quarter of the logits' memory.
     """
-    same = (indices[..., :, None] == indices[..., None, :]) & jnp.tri(indices.shape[-1], k=-1, dtype=bool)
-    first = known & ~jnp.any(same, axis=-1)  # a bit that is added twice is another one
+    same = indices[..., :, None] == indices[..., None, :]
+    earlier = jnp.broadcast_to(jnp.tri(indices.shape[-1], k=-1, dtype=bool), same.shape)
+    first = known & ~jnp.any(same & earlier, axis=-1)  # a bit that is added twice is another one
     place = jnp.where(first, indices, 0)
     bit = jnp.where(first, jnp.left_shift(jnp.uint32(1), (place % 32).astype(jnp.uint32)), 0).astype(jnp.uint32)
     shape, words = indices.shape[:-1], -(-classes // 32)

@@ -49,8 +49,8 @@ def total_variation(
     Array([0.4], dtype=float32)
     """
     student, teacher, _, where = _numerics.softened(student, teacher, temperature, where)
-    apart = jnp.abs(jax.nn.softmax(teacher) - jax.nn.softmax(student))
-    return _numerics.mask_values(jnp.sum(apart, axis=-1) / 2, where)
+    apart = _numerics.apart(jax.nn.softmax(teacher), jax.nn.softmax(student))
+    return _numerics.mask_values(jnp.sum(jnp.abs(apart), axis=-1) / 2, where)
 
 
 def universal_logit_distance(
@@ -102,4 +102,5 @@ def universal_logit_distance(
         return jnp.pad(p, [(0, 0)] * len(shape) + [(classes - p.shape[-1], 0)])
 
     student, teacher = _numerics.mask_inputs(where, student, teacher)
-    return _numerics.mask_values(jnp.sum(jnp.abs(ordered(student) - ordered(teacher)), axis=-1), where)
+    apart = _numerics.apart(ordered(student), ordered(teacher))
+    return _numerics.mask_values(jnp.sum(jnp.abs(apart), axis=-1), where)

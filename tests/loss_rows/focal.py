@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.loss_changes import Arrays, permute_last
+from tests.loss_changes import Arrays, permutation, permute_last
 from tests.loss_row import MAPS, Hand, Row, feature_extremes, normal
 
 BOXES = np.array([[[0.0, 0.0, 1.5, 1.2], [1.0, 1.0, 2.0, 3.0]]] * 5)
@@ -20,15 +20,16 @@ def channels(rng: np.random.Generator, arrays: Arrays) -> Arrays:
     return *permute_last(rng, arrays[:2]), arrays[2]
 
 
-def transposed(rng: np.random.Generator, arrays: Arrays) -> Arrays:
+def mirrored(rng: np.random.Generator, arrays: Arrays) -> Arrays:
     student, teacher, boxes = arrays
-    return student.swapaxes(1, 2), teacher.swapaxes(1, 2), boxes[..., [1, 0, 3, 2]]
+    last = student.shape[2] - 1
+    left, top, right, bottom = np.moveaxis(boxes, -1, 0)
+    return student[:, :, ::-1], teacher[:, :, ::-1], np.stack([last - right, top, last - left, bottom], axis=-1)
 
 
-def another_box(rng: np.random.Generator, arrays: Arrays) -> Arrays:
-    """Adds a box without area, and each box again."""
+def permute_boxes(rng: np.random.Generator, arrays: Arrays) -> Arrays:
     student, teacher, boxes = arrays
-    return student, teacher, np.concatenate([boxes, boxes, boxes[:, :1, [0, 1, 0, 1]]], axis=1)
+    return student, teacher, boxes[:, permutation(rng, boxes.shape[1])]
 
 
 ROWS = (
@@ -45,7 +46,7 @@ ROWS = (
         constant=(2,),
         hyper=({"alpha": 1.0, "beta": 0.5, "gamma": 0.3}, {}, {"temperature": 2.0, "alpha": 1.0}),
         rounding=1e-5,
-        invariances={"permuted channels": channels, "transposed": transposed, "another box": another_box},
+        invariances={"permuted channels": channels, "mirror": mirrored, "permuted boxes": permute_boxes},
         extremes={name: (*arrays, BOXES) for name, arrays in feature_extremes(MAPS).items() if name != "large"}
         | {
             "no boxes": (*feature_extremes(MAPS)["some duplicates"], np.zeros((5, 2, 4))),

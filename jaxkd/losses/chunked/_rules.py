@@ -85,8 +85,9 @@ def total_variation(chunk: Chunk, number: float) -> tuple[Value, ...]:
     """``½ Σ |p_t − p_s|``."""
     del number
     p_s, p_t, _ = _pair(chunk)
-    side_s, side_t = p_s * jnp.sign(p_s - p_t) / 2, p_t * jnp.sign(p_t - p_s) / 2
-    value, mean_s, mean_t = _totals(chunk.axis, jnp.abs(p_t - p_s) / 2, side_s, side_t)
+    gap = _numerics.apart(p_s, p_t)
+    side_s, side_t = p_s * jnp.sign(gap) / 2, -p_t * jnp.sign(gap) / 2
+    value, mean_s, mean_t = _totals(chunk.axis, jnp.abs(gap) / 2, side_s, side_t)
     return (Value(value[:, 0], (side_s - p_s * mean_s) / chunk.scale, (side_t - p_t * mean_t) / chunk.scale),)
 
 
