@@ -39,7 +39,6 @@ from jaxkd.metrics._retrieval import retrieval, spearman
 from jaxkd.metrics._segmentation import segmentation
 from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
 from jaxkd.metrics._tokens import distinct_n, tokens
-from jaxkd.metrics._tokens import tokens
 from jaxkd.metrics._top_k import top_k_bounds
 
 __all__ = [

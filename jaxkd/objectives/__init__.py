@@ -57,10 +57,10 @@ from jaxkd.objectives._features._on_embeddings import on_embeddings
 from jaxkd.objectives._features._overhaul import overhaul_connector
 from jaxkd.objectives._features._review import review
 from jaxkd.objectives._features._variational import variational
-from jaxkd.objectives._linear_kd import linear_kd
 from jaxkd.objectives._language._layers import minilm, minilm_v2, mobilebert, tinybert
 from jaxkd.objectives._language._outputs import distilbert, embedding_transfer
 from jaxkd.objectives._language._spans import span_aligned
+from jaxkd.objectives._linear_kd import linear_kd
 from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
