@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
-from experiments.language import novels, stories
+from experiments.language import novels, stories, trec
 
-TASKS: Mapping[str, Task] = {"novels": novels.TASK, "stories": stories.TASK}
+TASKS: Mapping[str, Task] = {"novels": novels.TASK, "stories": stories.TASK, "trec": trec.TASK}
 
 
 def cli(arguments: list[str] | None = None) -> int:
