@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
-_ELEMENTS = 1 << 23  # logits of one network in a chunk, 32 MiB in float32: enough for efficient products
-_TOKENS = 256  # least number of tokens in a chunk: each chunk reads and writes the kernel's whole gradient
+_ELEMENTS = 1 << 22  # logits of one network in a chunk, 16 MiB in float32: enough for efficient products
+# A chunk has at least a quarter as many tokens as hidden units, up to this number, however large the vocabulary: it
+# reads and writes the kernel's whole gradient, which is as large as the logits of as many tokens as hidden units.
+_TOKENS = 256
 
 
 class Head(NamedTuple):
@@ -161,7 +163,8 @@ def chunked(
     chunk = None if chunk is None else _checks.whole("chunk", chunk, expected="at least one token at once")
     tokens = math.prod(shape)
     # Chunks of equal size need the least padding; by default a multiple of 8, so that eight devices can share one.
-    most = chunk or max(_TOKENS, _ELEMENTS // max(words, 1))
+    least = min(_TOKENS, student.hidden.shape[-1] // 4)
+    most = chunk or max(64, least, _ELEMENTS // max(words, 1))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
     size = size if chunk or count == 1 else -(-size // 8) * 8
@@ -308,8 +311,9 @@ def _scale(
         sums = jax.lax.cond(same, scaled, again, sums)
     rows = jax.tree.map(lambda x: x * multiples[:, None], rows) if one else tuple(x.hidden for x in sums)
     rows = jax.lax.psum(rows, static.axis) if untyped else rows
-    gradients = tuple(x._replace(hidden=row) for x, row in zip(sums, rows, strict=True))
-    return jax.tree.map(lambda like, x: None if x is None else x.astype(like.dtype), arrays[:2], gradients)
+    found = tuple(x._replace(hidden=row) for x, row in zip(sums, rows, strict=True))
+    student, teacher = jax.tree.map(lambda like, x: None if x is None else x.astype(like.dtype), arrays[:2], found)
+    return student, teacher
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -358,8 +362,8 @@ def _run(
             logits.append(z)
             slopes.append(slope)
         scale = jnp.where(included, scale, 1)[:, None]
-        both = (*logits, None)
-        values = static.rule(Chunk(both[0], both[1], given, scale, static.axis), static.number)
+        other = logits[1] if len(logits) > 1 else None
+        values = static.rule(Chunk(logits[0], other, given, scale, static.axis), static.number)
         # Chain rule: from the logits through the cap, then through the product, whose inputs are still at hand.
         gradients, sums = [], []
         for network, (x, z, slope, matrix) in enumerate(zip(hidden, logits, slopes, wide, strict=True)):
