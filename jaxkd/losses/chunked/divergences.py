@@ -71,8 +71,8 @@ def linear_soft_target_kl(
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
       chunk: largest number of tokens at once. By default one network's logits take 16 MiB, or as much as a quarter of
-        the kernel's gradient (up to 256 tokens) if that is more. Memory is about four times a chunk's logits plus the kernels' gradients. Accelerators may be faster with
-        more.
+        the kernel's gradient (up to 256 tokens) if that is more. Memory is about four times a chunk's logits plus the
+        kernels' gradients. Accelerators may be faster with more.
 
     Returns:
       One value per token ``[tokens]`` or ``[batch, tokens]``, in nats times T², float32 or better also of
