@@ -432,7 +432,7 @@ def linear_total_variation(
 
 
 def _pair(
-    rule: _kernel.Rule, student: tuple[Any, ...], teacher: tuple[Any, ...], *, transposed: Any, **options: Any
+    rule: _kernel.Rule, student: tuple[Any, Any, Any], teacher: tuple[Any, Any, Any], *, transposed: Any, **options: Any
 ) -> Array:
     """Calls the kernel for a loss of two networks."""
     sides = _kernel.sides(transposed)
