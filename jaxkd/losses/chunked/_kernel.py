@@ -189,7 +189,7 @@ def chunked(
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
     # What has one row per token does not vary over the vocabulary, and the result does not either.
     each, guess = jax.tree.map(lambda x: vary(x, axes - {axis}), (each, guess))
-    values = _tokens(_Static(rule, number, caps, transposed, axis, size), *heads, *each, guess)
+    values = _tokens(_Static(rule, number, caps, transposed, axis, size), *heads, each, guess)
     return tuple(value.reshape(shape) for value in values)
 
 
@@ -205,17 +205,19 @@ def _caps(soft_cap: Any) -> tuple[float | None, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tokens(
-    static: _Static,
-    student: Head,
-    teacher: Head,
-    rows: tuple[Array, ...],
-    temperature: Array,
-    where: Array,
-    guess: Array,
+    static: _Static, student: Head, teacher: Head, each: tuple[tuple[Array, ...], Array, Array], guess: Array
 ) -> tuple[Array, ...]:
-    """Returns the values of the tokens, ``[tokens]`` each."""
+    """Returns the values of the tokens, ``[tokens]`` each.
+
+    Args:
+      static: the loss and its static arguments.
+      student: the student's last layer.
+      teacher: the teacher's, or `NOTHING`.
+      each: what has one row per token: the rows of the rule, the temperature and the mask.
+      guess: expected weight of each value.
+    """
     nothing = jax.tree.map(lambda x: False, (student, teacher))
-    return _run(static, nothing, (student, teacher, rows, temperature, where), _expected(where, guess))[0]
+    return _run(static, nothing, (student, teacher, *each), _expected(each[2], guess))[0]
 
 
 def _expected(where: Array, guess: Array) -> Array:
@@ -232,22 +234,23 @@ def _forward(static: _Static, *primals: Any) -> tuple[tuple[Array, ...], Any]:
     def select(part: str) -> Any:
         return jax.tree.map(lambda x: getattr(x, part), primals, is_leaf=lambda x: hasattr(x, "perturbed"))
 
-    (*arrays, guess), (student, teacher, rows, temperature, *_) = select("value"), select("perturbed")
+    (*heads, each, guess), (student, teacher, (rows, temperature, _), _) = select("value"), select("perturbed")
     if temperature or any(rows):
         name = "temperature" if temperature else "log_probs"
         raise NotImplementedError(
             f"{name}: its gradient is not computed; apply jax.lax.stop_gradient to it, or use the loss of logits."
         )
     run = functools.partial(_run, static, (student, teacher))
-    values, gradients = _once(run, tuple(arrays), _expected(arrays[-1], guess))
-    return values, (tuple(arrays), guess, gradients)
+    arrays = *heads, *each
+    values, gradients = _once(run, arrays, _expected(arrays[-1], guess))
+    return values, (arrays, guess, gradients)
 
 
 def _backward(static: _Static, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     """Scales the gradients that `_forward` has computed."""
     (_, _, rows, _, where), guess, _ = residuals
     unused = [isinstance(cotangent, jax.custom_derivatives.SymbolicZero) for cotangent in cotangents]
-    nothing = tuple(None for _ in rows), None, None, None
+    nothing = (tuple(None for _ in rows), None, None), None
     if all(unused):
         return NOTHING, NOTHING, *nothing
     zeros = jnp.zeros(where.shape, guess.dtype)
