@@ -70,8 +70,8 @@ def kl_bounds(context: Context, *, output: str = "logits") -> dict[str, Mean]:
     same for all vertices, minus ``Σ p log p_s``, which is least if the largest p are at the smallest p_s (rearrangement
     inequality). So the bound is attained: without further knowledge of the teacher, none is lower.
 
-    Where the log-probabilities are known up to an error s (`jaxkd.cache.codecs.packed_top_k`), m is that of the error's
-    upper end, both bounds become wider by ``(eˢ − 1) Σ_k p |a − mean a|`` with ``a = log p / p_s``, and the upper one by
+    Where the log-probabilities are known up to an error s (`jaxkd.cache.codecs.packed_top_k`), m is multiplied by
+    ``eˢ``, both bounds become wider by ``(eˢ − 1) Σ_k p |a − mean a|`` with ``a = log p / p_s``, and the upper one by
     ``s² / 8``, which holds as these errors change neither the tail nor the sum.
 
     Args:

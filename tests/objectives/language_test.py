@@ -21,8 +21,8 @@ def layer(number, width, heads=2):
 
 
 GIVEN = plain.context(
-    layer(0, 6) | layer(1, 6) | {"embedded": (BATCH, TOKENS, 6)},
-    layer(0, 8) | layer(1, 8) | layer(3, 8) | {"embedded": (BATCH, TOKENS, 8)},
+    layer(0, 6) | layer(1, 6) | {"embedding": (BATCH, TOKENS, 6)},
+    layer(0, 8) | layer(1, 8) | layer(3, 8) | {"embedding": (BATCH, TOKENS, 8)},
     mask=MASK,
 )
 
@@ -78,11 +78,11 @@ def test_tinybert_maps_layers_by_one_projection():
     params = plain.made(objective, GIVEN).params
     assert jax.tree.map(np.shape, params) == {
         "hidden": {"kernel": (6, 8), "bias": (8,)},
-        "embedded": {"kernel": (6, 8), "bias": (8,)},
+        "embedding": {"kernel": (6, 8), "bias": (8,)},
     }
     exact, student, teacher = plain.f64(params), plain.f64(GIVEN.student), plain.f64(GIVEN.teacher)
-    embedded = plain.dense(exact["embedded"], student["embedded"])
-    want = mean(((embedded - teacher["embedded"]) ** 2).mean(-1))
+    embedded = plain.dense(exact["embedding"], student["embedding"])
+    want = mean(((embedded - teacher["embedding"]) ** 2).mean(-1))
     for i, j in ((0, 1), (1, 3)):
         hidden = plain.dense(exact["hidden"], student[f"hidden{i}"])
         want += mean(((hidden - teacher[f"hidden{j}"]) ** 2).mean(-1))
@@ -97,12 +97,12 @@ def test_tinybert_maps_layers_by_one_projection():
 
 def test_tinybert_of_one_width_learns_nothing_and_ignores_padding():
     same = GIVEN._replace(student=GIVEN.teacher)
-    objective = objectives.tinybert({1: 3, 3: 3}, embedded_name=None)
+    objective = objectives.tinybert({1: 3, 3: 3}, embedding_name=None)
     assert objective.init(jax.random.key(0), jax.eval_shape(lambda: same)).params == {}
     student = {name: jnp.asarray(x) for name, x in GIVEN.student.items()}
     objective = objectives.tinybert({1: 3})
     params = plain.made(objective, GIVEN).params
-    spoiled = student | {name: student[name].at[:, -1].set(jnp.nan) for name in ("hidden1", "embedded")}
+    spoiled = student | {name: student[name].at[:, -1].set(jnp.nan) for name in ("hidden1", "embedding")}
     gradient = jax.jit(jax.grad(lambda p, c: objective.apply(p, {}, c, None).value))
     for name, given in (("clean", student), ("spoiled", spoiled)):
         found = gradient(params, GIVEN._replace(student=given))
