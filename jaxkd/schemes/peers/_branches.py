@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import optax
 
@@ -25,8 +25,8 @@ def branches(
     taught: Objective,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = per_student,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Native ensemble: branches of one network learn from their gated ensemble.
 
@@ -46,8 +46,9 @@ def branches(
       taught: objective between a branch and the ensemble, which is its teacher.
       optimizer: any optax transformation, for the student and its exits as one network.
       objective_optimizer: optax transformation of the gate and of the objectives' parameters; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate``; by default the accuracy, also of each exit.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``; by default the accuracy, also of each
+        exit.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "model")`` are the variables of the student without exits and
