@@ -39,7 +39,7 @@ def mask_out(context: Context, x: Array) -> Array:
       ValueError: the array has other tokens than the mask, or it is unclear whether its last axis are tokens.
     """
     given = context.batch.get("mask")
-    if getattr(given, "ndim", 1) > 1:
+    if given is not None and getattr(given, "ndim", 1) > 1:
         batches.check_tokens("mask_out", given, x.shape)
         if x.shape == given.shape and jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(

@@ -40,7 +40,7 @@ def token_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
     """
     mask = context.batch.get("mask")
     ndim = getattr(mask, "ndim", 1)
-    if ndim > 1:
+    if mask is not None and ndim > 1:
         batches.check_tokens("feature", mask, tuple(shape))
     if mask is None or ndim == 1 or tuple(mask.shape) != tuple(shape[:-1][:ndim]) or (len(shape) == 4 and ndim != 3):
         return None

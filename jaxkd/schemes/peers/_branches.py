@@ -23,6 +23,7 @@ def branches(
     feature: str,
     own: Objective,
     taught: Objective,
+    hold: bool = True,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
     metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
@@ -44,6 +45,7 @@ def branches(
       feature: name of the tap that the gate reads, usually where the exits begin.
       own: objective of each branch and of the ensemble, of ``student/logits``, usually the cross-entropy.
       taught: objective between a branch and the ensemble, which is its teacher.
+      hold: stops the gradient of ``taught`` at the ensemble, as in `jaxkd.objectives.gated_ensemble`.
       optimizer: any optax transformation, for the student and its exits as one network.
       objective_optimizer: optax transformation of the gate and of the objectives' parameters; the same by default.
       metrics: function of a `Context`, or several, reported by ``evaluate``; by default the accuracy, also of each
@@ -77,7 +79,7 @@ def branches(
     return distill(
         with_exits(student, exits),
         none(),
-        gated_ensemble(members, f"student/{feature}", own=own, taught=taught),
+        gated_ensemble(members, f"student/{feature}", own=own, taught=taught, hold=hold),
         optimizer=optimizer,
         objective_optimizer=objective_optimizer,
         metrics=metrics,
