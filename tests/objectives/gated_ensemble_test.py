@@ -116,6 +116,7 @@ def test_extreme_inputs_are_finite(scale):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_without_hold_the_gradient_of_distillation_reaches_the_gate_and_all_branches():
     """By finite differences in float64 of the value, whose ensemble is not held."""
     none = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0)
