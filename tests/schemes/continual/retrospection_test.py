@@ -251,3 +251,14 @@ def test_invalid_arguments_raise():
         make(steps=[1, 2])
     with pytest.raises(ValueError, match="at least 8 classes"):
         make(tasks=[[0, 1], [7]], steps=[2, 3]).init(jax.random.key(0), batch(0))
+
+
+def test_optimizer_with_a_tree_of_the_student_is_refused_for_the_expert():
+    by_tree = optax.masked(SGD, jax.tree.map(lambda x: True, student.init(jax.random.key(0), give(0)).params))
+    other = jaxkd.adapters.plain(
+        lambda key, image: {"other": jnp.zeros((8, 6))}, lambda w, x: x.reshape(-1, 8) @ w["other"]
+    )
+    options = {"tasks": TASKS, "steps": STEPS, "expert_steps": 1, "optimizer": by_tree}
+    with pytest.raises(ValueError, match=r"also the expert's.*its init raised.*expert_optimizer=optax.adam"):
+        retrospection(student, other, **options).init(jax.random.key(0), give(0))
+    retrospection(student, other, **options, expert_optimizer=ADAM).init(jax.random.key(0), give(0))
