@@ -110,7 +110,7 @@ def kl_bounds(context: Context, *, output: str = "logits") -> dict[str, Mean]:
 
 
 def _slack(log_q: Array, log_probs: Array, indices: Array, error: Array) -> Array:
-    """Returns how much errors of the log-probabilities may change the part of the known classes, ``[...]``."""
+    """Returns the largest change of the known part by errors of its log-probabilities."""
     p = jnp.exp(log_probs)
     gap = jnp.where(p > 0, log_probs - jnp.take_along_axis(log_q, jnp.maximum(indices, 0), axis=-1), 0)
     center = jnp.sum(p * gap, axis=-1, keepdims=True) / jnp.sum(p, axis=-1, keepdims=True)
