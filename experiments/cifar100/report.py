@@ -61,7 +61,6 @@ def command(pair: str, method: str, protocol: Mapping[str, Any], seeds: Sequence
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """Returns the table for a terminal: what has been run, a section for each pair."""
     heads = ("", "n", "last (%)", "best (%)", "over alone", "over KD", "agreement (%)", "published (%)", "compared")
     title = "CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds"
     shown = report.terminal_table(title, heads, ())
@@ -78,12 +77,10 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def picture(pair: str, kind: str) -> str:
-    """Returns the name of a plot's file."""
     return f"{pair.replace(':', '-')}-{kind}.png"
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns the plots of all pairs as PNGs, by the names of their files."""
     drawn: dict[str, bytes] = {}
     for pair, found in results["pairs"].items():
         title, gain = _arrow(pair), functools.partial(published.gain, pair)
@@ -99,7 +96,6 @@ def _arrow(pair: str) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Returns ``report.md``, from what `collect` returns."""
     rest = [pair for pair in published.PAIRS if pair not in results["pairs"]]
     parts = [
         _INTRODUCTION,
@@ -150,7 +146,6 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
 
 
 def _not_run(pairs: Sequence[str], results: Mapping[str, Any]) -> str:
-    """Returns the section on published pairs without a cell."""
     protocol, seeds = published.PROTOCOL.settings(), list(range(configs.SEEDS["paper"]))
     for found in results["pairs"].values():
         protocol, seeds = found["protocol"], found["seeds"]

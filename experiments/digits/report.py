@@ -16,7 +16,6 @@ def gain(results: dict[str, Any], method: str) -> statistics.Interval:
 
 
 def rows(results: dict[str, Any]) -> list[report.Row]:
-    """Returns the rows of the table, the teacher first."""
     found: list[report.Row] = []
     for name, one in {"teacher": results["teacher"], **results["methods"]}.items():
         measures = ("accuracy", "agreement", "calibration_error")
@@ -27,7 +26,6 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns ``report.md``."""
     config = results["config"]
     first, last = config["first_seed"], config["first_seed"] + config["seeds"] - 1
     return f"""# Digits, few of them labelled

@@ -36,24 +36,22 @@ class Sweep:
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """Returns the settings with some changed, weights among them."""
     weights = {name: value for name, value in settings.items() if name in Weights.__dataclass_fields__}
     others = {name: value for name, value in settings.items() if name not in weights}
     return dataclasses.replace(config, weights=dataclasses.replace(config.weights, **weights), **others)
 
 
 def main(sweep: Sweep) -> None:
-    """Runs every candidate and writes the table."""
     config = Config(seeds=sweep.seeds, first_seed=sweep.first_seed)
 
     def accuracy(result: Any) -> Any:
         return problem.validation(result, config)[1][-1]
 
-    teacher = problem.train_teachers(config, None)
+    teacher = problem.train("teacher", None, config, None)
     rows = [("teacher", "", f"{percent(accuracy(teacher))}", "")]
     for method in METHODS:
         candidates = [with_settings(config, choice) for choice in CANDIDATES[method]]
-        found = [accuracy(problem.train_students(method, teacher.state.student, one, None)) for one in candidates]
+        found = [accuracy(problem.train(method, teacher.state.student, one, None)) for one in candidates]
         best = int(np.argmax([one.mean() for one in found]))
         config = candidates[best]
         for i, (choice, one) in enumerate(zip(CANDIDATES[method], found, strict=True)):

@@ -6,7 +6,9 @@
 `methods`     the table of methods: objective, taps, stages, published weights
 `taps`        the taps of teacher and student that a method compares
 `inputs`      data on the device, and which images students and teachers see
-`training`    one training: evaluation, clock, curve, and several seeds as one program
+`training`    one training: its evaluation, its outputs and its curve
+`seeds`       a training of several seeds: as one program, or one after the other
+`cost`        FLOPs and seconds of a step, and trainings of equal cost
 `teachers`    teachers: trained once, measured once, with their outputs cached
 `cell`        cells: a pair, a method and a seed, run once by one process
 `plan`        FLOPs, time and disk of a command before it runs

@@ -26,7 +26,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
 
 
 def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Returns a table for a terminal."""
     shown = Table(title=title)
     for i, column in enumerate(head):
         shown.add_column(column, justify="right" if i else "left")
@@ -74,7 +73,6 @@ def number(value: float | None, spec: str = "z.2f") -> str:
 
 
 def percent(share: float | None) -> str:
-    """Returns a share in per cent."""
     return "not finite" if share is None else f"{100 * share:.2f}"
 
 
@@ -91,7 +89,6 @@ def mean(summary: Mapping[str, Any] | None, scale: float = 100, spec: str = ".2f
 
 
 def mean_and_sd(summary: Mapping[str, Any]) -> str:
-    """Returns mean and standard deviation in per cent."""
     if summary["mean"] is None:
         return "not finite"
     return f"{mean(summary)} " + ("(n = 1)" if summary["sd"] is None else f"± {100 * summary['sd']:.2f}")
@@ -116,6 +113,5 @@ def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
 
 
 def epochs(numbers: Sequence[float]) -> str:
-    """Returns the range of some epochs."""
     first, last = min(numbers), max(numbers)
     return f"epoch {first:g}" if first == last else f"epochs {first:g} to {last:g}"

@@ -5,29 +5,30 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import statistics
 import time
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from experiments.kit import command, files
+from experiments.kit import command, cost, files
 from experiments.kit import report as kit_report
 from experiments.kit.statistics import percent
 from experiments.schemes import method as methods
-from experiments.schemes import plan, plots, problem, report, teachers
+from experiments.schemes import plots, problem, report, teachers
 from experiments.schemes.config import Config, checked
 from experiments.schemes.method import Own, Setting, Training, alone, offline
 from experiments.schemes.methods import METHODS
 
+ROUNDS = 5  # of the measurement of seconds, each with 20 steps of the student alone and of every part
+
 
 def cli(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     return command.run("schemes", Config, lambda config, console: main(checked(config), console), arguments)
 
 
 def main(config: Config, console: Console) -> None:
-    """Runs or resumes the experiment, and prints its table."""
     available = [name for name, method in METHODS.items() if config.data in method.problems]
     names = list(config.schemes or available)
     command.check_names("--schemes", names, available)
@@ -54,16 +55,10 @@ def write(config: Config, work: Work) -> dict[str, Any]:
     rows = {name: found[name] | {"title": m.title, "group": m.group} for name, m in METHODS.items() if name in found}
     for name in rows.keys() & times:
         rows[name]["time"] = times[name]
-    results = {
-        "rows": rows,
-        "networks": work.read("networks"),
-        "config": config.identity(),
-        **command.record("scikit-learn"),
-    }
-    files.write(config.out / "gains.png", plots.gains(results))
-    files.write(config.out / "curves.png", plots.learning(results))
-    if any(name.startswith("gap_") for name in rows):
-        files.write(config.out / "capacity.png", plots.capacity(results))
+    run = {"config": config.identity(), **command.record("scikit-learn")}
+    results = {"rows": rows, "networks": work.read("networks"), **run}
+    for name, png in plots.draw(results).items():
+        files.write(config.out / name, png)
     files.write(config.out / "report.md", report.markdown(results))
     files.write_json(config.out / "results.json", results, indent=2)
     return results
@@ -91,17 +86,17 @@ class Work:
         training = method.build(setting)
         baselines = {"alone": method.alone or alone, "offline": method.offline or offline}
         cheap = {which: build(setting, setting.steps) for which, build in baselines.items()}
-        own = self._own([training, *cheap.values()])
-        flops = plan.total_flops(training, own[0], self._batch(training))
-        all_steps = sum(part.steps for part in training.all_parts)
-        examples = all_steps * self._loader(training).batch_size
+        own = self._own(training, *cheap.values())
+        flops = training.flops(own[0], self._batch(training))
+        all_steps = sum(part.steps for part in training.parts)
+        examples = all_steps * self._input(training).batch_size
         row = {"steps": training.steps, "flops": flops, "all_steps": all_steps, "examples": examples}
         row |= self._train(name, training, own)
         for which, build in baselines.items():
             label = which if getattr(method, which) is None else f"{name}-{which}"
             if label not in self._flops:
-                self._flops[label] = plan.flops_of_step(cheap[which].make, own[0], self._batch(cheap[which]))
-            steps = plan.budget(flops / self._flops[label])
+                self._flops[label] = cost.flops_of_step(cheap[which].make(own[0]), self._batch(cheap[which]))
+            steps = cost.budget(flops / self._flops[label])
             compared = self._train(f"{label}-{steps}", build(setting, steps), own)
             row[which] = {"steps": steps, "flops_per_step": self._flops[label]} | compared
             if method.group != "lifelong":  # whose forgetting is read from the curve
@@ -112,28 +107,35 @@ class Work:
         """Returns the seconds of a step, and their ratio to those of the student alone."""
         setting = self._for(name)
         training, usual = METHODS[name].build(setting), (METHODS[name].alone or alone)(setting, setting.steps)
-        own = self._own([training, usual])
-        return plan.seconds_beside(training, usual, own[0], (self._batch(training), self._batch(usual)))
+        (own, *_), batch = self._own(training, usual), self._batch(training)
+        base = cost.stopwatch(usual.make(own), self._batch(usual))
+        parts = [(part.steps, cost.stopwatch(part.make(own), batch)) for part in training.parts]
+        seconds, ratios = [], []
+        for _ in range(1 + ROUNDS):
+            before = base()
+            seconds.append(sum(steps * run() for steps, run in parts) / sum(steps for steps, _ in parts))
+            ratios.append(seconds[-1] / before)
+        # The first round warms up.
+        return {"seconds_per_step": statistics.median(seconds[1:]), "over_alone": statistics.median(ratios[1:])}
 
     def _for(self, name: str) -> Setting:
         """Returns the setting of a method, with the chain of assistants if it needs one."""
         if not METHODS[name].searched:
             return self._setting
-        own = self._own([offline(self._setting, 1)])
+        own = self._own(offline(self._setting, 1))
         return self._setting._replace(chain=teachers.chain(self._setting, own, self._run, self._out / "chain.json"))
 
     def _run(self, name: str, training: Training, own: list[Own]) -> dict[str, Any]:
         return methods.run(training, own, self._setting, name, self._out / "runs" / name)
 
-    def _loader(self, training: Training) -> Any:
-        """Returns the first seed's input."""
-        return training.input(self._setting.problem.students[0], self._setting.config, 0)
+    def _input(self, training: Training) -> Any:
+        return training.loader(self._setting.problem.students[0], 0)
 
     def _batch(self, training: Training) -> Any:
-        loader = self._loader(training)
+        loader = self._input(training)
         return jax.jit(loader.gather)(loader.arrays, 0)
 
-    def _own(self, trainings: list[Training]) -> list[Own]:
+    def _own(self, *trainings: Training) -> list[Own]:
         """Returns each seed's variables of the networks that trainings begin with."""
         names = dict.fromkeys(name for training in trainings for name in training.needs)
         for name in names:
@@ -142,7 +144,7 @@ class Work:
         return [{n: self._networks[n]["variables"][i] for n in names} for i in range(self._setting.config.seeds)]
 
     def _network(self, name: str) -> dict[str, Any]:
-        own = self._own([teachers.training(self._setting, name)])
+        own = self._own(teachers.training(self._setting, name))
         network = teachers.run(self._setting, name, own, self._out / "runs" / f"network-{name}")
         size = sum(x.size for x in jax.tree.leaves(network["variables"][0].params))
         files.write_json(self.path(name, "networks"), {"accuracy": network["accuracy"], "parameters": size})

@@ -34,7 +34,6 @@ def one_line(found: dict[str, Any]) -> str:
 
 
 def rows(results: dict[str, Any]) -> list[report.Row]:
-    """Returns the rows of the table."""
     config = results["config"]
     steps, rows = config["epochs"] * (config["images"] // config["batch"]), []
     for found in results["rows"].values():
@@ -50,7 +49,6 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns ``report.md``."""
     config = results["config"]
     before = {name: one for name, one in results["networks"].items() if not name.startswith("half")}
     networks = ", ".join(f"{name} {percent(one['accuracy'])} %" for name, one in before.items())
@@ -90,7 +88,6 @@ def _section(title: str, columns: report.Row, cells: list[report.Row], text: str
 
 
 def _bits(results: dict[str, Any]) -> str:
-    """Returns the section on the size of students of few bits."""
     cells = []
     for found in results["rows"].values():
         if "bytes" in (extra := found.get("extra", {})):
@@ -105,7 +102,6 @@ def _bits(results: dict[str, Any]) -> str:
 
 
 def _tasks(results: dict[str, Any]) -> str:
-    """Returns the section on what continual learning forgets."""
     lifelong = [found for found in results["rows"].values() if found["group"] == "lifelong"]
     cells = [_forgotten("fine-tuned, no teacher", found["alone"]) for found in lifelong[:1]]
     cells += [_forgotten(found["title"], found) for found in lifelong]
