@@ -85,9 +85,9 @@ def cross_entropy(weight: float = 1.0, where: str | None = None) -> Objective:
     return jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight, where=where)
 
 
-def soft_targets(weight: float = 1.0, temperature: float = 4.0, teacher: str = "teacher/logits") -> Objective:
+def soft_targets(weight: float = 1.0, temperature: float = 4.0) -> Objective:
     """Returns the divergence from the teacher's softened probabilities."""
-    return jaxkd.term(losses.soft_target_kl, "student/logits", teacher, weight=weight, temperature=temperature)
+    return jaxkd.term(losses.soft_target_kl, *_both("logits"), weight=weight, temperature=temperature)
 
 
 def decoupled(weight: Any = 1.0, beta: float = 8.0) -> Objective:

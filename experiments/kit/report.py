@@ -3,6 +3,7 @@
 A number that is None, which also stands for NaN, is never printed as a number.
 """
 
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,12 +40,17 @@ def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Ma
     return terminal_table(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows)
 
 
+def page(template: pathlib.Path, **values: Any) -> str:
+    """Returns the page of a template, whose ``{names}`` the values replace."""
+    return template.read_text(encoding="utf-8").format(**values)
+
+
 def settings_section(results: Mapping[str, Any]) -> str:
     """Returns the last section of a page: the settings and the versions of a run."""
     settings = flatten_dict(results["config"], sep=".").items()
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
     table = markdown_table(("setting", "value"), rows, numbers=False)
-    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}.\n"
+    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}."
 
 
 def versions_line(versions: Mapping[str, Any]) -> str:

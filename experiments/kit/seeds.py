@@ -62,21 +62,14 @@ def run(
     config: Mapping[str, Any],
     by: str = "accuracy",
 ) -> dict[str, list[Any]]:
-    """Trains all seeds, or resumes an interrupted training.
+    """Trains all seeds on the images of each, or resumes an interrupted training.
 
-    Args:
-      of: the training.
-      own: variables that each seed begins with.
-      images: what each seed learns from, by its number.
-      splits: inputs to evaluate on: ``"validation"`` twelve times during the training, ``"test"`` at its end.
-      folder: folder of checkpoints and logs.
-      mapped: whether all seeds are one program.
-      config: what identifies the training.
-      by: metric that is reported.
+    ``splits`` are inputs to evaluate on: ``"validation"`` twelve times during the training, ``"test"`` at its end. The
+    seeds are one program if ``mapped``, and are trained one after the other if not.
 
     Returns:
-      ``by`` on the test split, ``curve`` on the validation split and ``variables`` of the measured model, each a list
-      of seeds.
+      The metric ``by`` on the test split, ``curve`` on the validation split and ``variables`` of the measured model,
+      each a list of seeds.
     """
     loaders = [(seed, of.loader(one, seed)) for seed, one in images.items()]
     every, indices = of.every or max(of.steps // 12, 1), range(len(loaders))
