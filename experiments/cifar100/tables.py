@@ -13,7 +13,8 @@ EXTREMES = 5
 
 def defined(pair: str, method: str) -> bool:
     """Returns whether the method exists for the pair: some need layers of one shape."""
-    return methods.defined(method, *pair.split(":"), problem.PROBLEM)
+    teacher, student = pair.split(":")
+    return methods.defined(method, teacher, student, problem.PROBLEM)
 
 
 def best_title(found: Mapping[str, Any]) -> str:

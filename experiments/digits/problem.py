@@ -82,7 +82,7 @@ def held_out(split: str) -> data.Resident:
     return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
 
 
-def train(name: str, weights: Variables | None, config: Config, directory: pathlib.Path | None) -> FitResult:
+def train(name: Any, weights: Variables | None, config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains the ``"teacher"`` of each seed, or, given its weights, the students of a method."""
     large, small, own = network(config.teacher_widths), network(config.student_widths), [()] * config.seeds
     if weights is None:

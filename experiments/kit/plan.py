@@ -118,8 +118,8 @@ def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[fl
     """Returns FLOPs of an objective with its gradients, and its checkpoint's bytes."""
     size, key, problem = place.protocol.batch_size, jax.random.key(0), place.problem
     shapes = ({"logits": (problem.classes,), **problem.shapes(name)} for name in (cell.student, cell.teacher))
-    student, teacher = ({tap: _shape(size, *shape) for tap, shape in one.items()} for one in shapes)
-    batch: Any = _batch(place)
+    outputs: list[Any] = [{tap: _shape(size, *shape) for tap, shape in one.items()} for one in shapes]
+    (student, teacher), batch = outputs, _batch(place)
     made = jax.eval_shape(lambda: objective.init(key, Context(student, teacher, batch, jnp.int32(0))))
 
     def value(params: Any, student: Any, state: Any, teacher: Any, batch: Any) -> Any:
@@ -141,7 +141,7 @@ def _shape(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _batch(place: Place) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(place: Place) -> dict[str, Any]:
     size, kinds = place.protocol.batch_size, {"label": jnp.int32, "row": jnp.int32, "mask": bool}
     rows = {name: jax.ShapeDtypeStruct((size,), kind) for name, kind in kinds.items()}
     return {"image": _shape(size, *place.problem.shape), **rows}
