@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 import jaxkd
 from experiments.digits.config import LAYERS, Config, objective
-from experiments.kit import command, inputs, methods, recipe, seeds
+from experiments.kit import command, inputs, methods, recipe
+from experiments.kit.rows import seeds
 from jaxkd import adapters, data, teachers
 from jaxkd.training import FitResult
 from jaxkd.types import Distiller, Model, Variables

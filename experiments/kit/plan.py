@@ -12,8 +12,9 @@ from rich.table import Table
 
 import jaxkd
 from experiments.kit import cell as cells
-from experiments.kit import cost, methods, report
+from experiments.kit import methods, report
 from experiments.kit.report import duration
+from experiments.kit.rows import cost
 from experiments.kit.teachers import Place
 from jaxkd.types import Context, Distiller, Objective
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optax
 
 import jaxkd
-from experiments.kit import command, methods, seeds
+from experiments.kit import command, methods
 from experiments.kit.recipe import Transform
-from experiments.kit.seeds import Make, Own, Part, Training
+from experiments.kit.rows import seeds
+from experiments.kit.rows.seeds import Make, Own, Part, Training
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
 from jaxkd import data, teachers, wrappers
@@ -125,7 +126,7 @@ def untaught(make: Callable[[Setting], Distiller], member: str | None = None) ->
 
 def run(
     of: Training,
-    own: list[Own],
+    own: Sequence[Own],
     setting: Setting,
     name: str,
     folder: pathlib.Path,

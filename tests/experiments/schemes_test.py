@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.kit import cost
 from experiments.kit.inputs import Seeds
+from experiments.kit.rows import cost
 from experiments.schemes import method, report
 from experiments.schemes import problem as problems
 from experiments.schemes.config import Config, checked

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import cost, inputs, training
+from experiments.kit import inputs, training
 from experiments.kit.recipe import Transform
+from experiments.kit.rows import cost
 from jaxkd import data, distillers
 from jaxkd.types import Context, Distiller, Metrics, Model, PyTree, TrainState, Variables
 
