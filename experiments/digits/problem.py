@@ -85,20 +85,20 @@ def held_out(split: str) -> data.Resident:
 
 def train(name: Any, weights: Variables | None, config: Config, directory: pathlib.Path | None) -> FitResult:
     """Trains the ``"teacher"`` of each seed, or, given its weights, the students of a method."""
-    large, small, own = network(config.teacher_widths), network(config.student_widths), [()] * config.seeds
+    large = network(config.teacher_widths)
     if weights is None:
+        student, terms, own = large, CE, [()] * config.seeds
         loader, epochs, rate = for_teachers(config), config.teacher_epochs, config.teacher_learning_rate
     else:
-        loader, epochs, rate = for_students(config), config.epochs, config.learning_rate
+        student, terms = network(config.student_widths), objective(name, config)
         own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
+        loader, epochs, rate = for_students(config), config.epochs, config.learning_rate
     epoch = loader.steps_per_epoch
     optimizer, looks = recipe.adam(rate, epochs * epoch), {"train_transform": normalize, "eval_transform": normalize}
 
     def make(own: Any) -> Distiller:
-        parts = (
-            (small, teachers.frozen(large, own), objective(name, config)) if weights else (large, teachers.none(), CE)
-        )
-        return jaxkd.distillers.preprocess(jaxkd.distill(*parts, optimizer=optimizer), **looks)
+        teacher = teachers.none() if weights is None else teachers.frozen(large, own)
+        return jaxkd.distillers.preprocess(jaxkd.distill(student, teacher, terms, optimizer=optimizer), **looks)
 
     _, result = seeds.run_seeds(
         make,

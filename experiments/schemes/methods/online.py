@@ -86,9 +86,12 @@ def depths(setting: Setting) -> Distiller:
 def classes(setting: Setting) -> Training:
     """Returns the training of an example by the output for another of its class."""
     kd = schemes.class_wise(setting.student, optimizer=setting.optimizer())
-    train = data.with_pair(setting.problem.look)
-    loader: Any = {"loader": lambda images, seed: data.SameClass(setting.batches(images))}
-    return setting.training(lambda own: kd, train=train, needs=(), **loader)
+    return setting.training(
+        lambda own: kd,
+        train=data.with_pair(setting.problem.look),
+        loader=lambda images, seed: data.SameClass(setting.batches(images)),
+        needs=(),
+    )
 
 
 def views(setting: Setting) -> Training:
