@@ -70,7 +70,7 @@ def test_empty_batch(row):
         assert (gradient == 0).all()
 
 
-ZEROS = np.zeros(4, np.int32)
+ZEROS = jnp.zeros(4, jnp.int32)
 HALVES = {
     "soft_target_kl": (losses.soft_target_kl, (4, 3)),
     "logit_mse": (losses.logit_mse, (4, 3)),

@@ -15,7 +15,7 @@ from jaxkd.distillers import distill
 from jaxkd.objectives import continual
 from jaxkd.schemes import retrospection
 from tests import tiny
-from tests.schemes.sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
+from tests.schemes.task_sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
 
 ADAM = optax.adam(0.05)
 WEIGHTS = {"label_weight": 0.3, "expert_weight": 1.5, "old_weight": 0.7}
