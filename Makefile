@@ -162,10 +162,11 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup  ## run the benchmarks: steps, cached teachers, peers, placement, memory, losses, seeds
+bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, placement, memory, losses, seeds
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
 	$(PY) -m benchmarks.peers
+	$(PY) -m benchmarks.tokens
 	$(PY) -m benchmarks.placement
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.losses

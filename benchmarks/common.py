@@ -33,19 +33,21 @@ def costs(compiled: Any) -> dict[str, float]:
     return {"flops": analysis["flops"], "temporary_bytes": memory.temp_size_in_bytes}
 
 
-def seconds_in_turn(sides: Mapping[str, Round], rounds: int) -> dict[str, list[float]]:
+def seconds_in_turn(
+    sides: Mapping[str, Round], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Measures the seconds of each side in each round.
 
     The sides take turns, in alternating order, so that other load of the machine affects all of them. An additional
-    first round warms up.
+    first round warms up. With the clock `time.process_time`, they are seconds of all processors together.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for index in range(rounds + 1):
         for name in sorted(sides, reverse=bool(index % 2)):
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(sides[name]())
             if index:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -83,7 +83,7 @@ def generate(
         else:
             cut = truncate(log_probs / temperature, top_k=top_k, top_p=top_p)
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-            chosen = jax.vmap(jax.random.categorical)(own, cut)
+            chosen = _draw(own, cut)
         found = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
         chosen = chosen.astype(jnp.int32)
         return (chosen if last is None else jnp.where(alive, chosen, last)), jnp.where(alive, found, 0)
@@ -102,6 +102,17 @@ def generate(
     _, rest = jax.lax.scan(advance, (state, tokens, alive), jnp.arange(1, length))
     joined = jax.tree.map(lambda one, more: jnp.concatenate([one[:, None], more.T], axis=1), first, rest)
     return Generated(*joined)
+
+
+def _draw(keys: Array, logits: Array) -> Array:
+    """Returns tokens drawn from logits, each with one random number of its key.
+
+    The first token at which the cumulative sum of the probabilities exceeds a uniform number. `jax.random.categorical`
+    needs a random number for each word, which costs more than a small model's step.
+    """
+    total = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (), total.dtype))(keys)
+    return jnp.sum(total <= uniform[:, None] * total[:, -1:], axis=-1)
 
 
 def truncate(
