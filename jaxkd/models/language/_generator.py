@@ -14,7 +14,7 @@ from jaxkd.models.language._encoder_decoder import EncoderDecoder
 from jaxkd.models.language._generate import generate
 from jaxkd.models.language._masks import token_positions
 from jaxkd.models.language._recurrence import GatedRecurrence
-from jaxkd.models.language._taps import source_inputs, token_mask
+from jaxkd.models.language._taps import source_inputs
 from jaxkd.types import Batch, Variables
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def generator(
         ``rngs -> Decoder``, as for `jaxkd.adapters.nnx`. An `EncoderDecoder` reads the batch's ``source``, and its
         prompt is the start token, with ``prompt=1``.
       prompt: number of the first tokens of ``batch["tokens"]`` (where the batch has ``segments``, those of the last of
-        their segments), masked as by `token_inputs`; or a function ``batch -> (tokens, mask)``.
+        their segments), of which its ``token_mask`` excludes some; or a function ``batch -> (tokens, mask)``.
       length: number of new tokens.
       temperature: as for `generate`.
       top_k: as for `generate`.
@@ -88,9 +88,11 @@ def generator(
       A function that returns entries ``[batch, prompt + length]``: ``tokens``, the prompts with their padding moved to
       the left, and the new tokens; ``label``, the next token of each; ``mask``, True where the next token is a new one
       that exists, the end token included; ``segments``, 1 for tokens that exist and 0 for padding; and ``positions``.
+      If the batch has a ``token_mask``, also the new one.
 
     Raises:
-      ValueError: an entry has no such name, or a hyperparameter is out of its range.
+      ValueError: an entry has no such name, or a hyperparameter is out of its range; when called, ``segments`` is not
+        among the entries though the batch has them.
 
     >>> from jaxkd.models.language._decoder import DecoderConfig
     >>> config = DecoderConfig(vocabulary=11, width=8, layers=1, heads=2)
@@ -123,7 +125,13 @@ def generator(
             end=end,
         )
         whole = _entries(tokens, exists, new.tokens, new.mask)
-        return {name: whole[name] for name in entries}
+        if "segments" in batch and "segments" not in entries:
+            raise ValueError(
+                f"generator, entries: expected 'segments' among them, as the batch has them, got {list(entries)}. "
+                "Those of the batch describe the sequences that are replaced."
+            )
+        read = {"token_mask": whole["segments"] != 0} if "token_mask" in batch else {}
+        return {name: whole[name] for name in entries} | read
 
     return made
 
@@ -139,7 +147,7 @@ def _prompts(batch: Mapping[str, Any], prompt: Prompt) -> tuple[Any, Any]:
             f"{prompt}."
         )
     tokens = tokens[:, :prompt]
-    mask = token_mask(batch)
+    mask = batch.get("token_mask")
     exists = tokens == tokens if mask is None else jnp.asarray(mask)[:, :prompt]
     if "segments" in batch:
         segments = jnp.asarray(batch["segments"])[:, :prompt]

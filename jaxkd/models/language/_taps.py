@@ -69,35 +69,34 @@ def token_inputs(batch: Batch) -> tuple[Any, ...]:
     """Returns a batch's tokens, mask, segments and positions for a language model.
 
     For ``jaxkd.adapters.nnx(..., inputs=models.token_inputs)``. The entries are ``tokens`` and, where they exist,
-    ``segments``, ``positions`` and ``types`` (of an `Encoder`). The mask of the tokens that are read is ``token_mask``,
-    or else, in a batch without segments, its ``mask`` over tokens. Segments take the place of the latter, since a
-    prompt, say, is read although ``mask`` excludes it from the losses.
+    ``token_mask``, True for the tokens that are read, ``segments``, ``positions`` and ``types`` (of an `Encoder`). The
+    batch's ``mask`` is not among them: it selects the tokens that count, and a prompt is read although it does not.
+
+    Raises:
+      ValueError: the batch has a ``mask`` over tokens, but neither ``token_mask`` nor ``segments``, so that padding
+        could not be told from a prompt.
 
     >>> token_inputs({"tokens": 1, "segments": 2})
     (1, None, 2, None)
     """
-    inputs = batch["tokens"], token_mask(batch), batch.get("segments"), batch.get("positions")
+    mask = batch.get("mask")
+    if "token_mask" not in batch and "segments" not in batch and mask is not None and mask.ndim > 1:
+        raise ValueError(
+            "token_inputs: expected 'token_mask', True for the tokens that are read, or 'segments' in a batch whose "
+            f"'mask' is over tokens, got {', '.join(map(repr, batch))}. Where the mask excludes padding alone, "
+            "adapters.nnx(..., inputs=('tokens', 'mask')) reads it as both; a prompt that it excludes is to be read."
+        )
+    inputs = batch["tokens"], batch.get("token_mask"), batch.get("segments"), batch.get("positions")
     return (*inputs, batch["types"]) if "types" in batch else inputs
 
 
 def source_inputs(batch: Batch) -> tuple[Any, Any, Any, Any]:
     """Returns a batch's source and tokens, and their masks, for an `EncoderDecoder`.
 
-    The entries are ``source``, ``tokens`` and, where they exist, ``source_mask`` and the mask of `token_inputs`.
+    The entries are ``source``, ``tokens`` and, where they exist, ``source_mask`` and ``token_mask``. Without the
+    latter all tokens are read, of which those at the end are seen by none before them.
 
     >>> source_inputs({"source": 1, "tokens": 2})
     (1, 2, None, None)
     """
-    return batch["source"], batch["tokens"], batch.get("source_mask"), token_mask(batch)
-
-
-def token_mask(batch: Batch) -> Any:
-    """Returns the mask of the tokens that a model reads; None for all.
-
-    >>> token_mask({"tokens": 1, "mask": None, "segments": 1}) is None
-    True
-    """
-    if "token_mask" in batch or "segments" in batch:
-        return batch.get("token_mask")
-    mask = batch.get("mask")
-    return None if mask is None or mask.ndim < 2 else mask
+    return batch["source"], batch["tokens"], batch.get("source_mask"), batch.get("token_mask")

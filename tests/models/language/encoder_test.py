@@ -131,7 +131,7 @@ def test_packed_losses_are_the_separate_ones(packed_and_separate, name):
 def test_taps_of_a_bottleneck_are_narrow_inside():
     config = CONFIGS["mobilebert"]
     model = adapters.nnx(tiny_models.build(config, Encoder), taps=layer_taps(config), inputs=token_inputs)
-    batch = {"tokens": tiny_models.tokens_of(2, 3), "mask": np.array([[True] * 3, [True, False, False]])}
+    batch = {"tokens": tiny_models.tokens_of(2, 3), "token_mask": np.array([[True] * 3, [True, False, False]])}
     out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), batch), batch, key=None, train=False)[0])
     assert out["hidden0"].shape == out["hidden"].shape == (2, 3, 8)
     assert out["values1"].shape == (2, 3, 4, 1) and out["mlm_hidden"].shape == (2, 3, 6)
@@ -139,11 +139,17 @@ def test_taps_of_a_bottleneck_are_narrow_inside():
 
 def test_inputs_are_named_entries():
     ones = np.ones((2, 3), bool)
-    assert token_inputs({"tokens": 1, "mask": ones, "types": 4}) == (1, ones, None, None, 4)
+    assert token_inputs({"tokens": 1, "token_mask": 2, "types": 4}) == (1, 2, None, None, 4)
     assert token_inputs({"tokens": 1, "mask": np.ones(2, bool)}) == (1, None, None, None)
     assert token_inputs({"tokens": 1, "mask": ones, "segments": 2, "positions": 3}) == (1, None, 2, 3)
     assert token_inputs({"tokens": 1, "mask": ones, "token_mask": 5}) == (1, 5, None, None)
-    assert source_inputs({"source": 1, "source_mask": 2, "tokens": 3, "mask": ones}) == (1, 3, 2, ones)
+    assert source_inputs({"source": 1, "source_mask": 2, "tokens": 3, "mask": ones}) == (1, 3, 2, None)
+
+
+def test_a_mask_of_what_counts_is_not_read_as_padding():
+    """A mask that excludes a prompt would hide it from the model, without a word."""
+    with pytest.raises(ValueError, match="expected 'token_mask', True for the tokens that are read, or 'segments'"):
+        token_inputs({"tokens": 1, "mask": np.ones((2, 3), bool)})
 
 
 def test_types_of_an_encoder_without_types_are_refused():

@@ -28,6 +28,7 @@ def batch(size, seed=0):
         "tokens": tokens,
         "label": np.pad(tokens[:, 1:], ((0, 0), (0, 1))),
         "mask": (where >= PROMPT - 1) & (where < PROMPT + LENGTH - 1),
+        "segments": np.ones(tokens.shape, np.int32),
         "index": np.arange(size, dtype=np.int32),
     }
 
@@ -40,7 +41,7 @@ def distiller():
         prompt=PROMPT,
         length=LENGTH,
         end=0,
-        entries=("tokens", "label", "mask"),
+        entries=("tokens", "label", "mask", "segments"),
     )
     return schemes.on_policy(kd, generate, fraction=0.5)
 
