@@ -33,7 +33,7 @@ SYMBOLS = (
 def sizes(vocabularies: tuple[int, int], width: int, layers: int, heads: int) -> models.EncoderDecoderConfig:
     """Returns the configuration of a transformer with rotary positions."""
     shared: dict[str, Any] = {"width": width, "layers": layers, "heads": heads}
-    own = {"types": 0, "pre_norm": True, "rope_base": 10_000.0}
+    own: dict[str, Any] = {"types": 0, "pre_norm": True, "rope_base": 10_000.0}
     return models.EncoderDecoderConfig(
         encoder=models.EncoderConfig(vocabulary=vocabularies[0], **shared, **own),
         decoder=models.DecoderConfig(vocabulary=vocabularies[1], mlp_width=2 * width, **shared),
@@ -122,7 +122,12 @@ class G2p:
             words = [(a, b) for a, b in words if len(a) + 2 <= LETTERS and len(b.split()) + 1 <= PHONEMES]
         shape = (LETTERS, PHONEMES) if train else (TEST_LETTERS, TEST_PHONEMES)
         made = text.translations(
-            *zip(*words, strict=True), self._letters, self._phonemes, length=shape[0], second_length=shape[1]
+            [word for word, _ in words],
+            [phonemes for _, phonemes in words],
+            self._letters,
+            self._phonemes,
+            length=shape[0],
+            second_length=shape[1],
         )
         return {**made, "index": np.arange(len(words), dtype=np.int32)}
 
@@ -166,7 +171,7 @@ class G2p:
 
     def _read(
         self, config: models.EncoderDecoderConfig, variables: Variables, test: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any]:
         """Returns the phonemes that a network writes of words, and their mask, without the end."""
         write, size = jax.jit(self._written(config, TEST_PHONEMES)), min(250, len(test["source"]))
         found = []
@@ -178,9 +183,9 @@ class G2p:
         return tokens, mask & (tokens < len(SYMBOLS))
 
     def _measured(self, config: models.EncoderDecoderConfig, model: Model, variables: Variables) -> dict[str, float]:
-        test = self._sets["test"]
+        test: dict[str, Any] = self._sets["test"]
         tokens, mask = self._read(config, variables, test)
-        known = test["mask"] & (test["label"] < len(SYMBOLS))
+        known: Any = test["mask"] & (test["label"] < len(SYMBOLS))
         distance = metrics.edit_distance(tokens, test["label"], where=mask, y_where=known)
         rates = {"error_rate": distance.sum() / known.sum(), "word_error_rate": np.mean(distance > 0)}
         taught = self._taught
