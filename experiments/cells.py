@@ -50,7 +50,6 @@ def arguments(queue: Queue) -> list[str]:
 
 
 def committed(place: Place) -> pathlib.Path:
-    """Returns the folder of the committed cells of a protocol."""
     return RESULTS / f"{place.protocol.epochs}-epochs"
 
 
@@ -85,7 +84,6 @@ def keep(wanted: Sequence[cells.Cell], place: Place) -> list[cells.Cell]:
 
 
 def main(queue: Queue, console: Console) -> int:
-    """Restores committed cells and runs those that are left; or keeps finished cells."""
     config = configs.Config(preset="reduced", seeds=queue.seeds, method=queue.method)
     wanted = cells.wanted([PAIR], configs.chosen_methods(config), configs.seeds(config), problem.PROBLEM)
     teacher = {"resnet20": str(TEACHER)}

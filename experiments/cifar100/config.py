@@ -69,13 +69,11 @@ def protocol(config: Config) -> Protocol:
 
 
 def seeds(config: Config) -> list[int]:
-    """Returns the seeds of each pair and method."""
     count = SEEDS[config.preset] if config.seeds is None else config.seeds
     return command.seeds(dataclasses.replace(config, seeds=count))
 
 
 def chosen_pairs(config: Config) -> list[str]:
-    """Returns the pairs of the command line."""
     if "all" in config.pair:
         return list(published.PAIRS)
     return list(dict.fromkeys(":".join(cell.split(pair)) for pair in config.pair))
@@ -89,7 +87,6 @@ def chosen_methods(config: Config) -> list[str]:
 
 
 def given_teachers(entries: Sequence[str], pairs: Sequence[str]) -> dict[str, str]:
-    """Returns the files of teachers' weights by the network's name."""
     found: dict[str, str] = {}
     teachers = list(dict.fromkeys(cell.split(pair)[0] for pair in pairs))
     for entry in entries:

@@ -16,7 +16,6 @@ from experiments.kit.teachers import Place
 
 
 def cli(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return command.run("cifar100", Config, lambda config, console: main(config, arguments, console), arguments, 160)
 

@@ -4,6 +4,7 @@ Training images are random crops of 32 from 40 pixels, and flipped.
 """
 
 import functools
+import pathlib
 from typing import Any
 
 from experiments.kit import inputs, recipe
@@ -28,13 +29,4 @@ PROBLEM = recipe.Problem(
     initial_optimizer=recipe.initial_optimizer,
 )
 
-_NAMES = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
-forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
-mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-willow_tree wolf woman worm
-"""
-CLASS_NAMES = tuple(_NAMES.split())  # names of the classes, in the order of the labels
+CLASS_NAMES = tuple(pathlib.Path(__file__).with_name("class_names.txt").read_text().split())  # by label

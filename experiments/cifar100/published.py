@@ -56,7 +56,6 @@ def gain(pair: str, method: str) -> float | None:
 
 
 def rerun(pair: str, method: str) -> Rerun | None:
-    """Returns the result of an independent rerun over five seeds, where there is one."""
     return _RERUNS.get((pair, method))
 
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,8 @@ from experiments.kit import plots, report, statistics
 from experiments.kit.methods import METHODS, TITLES
 from experiments.kit.report import NONE, duration, markdown_table
 
-PICTURES = {
-    "learning": "Learning curves: the mean over the seeds, with its 95% interval as a band",
-    "gains": "Gain over the student alone, with 95% intervals; hollow: published",
-    "agreement": "Agreement with the teacher against accuracy",
-    "reliability": "Reliability diagrams, all seeds together",
-}
+TEXTS: dict[str, Any] = tomllib.loads(pathlib.Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
+PICTURES: dict[str, str] = TEXTS["pictures"]
 
 
 def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -61,7 +58,6 @@ def command(pair: str, method: str, protocol: Mapping[str, Any], seeds: Sequence
 
 
 def table(results: Mapping[str, Any]) -> Table:
-    """Returns the table for a terminal: what has been run, a section for each pair."""
     heads = ("", "n", "last (%)", "best (%)", "over alone", "over KD", "agreement (%)", "published (%)", "compared")
     title = "CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds"
     shown = report.terminal_table(title, heads, ())
@@ -78,12 +74,10 @@ def table(results: Mapping[str, Any]) -> Table:
 
 
 def picture(pair: str, kind: str) -> str:
-    """Returns the name of a plot's file."""
     return f"{pair.replace(':', '-')}-{kind}.png"
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns the plots of all pairs as PNGs, by the names of their files."""
     drawn: dict[str, bytes] = {}
     for pair, found in results["pairs"].items():
         title, gain = _arrow(pair), functools.partial(published.gain, pair)
@@ -99,10 +93,9 @@ def _arrow(pair: str) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Returns ``report.md``, from what `collect` returns."""
     rest = [pair for pair in published.PAIRS if pair not in results["pairs"]]
     parts = [
-        _INTRODUCTION,
+        TEXTS["introduction"],
         *(_of_pair(pair, found) for pair, found in results["pairs"].items()),
         *([_not_run(rest, results)] if rest else []),
         "## Where and with what",
@@ -113,20 +106,6 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_INTRODUCTION = """# CIFAR-100: distillation beside the published numbers
-
-Accuracy is top-1 on the 10,000 test images after the **last** epoch: mean ± standard deviation (n − 1) over the seeds,
-and the 95% interval of the mean by Student's t. A gain is the difference between two students of the same seed,
-averaged over the seeds that both have, ± half its 95% interval; where these are fewer than the method has, it says how
-many. One seed has no interval, and is marked n = 1. Agreement is how often a student chooses the class that its teacher
-chooses, KL is KL(teacher ‖ student) in nats at temperature 1, and the calibration error is the expected one with 15
-bins. A dash stands for what does not exist: no published value, or nothing to compare with."""
-
-
-_CLASSES = """In points over the student alone, the mean over the seeds that both have. A class has 100 test images, so
-that a few points are noise."""
-
-
 def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     methods = found["methods"]
     absent = [name for name in METHODS if name not in methods and tables.defined(pair, name)]
@@ -135,9 +114,12 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_rerun(pair)]
     if short:
         commands = "\n".join(command(pair, name, found["protocol"], found["seeds"]) for name in short)
-        parts.append(f"What is not run yet, or not with all {len(found['seeds'])} seeds:\n\n```\n{commands}\n```")
+        parts.append(TEXTS["not_run"].format(seeds=len(found["seeds"]), commands=commands))
     parts += [f"![{title}]({picture(pair, kind)})" for kind, title in PICTURES.items()]
-    parts += [f"### At the {tables.best_title(found).replace(' (%)', '').replace('*', '')}", _best_note(found)]
+    parts += [
+        f"### At the {tables.best_title(found).replace(' (%)', '').replace('*', '')}",
+        TEXTS["chosen_on_test" if found["best_by"].startswith("test") else "chosen_on_held_out"],
+    ]
     heads = ("method", "accuracy (%)", "gain over alone", "gain over KD", "best − last")
     parts.append(markdown_table(heads, tables.best_rows(found)))
     if similar := tables.cka_rows(found):
@@ -145,39 +127,27 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
         parts += [markdown_table(similar[0], similar[1:])]
     if classes := tables.class_rows(found):
         parts += [f"### The {tables.EXTREMES} classes that a method helps most, and hurts most"]
-        parts += [_CLASSES, markdown_table(("method", "most helped", "most hurt"), classes, numbers=False)]
+        parts += [TEXTS["classes"], markdown_table(("method", "most helped", "most hurt"), classes, numbers=False)]
     return "\n\n".join([*parts, "### Settings", *_settings(found)])
 
 
 def _not_run(pairs: Sequence[str], results: Mapping[str, Any]) -> str:
-    """Returns the section on published pairs without a cell."""
     protocol, seeds = published.PROTOCOL.settings(), list(range(configs.SEEDS["paper"]))
     for found in results["pairs"].values():
         protocol, seeds = found["protocol"], found["seeds"]
     told = command(" ".join(pairs), "all", protocol, seeds)
-    return f"## Published pairs that are not run yet\n\n{', '.join(pairs)}\n\n```\n{told}\n```"
+    return str(TEXTS["not_run_pairs"].format(pairs=", ".join(pairs), command=told))
 
 
 def _protocol(pair: str, found: Mapping[str, Any]) -> str:
     if not found["unlike_published"]:
-        return "The published protocol: accuracies can be compared as they are."
-    near, other = published.nearest(pair), ""
-    if pair not in published.PAIRS and near in published.PAIRS:
-        other = f" Nothing is published for this pair: published gains are those of {_arrow(near)}."
-    return (
-        f"Not the published protocol ({'; '.join(found['unlike_published'])}): accuracies cannot be compared with the "
-        "published ones. What can be is whether a method helps or hurts. *direction* says whether our gain over the "
-        "student alone has the sign of the published one, and *unclear* that our interval contains 0." + other
+        return str(TEXTS["published"])
+    near, text = (
+        published.nearest(pair),
+        TEXTS["not_published"].format(differences="; ".join(found["unlike_published"])),
     )
-
-
-def _best_note(found: Mapping[str, Any]) -> str:
-    if not found["best_by"].startswith("test"):
-        return "The epoch is chosen on held-out training images, and measured on the test set."
-    return (
-        "The epoch is chosen on the very images that it is measured on, which makes every number too high. It is here "
-        "because part of the literature reports it."
-    )
+    another = pair not in published.PAIRS and near in published.PAIRS
+    return text + (TEXTS["another_pair"].format(pair=_arrow(near)) if another else "")
 
 
 def _rerun(pair: str) -> list[str]:

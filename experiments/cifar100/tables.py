@@ -23,7 +23,6 @@ def best_title(found: Mapping[str, Any]) -> str:
 
 
 def columns(found: Mapping[str, Any]) -> Row:
-    """Returns the head of a pair's table."""
     compared = ("published gain", "direction") if found["unlike_published"] else ("ours − published",)
     return (
         *("method", "seeds", "last epoch (%)", "95% interval", best_title(found)),
@@ -35,49 +34,48 @@ def columns(found: Mapping[str, Any]) -> Row:
 def rows(pair: str, found: Mapping[str, Any]) -> list[Row]:
     """Returns a pair's table: teacher, methods of the literature, others."""
     names = [*METHODS, *(name for name in found["methods"] if name not in METHODS)]
-    return [_teacher_row(pair, found), *(_row(pair, name, found) for name in names)]
+    texts = [_teacher(pair, found), *(_method(pair, name, found) for name in names)]
+    return [tuple(row.get(column, NONE) for column in columns(found)) for row in texts]
 
 
-def _teacher_row(pair: str, found: Mapping[str, Any]) -> Row:
-    teacher, paper = found["teacher"], published.value(pair, "teacher")
-    compared = [report.number(paper), *(NONE,) * (2 if found["unlike_published"] else 1)]
-    if teacher is None:
-        return ("teacher", NONE, "no record", *(NONE,) * 7, *compared, NONE)
-    if not found["unlike_published"] and not teacher["unlike_published"] and paper is not None:
-        compared[1] = _over(teacher["last"], paper)
-    best = NONE
-    if teacher["best"] is not None:
-        best = f"{report.percent(teacher['best'])} at {report.epochs([teacher['best_epoch']])}"
-    error, rate = report.percent(teacher["calibration_error"]), report.number(teacher["images_per_second"], ",.0f")
-    return ("teacher", "1", report.percent(teacher["last"]), "n = 1", best, *(NONE,) * 4, error, *compared, rate)
-
-
-def _row(pair: str, name: str, found: Mapping[str, Any]) -> Row:
-    paper, title, one = report.number(published.value(pair, name)), TITLES.get(name, name), found["methods"].get(name)
-    compared = _compared(pair, name, found)
+def _teacher(pair: str, found: Mapping[str, Any]) -> dict[str, str]:
+    one, paper = found["teacher"], published.value(pair, "teacher")
+    row = {"method": "teacher", "published (%)": report.number(paper)}
     if one is None:
-        missing = "not run yet" if defined(pair, name) else "not defined"
-        return (title, "0", missing, *(NONE,) * 7, paper, *compared, NONE)
-    best = f"{report.mean_and_sd(one['best'])} at {report.epochs(one['best_epochs'])}"
-    return (
-        *(title, str(len(one["seeds"])), report.mean_and_sd(one["last"]), report.interval(one["last"]), best),
-        *(*_gains(found, name, "last"), report.mean(one["agreement"]), report.mean(one["kl_to_teacher"], 1, ".3f")),
-        *(report.mean(one["calibration_error"]), paper, *compared, report.number(one["images_per_second"], ",.0f")),
-    )
+        return row | {"last epoch (%)": "no record"}
+    if one["best"] is not None:
+        row[best_title(found)] = f"{report.percent(one['best'])} at {report.epochs([one['best_epoch']])}"
+    if not one["unlike_published"]:
+        row["ours − published"] = _over(one["last"], paper)
+    last, error = report.percent(one["last"]), report.percent(one["calibration_error"])
+    row |= {"seeds": "1", "last epoch (%)": last, "95% interval": "n = 1", "calibration error (%)": error}
+    return row | {"images/s": report.number(one["images_per_second"], ",.0f")}
+
+
+def _method(pair: str, name: str, found: Mapping[str, Any]) -> dict[str, str]:
+    one, paper = found["methods"].get(name), published.value(pair, name)
+    gain = None if name == "student" else published.gain(pair, name)
+    row = {"method": TITLES.get(name, name), "published (%)": report.number(paper)}
+    row["published gain"] = report.number(gain, "+z.2f")
+    if one is None:
+        return row | {"seeds": "0", "last epoch (%)": "not run yet" if defined(pair, name) else "not defined"}
+    return row | {
+        "seeds": str(len(one["seeds"])),
+        "last epoch (%)": report.mean_and_sd(one["last"]),
+        "95% interval": report.interval(one["last"]),
+        best_title(found): f"{report.mean_and_sd(one['best'])} at {report.epochs(one['best_epochs'])}",
+        **dict(zip(("gain over alone", "gain over KD"), _gains(found, name, "last"), strict=True)),
+        "agreement (%)": report.mean(one["agreement"]),
+        "KL to teacher": report.mean(one["kl_to_teacher"], 1, ".3f"),
+        "calibration error (%)": report.mean(one["calibration_error"]),
+        "ours − published": _over(one["last"]["mean"], paper),
+        "direction": direction(one["gain"]["last"].get("student"), gain),
+        "images/s": report.number(one["images_per_second"], ",.0f"),
+    }
 
 
 def _over(share: float | None, paper: float | None) -> str:
     return report.difference(None if share is None else 100 * share, paper)
-
-
-def _compared(pair: str, name: str, found: Mapping[str, Any]) -> Row:
-    """Returns the comparison with the published number, or with the published gain."""
-    one = found["methods"].get(name)
-    if not found["unlike_published"]:
-        return (NONE if one is None else _over(one["last"]["mean"], published.value(pair, name)),)
-    paper = None if name == "student" else published.gain(pair, name)
-    ours = None if one is None else one["gain"]["last"].get("student")
-    return report.number(paper, "+z.2f"), direction(ours, paper)
 
 
 def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
@@ -96,7 +94,6 @@ def direction(ours: Mapping[str, Any] | None, paper: float | None) -> str:
 
 
 def _gains(found: Mapping[str, Any], name: str, when: str) -> Row:
-    """Returns the gains over the baselines."""
     one = found["methods"][name]
     exist = [baseline != name and baseline in found["methods"] for baseline in statistics.BASELINES]
     return tuple(
@@ -106,7 +103,6 @@ def _gains(found: Mapping[str, Any], name: str, when: str) -> Row:
 
 
 def best_rows(found: Mapping[str, Any]) -> list[Row]:
-    """Returns the gains at each cell's best epoch."""
     rows = []
     for name, one in found["methods"].items():
         later = report.difference(one["best"]["mean"], one["last"]["mean"], 100)

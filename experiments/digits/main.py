@@ -18,12 +18,10 @@ from jaxkd.training import FitResult
 
 
 def cli(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     return command.run("digits", Config, lambda config, console: main(checked(config), console), arguments, 120)
 
 
 def main(config: Config, console: Console) -> None:
-    """Runs or resumes the experiment, and prints its table."""
     if config.restart:
         for name in ("results.json", "report.md", "curves.png", "config.json"):
             (config.out / name).unlink(missing_ok=True)
@@ -47,16 +45,11 @@ def main(config: Config, console: Console) -> None:
 def train(config: Config, console: Console) -> dict[str, FitResult]:
     """Trains the teachers and the students of every method, or resumes."""
     results: dict[str, FitResult] = {}
-
-    def finished(name: str, result: FitResult) -> None:
-        results[name] = result
+    for name in ("teacher", *config.methods):
+        weights = results["teacher"].state.student if results else None
+        result = results[name] = problem.train(name, weights, config, config.out / name)
         accuracy = percent(problem.validation(result, config)[1][-1])
         console.print(f"{TITLES[name]}: {accuracy} % on the validation split, {config.seeds} seeds", highlight=False)
-
-    finished("teacher", problem.train_teachers(config, config.out / "teacher"))
-    weights = results["teacher"].state.student
-    for method in config.methods:
-        finished(method, problem.train_students(method, weights, config, config.out / method))
     return results
 
 

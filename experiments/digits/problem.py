@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import jaxkd
-from experiments.digits.config import LAYERS, Config, Method, objective
-from experiments.kit import command, inputs, methods, recipe, training
+from experiments.digits.config import LAYERS, Config, objective
+from experiments.kit import command, inputs, methods, recipe
+from experiments.kit.rows import seeds
 from jaxkd import adapters, data, teachers
 from jaxkd.training import FitResult
-from jaxkd.types import Model, Variables
+from jaxkd.types import Distiller, Model, Variables
 
 normalize = inputs.normalize_digits
+CE = methods.cross_entropy(where="batch/labelled")
 
 
 class Layer(nn.Module):
@@ -49,7 +51,6 @@ class Net(nn.Module):
 
 
 def network(widths: tuple[int, int]) -> Model:
-    """Returns a network with its taps."""
     return adapters.linen(Net(widths), taps={LAYERS[0]: "Layer_0", LAYERS[1]: "Layer_1"})
 
 
@@ -63,11 +64,17 @@ def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:
 @functools.lru_cache(maxsize=4)  # all methods share one input, whose program is compiled once
 def for_students(config: Config) -> inputs.Seeds:
     """Returns each seed's labelled examples, and all images without labels."""
-    train, seeds = data.load("digits", "train"), command.seeds(config, 2)
+    train, numbers = data.load("digits", "train"), command.seeds(config, 2)
     images = data.Resident(with_labels(train, False), config.batch, drop_remainder=True)
-    few = [with_labels(data.split(train, [config.labels], seed=seed)[0], True) for seed in seeds]
+    few = [with_labels(data.split(train, [config.labels], seed=seed)[0], True) for seed in numbers]
     loaders = [inputs.Joined(data.Resident(one, config.batch, drop_remainder=True), images) for one in few]
-    return inputs.Seeds(loaders, seeds)
+    return inputs.Seeds(loaders, numbers)
+
+
+def for_teachers(config: Config) -> inputs.Seeds:
+    """Returns all images with their labels, in each seed's order."""
+    images = data.Resident(with_labels(data.load("digits", "train"), True), 2 * config.batch, drop_remainder=True)
+    return inputs.Seeds([images], command.seeds(config, 2))
 
 
 @functools.lru_cache(maxsize=4)
@@ -76,33 +83,27 @@ def held_out(split: str) -> data.Resident:
     return data.Resident(with_labels(data.load("digits", split), True), batch_size=50, shuffle=False)
 
 
-def train_teachers(config: Config, directory: pathlib.Path | None) -> FitResult:
-    """Trains a teacher for each seed, on all labels."""
-    model, ce = network(config.teacher_widths), methods.cross_entropy(where="batch/labelled")
-    images = data.Resident(with_labels(data.load("digits", "train"), True), 2 * config.batch, drop_remainder=True)
-    loader, own = inputs.Seeds([images], command.seeds(config, 2)), [()] * config.seeds
-    length = config.teacher_epochs, config.teacher_learning_rate
-    return _run("teacher", lambda _: (model, teachers.none(), ce), own, loader, length, config, directory)
-
-
-def train_students(method: Method, weights: Variables, config: Config, directory: pathlib.Path | None) -> FitResult:
-    """Trains a student for each seed, taught by that seed's teacher."""
-    model, large, terms = network(config.student_widths), network(config.teacher_widths), objective(method, config)
-    own, loader = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)], for_students(config)
-    length = config.epochs, config.learning_rate
-    return _run(method, lambda own: (model, teachers.frozen(large, own), terms), own, loader, length, config, directory)
-
-
-def _run(
-    name: str, parts: Any, own: Any, train: inputs.Seeds, length: tuple[int, float], config: Config, directory: Any
-) -> FitResult:
-    """Trains ``parts(own) -> (student, teacher, objective)`` of all seeds for so many epochs, at a learning rate."""
-    (epochs, rate), epoch = length, train.steps_per_epoch
+def train(name: Any, weights: Variables | None, config: Config, directory: pathlib.Path | None) -> FitResult:
+    """Trains the ``"teacher"`` of each seed, or, given its weights, the students of a method."""
+    large = network(config.teacher_widths)
+    if weights is None:
+        student, terms, own = large, CE, [()] * config.seeds
+        loader, epochs, rate = for_teachers(config), config.teacher_epochs, config.teacher_learning_rate
+    else:
+        student, terms = network(config.student_widths), objective(name, config)
+        own = [jax.tree.map(lambda x, i=i: x[i], weights) for i in range(config.seeds)]
+        loader, epochs, rate = for_students(config), config.epochs, config.learning_rate
+    epoch = loader.steps_per_epoch
     optimizer, looks = recipe.adam(rate, epochs * epoch), {"train_transform": normalize, "eval_transform": normalize}
-    _, result = training.run_seeds(
-        lambda own: jaxkd.distillers.preprocess(jaxkd.distill(*parts(own), optimizer=optimizer), **looks),
+
+    def make(own: Any) -> Distiller:
+        teacher = teachers.none() if weights is None else teachers.frozen(large, own)
+        return jaxkd.distillers.preprocess(jaxkd.distill(student, teacher, terms, optimizer=optimizer), **looks)
+
+    _, result = seeds.run_seeds(
+        make,
         own,
-        train,
+        loader,
         {"validation": held_out("validation")},
         steps=epochs * epoch,
         eval_every=config.eval_every * epoch,
@@ -117,7 +118,5 @@ def _run(
 
 def validation(result: FitResult, config: Config) -> tuple[list[int], np.ndarray]:
     """Returns the steps of evaluations, and the accuracy ``[evaluations, seeds]``."""
-    histories = [training.of_seed(result.history, i) for i in range(config.seeds)]
-    seeds = [[row for row in history if "validation/accuracy" in row] for history in histories]
-    accuracy = [[row["validation/accuracy"] for row in rows] for rows in seeds]
-    return [int(row["step"]) for row in seeds[0]], np.array(accuracy).T
+    curves = [seeds.validation(result.history, i) for i in range(config.seeds)]
+    return list(map(int, curves[0]["step"])), np.array([curve["accuracy"] for curve in curves]).T

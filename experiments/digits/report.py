@@ -1,5 +1,6 @@
 """The table, ``report.md`` and ``curves.png``, from ``results.json``."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ def gain(results: dict[str, Any], method: str) -> statistics.Interval:
 
 
 def rows(results: dict[str, Any]) -> list[report.Row]:
-    """Returns the rows of the table, the teacher first."""
     found: list[report.Row] = []
     for name, one in {"teacher": results["teacher"], **results["methods"]}.items():
         measures = ("accuracy", "agreement", "calibration_error")
@@ -27,31 +27,15 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns ``report.md``."""
     config = results["config"]
-    first, last = config["first_seed"], config["first_seed"] + config["seeds"] - 1
-    return f"""# Digits, few of them labelled
-
-A student of two small layers learns scikit-learn's handwritten digits from {config["labels"]} labelled examples. Its
-teacher, wider, has learned from the labels of all 1097 training examples. The other training images reach the student
-without their labels: there the teacher's outputs are all there is to learn from. The student alone sees the same
-batches in the same order, and learns from the labelled half of each.
-
-Command: `python -m experiments.digits` with the settings below. Seeds {first} to {last}; a seed has labelled examples,
-a teacher, initial weights and an order of batches of its own, and the same ones for every method.
-
-## On the 400 examples of the test split
-
-{report.markdown_table(COLUMNS, rows(results))}
-
-Means over the seeds with their 95% intervals (Student's t). The gain is that of a seed over the student alone with the
-same seed, then averaged. Agreement is how often a student chooses the class that its teacher chooses; the calibration
-error is the expected one, with 15 bins of equal width. The last step of training is what is measured; the test split
-was read once, after all training.
-
-![Validation accuracy during training, and gains on the test split](curves.png)
-
-{report.settings_section(results)}"""
+    return report.page(
+        pathlib.Path(__file__).with_name("page.txt"),
+        labels=config["labels"],
+        first=config["first_seed"],
+        last=config["first_seed"] + config["seeds"] - 1,
+        table=report.markdown_table(COLUMNS, rows(results)),
+        settings=report.settings_section(results),
+    )
 
 
 def plot(results: dict[str, Any]) -> bytes:

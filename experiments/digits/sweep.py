@@ -7,14 +7,15 @@ does not use. The test split is not read.
 
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
-import tyro
+from rich.console import Console
 
 from experiments.digits import problem
 from experiments.digits.config import METHODS, Config, Weights
-from experiments.kit import files, report
+from experiments.kit import command, files, report
 from experiments.kit.statistics import percent
 
 CANDIDATES: dict[str, list[dict[str, Any]]] = {
@@ -36,33 +37,31 @@ class Sweep:
 
 
 def with_settings(config: Config, settings: dict[str, Any]) -> Config:
-    """Returns the settings with some changed, weights among them."""
     weights = {name: value for name, value in settings.items() if name in Weights.__dataclass_fields__}
     others = {name: value for name, value in settings.items() if name not in weights}
     return dataclasses.replace(config, weights=dataclasses.replace(config.weights, **weights), **others)
 
 
-def main(sweep: Sweep) -> None:
-    """Runs every candidate and writes the table."""
+def main(sweep: Sweep, console: Console) -> None:
     config = Config(seeds=sweep.seeds, first_seed=sweep.first_seed)
 
     def accuracy(result: Any) -> Any:
         return problem.validation(result, config)[1][-1]
 
-    teacher = problem.train_teachers(config, None)
+    teacher = problem.train("teacher", None, config, None)
     rows = [("teacher", "", f"{percent(accuracy(teacher))}", "")]
     for method in METHODS:
         candidates = [with_settings(config, choice) for choice in CANDIDATES[method]]
-        found = [accuracy(problem.train_students(method, teacher.state.student, one, None)) for one in candidates]
+        found = [accuracy(problem.train(method, teacher.state.student, one, None)) for one in candidates]
         best = int(np.argmax([one.mean() for one in found]))
         config = candidates[best]
         for i, (choice, one) in enumerate(zip(CANDIDATES[method], found, strict=True)):
             settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in choice.items())
             rows.append((method, settings, f"{percent(one)}", "yes" if i == best else ""))
-            print(*rows[-1], flush=True)
+            console.print(*rows[-1], highlight=False)
         head = ("method", "setting", "accuracy, validation (%)", "chosen")
         files.write(sweep.out, report.markdown_table(head, rows, numbers=False) + "\n")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Sweep))
+    sys.exit(command.run("digits.sweep", Sweep, main))

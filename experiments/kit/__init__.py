@@ -6,9 +6,10 @@
 `methods`     the table of methods: objective, taps, stages, published weights
 `taps`        the taps of teacher and student that a method compares
 `inputs`      data on the device, and which images students and teachers see
-`training`    one training: evaluation, clock, curve, and several seeds as one program
+`training`    one training: its evaluation, its outputs and its curve
 `teachers`    teachers: trained once, measured once, with their outputs cached
 `cell`        cells: a pair, a method and a seed, run once by one process
+`rows`        methods that are rows of a table: several seeds, and baselines of equal cost
 `plan`        FLOPs, time and disk of a command before it runs
 `measures`    what is measured of trained models
 `statistics`  means, t intervals and paired gains over seeds

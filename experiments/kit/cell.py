@@ -35,7 +35,6 @@ class Cell(NamedTuple):
 
     @property
     def pair(self) -> str:
-        """``TEACHER:STUDENT``."""
         return f"{self.teacher}:{self.student}"
 
     @property
@@ -101,7 +100,6 @@ def run_free(
 
 
 def summary(kept: Mapping[str, Any]) -> str:
-    """Returns a finished cell as a line."""
     test, best = kept["test"], f"best epoch {100 * kept['best']['test/accuracy']:.2f} %"
     shares = f"test accuracy {100 * test['accuracy']:.2f} % ({best}), agreement {100 * test['agreement']:.1f} %"
     return f"{shares}, {kept['seconds']:.0f} s"
@@ -146,7 +144,7 @@ def prepare(cell: Cell, place: Place) -> Work:
     steps = protocol.epochs * loader.steps_per_epoch
     setting = methods.Setting(cell.teacher, cell.student, steps, train.arrays["label"], trained.margin)
     kd = methods.build(method, setting, student, teacher, problem)
-    splits = inputs.evaluations(problem.load(place.data_dir, "test"), held, trained.test_logits)
+    splits = inputs.evaluations(place.test, held, trained.test_logits)
     return Work(trained, kd, student, loader, splits, steps + methods.initial_steps(method, steps))
 
 
@@ -196,41 +194,43 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
     """
     each = [pending[0]._replace(seed=seed) for seed in seeds]
     work, several = prepare(each[0], place), len(seeds) > 1
-    directory, loader = place.directory(each[0]), work.loader
+    directory, loader, own = place.directory(each[0]), work.loader, {"cell": list(each[0])}
+    kd, keys, options = placed(work, seeds[0], place), jax.random.key(seeds[0]), {}
     if several:
-        directory = directory.with_name("seeds-" + "-".join(map(str, seeds)))
+        directory, own = (
+            directory.with_name("seeds-" + "-".join(map(str, seeds))),
+            {"cells": [list(cell) for cell in each]},
+        )
         loader, keys = inputs.Seeds([work.loader], seeds), jnp.stack([jax.random.key(seed) for seed in seeds])
         kd = jaxkd.distillers.sweep(lambda seed: placed(work, seed, place), batch_axis=0, seed=seeds)
-    else:
-        kd, keys = placed(work, seeds[0], place), jax.random.key(seeds[0])
-    cells = {"cells": [list(cell) for cell in each]} if several else {"cell": list(each[0])}
-    own = {"best": None} if several else {}  # each of several seeds has its own best epoch
-    result, seconds = training.timed(
+        options = {"best": None}  # each of several seeds has its own best epoch
+    result = training.by_epoch(
         kd,
         loader,
         work.splits,
-        directory,
+        directory=directory,
         steps=work.steps,
         eval_every=place.protocol.eval_every * loader.steps_per_epoch,
         key=keys,
-        config={"steps": work.steps, **cells, "protocol": place.protocol.settings()},
+        config={"steps": work.steps, **own, "protocol": place.protocol.settings()},
         progress=place.progress,
-        **own,
+        **options,
     )
     kept = []
     for i, cell in enumerate(each):
         if cell in pending:
             state = jaxkd.distillers.select_run(result.state, i) if several else result.state
-            curve = training.curve(training.of_seed(result.history, i) if several else result.history)
-            kept.append((cell, keep(cell, work, state.student, seconds / len(seeds), curve, place)))
+            history = training.of_seed(result.history, i) if several else result.history
+            kept.append((cell, keep(cell, work, state.student, history, len(seeds), place)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # all cells are finished; their weights are kept
     return kept
 
 
 def keep(
-    cell: Cell, work: Work, variables: Variables, seconds: float, curve: Mapping[str, Any], place: Place
+    cell: Cell, work: Work, variables: Variables, history: Sequence[Mapping[str, float]], sharing: int, place: Place
 ) -> dict[str, Any]:
-    """Measures a student, writes its weights and ``cell.json``, and returns these."""
+    """Measures a student, writes its weights and ``cell.json``, and returns these; so many seeds share the time."""
+    curve, seconds = training.curve(history), history[-1]["seconds"] / sharing
     found = {
         **{"pair": cell.pair, "method": cell.method, "seed": cell.seed, "steps": work.steps, "seconds": seconds},
         "images_per_second": work.steps * place.protocol.batch_size / seconds,
@@ -240,16 +240,7 @@ def keep(
 
 
 def measure(cell: Cell, variables: Any, trained: teachers.Trained, place: Place) -> dict[str, Any]:
-    """Returns the measures of a student on the test images."""
-    problem, test = place.problem, place.problem.load(place.data_dir, "test")
-    labels = test.arrays["label"]
-    some = measures.subset(len(labels))
-    part = test._replace(arrays={name: value[some] for name, value in test.arrays.items()})
-
-    def features(name: str, variables: Any) -> dict[str, np.ndarray]:
-        stages = tuple(taps.stages(name))
-        model = problem.model(name, stages, place.protocol.bf16)
-        return training.outputs_of(model, variables, part, stages, problem.normalize)
-
-    both = features(cell.student, variables), features(cell.teacher, trained.variables)
-    return measures.describe(place.test_logits(cell.student, variables), labels, trained.test_logits, *both)
+    labels, both = place.test.arrays["label"], ((cell.student, variables), (cell.teacher, trained.variables))
+    some, logits = measures.subset(len(labels)), place.outputs(cell.student, variables)["logits"]
+    features = [place.outputs(name, of, tuple(taps.stages(name)), some) for name, of in both]
+    return measures.describe(logits, labels, trained.test_logits, *features)

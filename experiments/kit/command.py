@@ -29,7 +29,6 @@ class Refused(Exception):
 
 
 def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
-    """Runs a command and returns its exit status."""
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     console = Console(width=None if sys.stdout.isatty() else width)
     return status(name, lambda: main(settings, console))
@@ -143,7 +142,6 @@ def spawn(name: str, arguments: Sequence[str], workers: int) -> None:
 
 
 def check_names(option: str, names: Iterable[str], available: Collection[str]) -> None:
-    """Raises unless every name of an option is available."""
     if unknown := [name for name in names if name not in available]:
         raise ValueError(f"{option}: expected some of {', '.join(available)}, got {', '.join(unknown)}.")
 
@@ -158,5 +156,4 @@ def packages(*more: str) -> dict[str, str]:
 
 
 def record(*more: str) -> dict[str, Any]:
-    """Returns the device and the versions that a number was computed with."""
     return {"device": jax.devices()[0].device_kind, "versions": packages(*more)}

@@ -33,7 +33,6 @@ def write(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def write_json(path: pathlib.Path, content: Any, indent: int | None = None) -> None:
-    """Writes a JSON file atomically."""
     write(path, json.dumps(content, indent=indent) + "\n")
 
 

@@ -62,7 +62,6 @@ class _Input(abc.ABC):
         """Returns the batch of a step."""
 
     def batches(self, state: Any = None) -> Iterator[Batch]:
-        """Returns the batches in order, from the step of ``state``."""
         first = state["step"] if state else 0
         return (self.gather(self.arrays, step) for step in itertools.count(first))
 

@@ -62,15 +62,12 @@ class Method(NamedTuple):
     train_student: bool = True  # whether the initialization trains the student, and not only what the objective learns
 
     def weigh(self, setting: Setting) -> Weights:
-        """Returns the weights of all terms in a setting."""
         return {"ce": 1.0, **self.weights, **setting.weights}
 
     def objective(self, setting: Setting) -> Objective:
-        """Returns the objective of the training itself."""
         return self.terms(setting, self.weigh(setting))
 
     def initial_objective(self, setting: Setting) -> Objective:
-        """Returns the objective of the initialization stage."""
         assert self.initial is not None
         return self.initial(setting, self.weigh(setting))
 
@@ -88,19 +85,17 @@ def cross_entropy(weight: float = 1.0, where: str | None = None) -> Objective:
     return jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight, where=where)
 
 
-def soft_targets(weight: float = 1.0, temperature: float = 4.0, teacher: str = "teacher/logits") -> Objective:
+def soft_targets(weight: float = 1.0, temperature: float = 4.0) -> Objective:
     """Returns the divergence from the teacher's softened probabilities."""
-    return jaxkd.term(losses.soft_target_kl, "student/logits", teacher, weight=weight, temperature=temperature)
+    return jaxkd.term(losses.soft_target_kl, *_both("logits"), weight=weight, temperature=temperature)
 
 
 def decoupled(weight: Any = 1.0, beta: float = 8.0) -> Objective:
-    """Returns decoupled soft targets."""
     paths = *_both("logits"), "batch/label"
     return jaxkd.term(losses.decoupled_kd, *paths, weight=weight, alpha=1.0, beta=beta, temperature=4.0)
 
 
 def relations(distance: float, angle: float) -> dict[str, Objective]:
-    """Returns the terms of distances and angles between the embeddings of a batch."""
     both = _both("pooled")
     return {
         "distance": jaxkd.term(losses.distance_relation, *both, weight=distance),
@@ -190,7 +185,6 @@ def _overhaul(of: Setting, tap: str) -> Callable[..., Objective]:
 
 
 def _paraphraser(of: Setting, weight: Any) -> Objective:
-    """Returns the objective of the paraphraser of the teacher's last stage."""
     (teacher,), _ = last(of.teacher, of.student)
     return jaxkd.combine(paraphraser=objectives.paraphraser(f"teacher/{teacher}"))
 
@@ -303,7 +297,6 @@ def in_order(names: Any) -> list[str]:
 
 
 def initial_steps(method: Method, steps: int) -> int:
-    """Returns the number of initialization steps before so many training steps."""
     return 0 if method.initial is None else max(round(steps * INITIAL), 1)
 
 

@@ -1,6 +1,5 @@
 """The plan of a command: runs, FLOPs, time and disk."""
 
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +13,10 @@ from rich.table import Table
 import jaxkd
 from experiments.kit import cell as cells
 from experiments.kit import methods, report
-from experiments.kit.recipe import Protocol
 from experiments.kit.report import duration
+from experiments.kit.rows import cost
 from experiments.kit.teachers import Place
-from jaxkd.types import Context, Objective
+from jaxkd.types import Context, Distiller, Objective
 
 STEPS = 3  # steps that are timed, after one that compiles
 
@@ -36,7 +35,6 @@ class Line(NamedTuple):
 
     @property
     def left(self) -> int:
-        """Number of runs that are not finished."""
         return self.runs - self.done
 
 
@@ -52,9 +50,9 @@ class Network(NamedTuple):
 def lines(wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
     """Returns a line for each teacher, each cache, and each pair and method.
 
-    Nothing is written, and no data is read: the images are random. Of each network a few steps are timed and traced for
-    their FLOPs, of each method its objective is traced. A method's step costs the student's step, the teacher's forward
-    pass where its outputs are not cached, and the objective.
+    Nothing is written, and no data is read. Of each network a few steps are timed and traced for their FLOPs, of each
+    method its objective is traced. A method's step costs the student's step, the teacher's forward pass where its
+    outputs are not cached, and the objective.
     """
     names = dict.fromkeys(name for cell in wanted for name in cell[:2])
     networks = {name: _network(name, place) for name in track(names, "networks", transient=True)}
@@ -72,20 +70,19 @@ def _network(name: str, place: Place) -> Network:
     problem, protocol = place.problem, place.protocol
     model, ce, optimizer = problem.model(name, (), protocol.bf16), methods.cross_entropy(), problem.optimizer(name, 240)
     kd = jaxkd.distill(model, jaxkd.teachers.none(), ce, optimizer=optimizer)
-    batch = {"image": _shape(protocol.batch_size, *problem.shape), **_rows(protocol)}
+    batch = _batch(place)
     state = jax.eval_shape(kd.init, jax.random.key(0), batch)
-    count = flops(kd.step, state, batch)
-    return Network(count, count / _timed(kd.step, state, batch), _bytes(state.student), _bytes(state))
+    count = cost.flops(kd.step, state, batch)
+    return Network(count, count / _timed(kd, batch), _bytes(state.student), _bytes(state))
 
 
 def _teacher(name: str, network: Network, wanted: Sequence[cells.Cell], place: Place) -> list[Line]:
-    """Returns the training of a teacher, and the computation of its cached outputs."""
     problem, protocol = place.problem, place.protocol
     steps = protocol.teacher_epochs * -(-(problem.examples - protocol.holdout) // protocol.batch_size)
     done = int(name in place.given or place.teacher_file(name).exists())
     seconds = steps * network.flops / network.rate
     found = [Line(f"teacher {name}", 1, done, steps, network.flops, seconds, network.weights, 2 * network.state)]
-    reading = {cell.method for cell in wanted if cell.teacher == name and _cached(cell, protocol)}
+    reading = {cell.method for cell in wanted if cell.teacher == name and _cached(cell, place)}
     if reading:
         forward = network.flops / 3
         views = _images(place) * protocol.epochs
@@ -96,47 +93,45 @@ def _teacher(name: str, network: Network, wanted: Sequence[cells.Cell], place: P
     return found
 
 
-def _students(same: Sequence[cells.Cell], teacher_cost: Network, cost: Network, place: Place) -> Line:
-    """Returns the students of a pair and a method."""
+def _students(same: Sequence[cells.Cell], teacher_cost: Network, own: Network, place: Place) -> Line:
     problem, protocol, (teacher, student, name, _) = place.problem, place.protocol, same[0]
     method = methods.METHODS[name]
     labels = np.arange(_images(place), dtype=np.int32) % problem.classes
     shapes = problem.shapes(teacher)
     setting = methods.Setting(teacher, student, 240, labels, lambda tap: jnp.zeros(shapes[tap][-1:], jnp.float32))
-    live = name != "student" and not _cached(same[0], protocol)
+    live = name != "student" and not _cached(same[0], place)
     steps = protocol.epochs * -(-_images(place) // protocol.batch_size)
     first = methods.initial_steps(method, steps)
     parts = [(steps, method.objective(setting))]
     parts += [(first, method.initial_objective(setting))] if method.initial is not None else []
-    own, _ = _objective(methods.cross_entropy(), same[0], place)  # the network's step includes it already
-    total, kept = 0.0, cost.state + live * teacher_cost.weights
+    labels_only, _ = _objective(methods.cross_entropy(), same[0], place)  # the network's step includes it already
+    total, kept = 0.0, own.state + live * teacher_cost.weights
     for count, objective in parts:
         extra, size_of = _objective(objective, same[0], place)
-        total += count * (cost.flops + extra - own + live * teacher_cost.flops / 3)
+        total += count * (own.flops + extra - labels_only + live * teacher_cost.flops / 3)
         kept += size_of
     what, done = f"{teacher} → {student}: {method.title}", sum(place.file(cell).exists() for cell in same)
-    both, seconds = steps + first, total / cost.rate
-    return Line(what, len(same), done, both, total / both, seconds, cost.weights, 2 * kept)
+    both, seconds = steps + first, total / own.rate
+    return Line(what, len(same), done, both, total / both, seconds, own.weights, 2 * kept)
 
 
 def _objective(objective: Objective, cell: cells.Cell, place: Place) -> tuple[float, int]:
     """Returns FLOPs of an objective with its gradients, and its checkpoint's bytes."""
     size, key, problem = place.protocol.batch_size, jax.random.key(0), place.problem
     shapes = ({"logits": (problem.classes,), **problem.shapes(name)} for name in (cell.student, cell.teacher))
-    batch: Any = _rows(place.protocol)
     outputs: list[Any] = [{tap: _shape(size, *shape) for tap, shape in one.items()} for one in shapes]
-    student, teacher = outputs
+    (student, teacher), batch = outputs, _batch(place)
     made = jax.eval_shape(lambda: objective.init(key, Context(student, teacher, batch, jnp.int32(0))))
 
     def value(params: Any, student: Any, state: Any, teacher: Any, batch: Any) -> Any:
         return objective.apply(params, state, Context(student, teacher, batch, jnp.int32(0)), key).value
 
-    count = flops(jax.grad(value, argnums=(0, 1)), made.params, student, made.state, teacher, batch)
+    count = cost.flops(jax.grad(value, argnums=(0, 1)), made.params, student, made.state, teacher, batch)
     return count, 2 * _bytes(made.params) + _bytes(made.state)  # with the momenta of the parameters
 
 
-def _cached(cell: cells.Cell, protocol: Protocol) -> bool:
-    return cell.method != "student" and cells.reads_cache(cell, protocol)
+def _cached(cell: cells.Cell, place: Place) -> bool:
+    return cell.method != "student" and cells.reads_cache(cell, place.protocol)
 
 
 def _images(place: Place) -> int:
@@ -147,52 +142,25 @@ def _shape(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def _rows(protocol: Protocol) -> dict[str, jax.ShapeDtypeStruct]:
-    kinds = {"label": jnp.int32, "row": jnp.int32, "mask": bool}
-    return {name: jax.ShapeDtypeStruct((protocol.batch_size,), kind) for name, kind in kinds.items()}
+def _batch(place: Place) -> dict[str, Any]:
+    size, kinds = place.protocol.batch_size, {"label": jnp.int32, "row": jnp.int32, "mask": bool}
+    rows = {name: jax.ShapeDtypeStruct((size,), kind) for name, kind in kinds.items()}
+    return {"image": _shape(size, *place.problem.shape), **rows}
 
 
 def _bytes(tree: Any) -> int:
-    """Returns the bytes of a tree's arrays in a checkpoint; a key is two numbers."""
-    leaves = jax.tree.leaves(tree)
-    return sum(8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.size * x.dtype.itemsize for x in leaves)
+    """Returns the bytes of a tree's arrays in a checkpoint."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def flops(function: Any, *arguments: Any, compiled: bool = False) -> float:
-    """Returns the FLOPs of a function; the body of a loop counts once."""
-    lowered = jax.jit(function).lower(*arguments)
-    analysis: Any = (lowered.compile() if compiled else lowered).cost_analysis()
-    return float(analysis["flops"])
-
-
-def seconds_per_step(step: Any, state: Any, batch: Any, steps: int = 1) -> tuple[float, Any]:
-    """Returns the mean seconds of some steps, and the state after them."""
-    began = time.perf_counter()
-    metrics = None
-    for _ in range(steps):
-        state, metrics = step(state, batch)
-    jax.block_until_ready((state, metrics))
-    return (time.perf_counter() - began) / steps, state
-
-
-def _timed(step: Any, state: Any, batch: Any) -> float:
-    """Returns the seconds of a step on random arrays, the shortest of a few."""
-    random = np.random.default_rng(0)
-
-    def filled(shape: Any) -> Any:
-        if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
-            return jax.random.key(0)
-        if jnp.issubdtype(shape.dtype, jnp.floating):
-            return jnp.asarray(random.normal(size=shape.shape), shape.dtype)
-        return jnp.zeros(shape.shape, shape.dtype) + jnp.asarray(shape.dtype == bool, shape.dtype)
-
-    state, batch = jax.tree.map(filled, (state, batch))
-    compiled = jax.jit(step)
-    return min([seconds_per_step(compiled, state, batch)[0] for _ in range(1 + STEPS)][1:])
+def _timed(kd: Distiller, batch: Any) -> float:
+    """Returns the seconds of a step, the shortest of a few."""
+    batch = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), batch)
+    state, step = jax.jit(kd.init)(jax.random.key(0), batch), jax.jit(kd.step)
+    return min([cost.seconds_per_step(step, state, batch)[0] for _ in range(1 + STEPS)][1:])
 
 
 def table(planned: Sequence[Line], workers: int) -> Table:
-    """Returns the plan as a table for a terminal."""
     heads = ("", "runs", "done", "steps", "GFLOP a step", "each", "still", "disk")
     rows = [
         (

@@ -46,7 +46,6 @@ def figure(
 
 
 def numbered(number: int) -> Style:
-    """Returns the color, line and marker of a number."""
     line, marker = LINES[number // len(COLORS) % len(LINES)], MARKERS[number % len(MARKERS)]
     return {"color": COLORS[number % len(COLORS)], "linestyle": line, "marker": marker}
 
@@ -205,5 +204,4 @@ def _points(summary: Mapping[str, Any] | None) -> tuple[float | None, float | No
 
 
 def _percent(seeds: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """Returns shares ``[seeds, epochs]`` in per cent; None becomes NaN."""
     return 100 * np.array([[np.nan if v is None else v for v in seed] for seed in seeds], np.float64)

@@ -48,7 +48,6 @@ class Protocol:
 
     @property
     def teacher_name(self) -> str:
-        """Name of the folder of teachers."""
         return "-".join([f"{self.teacher_epochs}-epochs", *self._marks])
 
     @property
@@ -58,7 +57,6 @@ class Protocol:
         return marks + (["bf16"] if self.bf16 else [])
 
     def settings(self) -> dict[str, Any]:
-        """Returns the protocol as JSON holds it."""
         return dataclasses.asdict(self)
 
 
@@ -81,7 +79,6 @@ class Problem(NamedTuple):
         return _shapes(self.model, self.shape, network)
 
     def parameters(self, network: str, bf16: bool = False) -> Any:
-        """Returns the shapes of a network's variables."""
         image = {"image": jax.ShapeDtypeStruct((2, *self.shape), jnp.float32)}
         return jax.eval_shape(self.model(network, (), bf16).init, jax.random.key(0), image)
 
@@ -109,17 +106,14 @@ def zoo(classes: int) -> Callable[..., Model]:
 
 
 def learning_rate(network: str) -> float:
-    """Returns the first learning rate of a network."""
     return 0.01 if network in LIGHT else 0.05
 
 
 def sgd(rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Returns SGD with momentum and weight decay."""
     return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
 
 
 def optimizer(network: str, steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer of a whole training."""
     decays = {int(steps * share): 0.1 for share in DECAYS}
     return sgd(optax.piecewise_constant_schedule(learning_rate(network), decays))
 

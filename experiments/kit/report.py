@@ -3,6 +3,7 @@
 A number that is None, which also stands for NaN, is never printed as a number.
 """
 
+import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,6 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
 
 
 def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Returns a table for a terminal."""
     shown = Table(title=title)
     for i, column in enumerate(head):
         shown.add_column(column, justify="right" if i else "left")
@@ -40,12 +40,17 @@ def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Ma
     return terminal_table(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows)
 
 
+def page(template: pathlib.Path, **values: Any) -> str:
+    """Returns the page of a template, whose ``{names}`` the values replace."""
+    return template.read_text(encoding="utf-8").format(**values)
+
+
 def settings_section(results: Mapping[str, Any]) -> str:
     """Returns the last section of a page: the settings and the versions of a run."""
     settings = flatten_dict(results["config"], sep=".").items()
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in settings]
     table = markdown_table(("setting", "value"), rows, numbers=False)
-    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}.\n"
+    return f"## Settings\n\n{table}\n\nVersions: {versions_line(results['versions'])}."
 
 
 def versions_line(versions: Mapping[str, Any]) -> str:
@@ -74,7 +79,6 @@ def number(value: float | None, spec: str = "z.2f") -> str:
 
 
 def percent(share: float | None) -> str:
-    """Returns a share in per cent."""
     return "not finite" if share is None else f"{100 * share:.2f}"
 
 
@@ -91,7 +95,6 @@ def mean(summary: Mapping[str, Any] | None, scale: float = 100, spec: str = ".2f
 
 
 def mean_and_sd(summary: Mapping[str, Any]) -> str:
-    """Returns mean and standard deviation in per cent."""
     if summary["mean"] is None:
         return "not finite"
     return f"{mean(summary)} " + ("(n = 1)" if summary["sd"] is None else f"± {100 * summary['sd']:.2f}")
@@ -116,6 +119,5 @@ def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
 
 
 def epochs(numbers: Sequence[float]) -> str:
-    """Returns the range of some epochs."""
     first, last = min(numbers), max(numbers)
     return f"epoch {first:g}" if first == last else f"epochs {first:g} to {last:g}"

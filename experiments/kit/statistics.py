@@ -15,6 +15,7 @@ from experiments.kit import methods
 from experiments.kit.recipe import Protocol
 
 BASELINES = ("student", "kd")
+ACCURACIES = {"last": ("test", "accuracy"), "best": ("best", "test/accuracy")}  # where a cell has them
 MEASURES = ("agreement", "kl_to_teacher", "calibration_error", "nll")
 CURVES = ("test/accuracy", "test/nll", "test/agreement", "train/loss", "validation/accuracy")
 KEYS = ("pair", "method", "seed", "protocol", "curve", "best", "test")
@@ -50,7 +51,6 @@ def interval(values: Any, confidence: float = 0.95) -> Interval:
 
 
 def percent(values: Any) -> Interval:
-    """Returns the interval of shares, in per cent."""
     return interval(100 * np.asarray(values, np.float64))
 
 
@@ -127,26 +127,24 @@ def of_method(
       ``student`` and ``kd`` (None where they share no seed); and what tables and plots need besides.
     """
     ordered = [cells[seed] for seed in sorted(cells)]
-    by_time = {when: _last_or_best(cells, when) for when in ("last", "best")}
+    baselines = {name: others.get(name, {}) for name in BASELINES if others.get(name) is not cells}
+    values = {when: _each(cells, *path) for when, path in ACCURACIES.items()}
     gains = {
-        when: {
-            baseline: paired(values, _last_or_best(others.get(baseline, {}), when))
-            for baseline in BASELINES
-            if others.get(baseline) is not cells
-        }
-        for when, values in by_time.items()
+        when: {name: paired(values[when], _each(baseline, *path)) for name, baseline in baselines.items()}
+        for when, path in ACCURACIES.items()
     }
-    similar = {seed: cell["test"].get("cka") or {} for seed, cell in cells.items()}
+    measures = {name: _each(cells, "test", name) for name in MEASURES}
+    similar = {seed: one or {} for seed, one in _each(cells, "test", "cka").items()}
     stages = {stage: {seed: one.get(stage) for seed, one in similar.items()} for stage in similar[min(cells)]}
     return {
         "seeds": sorted(cells),
         "protocol": {k: v for k, v in ordered[0]["protocol"].items() if k not in common and k != "seed"},
-        **{when: summary(values) for when, values in by_time.items()},
+        **{when: summary(one) for when, one in values.items()},
         "best_epochs": [cell["best"]["epoch"] for cell in ordered],
         "gain": gains,
-        **{name: _of_test(cells, name) for name in MEASURES},
-        "cka": {stage: summary(values) for stage, values in stages.items()},
-        "class_gain": None if others.get("student") is cells else class_gain(cells, others.get("student", {})),
+        **{name: None if set(one.values()) == {None} else summary(one) for name, one in measures.items()},
+        "cka": {stage: summary(one) for stage, one in stages.items()},
+        "class_gain": class_gain(cells, baselines["student"]) if "student" in baselines else None,
         "reliability": pooled([cell["test"]["reliability"] for cell in cells.values()]),
         "curve": curves(ordered),
         **costs(list(cells.values())),
@@ -155,11 +153,11 @@ def of_method(
 
 def of_teacher(cell: Cell, unlike_published: Callable[..., list[str]]) -> dict[str, Any]:
     """Returns the results of a teacher, which is one network and has no intervals."""
-    test, best = cell["test"], cell.get("best")  # weights from elsewhere have no history
+    test, best = cell["test"], cell.get("best", {})  # weights from elsewhere have no history
     return {
         "last": finite(test["accuracy"]),
-        "best": finite(best["test/accuracy"]) if best else None,
-        "best_epoch": best["epoch"] if best else None,
+        "best": finite(best.get("test/accuracy")),
+        "best_epoch": best.get("epoch"),
         "source": cell.get("source", "trained"),
         **{name: finite(test.get(name)) for name in ("calibration_error", "nll")},
         "protocol": dict(cell["protocol"]),
@@ -202,12 +200,11 @@ def curves(cells: Sequence[Cell]) -> dict[str, list[Any]]:
 
 
 def costs(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Returns parameters, steps, seconds and speed."""
     rates = [cell["images_per_second"] for cell in cells if finite(cell.get("images_per_second"))]
     return {
         "parameters": cells[0].get("parameters"),
         "steps": cells[0].get("steps"),
-        "seconds": float(sum(cell.get("seconds") or 0 for cell in cells)),
+        "seconds": _seconds(cells),
         "images_per_second": float(np.mean(rates)) if rates else None,
     }
 
@@ -220,18 +217,23 @@ def merged(cells: Iterable[Cell]) -> dict[str, Any]:
     return {
         "devices": sorted({cell["device"] for cell in cells if cell.get("device")}),
         "versions": {name: sorted({str(one[name]) for one in versions if name in one}) for name in names},
-        "seconds": sum((cell.get("seconds") or 0 for cell in cells), 0.0),
+        "seconds": _seconds(cells),
     }
+
+
+def _seconds(cells: Iterable[Cell]) -> float:
+    return sum((cell.get("seconds") or 0 for cell in cells), 0.0)
 
 
 def _comparable(cells: Sequence[Cell]) -> None:
     """Raises unless cells share the protocol; methods may have further settings."""
-    shared = [("best", "by"), *(("protocol", field.name) for field in dataclasses.fields(Protocol))]
+    shared = {field.name for field in dataclasses.fields(Protocol)}
     earlier: dict[str, Cell] = {}
     for cell in cells:
-        other = earlier.setdefault(cell["method"], cell)
-        own = [("protocol", name) for name in sorted({*cell["protocol"], *other["protocol"]} - {"seed"})]
-        for against, (part, name) in (*((cells[0], key) for key in shared), *((other, key) for key in own)):
+        same_method = earlier.setdefault(cell["method"], cell)
+        names = sorted((shared | set(cell["protocol"]) | set(same_method["protocol"])) - {"seed"})
+        for part, name in [("best", "by"), *(("protocol", name) for name in names)]:
+            against = cells[0] if part == "best" or name in shared else same_method
             expected, got = (one[part].get(name) for one in (against, cell))
             if expected != got:
                 what = "the best epoch chosen on" if part == "best" else f"{name} ="
@@ -241,15 +243,9 @@ def _comparable(cells: Sequence[Cell]) -> None:
                 )
 
 
-def _last_or_best(cells: Mapping[int, Cell], when: str) -> dict[int, float]:
-    part, name = ("best", "test/accuracy") if when == "best" else ("test", "accuracy")
-    return {seed: cell[part][name] for seed, cell in cells.items()}
-
-
-def _of_test(cells: Mapping[int, Cell], name: str) -> dict[str, Any] | None:
-    """Returns the summary of a measure; None where no cell has it."""
-    found = {seed: cell["test"].get(name) for seed, cell in cells.items()}
-    return summary(found) if any(value is not None for value in found.values()) else None
+def _each(cells: Mapping[int, Cell], part: str, name: str) -> dict[int, Any]:
+    """Returns a number of each cell by its seed, or None where a cell does not have it."""
+    return {seed: cell[part].get(name) for seed, cell in cells.items()}
 
 
 def _name(cell: Cell) -> str:

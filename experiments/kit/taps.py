@@ -46,7 +46,6 @@ def each_stage(form: str = "{}", *before: str) -> Callable[[str, str], Taps]:
 
 
 def last(teacher: str, student: str) -> Taps:
-    """Returns the last stages."""
     return (stages(teacher)[-1],), (stages(student)[-1],)
 
 

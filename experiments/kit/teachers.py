@@ -53,7 +53,6 @@ class Place(NamedTuple):
         return self.out / (f"{self.protocol.name}-given-{given}" if given else self.protocol.name)
 
     def directory(self, cell: Any) -> pathlib.Path:
-        """Returns the folder of a cell."""
         return self.folder / cell.path
 
     def file(self, cell: Any) -> pathlib.Path:
@@ -80,11 +79,15 @@ class Place(NamedTuple):
         variables = weights.fit_to(like, weights.load_safetensors(file.with_name("weights.safetensors")))
         return Trained(name, variables, np.load(file.with_name("test_logits.npy")), file.parent)
 
-    def test_logits(self, name: str, variables: Variables) -> np.ndarray:
-        """Returns a network's logits of the test images."""
-        model, test = self.problem.model(name, (), self.protocol.bf16), self.problem.load(self.data_dir, "test")
-        logits: np.ndarray = training.outputs_of(model, variables, test, ("logits",), self.problem.normalize)["logits"]
-        return logits
+    @property
+    def test(self) -> data.Dataset:
+        return self.problem.load(self.data_dir, "test")
+
+    def outputs(self, name: str, variables: Variables, taps: tuple[str, ...] = (), some: Any = ...) -> dict[str, Any]:
+        """Returns a network's logits, or its outputs at some taps, for all test images or for some."""
+        model, arrays = self.problem.model(name, taps, self.protocol.bf16), self.test.arrays
+        part = self.test._replace(arrays={key: value[some] for key, value in arrays.items()})
+        return training.outputs_of(model, variables, part, taps or ("logits",), self.problem.normalize)
 
     def keep(self, weights_file: pathlib.Path, file: pathlib.Path, variables: Variables, found: Any) -> dict[str, Any]:
         """Writes a network's weights, and then the JSON file that exists when it is complete; returns its content."""
@@ -116,7 +119,6 @@ def cached(place: Place, trained: Trained, train: data.Dataset) -> cache.Cache:
 
 @functools.cache
 def digest(file: str) -> str:
-    """Returns a digest of a file of weights."""
     return hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest()[:12]
 
 
@@ -134,18 +136,18 @@ def _train(place: Place, name: str) -> None:
     ce, optimizer = jaxkd.combine(ce=methods.cross_entropy()), problem.optimizer(name, steps)
     kd = training.measured(jaxkd.distill(model, teachers.none(), ce, optimizer=optimizer), model)
     settings = {key: protocol.settings()[key] for key in ("batch_size", "bf16", "holdout")}
-    result, seconds = training.timed(
+    result = training.by_epoch(
         jaxkd.distillers.preprocess(kd, train_transform=problem.augment(SEED), eval_transform=problem.normalize),
         loader,
-        inputs.evaluations(problem.load(place.data_dir, "test"), held),
-        place.teacher_file(name).parent,
+        inputs.evaluations(place.test, held),
+        directory=place.teacher_file(name).parent,
         steps=steps,
         eval_every=loader.steps_per_epoch,  # students with other intervals of evaluations share the teacher
         key=jax.random.key(SEED),
         config={"steps": steps, "teacher": name, **settings},
         progress=place.progress,
     )
-    curve = training.curve(result.history)
+    curve, seconds = training.curve(result.history), result.history[-1]["seconds"]
     found = {"source": "trained", "steps": int(result.state.step), "seconds": seconds}
     _keep(place, name, result.state.student, found | {"curve": curve, "best": training.best(curve)})
 
@@ -166,8 +168,8 @@ def _adopt(place: Place, name: str) -> None:
 
 
 def _keep(place: Place, name: str, variables: Variables, found: dict[str, Any]) -> None:
-    file, logits = place.teacher_file(name), place.test_logits(name, variables)
+    file, logits = place.teacher_file(name), place.outputs(name, variables)["logits"]
     file.parent.mkdir(parents=True, exist_ok=True)
     np.save(file.with_name("test_logits.npy"), logits)
-    test = measures.describe(logits, place.problem.load(place.data_dir, "test").arrays["label"])
+    test = measures.describe(logits, place.test.arrays["label"])
     place.keep(file.with_name("weights.safetensors"), file, variables, {"name": name, **found, "test": test})

@@ -1,8 +1,5 @@
-"""One training: evaluation, clock, curve, and several seeds as one program."""
+"""One training: its evaluation, its outputs and its curve."""
 
-import json
-import pathlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,26 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
-from experiments.kit import files, inputs
+from experiments.kit import inputs
 from experiments.kit.recipe import Transform
-from jaxkd import data, distillers, training
-from jaxkd.types import Batch, Context, Distiller, Metrics, Model, PyTree, TrainState, Variables
-
-OnEval = Callable[[int, Mapping[str, float], TrainState], Any]
-
-
-class Clock:
-    """The time that a run has trained, over all its processes."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        self._path, self._began, self._before, self.seconds = path, time.monotonic(), 0.0, 0.0
-        if path.exists():
-            self._before = self.seconds = float(json.loads(path.read_text())["seconds"])
-
-    def __call__(self, step: int, metrics: Mapping[str, float], state: TrainState) -> None:
-        """Notes the time; an ``on_eval`` of `jaxkd.training.fit`."""
-        self.seconds = self._before + time.monotonic() - self._began
-        files.write_json(self._path, {"step": step, "seconds": self.seconds})
+from jaxkd import data, training
+from jaxkd.types import Batch, Context, Distiller, Metrics, Model, TrainState, Variables
 
 
 def measured(
@@ -51,7 +32,7 @@ def measured(
         given = look(batch) if look is not None else batch
         outputs, _ = model.apply(pick(state), given, key=None, train=False)
         teacher = {"logits": given["teacher_logits"]} if "teacher_logits" in given else {}
-        context = Context({"logits": outputs["logits"]}, teacher, given, state.step, jaxkd.distillers.mapped_axis())
+        context = Context(outputs, teacher, given, state.step, jaxkd.distillers.mapped_axis())
         return (metrics or jaxkd.metrics.classification)(context)
 
     return kd._replace(evaluate=evaluate)
@@ -68,36 +49,28 @@ def run(
     return training.fit(kd, train, eval_data=splits, keep=1, chunk=chunk, **options)
 
 
-def timed(
-    kd: Distiller, train: Any, splits: Mapping[str, Any], directory: pathlib.Path, **options: Any
-) -> tuple[training.FitResult, float]:
-    """Returns the result of `run` with a checkpoint at every epoch and the best one, and its seconds."""
-    clock, best = (
-        Clock(directory / "seconds.json"),
-        "validation/accuracy" if "validation" in splits else "test/accuracy",
-    )
-    options = {"best": best, "checkpoint_every": train.steps_per_epoch, "on_eval": clock, **options}
-    return run(kd, train, splits, directory=directory, **options), clock.seconds
+def by_epoch(kd: Distiller, train: Any, splits: Mapping[str, Any], **options: Any) -> training.FitResult:
+    """Returns the result of `run` with a checkpoint at every epoch and the best one."""
+    return run(kd, train, splits, **{"best": judge(splits), "checkpoint_every": train.steps_per_epoch, **options})
+
+
+def judge(splits: Iterable[str]) -> str:
+    """Returns the metric that chooses the best epoch: that of the held-out images, if there are any."""
+    return "validation/accuracy" if any(name.startswith("validation") for name in splits) else "test/accuracy"
 
 
 def outputs_of(
     model: Model, variables: Variables, dataset: data.Dataset, names: tuple[str, ...], normalize: Transform
-) -> Any:
+) -> dict[str, np.ndarray]:
     """Returns a model's outputs for a set, float32 ``[examples, ...]`` by name."""
 
-    @jax.jit
-    def forward(variables: Variables, image: Any) -> dict[str, Any]:
-        outputs, _ = model.apply(variables, normalize({"image": image}), key=None, train=False)
-        return {name: jnp.asarray(outputs[name], jnp.float32) for name in names}
+    def apply(variables: Variables, batch: Batch, **options: Any) -> Any:
+        outputs, state = model.apply(variables, normalize(batch), **options)
+        return {name: jnp.asarray(outputs[name], jnp.float32) for name in names}, state
 
-    images = dataset.arrays["image"]
-    size = min(inputs.EVAL_BATCH, len(images))
-    pieces = []
-    for start in range(0, len(images), size):
-        piece = images[start : start + size]
-        filled = np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])  # one shape, one program
-        pieces.append(jax.device_get(forward(variables, filled)))
-    return {name: np.concatenate([piece[name] for piece in pieces])[: len(images)] for name in names}
+    images = data.Resident(dataset, min(inputs.EVAL_BATCH, data.num_examples(dataset)), shuffle=False)
+    pieces = list(training.predict(model._replace(apply=apply), variables, images))
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in names}
 
 
 def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -117,30 +90,9 @@ def curve(history: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 def best(curve: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Returns the first of the best evaluations of a curve."""
-    by = "validation/accuracy" if "validation/accuracy" in curve else "test/accuracy"
+    by = judge(curve)
     where = curve[by].index(max(curve[by]))
     return {"epoch": curve["epoch"][where], "by": by, "test/accuracy": curve["test/accuracy"][where]}
-
-
-def run_seeds(
-    make: Callable[[PyTree], Distiller],
-    own: Sequence[PyTree],
-    train: inputs.Seeds,
-    splits: Mapping[str, Any],
-    **options: Any,
-) -> tuple[Distiller, training.FitResult]:
-    """Trains several seeds as one distiller, which is returned with the result.
-
-    ``make`` makes a seed's distiller from the arrays that only this seed has, such as its teacher's weights. Initial
-    weights depend on the seed's own number only. Batches are ``[seeds, batch, ...]`` to train on, ``[batch, ...]`` to
-    evaluate on.
-    """
-    stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *own)
-    kd = distillers.sweep(
-        lambda seed: make(jax.tree.map(lambda x: x[seed], stacked)), batch_axis=0, seed=np.arange(len(own))
-    )
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(0), seed))(train.arrays["seed"])
-    return kd, run(kd, train, splits, key=keys, log_every=options["eval_every"], tensorboard=False, **options)
 
 
 def of_seed(history: Iterable[Mapping[str, float]], i: int) -> tuple[dict[str, float], ...]:

@@ -89,11 +89,9 @@ def measure(
 
     @jax.jit
     def of_batch(variables: Variables, taught: Variables, batch: Any) -> Metrics:
-        outputs = [
-            model.apply(own, batch, key=None, train=False)[0]
-            for model, own in ((student, variables), (teacher, taught))
-        ]
-        return metrics.report(all_asked, Context(*outputs, batch, 0))
+        ours, _ = student.apply(variables, batch, key=None, train=False)
+        theirs, _ = teacher.apply(taught, batch, key=None, train=False)
+        return metrics.report(all_asked, Context(ours, theirs, batch, 0))
 
     whole: Any = None
     batches = data.batches()

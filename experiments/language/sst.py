@@ -49,7 +49,7 @@ def objective(loss: str, steps: int) -> Objective:
     features = {
         "distilbert": {"cosine": COSINE},
         "minilm": {"attention": objectives.minilm(1, 5)},
-        "tinybert": {"layers": objectives.tinybert(MAP)},
+        "tinybert": {"layers": objectives.tinybert(MAP, embedding_name="embedded")},
     }
     return CE if loss == "alone" else jaxkd.combine(ce=CE, kd=KD, **features.get(loss, {}))
 

@@ -24,13 +24,13 @@ RATES = {"bag": 1e-3, "layers": 1e-4}
 PUBLISHED = {12: 0.854, 6: 0.852, 3: 0.844, 1: 0.809}
 """Spearman's correlation by number of layers, of other teachers and texts: sentence-transformers' documentation."""
 
+EMBEDDING = "student/embedding", "batch/teacher_embedding"
 TRANSFERS: dict[str, Objective] = {
     # Embeddings of length 1 would make it the cosine: their squared distance is 2 - 2 cos.
     "mse": objectives.embedding_transfer("student/pooled", "batch/teacher_pooled"),
-    **{
-        name: objectives.embedding_transfer(teacher="batch/teacher_embedding", **{"mse": 0.0, name: 1.0})
-        for name in ("cosine", "contrastive", "relational")
-    },
+    "cosine": objectives.embedding_transfer(*EMBEDDING, mse=0.0, cosine=1.0),
+    "contrastive": objectives.embedding_transfer(*EMBEDDING, mse=0.0, contrastive=1.0),
+    "relational": objectives.embedding_transfer(*EMBEDDING, mse=0.0, relational=1.0),
 }
 """Objectives by loss, of embeddings that were computed before."""
 
@@ -183,12 +183,16 @@ class Stsb:
         splits = {"validation": data.Resident(self._pairs["validation"], 100, shuffle=False)}
         return Training(kd._replace(evaluate=evaluate), loader, steps, splits)
 
+    def _compared(self, embedding: Any) -> tuple[Any, Any, Any]:
+        """Returns the cosines of the test pairs, those of MiniLM, and the scores."""
+        return pair_cosine(embedding), pair_cosine(self._taught), self._pairs["test"]["score"]
+
     def _measured(self, layers: int, variables: Variables) -> dict[str, float]:
         found = minilm.outputs_of(self._models(layers)[0], variables, self._flat(), "embedding")
-        cosine = np.asarray(pair_cosine(found))
+        cosine, theirs, score = self._compared(found)
         return {
-            "spearman": metrics.spearman(cosine, self._pairs["test"]["score"]),
-            "agreement": metrics.spearman(cosine, np.asarray(pair_cosine(self._taught))),
+            "spearman": metrics.spearman(cosine, score),
+            "agreement": metrics.spearman(cosine, theirs),
             "teacher_cosine": float(np.mean(np.sum(found * self._taught, axis=-1))),
         }
 
@@ -202,7 +206,7 @@ class Stsb:
         batch = {name: value[:1] for name, value in self._sentences.items()}
         found: dict[str, dict[str, float]] = {
             "MiniLM": {
-                "spearman": metrics.spearman(np.asarray(pair_cosine(self._taught)), self._pairs["test"]["score"]),
+                "spearman": metrics.spearman(*self._compared(self._taught)[1:]),
                 "parameters": lm.parameters(self._trained),
             }
         }

@@ -30,7 +30,6 @@ class Config:
 
     @property
     def data(self) -> str:
-        """Name of the problem."""
         return "digits" if self.data_dir is None else "cifar100"
 
     def identity(self) -> dict[str, Any]:

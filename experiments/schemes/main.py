@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import functools
-import json
-import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from experiments.kit import command, files
 from experiments.kit import report as kit_report
-from experiments.kit.statistics import percent
+from experiments.kit.rows.table import Baseline, Rows
 from experiments.schemes import method as methods
-from experiments.schemes import plan, plots, problem, report, teachers
+from experiments.schemes import plots, problem, report, teachers
 from experiments.schemes.config import Config, checked
 from experiments.schemes.method import Own, Setting, Training, alone, offline
 from experiments.schemes.methods import METHODS
 
 
 def cli(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
     return command.run("schemes", Config, lambda config, console: main(checked(config), console), arguments)
 
 
 def main(config: Config, console: Console) -> None:
-    """Runs or resumes the experiment, and prints its table."""
     available = [name for name, method in METHODS.items() if config.data in method.problems]
     names = list(config.schemes or available)
     command.check_names("--schemes", names, available)
@@ -37,9 +33,9 @@ def main(config: Config, console: Console) -> None:
             began, new = time.monotonic(), not work.path(name).exists()
             if new:
                 console.print(f"{number}/{len(names)} {METHODS[name].title}", highlight=False)
-            row = files.once(work.path(name), functools.partial(work.row, name))
+            row = files.once(work.path(name), functools.partial(work.scheme, name))
             if config.timing:
-                files.once(work.path(name, "times"), functools.partial(work.time, name))
+                files.once(work.path(name, "times"), functools.partial(work.seconds, name))
             if new:
                 console.print(f"  {report.one_line(row)}; {time.monotonic() - began:.0f} s", highlight=False)
                 write(config, work)
@@ -51,113 +47,56 @@ def main(config: Config, console: Console) -> None:
 def write(config: Config, work: Work) -> dict[str, Any]:
     """Writes the report of finished methods; returns the content of its JSON."""
     found, times = work.read("rows"), work.read("times")
-    rows = {name: found[name] | {"title": m.title, "group": m.group} for name, m in METHODS.items() if name in found}
-    for name in rows.keys() & times:
-        rows[name]["time"] = times[name]
-    results = {
-        "rows": rows,
-        "networks": work.read("networks"),
-        "config": config.identity(),
-        **command.record("scikit-learn"),
+    finished = {
+        name: found[name] | {"title": m.title, "group": m.group} for name, m in METHODS.items() if name in found
     }
-    files.write(config.out / "gains.png", plots.gains(results))
-    files.write(config.out / "curves.png", plots.learning(results))
-    if any(name.startswith("gap_") for name in rows):
-        files.write(config.out / "capacity.png", plots.capacity(results))
+    for name in finished.keys() & times:
+        finished[name]["time"] = times[name]
+    run = {"config": config.identity(), **command.record("scikit-learn")}
+    results = {"rows": finished, "networks": work.read("networks"), **run}
+    for name, png in plots.draw(results).items():
+        files.write(config.out / name, png)
     files.write(config.out / "report.md", report.markdown(results))
     files.write_json(config.out / "results.json", results, indent=2)
     return results
 
 
-class Work:
-    """The trainings of a run, each run once."""
+class Work(Rows):
+    """The rows of schemes, and the networks that they begin with."""
 
     def __init__(self, setting: Setting, console: Console) -> None:
-        self._setting, self._console, self._out = setting, console, setting.config.out
-        self._networks: dict[str, dict[str, Any]] = {}
-        self._flops: dict[str, float] = {}
+        super().__init__(setting.config.out, setting.problem.students[0], setting.config.seeds, console)
+        self._setting = setting
 
-    def path(self, name: str, folder: str = "rows") -> pathlib.Path:
-        """Returns the file of a finished method, or of its time, in ``"times"``."""
-        return self._out / folder / f"{name}.json"
+    def run(self, name: str, training: Training, own: Sequence[Own]) -> dict[str, Any]:
+        return methods.run(training, own, self._setting, name, self.folder / "runs" / name)
 
-    def read(self, folder: str) -> dict[str, Any]:
-        """Returns the content of a folder's files by name: of ``rows``, ``times``, ``networks`` or ``trainings``."""
-        return {path.stem: json.loads(path.read_text()) for path in sorted((self._out / folder).glob("*.json"))}
+    def network(self, name: str) -> dict[str, Any]:
+        own = self.own(teachers.training(self._setting, name))
+        return teachers.run(self._setting, name, own, self.folder / "runs" / f"network-{name}")
 
-    def row(self, name: str) -> dict[str, Any]:
-        """Returns the results of a method and of its baselines at equal cost."""
+    def scheme(self, name: str) -> dict[str, Any]:
+        """Returns the row of a method."""
         method, setting = METHODS[name], self._for(name)
-        training = method.build(setting)
-        baselines = {"alone": method.alone or alone, "offline": method.offline or offline}
-        cheap = {which: build(setting, setting.steps) for which, build in baselines.items()}
-        own = self._own([training, *cheap.values()])
-        flops = plan.total_flops(training, own[0], self._batch(training))
-        all_steps = sum(part.steps for part in training.all_parts)
-        examples = all_steps * self._loader(training).batch_size
-        row = {"steps": training.steps, "flops": flops, "all_steps": all_steps, "examples": examples}
-        row |= self._train(name, training, own)
-        for which, build in baselines.items():
-            label = which if getattr(method, which) is None else f"{name}-{which}"
-            if label not in self._flops:
-                self._flops[label] = plan.flops_of_step(cheap[which].make, own[0], self._batch(cheap[which]))
-            steps = plan.budget(flops / self._flops[label])
-            compared = self._train(f"{label}-{steps}", build(setting, steps), own)
-            row[which] = {"steps": steps, "flops_per_step": self._flops[label]} | compared
-            if method.group != "lifelong":  # whose forgetting is read from the curve
+        own, usual = {"alone": method.alone, "offline": method.offline}, {"alone": alone, "offline": offline}
+        baselines = {
+            which: Baseline(f"{name}-{which}" if build else which, functools.partial(build or usual[which], setting))
+            for which, build in own.items()
+        }
+        row = self.row(name, method.build(setting), baselines, setting.steps)
+        if method.group != "lifelong":  # whose forgetting is read from the curve
+            for which in baselines:
                 del row[which]["curve"]
         return row
 
-    def time(self, name: str) -> dict[str, float]:
-        """Returns the seconds of a step, and their ratio to those of the student alone."""
-        setting = self._for(name)
-        training, usual = METHODS[name].build(setting), (METHODS[name].alone or alone)(setting, setting.steps)
-        own = self._own([training, usual])
-        return plan.seconds_beside(training, usual, own[0], (self._batch(training), self._batch(usual)))
+    def seconds(self, name: str) -> dict[str, float]:
+        """Returns the seconds of a step of a method, and their ratio to those of the student alone."""
+        method, setting = METHODS[name], self._for(name)
+        return self.time(method.build(setting), (method.alone or alone)(setting, setting.steps))
 
     def _for(self, name: str) -> Setting:
         """Returns the setting of a method, with the chain of assistants if it needs one."""
         if not METHODS[name].searched:
             return self._setting
-        own = self._own([offline(self._setting, 1)])
-        return self._setting._replace(chain=teachers.chain(self._setting, own, self._run, self._out / "chain.json"))
-
-    def _run(self, name: str, training: Training, own: list[Own]) -> dict[str, Any]:
-        return methods.run(training, own, self._setting, name, self._out / "runs" / name)
-
-    def _loader(self, training: Training) -> Any:
-        """Returns the first seed's input."""
-        return training.input(self._setting.problem.students[0], self._setting.config, 0)
-
-    def _batch(self, training: Training) -> Any:
-        loader = self._loader(training)
-        return jax.jit(loader.gather)(loader.arrays, 0)
-
-    def _own(self, trainings: list[Training]) -> list[Own]:
-        """Returns each seed's variables of the networks that trainings begin with."""
-        names = dict.fromkeys(name for training in trainings for name in training.needs)
-        for name in names:
-            if name not in self._networks:
-                self._networks[name] = self._network(name)
-        return [{n: self._networks[n]["variables"][i] for n in names} for i in range(self._setting.config.seeds)]
-
-    def _network(self, name: str) -> dict[str, Any]:
-        own = self._own([teachers.training(self._setting, name)])
-        network = teachers.run(self._setting, name, own, self._out / "runs" / f"network-{name}")
-        size = sum(x.size for x in jax.tree.leaves(network["variables"][0].params))
-        files.write_json(self.path(name, "networks"), {"accuracy": network["accuracy"], "parameters": size})
-        return network
-
-    def _train(self, name: str, training: Training, own: list[Own]) -> dict[str, Any]:
-        """Returns the results of a training of all seeds, which is run once."""
-
-        def run() -> dict[str, Any]:
-            result = self._run(name, training, own)
-            kept = {"accuracy": result["accuracy"], "curve": result["curve"]}
-            if training.extra is not None:
-                kept["extra"] = dict(training.extra(result["variables"][0]))
-            self._console.print(f"  {name}: {percent(kept['accuracy'])} %", highlight=False)
-            return kept
-
-        found: dict[str, Any] = files.once(self.path(name, "trainings"), run)
-        return found
+        own = self.own(offline(self._setting, 1))
+        return self._setting._replace(chain=teachers.chain(self._setting, own, self.run, self.folder / "chain.json"))

@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import optax
 
 import jaxkd
-from experiments.kit import command, inputs, methods, training
+from experiments.kit import command, methods
 from experiments.kit.recipe import Transform
+from experiments.kit.rows import seeds
+from experiments.kit.rows.seeds import Make, Own, Part, Training
 from experiments.schemes.config import Config
 from experiments.schemes.problem import Problem
 from jaxkd import data, teachers, wrappers
-from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, TrainState, Variables
-
-Own = Mapping[str, Variables]  # the variables that a seed has before a method begins: those of its teachers, by name
-
-Make = Callable[[Own], Distiller]  # makes a seed's distiller from what the seed has
-
-
-class Part(NamedTuple):
-    """A part of a training, to count its cost: a distiller, and its number of steps."""
-
-    make: Make
-    steps: int
-
-
-class Training(NamedTuple):
-    """A training of all seeds."""
-
-    make: Make  # makes the distiller of a seed, for images as they are stored
-    steps: int  # its steps
-    model: Model  # the model that is measured at the end, and exported; it reads normalized images
-    pick: Callable[[TrainState], Variables] = lambda state: state.student  # the model's variables in the final state
-    parts: Sequence[Part] = ()  # the parts of the training, where the distiller of ``make`` is not that of all steps
-    loader: Callable[[data.Dataset, int], Any] | None = None  # makes the input of a seed from its images
-    needs: tuple[str, ...] = ("teacher",)  # the networks that it begins with, of `teachers.NETWORKS`
-    look: Transform | None = None  # transform of an image before it is measured; `Problem.normalize` by default
-    every: int | None = None  # steps between evaluations, where these must be at certain steps
-    metrics: Callable[[Context], Metrics] | None = None  # metrics of an evaluation; by default those of a classifier
-    extra: Callable[[Variables], Mapping[str, float]] | None = None  # further numbers about the first student, by name
-
-    @property
-    def all_parts(self) -> Sequence[Part]:
-        """The parts of the training."""
-        return self.parts or [Part(self.make, self.steps)]
-
-    def measured(self, own: Own, normalize: Transform) -> Distiller:
-        """Returns the distiller of a seed, whose evaluation measures the exported model."""
-        look = self.look or normalize
-        return training.measured(self.make(own), self.model, self.pick, look, self.metrics)
-
-    def input(self, images: data.Dataset, config: Config, seed: int) -> Any:
-        """Returns the input of a seed."""
-        if self.loader is not None:
-            return self.loader(images, seed)
-        return data.Resident(images, config.batch, drop_remainder=True)
+from jaxkd.types import Distiller, Model, Objective, Teacher
 
 
 class Method(NamedTuple):
@@ -87,39 +45,33 @@ class Setting(NamedTuple):
 
     @property
     def student(self) -> Model:
-        """The student's network."""
         return self.problem.network("student")
 
     def optimizer(self, steps: int | None = None) -> optax.GradientTransformation:
-        """Returns the problem's optimizer, for so many steps."""
         return self.problem.optimizer(self.steps if steps is None else steps)
 
     def teacher(self, own: Own, name: str = "teacher", size: str | None = None) -> Teacher:
         """Returns a trained network as a teacher, of the size that its name says or another."""
         return teachers.frozen(self.problem.network(size or name), own[name])
 
+    def batches(self, images: data.Dataset, seed: int = 0) -> data.Resident:
+        return data.Resident(images, self.config.batch, drop_remainder=True)
+
     def placed(self, kd: Distiller, *more: Transform, train: Transform | None = None) -> Distiller:
         """Returns a distiller for stored images: augmented and normalized (or ``train``), then transformed further."""
         look, train = data.compose(self.problem.normalize, *more), data.compose(train or self.problem.look, *more)
         return jaxkd.distillers.preprocess(kd, train_transform=train, eval_transform=look)
 
-    def training(
-        self,
-        kd: Make,
-        *more: Transform,
-        steps: int | None = None,
-        model: Model | None = None,
-        train: Transform | None = None,
-        **options: Any,
-    ) -> Training:
-        """Returns the training of a distiller, by default as long as a student alone, which measures the student."""
-        return Training(
-            lambda own: self.placed(kd(own), *more, train=train),
-            self.steps if steps is None else steps,
-            model or self.student,
-            look=data.compose(self.problem.normalize, *more),
-            **options,
-        )
+    def training(self, kd: Make, *more: Transform, train: Transform | None = None, **options: Any) -> Training:
+        """Returns the training of a distiller of transformed images, by default as long as that of a student alone."""
+        look = data.compose(self.problem.normalize, *more)
+        return self.unplaced(lambda own: self.placed(kd(own), *more, train=train), look=look, **options)
+
+    def unplaced(self, make: Make, **options: Any) -> Training:
+        """Returns the training of a distiller of the batches as they are."""
+        steps = options.get("steps", self.steps)
+        defaults = {"model": self.student, "loader": self.batches, "look": self.problem.normalize}
+        return Training(**{"make": make, "steps": steps, "parts": [Part(make, steps)], **defaults, **options})
 
 
 Build = Callable[[Setting], Training]
@@ -133,32 +85,31 @@ def taught(
     setting: Setting,
     steps: int,
     model: Model,
-    teacher: Callable[[Own], Teacher] | None,
+    teacher: Callable[[Own], Teacher],
     *more: Transform,
     objective: Objective = BOTH,
     needs: tuple[str, ...] = ("teacher",),
 ) -> Training:
     """Returns the training of a network by a teacher; both may read transforms."""
-
-    def kd(own: Own) -> Distiller:
-        made = teachers.none() if teacher is None else teacher(own)
-        return jaxkd.distill(model, made, objective, optimizer=setting.optimizer(steps))
-
-    return setting.training(kd, *more, steps=steps, model=model, needs=needs)
+    optimizer = setting.optimizer(steps)
+    return setting.training(
+        lambda own: jaxkd.distill(model, teacher(own), objective, optimizer=optimizer),
+        *more,
+        steps=steps,
+        model=model,
+        needs=needs,
+    )
 
 
 def supervised(setting: Setting, steps: int, model: Model, *more: Transform, objective: Objective = LABELS) -> Training:
-    """Returns the training of a network alone."""
-    return taught(setting, steps, model, None, *more, objective=objective, needs=())
+    return taught(setting, steps, model, lambda own: teachers.none(), *more, objective=objective, needs=())
 
 
 def alone(setting: Setting, steps: int) -> Training:
-    """Returns the training of the student alone."""
     return supervised(setting, steps, setting.student)
 
 
 def offline(setting: Setting, steps: int) -> Training:
-    """Returns offline distillation from the trained teacher."""
     return taught(setting, steps, setting.student, setting.teacher)
 
 
@@ -175,45 +126,23 @@ def untaught(make: Callable[[Setting], Distiller], member: str | None = None) ->
 
 def run(
     of: Training,
-    own: list[Own],
+    own: Sequence[Own],
     setting: Setting,
     name: str,
     folder: pathlib.Path,
-    sets: list[data.Dataset] | None = None,
+    images: list[data.Dataset] | None = None,
 ) -> dict[str, Any]:
-    """Trains all seeds on their own images or on other sets, or resumes an interrupted training.
-
-    Returns ``accuracy`` on the test split, ``curve`` on the validation split and ``variables`` of the measured model,
-    each a list of seeds. All seeds are one program, or trained one after the other.
-    """
+    """Trains all seeds on their own images or on others, or resumes an interrupted training."""
     problem, config = setting.problem, setting.config
-    seeds = command.seeds(config)
-    loaders = [of.input(one, config, seed) for one, seed in zip(sets or problem.students, seeds, strict=True)]
-    every, indices = of.every or max(of.steps // 12, 1), list(range(len(seeds)))
-    found: dict[str, list[Any]] = {"accuracy": [], "curve": [], "variables": []}
-    for group in [indices] if problem.mapped else [[i] for i in indices]:
-        numbers = [seeds[i] for i in group]
-        kd, result = training.run_seeds(
-            lambda one: of.measured(one, problem.normalize),
-            [own[i] for i in group],
-            inputs.Seeds([loaders[i] for i in group], numbers),
-            {"validation": _held(problem.validation)},
-            steps=of.steps,
-            eval_every=every,
-            chunk=100 if problem.mapped else 1,
-            checkpoint_every=4 * every,
-            directory=folder if problem.mapped else folder / str(numbers[0]),
-            config={"training": name, **config.identity()},
-        )
-        tested = jaxkd.training.evaluate(kd, result.state, _held(problem.test))
-        for i in range(len(group)):
-            rows = [row for row in training.of_seed(result.history, i) if "validation/accuracy" in row]
-            measured = [key for key in rows[0] if key.startswith("validation/accuracy")]
-            curve = {key.removeprefix("validation/"): [round(row[key], 5) for row in rows] for key in measured}
-            found["accuracy"].append(training.of_seed([tested], i)[0]["accuracy"])
-            found["curve"].append({"step": [row["step"] for row in rows]} | curve)
-            found["variables"].append(jax.device_get(of.pick(jaxkd.distillers.select_run(result.state, i))))
-    return found
+    return seeds.run(
+        of,
+        own,
+        dict(zip(command.seeds(config), images or problem.students, strict=True)),
+        {"validation": _held(problem.validation), "test": _held(problem.test)},
+        folder=folder,
+        mapped=problem.mapped,
+        config={"training": name, **config.identity()},
+    )
 
 
 def _held(dataset: data.Dataset) -> data.Resident:

@@ -13,8 +13,14 @@ OFFLINE = COLORS[1]
 LIMIT = 15.0  # points that the axis of gains shows; larger gains are given as text
 
 
+def draw(results: dict[str, Any]) -> dict[str, bytes]:
+    """Returns the plots of the report as PNGs, by the names of their files."""
+    drawn = {"gains.png": gains(results), "curves.png": learning(results)}
+    sizes = any(name.startswith("gap_") for name in results["rows"])
+    return drawn | ({"capacity.png": capacity(results)} if sizes else {})
+
+
 def gains(results: dict[str, Any]) -> bytes:
-    """Draws the gains over the student alone and offline distillation."""
     found = list(results["rows"].values())
     marks = {
         "alone": ("o", COLORS[0], -0.14, "the student alone"),
@@ -38,7 +44,6 @@ def gains(results: dict[str, Any]) -> bytes:
 
 
 def learning(results: dict[str, Any]) -> bytes:
-    """Draws validation accuracy by training cost, a panel for each family."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in results["rows"].values():
         groups.setdefault(one["group"], []).append(one)

@@ -1,4 +1,4 @@
-"""The problem of a run: the digits, few of them labelled, or a part of CIFAR-100."""
+"""The problem of a run: the digits, few of them labelled, or a part of CIFAR-100; and networks for it."""
 
 import functools
 from collections.abc import Callable
@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import optax
+from jaxtyping import Array, Float
 
 import jaxkd
 from experiments.kit import command, inputs, recipe
+from experiments.kit.inputs import patches
 from experiments.kit.recipe import Protocol, Transform
 from experiments.schemes.config import Config
-from experiments.schemes.networks import TAPS, WIDTHS, Net
 from jaxkd import data, models
 from jaxkd.types import Model
 
@@ -42,8 +43,81 @@ class Problem(NamedTuple):
         return data.compose(self.augment, self.normalize)
 
     def network(self, size: str, **options: Any) -> Model:
-        """Returns a network tapped at its three stages and at ``pooled``."""
         return jaxkd.adapters.linen(self.module(size), taps=self.taps(size), **options)
+
+
+# The networks of the digits: one form in several sizes, with BatchNorm.
+
+WIDTHS = {"huge": (48, 96, 96), "wide": (24, 48, 48), "teacher": (12, 24, 24)}
+WIDTHS |= {"large": (8, 16, 16), "middle": (6, 12, 12), "student": (4, 8, 8)}  # channels of the three stages, by size
+
+TAPS = {"stage1": "Stage_0", "stage2": "Stage_1", "stage3": "Stage_2", "pooled": "Flat_0"}
+"""The submodules that schemes tap."""
+
+
+class Convolution(nn.Module):
+    """A 3 × 3 convolution without a bias, quick where ``vmap`` maps over seeds."""
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w c"]:
+        dense = nn.Dense(self.channels, use_bias=False, kernel_init=nn.initializers.he_normal())
+        return dense(patches(x, self.stride))
+
+
+class Stage(nn.Module):
+    """A convolution, BatchNorm and a ReLU."""
+
+    channels: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"], train: bool) -> Float[Array, "batch h w c"]:
+        x = Convolution(self.channels, self.stride)(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+
+class Flat(nn.Module):
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
+        return x.reshape(x.shape[0], -1)
+
+
+class Net(nn.Module):
+    """Three stages, with maps of 4 × 4, 4 × 4 and 2 × 2, and a linear classifier."""
+
+    widths: tuple[int, int, int]
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch 8 8 1"], train: bool = False) -> Float[Array, "batch classes"]:
+        for channels, stride in zip(self.widths, (2, 1, 2), strict=True):
+            x = Stage(channels, stride)(x, train)
+        return nn.Dense(self.num_classes)(Flat()(x))
+
+
+class Maker(nn.Module):
+    """A generator of dense layers, which are quick where seeds are mapped over.
+
+    Its last layer is a BatchNorm without scale and bias, as in `jaxkd.models.Generator`.
+    """
+
+    size: tuple[int, int, int]
+    features: int = 128
+
+    @nn.compact
+    def __call__(
+        self, noise: Float[Array, "batch size"], train: bool = False
+    ) -> dict[str, Float[Array, "batch h w c"]]:
+        x = noise
+        for _ in range(2):
+            x = nn.Dense(self.features, use_bias=False)(x)
+            x = nn.leaky_relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x), 0.2)
+        height, width, channels = self.size
+        x = nn.Dense(height * width * channels)(x).reshape(-1, height, width, channels)
+        plain = nn.BatchNorm(use_running_average=not train, momentum=0.9, use_scale=False, use_bias=False)
+        return {"image": plain(x)}
 
 
 def _recurrent(features: int, classes: int, **options: Any) -> Model:
@@ -52,12 +126,10 @@ def _recurrent(features: int, classes: int, **options: Any) -> Model:
 
 
 def of(config: Config) -> Problem:
-    """Returns the problem that a configuration names."""
     return digits(config) if config.data == "digits" else cifar100(config)
 
 
 def digits(config: Config) -> Problem:
-    """Returns the handwritten digits, of which a student sees few."""
     train = data.load("digits", "train")
     return Problem(
         name="digits",
@@ -82,7 +154,6 @@ ZOO |= dict.fromkeys(("teacher", "large", "half", "left"), "resnet20")
 
 
 def cifar100(config: Config) -> Problem:
-    """Returns CIFAR-100 with the published recipe; a student sees some images."""
     protocol = Protocol(config.epochs, config.teacher_epochs, images=config.images, holdout=1_000)
     whole, held = inputs.parts(inputs.cifar100(config.data_dir, "train"), protocol, student=False)
     assert held is not None

@@ -1,5 +1,6 @@
 """The table for the terminal, and ``report.md``, from ``results.json``."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,6 @@ def one_line(found: dict[str, Any]) -> str:
 
 
 def rows(results: dict[str, Any]) -> list[report.Row]:
-    """Returns the rows of the table."""
     config = results["config"]
     steps, rows = config["epochs"] * (config["images"] // config["batch"]), []
     for found in results["rows"].values():
@@ -50,7 +50,6 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Returns ``report.md``."""
     config = results["config"]
     before = {name: one for name, one in results["networks"].items() if not name.startswith("half")}
     networks = ", ".join(f"{name} {percent(one['accuracy'])} %" for name, one in before.items())
@@ -58,30 +57,14 @@ def markdown(results: dict[str, Any]) -> str:
     notes = "\n".join(f"- **{one['title']}** {_words(one)}" for one in compared.values())
     gaps = any(name.startswith("gap_") for name in results["rows"])
     capacity = "![Students of teachers of all sizes](capacity.png)\n\n" if gaps else ""
-    return f"""# Every scheme on {config["data"]}
-
-Mean test accuracy over {config["seeds"]} seeds with 95% intervals (Student's t); gains are differences seed by seed.
-Each scheme is beside the student alone and offline distillation that were trained with as many FLOPs as the scheme: for
-more steps where it costs more, with a schedule of that length. The teacher's forward pass counts, for offline
-distillation too. The training of networks that are there beforehand does not, neither for a scheme nor for offline
-distillation; a network that is trained in the course of a scheme does. Beforehand are: {networks}.
-
-{report.markdown_table(COLUMNS, rows(results))}
-
-MFLOPs per example are those of the compiled steps, over the examples that they take. Time per example is measured for
-one seed beside the student alone, in turn, and given as a multiple of it as well ({results["device"]}). The training
-cost is that of all FLOPs, as a multiple of training the student alone once. What "alone" and "offline" are for a row
-whose student is another one (a recurrent one, one of another input, a pruned one, one of many tasks) is in the README.
-
-![Gains over the student alone and over offline distillation, at equal cost](gains.png)
-
-![Validation accuracy during training](curves.png)
-
-{capacity}{_bits(results)}{_tasks(results)}## What helps here, and what does not
-
-{notes}
-
-{report.settings_section(results)}"""
+    return report.page(
+        pathlib.Path(__file__).with_name("page.txt"),
+        **{"data": config["data"], "seeds": config["seeds"], "device": results["device"], "networks": networks},
+        table=report.markdown_table(COLUMNS, rows(results)),
+        sections=capacity + _bits(results) + _tasks(results),
+        notes=notes,
+        settings=report.settings_section(results),
+    )
 
 
 def _section(title: str, columns: report.Row, cells: list[report.Row], text: str) -> str:
@@ -90,7 +73,6 @@ def _section(title: str, columns: report.Row, cells: list[report.Row], text: str
 
 
 def _bits(results: dict[str, Any]) -> str:
-    """Returns the section on the size of students of few bits."""
     cells = []
     for found in results["rows"].values():
         if "bytes" in (extra := found.get("extra", {})):
@@ -105,7 +87,6 @@ def _bits(results: dict[str, Any]) -> str:
 
 
 def _tasks(results: dict[str, Any]) -> str:
-    """Returns the section on what continual learning forgets."""
     lifelong = [found for found in results["rows"].values() if found["group"] == "lifelong"]
     cells = [_forgotten("fine-tuned, no teacher", found["alone"]) for found in lifelong[:1]]
     cells += [_forgotten(found["title"], found) for found in lifelong]
@@ -118,16 +99,16 @@ def _tasks(results: dict[str, Any]) -> str:
 
 
 def _forgotten(title: str, found: dict[str, Any]) -> tuple[str, ...]:
-    after, within = ([_matrix(curve, name) for curve in found["curve"]] for name in ("accuracy", "accuracy_within"))
+    def each(name: str) -> list[np.ndarray]:
+        """Returns each seed's accuracy on each task after each task."""
+        tasks = range(len(found["curve"][0]["step"]))
+        return [np.array([curve[f"{name}/{task}"] for task in tasks], np.float64).T for curve in found["curve"]]
+
+    after, within = each("accuracy"), each("accuracy_within")
     measures = (metrics.average_accuracy, metrics.forgetting, metrics.backward_transfer)
     values = [[measure(one) for one in after] for measure in measures]
     values.append([metrics.average_accuracy(one) for one in within])
     return (title, *(f"{percent(value)}" for value in values))
-
-
-def _matrix(curve: dict[str, Any], name: str) -> np.ndarray:
-    """Returns the accuracy on each task after each task."""
-    return np.array([curve[f"{name}/{task}"] for task in range(len(curve["step"]))], np.float64).T
 
 
 def _words(found: dict[str, Any]) -> str:

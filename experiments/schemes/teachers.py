@@ -60,7 +60,6 @@ def images(setting: Setting, name: str) -> data.Dataset:
 
 
 def training(setting: Setting, name: str) -> Training:
-    """Returns the training of a network."""
     if name == DISTILLED:
         return offline(setting, setting.steps)
     network, config = NETWORKS[name], setting.config

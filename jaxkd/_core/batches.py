@@ -126,6 +126,42 @@ def mask_of_shape(context: Context, shape: tuple[int, ...]) -> Array | None:
     return fitted
 
 
+def over_tokens(mask: Array, shape: tuple[int, ...]) -> bool:
+    """Returns whether an array has an axis of the tokens of a mask, and further ones.
+
+    The tokens are the axes after the batch, ``[batch, tokens, ..., features]``, or of a sequence any axis but the last
+    one, ``[batch, heads, tokens, ...]``.
+
+    >>> mask = jnp.ones((2, 3), bool)
+    >>> [over_tokens(mask, shape) for shape in ((2, 3, 5), (2, 4, 3, 3), (2, 3), (2, 4, 5))]
+    [True, True, False, False]
+    """
+    if mask.ndim == 1 or len(shape) <= mask.ndim or shape[0] != mask.shape[0]:
+        return False
+    return tuple(shape[: mask.ndim]) == mask.shape or (mask.ndim == 2 and mask.shape[1] in shape[1:-1])
+
+
+def check_tokens(what: str, mask: Array, shape: tuple[int, ...]) -> None:
+    """Raises for features of a sequence whose tokens are not as many as the mask's.
+
+    A single token belongs to its example. A map of another resolution than the mask has the mask of its examples.
+
+    >>> check_tokens("hint", jnp.ones((2, 3), bool), (2, 4, 5))
+    Traceback (most recent call last):
+    ValueError: hint: expected features of the 3 tokens of batch['mask'] [2, 3], got [2, 4, 5]: which of the 4 tokens \
+are padding is unknown. Give a mask of these tokens. If all of them count, make batch['mask'] a mask over examples \
+[batch], and name that of the tokens by term(..., where='batch/NAME') where it applies.
+    """
+    if mask.ndim != 2 or len(shape) != 3 or shape[0] != mask.shape[0] or shape[1] in (1, mask.shape[1]):
+        return
+    raise ValueError(
+        f"{what}: expected features of the {mask.shape[1]} tokens of batch['mask'] {list(mask.shape)}, got "
+        f"{list(shape)}: which of the {shape[1]} tokens are padding is unknown. Give a mask of these tokens. If all of "
+        "them count, make batch['mask'] a mask over examples [batch], and name that of the tokens by "
+        "term(..., where='batch/NAME') where it applies."
+    )
+
+
 def broadcast(mask: Array, shape: tuple[int, ...]) -> Array | None:
     """Returns a mask or weights broadcast to a shape, or None if they do not fit.
 

@@ -175,6 +175,38 @@ def optimizer_of_objective(
     return optax.GradientTransformation(init, update)
 
 
+def optimizer_of_model(
+    optimizer: optax.GradientTransformation, own: optax.GradientTransformation | None, model: str
+) -> optax.GradientTransformation:
+    """Returns a second model's own optimizer, or else the student's.
+
+    Raises:
+      ValueError: from ``init``: the student's optimizer does not accept the parameters, such as one with labels or
+        masks that were made for the student's.
+
+    >>> masked = optax.masked(optax.sgd(0.1), {"w": True})
+    >>> optimizer_of_model(masked, None, "teacher").init({"v": jnp.ones(2)})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: optimizer, by default also the teacher's: expected one for its parameters, v; its init raised: ...
+    """
+    if own is not None:
+        return own
+
+    def init(params: PyTree) -> PyTree:
+        try:
+            return optimizer.init(params)
+        except Exception as error:
+            names = list(tree_paths.by_path(params))
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise ValueError(
+                f"optimizer, by default also the {model}'s: expected one for its parameters, {listed}; its init "
+                f"raised: {str(error).partition(chr(10))[0]} Labels and masks made for the student's parameters do "
+                f"not fit others. Give the {model} an optimizer of its own: {model}_optimizer=optax.adam(1e-3)."
+            ) from error
+
+    return optax.with_extra_args_support(optimizer)._replace(init=init)
+
+
 # Operations, among others, that clip a gradient.
 _KEEPS_SIGN = {
     *("abs", "add", "add_any", "broadcast_in_dim", "clamp", "convert_element_type", "copy", "div", "integer_pow"),

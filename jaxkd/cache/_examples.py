@@ -12,8 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-PLACE = ("index", "epoch", "mask")
-"""Entries of a batch that hold an example's place in the set or the pass rather than its contents."""
+
+def is_place(name: str, value: Any) -> bool:
+    """Returns whether an entry is an example's place in the set or the pass.
+
+    A mask over examples is: it marks those that fill up the last batch. One over tokens belongs to the contents, since
+    a teacher may read it.
+
+    >>> is_place("mask", np.ones(2, bool)), is_place("mask", np.ones((2, 3), bool))
+    (True, False)
+    """
+    return name in ("index", "epoch") or (name == "mask" and np.ndim(value) == 1)
 
 
 class Examples(NamedTuple):
@@ -68,7 +77,9 @@ def entries(batch: Mapping[str, np.ndarray]) -> dict[str, str]:
     {'image': 'uint8[8, 8, 1]'}
     """
     return {
-        name: f"{value.dtype.name}{list(value.shape[1:])}" for name, value in sorted(batch.items()) if name not in PLACE
+        name: f"{value.dtype.name}{list(value.shape[1:])}"
+        for name, value in sorted(batch.items())
+        if not is_place(name, value)
     }
 
 
@@ -104,7 +115,7 @@ def content_difference(cached: np.ndarray, batch: Mapping[str, np.ndarray], name
     """Returns how a batch differs from the examples that the teacher saw, or None.
 
     ``cached`` has the digests of these examples, uint64 ``[rows]``, and ``names`` the `entries` that the teacher saw;
-    further entries are ignored.
+    further entries are ignored. So are examples without any unmasked token, such as those that fill up a batch.
     """
     given = entries(batch)
     if changed := [
@@ -114,7 +125,10 @@ def content_difference(cached: np.ndarray, batch: Mapping[str, np.ndarray], name
     ]:
         return "data: " + ", ".join(changed)
     found = digests(batch, list(names))
-    rows = np.flatnonzero(found != cached)
+    other = found != cached
+    if "mask" in names:
+        other &= batch["mask"].reshape(len(other), -1).any(axis=1)
+    rows = np.flatnonzero(other)
     if not len(rows):
         return None
     first = rows[0]

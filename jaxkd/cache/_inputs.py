@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxkd.cache._examples import PLACE
+from jaxkd.cache._examples import is_place
 from jaxkd.cache._manifest import StaleCacheError
 from jaxkd.types import Array, Batch
 
@@ -23,13 +23,14 @@ from jaxkd.types import Array, Batch
 def entries_read(function: Callable[[Batch], Any], batch: Mapping[str, Any]) -> list[str]:
     """Returns the entries of a batch that the results of a function depend on.
 
-    An entry that only may be read is included. The place of an example in the set or the pass is not an input.
+    An entry that only may be read is included. The place of an example in the set or the pass is not an input; a mask
+    over tokens is.
 
     >>> entries_read(lambda batch: batch["image"] * 2, {"image": jnp.ones(3), "label": jnp.ones(3)})
     ['image']
     """
-    given = {name: value for name, value in batch.items() if name not in PLACE}
-    rest = {name: value for name, value in batch.items() if name in PLACE}
+    rest = {name: value for name, value in batch.items() if is_place(name, value)}
+    given = {name: value for name, value in batch.items() if name not in rest}
     jaxpr = jax.make_jaxpr(lambda given: function({**rest, **given}))(given).jaxpr
     counts = [len(jax.tree.leaves(given[name])) for name in sorted(given)]
     owners = [name for name, count in zip(sorted(given), counts, strict=True) for _ in range(count)]

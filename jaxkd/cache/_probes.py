@@ -58,7 +58,7 @@ def effect(transform: Transform | None, batch: Mapping[str, np.ndarray], views: 
     found: dict[str, list[np.ndarray]] = {}
     for view in range(views):
         for name, value in applied(view_of(batch, view)).items():
-            if name not in _examples.PLACE and np.ndim(value):
+            if not _examples.is_place(name, value) and np.ndim(value):
                 found.setdefault(name, []).append(_sample(np.asarray(value)))
     # The same batch in reverse order must give the reversed results, or the transform mixes examples.
     backwards = applied(view_of({name: value[::-1] for name, value in batch.items()}, 0))

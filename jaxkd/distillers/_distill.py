@@ -12,7 +12,7 @@ import optax
 
 from jaxkd import metrics as metrics_lib
 from jaxkd._core import axes, batches, checks
-from jaxkd._core.arrays.shardings import automatic
+from jaxkd._core.arrays.shardings import automatic, explaining_axes
 from jaxkd._core.axes import average_over_devices, mark_varying
 from jaxkd._core.model_calls import model_batch
 from jaxkd._core.train_state import optimizer_of_objective, params_of, shape_of, strongly_typed
@@ -176,7 +176,7 @@ def distill(
         reported = join({"loss": _total(out, context)}, _named(out.metrics), report(metrics, context), unseen)
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 
-    return Distiller(init, step, evaluate)
+    return Distiller(init, explaining_axes(step), explaining_axes(evaluate))
 
 
 def teacher_outputs(teacher: Teacher, state: TrainState, batch: Batch, key: Array | None) -> Outputs:

@@ -25,7 +25,37 @@ def floating(name: str, x: Any, form: str, *, rank: int | None = None, least_ran
     fits = x.ndim >= least_rank if rank is None else x.ndim == rank
     if not jnp.issubdtype(x.dtype, jnp.floating) or not fits:
         raise ValueError(f"{name}: expected floating-point {form}, got {x.dtype}{list(x.shape)}.")
+    return widen(x)
+
+
+def widen(x: Array) -> Array:
+    """Returns floating-point numbers in float32 or better.
+
+    The cotangent of a float16 array, which is narrowed again, is clipped to the range of float16: a finite one becomes
+    no infinity. The dtype alone decides, so that forward-mode differentiation works in all others.
+    """
+    if x.dtype == jnp.float16:
+        widened: Array = _from_half(x)
+        return widened
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@jax.custom_vjp
+def _from_half(x: Array) -> Array:
+    return x.astype(jnp.float32)
+
+
+def _from_half_forward(x: Array) -> tuple[Array, None]:
+    return _from_half(x), None
+
+
+def _from_half_backward(_: None, cotangent: Array) -> tuple[Array]:
+    largest = float(jnp.finfo(jnp.float16).max)
+    clipped = jnp.where(jnp.isfinite(cotangent), jnp.clip(cotangent, -largest, largest), cotangent)
+    return (clipped.astype(jnp.float16),)
+
+
+_from_half.defvjp(_from_half_forward, _from_half_backward)
 
 
 def logits(name: str, x: Any) -> Array:
@@ -102,7 +132,15 @@ def token_labels(labels: Any, shape: tuple[int, ...], of: str = "hidden states [
             f"labels: expected integer classes {list(shape)} for {of}, got {labels.dtype}{list(labels.shape)}. "
             "soft_cross_entropy takes probabilities."
         )
-    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # an int8 cannot be compared with 1000 classes
+    return integers(labels)
+
+
+def integers(x: Array) -> Array:
+    """Returns integers of 32 bits or more: an int8 cannot hold the number of classes.
+
+    Of uint32, the common type is int64, and without 64 bits int32, which JAX before 0.8 warns of.
+    """
+    return x.astype(jax.dtypes.canonicalize_dtype(jnp.promote_types(x.dtype, jnp.int32)))
 
 
 def targets(name: str, x: Any, logits: Array) -> Array:

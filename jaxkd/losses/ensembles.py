@@ -127,7 +127,7 @@ def _gaps(name: str, logits: Array, labels: Array) -> tuple[Array, Array]:
             f"{name}, labels: expected integer classes {list(logits.shape[1:-1])} (the logits' {list(logits.shape)} "
             f"without members and classes), got {labels.dtype}{list(labels.shape)}."
         )
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = _checks.widen(logits)
     # A loss of the result treats an invalid label; here the label only has to index some class.
     place = jnp.clip(labels.astype(jnp.int32), 0, logits.shape[-1] - 1)[..., None]
     own = jnp.take_along_axis(logits, jnp.broadcast_to(place, (logits.shape[0], *place.shape)), axis=-1)

@@ -147,8 +147,9 @@ def virtual_teacher_kl(
     other K − 1 classes; softened, it is ``p_d = softmax(log(p) / T)``, as for a network with these probabilities. Yuan
     et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020, section 4. The authors'
     code softens the probabilities themselves, ``softmax(p / T)``, which is nearly uniform at T = 20, leaves the student
-    unsoftened, and multiplies by a constant of its own in place of T². The self-teacher variant of the paper
-    (Tf-KD_self) is `soft_target_kl` with the outputs of an earlier student as the teacher's.
+    unsoftened, divides by the number of classes too, and multiplies by a constant of its own in place of T². The
+    self-teacher variant of the paper (Tf-KD_self) is `soft_target_kl` with the outputs of an earlier student as the
+    teacher's.
 
     Args:
       logits: the student's logits ``[..., classes]``.

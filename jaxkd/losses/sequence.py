@@ -298,7 +298,7 @@ def _labels(
     label_where = _checks.mask_or_ones(label_where, labels.shape, "label_where")
     if present is not None:
         label_where = label_where & present[..., None]
-    return labels.astype(jnp.promote_types(labels.dtype, jnp.int32)), label_where
+    return _checks.integers(labels), label_where
 
 
 def _check_blank(blank: int, classes: int) -> int:

@@ -17,7 +17,6 @@ too.
 `calibration`                       expected calibration error
 `binary`, `multilabel`              accuracy, cross-entropy, precision, recall and F1 of yes-or-no decisions
 `segmentation`, `regression`        accuracy and mean IoU of pixels; errors of numbers
-`top_k_bounds`                      bounds of a divergence of which k classes of the teacher are known
 `per_teacher`, `per_student`        metrics of each teacher of an ensemble, of each part of a student
 `per_task`, `task_accuracies`       accuracy by task of a sequence
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
@@ -40,7 +39,6 @@ from jaxkd.metrics._retrieval import retrieval, spearman
 from jaxkd.metrics._segmentation import segmentation
 from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
 from jaxkd.metrics._tokens import distinct_n, edit_distance, tokens
-from jaxkd.metrics._top_k import top_k_bounds
 
 __all__ = [
     "Packed",
@@ -76,7 +74,6 @@ __all__ = [
     "svcca",
     "task_accuracies",
     "tokens",
-    "top_k_bounds",
     "total",
     "total_of",
     "widened",

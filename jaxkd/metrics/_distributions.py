@@ -70,11 +70,15 @@ def kl_bounds(context: Context, *, output: str = "logits") -> dict[str, Mean]:
     same for all vertices, minus ``Σ p log p_s``, which is least if the largest p are at the smallest p_s (rearrangement
     inequality). So the bound is attained: without further knowledge of the teacher, none is lower.
 
+    Where the log-probabilities are known up to an error s (`jaxkd.cache.codecs.packed_top_k`), m is multiplied by
+    ``eˢ``, both bounds become wider by ``(eˢ − 1) Σ_k p |a − mean a|`` with ``a = log p / p_s``, and the upper one by
+    ``s² / 8``, which holds as these errors change neither the tail nor the sum.
+
     Args:
       context: the student's logits ``[..., classes]``, of all classes; the teacher's log-probabilities, normalized over
         all classes, of its k most probable classes ``[..., k]``, and these classes, as ``OUTPUT/log_probs`` and
         ``OUTPUT/indices``; optionally the logarithm of the tail's mass ``[...]`` as ``OUTPUT/log_tail``, which is more
-        exact than the difference from 1. `jaxkd.cache.codecs.top_k` stores all three.
+        exact than the difference from 1; and their errors ``[...]`` as ``OUTPUT/error``. A cached teacher has them.
       output: name of the output.
 
     Returns:
@@ -96,14 +100,26 @@ def kl_bounds(context: Context, *, output: str = "logits") -> dict[str, Mean]:
     log_probs, indices = (batches.lookup(context, f"teacher/{output}/{x}") for x in ("log_probs", "indices"))
     where = batches.mask_of_shape(context, student.shape[:-1])
     lower = losses.top_k_kl(student, log_probs, indices, where=where)
-    log_tail = context.teacher.get(f"{output}/log_tail")
-    upper = _largest_kl(_log_softmax(student), jnp.asarray(log_probs, jnp.float32), indices, log_tail)
+    log_tail, error = (context.teacher.get(f"{output}/{x}") for x in ("log_tail", "error"))
+    log_q, log_probs = _log_softmax(student), jnp.asarray(log_probs, jnp.float32)
+    error = jnp.zeros(lower.shape, jnp.float32) if error is None else jnp.asarray(error)
+    slack = _slack(log_q, log_probs, indices, error)
+    upper = _largest_kl(log_q, log_probs, indices, log_tail, error) + slack + error**2 / 8
     upper = jnp.where(jnp.isnan(lower), jnp.nan, upper)  # `top_k_kl` marks indices that are no classes
-    return {"kl_lower": from_values(lower, where), "kl_upper": from_values(upper, where)}
+    return {"kl_lower": from_values(jnp.maximum(lower - slack, 0), where), "kl_upper": from_values(upper, where)}
 
 
-def _largest_kl(log_q: Array, log_probs: Array, indices: Array, log_tail: Array | None) -> Array:
-    """Returns the largest KL of a teacher with these probabilities, ``[...]``."""
+def _slack(log_q: Array, log_probs: Array, indices: Array, error: Array) -> Array:
+    """Returns the largest change of the known part by errors of its log-probabilities."""
+    p = jnp.exp(log_probs)
+    gap = jnp.where(p > 0, log_probs - jnp.take_along_axis(log_q, jnp.maximum(indices, 0), axis=-1), 0)
+    center = jnp.sum(p * gap, axis=-1, keepdims=True) / jnp.sum(p, axis=-1, keepdims=True)
+    wide = jnp.sum(jnp.where(p > 0, p * jnp.abs(gap - center), 0), axis=-1)
+    return jnp.where(error > 0, jnp.expm1(error) * wide, 0)
+
+
+def _largest_kl(log_q: Array, log_probs: Array, indices: Array, log_tail: Array | None, error: Array) -> Array:
+    """Returns the largest KL of a teacher with these probabilities, ``[...]``, if the known part has no errors."""
     classes = log_q.shape[-1]
     # Padding is scattered to one place more than there are classes, which is then cut off.
     slots = jnp.where((indices >= 0) & (indices < classes), indices.astype(jnp.int32), classes)
@@ -113,7 +129,7 @@ def _largest_kl(log_q: Array, log_probs: Array, indices: Array, log_tail: Array 
     others = classes - jnp.sum(kept, axis=-1, keepdims=True)
     tail = 1 - jnp.sum(p, axis=-1, keepdims=True) if log_tail is None else jnp.exp(log_tail)[..., None]
     tail = jnp.where(others > 0, jnp.maximum(tail, 0), 0)
-    most = jnp.min(jnp.where(kept & (p > 0), p, 1), axis=-1, keepdims=True)
+    most = jnp.min(jnp.where(kept & (p > 0), p, 1), axis=-1, keepdims=True) * jnp.exp(error)[..., None]
     full = jnp.minimum(jnp.floor(tail / most), others)
     smallest = jnp.sort(jnp.where(kept, jnp.inf, log_q), axis=-1)  # of the tail's classes, and then infinities
     place = jnp.arange(classes).reshape((1,) * (log_q.ndim - 1) + (classes,))

@@ -5,7 +5,7 @@ by name               `create`, `names`, `canonical`; `taps` (paths of the taps 
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
 images                `jaxkd.models.vision`: networks for small images, and a generator
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
-                      `layer_taps`; `generate`, `beam_search`, `generator`
+                      `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 ====================  ========================================================================================
 
 Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
@@ -29,6 +29,7 @@ from jaxkd.models.language import (
     KVCache,
     RecurrenceConfig,
     beam_search,
+    bind,
     generate,
     generator,
     layer_taps,
@@ -97,6 +98,7 @@ __all__ = [
     "Generated",
     "KVCache",
     "beam_search",
+    "bind",
     "generate",
     "generator",
     "layer_taps",

@@ -34,7 +34,19 @@ def mask_out(context: Context, x: Array) -> Array:
     """Sets masked examples or tokens of an array ``[batch, ...]`` to zero.
 
     Padding may hold NaN or infinity, which would otherwise reach gradients of parameters and batch statistics.
+
+    Raises:
+      ValueError: the array has other tokens than the mask, or it is unclear whether its last axis are tokens.
     """
+    given = context.batch.get("mask")
+    if given is not None and getattr(given, "ndim", 1) > 1:
+        batches.check_tokens("mask_out", given, x.shape)
+        if x.shape == given.shape and jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"mask_out: {checks.shape(x)} has the shape of the mask, so that its last axis may be tokens or "
+                "features. Write mask_out(context, x[..., None])[..., 0] for one number per token, and "
+                "mask_out(context, x[:, None])[:, 0] for the features of an example."
+            )
     mask = mask_of_shape(context, x.shape)
     return x if mask is None else jnp.where(mask, x, 0)
 
@@ -103,7 +115,18 @@ def term(
                 f"{_name(loss)}: expected one value per example [batch], got {checks.shape(result)}. Leave out the "
                 "mean: the term takes it, over the unmasked examples of all devices and micro-batches."
             )
-        mask = batch_mask(context, where, result.shape, arguments, _name(loss))
+
+        def takes(mask: Array) -> bool:
+            """Returns whether the loss takes a mask."""
+            if "where" not in accepted:
+                return False
+            try:
+                masked = jax.eval_shape(lambda w, *a: loss(*a, **options, where=w), mask, *arguments)
+            except Exception:  # whatever a loss raises for a mask of another shape
+                return False
+            return bool(masked.shape == result.shape)
+
+        mask = batch_mask(context, where, result.shape, arguments, _name(loss), takes)
         shares = _weights(context, weights, result.shape, _name(loss)) if isinstance(weights, str) else None
         if shares is not None:
             counted = shares != 0
@@ -112,8 +135,13 @@ def term(
             )
         if mask is None:
             return loss(*arguments, **options), None, None
-        if mask.shape != result.shape:  # a mask over tokens for a loss that returns one value per example
-            _takes_tokens(loss, arguments, options, mask, result.shape, accepted)
+        if mask.shape != result.shape and not takes(mask):  # a mask over tokens, and one value per example
+            raise ValueError(
+                f"{_name(loss)}: expected a loss of tokens, for the mask {list(mask.shape)}; it returns one value per "
+                "example and takes no mask over tokens, so that excluded tokens would count. Give the loss a keyword "
+                f"argument `where` {list(mask.shape)}, let it return one value per token, pool the tokens in the "
+                "model, or, if it reads tokens that always count, name a mask over examples by where='batch/NAME'."
+            )
         if "where" in accepted:
             options["where"] = mask
         return loss(*arguments, **options), _any_token(mask, result.shape), shares
@@ -132,7 +160,12 @@ def term(
 
 
 def batch_mask(
-    context: Context, where: str | None, shape: tuple[int, ...], arguments: Sequence[Any], loss: str
+    context: Context,
+    where: str | None,
+    shape: tuple[int, ...],
+    arguments: Sequence[Any],
+    loss: str,
+    takes: Callable[[Array], bool] = lambda mask: False,
 ) -> Array | None:
     """Returns the mask of a loss, over its values or the tokens of its arguments.
 
@@ -142,16 +175,17 @@ def batch_mask(
       shape: shape of the loss's values.
       arguments: the loss's arrays.
       loss: its name, for errors.
+      takes: whether the loss takes a mask, where shapes do not decide.
     """
     examples = batches.example_mask(context.batch)
     if where is None:
         if examples is None:
             return None
         mask = context.batch["mask"]
-        tokens = any(x.shape[: mask.ndim] == mask.shape for x in jax.tree.leaves(arguments) if hasattr(x, "shape"))
         fitted = batches.broadcast(mask, shape)
         if fitted is None:
-            fitted = mask if tokens and shape == examples.shape else batches.broadcast(examples, shape)
+            tokens = shape == examples.shape and _reads_tokens(mask, examples, arguments, loss, takes)
+            fitted = mask if tokens else batches.broadcast(examples, shape)
         if fitted is None or (mask.ndim > 1 and len(shape) > 1 and mask.shape != shape[: mask.ndim]):
             raise ValueError(
                 f"{loss}: expected one value per example of the batch's mask, {list(examples.shape)}, or per token, "
@@ -177,6 +211,33 @@ def batch_mask(
     return mask & rows
 
 
+def _reads_tokens(
+    mask: Array, examples: Array, arguments: Sequence[Any], loss: str, takes: Callable[[Array], bool]
+) -> bool:
+    """Returns whether a loss with one value per example reads tokens of a mask.
+
+    The last axis of ``[batch, n]`` is classes or features, or else the n tokens of a mask ``[batch, n]``: the loss
+    decides, by the mask that it takes.
+    """
+    arrays = [x for x in jax.tree.leaves(arguments) if hasattr(x, "shape")]
+    if any(batches.over_tokens(mask, x.shape) for x in arrays):
+        return True
+    for x in arrays:
+        batches.check_tokens(loss, mask, x.shape)
+    alike = [checks.shape(x) for x in arrays if x.shape == mask.shape]
+    if not alike:
+        return False
+    tokens = takes(mask)
+    if tokens == takes(examples):
+        raise ValueError(
+            f"{loss}: {alike[0]} has the shape of batch['mask'], so that its last axis may be classes, features or the "
+            f"mask's tokens, and the loss takes {'either mask' if tokens else 'no mask'}. Name the mask by "
+            f"where='batch/NAME', bool{list(examples.shape)} over examples or bool{list(mask.shape)} over tokens"
+            + ("." if tokens else ", or give the loss a keyword argument `where` over one of them.")
+        )
+    return tokens
+
+
 def _weights(context: Context, path: str, shape: tuple[int, ...], loss: str) -> Array:
     """Returns the weights at a path, broadcast to the shape of a loss's result."""
     weights = lookup(context, path)
@@ -187,30 +248,6 @@ def _weights(context: Context, path: str, shape: tuple[int, ...], loss: str) -> 
             f"{checks.shape(weights)}. A boolean mask is where={path!r}."
         )
     return fitted
-
-
-def _takes_tokens(
-    loss: Callable[..., Array],
-    arguments: Sequence[Any],
-    options: Mapping[str, Any],
-    mask: Array,
-    shape: tuple[int, ...],
-    accepted: frozenset[str],
-) -> None:
-    """Raises unless a loss with one value per example takes a mask over tokens."""
-    if "where" in accepted:
-        try:
-            result = jax.eval_shape(lambda w, *a: loss(*a, **options, where=w), mask, *arguments)
-        except (TypeError, ValueError):  # the loss takes one entry per example
-            result = None
-        if result is not None and result.shape == shape:
-            return
-    raise ValueError(
-        f"{_name(loss)}: expected a loss of tokens, for the mask {list(mask.shape)}; it returns one value per example "
-        f"and takes no mask over tokens, so that excluded tokens would count. Give the loss a keyword argument "
-        f"`where` {list(mask.shape)}, let it return one value per token, pool the tokens in the model, or, if it reads "
-        "tokens that always count, name a mask over examples by where='batch/NAME'."
-    )
 
 
 def _any_token(mask: Array, shape: tuple[int, ...]) -> Array:

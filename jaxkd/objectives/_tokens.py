@@ -32,10 +32,16 @@ def token_mask(context: Context, shape: tuple[int, ...]) -> Array | None:
     """Returns the mask of a feature's tokens ``[batch, ...]``, or None without one.
 
     The positions of a map ``[batch, height, width, channels]`` are its tokens for a mask ``[batch, height, width]``
-    alone: another mask's tokens could be as many as the map is high.
+    alone: another mask's tokens could be as many as the map is high. A map of another resolution has the mask of its
+    examples.
+
+    Raises:
+      ValueError: the feature is a sequence with another number of tokens than the mask.
     """
     mask = context.batch.get("mask")
     ndim = getattr(mask, "ndim", 1)
+    if mask is not None and ndim > 1:
+        batches.check_tokens("feature", mask, tuple(shape))
     if mask is None or ndim == 1 or tuple(mask.shape) != tuple(shape[:-1][:ndim]) or (len(shape) == 4 and ndim != 3):
         return None
     return batches.mask_of_shape(context, shape[:-1])

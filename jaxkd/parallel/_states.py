@@ -11,7 +11,6 @@ from collections.abc import Callable
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxkd._core.arrays import shardings
 from jaxkd.parallel._mesh import globally
 from jaxkd.types import Array, PyTree
 
@@ -41,7 +40,8 @@ def make(init: Callable[[Array], PyTree], key: Array, place: Callable[[PyTree], 
     >>> made["w"].sharding == whole, weights.is_deleted()
     (True, False)
     """
-    jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(shardings.automatic(key))
+    # Traced with the key's shape, since the key itself may lie on another mesh than the one that is traced under.
+    jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(jax.ShapeDtypeStruct(key.shape, key.dtype))
     placed = place(shapes)
     leaves, treedef = jax.tree.flatten(placed)
     whole = NamedSharding(leaves[0].mesh, PartitionSpec())

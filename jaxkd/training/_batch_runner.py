@@ -47,10 +47,10 @@ class BatchRunner(Protocol):
         """
         ...
 
-    def indices(self, step: int) -> np.ndarray | None:
-        """Returns ``batch["index"]`` of a recent update on this process.
+    def recent(self, step: int) -> Batch | None:
+        """Returns the batch of a recent update, or None if the update was too long ago.
 
-        Returns None if batches have no index, or if the update was too long ago.
+        Of a stream, whose batches are not kept, it has the integers that are no images, and zeros elsewhere.
         """
         ...
 
@@ -97,8 +97,9 @@ class _ResidentRunner:
         metrics, self._metrics = self._metrics, None
         return metrics
 
-    def indices(self, step: int) -> np.ndarray | None:
-        return _indices(self._gather(self._data.arrays, jnp.int32(step - 1)))
+    def recent(self, step: int) -> Batch | None:
+        batch: Batch = self._gather(self._data.arrays, jnp.int32(step - 1))
+        return batch
 
     def position(self) -> dict[str, Any]:
         # A resident batch is a function of the step. The position is for a resume with a stream of the same data.
@@ -117,8 +118,8 @@ class _StreamingRunner:
         self._step, self._take = _compiled_steps.run_step(kd.step), parallel.batch_placer(kd)
         self._window: Packed | None = None
         self._first_step = self._count = 0
-        # Indices and masks of the steps whose metrics have not been checked, at most two windows, to name the examples
-        # of a step whose loss is not finite.
+        # Integers and masks of the steps whose metrics have not been checked, at most two windows, to name the examples
+        # of a step whose loss is not finite, and its cause.
         self._recent: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=3 * self.window)
         self._batches = data.batches(position)
         for name in ("__next__", "get_state"):
@@ -155,7 +156,7 @@ class _StreamingRunner:
             self._first, self._first_step = None, step
             self._window = self._step.start(state, batch, self.window)
         state, self._window = self._step.run(state, self._window, batch)
-        self._recent.append((step + 1, {name: fetched[name] for name in ("index", "mask") if name in fetched}))
+        self._recent.append((step + 1, {name: _kept(x) for name, x in fetched.items()}))
         self._count += 1
         return state, step + 1
 
@@ -166,8 +167,10 @@ class _StreamingRunner:
         self._first_step, self._count = self._first_step + self._count, 0
         return metrics
 
-    def indices(self, step: int) -> np.ndarray | None:
-        return next((_indices(batch) for number, batch in self._recent if number == step), None)
+    def recent(self, step: int) -> Batch | None:
+        batch = next((batch for number, batch in self._recent if number == step), None)
+        fill = lambda x: np.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x  # noqa: E731
+        return None if batch is None else jax.tree.map(fill, dict(batch))
 
     def position(self) -> dict[str, Any]:
         state: dict[str, Any] = self._batches.get_state()
@@ -177,8 +180,18 @@ class _StreamingRunner:
         getattr(self._batches, "close", lambda: None)()
 
 
-def _indices(batch: Mapping[str, Any]) -> np.ndarray | None:
-    """Returns the indices of unmasked examples; None if the batch has no index."""
+def _kept(x: Any) -> Any:
+    """Returns an entry of a batch that holds few integers or a mask, or its shape."""
+    small = hasattr(x, "dtype") and x.ndim <= 2 and (x.dtype == bool or jnp.issubdtype(x.dtype, jnp.integer))
+    return x if small else jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), x)
+
+
+def unmasked_indices(batch: Mapping[str, Any]) -> np.ndarray | None:
+    """Returns this process's indices of unmasked examples; None if there are none.
+
+    >>> unmasked_indices({"index": np.array([4, 7]), "mask": np.array([False, True])})
+    array([7])
+    """
     if "index" not in batch:
         return None
     index, mask = (None if name not in batch else _local_rows(batch[name]) for name in ("index", "mask"))

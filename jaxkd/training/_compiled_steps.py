@@ -35,6 +35,16 @@ _IN_FLIGHT = 16
 # nothing. The caches are small because a `gather` may be a method of an input, whose arrays the cache then keeps alive.
 
 
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that all programs share one trace of, for equal types.
+
+    A run's identity needs the trace of the step and of the evaluation, which takes longer than all other parts of it;
+    JAX keeps a trace by the function that `jax.jit` is given. The equations are copied into the program that calls it,
+    so that this is the same program.
+    """
+    return jax.jit(function, inline=True)
+
+
 class StepProgram(NamedTuple):
     """One compiled step on a given batch.
 
@@ -52,6 +62,7 @@ class StepProgram(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def run_step(step: Step) -> StepProgram:
     """Compiles one step on a given batch; its two functions share one trace."""
+    step = traced_once(step)
 
     @jax.jit
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, Packed]:
@@ -91,6 +102,7 @@ def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Pac
     The result is ``(state, arrays, first, *, length) -> (state, packed metrics [length, 2, names])``, compiled once for
     each length. The arrays are an argument: closed over, they would be copied into every program.
     """
+    step = traced_once(step)
 
     def chunk(state: TrainState, arrays: PyTree, first: Array, *, length: int) -> tuple[TrainState, Packed]:
         def one_step(state: TrainState, number: Array) -> tuple[TrainState, Packed]:
@@ -109,6 +121,7 @@ def run_chunk(step: Step, gather: Gather) -> Callable[..., tuple[TrainState, Pac
 @functools.lru_cache(maxsize=4)
 def evaluate_batch(evaluate: Evaluate) -> Callable[[TrainState, Batch], Packed]:
     """Compiles the evaluation of a batch: ``(state, batch) -> packed metrics``."""
+    evaluate = traced_once(evaluate)
     return jax.jit(lambda state, batch: pack(evaluate(state, batch)))
 
 
@@ -118,6 +131,7 @@ def evaluate_resident(evaluate: Evaluate, gather: Gather) -> Callable[..., Packe
 
     The result is ``(state, arrays, *, length) -> packed metrics [length, 2, names]``.
     """
+    evaluate = traced_once(evaluate)
 
     def chunk(state: TrainState, arrays: PyTree, *, length: int) -> Packed:
         def one_batch(_: None, number: Array) -> tuple[None, Packed]:

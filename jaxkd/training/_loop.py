@@ -25,10 +25,11 @@ from jaxkd._core import checks, files, tree_paths
 from jaxkd._core.lock import alone
 from jaxkd._core.progress import Show, show_progress
 from jaxkd.training import _arguments, _compiled_steps, _computation, _run_directory, _run_identity
-from jaxkd.training._batch_runner import BatchRunner, make_batch_runner
+from jaxkd.training._batch_runner import BatchRunner, make_batch_runner, unmasked_indices
 from jaxkd.training._cadence import Cadence, due, exactly_one, make_cadence, splits_of
 from jaxkd.training._checkpoint import Checkpoints
 from jaxkd.training._clock import SECONDS, Clock
+from jaxkd.training._errors._causes import find_cause
 from jaxkd.training._inputs import Input
 from jaxkd.training._logs import Logs, NonFiniteError, RowAccumulator
 from jaxkd.training._preemption import Preempted, catch_signals
@@ -382,8 +383,9 @@ class Run:
         return True
 
     def _explained(self, error: NonFiniteError) -> NonFiniteError:
-        """Adds the examples of the update and the last good checkpoint to an error."""
-        indices = self.runner.indices(error.step)
+        """Adds the update's examples, the last good checkpoint and the cause to an error."""
+        recent = self.runner.recent(error.step)
+        indices = None if recent is None else unmasked_indices(recent)
         batch = ""
         if indices is not None:
             shown = ", ".join(map(str, indices.reshape(-1)[:20].tolist()))
@@ -393,7 +395,9 @@ class Run:
         checkpoint = "There is no checkpoint."
         if self.store is not None and last is not None:
             checkpoint = f"The last good checkpoint is that of step {last}, {self.store.directory / str(last)}."
-        advice = "A smaller learning rate or optax.clip_by_global_norm may help; check the inputs of that term."
+        advice = None if recent is None else find_cause(self.settings.kd, recent, jax.random.key(0))
+        if advice is None:
+            advice = "A smaller learning rate or optax.clip_by_global_norm may help; check the inputs of that term."
         return NonFiniteError(f"{error}{batch} {checkpoint} {advice}", error.step, error.terms, indices)
 
 

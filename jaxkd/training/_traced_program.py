@@ -68,7 +68,7 @@ def trace(function: Callable[..., Any], **arguments: Any) -> Program:
     True
     """
     shapes = jax.tree.map(_shape, tuple(arguments.values()))
-    try:
+    try:  # of shapes and not of arrays: the programs that call the function find its trace by the arguments' types
         closed, result = jax.make_jaxpr(function, return_shape=True)(*shapes)
     except Exception:  # a function that needs the placement of its arguments
         closed, result = jax.make_jaxpr(function, return_shape=True)(*arguments.values())

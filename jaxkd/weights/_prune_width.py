@@ -89,12 +89,12 @@ def prune_width(source: Any, importance: Mapping[str, Any], sizes: Mapping[str, 
         factor = float(np.sqrt(share * energy.size / sizes[WIDTH]))
 
     def pruned(name: str, x: Any) -> Any:
-        x, layer = jnp.asarray(x), _LAYER.search(name)
+        x, layer = np.asarray(x), _LAYER.search(name)  # on the host, where no shape is compiled
         for axis, unit in enumerate(_axes(name, x)):
             if unit in kept:
                 units = kept[unit] if layer is None or unit == WIDTH else kept[unit][int(layer[1])]
                 x = _taken(name, x, units, axis, unit, scores[unit].shape[-1])
-        return x * jnp.asarray(factor, x.dtype) if name.endswith("norm/scale") else x
+        return jnp.asarray(x * np.asarray(factor, x.dtype) if name.endswith("norm/scale") else x)
 
     leaves = [pruned(name, x) for name, x in arrays.items()]
     return Variables(jax.tree.unflatten(jax.tree.structure(variables.params), leaves), variables.state)
@@ -128,4 +128,4 @@ def _taken(name: str, x: Any, units: np.ndarray, axis: int, unit: str, count: in
             f"{name} {checks.shape(x)}: expected {count} units, as in importance, {unit}, along axis {axis}."
         )
     entries = x.shape[axis] // count
-    return jnp.take(x, (units[:, None] * entries + np.arange(entries)).ravel(), axis=axis)
+    return np.take(x, (units[:, None] * entries + np.arange(entries)).ravel(), axis=axis)

@@ -195,3 +195,39 @@ def test_entries_read_are_found_through_jit():
     assert _inputs.entries_read(inner, batch) == ["image", "text"]
     assert _inputs.entries_read(lambda batch: batch["label"], batch) == ["label"]
     assert _inputs.entries_read(lambda batch: jnp.ones(2), batch) == []
+
+
+def tokens_of(mask):
+    drawn = np.random.default_rng(0)
+    token = drawn.integers(0, 50, (9, 6)).astype(np.int32)
+    return data.Dataset({"token": token, "mask": mask, "index": np.arange(9, dtype=np.int32)}, 3, "text")
+
+
+def attending(key_or_table, token, mask):
+    return {"logits": (key_or_table[token] * mask[..., None]).sum(1)}
+
+
+ATTENDING = jaxkd.adapters.plain(lambda key, token, mask: jnp.ones((50, 3)), attending, inputs=("token", "mask"))
+
+
+@pytest.mark.parametrize("mode", ["resident", "stream"])
+def test_another_mask_over_tokens_is_noticed(tmp_path, mode):
+    mask = np.arange(6) < np.array([6, 3, 1, 5, 2, 4, 6, 3, 2])[:, None]
+    other = mask.copy()
+    other[4, 1] = False
+    table = jaxkd.Variables(jax.random.normal(jax.random.key(0), (50, 3)))
+    settings = {"model": ATTENDING, "variables": table, "transform": None, "views": 1}
+    cache = write(tmp_path, tokens_of(mask), **settings)
+    assert cache.manifest["inputs"] == ["mask", "token"]
+    with pytest.raises(StaleCacheError, match=r"data: .*contents"):
+        write(tmp_path, tokens_of(other), **settings)
+    make = {"resident": data.Resident, "stream": data.Stream}[mode]
+    with pytest.raises(StaleCacheError, match="1 of 9 examples have other contents"):
+        list(jaxkd.cache.attach(cache, make(tokens_of(other), 9, shuffle=False, epochs=1)).batches())
+    # The last batch of four is filled up with masked examples, whose tokens do not count.
+    batches = list(jaxkd.cache.attach(cache, make(tokens_of(mask), 4, shuffle=False, epochs=1)).batches())
+    assert [int(batch["mask"].any(1).sum()) for batch in batches] == [4, 4, 1]
+    for batch in batches:
+        assert not (unseen(cache, dict, batch) & batch["mask"].any(1)).any()
+    changed = {**batches[0], "mask": batches[0]["mask"].at[2].set(True)}
+    assert unseen(cache, dict, changed).tolist() == [False, False, True, False]

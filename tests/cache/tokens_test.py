@@ -20,7 +20,7 @@ SET = data.Dataset(
         "mask": np.arange(TOKENS)[None, :] < LENGTHS[:, None],
         "index": np.arange(7, 7 + EXAMPLES, dtype=np.int32),
     },
-    None,
+    0,
     "tokens",
 )
 

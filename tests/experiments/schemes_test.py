@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.kit.inputs import Seeds
-from experiments.schemes import method, plan, report
+from experiments.kit.rows import cost
+from experiments.schemes import method, report
 from experiments.schemes import problem as problems
 from experiments.schemes.config import Config, checked
 from experiments.schemes.main import cli
@@ -37,7 +38,7 @@ def own_of(setting, names):
 
 
 def batch_of(setting, trial):
-    loader = trial.input(setting.problem.students[0], setting.config, 0)
+    loader = trial.loader(setting.problem.students[0], 0)
     return jax.eval_shape(lambda: loader.gather(loader.arrays, 0))
 
 
@@ -56,7 +57,7 @@ def test_a_row_makes_a_distiller(setting, name):
         seen = np.zeros((8, *setting.problem.shape), np.uint8)
 
         def take(own, batch, trial=trial, seen=seen):
-            kd = trial.measured(own, setting.problem.normalize)
+            kd = trial.measured(own)
             state = kd.init(jax.random.key(0), batch)
             state, metrics = kd.step(state, batch)
             return state, metrics, kd.evaluate(state, {"image": seen, "label": np.zeros(8, np.int32)})
@@ -64,10 +65,9 @@ def test_a_row_makes_a_distiller(setting, name):
         state, metrics, evaluated = jax.eval_shape(take, own, batch)
         assert "accuracy" in evaluated and metrics
         alone = jax.eval_shape(lambda state, trial=trial: trial.pick(state), state)
-        look = trial.look or setting.problem.normalize
 
-        def said(variables, image, trial=trial, look=look):
-            return trial.model.apply(variables, look({"image": image}), key=None, train=False)[0]["logits"]
+        def said(variables, image, trial=trial):
+            return trial.model.apply(variables, trial.look({"image": image}), key=None, train=False)[0]["logits"]
 
         outputs = jax.eval_shape(said, alone, seen)
         assert outputs.shape == (8, setting.problem.classes)
@@ -84,20 +84,20 @@ def test_flops_are_those_of_the_parts(setting):
         trial = method.taught(
             setting, setting.steps, setting.problem.network(size), lambda own: setting.teacher(own, before, before)
         )
-        return setting.steps * plan.flops_of_step(trial.make, own, batch)
+        return setting.steps * cost.flops_of_step(trial.make(own), batch)
 
     expected = link("middle", "teacher") + link("student", "middle")
-    assert plan.total_flops(chain, own, batch) == pytest.approx(expected, rel=1e-6)
+    assert chain.flops(own, batch) == pytest.approx(expected, rel=1e-6)
     alone = method.alone(setting, 7)
-    assert plan.total_flops(alone, {}, batch) == 7 * plan.flops_of_step(alone.make, {}, batch)
+    assert alone.flops({}, batch) == 7 * cost.flops_of_step(alone.make({}), batch)
 
 
 @pytest.mark.parametrize("steps", [240, 777, 1200, 3833, 12_345, 99_999])
 def test_equal_cost_is_nearly_equal(steps):
-    found = plan.budget(steps)
+    found = cost.budget(steps)
     assert abs(found / steps - 1) < 0.04
     assert found % 12 == 0
-    assert plan.budget(found) == found  # so that what is rounded twice stays
+    assert cost.budget(found) == found  # so that what is rounded twice stays
 
 
 def test_each_seed_has_its_own_batches(setting):

@@ -40,6 +40,7 @@ ROWS = (
         shapes=(((6, 10), (6, 7)), ((2, 3, 7), (2, 3, 9)), ((4, 2),) * 2, ((5,), (3,))),
         hyper=({}, {"temperature": 2.5}),
         leading=lambda rank: rank - 1,
+        rounding=1e-6,  # of the difference of two probabilities of one half
         invariances={"shift": shift_each, "permuted classes": permute_each},
         extremes=EXTREMES,
         hand=(

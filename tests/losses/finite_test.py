@@ -1,7 +1,11 @@
 """Values and gradients are finite at inputs where a careless derivative is NaN or infinite."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxkd import losses
 from tests.loss_runs import run
 from tests.loss_table import PER_EXAMPLE, each
 
@@ -64,3 +68,37 @@ def test_empty_batch(row):
     for position, gradient in zip(row.floating(arrays), gradients, strict=True):
         assert gradient.shape == arrays[position].shape
         assert (gradient == 0).all()
+
+
+ZEROS = jnp.zeros(4, jnp.int32)
+HALVES = {
+    "soft_target_kl": (losses.soft_target_kl, (4, 3)),
+    "logit_mse": (losses.logit_mse, (4, 3)),
+    "binary_kl": (losses.binary_kl, (4, 3)),
+    "hint_mse": (losses.hint_mse, (4, 2, 2, 3)),
+    "attention_transfer": (losses.attention_transfer, (4, 2, 2, 3)),
+    "distance_relation": (losses.distance_relation, (4, 3)),
+    "best_logits": (lambda s, t: losses.logit_mse(s, losses.best_logits(jnp.stack((s, t)), ZEROS)), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_gradients_beyond_the_range_of_float16_are_clipped(name):
+    """Such as those of a loss that is scaled for training in float16; the gradient of float32 is finite."""
+    loss, shape = HALVES[name]
+    student, teacher = (x.astype(np.float16) for x in np.random.default_rng(0).normal(size=(2, *shape)))
+
+    def gradients(scale, *arrays):
+        return jax.grad(lambda *a: jnp.sum(loss(*a)) * scale, argnums=(0, 1))(*arrays)
+
+    wide = gradients(1e9, *(jnp.asarray(x, jnp.float32) for x in (student, teacher)))
+    assert max(np.abs(x).max() for x in wide) > 65504
+    for found, expected in zip(gradients(1e9, student, teacher), wide, strict=True):
+        assert found.dtype == jnp.float16
+        np.testing.assert_allclose(np.float32(found), np.clip(expected, -65504, 65504), rtol=2e-3)
+
+
+def test_an_infinite_cotangent_of_float16_stays_infinite():
+    x = jnp.ones((1, 2), jnp.float16)
+    found = jax.grad(lambda x: jnp.sum(losses.logit_mse(x, 0 * x)) * jnp.inf)(x)
+    assert np.isinf(found).all()

@@ -47,6 +47,29 @@ def test_factor_transfer_value_equals_numpy_reference():
     np.testing.assert_allclose(objective.apply(params, state, GIVEN, None).value, 2 * want, rtol=1e-5)
 
 
+def test_translator_with_batch_norm_equals_numpy_reference():
+    objective = factor_translator("student/f", "teacher/f", batch_norm=True)
+    params, state = plain.made(objective, GIVEN)
+    student, means = np.float64(GIVEN.student["f"]), {}
+    for name in LAYERS:
+        student = plain.conv(plain.f64(params["translator"])[name], student)
+        means[name] = student.mean((0, 1, 2))
+        student = plain.relu(plain.batch_norm(plain.f64(params["norms"])[name], student), 0.1)
+    teacher = layers(state["paraphraser"]["encoder"], np.float64(GIVEN.teacher["f"]))
+
+    def attention(x):
+        energy = (x**2).mean(-1).reshape(len(x), -1)
+        return energy / np.linalg.norm(energy, axis=1, keepdims=True)
+
+    out = objective.apply(params, state, GIVEN, jax.random.key(0))
+    want = np.abs(attention(plain.pool(student, 2, 2)) - attention(teacher)).mean()
+    np.testing.assert_allclose(out.value, want, rtol=1e-4)
+    for name in LAYERS:
+        mean = 0.9 * state["norms"][name]["mean"] + 0.1 * means[name]
+        np.testing.assert_allclose(out.state["norms"][name]["mean"], mean, rtol=1e-4, atol=1e-6)
+    tiny.assert_equal(objective.apply(params, state, GIVEN, None).state, state)
+
+
 def distiller(objective, optimizer):
     ce = term(losses.cross_entropy, "student/logits", "batch/label")
     return jaxkd.distill(tiny.student, tiny.teacher(), combine(ce=ce, factor=objective), optimizer=optimizer)

@@ -116,6 +116,26 @@ def test_extreme_inputs_are_finite(scale):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
+def test_without_hold_the_gradient_of_distillation_reaches_the_gate_and_all_branches():
+    """By finite differences in float64 of the value, whose ensemble is not held."""
+    none = term(losses.cross_entropy, "student/logits", "batch/label", weight=0.0)
+    free = gated_ensemble(MEMBERS, "student/f", own=none, taught=KL, hold=False)
+    with jax.enable_x64(True):
+        variables, student = double(VARIABLES), double(STUDENT)
+        value, (by_params, by_student) = gradients(free, variables, context(student))
+        held = gradients(gated_ensemble(MEMBERS, "student/f", own=none, taught=KL), variables, context(student))
+        assert float(value) == pytest.approx(float(held[0]), rel=1e-12)
+        for name in NAMES:
+            at = np.array(student[name])
+            place, step = (1,) + (0,) * (at.ndim - 1), np.zeros_like(at)
+            step[place] = 1e-5
+            up, down = (gradients(free, variables, context({**student, name: at + s * step}))[0] for s in (1, -1))
+            np.testing.assert_allclose(by_student[name][place], (up - down) / 2e-5, rtol=1e-6, atol=1e-9)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(by_params["parts"]["kernel"])) > 1e-3
+    assert np.abs(by_student["b/logits"] - held[1][1]["b/logits"]).max() > 1e-3
+
+
 def test_gate_accepts_vectors_and_objectives_with_parameters():
     """The gate reads vectors as well, and `taught` may have parameters, separate for each branch."""
     student = {**{name: x.astype(np.float32) for name, x in STUDENT.items()}, "f": np.ones((6, 3), np.float32)}

@@ -78,6 +78,7 @@ ROWS = {
     "variational_map": Row(objectives.variational(*MAPS, hidden_size=3), "crop"),
     "paraphraser": Row(objectives.paraphraser("teacher/map", weight=3.0), "crop"),
     "factor_translator": Row(objectives.factor_translator(*MAPS), "crop"),
+    "factor_translator_norm": Row(objectives.factor_translator(*MAPS, batch_norm=True), "crop"),
     "factor_translator_sizes": Row(objectives.factor_translator("student/map", "teacher/small")),
     "overhaul": Row(objectives.overhaul_connector(*VECTORS, MARGIN)),
     "overhaul_tokens": Row(objectives.overhaul_connector(*TOKEN_FEATURES, MARGIN), "sum"),

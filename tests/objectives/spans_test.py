@@ -35,8 +35,8 @@ def batch():
 
 RNG = np.random.default_rng(0)
 GIVEN = Context(
-    {"logits": RNG.normal(size=(3, LENGTHS[0], len(STUDENT))).astype(np.float32)},
-    {"logits": RNG.normal(size=(3, LENGTHS[1], len(TEACHER))).astype(np.float32)},
+    {"logits": jnp.asarray(RNG.normal(size=(3, LENGTHS[0], len(STUDENT))), jnp.float32)},
+    {"logits": jnp.asarray(RNG.normal(size=(3, LENGTHS[1], len(TEACHER))), jnp.float32)},
     batch(),
     0,
 )

@@ -100,6 +100,36 @@ def test_within_a_mesh_that_the_user_has_set(place):
         assert tiny.numbers(metrics)["loss"] == pytest.approx(expected()[0], rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["same", "another"])
+def test_rules_within_a_mesh_of_explicit_axes_that_the_user_has_set(other):
+    mesh = MESHES["explicit 2-d"]
+    with jax.set_mesh(mesh if other == "same" else explicit((8,), ("x",))):
+        placed = PLACES["rules"](distiller(tiny.teacher_variables()))
+        state = placed.init(jax.random.key(1), tiny.batch(8))
+        state, metrics = placed(state, tiny.batch(8))
+        assert tiny.numbers(metrics)["loss"] == pytest.approx(expected()[0], rel=1e-4)
+        assert np.isfinite(tiny.numbers(placed.evaluate(state, tiny.batch(8)))["loss"])
+
+
+def test_a_plain_jit_on_explicit_axes_gives_the_loss_or_names_the_cure():
+    """The teacher's pooling reshapes, which explicit axes do not permit; a linear model is right on them."""
+    mesh = explicit((8,), ("data",))
+    batch = jax.tree.map(functools.partial(split, mesh), tiny.batch(8))
+    linear = jaxkd.adapters.plain(lambda key, x: jnp.ones((2, 3)), lambda w, x: x[:, 0, 0] @ w, inputs="image")
+    teacher = teachers.frozen(linear, jaxkd.Variables(jnp.eye(2, 3)))
+    kd = jaxkd.distill(linear, teacher, OBJECTIVE, optimizer=optax.sgd(1.0))
+    alone = jax.jit(kd.step)(kd.init(jax.random.key(1), tiny.batch(8)), tiny.batch(8))[1]
+    with jax.set_mesh(mesh):
+        found = jax.jit(kd.step)(kd.init(jax.random.key(1), batch), batch)[1]
+        assert tiny.numbers(found) == pytest.approx(tiny.numbers(alone), rel=1e-5)
+        kd = distiller(tiny.teacher_variables())
+        state = kd.init(jax.random.key(1), batch)
+        for function in (kd.step, kd.evaluate):
+            with pytest.raises(ValueError, match=r"explicit axes.*jaxkd.parallel.jit\(kd\) or jaxkd.parallel.shard"):
+                jax.jit(function)(state, batch)
+
+
 def test_a_teacher_on_explicit_axes_is_stored_on_automatic_ones():
     """With the weights' own axes, a sum of two shapes that are split differently is an error in ``init``."""
     variables = jax.tree.map(SOURCES["explicit 2-d"], tiny.teacher_variables())

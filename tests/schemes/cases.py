@@ -275,8 +275,8 @@ def on_policy():
 
 
 def replay():
-    options = {"validation": tiny.batch(8, 5), "eval_every": 2, "capacity": 13, "fraction": 0.8, "rise": 0.0}
-    return Case(schemes.sequences.replay(distilled(), moved, steps=8, **options))
+    options = {"validation": tiny.batch(8, 5), "eval_every": 2, "capacity": 8, "fraction": 1.0, "rise": 0.0}
+    return Case(schemes.sequences.replay(distilled(), moved, steps=2, **options))
 
 
 def sequence_level():

@@ -14,9 +14,10 @@ import pytest
 import jaxkd
 from jaxkd._core.progress import show_progress
 from jaxkd.metrics import pack
-from jaxkd.training import Checkpoints, _compiled_steps, _logs, _run_identity, evaluate, fit
+from jaxkd.training import Checkpoints, _logs, _run_identity, evaluate, fit
 from jaxkd.training._cadence import Cadence, due, make_cadence, next_piece
 from jaxkd.types import Distiller, Mean
+from tests.training import toy
 from tests.training.toy import (
     BATCH,
     KD,
@@ -127,20 +128,23 @@ def test_epochs_are_passes_and_intervals_default_to_one_epoch(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_each_chunk_length_is_traced_once_for_all_runs():
-    _compiled_steps.run_chunk.cache_clear()
+@pytest.fixture
+def untraced(monkeypatch):
+    """The distiller of `toy`, with a step that no other test has traced."""
+    monkeypatch.setattr(toy, "KD", KD._replace(step=lambda state, batch: KD.step(state, batch)))
     TRACES.clear()
+
+
+def test_a_step_is_traced_once_for_all_chunk_lengths_and_runs(untraced, tmp_path):
     for _ in range(2):
         run("resident", eval_every=12, steps=36, chunk=4)
-        assert len(TRACES) == 1
     run("resident", eval_every=12, steps=39, chunk=4)  # a last piece of three
-    assert len(TRACES) == 2
+    run("resident", tmp_path)  # its identity
+    assert len(TRACES) == 1
 
 
-def test_streaming_step_is_traced_once():
-    _compiled_steps.run_step.cache_clear()
-    TRACES.clear()
-    run("streaming", steps=20)
+def test_streaming_step_is_traced_once(untraced, tmp_path):
+    run("streaming", tmp_path, steps=24)
     assert len(TRACES) == 1
 
 

@@ -2,7 +2,7 @@
 
 A field is a folder with a file for each task. A task names its measures and methods and opens its data and teachers.
 The command trains a cell for each method and seed, and the student alone again at the cost of methods that cost more;
-it reports after every cell.
+it reports after every cell. `experiments.kit.rows` is for methods whose seeds are trained as one program.
 
 ============  ======================================================================================================
 `task`        `Task`, `Method`, `Measure`, `Work`, `Training`: what a task defines

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.kit import command, files, plan, training
+from experiments.kit import command, files, training
 from experiments.kit import report as kit_report
+from experiments.kit.rows import cost
 from experiments.kit.tasks import plots, report
 from experiments.kit.tasks.task import Task, Training, Work
 
@@ -116,20 +116,18 @@ class Cells:
         usual = self.cell(baseline, seed, self._config.steps)
         ratio = cell["flops"] / usual["flops"]
         if ratio > 1.1:
-            # A tenth apart, so that methods of nearly equal cost share one training.
-            steps = round(self._config.steps * 1.1 ** round(math.log(ratio, 1.1)))
+            steps = cost.budget(self._config.steps * ratio)
             self.cell(baseline, seed, steps, f"{baseline}@{steps}")
 
     def _train(self, method: str, seed: int, steps: int, folder: pathlib.Path) -> dict[str, Any]:
         made: Training = self.work.training(method, seed, steps)
         every = max(made.steps // self._task.evaluations, 1)
-        clock = training.Clock(folder / "seconds.json")
         start: Any = (
             {"key": jax.random.fold_in(jax.random.key(0), seed)} if made.state is None else {"state": made.state}
         )
         batch = next(iter(made.inputs.batches()))
         like = made.state or jax.eval_shape(made.kd.init, jax.random.key(0), batch)
-        flops = plan.flops(made.kd.step, like, batch)
+        flops = cost.flops(made.kd.step, like, batch)
         result = training.run(
             made.kd,
             made.inputs,
@@ -138,7 +136,6 @@ class Cells:
             eval_every=every,
             checkpoint_every=max(every, 1),
             directory=folder,
-            on_eval=clock,
             log_every=every,
             tensorboard=False,
             **start,
@@ -156,7 +153,7 @@ class Cells:
             "curve": [{"step": row["step"], **{k: v for k, v in row.items() if "/" in k}} for row in curve],
             "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)),
             "flops": flops * made.steps + made.before.get("flops", 0.0),
-            "seconds": clock.seconds + made.before.get("seconds", 0.0),
+            "seconds": result.history[-1]["seconds"] + made.before.get("seconds", 0.0),
             "measuring": time.monotonic() - began,
             **command.record(),
         }

@@ -43,14 +43,12 @@ def on_disk(bits: int, points: bool = False) -> Callable[[Variables], Mapping[st
 
 @deferred
 def straight_through(setting: Setting, bits: int) -> Training:
-    """Returns offline distillation with rounded weights in every step."""
     student = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
     return taught(setting, setting.steps, student, setting.teacher)._replace(extra=on_disk(bits))
 
 
 @deferred
 def rounded(setting: Setting, bits: int) -> Training:
-    """Returns offline distillation, rounded at the end."""
     model = wrappers.quantized(setting.student, bits=bits, bucket=BUCKET)
     return offline(setting, setting.steps)._replace(model=model, extra=on_disk(bits))
 

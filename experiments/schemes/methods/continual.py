@@ -16,7 +16,6 @@ Timed = Callable[[Setting, int], Training]
 
 
 def groups(setting: Setting) -> list[list[int]]:
-    """Returns the classes of each task."""
     return [list(group) for group in data.class_groups(setting.problem.classes, TASKS)]
 
 
@@ -53,7 +52,6 @@ def fine_tuned(setting: Setting, steps: int) -> Training:
 
 @deferred
 def lwf(setting: Setting, steps: int, kept: int = 0, **options: Any) -> Training:
-    """Returns learning without forgetting."""
 
     def kd(own: Own, each: list[int]) -> Distiller:
         given: Any = {"tasks": groups(setting), "steps": each, "optimizer": setting.optimizer(each[0])}

@@ -1,5 +1,6 @@
 """Teachers and students that differ in architecture or input, discriminators, and students without any data."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jaxkd
 from experiments.kit.methods import soft_targets
 from experiments.kit.recipe import Transform
 from experiments.schemes.method import BOTH, CE, Method, Own, Setting, Training, deferred, supervised, taught
-from experiments.schemes.networks import Maker
+from experiments.schemes.problem import Maker
 from experiments.schemes.teachers import LEFT, NETWORKS, PEN
 from jaxkd import adapters, data, models, objectives, schemes, teachers, wrappers
 from jaxkd.objectives import discriminators
@@ -86,10 +87,8 @@ def data_free(setting: Setting, synthesis: Synthesis) -> Training:
         kd = jaxkd.distill(setting.student, teacher, objective, optimizer=setting.optimizer(steps))
         return schemes.data_free(kd, synthesis(setting, teacher, generator))
 
-    batch = 2 * setting.config.batch
-    return Training(
-        make, steps, setting.student, loader=lambda _, seed: data.Noise(batch, NOISE, problem.classes, seed=seed)
-    )
+    noise = functools.partial(data.Noise, 2 * setting.config.batch, NOISE, problem.classes)
+    return setting.unplaced(make, steps=steps, loader=lambda _, seed: noise(seed=seed))
 
 
 def dafl(setting: Setting, teacher: Teacher, generator: Model) -> schemes.synthesis.Synthesis:

@@ -50,7 +50,6 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool = False):  # type: ignore[no-untyped-def]
-        """Returns the logits of a map."""
         x = nn.relu(nn.Dense(self.features)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.classes)(jnp.asarray(x))
 
@@ -86,22 +85,19 @@ def depths(setting: Setting) -> Distiller:
 
 def classes(setting: Setting) -> Training:
     """Returns the training of an example by the output for another of its class."""
-    batch = setting.config.batch
+    kd = schemes.class_wise(setting.student, optimizer=setting.optimizer())
     return setting.training(
-        lambda own: schemes.class_wise(setting.student, optimizer=setting.optimizer()),
+        lambda own: kd,
         train=data.with_pair(setting.problem.look),
-        loader=lambda images, seed: data.SameClass(data.Resident(images, batch, drop_remainder=True)),
+        loader=lambda images, seed: data.SameClass(setting.batches(images)),
         needs=(),
     )
 
 
 def views(setting: Setting) -> Training:
     """Returns the training of two distortions of an example by each other."""
-    return setting.training(
-        lambda own: schemes.distorted_views(setting.student, optimizer=setting.optimizer(), feature="pooled"),
-        train=data.two_views(setting.problem.look),
-        needs=(),
-    )
+    kd = schemes.distorted_views(setting.student, optimizer=setting.optimizer(), feature="pooled")
+    return setting.training(lambda own: kd, train=data.two_views(setting.problem.look), needs=())
 
 
 def past(setting: Setting) -> Training:

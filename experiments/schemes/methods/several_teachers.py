@@ -51,13 +51,11 @@ def assistants(setting: Setting, *between: str, teacher: str = "teacher") -> Tra
 
 
 def found_chain(setting: Setting) -> Training:
-    """Returns the chain that the search found best."""
     return assistants(*setting.chain[:-1])(setting)
 
 
 @deferred
 def of_size(setting: Setting, size: str) -> Training:
-    """Returns the usual student of a teacher of a size."""
     return taught(setting, setting.steps, setting.student, lambda own: setting.teacher(own, size), needs=(size,))
 
 
@@ -68,7 +66,6 @@ TWO = {"a": "teacher", "b": "large"}  # the members of an ensemble: networks by 
 
 @deferred
 def ensemble(setting: Setting, objective: Objective, **options: Any) -> Training:
-    """Returns the training of a student by both networks as one teacher."""
 
     def teacher(own: Own) -> Teacher:
         return teachers.ensemble({key: setting.teacher(own, size) for key, size in TWO.items()}, **options)
@@ -78,7 +75,6 @@ def ensemble(setting: Setting, objective: Objective, **options: Any) -> Training
 
 @deferred
 def average(setting: Setting, objective: Objective) -> Training:
-    """Returns the training of a student by its own moving average."""
     teacher = teachers.ema(setting.student, decay=jaxkd.distillers.ema_warmup(0.99))
     return taught(setting, setting.steps, setting.student, lambda own: teacher, objective=objective, needs=())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -76,6 +78,36 @@ def differ(*trees: PyTree) -> bool:
     False
     """
     return any(a is not b for a, b in zip(*map(jax.tree.leaves, (trees, together(*trees))), strict=True))
+
+
+def explaining_axes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a step or an evaluation whose operations explicit axes may not permit.
+
+    Raises:
+      ValueError: from the wrapped function: an operation, often one of the model, has no result on these axes; the
+        message names the placements that have no such axes.
+
+    >>> mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    >>> x = jax.device_put(jax.numpy.ones((4, 4)), NamedSharding(mesh, PartitionSpec("data")))
+    >>> jax.jit(explaining_axes(lambda x: x.reshape(8, 2) + x.T.reshape(8, 2)))(x)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: arrays on a mesh with explicit axes: ...
+    """
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            if type(error).__name__ != "ShardingTypeError":  # which JAX does not export
+                raise
+            raise ValueError(
+                "arrays on a mesh with explicit axes: an operation of the step has no result on them "
+                f"({str(error).partition('. ')[0]}). Use jaxkd.parallel.jit(kd) or jaxkd.parallel.shard(kd, mesh), "
+                "whose programs have automatic axes, or a mesh with axis_types=(jax.sharding.AxisType.Auto,)."
+            ) from error
+
+    return run
 
 
 def _is_placed(x: Any) -> bool:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array
 
 
-_ELEMENTS = 1 << 23  # logits of one network in a chunk, 32 MiB in float32: enough for efficient products
-_TOKENS = 256  # least number of tokens in a chunk: each chunk reads and writes the kernel's whole gradient
+_ELEMENTS = 1 << 22  # logits of one network in a chunk, 16 MiB in float32: enough for efficient products
+# A chunk has at least a quarter as many tokens as hidden units, up to this number, however large the vocabulary: it
+# reads and writes the kernel's whole gradient, which is as large as the logits of as many tokens as hidden units.
+_TOKENS = 256
 
 
 class Head(NamedTuple):
@@ -161,7 +163,8 @@ def chunked(
     chunk = None if chunk is None else _checks.whole("chunk", chunk, expected="at least one token at once")
     tokens = math.prod(shape)
     # Chunks of equal size need the least padding; by default a multiple of 8, so that eight devices can share one.
-    most = chunk or max(_TOKENS, _ELEMENTS // max(words, 1))
+    least = min(_TOKENS, student.hidden.shape[-1] // 4)
+    most = chunk or max(64, least, _ELEMENTS // max(words, 1))
     count = max(1, -(-tokens // most))
     size = max(1, -(-tokens // count))
     size = size if chunk or count == 1 else -(-size // 8) * 8
@@ -186,7 +189,7 @@ def chunked(
     heads = jax.tree.map(lambda x: vary(x, axes), (student, teacher))
     # What has one row per token does not vary over the vocabulary, and the result does not either.
     each, guess = jax.tree.map(lambda x: vary(x, axes - {axis}), (each, guess))
-    values = _tokens(_Static(rule, number, caps, transposed, axis, size), *heads, *each, guess)
+    values = _tokens(_Static(rule, number, caps, transposed, axis, size), *heads, each, guess)
     return tuple(value.reshape(shape) for value in values)
 
 
@@ -202,17 +205,19 @@ def _caps(soft_cap: Any) -> tuple[float | None, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tokens(
-    static: _Static,
-    student: Head,
-    teacher: Head,
-    rows: tuple[Array, ...],
-    temperature: Array,
-    where: Array,
-    guess: Array,
+    static: _Static, student: Head, teacher: Head, each: tuple[tuple[Array, ...], Array, Array], guess: Array
 ) -> tuple[Array, ...]:
-    """Returns the values of the tokens, ``[tokens]`` each."""
+    """Returns the values of the tokens, ``[tokens]`` each.
+
+    Args:
+      static: the loss and its static arguments.
+      student: the student's last layer.
+      teacher: the teacher's, or `NOTHING`.
+      each: what has one row per token: the rows of the rule, the temperature and the mask.
+      guess: expected weight of each value.
+    """
     nothing = jax.tree.map(lambda x: False, (student, teacher))
-    return _run(static, nothing, (student, teacher, rows, temperature, where), _expected(where, guess))[0]
+    return _run(static, nothing, (student, teacher, *each), _expected(each[2], guess))[0]
 
 
 def _expected(where: Array, guess: Array) -> Array:
@@ -229,22 +234,23 @@ def _forward(static: _Static, *primals: Any) -> tuple[tuple[Array, ...], Any]:
     def select(part: str) -> Any:
         return jax.tree.map(lambda x: getattr(x, part), primals, is_leaf=lambda x: hasattr(x, "perturbed"))
 
-    (*arrays, guess), (student, teacher, rows, temperature, *_) = select("value"), select("perturbed")
+    (*heads, each, guess), (student, teacher, (rows, temperature, _), _) = select("value"), select("perturbed")
     if temperature or any(rows):
         name = "temperature" if temperature else "log_probs"
         raise NotImplementedError(
             f"{name}: its gradient is not computed; apply jax.lax.stop_gradient to it, or use the loss of logits."
         )
     run = functools.partial(_run, static, (student, teacher))
-    values, gradients = _once(run, tuple(arrays), _expected(arrays[-1], guess))
-    return values, (tuple(arrays), guess, gradients)
+    arrays = *heads, *each
+    values, gradients = _once(run, arrays, _expected(arrays[-1], guess))
+    return values, (arrays, guess, gradients)
 
 
 def _backward(static: _Static, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     """Scales the gradients that `_forward` has computed."""
     (_, _, rows, _, where), guess, _ = residuals
     unused = [isinstance(cotangent, jax.custom_derivatives.SymbolicZero) for cotangent in cotangents]
-    nothing = tuple(None for _ in rows), None, None, None
+    nothing = (tuple(None for _ in rows), None, None), None
     if all(unused):
         return NOTHING, NOTHING, *nothing
     zeros = jnp.zeros(where.shape, guess.dtype)
@@ -308,8 +314,9 @@ def _scale(
         sums = jax.lax.cond(same, scaled, again, sums)
     rows = jax.tree.map(lambda x: x * multiples[:, None], rows) if one else tuple(x.hidden for x in sums)
     rows = jax.lax.psum(rows, static.axis) if untyped else rows
-    gradients = tuple(x._replace(hidden=row) for x, row in zip(sums, rows, strict=True))
-    return jax.tree.map(lambda like, x: None if x is None else x.astype(like.dtype), arrays[:2], gradients)
+    found = tuple(x._replace(hidden=row) for x, row in zip(sums, rows, strict=True))
+    student, teacher = jax.tree.map(lambda like, x: None if x is None else x.astype(like.dtype), arrays[:2], found)
+    return student, teacher
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -358,8 +365,8 @@ def _run(
             logits.append(z)
             slopes.append(slope)
         scale = jnp.where(included, scale, 1)[:, None]
-        both = (*logits, None)
-        values = static.rule(Chunk(both[0], both[1], given, scale, static.axis), static.number)
+        other = logits[1] if len(logits) > 1 else None
+        values = static.rule(Chunk(logits[0], other, given, scale, static.axis), static.number)
         # Chain rule: from the logits through the cap, then through the product, whose inputs are still at hand.
         gradients, sums = [], []
         for network, (x, z, slope, matrix) in enumerate(zip(hidden, logits, slopes, wide, strict=True)):

@@ -70,9 +70,9 @@ def linear_soft_target_kl(
         A table is taken as it is; a transposed array would be copied.
       where: mask, True for the tokens to include, in the shape of the tokens.
       vocabulary_axis: a mapped axis over which the vocabulary is split.
-      chunk: largest number of tokens at once. By default one network's logits take 32 MiB, or 256 tokens if these take
-        more. Memory is about four times a chunk's logits plus the kernels' gradients. Accelerators may be faster with
-        more.
+      chunk: largest number of tokens at once. By default one network's logits take 16 MiB, or as much as a quarter of
+        the kernel's gradient (up to 256 tokens) if that is more. Memory is about four times a chunk's logits plus the
+        kernels' gradients. Accelerators may be faster with more.
 
     Returns:
       One value per token ``[tokens]`` or ``[batch, tokens]``, in nats times T², float32 or better also of
@@ -432,9 +432,12 @@ def linear_total_variation(
 
 
 def _pair(
-    rule: _kernel.Rule, student: tuple[Any, ...], teacher: tuple[Any, ...], *, transposed: Any, **options: Any
+    rule: _kernel.Rule, student: tuple[Any, Any, Any], teacher: tuple[Any, Any, Any], *, transposed: Any, **options: Any
 ) -> Array:
     """Calls the kernel for a loss of two networks."""
     sides = _kernel.sides(transposed)
-    heads = _kernel.head("student", *student, sides[0]), _kernel.head("teacher", *teacher, sides[1])
+    heads = (
+        _kernel.head("student", *student, transposed=sides[0]),
+        _kernel.head("teacher", *teacher, transposed=sides[1]),
+    )
     return _kernel.chunked(rule, *heads, transposed=sides, **options)[0]

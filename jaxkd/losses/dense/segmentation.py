@@ -75,7 +75,7 @@ def pair_affinity(
     Knowledge Distillation for Semantic Segmentation", CVPR 2019, section 3.1, over all ordered pairs of positions,
     including each with itself. The extended version (TPAMI 2020) pools β positions into a node of the affinity graph,
     as ``pool`` does. The authors' code differs: its cosine divides by a norm without a gradient, and it pools by the
-    maximum over windows of half the map.
+    maximum over windows of half the map. Their weight is 1, in their scripts 0.5.
 
     The affinities take ``(height · width / pool²)²`` elements for each image and network.
 

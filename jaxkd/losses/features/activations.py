@@ -361,4 +361,4 @@ def _per_channel(name: str, array: Array, feature: Array) -> Array:
             f"{name}: expected floating-point {list(feature.shape[-1:])}, one for each channel of the features "
             f"{list(feature.shape)}, got {array.dtype}{list(array.shape)}."
         )
-    return array.reshape(expanded).astype(jnp.promote_types(array.dtype, jnp.float32))
+    return _checks.widen(array.reshape(expanded))

@@ -78,7 +78,8 @@ def correlation_congruence(
     ``K_ij = Σ_p e^{−2γ} (2γ)^p / p! ⟨f_i, f_j⟩^p`` for p from 0 to ``order``, of unit vectors f: the series of ``exp(−γ
     ‖f_i − f_j‖²)``. The share of an anchor i is ``mean_j (K_ij(s) − K_ij(t))²``. Peng et al., "Correlation Congruence
     for Knowledge Distillation", ICCV 2019, equations 6, 10 and 11. Code that is named after this paper often has
-    `consecutive_correlation`, another loss.
+    `consecutive_correlation`, another loss; torchdistill's is the root of the mean over the pairs, divided by the
+    batch.
 
     Args:
       student: embeddings ``[batch, ...]``; all axes but the batch are flattened.

@@ -6,7 +6,8 @@ models                `Decoder` (Llama, GPT-2), `Encoder` (BERT, MobileBERT), `E
 with `adapters.nnx`   `layer_taps`: paths of hidden states, queries, keys, values and attention; `token_inputs` and
                       `source_inputs`: a model's inputs from a batch
 generation            `generate` (greedy, temperature, top-k, top-p) gives `Generated`, `beam_search` gives `Beams`;
-                      `generator`: sequences as entries of a batch; `KVCache`: the state of a decoder
+                      `generator`: sequences as entries of a batch; `bind`: a module with other variables;
+                      `KVCache`: the state of a decoder
 ====================  ========================================================================================
 """
 
@@ -16,7 +17,7 @@ from jaxkd.models.language._decoder import Decoder, DecoderConfig
 from jaxkd.models.language._encoder import Encoder, EncoderConfig
 from jaxkd.models.language._encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jaxkd.models.language._generate import Generated, generate
-from jaxkd.models.language._generator import generator
+from jaxkd.models.language._generator import bind, generator
 from jaxkd.models.language._recurrence import GatedRecurrence, RecurrenceConfig
 from jaxkd.models.language._taps import layer_taps, source_inputs, token_inputs
 
@@ -27,6 +28,7 @@ __all__ = [
     "Generated",
     "KVCache",
     "beam_search",
+    "bind",
     "generate",
     "generator",
     "layer_taps",

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd.models.language._decoder import Decoder
+from jaxkd.models.language._encoder_decoder import EncoderDecoder
 from jaxkd.models.language._generate import generate
 from jaxkd.models.language._masks import token_positions
 from jaxkd.models.language._recurrence import GatedRecurrence
-from jaxkd.models.language._taps import token_mask
+from jaxkd.models.language._taps import source_inputs, token_mask
 from jaxkd.types import Batch, Variables
 
 if TYPE_CHECKING:
@@ -25,8 +26,36 @@ Prompt = int | Callable[[Batch], tuple[Any, Any]]
 ENTRIES = ("tokens", "label", "mask", "segments", "positions")
 
 
+Writer = Decoder | GatedRecurrence | EncoderDecoder
+
+
+def bind(module: nnx.Module | Callable[[nnx.Rngs], nnx.Module], variables: Variables) -> Any:
+    """Returns a module with other variables, in inference mode.
+
+    It can be called, and decodes with `generate` and `beam_search`, inside of a jitted step, where a distillation has
+    `Variables` only.
+
+    Args:
+      module: an nnx module, which stays unchanged, or its constructor, as for `jaxkd.adapters.nnx`.
+      variables: parameters and state, as from ``init`` of the adapter's `Model`.
+
+    >>> variables = Variables({"kernel": jnp.ones((2, 1)), "bias": jnp.ones(1)})
+    >>> bind(lambda rngs: nnx.Linear(2, 1, rngs=rngs), variables)(jnp.ones((1, 2)))
+    Array([[3.]], dtype=float32)
+    """
+    abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
+    parts: Any = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    graph, params, streams, state = parts
+    params, state = jax.tree.map(lambda x: x, (params, state))  # unshared trees
+    nnx.replace_by_pure_dict(params, variables.params)
+    nnx.replace_by_pure_dict(state, variables.state)
+    bound = nnx.merge(graph, params, streams, state)
+    bound.eval()
+    return bound
+
+
 def generator(
-    module: Decoder | GatedRecurrence | Callable[[nnx.Rngs], Decoder | GatedRecurrence],
+    module: Writer | Callable[[nnx.Rngs], Writer],
     *,
     prompt: Prompt,
     length: int,
@@ -43,8 +72,9 @@ def generator(
     no gradient reaches the variables.
 
     Args:
-      module: a `Decoder` or `GatedRecurrence`, whose own weights are not used, or its constructor ``rngs -> Decoder``,
-        as for `jaxkd.adapters.nnx`.
+      module: a `Decoder`, `GatedRecurrence` or `EncoderDecoder`, whose own weights are not used, or its constructor
+        ``rngs -> Decoder``, as for `jaxkd.adapters.nnx`. An `EncoderDecoder` reads the batch's ``source``, and its
+        prompt is the start token, with ``prompt=1``.
       prompt: number of the first tokens of ``batch["tokens"]`` (where the batch has ``segments``, those of the last of
         their segments), masked as by `token_inputs`; or a function ``batch -> (tokens, mask)``.
       length: number of new tokens.
@@ -73,19 +103,18 @@ def generator(
     """
     if unknown := [name for name in entries if name not in ENTRIES]:
         raise ValueError(f"generator, entries: expected names among {list(ENTRIES)}, got {unknown}.")
-    abstract = module if isinstance(module, nnx.Module) else nnx.eval_shape(lambda: module(nnx.Rngs(0)))
-    parts: Any = nnx.split(abstract, nnx.Param, ...)
-    graph, params_like, rest = parts
 
     def made(variables: Variables, batch: Batch, *, keys: Array) -> dict[str, Any]:
-        params = jax.tree.map(lambda x: x, params_like)
-        nnx.replace_by_pure_dict(params, jax.lax.stop_gradient(variables.params))
-        model = nnx.merge(graph, params, rest)
-        model.eval()
+        model = bind(module, jax.lax.stop_gradient(variables))
         tokens, exists = _left_padded(*_prompts(batch, prompt))
+        if isinstance(model, EncoderDecoder):
+            source, _, source_mask, _ = source_inputs(batch)
+            prefilled = model.prefill(source, tokens, source_mask, exists, length=length)
+        else:
+            prefilled = model.prefill(tokens, exists, length=length)
         new = generate(
             model.next_logits,
-            model.prefill(tokens, exists, length=length),
+            prefilled,
             length=length,
             keys=keys,
             temperature=temperature,

@@ -59,8 +59,9 @@ def crd(
     Args:
       student: path of the student's feature ``[batch, ...]``, usually the pooled one.
       teacher: path of the teacher's feature ``[batch, ...]``; the shapes may differ.
-      labels: class of every training example ``[N]``, integers on the host, indexed by ``batch["index"]``. An index out
-        of range yields NaN, as an invalid class label does.
+      labels: class of every training example ``[N]``, integers on the host, indexed by ``batch["index"]``; without
+        classes, ``np.arange(N)``, where every example is its own class. An index out of range yields NaN, as an invalid
+        class label does.
       negatives: K, number of negatives per example.
       embedding_size: size of the embeddings.
       temperature: T > 0.

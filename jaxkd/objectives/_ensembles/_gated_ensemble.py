@@ -16,12 +16,14 @@ from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._select import select
 from jaxkd.objectives._tokens import mask_feature
 from jaxkd.objectives.layers import connector, connector_init, position_mean
-from jaxkd.types import Array, Context, Objective, ObjectiveVars
+from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars
 
 _ENSEMBLE = "ensemble"
 
 
-def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, taught: Objective) -> Objective:
+def gated_ensemble(
+    members: Mapping[str, str], feature: str, *, own: Objective, taught: Objective, hold: bool = True
+) -> Objective:
     """Distills the gated ensemble of a network's branches into each branch.
 
     Also known as: ONE (on-the-fly native ensemble).
@@ -30,16 +32,18 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
     branches: with the cross-entropy and T² KL, equation 8 of Lan, Zhu & Gong, "Knowledge Distillation by On-the-Fly
     Native Ensemble", NeurIPS 2018. As there, the gate is a linear map of the branches' shared feature, averaged over
     its positions, with BatchNorm and a ReLU before the softmax. The gradient of the ensemble's own loss reaches the
-    gate and the branches, that of the distillation terms does not reach the ensemble. The authors' code gives the
-    linear map a bias, which BatchNorm cancels, adds 1e-7 to the ensemble's probabilities, and raises the weight of the
-    distillation terms (`jaxkd.schemes.peers.ramp_up`).
+    gate and the branches, that of the distillation terms does not reach the ensemble, unless ``hold`` is False: the
+    only public PyTorch code leaves it in their graph. The authors' code gives the linear map a bias, which BatchNorm
+    cancels, adds 1e-7 to the ensemble's probabilities, and raises the weight of the distillation terms
+    (`jaxkd.schemes.peers.ramp_up`).
 
     Args:
       members: names of the branches in metrics, with the names of their outputs: ``""`` for the model's own.
         ``{"first": "", "second": "second"}`` are a model and its exit ``second``.
       feature: path of the shared feature ``[batch, ..., features]``, such as ``"student/stage2"``.
       own: objective that each branch and the ensemble minimize, on ``student/logits``, usually the cross-entropy.
-      taught: objective that distills the ensemble, as its teacher, into each branch.
+      taught: objective that distills the ensemble, as its teacher, into each branch. It reads ``teacher/logits``.
+      hold: stops the gradient of ``taught`` at the ensemble.
 
     Returns:
       An `Objective` with the gate's parameters as ``parts`` and those of ``own`` and ``taught``, separate for each
@@ -80,9 +84,24 @@ def gated_ensemble(members: Mapping[str, str], feature: str, *, own: Objective, 
         return {f"{_ENSEMBLE}/logits": _mixed(context, paths, gate)}, state
 
     each = {name: select(own, student=part) for name, part in members.items()}
-    pairs = {name: select(taught, student=part, teacher=_ENSEMBLE) for name, part in members.items()}
+    pairs = {
+        name: select(taught, student=part, teacher=_ENSEMBLE) if hold else _from_ensemble(select(taught, student=part))
+        for name, part in members.items()
+    }
     terms = combine(own=combine(**each, ensemble=select(own, student=_ENSEMBLE)), taught=combine(**pairs))
     return with_derived_outputs(init, make, terms)
+
+
+def _from_ensemble(objective: Objective) -> Objective:
+    """Applies an objective to the ensemble as its teacher, which gradients reach."""
+
+    def teaching(context: Context) -> Context:
+        return context._replace(teacher={"logits": lookup(context, f"student/{_ENSEMBLE}/logits")})
+
+    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
+        return objective.apply(params, state, teaching(context), key)
+
+    return Objective(lambda key, context: objective.init(key, teaching(context)), apply)
 
 
 def _mixed(context: Context, paths: list[str], gate: Array) -> Array:

@@ -13,8 +13,9 @@ from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive
 from jaxkd.objectives._compose import replace, term
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives._tokens import mask_feature, mask_tokens, tokens_as_rows
-from jaxkd.objectives.layers import conv, conv_init, maps
+from jaxkd.objectives._tokens import feature_mask, mask_feature, mask_tokens, tokens_as_rows
+from jaxkd.objectives.layers import batch_norm as normalized
+from jaxkd.objectives.layers import batch_norm_init, conv, conv_init, maps
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, PyTree, Schedule
 
 _LAYERS = ("first", "second", "third")
@@ -73,6 +74,7 @@ def factor_translator(
     *,
     trained: PyTree | None = None,
     rate: float = 0.5,
+    batch_norm: bool = False,
     weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Distance between attention maps of the student's and the teacher's factors.
@@ -82,7 +84,8 @@ def factor_translator(
     ``mean |n(A(E(F_t))) − n(A(T(F_s)))|`` with the attention maps A of the two factors. Kim, Park & Kwak, "Paraphrasing
     Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, section 3 with p = 1, in the form of
     popular code (see `jaxkd.losses.factor_transfer`). The translator T is three 3×3 convolutions (C_s → C_s → rC_t →
-    rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with the student. The
+    rC_t channels) with leaky ReLUs, as in the authors' code without BatchNorm, and is learned with the student. In the
+    usual CIFAR-100 benchmark, the translator has a BatchNorm after each convolution, and the paraphraser none. The
     paraphraser's encoder E is frozen: it is state, which neither gradients nor weight decay reach.
 
     A first stage trains ``combine(factor=paraphraser("teacher/stage3"), ...)``; the second takes its parameters:
@@ -94,10 +97,12 @@ def factor_translator(
       trained: parameters of a `paraphraser` of the same feature and rate; None for a random projection, unlike the
         paper.
       rate: r > 0, channels of the factor for each channel of the teacher's map.
+      batch_norm: whether each convolution of the translator is followed by a BatchNorm.
       weight: a number, or an optax schedule of the step; 200 in the usual CIFAR-100 recipe.
 
     Returns:
-      An `Objective` with the parameters ``{"translator": {"first", ...}}`` and the state ``{"paraphraser": ...}``.
+      An `Objective` with the parameters ``{"translator": {"first", ...}}`` and the state ``{"paraphraser": ...}``; with
+      BatchNorms, also the parameters ``norms`` and their statistics.
 
     Raises:
       ValueError: the rate is not positive; or, from ``init``: a path does not exist or does not hold a map, or the
@@ -128,14 +133,32 @@ def factor_translator(
                     f"{wanted}, got {given}."
                 )
             frozen = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trained)  # a copy, since the state is donated
-        translator = _stack(key, (channels, channels, factors, factors))
-        return ObjectiveVars({"translator": translator}, {"paraphraser": frozen})
+        widths = (channels, channels, factors, factors)
+        made = ObjectiveVars({"translator": _stack(key, widths)}, {"paraphraser": frozen})
+        if not batch_norm:
+            return made
+        norms = {name: batch_norm_init(width) for name, width in zip(_LAYERS, widths[1:], strict=True)}
+        return ObjectiveVars(*({**part, "norms": {n: v[i] for n, v in norms.items()}} for i, part in enumerate(made)))
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
-        del key
         feature, target = (mask_feature(context, lookup(context, path)) for path in (student, teacher))
         factor = _layers(context, state["paraphraser"]["encoder"], target)
-        return replace(context, {student: _layers(context, params["translator"], feature), teacher: factor}), state
+        if not batch_norm:
+            return replace(context, {student: _layers(context, params["translator"], feature), teacher: factor}), state
+        norms = {}
+        for name in _LAYERS:
+            feature = conv(params["translator"][name], feature)
+            mask = feature_mask(context, feature.shape)
+            feature, norms[name] = normalized(
+                params["norms"][name],
+                state["norms"][name],
+                feature,
+                mask=mask,
+                axis_name=context.axis_name,
+                train=key is not None,
+            )
+            feature = mask_tokens(context, jax.nn.leaky_relu(feature, _SLOPE))
+        return replace(context, {student: feature, teacher: factor}), {**state, "norms": norms}
 
     return with_projection(init, change, loss)
 

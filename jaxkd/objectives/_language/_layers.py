@@ -112,7 +112,7 @@ def minilm_v2(
 def tinybert(
     layer_map: Mapping[int, int],
     *,
-    embedded_name: str | None = "embedded",
+    embedding_name: str | None = "embedding",
     hidden_names: str = "hidden{}",
     score_names: str = "scores{}",
 ) -> Objective:
@@ -128,13 +128,13 @@ def tinybert(
 
     Args:
       layer_map: the teacher's layer g(i) for each layer i of the student, such as ``{0: 2, 1: 5}``.
-      embedded_name: name of the embeddings, the input of the first layer; None for none.
+      embedding_name: name of the embeddings, the input of the first layer; None for none.
       hidden_names: name of a layer's hidden states ``[batch, tokens, features]``, with ``{}`` for its number.
       score_names: name of a layer's attention scores ``[batch, heads, queries, keys]``.
 
     Returns:
-      An `Objective` whose terms are ``attention{i}``, ``hidden{i}`` and ``embedded``, with the parameters
-      ``{"hidden": {"kernel", "bias"}, "embedded": {"kernel", "bias"}}`` or those of them that sizes ask for.
+      An `Objective` whose terms are ``attention{i}``, ``hidden{i}`` and ``embedding``, with the parameters
+      ``{"hidden": {"kernel", "bias"}, "embedding": {"kernel", "bias"}}`` or those of them that sizes ask for.
 
     Raises:
       ValueError: the map is empty; from ``init``: an output does not exist, or shapes do not fit.
@@ -142,18 +142,17 @@ def tinybert(
     >>> outputs = lambda width: {"hidden0": jnp.ones((1, 3, width)), "scores0": jnp.zeros((1, 2, 3, 3))}
     >>> from jaxkd import Context
     >>> import jax
-    >>> objective = tinybert({0: 0}, embedded_name=None)
+    >>> objective = tinybert({0: 0}, embedding_name=None)
     >>> jax.tree.map(jnp.shape, objective.init(jax.random.key(0), Context(outputs(4), outputs(6), {}, 0)).params)
     {'hidden': {'bias': (6,), 'kernel': (4, 6)}}
     """
-    terms, groups = (
-        {},
-        {"hidden": [Pair(*(p := _paths(hidden_names, *pair)), p[0]) for pair in _pairs("tinybert", layer_map)]},
-    )
-    if embedded_name is not None:
-        paths = _paths(embedded_name, 0, 0)
-        groups["embedded"] = [Pair(*paths, paths[0])]
-        terms["embedded"] = term(losses.hidden_mse, *paths)
+    hidden = [_paths(hidden_names, *pair) for pair in _pairs("tinybert", layer_map)]
+    groups = {"hidden": [Pair(*paths, paths[0]) for paths in hidden]}
+    terms = {}
+    if embedding_name is not None:
+        paths = _paths(embedding_name, 0, 0)
+        groups["embedding"] = [Pair(*paths, paths[0])]
+        terms["embedding"] = term(losses.hidden_mse, *paths)
     for i, j in layer_map.items():
         terms[f"attention{i}"] = term(losses.attention_mse, *_paths(score_names, i, j))
         terms[f"hidden{i}"] = term(losses.hidden_mse, *_paths(hidden_names, i, j))

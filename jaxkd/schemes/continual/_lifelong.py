@@ -45,8 +45,8 @@ def learning_without_forgetting(
     old_weight: float | Array | Schedule = 1.0,
     temperature: float | Array = 2.0,
     softmax: Heads = per_task_softmax,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """``CE(new labels) + λ_o Σ_h KL(p_old^h ‖ p^h)``, with T = 2 on the old classes.
 
@@ -72,8 +72,9 @@ def learning_without_forgetting(
         no T²: `jaxkd.losses.soft_target_kl` with weight w corresponds to λ_o = T² w.
       temperature: T.
       softmax: a function of `jaxkd.objectives.continual`, such as `per_task_softmax`.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms, such as `jaxkd.metrics.per_task`.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms, such as
+        `jaxkd.metrics.per_task`.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller` as from `lifelong`, with the terms ``ce`` and ``kd``.
@@ -108,8 +109,8 @@ def lifelong(
     steps: Sequence[int],
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Sequence of tasks; the student before each task becomes its teacher.
 
@@ -125,8 +126,8 @@ def lifelong(
       steps: number of steps of each task. The last task lasts until training ends; the first number may be 0.
       optimizer: any optax transformation; its state begins anew with each task.
       objective_optimizer: optax transformation of the objective's parameters; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the objective's terms.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the objective's terms.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller` whose ``state.teacher`` are the earlier student's `Variables`, in the first task the initial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from jaxkd._core.tasks import (
     task_lengths,
     task_starts,
 )
-from jaxkd._core.train_state import optimizer_of_objective, strongly_typed
+from jaxkd._core.train_state import optimizer_of_model, optimizer_of_objective, strongly_typed
 from jaxkd.distillers import distill
 from jaxkd.objectives import combine
 from jaxkd.objectives.continual import Heads, new_class_kd, old_class_kd, per_task_softmax, task_cross_entropy
@@ -65,8 +65,8 @@ def retrospection(
     expert_temperature: float | Array = 2.0,
     old_temperature: float | Array = 2.0,
     softmax: Heads = per_task_softmax,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """``λ_e KL(expert ‖ p) + λ_o Σ_h KL(p_old^h ‖ p^h) + λ_c CE(retained)``.
 
@@ -90,7 +90,8 @@ def retrospection(
         training ends. The first number may be 0, for a pretrained student.
       expert_steps: number of steps of a task in which the expert trains. Retained examples are masked for it.
       optimizer: any optax transformation, for the student; its state begins anew with each task.
-      expert_optimizer: optax transformation of the expert; the same by default.
+      expert_optimizer: optax transformation of the expert; the same by default, unless it holds labels or masks of the
+        student's parameters, which is an error.
       label_weight: λ_c of the cross-entropy, which is over retained examples, and in the first task over all. The
         weights are numbers or optax schedules of the step from the start of training.
       expert_weight: λ_e.
@@ -98,8 +99,9 @@ def retrospection(
       expert_temperature: temperature of the expert's soft targets.
       old_temperature: temperature of the earlier student's soft targets.
       softmax: function that defines the heads; `per_task_softmax` in the paper.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms.
-      train_metrics: function whose result is reported by ``step`` beside the terms, for the network that trains.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms.
+      train_metrics: function of a `Context`, or several, reported by ``step`` beside the terms, for the network that
+        trains.
 
     Returns:
       A `Distiller`. ``state.teacher`` are the variables of ``{"old", "expert"}``. Metrics are the ``loss`` of the
@@ -129,7 +131,6 @@ def retrospection(
             f"retrospection, expert_steps: expected at least 1, and fewer than each task after the first has, "
             f"{list(lengths[1:])}, so that some remain for the student; got {expert_steps}."
         )
-    expert_optimizer = expert_optimizer or optimizer
     of_expert: dict[str, Any] = {
         "teacher": "teacher/expert/logits",
         "temperature": expert_temperature,
@@ -147,7 +148,7 @@ def retrospection(
         expert,
         teachers.none(),
         task_cross_entropy(tasks, lengths, softmax=per_task_softmax),
-        optimizer=expert_optimizer,
+        optimizer=optimizer_of_model(optimizer, expert_optimizer, EXPERT),
         train_metrics=train_metrics,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import optax
 
@@ -23,10 +23,11 @@ def branches(
     feature: str,
     own: Objective,
     taught: Objective,
+    hold: bool = True,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = per_student,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Native ensemble: branches of one network learn from their gated ensemble.
 
@@ -44,10 +45,12 @@ def branches(
       feature: name of the tap that the gate reads, usually where the exits begin.
       own: objective of each branch and of the ensemble, of ``student/logits``, usually the cross-entropy.
       taught: objective between a branch and the ensemble, which is its teacher.
+      hold: stops the gradient of ``taught`` at the ensemble, as in `jaxkd.objectives.gated_ensemble`.
       optimizer: any optax transformation, for the student and its exits as one network.
       objective_optimizer: optax transformation of the gate and of the objectives' parameters; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate``; by default the accuracy, also of each exit.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``; by default the accuracy, also of each
+        exit.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "model")`` are the variables of the student without exits and
@@ -76,7 +79,7 @@ def branches(
     return distill(
         with_exits(student, exits),
         none(),
-        gated_ensemble(members, f"student/{feature}", own=own, taught=taught),
+        gated_ensemble(members, f"student/{feature}", own=own, taught=taught, hold=hold),
         optimizer=optimizer,
         objective_optimizer=objective_optimizer,
         metrics=metrics,

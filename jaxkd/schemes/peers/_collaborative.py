@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,8 +32,8 @@ def collaborative(
     peers: int | None = None,
     label_path: str = "batch/label",
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = per_student,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Collaborative learning: ``L_i = own(i) + taught(i ← ensemble)``.
 
@@ -56,9 +56,9 @@ def collaborative(
       label_path: path of the integer labels ``[batch]``.
       objective_optimizer: optax transformation of the objectives' parameters, with a state for each; the same by
         default.
-      metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the students' mean
-        logits and of each student, ``accuracy/NAME``.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``. The default is the accuracy of the
+        students' mean logits and of each student, ``accuracy/NAME``.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one student. The terms' metrics

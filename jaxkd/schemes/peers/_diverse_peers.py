@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import optax
 
@@ -31,8 +31,8 @@ def diverse_peers(
     weight: float | Array | Schedule = 1.0,
     hold: bool = False,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = per_student,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Two-level distillation: peers learn from attention, a leader from their mean.
 
@@ -57,9 +57,9 @@ def diverse_peers(
       weight: w, a number or a schedule of the step; published as ``ramp_up`` over 80 of 300 epochs.
       hold: stops the gradient into the targets, which then train only the projections.
       objective_optimizer: optax transformation of the projections and of ``own``; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the leader, of each
-        model, and of the peers' mean logits, ``accuracy/peers``.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``. The default is the accuracy of the leader,
+        of each model, and of the peers' mean logits, ``accuracy/peers``.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "leader")`` are the variables of the leader. The terms'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -25,8 +25,8 @@ def mutual(
     peers: int | None = None,
     teacher: Teacher | None = None,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = per_student,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = per_student,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Mutual learning: peers learn from the data and from each other.
 
@@ -51,9 +51,9 @@ def mutual(
       teacher: another teacher of all peers, from `jaxkd.teachers`, which ``own`` can read; none by default.
       objective_optimizer: optax transformation of the objectives' parameters, with a state for each; the same by
         default.
-      metrics: function of a `Context`, reported by ``evaluate``. The default is the accuracy of the peers' ensemble and
-        of each peer, ``accuracy/NAME``.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``. The default is the accuracy of the peers'
+        ensemble and of each peer, ``accuracy/NAME``.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of one peer. The terms' metrics are

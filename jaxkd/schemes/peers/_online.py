@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import optax
 
 from jaxkd import metrics as metrics_lib
-from jaxkd._core.train_state import optimizer_of_objective
+from jaxkd._core.train_state import optimizer_of_model, optimizer_of_objective
 from jaxkd.distillers import distill, per_model
 from jaxkd.objectives import combine, select
 from jaxkd.teachers import none
@@ -42,17 +42,20 @@ def online(
       objective: objective of the student, as for `jaxkd.distill`.
       teacher_objective: objective of the teacher, which reads the teacher's outputs as ``student/...``.
       optimizer: any optax transformation, for the student.
-      teacher_optimizer: optax transformation of the teacher; by default the same, with a state of its own.
+      teacher_optimizer: optax transformation of the teacher; by default the same, with a state of its own, unless it
+        holds labels or masks of the student's parameters, which is an error.
       objective_optimizer: optax transformation of the objectives' parameters; by default that of the model.
-      metrics: function of a `Context` with student and teacher, as in offline distillation, reported by ``evaluate``.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context` with student and teacher, or several, as in offline distillation, reported by
+        ``evaluate``.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "student")`` are the variables of the student, ``"teacher"``
       those of the teacher. Metrics of the two objectives begin with ``student/`` and ``teacher/``.
 
     Raises:
-      ValueError: from ``init``: an objective reads an entry that does not exist.
+      ValueError: from ``init``: an objective reads an entry that does not exist; the teacher has parameters that
+        ``optimizer`` does not accept, and no ``teacher_optimizer``.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxkd
@@ -75,7 +78,7 @@ def online(
         _STUDENT: select(objective, student=_STUDENT, teacher=_TEACHER),
         _TEACHER: select(teacher_objective, student=_TEACHER),
     }
-    optimizers = {_STUDENT: optimizer, _TEACHER: teacher_optimizer or optimizer}
+    optimizers = {_STUDENT: optimizer, _TEACHER: optimizer_of_model(optimizer, teacher_optimizer, _TEACHER)}
     return distill(
         joint({_TEACHER: teacher, _STUDENT: student}, main=_STUDENT),
         none(),

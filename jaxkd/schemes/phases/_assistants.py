@@ -25,8 +25,8 @@ def assistants(
     steps: int | Mapping[str, int],
     optimizer: optax.GradientTransformation | Callable[[str], optax.GradientTransformation],
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Distillation along a chain: teacher → assistant → ... → student.
 
@@ -45,8 +45,8 @@ def assistants(
       optimizer: any optax transformation, for every link; its schedule begins with the link. Or a function from the
         name of the link's student to its optimizer.
       objective_optimizer: optax transformation of the objectives' parameters; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms of the current link.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms of the current link.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, NAME)`` are the variables of ``"student"`` or an assistant.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ def born_again(
     steps: int,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Born-again networks: each generation is taught by the one before.
 
@@ -46,8 +46,8 @@ def born_again(
       steps: number of steps of each generation but the last, which lasts until training ends.
       optimizer: any optax transformation, for each generation; its schedule begins with it.
       objective_optimizer: optax transformation of the objectives' parameters; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms of the current generation.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms of the current generation.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "2")`` are the variables of generation 2. ``evaluate`` reports

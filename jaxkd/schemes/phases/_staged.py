@@ -17,7 +17,7 @@ pre-regression         `objectives.hint`, layer after layer    cross-entropy
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -67,8 +67,8 @@ def staged(
     student: Model,
     teacher: Teacher,
     *stages: Stage,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """Staged distillation: each stage trains the same student on its own objective.
 
@@ -84,8 +84,8 @@ def staged(
       student: model to train.
       teacher: teacher from `jaxkd.teachers`.
       *stages: stages in their order; all but the last have a number of steps.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the objective's terms.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the objective's terms.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. Its state contains every stage's optimizer state, ``opt_state["0"]`` and so on. Metrics are those

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -30,8 +30,8 @@ def byot(
     feature_weight: float | Array | Schedule = 1e-4,
     weight: float | Array | Schedule = 1.0,
     label_path: str = "batch/label",
-    metrics: Callable[[Context], Metrics] | None = None,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """``CE(p_C) + Σ_i (1 − α) CE(p_i) + α T² KL(p_C ‖ p_i) + λ ‖F_i − F_C‖²``.
 
@@ -57,9 +57,9 @@ def byot(
       feature_weight: λ, a number or a schedule.
       weight: weight of all exits, a number or a schedule.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms; by default
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms; by default
         `jaxkd.metrics.classification` of the deepest classifier, and ``NAME/accuracy`` of each exit.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller`. ``wrappers.get_member(state.student, "model")`` are the variables of the model without the exits.

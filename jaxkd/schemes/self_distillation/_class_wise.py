@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optax
 
@@ -25,8 +25,8 @@ def class_wise(
     image: str = "image",
     pair: str = "pair",
     label_path: str = "batch/label",
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """``CE(x) + λ T² KL(p(x'; T) ‖ p(x; T))``, with x' another example of the class.
 
@@ -48,8 +48,8 @@ def class_wise(
       image: batch entry that the model reads.
       pair: batch entry that replaces it for x'.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate``. Without partners, each example is its own.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``. Without partners, each example is its own.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller` whose ``state.student`` are the variables of the model. Its terms are ``ce`` and ``class_wise``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optax
 
@@ -27,8 +27,8 @@ def distorted_views(
     image: str = "image",
     view_name: str = "view",
     label_path: str = "batch/label",
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
-    train_metrics: Callable[[Context], Metrics] | None = None,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = None,
 ) -> Distiller:
     """``CE(p₁) + CE(p₂) + λ T² (KL(p₁ ‖ p₂) + KL(p₂ ‖ p₁)) + μ ‖mean h₁ − mean h₂‖²``.
 
@@ -55,8 +55,9 @@ def distorted_views(
       image: batch entry that the model reads.
       view_name: batch entry that replaces it for the second view.
       label_path: path of integer classes ``[batch]``.
-      metrics: function of a `Context`, reported by ``evaluate``. Without second views, each image is its own.
-      train_metrics: function whose result is reported by ``step``, beside the terms.
+      metrics: function of a `Context`, or several, reported by ``evaluate``. Without second views, each image is its
+        own.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms.
 
     Returns:
       A `Distiller` whose ``state.student`` are the variables of the model. Its terms are ``ce``, ``ce_view``, ``kl``,

@@ -3,12 +3,13 @@
 A fraction ``t / D`` of the examples is selected by systematic sampling: the example at position p of the whole batch is
 selected where ``(t p + u) mod D >= D - t``, for one draw u of the step from 0 to D - 1. Each example then has the
 probability t / D, and of any n consecutive ones at most ⌈n t / D⌉ are selected. The sampler can therefore run on that
-many rows, a number known when the step is compiled. Rows are taken from blocks of D consecutive examples, so that a
-batch that is split over devices stays split.
+many rows, a number known when the step is compiled. Rows are taken from equal blocks of consecutive examples, so that
+the compiler splits them over devices as it does the batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -70,38 +71,34 @@ class Selection(NamedTuple):
 
     def take(self, tree: Any) -> Any:
         """Returns the rows of the chosen examples ``[rows, ...]``, filled up with others."""
-        if self.share == 1:
-            return tree
-        return jax.tree.map(lambda x: self._taken(jnp.asarray(x)), tree)
+        return tree if self.share == 1 else jax.tree.map(lambda x: self._taken(jnp.asarray(x)), tree)
 
     def put(self, tree: Any) -> Any:
         """Inverts `take` for the chosen examples; other rows have arbitrary values."""
         return tree if self.share == 1 else jax.tree.map(self._whole, tree)
 
     def _taken(self, x: Array) -> Array:
-        rows = jnp.argsort(~self._blocks(self.chosen), axis=1, stable=True)[:, : self._rows]
-        return jax.vmap(lambda block, rows: block[rows])(self._blocks(x), rows).reshape(-1, *x.shape[1:])
+        blocks, rows = self._blocks_and_rows()
+        first = jnp.argsort(~self.chosen.reshape(blocks, -1), axis=1, stable=True)[:, : rows // blocks]
+        taken = jax.vmap(lambda block, i: block[i])(x.reshape(blocks, -1, *x.shape[1:]), first)
+        return taken.reshape(rows, *x.shape[1:])
 
     def _whole(self, x: Array) -> Array:
-        rows = jnp.cumsum(self._blocks(self.chosen), axis=1) - 1
-        parts = x.reshape(-1, self._rows, *x.shape[1:])
-        whole = jax.vmap(lambda block, rows: block[jnp.clip(rows, 0, self._rows - 1)])(parts, rows)
-        return whole.reshape(-1, *x.shape[1:])[: len(self.chosen)]
+        blocks, rows = self._blocks_and_rows()
+        row = jnp.cumsum(self.chosen.reshape(blocks, -1), axis=1) - 1
+        row = jnp.clip(row, 0, rows // blocks - 1)
+        whole = jax.vmap(lambda block, i: block[i])(x.reshape(blocks, -1, *x.shape[1:]), row)
+        return whole.reshape(-1, *x.shape[1:])
 
-    @property
-    def _rows(self) -> int:
-        """Number of rows that are made for each block."""
-        size = min(len(self.chosen), self.share.denominator)
-        return -(-size * self.share.numerator // self.share.denominator)
+    def _blocks_and_rows(self) -> tuple[int, int]:
+        """Returns the number of blocks of consecutive examples, and that of all rows.
 
-    def _blocks(self, x: Array) -> Array:
-        """Returns blocks of consecutive examples ``[blocks, block, ...]``.
-
-        The last block is filled up with examples that are not chosen.
+        They are as many blocks of one size as there can be without more than ⌈batch · share⌉ rows.
         """
-        size = min(len(x), self.share.denominator)
-        filled = jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(-1, size, *x.shape[1:])
+        size = len(self.chosen)
+        rows = math.ceil(size * self.share)
+        divisors = (n for n in range(1, size + 1) if size % n == 0)
+        return max(n for n in divisors if n * math.ceil(size // n * self.share) == rows), rows
 
 
 def keys_of(key: Array, places: Array) -> Array:
@@ -137,7 +134,10 @@ def stored(bank: PyTree, made: PyTree, rows: Array, axis_name: str | None) -> Py
 
 
 def varying(branch: Callable[[], tuple[PyTree, PyTree]], axis_name: str | None) -> Callable[[], tuple[PyTree, PyTree]]:
-    """Returns a branch whose first result is typed as varying over the devices, as that of each branch is."""
+    """Returns a branch whose first result is typed as varying over the devices.
+
+    Branches of `jax.lax.switch` need results of one type.
+    """
 
     def run() -> tuple[PyTree, PyTree]:
         own, shared = branch()

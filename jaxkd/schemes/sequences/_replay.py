@@ -48,7 +48,8 @@ def replay(
 
     Args:
       kd: any distiller whose teacher can be evaluated on new examples, not a cached one.
-      generate: function of the student, as for `jaxkd.schemes.on_policy`; every entry that it makes is in the batch.
+      generate: function of the student, as for `jaxkd.schemes.on_policy`. It makes every entry that belongs to a
+        sequence, as a replayed one meets the other entries of another batch, and no entry that the batch lacks.
       steps: number of steps of the training, over which the share of new sequences falls to 0.
       validation: batch whose ``evaluate`` loss is measured, a constant of the compiled step.
       eval_every: steps between the validations, of which the first precedes the training.
@@ -114,7 +115,9 @@ def replay(
         """Returns φ and the loss with which the next validation is compared."""
 
         def measured() -> Array:
-            found = kd.evaluate(state, validation)["loss"]
+            reported = kd.evaluate(state, validation)
+            checks.known("loss", list(reported), "replay, metric of the evaluation")
+            found = reported["loss"]
             return jnp.asarray(found.sum / found.count, jnp.float32)
 
         due = state.step % eval_every == 0
@@ -135,7 +138,6 @@ def replay(
         draw, fresh = jax.random.uniform(draw_key), phi * (1 - inner.step / steps)
         makes = (draw < fresh) | ((draw < phi) & (own["count"] < capacity))
         source = jnp.where(makes, _GENERATED, jnp.where(draw < phi, _REPLAYED, _DATA))
-
         bank = own["entries"]
 
         def from_data() -> tuple[PyTree, PyTree]:
@@ -157,11 +159,11 @@ def replay(
         chosen = chosen if included is None else chosen & included
         new, metrics = kd.step(inner, replace("replay", batch, made, chosen))
         seen = jnp.float32(1) * batches.count_examples(batch)
-        shown = {
+        own_shares = {
             "generated": Mean(jnp.where(source == _GENERATED, seen, 0), seen),
             "replayed": Mean(jnp.where(source == _REPLAYED, seen, 0), seen),
         }
-        shown = metrics_lib.psum(shown, axis_name)
+        shown = metrics_lib.psum(own_shares, axis_name)
         added = shown["generated"].sum.astype(jnp.int32)
         own = {
             "entries": bank,

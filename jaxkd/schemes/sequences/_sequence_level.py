@@ -110,8 +110,9 @@ def sequence_level(kd: Distiller, generate: Callable[..., Mapping[str, Any]], *,
         whole = replace("sequence_level", batch, made, chosen, every=True)
         new, metrics = kd.step(inner, whole)
         kept = Mean(*(jnp.float32(1) * batches.count_examples(x) for x in (whole, batch)))
-        shown |= metrics_lib.psum({"kept": kept}, axis_name)
-        return train_state.put(new, _SLOT, own, "sequence_level"), join(metrics, shown)
+        return train_state.put(new, _SLOT, own, "sequence_level"), join(
+            metrics, shown, metrics_lib.psum({"kept": kept}, axis_name)
+        )
 
     def evaluate(state: TrainState, batch: Batch) -> Metrics:
         return kd.evaluate(train_state.take(state, _SLOT, "sequence_level")[0], batch)

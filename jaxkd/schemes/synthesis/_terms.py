@@ -58,6 +58,7 @@ def total_variation(images: Array, *, mask: Array | None = None, axis_name: str 
     """``Σ_d ‖x − shift_d(x)‖₂``, with shifts down, right and along both diagonals.
 
     R_TV of DeepInversion (CVPR 2020, equation 3). As in the authors' code, each norm is over the whole batch.
+    The repository of CMI has the mean of ``|x − shift_d(x)|`` in its place.
 
     >>> total_variation(jnp.array([[0.0, 3.0], [4.0, 0.0]]).reshape(1, 2, 2, 1))  # 5 + 5 + 1 + 0
     Array(11., dtype=float32)

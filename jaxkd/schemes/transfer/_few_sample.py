@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,7 @@ def few_sample(
     steps: int = 1,
     ridge: float = 0.0,
     variables: Any = None,
-    metrics: Callable[[Context], Metrics] = metrics_lib.classification,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = metrics_lib.classification,
 ) -> Distiller:
     """Least squares ``min_M Σ ‖X·M − Y‖²`` over examples and positions, by layers.
 
@@ -91,7 +91,7 @@ def few_sample(
       ridge: ≥ 0, relative to each channel's sum of squares; above 0, M is regularized towards the identity.
       variables: weights of the compressed student, as for `jaxkd.adapters.variables`; None for those of the model's
         ``init``.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the residuals.
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the residuals.
 
     Returns:
       A `Distiller`. ``state.objective.state`` are the sums of every layer. Its metrics are ``residual/NAME``, the mean
@@ -171,7 +171,7 @@ def few_sample(
         axis_name = axes.mapped_axis()
         outputs = outputs_of(state, batch, None)
         params = state.student.params, params_of(state.teacher)
-        extra = metrics(Context(*outputs, batch, state.step, axis_name, *params))
+        extra = metrics_lib.report(metrics, Context(*outputs, batch, state.step, axis_name, *params))
         return metrics_lib.psum(join(residuals(outputs, batch), extra), axis_name)
 
     def residuals(outputs: tuple[Outputs, Outputs], batch: Batch) -> Metrics:

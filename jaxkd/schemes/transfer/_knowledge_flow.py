@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -78,8 +78,8 @@ def knowledge_flow(
     *,
     optimizer: optax.GradientTransformation,
     objective_optimizer: optax.GradientTransformation | None = None,
-    metrics: Callable[[Context], Metrics] = _both,
-    train_metrics: Callable[[Context], Metrics] | None = report_dependence,
+    metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] = _both,
+    train_metrics: Callable[[Context], Metrics] | Sequence[Callable[[Context], Metrics]] | None = report_dependence,
 ) -> Distiller:
     """Distillation of a student into which the teachers' layers are mixed.
 
@@ -97,9 +97,10 @@ def knowledge_flow(
       objective: objective from `jaxkd.combine`, with a `dependence_loss`.
       optimizer: any optax transformation, for the parameters of the student and of the flow.
       objective_optimizer: optax transformation of what the objective learns; the same by default.
-      metrics: function of a `Context`, reported by ``evaluate`` beside the terms. The default is that of
+      metrics: function of a `Context`, or several, reported by ``evaluate`` beside the terms. The default is that of
         `jaxkd.distill`, and `report_dependence`.
-      train_metrics: function whose result is reported by ``step``, beside the terms; `report_dependence` by default.
+      train_metrics: function of a `Context`, or several, reported by ``step``, beside the terms; `report_dependence` by
+        default.
 
     Raises:
       ValueError: from ``init``: student, teacher and objective do not fit.

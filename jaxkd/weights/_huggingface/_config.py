@@ -50,7 +50,7 @@ class Entries:
         self._read: set[str] = set()
 
     def architecture(self, known: Mapping[str, Any], default: str) -> str:
-        """Returns the class of the model, such as ``"BertModel"``, which is one of the known ones."""
+        """Returns the class of the model, one of the known ones, such as ``"BertModel"``."""
         found = self._entries.get("architectures") or [default]
         if len(found) != 1 or found[0] not in known:
             raise ValueError(f"config.json, architectures: expected one of {', '.join(known)}, got {found}.")

@@ -1,4 +1,4 @@
-"""How the arrays of a Hugging Face model are named and laid out."""
+"""Names and layouts of the arrays of a Hugging Face model."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ BYTES = text.ByteTokenizer()
 
 def read(name, split):
     data_dir = os.environ.get("JAXKD_DATA_DIR")
-    if not data_dir or not (pathlib.Path() / name).is_dir():
+    if not data_dir or not (pathlib.Path(data_dir) / name).is_dir():
         pytest.skip(f"needs the set {name}: set JAXKD_DATA_DIR to a TFDS data_dir that holds it")
     return text.read_examples(data.source(name, split, data_dir))
 

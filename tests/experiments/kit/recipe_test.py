@@ -14,6 +14,7 @@ import jaxkd
 from experiments.cifar100 import config, problem, published
 from experiments.kit import inputs, measures, methods, plots, recipe, report, statistics, taps
 from experiments.kit import training as kit_training
+from experiments.kit.rows import cost
 from tests.experiments import cifar100_tiny as tiny
 
 # The optimizer and its schedule.
@@ -262,7 +263,7 @@ def test_a_row_of_no_seeds_is_refused():
         config.seeds(config.Config(seeds=0))
 
 
-@pytest.mark.parametrize("module", [measures, methods, plots, published, report, statistics, taps, kit_training])
+@pytest.mark.parametrize("module", [cost, measures, methods, plots, published, report, statistics, taps, kit_training])
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted > 0

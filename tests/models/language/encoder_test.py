@@ -17,6 +17,7 @@ from jaxkd.models import (
     EncoderDecoderConfig,
     beam_search,
     generate,
+    generator,
     layer_taps,
     source_inputs,
     token_inputs,
@@ -181,6 +182,7 @@ def test_an_encoder_decoder_equals_the_formulas(sequences):
         np.testing.assert_allclose(found[number], wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_generates_with_its_cache(sequences):
     source, source_mask, _ = pairs()
     start = np.zeros((2, 1), np.int32)
@@ -205,6 +207,20 @@ def test_an_encoder_decoder_generates_with_its_cache(sequences):
         np.testing.assert_allclose(beams.scores[:, beam], total, rtol=1e-3)
 
 
+def test_what_an_encoder_decoder_writes_replaces_a_batch(sequences):
+    """As for sequence-level distillation: the teacher's tokens have the batch's shape."""
+    source, source_mask, tokens = pairs()
+    batch = {"source": source, "source_mask": source_mask, "tokens": tokens}
+    build = lambda rngs: EncoderDecoder(SEQUENCES, rngs=rngs)  # noqa: E731
+    write = generator(build, prompt=1, length=2, temperature=0.0, entries=("tokens", "label", "mask"))
+    made = jax.jit(write)(adapters.variables(sequences), batch, keys=jax.random.split(jax.random.key(0), 2))
+    logits = tiny_models.call(sequences, source, made["tokens"], source_mask)
+    assert made["mask"].tolist() == [[True, True, False]] * 2
+    np.testing.assert_array_equal(made["tokens"][:, 0], tokens[:, 0])
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=-1)[made["mask"]], made["label"][made["mask"]])
+
+
+@pytest.mark.slow
 def test_cross_attention_can_be_tapped():
     config = EncoderDecoderConfig(
         encoder=dataclasses.replace(SEQUENCES.encoder, layers=1, tap_attention=True),

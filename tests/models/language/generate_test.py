@@ -160,6 +160,7 @@ def test_a_wide_beam_search_is_exhaustive(penalty):
         assert found.mask[number, :, 1].tolist() == [tokens[0] != 4 for _, tokens in best]
 
 
+@pytest.mark.slow
 def test_beams_of_a_decoder_score_what_it_scores(model):
     """The cache of each beam follows its parent."""
     tokens, mask = prompts()
@@ -224,6 +225,7 @@ def test_a_prompt_is_the_last_document_of_the_first_tokens():
     np.testing.assert_array_equal(made["tokens"][1, 1:3], batch["tokens"][1, :2])
 
 
+@pytest.mark.slow
 def test_generation_is_the_same_on_several_devices(model):
     tokens, mask = (np.concatenate([x, x[:1]]) for x in prompts())
     keys, variables = keys_of(4), adapters.variables(model)

@@ -65,6 +65,7 @@ def test_gradients_are_finite_where_the_mask_leaves_the_state():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_a_student_can_be_tapped_and_generates_in_a_step(model):
     adapter = adapters.nnx(
         lambda rngs: GatedRecurrence(CONFIG, rngs=rngs), taps=layer_taps(CONFIG), inputs=token_inputs

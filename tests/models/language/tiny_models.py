@@ -1,5 +1,7 @@
 """Small language models of every form, and sequences for them."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -7,7 +9,7 @@ from flax import nnx
 from jaxkd import adapters
 from jaxkd.models import Decoder, DecoderConfig
 
-SIZES = {"vocabulary": 13, "width": 8, "layers": 2, "heads": 4, "mlp_width": 12}
+SIZES: dict[str, Any] = {"vocabulary": 13, "width": 8, "layers": 2, "heads": 4, "mlp_width": 12}
 CONFIGS = {
     "llama": DecoderConfig(**SIZES, key_value_heads=2),
     "llama, interleaved, heads of another size": DecoderConfig(**SIZES, rope_interleaved=True, head_dim=6, tied=True),

@@ -18,8 +18,8 @@ from jaxkd.schemes import learning_without_forgetting, lifelong
 from jaxkd.training import fit
 from jaxkd.types import Context
 from tests import tiny
-from tests.schemes import sequences
-from tests.schemes.sequences import SGD, STEPS, TASKS, batch, jitted, log_softmax, run, student, task_of
+from tests.schemes import task_sequences as sequences
+from tests.schemes.task_sequences import SGD, STEPS, TASKS, batch, jitted, log_softmax, run, student, task_of
 
 HEADS = {
     "per_task_softmax": continual.per_task_softmax,

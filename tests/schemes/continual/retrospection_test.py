@@ -15,7 +15,7 @@ from jaxkd.distillers import distill
 from jaxkd.objectives import continual
 from jaxkd.schemes import retrospection
 from tests import tiny
-from tests.schemes.sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
+from tests.schemes.task_sequences import SGD, STEPS, TASKS, batch, expert, jitted, log_softmax, run, student, task_of
 
 ADAM = optax.adam(0.05)
 WEIGHTS = {"label_weight": 0.3, "expert_weight": 1.5, "old_weight": 0.7}
@@ -251,3 +251,14 @@ def test_invalid_arguments_raise():
         make(steps=[1, 2])
     with pytest.raises(ValueError, match="at least 8 classes"):
         make(tasks=[[0, 1], [7]], steps=[2, 3]).init(jax.random.key(0), batch(0))
+
+
+def test_optimizer_with_a_tree_of_the_student_is_refused_for_the_expert():
+    by_tree = optax.masked(SGD, jax.tree.map(lambda x: True, student.init(jax.random.key(0), give(0)).params))
+    other = jaxkd.adapters.plain(
+        lambda key, image: {"other": jnp.zeros((8, 6))}, lambda w, x: x.reshape(-1, 8) @ w["other"]
+    )
+    options = {"tasks": TASKS, "steps": STEPS, "expert_steps": 1, "optimizer": by_tree}
+    with pytest.raises(ValueError, match=r"also the expert's.*its init raised.*expert_optimizer=optax.adam"):
+        retrospection(student, other, **options).init(jax.random.key(0), give(0))
+    retrospection(student, other, **options, expert_optimizer=ADAM).init(jax.random.key(0), give(0))

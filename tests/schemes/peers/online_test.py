@@ -91,3 +91,19 @@ def test_invalid_arguments_raise():
         distiller(objective=wrong).init(jax.random.key(0), tiny.batch(8))
     with pytest.raises(ValueError, match="teacher entry 'logits'"):
         online(tiny.student, normed, KL, teacher_objective=KL, optimizer=SGD).init(jax.random.key(0), tiny.batch(8))
+
+
+LABELS = {"first": "slow", "second": "fast"}  # of the student's parameters
+BY_TREE = {
+    "labels": optax.multi_transform({"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)}, LABELS),
+    "mask": optax.masked(optax.sgd(0.1), {"first": True, "second": False}),
+}
+
+
+@pytest.mark.parametrize("kind", BY_TREE)
+def test_optimizer_with_a_tree_of_the_student_is_refused_for_the_teacher(kind):
+    options = {"teacher_objective": CE, "optimizer": BY_TREE[kind]}
+    with pytest.raises(ValueError, match=r"also the teacher's.*its init raised.*teacher_optimizer=optax.adam"):
+        online(tiny.student, normed, BOTH, **options, objective_optimizer=SGD).init(jax.random.key(0), tiny.batch(8))
+    kd = online(tiny.student, normed, BOTH, **options, teacher_optimizer=SGD, objective_optimizer=SGD)
+    kd.init(jax.random.key(0), tiny.batch(8))

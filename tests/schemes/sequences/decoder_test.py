@@ -45,6 +45,7 @@ def distiller():
     return schemes.on_policy(kd, generate, fraction=0.5)
 
 
+@pytest.mark.slow
 def test_the_step_trains_on_its_own_sequences():
     kd = distiller()
     state, step = kd.init(jax.random.key(0), batch(6)), jax.jit(kd.step)

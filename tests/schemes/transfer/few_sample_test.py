@@ -320,3 +320,16 @@ def test_invalid_arguments_raise():
     two = LAYERS["two"]._replace(affine=True)
     with pytest.raises(ValueError, match="affine: the layer has no bias"):
         few_sample(MODEL, TEACHER, {"a": two}, variables=COMPRESSED).init(jax.random.key(0), batch)
+
+
+def test_several_metrics_are_reported():
+    model = jaxkd.adapters.plain(
+        lambda key, x: {"kernel": jnp.eye(2)}, lambda w, x: {"logits": x @ w["kernel"]}, inputs="x"
+    )
+    teacher = jaxkd.teachers.frozen(model, jaxkd.Variables({"kernel": jnp.ones((2, 2))}))
+    count = lambda context: {"sum": jaxkd.metrics.from_values(context.student["logits"])}  # noqa: E731
+    layers = {"only": FewSampleLayer("logits", "logits", "kernel")}
+    kd = few_sample(model, teacher, layers, metrics=[jaxkd.metrics.classification, count])
+    batch = {"x": jnp.array([[1.0, 0.0], [1.0, 2.0]])}
+    found = tiny.numbers(kd.evaluate(kd.init(jax.random.key(0), batch), batch))
+    assert found["sum"] == 1.0 and "agreement" in found

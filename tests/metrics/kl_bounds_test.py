@@ -7,7 +7,7 @@ import pytest
 
 from jaxkd import Context
 from jaxkd.cache import codecs
-from jaxkd.metrics import compute, top_k_bounds
+from jaxkd.metrics import compute, kl_bounds
 from tests import references
 
 
@@ -27,7 +27,7 @@ def test_bounds_enclose_the_true_divergence(codec):
     @jax.jit
     def bounds(row, outputs):
         single = {name: x[None] for name, x in outputs.items()}
-        found = top_k_bounds(Context({"logits": row[None]}, single, {}, 0))
+        found = kl_bounds(Context({"logits": row[None]}, single, {}, 0))
         return found["kl_lower"].sum, found["kl_upper"].sum
 
     lower, upper = jax.vmap(bounds)(jnp.asarray(student[0], jnp.float32), named)
@@ -40,10 +40,10 @@ def test_bounds_enclose_the_true_divergence(codec):
 
 def test_masked_tokens_do_not_count():
     teacher = {"f/log_probs": np.log([[[0.6], [0.5]]]).astype(np.float32), "f/indices": np.array([[[0], [1]]])}
-    student = {"logits": np.zeros((1, 2, 3), np.float32)}
+    student = {"f": np.zeros((1, 2, 3), np.float32)}
     given = Context(student, teacher, {"mask": np.array([[True, False]])}, 0)
-    found = compute(jax.jit(lambda context: top_k_bounds(context, name="f"))(given))
+    found = compute(jax.jit(lambda context: kl_bounds(context, output="f"))(given))
     want = 0.6 * np.log(0.6 * 3) + 0.4 * np.log(0.4 / (2 / 3))
     np.testing.assert_allclose(found["kl_lower"], want, rtol=1e-5)
-    # no class of the tail has more than 0.4 of its 0.4, and the student halves it
-    np.testing.assert_allclose(found["kl_upper"], want + 0.4 * (np.log(0.6 / 0.4) + np.log(2)), rtol=1e-5)
+    # all of the tail's 0.4 in one class, of which the student has 1/3
+    np.testing.assert_allclose(found["kl_upper"], 0.6 * np.log(0.6 * 3) + 0.4 * np.log(0.4 * 3), rtol=1e-5)
