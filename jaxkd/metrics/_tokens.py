@@ -1,4 +1,4 @@
-"""Metrics of language models: `tokens`; of what they write: `distinct_n`, `edit_distance`."""
+"""Metrics of language models, and of the texts that they write."""
 
 from __future__ import annotations
 

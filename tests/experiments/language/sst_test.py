@@ -68,3 +68,15 @@ def test_outputs_of_a_set_do_not_depend_on_the_batches(work):
     whole = minilm.outputs_of(work._teacher, work._taught, test, "logits")
     assert whole.shape == (40, 2)
     np.testing.assert_allclose(minilm.outputs_of(work._teacher, work._taught, test, "logits", 16), whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_trained_once(monkeypatch, tmp_path, work):
+    monkeypatch.setattr(sst, "TEACHER_STEPS", 2)
+    del work._taught
+    reference = work.references()["MiniLM, fine-tuned"]
+    assert 0 <= reference["accuracy"] <= 1 and reference["parameters"] > 0
+    first = work._taught
+    del work._taught
+    monkeypatch.setattr(sst, "TEACHER_STEPS", 0)  # it is read from its file
+    jax.tree.map(np.testing.assert_array_equal, work._taught.params, first.params)

@@ -65,3 +65,11 @@ def test_the_bag_begins_with_the_words_of_the_encoder(work, encoder):
 def test_sentences_are_taught_once_each(work):
     rows = [tuple(row) for row in work._sentences["tokens"].tolist()]
     assert len(set(rows)) == len(rows) == len(work._sentences["teacher_embedding"])
+
+
+@pytest.mark.slow
+def test_references_are_the_teacher_untrained_layers_and_published_figures(work):
+    found = work.references()
+    assert found["MiniLM"]["parameters"] > 0 and -1 <= found["MiniLM"]["spearman"] <= 1
+    assert {"1 layer, not trained", "3 layers, not trained"} <= set(found)
+    assert found["sentence-transformers, 3 layers, published"] == {"spearman": 0.844}
