@@ -45,12 +45,19 @@ def distill(
 
 
 def trained_once(
-    path: pathlib.Path, model: Model, train: Any, splits: Mapping[str, Any], rate: float, steps: int
+    path: pathlib.Path,
+    model: Model,
+    train: Any,
+    splits: Mapping[str, Any],
+    rate: float,
+    steps: int,
+    *,
+    measures: Any = bits,
 ) -> Variables:
     """Returns a network that is trained on labels alone, by the first process that needs it."""
     with files.claim(path, wait=True):
         if not path.exists():
-            kd = distill(model, jaxkd.teachers.none(), CE, rate, steps)
+            kd = distill(model, jaxkd.teachers.none(), CE, rate, steps, measures)
             every = max(steps // 20, 1)
             result = training.run(
                 kd,

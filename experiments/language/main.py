@@ -4,9 +4,16 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
-from experiments.language import novels, stories, trec
+from experiments.language import g2p, novels, sst, stories, stsb, trec
 
-TASKS: Mapping[str, Task] = {"novels": novels.TASK, "stories": stories.TASK, "trec": trec.TASK}
+TASKS: Mapping[str, Task] = {
+    "sst": sst.TASK,
+    "trec": trec.TASK,
+    "stsb": stsb.TASK,
+    "novels": novels.TASK,
+    "stories": stories.TASK,
+    "g2p": g2p.TASK,
+}
 
 
 def cli(arguments: list[str] | None = None) -> int:

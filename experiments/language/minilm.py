@@ -2,15 +2,17 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.kit import files
 from jaxkd import adapters, models, weights
 from jaxkd.data import text
-from jaxkd.types import Batch, Model, Variables
+from jaxkd.types import Array, Batch, Model, Variables
 
 FOLDER = "all-MiniLM-L6-v2"
 
@@ -30,8 +32,12 @@ def texts_of(batch: Batch) -> tuple[Any, Any]:
 
 
 def encoder(config: models.EncoderConfig, *taps: str) -> Model:
-    """Returns an encoder of sentences as a model, with some of its taps; its outputs have ``embedding``."""
+    """Returns an encoder of sentences as a model, with some of its taps; its outputs have ``embedding``.
+
+    The tap of the words' embeddings is ``embedded``.
+    """
     paths = models.layer_taps(config)
+    paths["embedded"] = paths.pop("embedding")
 
     def outputs(found: Any) -> Any:
         return found | {"embedding": normalized(found["pooled"])}
@@ -63,19 +69,50 @@ def rows(texts: Any, tokenizer: text.Tokenizer, length: int, **others: Any) -> d
     return {("token_mask" if name == "mask" else name): value for name, value in made.items()}
 
 
-def embeddings(place: pathlib.Path, made: dict[str, np.ndarray], keep: pathlib.Path) -> np.ndarray:
-    """Returns MiniLM's embeddings of sentences ``[sentences, 384]``, computed once."""
-    if keep.exists():
-        return np.load(keep)  # type: ignore[no-any-return]
-    fields, variables, _ = load(place)
-    model = encoder(models.EncoderConfig(**fields))
-    forward = jax.jit(lambda v, batch: model.apply(v, batch, key=None, train=False)[0]["embedding"])
-    count, found = len(made["tokens"]), []
-    for start in range(0, count, 128):
-        rows = np.minimum(np.arange(start, start + 128), count - 1)
-        batch = {name: made[name][rows] for name in ("tokens", "token_mask")}
-        found.append(np.asarray(forward(variables, batch)))
-    whole = np.concatenate(found)[:count]
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    np.save(keep, whole)
-    return whole
+def beginning(model: Model, taught: Variables, layers: Sequence[int]) -> Model:
+    """Returns an encoder that begins with some layers of trained weights, and what they lack, at random."""
+    kept = weights.drop_layers(taught, layers).params
+
+    def init(key: Array, batch: Batch) -> Variables:
+        own = model.init(key, batch)
+        # Copies, since a step's state is donated.
+        return own._replace(params={**own.params, **jax.tree.map(jnp.array, kept)})
+
+    return Model(init, model.apply)
+
+
+def every(count: int, layers: int = 6) -> range:
+    """Returns the numbers of evenly spread layers, from the first on.
+
+    >>> list(every(3))
+    [0, 2, 4]
+    """
+    return range(0, layers, layers // count)
+
+
+def outputs_of(
+    model: Model, variables: Variables, made: Mapping[str, np.ndarray], name: str, size: int = 128
+) -> np.ndarray:
+    """Returns an output of a model for all rows of a set."""
+    forward = jax.jit(lambda v, batch: model.apply(v, batch, key=None, train=False)[0][name])
+    count = len(made["tokens"])
+    size, found = min(size, count), []
+    for start in range(0, count, size):
+        numbers = np.minimum(np.arange(start, start + size), count - 1)  # one shape, one program
+        batch = {key: made[key][numbers] for key in ("tokens", "token_mask")}
+        found.append(np.asarray(forward(variables, batch), np.float32))
+    return np.concatenate(found)[:count]
+
+
+def embeddings(
+    place: pathlib.Path, made: Mapping[str, np.ndarray], keep: pathlib.Path, name: str = "embedding"
+) -> np.ndarray:
+    """Returns MiniLM's embeddings of sentences ``[sentences, 384]``, computed once; as ``pooled``, of any length."""
+    with files.claim(keep, wait=True):
+        if not keep.exists():
+            fields, variables, _ = load(place)
+            whole = outputs_of(encoder(models.EncoderConfig(**fields)), variables, made, name)
+            with keep.with_suffix(".part").open("wb") as file:
+                np.save(file, whole)
+            keep.with_suffix(".part").rename(keep)
+    return np.load(keep)  # type: ignore[no-any-return]

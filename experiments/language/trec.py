@@ -4,8 +4,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
@@ -119,9 +117,8 @@ class Trec:
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
         test = self._set("test", seed)
-        batch = {name: jnp.asarray(value) for name, value in test.items()}
-        logits = jax.jit(lambda v: self._model.apply(v, batch, key=None, train=False)[0]["logits"])(state.student)
-        found = measures.describe(np.asarray(logits), test["label"], test["teacher_logits"])
+        logits = minilm.outputs_of(self._model, state.student, test, "logits")
+        found = measures.describe(logits, test["label"], test["teacher_logits"])
         return {name: found[name] for name in ("accuracy", "agreement", "calibration_error", "nll")}
 
     def samples(self, method: str, state: TrainState) -> Sequence[str]:

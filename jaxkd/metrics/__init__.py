@@ -2,7 +2,8 @@
 
 A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
 split over devices. `jaxkd.types.Mean` postpones the division. `compute`, `task_accuracies` and its summaries,
-`spearman`, `retrieval` and `distinct_n` run on the host; all other functions can be used under jit too.
+`spearman`, `retrieval`, `distinct_n` and `edit_distance` run on the host; all other functions can be used under jit
+too.
 
 ==================================  =========================================================================
 `from_values`                       a metric of one value per example
@@ -20,7 +21,7 @@ split over devices. `jaxkd.types.Mean` postpones the division. `compute`, `task_
 `per_task`, `task_accuracies`       accuracy by task of a sequence
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
 `linear_cka`, `svcca`               similarity of two layers; `layer_similarity`: as metrics of an evaluation
-`spearman`, `retrieval`             of the embeddings of a whole set; `distinct_n`: of generated texts
+`spearman`, `retrieval`             of the embeddings of a whole set; `distinct_n`, `edit_distance`: of texts
 `Packed`, `pack`, `packing`         metrics in one array
 ==================================  =========================================================================
 """
@@ -37,7 +38,7 @@ from jaxkd.metrics._regression import regression
 from jaxkd.metrics._retrieval import retrieval, spearman
 from jaxkd.metrics._segmentation import segmentation
 from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
-from jaxkd.metrics._tokens import distinct_n, tokens
+from jaxkd.metrics._tokens import distinct_n, edit_distance, tokens
 
 __all__ = [
     "Packed",
@@ -49,6 +50,7 @@ __all__ = [
     "compute",
     "derived",
     "distinct_n",
+    "edit_distance",
     "forgetting",
     "from_values",
     "imitation",

@@ -1,8 +1,9 @@
-"""Metrics of language models: `tokens`, and `distinct_n` of what they write."""
+"""Metrics of language models, and of the texts that they write."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +100,62 @@ def distinct_n(
     grams = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1).reshape(-1, n)
     whole = np.lib.stride_tricks.sliding_window_view(mask, n, axis=1).reshape(-1, n).all(axis=1)
     return len(np.unique(grams[whole], axis=0)) / int(whole.sum()) if whole.any() else math.nan
+
+
+def edit_distance(
+    x: Int[Array, "examples tokens"],
+    y: Int[Array, "examples others"],
+    *,
+    where: Bool[Array, "examples tokens"] | None = None,
+    y_where: Bool[Array, "examples others"] | None = None,
+) -> np.ndarray:
+    """Fewest insertions, deletions and substitutions between sequences, on the host.
+
+    Also known as: Levenshtein distance.
+
+    Levenshtein, "Binary codes capable of correcting deletions, insertions, and reversals", Soviet Physics Doklady,
+    1966. The error rate of phonemes, characters or words is the sum of the distances divided by the number of the
+    reference's tokens.
+
+    Args:
+      x: ids of the sequences ``[examples, tokens]``.
+      y: ids of the other sequences ``[examples, others]``, row by row.
+      where: mask of x, True for the tokens to include; they may stand anywhere.
+      y_where: mask of y.
+
+    Returns:
+      A distance for each example, int64 ``[examples]``.
+
+    Raises:
+      ValueError: the ids are not integers of as many examples, or a mask has another shape.
+
+    >>> edit_distance(np.array([[1, 2, 3], [1, 2, 0]]), np.array([[1, 3], [4, 2]]), where=np.array([[True] * 3] * 2))
+    array([1, 2])
+    """
+    (a, a_size), (b, b_size) = _compact("x", x, where), _compact("y", y, y_where)
+    if len(a) != len(b):
+        raise ValueError(f"edit_distance: expected as many rows of y as of x, {len(a)}, got {len(b)}.")
+    columns = np.arange(b.shape[1] + 1)
+    row = np.broadcast_to(columns, (len(b), len(columns))).copy()  # of the distances from the first i tokens of x
+    for i in range(a.shape[1]):
+        # Deletion or substitution, each from the row before. An insertion comes from the left: d_j = min over k <= j of
+        # e_k + j - k, which is a running minimum of e_k - k.
+        new = np.concatenate([row[:, :1], row[:, :-1] + (a[:, i, None] != b) - 1], axis=1)
+        new = np.minimum(row, new) + 1
+        new[:, 0] = i + 1
+        new = np.minimum.accumulate(new - columns, axis=1) + columns
+        row = np.where((i < a_size)[:, None], new, row)
+    found: np.ndarray = np.take_along_axis(row, b_size[:, None], axis=1)[:, 0]
+    return found
+
+
+def _compact(name: str, x: Any, where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids with the included ones first, and their number in each row."""
+    ids = np.asarray(x)
+    mask = np.ones(ids.shape, bool) if where is None else np.asarray(where)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or mask.shape != ids.shape or mask.dtype != bool:
+        raise ValueError(
+            f"edit_distance, {name}: expected integers [examples, tokens] and a boolean mask of their shape, got "
+            f"{checks.shape(ids)} and {checks.shape(mask)}."
+        )
+    return np.take_along_axis(ids, np.argsort(~mask, axis=1, kind="stable"), axis=1), mask.sum(axis=1)

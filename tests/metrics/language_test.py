@@ -271,3 +271,25 @@ def test_constant_embeddings_gain_nothing():
         metrics.retrieval(ones, ones[:, :3])
     with pytest.raises(ValueError, match=r"retrieval, y: expected finite .* got \[2000, 4\] with NaN"):
         metrics.retrieval(ones, ones * np.nan)
+
+
+def levenshtein(a, b):
+    """Wagner & Fischer's table, cell by cell."""
+    d = np.zeros((len(a) + 1, len(b) + 1), int)
+    d[:, 0], d[0] = np.arange(len(a) + 1), np.arange(len(b) + 1)
+    for i, j in itertools.product(range(len(a)), range(len(b))):
+        d[i + 1, j + 1] = min(d[i, j] + (a[i] != b[j]), d[i, j + 1] + 1, d[i + 1, j] + 1)
+    return d[-1, -1]
+
+
+def test_edit_distances_are_those_of_the_table():
+    x, y = RNG.integers(0, 3, (60, 7)), RNG.integers(0, 3, (60, 5))
+    masks = RNG.random(x.shape) < 0.7, RNG.random(y.shape) < 0.7
+    expected = [levenshtein(a[k], b[n]) for a, b, k, n in zip(x, y, *masks, strict=True)]
+    assert metrics.edit_distance(x, y, where=masks[0], y_where=masks[1]).tolist() == expected
+    assert metrics.edit_distance(y, x).tolist() == [levenshtein(b, a) for a, b in zip(x, y, strict=True)]
+    assert metrics.edit_distance(x, y, where=np.zeros_like(masks[0])).tolist() == [5] * 60
+    with pytest.raises(ValueError, match="as many rows of y as of x, 60, got 2"):
+        metrics.edit_distance(x, y[:2])
+    with pytest.raises(ValueError, match="edit_distance, y: expected integers"):
+        metrics.edit_distance(x, y, y_where=masks[0])
