@@ -119,7 +119,7 @@ def _slack(log_q: Array, log_probs: Array, indices: Array, error: Array) -> Arra
 
 
 def _largest_kl(log_q: Array, log_probs: Array, indices: Array, log_tail: Array | None, error: Array) -> Array:
-    """Returns the largest KL of a teacher with these probabilities, ``[...]``, if the known part has no errors."""
+    """Returns the largest KL of a teacher with these probabilities, ``[...]``."""
     classes = log_q.shape[-1]
     # Padding is scattered to one place more than there are classes, which is then cut off.
     slots = jnp.where((indices >= 0) & (indices < classes), indices.astype(jnp.int32), classes)

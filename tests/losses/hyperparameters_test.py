@@ -13,7 +13,8 @@ from tests.loss_row import discrete
 from tests.loss_table import ROWS
 
 #: parameters with a default that are arrays, masks or names
-OTHERS = {"where", "axis_name", "vocabulary_axis", "labels", "student_bias", "teacher_bias", "weights", "transposed"}
+OTHERS = {"where", "axis_name", "vocabulary_axis", "labels", "segments", "student_bias", "teacher_bias", "weights"}
+OTHERS |= {"transposed"}
 #: numbers that the program depends on: no traced number, and where None is no default an integer or a float
 STATIC = {"soft_cap", "chunk", "blank", "background", "list_size", "order", "rank", "pool", "heads"}
 SIGNED = {("bounded_regression", "margin")}

@@ -77,11 +77,13 @@ def attention_mse(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     return result
 
 
-def value_relation_kl(student: np.ndarray, teacher: np.ndarray, *, heads: int | None = None) -> np.ndarray:
+def value_relation_kl(
+    student: np.ndarray, teacher: np.ndarray, *, heads: int | None = None, segments: np.ndarray | None = None
+) -> np.ndarray:
     """The mean over heads of KL(R_t‖R_s), R = softmax(V Vᵀ/√d) over the keys of every query (MiniLM, Wang et al. 2020).
 
     V is [batch, tokens, features], of which every head has its share d = features / heads in order (MiniLMv2, Wang et
-    al. 2021; one head unless told), or [batch, tokens, heads, d].
+    al. 2021; one head unless told), or [batch, tokens, heads, d]. With segments a query has the keys of its own one.
     """
     student, teacher = by_head(student, heads), by_head(teacher, heads)
     batch, tokens, heads, _ = student.shape
@@ -89,7 +91,10 @@ def value_relation_kl(student: np.ndarray, teacher: np.ndarray, *, heads: int | 
     for example, head in np.ndindex(batch, heads):
         relations = []
         for values in (teacher[example, :, head], student[example, :, head]):
-            relations.append(log_softmax(values @ values.T / np.sqrt(values.shape[-1])))
+            product = values @ values.T / np.sqrt(values.shape[-1])
+            if segments is not None:
+                product = np.where(segments[example][:, None] == segments[example][None, :], product, -np.inf)
+            relations.append(log_softmax(product))
         result[example] += kl(*relations) / heads
     return result
 
