@@ -175,7 +175,8 @@ def handwritten_step(
     """Returns ``(state, teacher params, batch) -> (state, metrics)``: cross-entropy and soft targets, not compiled."""
 
     def forward(llama: Llama) -> Callable[[Any, Any], Any]:
-        graph, like, rest = nnx.split(nnx.eval_shape(lambda: llama.build(nnx.Rngs(0))), nnx.Param, ...)
+        parts: Any = nnx.split(nnx.eval_shape(lambda: llama.build(nnx.Rngs(0))), nnx.Param, ...)
+        graph, like, rest = parts
 
         def logits(params: Any, batch: Any) -> Any:
             filled = jax.tree.map(lambda x: x, like)

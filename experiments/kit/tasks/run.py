@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -106,6 +107,7 @@ class Cells:
             return json.loads(path.read_text())  # type: ignore[no-any-return]
         folder = self._out / "trainings" / (name or method) / f"seed{seed}"
         found: dict[str, Any] = files.once(path, lambda: self._train(method, seed, steps, folder), indent=1)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the log stays
         measured = report.measures_line(self._task, found["measures"])
         self._console.print(f"{name or method} seed {seed}: {measured}; {found['seconds']:.0f} s", highlight=False)
         write(self._task, self._config, self._out)
