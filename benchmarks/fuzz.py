@@ -77,6 +77,11 @@ def _one_head(loss: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
     return loss(*arrays[:-1], student_bias=arrays[-1], **options)
 
 
+def _known(loss: Callable[..., Any], hidden: Any, kernel: Any, known: Any, *arrays: Any, **options: Any) -> Any:
+    """Calls a chunked loss of known classes, whose log-probabilities have no gradient."""
+    return _one_head(loss, hidden, kernel, jax.lax.stop_gradient(known), *arrays, **options)
+
+
 def _votes(loss: Callable[..., Any], student: Any, *teachers: Any, **options: Any) -> Any:
     return loss(student, teachers, **options)
 
@@ -135,7 +140,7 @@ LOSSES = (
         call=_heads,
     ),
     *_group("linear_cross_entropy", "f:bk", "f:kc", "i:b", "z:c", call=_one_head),
-    *_group("linear_top_k_kl", "f:bh", "f:hc", "l:bk", "u:bk", "z:c", call=_one_head),
+    *_group("linear_top_k_kl", "f:bh", "f:hc", "l:bk", "u:bk", "z:c", call=_known),
     *_group("focal_global", "f:bhwk", "f:bhwk", "f:bn4"),
     *_group("pearson_features", "f:bhwk", "f:bxyk", free="hwxy"),
     *_group("margin_mse", "f:bc", "f:bc"),
