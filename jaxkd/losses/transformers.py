@@ -84,9 +84,9 @@ def attention_mse(
       where: mask, True for the tokens to include ``[batch, tokens]``, as queries and as keys; for self-attention only.
 
     Returns:
-      One value per query ``[batch, queries]``. A key that is ``-inf`` for both is excluded from the mean of that query
-      and head; a head without any key adds 0. A key that is ``-inf`` for one network alone gives infinity, with finite
-      gradients.
+      One value per query ``[batch, queries]``. A key that is ``-inf`` (or below -4e30, as with ``finfo.min``) for both
+      is excluded from the mean of that query and head; a head without any key adds 0. A key that is excluded by one
+      network alone gives infinity, with finite gradients.
 
     Raises:
       ValueError: shapes differ, a dtype is not floating point, or a mask is given for cross-attention (queries ≠ keys).
@@ -95,7 +95,8 @@ def attention_mse(
     Array([[2.5]], dtype=float32)
     """
     student, teacher, where = _scores(student, teacher, where)
-    seen_s, seen_t = student != -jnp.inf, teacher != -jnp.inf
+    # An additive mask of `finfo.min` excludes a key as -inf does; its square would overflow.
+    seen_s, seen_t = (scores > _numerics.lowest(scores.dtype) for scores in (student, teacher))
     difference = jnp.where(seen_s & seen_t, student - teacher, 0)
     count = _numerics.count(seen_s | seen_t, axis=-1, dtype=difference.dtype)
     # A key that one network forbids adds an infinite constant, since its derivative would be infinite too.
