@@ -84,7 +84,7 @@ def attention_mse(
       where: mask, True for the tokens to include ``[batch, tokens]``, as queries and as keys; for self-attention only.
 
     Returns:
-      One value per query ``[batch, queries]``. A key that is ``-inf`` (or below -4e30, as with ``finfo.min``) for both
+      One value per query ``[batch, queries]``. A key that is ``-inf`` (or below -6e30, as with ``finfo.min``) for both
       is excluded from the mean of that query and head; a head without any key adds 0. A key that is excluded by one
       network alone gives infinity, with finite gradients.
 
