@@ -95,8 +95,8 @@ def attention_mse(
     Array([[2.5]], dtype=float32)
     """
     student, teacher, where = _scores(student, teacher, where)
-    # An additive mask of `finfo.min` excludes a key as -inf does; its square would overflow.
-    seen_s, seen_t = (scores > _numerics.lowest(scores.dtype) for scores in (student, teacher))
+    # An additive mask of `finfo.min` excludes a key as -inf does; its square would overflow. NaN excludes none.
+    seen_s, seen_t = (~(scores <= _numerics.lowest(scores.dtype)) for scores in (student, teacher))
     difference = jnp.where(seen_s & seen_t, student - teacher, 0)
     count = _numerics.count(seen_s | seen_t, axis=-1, dtype=difference.dtype)
     # A key that one network forbids adds an infinite constant, since its derivative would be infinite too.
