@@ -143,7 +143,7 @@ TASK = Task(
         "calibration_error": Measure("calibration error (%)", scale=100, digits=1, higher=False),
     },
     methods=METHODS,
-    steps=1000,
+    steps=400,
     evaluations=10,
     open=Trec,
     curve="test/accuracy",
