@@ -181,7 +181,10 @@ class EncoderEmbedding(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "batch tokens"], positions: Int[Array, "batch tokens"], types: Any, near: Any = None
     ) -> Float[Array, "batch tokens width"]:
-        """Returns the inputs of the first layer; ``near`` is True where a token and the next are neighbors."""
+        """Returns the inputs of the first layer.
+
+        ``near`` is True where a token and the next are neighbors, whose words are read together; None for single words.
+        """
         x = self.words(tokens)
         if near is not None:
             following, previous = (jnp.where(near[..., None], part, 0) for part in (x[:, 1:], x[:, :-1]))
