@@ -222,7 +222,10 @@ class Bottleneck(nnx.Module):
         return self.output_norm(x + self.output(part(self.input_norm(self.input(x)))))
 
     def read(self, x: Float[Array, "batch tokens width"]) -> tuple[Array, Array] | None:
-        """Returns what queries and keys, and what values are made of; None for the narrow states."""
+        """Returns the inputs of queries and keys, and of values.
+
+        None stands for the narrow states, which all of them are made of without a shared bottleneck.
+        """
         return None if self.shared is None or self.shared_norm is None else (self.shared_norm(self.shared(x)), x)
 
 
