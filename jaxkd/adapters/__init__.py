@@ -5,6 +5,7 @@
 `nnx`               a Flax nnx module or its constructor, with taps
 `plain`             a pair ``(init, apply)`` of functions
 `variables`         converts linen's dict, an nnx module or `Variables` to `Variables`
+`batch_norm_call`   arguments of a BatchNorm's call that a linen interceptor sees, for wrappers
 ==================  ====================================================================================
 
 A tap is a name for a submodule's output, selected by its path, as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots

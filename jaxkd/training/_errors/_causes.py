@@ -1,4 +1,4 @@
-"""Causes of a loss that is not finite, as far as they are numbers of its batch or weights of its teacher.
+"""Causes of a loss that is not finite: numbers of a batch, weights of a teacher.
 
 An index outside of a memory bank, a label that is no class of the head and a token outside of the vocabulary give NaN
 within a compiled step, where their values cannot be compared with a bound. Once a run has ended, they can be: a fresh
@@ -20,7 +20,7 @@ from jaxkd.types import Array, Batch, Distiller, PyTree, TrainState
 
 
 def find_cause(kd: Distiller, batch: Batch, key: Array) -> str | None:
-    """Returns the cause of a loss that is not finite, if it is in the batch or in the teacher.
+    """Returns the cause of a loss that is not finite, in the batch or the teacher.
 
     Args:
       kd: the distiller, which is initialized anew; its step is compiled for one device.
