@@ -21,11 +21,13 @@ Memory = Callable[[KeysValues], KeysValues]
 class TransformerLayer(nnx.Module):
     """Self-attention, optional cross-attention and an MLP, with residual connections."""
 
-    def __init__(self, config: TransformerConfig, *, source_width: int | None = None, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: TransformerConfig, *, source_width: int | None = None, causal: bool = False, rngs: nnx.Rngs
+    ) -> None:
         """Makes the parts; ``source_width`` adds cross-attention to states of that width."""
         self.pre_norm = config.pre_norm
         self.attention_norm = norm(config, config.width, rngs=rngs)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, causal=causal, rngs=rngs)
         if source_width is not None:
             self.cross_attention_norm = norm(config, config.width, rngs=rngs)
             self.cross_attention = Attention(config, source_width=source_width, rngs=rngs)
