@@ -31,22 +31,29 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, config: TransformerConfig, *, source_width: int | None = None, causal: bool = False, rngs: nnx.Rngs
+        self,
+        config: TransformerConfig,
+        *,
+        source_width: int | None = None,
+        value_width: int | None = None,
+        causal: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
         """Makes the layers.
 
         Args:
           config: sizes and choices.
           source_width: width of what cross-attention attends to.
+          value_width: width of what the values are made of, where it is not that of the keys.
           causal: whether ``pairs`` never include a key behind its query, where there are as many of both.
-          rngs: random streams.
+          rngs: random streams of the initial parameters.
         """
         size, source = config.head_features, config.width if source_width is None else source_width
         bias = config.attention_bias
         self.size, self.interleaved, self.causal = size, config.rope_interleaved, causal
         self.query = linear(config, config.width, config.heads * size, bias=bias, rngs=rngs)
         self.key = linear(config, source, config.kv_heads * size, bias=bias, rngs=rngs)
-        self.value = linear(config, source, config.kv_heads * size, bias=bias, rngs=rngs)
+        self.value = linear(config, value_width or source, config.kv_heads * size, bias=bias, rngs=rngs)
         self.out = linear(
             config,
             config.heads * size,
@@ -59,10 +66,15 @@ class Attention(nnx.Module):
         self.scores = Tap() if config.tap_attention else None
         self.probabilities = Tap() if config.tap_attention else None
 
-    def keys_values(self, x: Float[Array, "batch keys width"], turns: Rotation | None = None) -> KeysValues:
-        """Returns the keys, turned by their positions, and the values of hidden states."""
+    def keys_values(
+        self,
+        x: Float[Array, "batch keys width"],
+        turns: Rotation | None = None,
+        valued: Float[Array, "batch keys value_width"] | None = None,
+    ) -> KeysValues:
+        """Returns the keys, turned by their positions, and the values of hidden states, or of ``valued``."""
         keys = rotate(self._split(self.key(x)), turns, interleaved=self.interleaved)
-        return self.keys(keys), self.values(self._split(self.value(x)))
+        return self.keys(keys), self.values(self._split(self.value(x if valued is None else valued)))
 
     def __call__(
         self,
