@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxkd._core import digests
 from jaxkd.cache._read import Cache
 from jaxkd.types import Array, Batch
 
@@ -77,10 +78,9 @@ class _Attached(abc.ABC):
         return self.batches()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns the loader's fingerprint and a digest of the cache's identity."""
+        """Returns the entries of the loader's data and a digest of the cache's identity."""
         identity = json.dumps(self.cache.manifest["identity"], sort_keys=True)
-        own: dict[str, Any] = getattr(self._loader, "fingerprint", dict)()
-        return {**own, self.cache.name: hashlib.sha256(identity.encode()).hexdigest()[:16]}
+        return {**digests.of_input(self._loader), self.cache.name: hashlib.sha256(identity.encode()).hexdigest()[:16]}
 
     @abc.abstractmethod
     def batches(self, state: Mapping[str, Any] | None = None) -> Any:

@@ -388,6 +388,7 @@ ROWS = (
     Row(
         "linear_reverse_kl",
         hyper=({}, {"temperature": 2.5}, {"soft_cap": (2.0, 1.5)}),
+        perfect_hyper=({}, {"temperature": 2.5}, {"soft_cap": 1.5}),
         hand=(
             # p_s = [3/4, 1/4], p_t = [1/2, 1/2]; the gradient is T p_s (log p_s/p_t - KL)
             Hand(
@@ -464,6 +465,7 @@ ROWS = (
     Row(
         "linear_top_k_kl",
         hyper=({}, {"temperature": 2.5}, {"soft_cap": 1.5, "temperature": 0.5}),
+        perfect_hyper=({},),  # the targets are those of T = 1
         hand=(
             # p_t = [5, 3]/10 and 2/10 in the tail, p_s = [2, 2, 3, 3]/10; the slope is T (p_s - p_t), the tail's p_t
             # being shared as p_s is

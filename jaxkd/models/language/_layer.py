@@ -36,6 +36,7 @@ class TransformerLayer(nnx.Module):
         *,
         source_width: int | None = None,
         value_width: int | None = None,
+        causal: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         """Makes the parts.
@@ -44,11 +45,12 @@ class TransformerLayer(nnx.Module):
           config: sizes and choices.
           source_width: adds cross-attention to states of that width.
           value_width: width of what the values are made of, where it is not that of the layer.
+          causal: whether ``pairs`` never include a key behind its query, where there are as many of both.
           rngs: random streams of the initial parameters.
         """
         self.pre_norm = config.pre_norm
         self.attention_norm = norm(config, config.width, rngs=rngs)
-        self.attention = Attention(config, value_width=value_width, rngs=rngs)
+        self.attention = Attention(config, value_width=value_width, causal=causal, rngs=rngs)
         if source_width is not None:
             self.cross_attention_norm = norm(config, config.width, rngs=rngs)
             self.cross_attention = Attention(config, source_width=source_width, rngs=rngs)
