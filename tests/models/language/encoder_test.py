@@ -77,6 +77,7 @@ def test_padding_changes_no_outputs(model, left):
         np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_neighbors_are_words_of_the_same_document():
     """Of MobileBERT's trigrams: neither padding nor the next document, also where queries have their own bottleneck."""
     config = EncoderConfig(
