@@ -1,4 +1,4 @@
-"""SHA-256 digests: of the files of a folder, of arrays and of functions.
+"""SHA-256 digests of the files of a folder, of arrays, inputs and functions.
 
 The files of a folder are listed in it, to detect damage. The list has the format of ``sha256sum``, so
 ``cd FOLDER && sha256sum -c SHA256SUMS`` detects damage as well.
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd._core import files, multihost
+from jaxkd._core import files, multihost, tree_paths
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -145,6 +145,31 @@ def of_array(array: Any) -> str:
     sha256 = hashlib.sha256(f"{values.dtype} {np.shape(array)}\n".encode())
     sha256.update(values.reshape(-1).view(np.uint8).data)
     return sha256.hexdigest()[:16]
+
+
+def of_input(data: Any) -> dict[str, Any]:
+    """Returns the entries by which a run recognizes the data of an input.
+
+    They are those of its ``fingerprint()``. Of an input without one, they are digests: of all arrays if it is resident,
+    and otherwise of the first batch, which is read from a new iterator.
+
+    >>> class Bare:
+    ...     def batches(self, state=None):
+    ...         return iter([{"x": np.zeros(3)}])
+    >>> of_input(Bare()) == {"first_batch": {"x": of_array(np.zeros(3))}}
+    True
+    """
+    if hasattr(data, "fingerprint"):
+        return dict(data.fingerprint())
+    if hasattr(data, "arrays") and hasattr(data, "gather"):
+        return {"arrays": {name: of_array(x) for name, x in tree_paths.named(data.arrays).items()}}
+    batches = data.batches()
+    try:
+        first = next(iter(batches), None) if isinstance(batches, Iterable) else None
+        return {"first_batch": {name: of_array(np.asarray(x) if np.isscalar(x) else x)
+                                for name, x in tree_paths.named(first).items()}}  # fmt: skip
+    finally:
+        getattr(batches, "close", lambda: None)()
 
 
 def _files(folder: pathlib.Path) -> set[str]:

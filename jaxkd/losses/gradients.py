@@ -66,7 +66,8 @@ def reverse_gradient(x: Float[Array, "*shape"], scale: float | Float[Array, ""] 
 
     Ganin & Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015. Parameters before it ascend the
     loss that all others descend, such as the temperature of CTKD (Li et al., "Curriculum Temperature for Knowledge
-    Distillation", AAAI 2023). Forward mode has the same, negated derivative.
+    Distillation", AAAI 2023). Forward mode has the same, negated derivative, but for float16: its reversed gradient is
+    clipped to the range of float16, so that no scale makes a finite gradient infinite.
 
     Args:
       x: any floating-point array.
@@ -85,7 +86,9 @@ def reverse_gradient(x: Float[Array, "*shape"], scale: float | Float[Array, ""] 
     x, scale = jnp.asarray(x), jnp.asarray(_checks.finite("scale", scale))
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x: expected floating point, got {x.dtype}{list(x.shape)}.")
-    return _reverse(x, scale.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    scale = scale.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Widened, float16 has its gradient clipped when the gradient is narrowed again.
+    return _reverse(_checks.widen(x), scale).astype(x.dtype) if x.dtype == jnp.float16 else _reverse(x, scale)
 
 
 @jax.custom_jvp

@@ -111,7 +111,8 @@ def wasserstein(
     The critic D minimizes ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
     example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3;
     Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also receives
-    the image. The gradient of a norm of 0 is 0 here, so a critic with zero gradient does not yield NaN.
+    the image; their weight is 0.1, beside 1 for the labels, with the penalty's weight of 10. The gradient of a norm of
+    0 is 0 here, so a critic with zero gradient does not yield NaN.
 
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.

@@ -51,14 +51,13 @@ def describe_computation(
     *,
     state: TrainState,
     batch: Batch,
-    starts: bool,
     stored: Mapping[str, Any],
 ) -> Computation:
     """Traces the programs of a run and digests its initial state.
 
     A distiller that was placed on devices is traced as it was before, so that a run can be resumed on others. The batch
-    is one of the training input, its first one if ``starts`` is True; ``stored`` is the identity of the run in the
-    directory, whose batch may have had another number of examples.
+    is one of the training input; ``stored`` is the identity of the run in the directory, whose batch may have had
+    another number of examples.
     """
     while isinstance(kd, parallel.Placed) and kd.source is not None:
         kd = kd.source
@@ -71,8 +70,6 @@ def describe_computation(
     for name, data in {"train": train_data, **splits}.items():
         if is_resident(data):
             programs[f"{name} batches"] = trace(data.gather, arrays=data.arrays, step=np.int32(0))
-    # With several processes, each has another part of the batch.
-    known = hasattr(train_data, "fingerprint") or is_resident(train_data) or jax.process_count() > 1
     places = any(program.places for program in programs.values())
     identity = {
         "environment": {
@@ -84,7 +81,6 @@ def describe_computation(
         "batch": stored.get("batch", tree_paths.manifest(batch)),
         "programs": {name: program.digest for name, program in programs.items()},
         "initial": {name: _sketch(leaf) for name, leaf in tree_paths.named(state).items()},
-        "first_batch": stored.get("first_batch") if known or not starts else _digests_of(batch),
     }
     return Computation(programs, identity)
 
@@ -104,13 +100,6 @@ def check_computation(directory: pathlib.Path, stored: Mapping[str, Any], given:
             found = f"the programs differ first in {first_difference(texts[name], program)}" if name in texts else ""
             problems.append(f"{name}: {found or f'stored the program {known}, given {program.digest}'}")
     problems += _other_values(stored.get("initial", {}), given.identity["initial"])
-    batch, other = stored.get("first_batch"), given.identity["first_batch"]
-    if batch and other and batch != other:
-        warnings.warn(
-            f"{directory}: the first batch of train_data is not that of the run. The input has other data, or an order "
-            "that changes from one call to the next; without a fingerprint(), that cannot be told apart.",
-            stacklevel=4,
-        )
     before, now = stored.get("environment", {}), given.identity["environment"]
     changed = [name for name in now if name in before and before[name] != now[name]]
     if not problems or not changed:
@@ -177,10 +166,6 @@ def _with_shapes(batch: Batch, stored: Mapping[str, str]) -> Any:
 
     leaves = [shape(name, leaf) for name, leaf in names.items()]
     return jax.tree.unflatten(jax.tree.structure(batch), leaves)
-
-
-def _digests_of(batch: Batch) -> dict[str, str]:
-    return {name: digests.of_array(x) for name, x in tree_paths.named(batch).items()}
 
 
 def _sketch(leaf: Any) -> str:

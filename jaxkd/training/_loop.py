@@ -96,7 +96,7 @@ def fit(
     key or other evaluations is refused, with the differences. The intervals of logs and checkpoints, ``keep``,
     ``chunk`` and the placement on devices may change. Where another version of JAX writes the same step differently, a
     warning shows the difference and the run is resumed. Of an input without ``fingerprint()`` that does not lie on the
-    device, the sizes are compared, and a warning reports another first batch.
+    device, the sizes and the first batch are compared, for which each call reads one batch from a new iterator.
 
     Args:
       kd: distiller from `jaxkd.distill` or a scheme, unplaced or placed by `jaxkd.parallel`.
@@ -203,7 +203,7 @@ def fit(
             manifest = tree_paths.manifest(state)
             _run_directory.check_state(directory, manifest)
             computation = _computation.describe_computation(
-                kd, train_data, splits, state=state, batch=batch, starts=step in (0, cadence.steps), stored=stored
+                kd, train_data, splits, state=state, batch=batch, stored=stored
             )
             different = _computation.check_computation(directory, stored, computation)
             _run_directory.check_equal(directory, different, stored)

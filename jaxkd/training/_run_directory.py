@@ -21,7 +21,8 @@ from jaxkd.training import _run_identity
 from jaxkd.training._checkpoint import CheckpointError, Checkpoints
 from jaxkd.training._logs import find_logs
 
-_COMPUTED = ("environment", "batch", "programs", "initial", "first_batch")  # compared by `check_computation`
+# Compared by `check_computation`, but for "first_batch", an entry of earlier versions.
+_COMPUTED = ("environment", "batch", "programs", "initial", "first_batch")
 _SAVED = "has_checkpoint"
 
 
@@ -104,7 +105,13 @@ def load_snapshot(
     snapshot = Snapshot() if last is None else Snapshot.from_json(store.extra(last))
     stored = dict(snapshot.identity) or {name: value for name, value in config.items() if name not in ("state", _SAVED)}
     settings = {name: value for name, value in stored.items() if name not in _COMPUTED}
-    check_equal(directory, _run_identity.differences(settings, _run_identity.comparable(settings, identity)), stored)
+    different = _run_identity.differences(settings, _run_identity.comparable(settings, identity))
+    if any(".first_batch." in line for line in different):
+        different.append(
+            "The first batch is compared, as the input has no fingerprint(). If it holds the same data in an order "
+            "that changes from one call to the next, give the order a seed, or the input a fingerprint() of the data."
+        )
+    check_equal(directory, different, stored)
     if snapshot.step > steps:
         raise ValueError(
             f"the run in {directory} is at step {snapshot.step}, beyond the {steps} asked for. Choose another "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxkd._core import digests, tree_paths
+from jaxkd._core import digests, multihost
 from jaxkd.training._cadence import Cadence
-from jaxkd.training._inputs import Input, is_resident
+from jaxkd.training._inputs import Input
 from jaxkd.types import Array
 
 
@@ -84,23 +86,24 @@ def describe_run(
 
 
 def describe_data(train: Input, splits: Mapping[str, Input]) -> dict[str, Any]:
-    """Returns ``{"data": ...}`` with the fingerprint of each input.
+    """Returns ``{"data": ...}`` with the entries of `digests.of_input` for each input.
 
-    The arrays of a resident input that has no fingerprint of its own are digested. Nothing is known of a streaming one,
-    except for its ``functions``: those that run on the host, which each version of Python compiles to other
-    instructions.
+    To them come digests of its ``functions``: those that run on the host, which each version of Python compiles to
+    other instructions. Where the entries differ between the processes of a run, because each reads another part of the
+    batches, a digest of each process stands in their place.
     """
     inputs = {"train": train, **splits}
-    found = {name: plain(_fingerprint(data), f"data.{name}") for name, data in inputs.items()}
+    found = {name: _of_all_processes(plain(_fingerprint(data), f"data.{name}")) for name, data in inputs.items()}
     return {"data": {name: entries for name, entries in found.items() if entries}}
 
 
+def _of_all_processes(entries: dict[str, Any]) -> dict[str, Any]:
+    each = multihost.of_each(hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16])
+    return entries if len(set(each)) == 1 else {f"{len(each)} processes": each}
+
+
 def _fingerprint(data: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if hasattr(data, "fingerprint"):
-        found |= data.fingerprint()
-    elif is_resident(data):
-        found["arrays"] = {name: digests.of_array(array) for name, array in tree_paths.named(data.arrays).items()}
+    found = digests.of_input(data)
     functions = getattr(data, "functions", ())
     if functions and isinstance(functions, tuple | list):
         found[f"functions in {digests.PYTHON}"] = [digests.of_function(function) for function in functions]
@@ -124,7 +127,12 @@ def comparable(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def _sizes(data: Input) -> dict[str, Any]:
-    return {name: getattr(data, name, None) for name in ("batch_size", "steps_per_epoch")}
+    """Returns an input's sizes, of which each process of a run may see another part."""
+    return {
+        name: size if size is None else multihost.from_first(size)
+        for name in ("batch_size", "steps_per_epoch")
+        for size in [getattr(data, name, None)]
+    }
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -130,6 +130,16 @@ def test_resident_fields_are_arguments_in_the_stored_dtype_and_seeds_can_be_vmap
     assert (batches["index"][0] != batches["index"][1]).any()
 
 
+def test_attached_loader_without_a_fingerprint_is_recognized_by_its_first_batch(cache):
+    def prints(image):
+        first = {"image": np.full((2, 3), image), "index": np.arange(2), "epoch": np.zeros(2, np.int32)}
+        bare = types.SimpleNamespace(batch_size=2, steps_per_epoch=1, batches=lambda state=None: iter([first]))
+        return jaxkd.cache.attach(cache, bare).fingerprint()
+
+    assert prints(1.0) == prints(1.0)
+    assert prints(1.0) != prints(2.0) and prints(1.0)["first_batch"]["index"] == prints(2.0)["first_batch"]["index"]
+
+
 def test_attached_loaders_delegate_to_the_loader(cache):
     for loader in loaders().values():
         attached = jaxkd.cache.attach(cache, loader)

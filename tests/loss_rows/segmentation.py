@@ -62,7 +62,7 @@ ROWS = (
             ((3, 2, 4, 3), (3, 4, 3, 2)),
             ((2, 1, 3, 1), (2, 1, 3, 2)),
         ),
-        hyper=({}, {"pool": 2}),
+        hyper=({}, {"pool": 2}, {"max_window": 0.5}),
         rounding=1e-6,
         invariances={
             "permuted channels": permute_student_last,

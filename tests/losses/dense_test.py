@@ -224,6 +224,15 @@ def test_equal_student_has_loss_zero_despite_rounding():
     np.testing.assert_array_equal(value, 0)
 
 
+def test_one_image_of_all_rows_is_normalized_by_the_positions_of_the_batch():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 3, 4, 5, 2))
+    mask = rng.random((3, 4, 5)) < np.array([0.2, 0.5, 0.9])[:, None, None]
+    expected = ((student - teacher)[mask] ** 2).sum() / (2 * mask.sum())
+    found, _ = run(IMITATION, (student.reshape(1, 12, 5, 2), teacher.reshape(1, 12, 5, 2), mask.reshape(1, 12, 5)))
+    np.testing.assert_allclose(found, [expected], rtol=1e-9)
+
+
 # --- segmentation -----------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +265,41 @@ def test_the_sizes_are_matched_before_the_windows():
     student, teacher = PAIRS.inputs(((3, 8, 4, 2), (3, 4, 6, 3)))
     expected = references.pair_affinity(student, teacher, pool=2)
     np.testing.assert_allclose(run(PAIRS, (student, teacher), hyper={"pool": 2})[0], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("size", "nodes"), [((7, 7), 9), ((4, 6), 4), ((5, 1), 3)])
+def test_maxima_of_windows_that_are_half_of_the_map(size, nodes):
+    """As the authors pool, but for windows of one row: floor(N / 2) rows, and a smaller window at the end."""
+    student, teacher = PAIRS.inputs(((2, *size, 3), (2, *size, 4)))
+    assert len(references.segmentation.window_maxima(student[0], 0.5)) == nodes
+    expected = references.pair_affinity(student, teacher, max_window=0.5)
+    found = run(PAIRS, (student, teacher), hyper={"max_window": 0.5})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    # A masked example is NaN.
+    where, masked = np.array([False, True]), np.where(np.arange(2)[:, None, None, None] == 0, np.nan, student)
+    found = run(PAIRS, (masked, teacher), hyper={"max_window": 0.5}, where=where)[0]
+    np.testing.assert_allclose(found, [0, expected[1]], rtol=1e-9)
+
+
+def test_constant_norms_have_no_gradient():
+    """d/dx of mean (u uᵀ − t tᵀ)², u = x / n with a constant n, is 4 (u uᵀ − t tᵀ) u / (n N²)."""
+    student, teacher = PAIRS.inputs(((2, 2, 3, 4), (2, 2, 3, 5)))
+    x, y = (array.reshape(2, 6, -1) for array in (student, teacher))
+    norm = np.linalg.norm(x, axis=-1, keepdims=True)
+    unit, other = x / norm, y / np.linalg.norm(y, axis=-1, keepdims=True)
+    gap = unit @ unit.swapaxes(1, 2) - other @ other.swapaxes(1, 2)
+    value, gradients = run(PAIRS, (student, teacher), hyper={"constant_norm": True})
+    np.testing.assert_allclose(value, references.pair_affinity(student, teacher), rtol=1e-9)
+    np.testing.assert_allclose(gradients[0].reshape(x.shape), 4 * gap @ unit / norm / 36, rtol=1e-7)
+
+
+@pytest.mark.parametrize("part", [0, 1.5, -0.5, np.nan, "half"])
+def test_windows_of_the_maximum_that_do_not_fit(part):
+    maps = jnp.ones((1, 4, 6, 2))
+    with pytest.raises(ValueError, match="max_window: expected a fraction above 0 and at most 1, got"):
+        losses.pair_affinity(maps, maps, max_window=part)
+    with pytest.raises(ValueError, match=r"max_window: expected None or pool=1, got 0.5 and pool=2"):
+        losses.pair_affinity(maps, maps, max_window=0.5, pool=2)
 
 
 def test_affinities_have_no_array_of_all_pairs_features():

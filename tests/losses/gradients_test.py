@@ -87,6 +87,13 @@ def test_a_small_scale_is_not_rounded_to_half_precision_first():
     np.testing.assert_array_equal(gradient, jnp.asarray([-1001.0], jnp.bfloat16))
 
 
+def test_reversed_gradient_of_float16_stays_finite_and_not_more():
+    _, pullback = jax.vjp(lambda x: losses.reverse_gradient(x, 100.0), jnp.zeros(4, jnp.float16))
+    (gradient,) = pullback(jnp.asarray([1e3, -1e3, 2.0, jnp.inf], jnp.float16))
+    assert gradient.dtype == jnp.float16
+    np.testing.assert_array_equal(gradient, np.array([-65504, 65504, -200, -np.inf], np.float16))
+
+
 def test_traced_scale_has_no_gradient():
     """A curriculum: one compilation for all steps."""
     traces = []

@@ -168,22 +168,36 @@ def test_functions_of_a_stream_are_compared(tmp_path):
         run(tmp_path / "b", train=stream(3, 1.0))
 
 
-def test_other_first_batch_of_an_input_without_a_fingerprint_is_reported(tmp_path):
-    class Bare:
-        """A streaming input that has no fingerprint."""
+class Bare:
+    """A streaming input that has no fingerprint."""
 
-        def __init__(self, change=0.0):
-            self.inner, self.batch_size, self.steps_per_epoch = Resident(dataset(change, row=slice(None)), 8), 8, 3
+    def __init__(self, change=0.0):
+        self.inner, self.batch_size, self.steps_per_epoch = Resident(dataset(change, row=slice(None)), 8), 8, 3
 
-        def batches(self, state=None):
-            return self.inner.batches(state)
+    def batches(self, state=None):
+        return self.inner.batches(state)
 
-    run(tmp_path, train=Bare())
+
+def test_other_first_batch_of_an_input_without_a_fingerprint_is_refused(tmp_path):
+    def bare(train=0.0, val=0.0, steps=2):
+        return run(tmp_path, train=Bare(train), eval_data=Bare(val), steps=steps)
+
+    class Named(Bare):
+        """The same input with a fingerprint, which decides alone."""
+
+        def fingerprint(self):
+            return {"version": "v3"}
+
+    bare()
+    for steps in (2, 3):  # a finished run, and one that would resume within an epoch
+        with pytest.raises(ValueError, match=r"different run:\n  data\.train\.first_batch\.x: (?s:.*)fingerprint\(\)"):
+            bare(train=1.0, steps=steps)
+    with pytest.raises(ValueError, match=r"different run:\n  data\.eval\.first_batch\.x: "):
+        bare(val=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(tmp_path, train=Bare())
-    with pytest.warns(UserWarning, match="the first batch of train_data is not that of the run"):
-        run(tmp_path, train=Bare(change=1.0))
+        assert int(bare(steps=3).state.step) == 3
+        run(tmp_path, train=Named(change=1.0), eval_data=Bare())
 
 
 def test_initial_state_that_is_given_is_compared(tmp_path):

@@ -35,8 +35,9 @@ def class_weighted_cross_entropy(
     ``−Σ_c w_c p_t,c log p_s,c`` with ``p = softmax(z / T)``. ``w_c`` is ``background_weight`` for the background and 1
     for every object class. Chen et al., "Learning Efficient Object Detection Models with Knowledge Distillation", NIPS
     2017, equation 3. The paper has T = 1, since the teacher's confusion of objects and background is informative; there
-    is no factor T². As a cross-entropy, it is not 0 for a student equal to its teacher but the weighted entropy of the
-    teacher.
+    is no factor T². Its total is ``μ L_labels + (1 − μ) L_this`` for the classes, plus ν times `bounded_regression`
+    beside the regression's own loss, plus γ times a hint on adapted features, with μ = ν = γ = 0.5. As a cross-entropy,
+    it is not 0 for a student equal to its teacher but the weighted entropy of the teacher.
 
     Args:
       student: logits ``[..., classes]`` of proposals or anchors.
@@ -88,7 +89,7 @@ def bounded_regression(
     ``‖R_s − y‖²`` where ``‖R_s − y‖² + m > ‖R_t − y‖²``, and 0 elsewhere. Chen et al., "Learning Efficient Object
     Detection Models with Knowledge Distillation", NIPS 2017, equation 4. A teacher's box may point the wrong way, so
     that it is no target; its error is a bound, and a student that is better by the margin has loss 0. The teacher has
-    no gradient: it only selects the boxes.
+    no gradient: it only selects the boxes. The paper adds ν = 0.5 times this to the smooth L1 loss of the true boxes.
 
     Args:
       student: box regression ``[..., coordinates]``, usually four.
@@ -188,10 +189,13 @@ def feature_imitation(
     ``1 / (2 N_p) Σ (F_s − F_t)²`` over the N_p positions of the mask and all channels. Wang et al., "Distilling Object
     Detectors with Fine-Grained Feature Imitation", CVPR 2019, section 3.2. There, N_p counts the positions of the whole
     batch; here each example has its own, so that images with large and small objects weigh the same and a value does
-    not depend on the rest of the batch. For one image, or equal counts, the mean is the paper's.
+    not depend on the rest of the batch. For one image, or equal counts, the mean is the paper's; maps and mask reshaped
+    to one image ``[1, batch · height, width, channels]`` give the paper's value for any counts. The authors' weight is
+    0.01.
 
     Args:
-      student: a feature map ``[batch, height, width, channels]``; the paper adapts it by a learned convolution first.
+      student: a feature map ``[batch, height, width, channels]``, which the paper first adapts by a learned 3×3
+        convolution.
       teacher: a feature map of the same shape.
       mask: True at the positions to imitate ``[batch, height, width]``, as from `imitation_mask`.
       where: mask, True for the examples to include ``[batch]``.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from .. import _checks, _numerics
@@ -65,6 +67,8 @@ def pair_affinity(
     teacher: Float[Array, "batch height_t width_t channels_t"],
     *,
     pool: int = 1,
+    max_window: float | None = None,
+    constant_norm: bool = False,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
     """Mean squared difference of the cosines between positions of a map.
@@ -74,16 +78,21 @@ def pair_affinity(
     ``mean_ij (a_ij(s) − a_ij(t))²``, ``a_ij`` the cosine between the features at i and j. Liu et al., "Structured
     Knowledge Distillation for Semantic Segmentation", CVPR 2019, section 3.1, over all ordered pairs of positions,
     including each with itself. The extended version (TPAMI 2020) pools β positions into a node of the affinity graph,
-    as ``pool`` does. The authors' code differs: its cosine divides by a norm without a gradient, and it pools by the
-    maximum over windows of half the map. Their weight is 1, in their scripts 0.5.
+    as ``pool`` does. The authors' code pools by the maximum over windows of half the map, and its cosine divides by a
+    norm without a gradient: it is ``max_window=0.5, constant_norm=True``, but for the 1e-8 that it adds to the norm.
+    Their weight is 1, in their scripts 0.5.
 
-    The affinities take ``(height · width / pool²)²`` elements for each image and network.
+    The affinities take ``nodes²`` elements for each image and network, with ``height · width / pool²`` nodes.
 
     Args:
       student: a feature map ``[batch, height, width, channels]``.
       teacher: a feature map of the same batch; its channels, height and width may differ. The larger map is
         adaptive-average-pooled to the smaller.
       pool: side of the windows that are averaged to one position; it has to divide height and width.
+      max_window: above 0 and at most 1, the sides of the windows of which each channel's maximum is one position, as a
+        fraction of height and of width, rounded down. The last windows may be smaller: 0.5 gives 2 · 2 positions of a
+        map of even sides, and 3 · 3 of 7 · 7. None takes no maximum.
+      constant_norm: True gives the norms of the features no gradient. The value is the same.
       where: mask, True for the examples to include ``[batch]``.
 
     Returns:
@@ -91,7 +100,8 @@ def pair_affinity(
       position, and gradient 0.
 
     Raises:
-      ValueError: an input is not a floating-point feature map, the batches differ, or the windows do not fit.
+      ValueError: an input is not a floating-point feature map, the batches differ, the windows do not fit, or both
+        ``pool`` and ``max_window`` are given.
 
     >>> student, teacher = jnp.array([[[[1.0, 0.0], [0.0, 1.0]]]]), jnp.ones((1, 1, 2, 3))
     >>> pair_affinity(student, teacher).round(4)  # two of four pairs: 0 in place of 1
@@ -106,10 +116,36 @@ def pair_affinity(
     pool = _checks.whole("pool", pool, expected=expected)
     if height % pool or width % pool:
         raise ValueError(f"pool: expected {expected}, got {pool}.")
+    sides = (pool, pool)
+    if max_window is not None:
+        expected = "a fraction above 0 and at most 1"
+        part = _checks.number("max_window", max_window, expected, lambda x: (x > 0) & (x <= 1))
+        part = _checks.static("max_window", part)
+        if pool != 1:
+            raise ValueError(f"max_window: expected None or pool=1, got {part} and pool={pool}.")
+        sides = tuple(max(1, math.floor(size * part)) for size in (height, width))
 
     def affinity(x: Array) -> Array:
-        x = jnp.mean(x.reshape(batch, height // pool, pool, width // pool, pool, x.shape[-1]), axis=(2, 4))
-        unit = _numerics.direction(x)[0].reshape(batch, (height // pool) * (width // pool), x.shape[-1])
+        x = (_windows_mean if max_window is None else _windows_max)(x, *sides)
+        nodes = x.reshape(batch, math.prod(x.shape[1:3]), x.shape[-1])
+        unit, none = _numerics.direction(nodes)
+        if constant_norm:
+            unit = jnp.where(none, 0, nodes / jax.lax.stop_gradient(jnp.where(none, 1, _numerics.norm(nodes))))
         return _numerics.einsum("bic,bjc->bij", unit, unit)
 
     return _numerics.mask_values(jnp.mean((affinity(student) - affinity(teacher)) ** 2, axis=(1, 2)), where)
+
+
+def _windows_mean(x: Array, high: int, wide: int) -> Array:
+    """Returns the means of windows, whose sides divide those of the map."""
+    batch, height, width, channels = x.shape
+    return jnp.mean(x.reshape(batch, height // high, high, width // wide, wide, channels), axis=(2, 4))
+
+
+def _windows_max(x: Array, high: int, wide: int) -> Array:
+    """Returns the maxima of windows, of which the last may be smaller."""
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // high), -(-width // wide)
+    missing = ((0, 0), (0, rows * high - height), (0, columns * wide - width), (0, 0))
+    x = jnp.pad(x, missing, constant_values=-jnp.inf)
+    return jnp.max(x.reshape(batch, rows, high, columns, wide, channels), axis=(2, 4))

@@ -30,9 +30,10 @@ def masked_generation(
     Distillation", ECCV 2022, section 3. The alignment a is a 1×1 convolution, present only where the channels differ; M
     masks each position with probability `mask_ratio`; the generator G is two 3×3 convolutions with a ReLU between them.
     The value is a sum over the feature, so its weight is small. The paper's ratios and weights are 0.15 and 7e-5 for
-    classification, 0.65 and 2e-5 for one-stage detectors, 0.45 and 5e-7 for two-stage ones, 0.75 and 2e-5 for
-    segmentation. For classification the authors' code masks channels instead of positions. Their code requires maps of
-    one size; here the larger map is pooled.
+    classification, 0.65 and 2e-5 for one-stage detectors, 0.45 and 5e-7 for two-stage ones (0.5 in their
+    configurations), on each of five levels of a pyramid, and 0.75 and 2e-5 for segmentation. For classification the
+    authors' code masks channels instead of positions. Their code requires maps of one size; here the larger map is
+    pooled.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.

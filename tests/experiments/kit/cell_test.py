@@ -109,6 +109,7 @@ def test_a_cell_of_every_kind(place, states, name):
     if name == "ft":
         learned, remembered = state.objective.params["ft"]["paraphraser"], state.objective.state["ft"]["paraphraser"]
         jax.tree.map(np.testing.assert_array_equal, learned, remembered)
+        assert "norms" in state.objective.params["ft"]  # the published rows belong to a translator with BatchNorms
 
 
 @pytest.mark.slow
