@@ -39,7 +39,7 @@ def split(
 
 
 def places(bits: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarray:
-    """Returns the stored row of each token ``[examples, tokens]`` from both files' rows.
+    """Returns each token's stored row ``[examples, tokens]`` from both files' rows.
 
     >>> places(np.array([[1], [6]], np.uint8), np.array([4, 6]), 4).tolist()
     [[3, 3, 3, 3], [4, 4, 5, 5]]

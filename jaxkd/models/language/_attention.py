@@ -72,7 +72,10 @@ class Attention(nnx.Module):
         turns: Rotation | None = None,
         valued: Float[Array, "batch keys value_width"] | None = None,
     ) -> KeysValues:
-        """Returns the keys, turned by their positions, and the values of hidden states, or of ``valued``."""
+        """Returns the keys of ``x``, turned by their positions, and its values.
+
+        The values are those of ``valued`` instead if it is given.
+        """
         keys = rotate(self._split(self.key(x)), turns, interleaved=self.interleaved)
         return self.keys(keys), self.values(self._split(self.value(x if valued is None else valued)))
 

@@ -181,7 +181,10 @@ class EncoderEmbedding(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "batch tokens"], positions: Int[Array, "batch tokens"], types: Any, near: Any = None
     ) -> Float[Array, "batch tokens width"]:
-        """Returns the inputs of the first layer; ``near`` is True where a token and the next are neighbors."""
+        """Returns the inputs of the first layer.
+
+        ``near`` is True where a token and the next one are neighbors.
+        """
         x = self.words(tokens)
         if near is not None:
             following, previous = (jnp.where(near[..., None], part, 0) for part in (x[:, 1:], x[:, :-1]))
@@ -219,7 +222,7 @@ class Bottleneck(nnx.Module):
         return self.output_norm(x + self.output(part(self.input_norm(self.input(x)))))
 
     def read(self, x: Float[Array, "batch tokens width"]) -> tuple[Array, Array] | None:
-        """Returns what queries and keys, and what values are made of; None for the narrow states."""
+        """Returns the inputs of queries and keys, and of values; None if they are narrow."""
         return None if self.shared is None or self.shared_norm is None else (self.shared_norm(self.shared(x)), x)
 
 

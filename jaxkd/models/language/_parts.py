@@ -76,7 +76,10 @@ def embedding(config: TransformerConfig, rows: int, width: int, *, rngs: nnx.Rng
 
 
 def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm | Scale:
-    """Builds a LayerNorm or RMSNorm, or a `Scale`; the variance is a mean of squared differences."""
+    """Builds a LayerNorm, an RMSNorm or a `Scale`.
+
+    The variance is a mean of squared differences, which cannot be negative.
+    """
     if config.norm == "scale":
         return Scale(width, config.dtype)
     kind = nnx.LayerNorm if config.norm == "layer" else nnx.RMSNorm
