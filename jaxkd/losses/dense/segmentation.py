@@ -123,13 +123,14 @@ def pair_affinity(
         part = _checks.static("max_window", part)
         if pool != 1:
             raise ValueError(f"max_window: expected None or pool=1, got {part} and pool={pool}.")
-        sides = tuple(max(1, math.floor(size * part)) for size in (height, width))
+        sides = (max(1, math.floor(height * part)), max(1, math.floor(width * part)))
+    constant = _checks.flag("constant_norm", constant_norm)
 
     def affinity(x: Array) -> Array:
         x = (_windows_mean if max_window is None else _windows_max)(x, *sides)
         nodes = x.reshape(batch, math.prod(x.shape[1:3]), x.shape[-1])
         unit, none = _numerics.direction(nodes)
-        if constant_norm:
+        if constant:
             unit = jnp.where(none, 0, nodes / jax.lax.stop_gradient(jnp.where(none, 1, _numerics.norm(nodes))))
         return _numerics.einsum("bic,bjc->bij", unit, unit)
 
