@@ -112,7 +112,7 @@ class Reader:
         return found
 
     def _fields(self, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Returns fields of some rows of a shard by name, and bits of their masks by file."""
+        """Returns fields of rows of a shard by name, and the bits of their mask by file."""
         if not self.tokens:
             return {name: self._load(number, entry)[rows] for name, entry in self.entries.items()}, {}
         bits, ends = self._masks(number)

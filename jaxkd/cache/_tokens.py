@@ -39,7 +39,9 @@ def split(
 
 
 def places(bits: np.ndarray, ends: np.ndarray, tokens: int) -> np.ndarray:
-    """Returns each token's stored row ``[examples, tokens]`` from both files' rows.
+    """Returns the stored row of each token ``[examples, tokens]``.
+
+    ``bits`` and ``ends`` are the examples' rows of `MASK` and of `ENDS`.
 
     >>> places(np.array([[1], [6]], np.uint8), np.array([4, 6]), 4).tolist()
     [[3, 3, 3, 3], [4, 4, 5, 5]]

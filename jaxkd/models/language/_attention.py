@@ -72,9 +72,9 @@ class Attention(nnx.Module):
         turns: Rotation | None = None,
         valued: Float[Array, "batch keys value_width"] | None = None,
     ) -> KeysValues:
-        """Returns the keys of ``x``, turned by their positions, and its values.
+        """Returns the keys, turned by their positions, and the values.
 
-        The values are those of ``valued`` instead if it is given.
+        Both are those of the hidden states ``x``; with ``valued``, the values are those of these states.
         """
         keys = rotate(self._split(self.key(x)), turns, interleaved=self.interleaved)
         return self.keys(keys), self.values(self._split(self.value(x if valued is None else valued)))

@@ -183,7 +183,7 @@ class EncoderEmbedding(nnx.Module):
     ) -> Float[Array, "batch tokens width"]:
         """Returns the inputs of the first layer.
 
-        ``near`` is True where a token and the next one are neighbors.
+        ``near`` is True where a token and the next are neighbors, whose words are read together; None for single words.
         """
         x = self.words(tokens)
         if near is not None:
@@ -222,7 +222,10 @@ class Bottleneck(nnx.Module):
         return self.output_norm(x + self.output(part(self.input_norm(self.input(x)))))
 
     def read(self, x: Float[Array, "batch tokens width"]) -> tuple[Array, Array] | None:
-        """Returns the inputs of queries and keys, and of values; None if they are narrow."""
+        """Returns the inputs of queries and keys, and of values.
+
+        None stands for the narrow states, which all of them are made of without a shared bottleneck.
+        """
         return None if self.shared is None or self.shared_norm is None else (self.shared_norm(self.shared(x)), x)
 
 

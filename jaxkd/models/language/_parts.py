@@ -78,7 +78,7 @@ def embedding(config: TransformerConfig, rows: int, width: int, *, rngs: nnx.Rng
 def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm | Scale:
     """Builds a LayerNorm, an RMSNorm or a `Scale`.
 
-    The variance is a mean of squared differences, which cannot be negative.
+    The variance is a mean of squared differences.
     """
     if config.norm == "scale":
         return Scale(width, config.dtype)

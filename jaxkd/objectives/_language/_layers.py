@@ -215,7 +215,7 @@ def mobilebert(
 
 
 def _turn(number: int, steps: int, weight: float | Array | Schedule) -> Callable[[Any], Array]:
-    """Returns a schedule: the weight in one stage of ``steps`` steps, otherwise 0."""
+    """Returns a schedule that is the weight in one stage of the steps, otherwise 0."""
     return lambda step: jnp.where(jnp.asarray(step) // steps == number, at_step(weight, step), 0.0)
 
 
