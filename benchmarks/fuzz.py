@@ -328,6 +328,8 @@ def mistake(loss: Loss, random: np.random.Generator) -> tuple[str, Callable[[], 
             return None
         name = names[random.integers(len(names))]
         values = [np.nan, np.inf, "1", True, None, np.ones((2, 2)), -2.0]
+        if isinstance(inspect.signature(getattr(losses, loss.name)).parameters[name].default, bool):
+            values.remove(True)
         value = values[random.integers(len(values) - ((loss.name, name) in SIGNED))]
         options[name] = value
     constant = {key: value for key, value in options.items() if key != "where"}

@@ -1,5 +1,7 @@
 """Rows of the conformance table for objectives of language models, on tokens made from the tiny models' maps."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def on_tokens(objective):
 
 
 LINEAR = ("student/hidden0", "student_params", "teacher/hidden0", "teacher_params", "batch/label")
-LANGUAGE = {
+LANGUAGE: dict[str, tuple[Any, ...]] = {
     "minilm": (
         combine(lm=on_tokens(objectives.minilm(0, 0, weight=2.0))),
         {"lm/attention": 2.0, "lm/values": 2.0},
@@ -88,7 +90,7 @@ LANGUAGE = {
         True,
     ),
     "span_aligned": (
-        combine(lm=on_tokens(objectives.span_aligned(np.array([[0, 0], [2, 1]]), weight=3.0))),
+        combine(lm=on_tokens(objectives.span_aligned(jnp.array([[0, 0], [2, 1]]), weight=3.0))),
         {"lm": 3.0},
         False,
         {"lm/matched": 0.0, "lm/unmatched": 0.0},

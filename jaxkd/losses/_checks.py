@@ -200,6 +200,13 @@ def temperature(temperature: Any, dtype: Any, shape: tuple[int, ...] = ()) -> Ar
     return jnp.broadcast_to(jnp.asarray(positive("temperature", temperature, shape), dtype), shape)
 
 
+def flag(name: str, value: Any) -> bool:
+    """Returns True or False, which has to be known while tracing."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: expected True or False, got {value!r}.")
+    return bool(value)
+
+
 def static(name: str, value: Any) -> float:
     """Returns a number that the program depends on, such as which formula it computes."""
     if isinstance(value, jax.core.Tracer):

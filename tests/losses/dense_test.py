@@ -300,6 +300,8 @@ def test_windows_of_the_maximum_that_do_not_fit(part):
         losses.pair_affinity(maps, maps, max_window=part)
     with pytest.raises(ValueError, match=r"max_window: expected None or pool=1, got 0.5 and pool=2"):
         losses.pair_affinity(maps, maps, max_window=0.5, pool=2)
+    with pytest.raises(ValueError, match="constant_norm: expected True or False, got 1"):
+        losses.pair_affinity(maps, maps, constant_norm=1)
 
 
 def test_affinities_have_no_array_of_all_pairs_features():

@@ -14,9 +14,9 @@ from tests.loss_table import ROWS
 
 #: parameters with a default that are arrays, masks or names
 OTHERS = {"where", "axis_name", "vocabulary_axis", "labels", "segments", "student_bias", "teacher_bias", "weights"}
-OTHERS |= {"transposed"}
+OTHERS |= {"transposed", "constant_norm"}
 #: numbers that the program depends on: no traced number, and where None is no default an integer or a float
-STATIC = {"soft_cap", "chunk", "blank", "background", "list_size", "order", "rank", "pool", "heads"}
+STATIC = {"soft_cap", "chunk", "blank", "background", "list_size", "order", "rank", "pool", "max_window", "heads"}
 SIGNED = {("bounded_regression", "margin")}
 
 

@@ -41,7 +41,7 @@ def with_kernels(objective):
 
 LINEAR = ("student/hidden0", "student_params", "teacher/hidden0", "teacher_params", "batch/label")
 KD = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
-SPANS = objectives.span_aligned(MATCHES)
+SPANS = objectives.span_aligned(jnp.asarray(MATCHES))
 ROWS = {
     "minilm": Row(objectives.minilm(0, 1, weight=0.5)),
     "minilm_v2": Row(objectives.minilm_v2(0, 1, heads=1, weight=2.0)),
@@ -165,7 +165,7 @@ WEIGHTED = {
     "distilbert": lambda weight: objectives.distilbert(
         "student/same0", "teacher/same0", soft_weight=weight, label_weight=weight, feature_weight=weight
     ),
-    "span_aligned": lambda weight: objectives.span_aligned(MATCHES, weight=weight),
+    "span_aligned": lambda weight: objectives.span_aligned(jnp.asarray(MATCHES), weight=weight),
     "linear_kd": lambda weight: with_kernels(objectives.linear_kd(*LINEAR, label_weight=weight, teacher_weight=weight)),
 }
 

@@ -27,7 +27,7 @@ class _Anonymous(ast.NodeTransformer):
 def shape_of(function: ast.FunctionDef) -> str | None:
     """Returns a function's computation without names, annotations and docstring; None for a small function."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
-    if not body:  # a contract's method
+    if sum(1 for node in (function.args, *body) for _ in ast.walk(node)) < SMALLEST:
         return None
     copy = ast.parse(ast.unparse(ast.FunctionDef("f", function.args, body, [], lineno=1)))
     for node in ast.walk(copy):
