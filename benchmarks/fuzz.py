@@ -140,6 +140,7 @@ LOSSES = (
         call=_heads,
     ),
     *_group("linear_cross_entropy", "f:bk", "f:kc", "i:b", "z:c", call=_one_head),
+    *_group("linear_sparse_cross_entropy", "f:bh", "f:hc", "p:bk", "i:bk", "z:c", call=_known),
     *_group("linear_top_k_kl", "f:bh", "f:hc", "l:bk", "u:bk", "z:c", call=_known),
     *_group("focal_global", "f:bhwk", "f:bhwk", "f:bn4"),
     *_group("pearson_features", "f:bhwk", "f:bxyk", free="hwxy"),

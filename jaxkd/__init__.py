@@ -12,7 +12,7 @@
 `jaxkd.schemes`         distillation schemes: who teaches whom, and when
 `jaxkd.cache`           teacher outputs on disk, computed once
 `jaxkd.training`        the training loop, checkpoints, logs and exact resume
-`jaxkd.weights`         import and export of trained weights: orbax, safetensors, PyTorch
+`jaxkd.weights`         trained weights in and out: safetensors, orbax, PyTorch, Hugging Face
 ======================  ===================================================================================
 
 `jaxkd.data` and `jaxkd.models` hold data sets and a model zoo for experiments; no package in the table imports them.

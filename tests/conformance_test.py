@@ -35,6 +35,7 @@ from jaxkd.objectives import (
 )
 from jaxkd.objectives.discriminators import Discriminator, mlp
 from tests import tiny
+from tests.language_rows import LANGUAGE
 
 DEVICES = 4
 DROPPED = (4, 5)  # of eight examples: the share of one of four devices
@@ -165,6 +166,7 @@ ROWS = {
     "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
+    **{name: Row(*row) for name, row in LANGUAGE.items()},
 }
 
 
@@ -195,7 +197,9 @@ def distiller(objective):
     return jaxkd.distill(tiny.student, tiny.teacher(), objective, optimizer=optimizer)
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE)) for name in ROWS]
+)
 def case(request):
     row = ROWS[request.param]
     kd, traces = distiller(row.objective), []

@@ -68,6 +68,8 @@ class Row:
     identical_is_zero: bool = True
     #: arrays with equal student and teacher; by default the teacher's array is replaced by the student's
     perfect: Callable[[Arrays], Arrays] = lambda arrays: (arrays[0], arrays[0], *arrays[2:])
+    #: hyperparameters with which such arrays have no loss; all by default
+    perfect_hyper: tuple[Mapping[str, Any], ...] | None = None
     #: True for a loss, with `where` and one value per example; False for a function that returns the shape of its input
     per_example: bool = True
     #: an example's value depends on the other examples: the loss takes `axis_name`

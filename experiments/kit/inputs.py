@@ -4,7 +4,7 @@ import abc
 import functools
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -108,6 +108,30 @@ class Joined(_Input):
 
     def fingerprint(self) -> dict[str, Any]:
         return {str(i): loader.fingerprint() for i, loader in enumerate(self._loaders)}
+
+
+def few_labels(
+    arrays: Mapping[str, np.ndarray],
+    chosen: np.ndarray,
+    sizes: tuple[int, int],
+    seed: int,
+    unknown: Mapping[str, np.ndarray] | None = None,
+) -> Joined:
+    """Returns batches of the chosen examples, and after them of all examples without their labels.
+
+    The entry ``labelled`` tells them apart. ``sizes`` are the numbers of both in a batch, and ``unknown`` has entries
+    of the examples without labels that replace their own.
+    """
+    known = np.ones(len(arrays["label"]), bool)
+    whole = {**arrays, "labelled": known}
+    labelled = {name: value[chosen] for name, value in whole.items()} | {"index": chosen.astype(np.int32)}
+    others = whole | {"labelled": ~known, **(unknown or {})}
+    return Joined(
+        *(
+            data.Resident(part, size, seed=seed, drop_remainder=True)
+            for part, size in zip((labelled, others), sizes, strict=True)
+        )
+    )
 
 
 def patches(x: Any, stride: int = 1) -> Any:

@@ -142,13 +142,7 @@ class Sst:
             return data.Resident(whole, BATCH, seed=seed, drop_remainder=True)
         count = len(whole["label"])
         chosen = np.random.default_rng(seed).permutation(count)[: max(int(SHARE * count), LABELLED)]
-        labelled = {name: value[chosen] for name, value in whole.items()} | {"index": chosen.astype(np.int32)}
-        others = whole | {"labelled": np.zeros(count, bool)}
-        loaders = [
-            data.Resident(part, size, seed=seed, drop_remainder=True)
-            for part, size in ((labelled, LABELLED), (others, BATCH - LABELLED))
-        ]
-        return inputs.Joined(*loaders)
+        return inputs.few_labels(whole, chosen, (LABELLED, BATCH - LABELLED), seed)
 
     def _begun(self, start: str) -> Model:
         if start == "random":

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 import jaxkd
-from experiments.kit.tasks.task import Measure, Method, Task, Training
+from experiments.kit import plots
+from experiments.kit.tasks.task import Figure, Measure, Method, Task, Training
 from experiments.language import lm, minilm
 from jaxkd import adapters, data, metrics, models, objectives, teachers
 from jaxkd.data import text
@@ -230,6 +231,49 @@ def _with_words(model: Model, trained: Variables) -> Model:
     return Model(init, model.apply)
 
 
+def by_layers(results: Mapping[str, Any]) -> bytes:
+    """Draws Spearman's correlation by the number of layers, a line for each loss, beside the published curve."""
+    places = {layers: place for place, layers in enumerate((0, 1, 2, 3, 6, 12))}
+    rows, references = results["rows"], results["references"]
+    with plots.figure(1, 1, 8.5, 5.2) as (figure, axes, save):
+        for number, (loss, (title, _)) in enumerate(LOSSES.items()):
+            found = {
+                layers: rows.get(name_of(layers, loss), {}).get("measures", {}).get("spearman") for layers in STUDENTS
+            }
+            known = sorted(layers for layers, one in found.items() if one and one["mean"] is not None)
+            style = plots.style("student") if loss == "alone" else plots.numbered(number - 1)
+            # Places side by side, so that intervals do not hide each other. A bag is no student of 0 layers: no line.
+            x = [places[layers] + 0.07 * (number - 2) for layers in known]
+            y = [100 * found[layers]["mean"] for layers in known]
+            half = [100 * (found[layers]["half"] or 0) for layers in known]
+            axes.errorbar(x, y, yerr=half, fmt=style["marker"], color=style["color"], capsize=3, label=title)
+            line = [place for place, layers in enumerate(known) if layers]
+            axes.plot([x[i] for i in line], [y[i] for i in line], color=style["color"], linestyle=style["linestyle"])
+        untrained = {n: references.get(f"{STUDENTS[n]}, not trained", {}).get("spearman") for n in (1, 2, 3)}
+        for name, curve, linestyle in (
+            ("layers of MiniLM, not trained", untrained, ":"),
+            ("sentence-transformers, published", PUBLISHED, "--"),
+        ):
+            curve = {layers: value for layers, value in sorted(curve.items()) if value is not None}
+            x, y = [places[layers] for layers in curve], [100 * value for value in curve.values()]
+            axes.plot(x, y, color="0.55", linestyle=linestyle, marker=".", label=name)
+        if teacher := references.get("MiniLM"):
+            axes.plot(
+                places[6],
+                100 * teacher["spearman"],
+                color="0.2",
+                marker="*",
+                markersize=12,
+                linestyle="",
+                label="MiniLM, the teacher",
+            )
+        axes.set_xticks([*places.values()], ["bag of words", *map(str, list(places)[1:])])
+        axes.set(xlabel="layers", ylabel="Spearman on the test pairs (%), 95% interval")
+        axes.grid(axis="y", alpha=0.3)
+        figure.legend(loc="outside right center", frameon=False, fontsize=9)
+        return save()
+
+
 TASK = Task(
     title="STS-B: sentence embeddings by fewer layers",
     about=(
@@ -249,4 +293,5 @@ TASK = Task(
     evaluations=5,
     open=Stsb,
     curve="validation/error",
+    figures={"layers": Figure("Spearman's correlation by the number of layers", by_layers)},
 )

@@ -101,19 +101,11 @@ class Trec:
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         whole = self._set("train", seed)
-        few = {name: value[self._few(seed)] for name, value in whole.items()}
-        labelled = data.Resident(
-            {**few, "index": self._few(seed).astype(np.int32)}, LABELLED, seed=seed, drop_remainder=True
-        )
-        others = data.Resident(
-            {**whole, "label": np.full_like(whole["label"], -1), "labelled": np.zeros_like(whole["labelled"])},
-            OTHERS,
-            seed=seed,
-            drop_remainder=True,
-        )
+        unknown = {"label": np.full_like(whole["label"], -1)}
+        batches = inputs.few_labels(whole, self._few(seed), (LABELLED, OTHERS), seed, unknown)
         kd = lm.distill(self._model, teachers.none(), OBJECTIVES[method], RATE, steps, metrics.classification)
         splits = {"test": data.Resident(self._set("test", seed), 250, shuffle=False)}
-        return Training(kd, inputs.Joined(labelled, others), steps, splits)
+        return Training(kd, batches, steps, splits)
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
         test = self._set("test", seed)
@@ -143,7 +135,7 @@ TASK = Task(
         "calibration_error": Measure("calibration error (%)", scale=100, digits=1, higher=False),
     },
     methods=METHODS,
-    steps=1000,
+    steps=400,
     evaluations=10,
     open=Trec,
     curve="test/accuracy",

@@ -5,6 +5,7 @@
 `nnx`               a Flax nnx module or its constructor, with taps
 `plain`             a pair ``(init, apply)`` of functions
 `variables`         converts linen's dict, an nnx module or `Variables` to `Variables`
+`batch_norm_call`   arguments of a BatchNorm's call that a linen interceptor sees, for wrappers
 ==================  ====================================================================================
 
 A tap is a name for a submodule's output, selected by its path, as ``"ResNetStage_1"`` or ``"encoder/blocks/3"`` (dots
@@ -22,7 +23,7 @@ from jaxkd.adapters import _flax_linen, _flax_nnx
 from jaxkd.adapters._flax_linen import batch_norm_call, linen
 from jaxkd.adapters._flax_nnx import nnx_module as nnx
 from jaxkd.adapters._functions import plain
-from jaxkd.types import Variables
+from jaxkd.types import TrainState, Variables
 
 __all__ = [
     "batch_norm_call",
@@ -51,7 +52,9 @@ def variables(source: Any) -> Variables:
         return _flax_nnx.variables_of(source)
     if isinstance(source, Mapping) and "params" in source:
         return _flax_linen.variables_of(source)
+    trained = isinstance(source, TrainState)
+    cure = "Its student is `.student`." if trained else "Wrap bare parameters as Variables(params)."
     raise TypeError(
         "variables: expected Variables(params, state), linen's {'params': ..., ...} or an nnx module, got "
-        f"{type(source).__name__}. Wrap bare parameters as Variables(params)."
+        f"{type(source).__name__}. {cure}"
     )

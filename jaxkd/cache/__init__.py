@@ -15,6 +15,7 @@ A directory holds ``manifest.json`` (identity of the teacher, the data and the s
 transform's and the teacher's results), ``index.npy`` and ``digests.npy`` (which example each row belongs to), and one
 folder for each shard, ``shards/000000/`` and so on. A shard holds consecutive rows of one view, one ``.npy`` file for
 each field of each output, ``inputs.npy`` (checksums of what the teacher saw) and ``sums.npy`` (checksums of the rows).
+Where an output is stored for the tokens of a mask alone, ``mask.npy`` and ``ends.npy`` say where its rows belong.
 Every read compares the checksums of its rows; `write_cache` and `attach` to a `jaxkd.data.Resident` read and compare
 whole files. Damaged shards are an error, and `write_cache` computes them again.
 """

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd._core.progress import show_progress
-from jaxkd.cache import _shards, _storage
+from jaxkd.cache import _shards, _storage, _tokens
 from jaxkd.cache._examples import Examples, digest_of_set, digests
 from jaxkd.cache._program import SUMS, Program
 
@@ -77,7 +77,10 @@ def compute_shards(
                 show(reached)
             arrays = {file: np.concatenate(values) for file, values in parts.items()}
             index, seen = arrays.pop("index"), arrays.pop("digests")
-            arrays[SUMS] = _storage.row_sums(index, view, arrays)
+            read = arrays
+            if program.masked:
+                read, arrays = _tokens.split(arrays.pop(_tokens.MASK), arrays, program.masked)
+            arrays[SUMS] = _storage.row_sums(index, view, read)  # of what a reader has at hand
             if not view:  # the rows are the same in every view
                 arrays |= {"index": index, "digests": seen}
             notes = {"key": key, "rows": last - first, "contents": digest_of_set(index, seen), "seconds": seconds}

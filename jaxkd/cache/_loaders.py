@@ -92,7 +92,8 @@ class AttachedResident(_Attached):
 
     Attributes:
       arrays: the loader's arrays, the stored fields ``[views, cached examples, ...]`` in their stored dtypes, and the
-        row in these fields of each of the loader's examples.
+        row in these fields of each of the loader's examples. Of masked fields there are the stored tokens
+        ``[stored, ...]``, and the place of each token in them ``[views, cached examples, tokens]``.
     """
 
     def __init__(self, cache: Cache, loader: Any) -> None:
@@ -101,9 +102,11 @@ class AttachedResident(_Attached):
         host = {name: np.asarray(loader.arrays[name]) for name in ("index", *reader.data) if name in loader.arrays}
         rows = reader.rows(host["index"])
         reader.check(host, rows)
-        self._rows, self._fields = f"{cache.name}/row", tuple(reader.entries)
+        self._rows, self._places = f"{cache.name}/row", f"{cache.name}/place"
+        self._fields = {name: entry.masked for name, entry in reader.entries.items()}
         sharding = _replicated_like(loader.arrays["index"])
-        added = {**reader.load_all(), self._rows: rows.astype(np.int32)}
+        fields, places = reader.load_all()
+        added = {**fields, self._rows: rows.astype(np.int32)} | ({} if places is None else {self._places: places})
         self.arrays: dict[str, Array] = {**loader.arrays, **jax.device_put(added, sharding)}
         self._gather = jax.jit(self.gather)
 
@@ -116,10 +119,15 @@ class AttachedResident(_Attached):
         """
         # The loader gathers the row number like any other per-example array; the fields have a leading axis of views,
         # so they are indexed here, by (view, row).
-        per_example = {name: value for name, value in arrays.items() if name not in self._fields}
+        own = {*self._fields, self._places}
+        per_example = {name: value for name, value in arrays.items() if name not in own}
         batch = dict(self._loader.gather(per_example, step, **options))
         view, row = jnp.asarray(batch["epoch"]) % self.views, batch.pop(self._rows)
-        cached = {name: arrays[name].at[view, row].get(mode="promise_in_bounds") for name in self._fields}
+        place: Any = arrays[self._places][view, row] if self._places in arrays else None
+        cached = {
+            name: arrays[name].at[place if masked else (view, row)].get(mode="promise_in_bounds")
+            for name, masked in self._fields.items()
+        }
         return {**batch, "epoch": view, **cached}
 
     def batches(self, state: Mapping[str, Any] | None = None) -> _ResidentIterator:

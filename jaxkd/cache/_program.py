@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxkd._core import checks
 from jaxkd.cache._inputs import checksums, entries_read
 from jaxkd.cache._probes import Transform
+from jaxkd.cache._tokens import MASK
 from jaxkd.cache.codecs import Codec
 from jaxkd.cache.codecs._codec import example_keys
 from jaxkd.types import Batch, Model, PyTree, Variables
@@ -37,6 +38,7 @@ class Program:
 
     Attributes:
       inputs: entries of a transformed batch that the stored outputs depend on; known once `shapes` was called.
+      masked: file names of the fields of which only the tokens of the batch's mask are stored; known at the same time.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Program:
     ) -> None:
         self.codecs, self.batch_size, self.variables = codecs, batch_size, variables
         self.inputs: list[str] = []
+        self.masked: set[str] = set()
         self._sharding: NamedSharding | None = None
         if devices is not None:
             if batch_size % len(devices):
@@ -69,8 +72,7 @@ class Program:
             keys = example_keys(batch["index"], batch["epoch"])  # of the set, as the transform may drop these entries
             batch = dict(batch) if transform is None else transform(batch)
             outputs = model.apply(variables, batch, key=None, train=False)[0]
-            self.inputs = entries_read(lambda batch: kept(variables, batch), batch)
-            seen = checksums(batch, self.inputs)
+            mask, self.masked = jnp.asarray(batch.get("mask", False)), set()
             encoded, storable, sample = {}, {}, {}
             for name, codec in codecs.items():
                 checks.known(name, checks.shapes(outputs), "codecs, teacher output")
@@ -80,15 +82,23 @@ class Program:
                         f"codecs: expected {name!r} to be floating point, [batch, ...] with a batch of {batch_size}, "
                         f"got {checks.shape(output)}."
                     )
-                encoded[name], storable[name] = codec.encode(output, keys), codec.storable(output)
                 sample[name] = output.reshape(batch_size, -1)[:, :64].astype(jnp.float32)
-            return (encoded, seen), storable, sample, outputs
+                masked = codec.masked and output.ndim == 3 and mask.dtype == bool and mask.shape == output.shape[:2]
+                if masked:  # another token may well be NaN
+                    output = jnp.where(mask[..., None], output, 0)
+                encoded[name], storable[name] = codec.encode(output, keys), codec.storable(output)
+                self.masked |= {file_name(name, field) for field in encoded[name] if masked}
+            read = entries_read(lambda batch: kept(variables, batch), batch)
+            # A student that includes other tokens would read what is not stored.
+            self.inputs = sorted({*read, "mask"}) if self.masked else read
+            more = {MASK: mask} if self.masked else {}
+            return (encoded, {INPUTS: checksums(batch, self.inputs), **more}), storable, sample, outputs
 
         self._run = jax.jit(lambda variables, batch: run(variables, batch)[:3])
         self._outputs = run
 
     def shapes(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns each output's shape and its fields' dtypes and shapes, for one example."""
+        """Returns each output's shape and its fields, for one example with all tokens."""
         (encoded, _), _, _, outputs = jax.eval_shape(self._outputs, self.variables, self._padded(batch, 0))
         return {
             name: {
@@ -98,6 +108,7 @@ class Program:
                     for field, value in fields.items()
                 },
             }
+            | ({"masked": True} if any(file_name(name, field) in self.masked for field in fields) else {})
             for name, fields in encoded.items()
         }
 
@@ -111,14 +122,16 @@ class Program:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.codecs}
 
     def encode(self, batch: Mapping[str, np.ndarray], view: int) -> dict[str, np.ndarray]:
-        """Returns the stored fields and `INPUTS` of a batch in a view, by file name.
+        """Returns the fields and `INPUTS` of a batch in a view, by file name.
+
+        Fields of `masked` hold all tokens, and `MASK` says which of them to store.
 
         Raises:
           ValueError: an output holds values that its codec cannot represent.
         """
         rows = len(batch["index"])
         encoded, storable, _ = self._run(self.variables, self._padded(batch, view))
-        (encoded, seen), storable = jax.device_get((encoded, storable))
+        (encoded, more), storable = jax.device_get((encoded, storable))
         for name, valid in storable.items():
             if not valid[:rows].all():
                 index = int(batch["index"][np.flatnonzero(~valid[:rows])[0]])
@@ -127,7 +140,7 @@ class Program:
                     f"{self.codecs[name].settings['codec']} cannot store it. Check the teacher on that example."
                 )
         fields = {file_name(name, field): x[:rows] for name, parts in encoded.items() for field, x in parts.items()}
-        return {**fields, INPUTS: seen[:rows]}
+        return {**fields, **{name: x[:rows] for name, x in more.items()}}
 
     def _padded(self, batch: Mapping[str, np.ndarray], view: int) -> Any:
         """Returns a batch padded to the compiled size with its own rows, on the devices."""
@@ -147,6 +160,6 @@ def file_name(output: str, field: str) -> str:
 
 
 def bytes_per_row(outputs: Mapping[str, Any]) -> int:
-    """Returns the bytes of one example in one view, from `Program.shapes`."""
+    """Returns the most bytes of one example in one view, from `Program.shapes`."""
     fields = [field for output in outputs.values() for field in output["fields"].values()]
     return sum(int(np.prod(f["shape"], dtype=np.int64)) * int(jnp.dtype(f["dtype"]).itemsize) for f in fields)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxkd import adapters
-from jaxkd.cache import _examples, _inputs, _manifest, _shards, _storage
+from jaxkd.cache import _examples, _inputs, _manifest, _shards, _storage, _tokens
 from jaxkd.cache._compare import differences
 from jaxkd.cache._probes import Transform
 from jaxkd.cache._program import INPUTS, SUMS, Codecs, file_name
@@ -21,11 +21,15 @@ from jaxkd.types import Array, Outputs
 
 
 class Entry(NamedTuple):
-    """A stored field: its file in a shard, its dtype, and the shape of one example."""
+    """A stored field: its file in a shard, its dtype, and the shape of one example.
+
+    Of a ``masked`` one, the file holds rows of single tokens, as `jaxkd.cache._tokens` describes.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
+    masked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Reader:
       data: entries of an example that the teacher saw, with dtypes and shapes; they are compared.
       contents: digest of all examples in their order.
       key: the key of the cache, which each of its shards carries.
+      tokens: number of tokens of an example in the masked fields; 0 if there is none.
     """
 
     directory: pathlib.Path
@@ -47,6 +52,7 @@ class Reader:
     data: Mapping[str, str]
     contents: str
     key: str
+    tokens: int = 0
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Returns the rows of the examples with these indices.
@@ -92,9 +98,10 @@ class Reader:
         for number in map(int, np.unique(numbers)):
             chosen = np.flatnonzero(numbers == number)
             view, first, _ = self.layout.place(number)
-            fields = {name: self._load(number, entry)[rows[chosen] - first] for name, entry in self.entries.items()}
-            known = self._load(number, Entry(SUMS, "uint32", ()))[rows[chosen] - first]
-            by_file = {self.entries[name].file: value for name, value in fields.items()}
+            local = rows[chosen] - first
+            fields, more = self._fields(number, local)
+            known = self._load(number, Entry(SUMS, "uint32", ()))[local]
+            by_file = {**more, **{self.entries[name].file: value for name, value in fields.items()}}
             if (wrong := _storage.row_sums(index[rows[chosen]], view, by_file) != known).any():
                 raise ValueError(
                     f"{self.directory}, shard {number:06d}: the outputs of {int(wrong.sum())} examples are not those "
@@ -104,27 +111,59 @@ class Reader:
                 found.setdefault(name, np.empty((len(rows), *value.shape[1:]), value.dtype))[chosen] = value
         return found
 
+    def _fields(self, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Returns fields of rows of a shard by name, and the bits of their mask by file."""
+        if not self.tokens:
+            return {name: self._load(number, entry)[rows] for name, entry in self.entries.items()}, {}
+        bits, ends = self._masks(number)
+        places = _tokens.places(bits[rows], ends[rows], self.tokens)
+        fields = {
+            # Clipped: the place in a damaged file is found out by the checksum of its row.
+            name: self._rows(number, entry, ends).take(places, axis=0, mode="clip")
+            if entry.masked
+            else self._load(number, entry)[rows]
+            for name, entry in self.entries.items()
+        }
+        return fields, {_tokens.MASK: bits[rows]}
+
     def _load(self, number: int, entry: Entry) -> np.ndarray:
         _, first, last = self.layout.place(number)
         return _shards.load(self.directory, number, entry.file, entry.dtype, (last - first, *entry.shape))
 
-    def load_all(self) -> dict[str, np.ndarray]:
+    def _masks(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the mask of a shard, as bits, and the ends of its examples."""
+        bits = self._load(number, Entry(_tokens.MASK, "uint8", (-(-self.tokens // 8),)))
+        return bits, self._load(number, Entry(_tokens.ENDS, "int64", ()))
+
+    def _rows(self, number: int, entry: Entry, ends: np.ndarray) -> np.ndarray:
+        """Returns the rows of all stored tokens of a shard."""
+        return _shards.load(self.directory, number, entry.file, entry.dtype, (int(ends[-1]), *entry.shape[1:]))
+
+    def load_all(self) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Returns every field ``[views, rows, ...]``, after verifying the files' digests.
+
+        A masked field has the rows of all stored tokens ``[stored, ...]`` instead. The second result says which of them
+        are those of an example, int32 ``[views, rows, tokens]``; without masked fields it is None.
 
         Raises:
           ValueError: a file does not hold the bytes that were written.
         """
         self.verify()
+        shards, whole = range(self.layout.total), (self.layout.views, self.layout.examples)  # view by view
+        masks = [self._masks(number) for number in shards] if self.tokens else []
         found = {}
         for name, entry in self.entries.items():
-            parts = [
-                np.concatenate(
-                    [self._load(view * self.layout.per_view + part, entry) for part in range(self.layout.per_view)]
-                )
-                for view in range(self.layout.views)
-            ]
-            found[name] = np.stack(parts)
-        return found
+            if entry.masked:
+                parts = [self._rows(number, entry, ends) for number, (_, ends) in zip(shards, masks, strict=True)]
+                found[name] = np.concatenate(parts)
+            else:
+                parts = [self._load(number, entry) for number in shards]
+                found[name] = np.concatenate(parts).reshape(*whole, *entry.shape)
+        if not self.tokens:
+            return found, None
+        before = np.cumsum([0, *(int(ends[-1]) for _, ends in masks)])
+        places = [_tokens.places(*mask, self.tokens) + start for mask, start in zip(masks, before[:-1], strict=True)]
+        return found, np.concatenate(places).reshape(*whole, self.tokens).astype(np.int32)
 
     def verify(self) -> None:
         """Reads every file and compares its digest.
@@ -217,7 +256,7 @@ class Cache:
         identity = self.manifest["identity"]
         entries = {
             f"{self.name}/{output}/{field}": Entry(
-                file_name(output, field), described["dtype"], tuple(described["shape"])
+                file_name(output, field), described["dtype"], tuple(described["shape"]), facts.get("masked", False)
             )
             for output, facts in self.manifest["outputs"].items()
             for field, described in facts["fields"].items()
@@ -231,6 +270,7 @@ class Cache:
             identity["data"]["entries"],
             identity["contents"],
             _manifest.key(self.manifest),
+            max(entry.shape[0] if entry.masked else 0 for entry in entries.values()),
         )
 
     def decode(self, batch: Mapping[str, Any]) -> Outputs:

@@ -75,10 +75,10 @@ def _outputs(outputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > _MAX_VALUES:
             raise _Fault(f"outputs, {name!r}: expected the shape of an output, got {shape!r}")
         try:
-            encode = codecs.from_settings(chosen).encode
+            codec = codecs.from_settings(chosen)
             place = jax.ShapeDtypeStruct((1,), jnp.int32)
             fields = jax.eval_shape(
-                lambda x, index, encode=encode: encode(x, example_keys(index, index)),
+                lambda x, index, codec=codec: codec.encode(x, example_keys(index, index)),
                 jax.ShapeDtypeStruct((1, *shape), jnp.float32),
                 place,
             )
@@ -87,6 +87,11 @@ def _outputs(outputs: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         wanted = {field: {"dtype": x.dtype.name, "shape": list(x.shape[1:])} for field, x in fields.items()}
         if output.get("fields") != wanted:
             raise _Fault(f"outputs, {name!r}: expected the fields {wanted}, got {output.get('fields')!r}")
+        if output.get("masked", False) not in ((False, True) if codec.masked and len(shape) == 2 else (False,)):
+            raise _Fault(f"outputs, {name!r}: expected an output that may be masked, got {output['masked']!r}")
+    tokens = {outputs[name]["shape"][0] for name in outputs if outputs[name].get("masked")}
+    if len(tokens) > 1:
+        raise _Fault(f"outputs: expected one number of tokens for one mask, got {sorted(tokens)}")
 
 
 def _part(parts: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:

@@ -286,6 +286,8 @@ def _write_share(path: pathlib.Path, plan: _Plan, shard: tuple[int, int], progre
     layout, key = _layout(stored), _manifest.key(stored)
     # Every shard is verified by its digests before a cache is built on it.
     wrong = _shards.damaged(path, range(shard[0], layout.total, shard[1]), key)
+    if wrong and (given := plan.program.shapes(plan.probe)) != stored["outputs"]:
+        _manifest.refuse(path, [f"outputs: {stored['outputs']} in the cache, {given} given"])
     names = list(stored["identity"]["data"]["entries"])
     compute_shards(
         path, plan.program, plan.examples, layout, missing=sorted(wrong), names=names, key=key, progress=progress

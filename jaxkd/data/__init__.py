@@ -17,7 +17,7 @@ A batch is a dict of arrays with the same leading axis:
 
 =========  ===============================  ===========================================================================
 ``image``  uint8 ``[batch, h, w, c]``       stored values, until `normalize`
-``label``  int32 ``[batch]``
+``label``  int32 ``[batch]``                a class; in a dict of arrays, labels of any kind, or none
 ``index``  int32 ``[batch]``                the example's fixed position in its set: memory banks and caches key on it
 ``epoch``  int32 ``[batch]``                number of the epoch: augmentation keys on it too
 ``mask``   bool ``[batch]``                 False for rows that fill up the last batch of an epoch, real rows of the

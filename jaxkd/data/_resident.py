@@ -60,6 +60,7 @@ class Resident(DeviceLoader):
       device: device or sharding of the set; a replicated sharding puts a copy on each device.
 
     Raises:
+      TypeError: an array holds strings or objects.
       ValueError: a size is not positive, or no batch can be filled.
 
     Attributes:
@@ -94,6 +95,13 @@ class Resident(DeviceLoader):
         device: jax.Device | jax.sharding.Sharding | None = None,
     ) -> None:
         arrays = arrays_of(dataset)
+        for name, array in arrays.items():
+            if array.dtype.kind in "OSU":
+                raise TypeError(
+                    f"{name!r}: expected numbers, which a device can hold, got {array.dtype} (strings or objects). "
+                    "Leave the entry out, or convert it: classes by np.unique(..., return_inverse=True), text by "
+                    "jaxkd.data.text."
+                )
         self.num_examples = len(arrays["index"])
         self.steps_per_epoch = count_steps(self.num_examples, batch_size, drop_remainder)
         self.padded = self.steps_per_epoch * batch_size > self.num_examples

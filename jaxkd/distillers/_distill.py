@@ -111,7 +111,11 @@ def distill(
         run_key, student_key, teacher_key, objective_key = jax.random.split(automatic(key), 4)
 
         def forward(variables: Variables, teacher_state: PyTree, batch: Batch, key: Array) -> tuple[Any, Any]:
-            taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
+            try:
+                taught = teacher.apply(teacher_state, model_batch(batch, jnp.int32(0)), key=key)
+            except Exception as error:  # such as Flax's, for weights of another model
+                error.add_note("in the teacher, with its own weights")
+                raise
             taught, _ = batches.split_unseen(taught, batch)
             return student.apply(variables, model_batch(batch, jnp.int32(0), taught), key=key, train=True)[0], taught
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
 from jaxkd._core import checks, moving_average, train_state
 from jaxkd._core.arrays import casts
 from jaxkd.types import Array, Batch, Distiller, Metrics, TrainState, Variables
@@ -76,9 +71,5 @@ def ema_params(state: TrainState) -> Variables:
       ValueError: the state has no average.
     """
     _, average = train_state.take(state, _SLOT, "ema_params")
-
-    def cast(x: Array, like: Any) -> Array:
-        return casts.cast(x, like.dtype) if jnp.issubdtype(like.dtype, jnp.floating) else x.astype(like.dtype)
-
-    variables: Variables = jax.tree.map(cast, average, state.student)
+    variables: Variables = casts.cast_like(average, state.student)
     return variables

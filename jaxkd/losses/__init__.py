@@ -23,7 +23,7 @@
 `jaxkd.losses.chunked`           from hidden states: `linear_cross_entropy`, `linear_soft_target_kl`, both as
                                  `linear_cross_entropy_and_kl`, `linear_reverse_kl`, `linear_generalized_jsd`,
                                  `linear_skew_kl`, `linear_skew_reverse_kl`, `linear_total_variation`,
-                                 `linear_top_k_kl`
+                                 `linear_top_k_kl`, `linear_sparse_cross_entropy`
 `jaxkd.losses.sparse`            `sparse_cross_entropy`: targets that list a few classes
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
@@ -50,6 +50,7 @@ from .chunked import (
     linear_skew_kl,
     linear_skew_reverse_kl,
     linear_soft_target_kl,
+    linear_sparse_cross_entropy,
     linear_top_k_kl,
     linear_total_variation,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "linear_skew_kl",
     "linear_skew_reverse_kl",
     "linear_soft_target_kl",
+    "linear_sparse_cross_entropy",
     "linear_top_k_kl",
     "linear_total_variation",
     "logit_mse",

@@ -135,6 +135,22 @@ def token_labels(labels: Any, shape: tuple[int, ...], of: str = "hidden states [
     return integers(labels)
 
 
+def listed(weights: Any, indices: Any, shape: tuple[int, ...], student: str) -> tuple[Array, Array]:
+    """Returns weights of listed classes ``[*shape, k]`` and the integer classes.
+
+    ``student`` says what has the leading dimensions ``shape``, for errors.
+    """
+    weights, indices = floating("weights", weights, "weights [..., k]", least_rank=1), jnp.asarray(indices)
+    if weights.shape[:-1] != shape or not weights.shape[-1]:
+        raise ValueError(f"weights: expected {[*shape, 'k']} for {student}, got {list(weights.shape)}.")
+    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape != weights.shape:
+        raise ValueError(
+            f"indices: expected an integer class for each of the weights {list(weights.shape)}, got "
+            f"{indices.dtype}{list(indices.shape)}."
+        )
+    return weights, integers(indices)
+
+
 def integers(x: Array) -> Array:
     """Returns integers of 32 bits or more: an int8 cannot hold the number of classes.
 

@@ -38,7 +38,8 @@ def soft_target_kl(
     Args:
       student: logits ``[..., classes]``.
       teacher: logits ``[..., classes]``. A class that is ``-inf`` for both adds nothing.
-      temperature: T > 0, a scalar or one for each example ``[...]``; usually 4 on CIFAR-100.
+      temperature: T > 0, a scalar or one for each example ``[...]``. The default is the value of most published results
+        on CIFAR-100; language models are distilled at 1, the default of `linear_soft_target_kl`.
       where: mask, True for the examples to include ``[...]``.
 
     Returns:

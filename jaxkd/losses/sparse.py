@@ -30,6 +30,7 @@ def sparse_cross_entropy(
     array of all classes for the target. Where the classes are drawn from the teacher and the weights sum to its
     probabilities in expectation, as `jaxkd.cache.codecs.sampled` stores them, the value and its gradient by the student
     are unbiased. Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", ACL 2025.
+    `linear_sparse_cross_entropy` takes hidden states instead of logits.
 
     Args:
       student: logits ``[..., classes]``; ``-inf`` marks a class that cannot occur.
@@ -50,21 +51,10 @@ def sparse_cross_entropy(
     Array([1.3863], dtype=float32)
     """
     student = _checks.class_logits("student", student)
-    weights = _checks.floating("weights", weights, "weights [..., k]", least_rank=1)
-    indices, classes = jnp.asarray(indices), student.shape[-1]
-    if weights.shape[:-1] != student.shape[:-1] or not weights.shape[-1]:
-        raise ValueError(
-            f"weights: expected {[*student.shape[:-1], 'k']} for the student {list(student.shape)}, got "
-            f"{list(weights.shape)}."
-        )
-    if not jnp.issubdtype(indices.dtype, jnp.integer) or indices.shape != weights.shape:
-        raise ValueError(
-            f"indices: expected an integer class for each of the weights {list(weights.shape)}, got "
-            f"{indices.dtype}{list(indices.shape)}."
-        )
-    where = _checks.mask(where, student.shape[:-1])
+    shape, classes = student.shape[:-1], student.shape[-1]
+    weights, indices = _checks.listed(weights, indices, shape, f"the student {list(student.shape)}")
+    where = _checks.mask(where, shape)
     student, weights = _numerics.mask_inputs(where, student, weights)
-    indices = indices.astype(jnp.promote_types(indices.dtype, jnp.int32))
     known = (indices >= 0) & (indices < classes)
     valid = jnp.all(known | (weights == 0), axis=-1)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(student), jnp.where(known, indices, 0), axis=-1)

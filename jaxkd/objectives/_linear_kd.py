@@ -19,7 +19,7 @@ def linear_kd(
     where: str | None = None,
     **hyperparameters: Any,
 ) -> Objective:
-    """Builds the objective of a language model's labels and of its teacher.
+    """Cross-entropy and KL of a language model in one pass over the vocabulary.
 
     It is ``combine(ce=term(losses.linear_cross_entropy, ...), kd=term(losses.linear_soft_target_kl, ...))`` with the
     logits computed once and one gradient of the kernel in memory instead of two:

@@ -3,6 +3,7 @@
 =========================================  ===============================================================
 `fit`, `FitResult`                         the loop: progress, evaluation, logs, checkpoints, exact resume
 `evaluate`                                 metrics of a state on a whole input
+`predict`                                  outputs of a model on a whole input, without padding
 `Input`                                    contract of the inputs that `fit` takes
 `Checkpoints`, `Logs`, `write_atomically`  checkpoints and log files of `fit`, for loops of your own
 `Preempted`, `NonFiniteError`              raised by `fit` on SIGTERM, and for a loss that is not finite

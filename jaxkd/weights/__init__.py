@@ -16,9 +16,11 @@
 `torch_cifar_resnet`, `torch_wrn`, `torch_vgg`      the name map of a family, by depth
 `torch_resnet50`, `torch_mobilenet_v2`,             the name map of one model
 `torch_shufflenet_v1`, `torch_shufflenet_v2`
-`load_hf`, `save_hf`                                a directory of a Hugging Face BERT, GPT-2 or Llama, in and out
+`load_hf`, `save_hf`                                a directory of a Hugging Face BERT, MobileBERT, GPT-2 or Llama, in
+                                                    and out
 `load_hf_config`                                    its `config.json`
-`hf_bert`, `hf_gpt2`, `hf_llama`, `HuggingFace`     names, layouts and ignored buffers of these models
+`hf_bert`, `hf_gpt2`, `hf_llama`, `hf_mobilebert`,  names, layouts and ignored buffers of these models
+`HuggingFace`
 `drop_layers`, `prune_width`                        weights of a student of fewer layers, of a narrower one
 `split_attention`, `split_lstm`                     split PyTorch's fused arrays as Flax's modules need them
 `layouts`                                           functions from PyTorch's layout of a weight to Flax's
@@ -36,6 +38,7 @@ from jaxkd.weights._huggingface._directory import load_hf, load_hf_config, save_
 from jaxkd.weights._huggingface._form import HuggingFace
 from jaxkd.weights._huggingface._gpt2 import hf_gpt2
 from jaxkd.weights._huggingface._llama import hf_llama
+from jaxkd.weights._huggingface._mobilebert import hf_mobilebert
 from jaxkd.weights._orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
 from jaxkd.weights._program import load_program, save_program
 from jaxkd.weights._prune_width import prune_width
@@ -60,6 +63,7 @@ __all__ = [
     "hf_bert",
     "hf_gpt2",
     "hf_llama",
+    "hf_mobilebert",
     "layouts",
     "load_hf",
     "load_hf_config",

@@ -108,7 +108,8 @@ def _scores(name: str, given: Any, size: int, layers: int) -> np.ndarray:
         shape = f"[{name}]" if wanted == 1 else f"[{layers} layers, {name}]"
         raise ValueError(f"importance, {name}: expected {shape}, got {checks.shape(scores)}.")
     if not (np.isfinite(scores) & (scores >= 0)).all():
-        raise ValueError(f"importance, {name}: expected finite mean squares, at least 0.")
+        wrong = scores[~(np.isfinite(scores) & (scores >= 0))][0]
+        raise ValueError(f"importance, {name}: expected finite mean squares, at least 0, got {wrong:g} among them.")
     if not 1 <= size <= scores.shape[-1]:
         raise ValueError(f"sizes, {name}: expected 1 to {scores.shape[-1]}, got {size}.")
     return scores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jaxkd._core import checks
@@ -55,10 +54,6 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
             outputs, state = model.apply(narrow, casts.cast_floats(dict(batch), compute), key=key, train=train)
         finally:
             computing_in.reset(token)
-
-        def restored(new: Any, old: Any) -> Any:
-            return casts.cast(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new.astype(old.dtype)
-
-        return outputs, jax.tree.map(restored, state, variables.state)
+        return outputs, casts.cast_like(state, variables.state)
 
     return Model(model.init, apply)

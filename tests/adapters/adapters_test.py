@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxkd import Variables, adapters
+from jaxkd import ObjectiveVars, TrainState, Variables, adapters
 from tests.adapters import models
 
 KEY = jax.random.key(0)
@@ -131,6 +131,12 @@ def test_variables_accepts_every_known_form():
 def test_variables_refuses_other_forms(source):
     with pytest.raises(TypeError, match=r"expected Variables\(params, state\), linen's .* or an nnx module"):
         adapters.variables(source)
+
+
+def test_variables_refuses_a_state_and_names_its_student():
+    state = TrainState(Variables({}), {}, ObjectiveVars(), {}, jnp.int32(0), KEY)
+    with pytest.raises(TypeError, match=r"got TrainState\. Its student is `\.student`"):
+        adapters.variables(state)
 
 
 IMAGES = {"image": np.random.default_rng(0).normal(size=(4, 2, 2, 2)).astype(np.float32)}

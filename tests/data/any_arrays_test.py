@@ -30,3 +30,9 @@ def test_arrays_of_other_lengths_are_named():
 def test_what_is_no_set_is_named():
     with pytest.raises(TypeError, match=r"expected a Dataset.*or a dict of arrays.*got ndarray"):
         data.Resident(np.ones(3), batch_size=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strings", [np.array(["cat", "dog"]), np.array([b"a", b"b"]), np.array([None, "a"])], ids=str)
+def test_strings_are_named_with_their_cure(strings):
+    with pytest.raises(TypeError, match=r"'label': expected numbers.*np\.unique.*jaxkd\.data\.text"):
+        data.Resident({"x": np.ones(2), "label": strings}, batch_size=2)

@@ -194,6 +194,22 @@ def make_top(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
     return first[0], first[1] / kernel[0] ** 0.5, *top(teacher, known[-1]), first[2]
 
 
+def draws(rng: np.random.Generator, shape: tuple[int, ...], words: int) -> Arrays:
+    """Returns weights that sum to 1, and words with repetitions."""
+    return rng.dirichlet(np.ones(shape[-1]), size=shape[:-1]), rng.integers(0, words, size=shape)
+
+
+def make_draws(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
+    hidden, kernel, drawn, _, bias = shapes
+    first = normal(rng, hidden, kernel, bias)
+    return first[0], first[1] / kernel[0] ** 0.5, *draws(rng, drawn, kernel[1]), first[2]
+
+
+def words_only(arrays: Arrays) -> Arrays:
+    hidden, kernel, weights, indices, bias = arrays
+    return hidden, kernel, np.abs(weights), (np.abs(indices) % kernel.shape[1]).astype(np.int32), bias
+
+
 def own_top(arrays: Arrays) -> Arrays:
     """Makes the student its own teacher, with a tail well above 0."""
     hidden, kernel, _, indices, bias = arrays
@@ -295,6 +311,33 @@ TOP_K: dict[str, Any] = ONE | {
     ),
     "ranks": (("student_hidden", ((3,), (3, 7), (2,), (2,), (7,))),),
 }
+SPARSE: dict[str, Any] = (
+    {name: value for name, value in TOP_K.items() if name not in ("perfect", "valid")}
+    | {
+        "arguments": ("student_hidden", "student_kernel", "weights", "indices", "student_bias"),
+        "shapes": (
+            top_shapes((6,), 3, 7, 4),
+            top_shapes((5,), 2, 3, 5),  # more draws than words
+            top_shapes((4,), 1, 2, 1),
+            top_shapes((2, 3), 2, 4, 3),
+        ),
+        "make": make_draws,
+        "valid": words_only,
+        "identical_is_zero": False,
+        "extremes": head_extremes(lambda head: draws(np.random.default_rng(4), (6, 3), 7))
+        | {
+            "weights of 0": (*usual_head(), np.zeros((6, 3)), np.array([[3, 1, 0]] * 6), np.zeros(7)),
+            "padding": (*usual_head(), np.array([[0.5, 0.5, 0.0]] * 6), np.array([[3, 3, -1]] * 6), np.zeros(7)),
+        },
+        "mismatches": (
+            *((name, (hidden, kernel, (5, 2), (5, 2), bias)) for name, hidden, kernel, bias in HEAD_MISMATCHES[:2]),
+            ("weights", ((5, 3), (3, 7), (4, 2), (4, 2), (7,))),
+            ("weights", ((5, 3), (3, 7), (5, 0), (5, 0), (7,))),
+            ("weights", ((5, 3), (3, 7), (1, 2), (5, 2), (7,))),
+            ("indices", ((5, 3), (3, 7), (5, 2), (5, 1), (7,))),
+        ),
+    }
+)
 
 # Kernels of the identity: the logits of the rows below are the hidden states.
 EYE, NONE = np.eye(2), np.zeros(2)
@@ -345,6 +388,7 @@ ROWS = (
     Row(
         "linear_reverse_kl",
         hyper=({}, {"temperature": 2.5}, {"soft_cap": (2.0, 1.5)}),
+        perfect_hyper=({}, {"temperature": 2.5}, {"soft_cap": 1.5}),
         hand=(
             # p_s = [3/4, 1/4], p_t = [1/2, 1/2]; the gradient is T p_s (log p_s/p_t - KL)
             Hand(
@@ -406,8 +450,22 @@ ROWS = (
         **LABELS,
     ),
     Row(
+        "linear_sparse_cross_entropy",
+        hyper=({}, {"soft_cap": 1.5}),
+        hand=(
+            # p = [1/4, 3/4], q = [1/2, 1/2] of three entries; the gradient is p - q
+            Hand(
+                ([[0.0, np.log(3)]], EYE, np.array([[0.25, 0.5, 0.25]]), np.array([[0, 1, 0]]), NONE),
+                [np.log(4) / 2 + np.log(4 / 3) / 2],
+                [[-0.25, 0.25]],
+            ),
+        ),
+        **SPARSE,
+    ),
+    Row(
         "linear_top_k_kl",
         hyper=({}, {"temperature": 2.5}, {"soft_cap": 1.5, "temperature": 0.5}),
+        perfect_hyper=({},),  # the targets are those of T = 1
         hand=(
             # p_t = [5, 3]/10 and 2/10 in the tail, p_s = [2, 2, 3, 3]/10; the slope is T (p_s - p_t), the tail's p_t
             # being shared as p_s is

@@ -67,6 +67,20 @@ def test_boxes_that_no_anchor_overlaps(box):
         assert mask(anchors, box, [0, 0, 2, 2], threshold=threshold) == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([3, 0, 4, 2], [False, True]),  # IoU 2/4 with the second anchor, 0 with the first
+        ([3, -1, 6, 2], [False, True]),  # 2/11
+        ([-3, -2, 1, 1], [True, False]),  # 1/15
+        ([-1, -1, 5, 3], [True, True]),  # 4/24 with both
+    ],
+    ids=["at the edge", "beyond the right edge", "beyond the corner", "beyond all edges"],
+)
+def test_boxes_at_the_edge_of_an_image_survive(box, expected):
+    assert mask(row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2]), box) == expected
+
+
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -1e30])
 def test_masked_boxes_may_have_any_value(garbage):
     anchors = row_of_anchors([0, 0, 2, 2], [2, 0, 4, 2])

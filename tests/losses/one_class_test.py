@@ -42,6 +42,7 @@ CALLS: dict[str, Any] = {
     "linear_soft_target_kl": lambda: losses.linear_soft_target_kl(*HEAD, *HEAD),
     "linear_generalized_jsd": lambda: losses.linear_generalized_jsd(*HEAD, *HEAD),
     "linear_cross_entropy": lambda: losses.linear_cross_entropy(*HEAD, LABELS),
+    "linear_sparse_cross_entropy": lambda: losses.linear_sparse_cross_entropy(*HEAD, ONE, LABELS[:, None]),
     "linear_top_k_kl": lambda: losses.linear_top_k_kl(*HEAD, 0 * ONE, LABELS[:, None]),
     "universal_logit_distance": lambda: losses.universal_logit_distance(MAP[:, 0, :, :1], jnp.ones((4, 3, 5))),
 }

@@ -31,6 +31,7 @@ from tests.references.chunked import (
     linear_skew_kl,
     linear_skew_reverse_kl,
     linear_soft_target_kl,
+    linear_sparse_cross_entropy,
     linear_top_k_kl,
     linear_total_variation,
 )

@@ -4,6 +4,7 @@ import numpy as np
 
 from tests.references.base import kl, log_softmax
 from tests.references.kl import log_mixture, top_k_kl
+from tests.references.sparse import sparse_cross_entropy
 
 Cap = float | tuple[float | None, float | None] | None
 
@@ -163,6 +164,20 @@ def linear_cross_entropy(
     """-log softmax(z)[label] of every token."""
     log_s = log_softmax(linear_logits(student_hidden, student_kernel, student_bias, soft_cap))
     return -np.take_along_axis(log_s, np.asarray(labels)[..., None], axis=-1)[..., 0]
+
+
+def linear_sparse_cross_entropy(
+    student_hidden: np.ndarray,
+    student_kernel: np.ndarray,
+    weights: np.ndarray,
+    indices: np.ndarray,
+    *,
+    student_bias: np.ndarray | None = None,
+    soft_cap: float | None = None,
+) -> np.ndarray:
+    """-Σ w log softmax(z)[index] of every token."""
+    logits = linear_logits(student_hidden, student_kernel, student_bias, soft_cap)
+    return sparse_cross_entropy(logits, weights, indices)
 
 
 def linear_top_k_kl(

@@ -27,6 +27,8 @@ class _Anonymous(ast.NodeTransformer):
 def shape_of(function: ast.FunctionDef) -> str | None:
     """Returns a function's computation without names, annotations and docstring; None for a small function."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
+    if sum(1 for node in (function.args, *body) for _ in ast.walk(node)) < SMALLEST:
+        return None
     copy = ast.parse(ast.unparse(ast.FunctionDef("f", function.args, body, [], lineno=1)))
     for node in ast.walk(copy):
         if isinstance(node, ast.AnnAssign | ast.arg):
@@ -36,10 +38,18 @@ def shape_of(function: ast.FunctionDef) -> str | None:
     return ast.dump(_Anonymous().visit(copy))
 
 
+def functions(node):
+    """Yields the functions of a syntax tree, nested ones included; methods belong to their class's contract."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and not isinstance(node, ast.ClassDef):
+            yield child
+        yield from functions(child)
+
+
 def test_no_function_is_written_twice():
     places = collections.defaultdict(list)
     for path in source.files("jaxkd"):
-        for node in source.tree_of(path).body:
-            if isinstance(node, ast.FunctionDef) and (shape := shape_of(node)):
+        for node in functions(source.tree_of(path)):
+            if shape := shape_of(node):
                 places[shape].append(f"{source.name_of(path)}: {node.name}")
     assert [found for found in places.values() if len(found) > 1] == []

@@ -2,6 +2,7 @@
 
 import types
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,11 @@ def test_dtype_leaves_integers_and_keys_unchanged():
         assert state.state["key"] == key
     with pytest.raises(ValueError, match=r"frozen, dtype: expected a floating-point dtype.*int8"):
         jaxkd.teachers.frozen(MODEL, WEIGHTS, dtype=jnp.int8)
+
+
+def test_weights_of_another_model_are_an_error_that_names_the_teacher():
+    other = jax.tree.map(lambda x: np.concatenate([x, x], axis=-1), WEIGHTS)
+    kd = jaxkd.distill(MODEL, jaxkd.teachers.frozen(MODEL, other), CE, optimizer=optax.sgd(0.1))
+    with pytest.raises(flax.errors.ScopeParamShapeError) as error:
+        kd.init(jax.random.key(0), BATCH)
+    assert "in the teacher, with its own weights" in error.value.__notes__

@@ -62,6 +62,17 @@ def test_nan_in_an_unmasked_example_is_named():
     assert find_cause(kd, {**batch, "mask": np.arange(8) != 2}, KEY) is None
 
 
+def test_broken_teacher_stops_a_run_and_is_named():
+    """Its divergence is NaN in the first step; an entry of the batch is not blamed."""
+    weights = {"w": jnp.ones((toy.FEATURES, 3))}
+    linear = jaxkd.adapters.plain(lambda key, x: weights, lambda params, x: x @ params["w"], inputs="x")
+    broken = jaxkd.Variables({"w": weights["w"].at[2, 1].set(jnp.nan)})
+    kd = term(losses.soft_target_kl, "student/logits", "teacher/logits")
+    kd = jaxkd.distill(linear, jaxkd.teachers.frozen(linear, broken), kd, optimizer=optax.sgd(0.1))
+    with pytest.raises(NonFiniteError, match=r"update 1: .*The teacher's weights hold NaN, first in teacher/params/w"):
+        fit(kd, toy.TRAIN, steps=4, key=KEY, progress=False)
+
+
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 def test_fit_names_a_label_that_is_no_class(mode):
     train = toy.Resident(shuffle=False)

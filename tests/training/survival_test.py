@@ -168,6 +168,7 @@ def test_full_disk_during_a_checkpoint_loses_nothing(nursery, straight, tmp_path
     assert nursery.wait() == 1
     assert f"of step 27 could not be written to {directory}/checkpoints: File too large. The existing" in log(directory)
     assert "the same command then resumes" in log(directory)
+    assert "Event loop is closed" not in log(directory)
     assert steps_of(directory) == before
     assert not saving(directory)
     with Checkpoints(directory / "checkpoints") as checkpoints:

@@ -53,14 +53,14 @@ def assert_close(found, wanted, tolerance, mask=None):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
-def assert_layers_close(found, reference):
+def assert_layers_close(found, reference, tolerance=1e-6):
     """Compares the hidden states and attentions of two layers with those of Transformers."""
     # The last hidden state of a decoder is the input of the head, after the final norm.
     for number, name in enumerate(("embedding", "hidden0", "hidden")):
         assert_close(found[name], reference[f"hidden{number}"], 1e-5, reference["mask"])
     for number in range(2):
         attention = [np.moveaxis(x, 1, 2) for x in (found[f"probabilities{number}"], reference[f"attention{number}"])]
-        assert_close(*attention, 1e-6, reference["mask"])
+        assert_close(*attention, tolerance, reference["mask"])
 
 
 @pytest.mark.parametrize("case", DECODERS)
@@ -83,6 +83,34 @@ def test_encoders_compute_what_transformers_computes(case):
     else:
         name = "pooled" if case == "bert" else "logits"
         assert_close(found[name], reference[name], 1e-6)
+
+
+def test_mobilebert_computes_what_transformers_computes():
+    """Trigrams, stacked MLPs, scales in place of norms, and queries and keys behind a bottleneck of their own."""
+    config, variables = weights.load_hf(GOLDEN / "mobilebert")
+    assert (config["trigram"], config["mlp_blocks"], config["norm"]) == (True, 3, "scale")
+    reference = weights.load_safetensors(GOLDEN / "mobilebert" / "reference.safetensors")
+    found = outputs(encoder(config), variables, reference)
+    assert_layers_close(found, reference, 1e-5)  # scores are not of normalized states, and larger
+    assert_close(found["hidden"][:, 0], reference["pooled"], 1e-5)
+
+
+def test_a_mobilebert_is_written_under_the_same_names(tmp_path):
+    _, variables = weights.load_hf(GOLDEN / "mobilebert")
+    weights.save_hf(tmp_path / "copy", variables, weights.load_hf_config(GOLDEN / "mobilebert"))
+    written, given = (
+        weights.load_safetensors(d / "model.safetensors") for d in (tmp_path / "copy", GOLDEN / "mobilebert")
+    )
+    assert written.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(written[name], array, err_msg=name)
+
+
+def test_a_mobilebert_of_another_kind_is_refused():
+    hf_config = weights.load_hf_config(GOLDEN / "mobilebert")
+    for entry, value in (("use_bottleneck_attention", True), ("normalization_type", "layer_norm")):
+        with pytest.raises(ValueError, match=f"config.json, {entry}: expected"):
+            weights.hf_mobilebert({**hf_config, entry: value})
 
 
 def test_a_transposed_square_kernel_would_change_the_logits():

@@ -1,6 +1,6 @@
 """Writes tests/golden/huggingface: tiny random models of Transformers, with inputs and outputs in inference mode.
 
-    python tests/weights/make_hf_golden.py        (needs torch, transformers and tokenizers; the tests need none)
+    python tests/weights/make_hf_golden.py [CASE ...]      (needs torch, transformers, tokenizers; the tests need none)
 
 Each folder is a model as ``save_pretrained`` writes it, and ``reference.safetensors``: ``tokens``, ``mask``, ``types``
 (BERT), ``hidden<i>``, ``attention<i>``, ``logits`` or ``pooled``, in float32. Llama's ``untied`` model is in several
@@ -13,6 +13,7 @@ part of the outputs: ``minilm.safetensors`` and ``stories.safetensors``.
 import os
 import pathlib
 import shutil
+import sys
 
 import torch  # type: ignore[import-not-found, unused-ignore]
 import transformers  # type: ignore[import-not-found, unused-ignore]
@@ -26,6 +27,8 @@ from transformers import (  # type: ignore[import-not-found, unused-ignore]
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MobileBertConfig,
+    MobileBertModel,
 )
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "huggingface"
@@ -36,6 +39,12 @@ BERT = {
     "num_attention_heads": 2,
     "intermediate_size": 12,
     "max_position_embeddings": 10,
+}
+MOBILE = {
+    "embedding_size": 4,
+    "intra_bottleneck_size": 6,
+    "num_feedforward_networks": 3,
+    "classifier_activation": False,
 }
 GPT2 = {"vocab_size": 13, "n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 10}
 LLAMA = BERT | {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -49,6 +58,7 @@ CASES = {
     "llama_tied": LlamaForCausalLM(
         LlamaConfig(**LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-3)
     ),
+    "mobilebert": MobileBertModel(MobileBertConfig(**BERT, **MOBILE)),
 }
 
 
@@ -88,9 +98,9 @@ def write_stories(directory):
 
 
 def main():
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
     for number, (case, model) in enumerate(CASES.items()):
+        if len(sys.argv) > 1 and case not in sys.argv[1:]:
+            continue
         torch.manual_seed(number)
         model.eval()
         model.set_attn_implementation("eager")
@@ -104,17 +114,26 @@ def main():
         tokens = torch.randint(0, 13, (2, 7))
         mask = torch.ones(2, 7, dtype=torch.bool)
         mask[1, 4:] = False
+        if case == "mobilebert":  # whose tokens read their neighbors: padding has to be 0
+            tokens[1, 4:] = 0
+            with torch.no_grad():
+                model.embeddings.word_embeddings.weight[0] = 0
         given = {"input_ids": tokens, "attention_mask": mask.long()}
         made = {"tokens": tokens.int(), "mask": mask}
-        if case.startswith("bert"):
+        if "bert" in case:
             made["types"] = torch.randint(0, model.config.type_vocab_size, (2, 7)).int()
             given["token_type_ids"] = made["types"].long()
         with torch.no_grad():
             out = model(**given, output_hidden_states=True, output_attentions=True)
         made |= {f"hidden{i}": x.contiguous() for i, x in enumerate(out.hidden_states)}
         made |= {f"attention{i}": x.contiguous() for i, x in enumerate(out.attentions)}
-        made |= {"pooled": out.pooler_output} if case == "bert" else {"logits": out.logits.contiguous()}
+        made |= (
+            {"pooled": out.pooler_output.contiguous()}
+            if case in ("bert", "mobilebert")
+            else {"logits": out.logits.contiguous()}
+        )
         folder = FOLDER / case
+        shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder, max_shard_size="2KB" if case == "llama_untied" else "5GB")
         (folder / "generation_config.json").unlink(missing_ok=True)
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -69,6 +69,21 @@ def slope(batch, model=TWO, variables=VARIABLES):
     return jax.jit(run)(jnp.asarray(batch["image"]), variables, rest)
 
 
+def test_examples_are_counted_from_the_batch():
+    """A scalar, or anchors of another leading size, may be the first output."""
+
+    class Several(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return {"aux": jnp.ones(()), "anchors": jnp.ones((7, 4)), "logits": nn.BatchNorm(True)(x.mean((1, 2)))}
+
+    model = with_batch_stat_distance(adapters.linen(Several()))
+    found = distance({"image": IMAGE}, model, model.init(KEY, {"image": IMAGE}))
+    x = IMAGE.mean((1, 2)).astype(np.float64)  # the statistics are 0 and 1
+    expected = np.linalg.norm(x.mean(0)) + np.linalg.norm(x.var(0) - 1)
+    np.testing.assert_allclose(found, np.full(8, expected), rtol=1e-5)
+
+
 def test_equals_the_formula():
     found = distance({"image": IMAGE})
     assert found.shape == (8,)

@@ -59,6 +59,20 @@ def sized(feature, height=4, width=4):
     return adaptive_average_pool(feature if feature.ndim == 4 else feature[:, None, None], height, width)
 
 
+def test_examples_are_counted_from_the_batch():
+    """A scalar, or anchors of another leading size, may be the first output."""
+
+    class Several(nn.Module):
+        @nn.compact
+        def __call__(self, image):
+            logits = nn.Dense(3, name="head")(image.mean((1, 2)))
+            return {"aux": jnp.ones(()), "anchors": jnp.ones((7, 4)), "logits": logits}
+
+    model = with_flow(Several(), {"head": FlowEdge("head", ["vector"], student_weight=0.5)}, 1.0)
+    found, _ = model.apply(model.init(KEY, GIVEN), GIVEN, key=KEY, train=True)
+    np.testing.assert_allclose(found["dependence_loss"], np.full(6, np.log(2)), rtol=1e-6)  # −log s₀
+
+
 def test_equals_the_formula():
     """Mixes larger, smaller, equal-sized and vector features into a feature map, and two into a vector."""
     rate = 0.6

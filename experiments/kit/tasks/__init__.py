@@ -5,7 +5,7 @@ The command trains a cell for each method and seed, and the student alone again 
 it reports after every cell. `experiments.kit.rows` is for methods whose seeds are trained as one program.
 
 ============  ======================================================================================================
-`task`        `Task`, `Method`, `Measure`, `Work`, `Training`: what a task defines
+`task`        `Task`, `Method`, `Measure`, `Figure`, `Work`, `Training`: what a task defines
 `run`         the command: `Config`, cells that are run once and resumed, workers
 `report`      the table, the page and the numbers, from the cells
 `plots`       gains with paired intervals, and learning curves

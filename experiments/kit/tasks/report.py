@@ -102,6 +102,7 @@ def markdown(task: Task, results: Mapping[str, Any]) -> str:
     seeds = max((len(one["curve"]) for one in results["rows"].values()), default=0)
     notes = [f"- **{method.title}**: {method.note}" for method in task.methods.values() if method.note]
     better = "more" if first.higher else "less"
+    figures = "".join(f"![{figure.title}]({name}.png)\n\n" for name, figure in task.figures.items())
     return f"""# {task.title}
 
 {task.about}
@@ -117,7 +118,7 @@ alone.
 
 ![Learning curves](curves.png)
 
-{_samples(results)}## Methods
+{figures}{_samples(results)}## Methods
 
 {chr(10).join(notes)}
 

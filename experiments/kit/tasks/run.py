@@ -58,7 +58,8 @@ def main(field: str, tasks: Mapping[str, Task], config: Config, console: Console
             cells.run()
         results = write(task, config, out)
         console.print(kit_report.terminal_table(task.title, report.columns(task), report.rows(task, results)))
-    console.print(f"{out}: results.json, report.md, gains.png, curves.png", highlight=False)
+    figures = ", ".join(f"{name}.png" for name in ("gains", "curves", *task.figures))
+    console.print(f"{out}: results.json, report.md, {figures}", highlight=False)
 
 
 def write(task: Task, config: Config, out: pathlib.Path) -> dict[str, Any]:
@@ -73,6 +74,8 @@ def write(task: Task, config: Config, out: pathlib.Path) -> dict[str, Any]:
     results["config"] = {"steps": config.steps}
     files.write(out / "gains.png", plots.gains(task, results))
     files.write(out / "curves.png", plots.curves(task, results))
+    for name, figure in task.figures.items():
+        files.write(out / f"{name}.png", figure.draw(results))
     files.write(out / "report.md", report.markdown(task, results))
     files.write_json(out / "results.json", results, indent=1)
     return results

@@ -37,6 +37,13 @@ class Training(NamedTuple):
     before: Mapping[str, float] = {}  # cost of what the method computes first: ``flops``, ``seconds``
 
 
+class Figure(NamedTuple):
+    """A figure of one task, beside those that every task has."""
+
+    title: str  # what it shows, for the page
+    draw: Callable[[Mapping[str, Any]], bytes]  # returns a PNG from the numbers of ``results.json``, finished or not
+
+
 class Work(Protocol):
     """An opened task: its data are loaded, its teachers are there."""
 
@@ -64,6 +71,7 @@ class Task(NamedTuple):
     evaluations: int  # evaluations during a training
     open: Callable[[Any, pathlib.Path], Work]  # opens it with a `run.Config`, and a folder for what it computes once
     curve: str = "validation/loss"  # the metric of evaluations that learning curves show
+    figures: Mapping[str, Figure] = {}  # its own figures, by the name of the file without its ending
 
     @property
     def first(self) -> str:

@@ -55,6 +55,19 @@ def cast(x: Any, dtype: Any = None) -> Any:
     return lib.where(beyond, lib.where(lib.signbit(x), -largest, largest).astype(dtype), y)
 
 
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Casts the arrays of a tree to the dtypes of another; floats as `cast` does.
+
+    >>> cast_like({"n": jnp.ones(1)}, {"n": jnp.ones(1, int)})
+    {'n': Array([1], dtype=int32)}
+    """
+
+    def leaf(x: Any, like: Any) -> Any:
+        return cast(x, like.dtype) if jnp.issubdtype(like.dtype, jnp.floating) else x.astype(like.dtype)
+
+    return jax.tree.map(leaf, tree, like)
+
+
 def cast_floats(tree: PyTree, dtype: Any) -> PyTree:
     """Casts the floating-point arrays of a tree as `cast` does.
 

@@ -9,6 +9,7 @@ on the device as part of the program that evaluates the teacher, decoding as par
 `top_k`           the k largest logits and the mass of the tail
 `packed_top_k`    the same in the fewest bits, for large vocabularies, with a stated error
 `sampled`         classes drawn from the teacher's distribution, unbiased
+`Codec`           contract of all of these; `from_settings` builds the one that a cache was written with
 ================  ==================================================================================
 """
 

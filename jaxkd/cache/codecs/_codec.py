@@ -26,12 +26,15 @@ class Codec(NamedTuple):
       decode: ``({field: array [batch, ...]}, shape of one example's output) -> {suffix: array [batch, ...]}``. The
         empty suffix is the output itself, float32; a codec from which it cannot be restored has none.
       storable: ``(output) -> bool [batch]``: True for examples whose values the codec can represent.
+      masked: whether rows of tokens that ``batch["mask"]`` excludes are left out of the files, where an output is
+        ``[batch, tokens, features]`` and the mask ``[batch, tokens]``.
     """
 
     settings: Mapping[str, Any]
     encode: Callable[..., dict[str, Array]]
     decode: Callable[[Mapping[str, Array], tuple[int, ...]], dict[str, Array]]
     storable: Callable[[Array], Array]
+    masked: bool = False
 
 
 def example_keys(index: Array, view: Array) -> Array:

@@ -33,7 +33,7 @@ def sampled(draws: int, power: float = 1.0, seed: int = 0) -> Codec:
     The draws depend on the seed, the example's index, the view and the position of the row in the example alone,
     neither on the batch nor on the length to which a sequence is padded. They are packed into about ``draws (2 +
     log2(classes / draws))`` bits: 83 bytes for 50 draws of 128,256 classes. Weights are equal with ``power=1``;
-    otherwise they take 4 bytes a draw.
+    otherwise they take 4 bytes a draw. Tokens that ``batch["mask"]`` excludes are not stored, as with `packed_top_k`.
 
     Args:
       draws: number of draws for each token.
@@ -83,7 +83,8 @@ def sampled(draws: int, power: float = 1.0, seed: int = 0) -> Codec:
         probs = flat(indices.reshape(-1, draws), weights.reshape(-1, draws))
         return {"/indices": indices, "/weights": weights, "/probs": probs.reshape(*indices.shape[:-1], shape[-1])}
 
-    return Codec({"codec": "sampled", "draws": draws, "power": power, "seed": seed}, encode, decode, some_class)
+    settings = {"codec": "sampled", "draws": draws, "power": power, "seed": seed}
+    return Codec(settings, encode, decode, some_class, masked=True)
 
 
 def _draw(key: Array, logits: Array, draws: int, power: float) -> tuple[Array, Array]:

@@ -96,6 +96,9 @@ def packed_top_k(k: int, levels: int = 64) -> Codec:
     Rounding of float32 comes on top. A class more than 100 nats below the largest, such as an excluded (``-inf``) one,
     is stored with probability 0, which it has in float32.
 
+    Tokens that ``batch["mask"] [batch, tokens]`` excludes, such as padding, are not stored. They are read as the last
+    token before them that is, so that whatever is computed there is finite.
+
     Args:
       k: number of classes to store.
       levels: number of values that a log-probability is rounded to, from 3 to 256.
@@ -158,7 +161,7 @@ def packed_top_k(k: int, levels: int = 64) -> Codec:
             "/error": error,
         }
 
-    return Codec({"codec": "packed_top_k", "k": k, "levels": levels}, encode, decode, some_class)
+    return Codec({"codec": "packed_top_k", "k": k, "levels": levels}, encode, decode, some_class, masked=True)
 
 
 def _largest(codec: str, x: Array, k: int) -> tuple[Array, Array, Array]:

@@ -16,7 +16,7 @@ from jaxkd.data._protocol import Batch, State, count_steps, step_of, with_epoch
 
 
 class Buckets:
-    """A `Loader` whose batches are as long as their longest text needs, in steps.
+    """A `Loader` whose batches have the smallest of several lengths that fits.
 
     Each example is in the bucket of the smallest length that holds its tokens, and a batch has examples of one bucket.
     A jitted step is compiled once per length. The order of the examples, and that of the batches, are functions of the

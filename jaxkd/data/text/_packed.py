@@ -12,7 +12,7 @@ from jaxkd.data.text._sets import padding_id
 
 
 def packed(texts: Sequence[str | bytes], tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
-    """Packs documents into rows of one length, for language modelling.
+    """Packs documents into rows of one length, for language models.
 
     A document is ``bos``, its text and ``eos``, as far as the tokenizer has these ids. It is cut into pieces of up to
     ``length`` predictions, each of which is one segment of a row, and the pieces are placed by best fit, longest first.

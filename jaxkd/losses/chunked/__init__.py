@@ -3,7 +3,8 @@
 =====================================  =================================================================================
 `jaxkd.losses.chunked.divergences`     `linear_soft_target_kl`, `linear_reverse_kl`, `linear_generalized_jsd`,
                                        `linear_skew_kl`, `linear_skew_reverse_kl`, `linear_total_variation`
-`jaxkd.losses.chunked.known`           `linear_cross_entropy`, `linear_cross_entropy_and_kl`, `linear_top_k_kl`
+`jaxkd.losses.chunked.known`           `linear_cross_entropy`, `linear_cross_entropy_and_kl`, `linear_top_k_kl`,
+                                       `linear_sparse_cross_entropy`
 =====================================  =================================================================================
 
 A language model's last layer multiplies with a vocabulary so large that its logits take more memory than the rest of
@@ -20,7 +21,12 @@ from .divergences import (
     linear_soft_target_kl,
     linear_total_variation,
 )
-from .known import linear_cross_entropy, linear_cross_entropy_and_kl, linear_top_k_kl
+from .known import (
+    linear_cross_entropy,
+    linear_cross_entropy_and_kl,
+    linear_sparse_cross_entropy,
+    linear_top_k_kl,
+)
 
 __all__ = [
     "linear_cross_entropy",
@@ -30,6 +36,7 @@ __all__ = [
     "linear_skew_kl",
     "linear_skew_reverse_kl",
     "linear_soft_target_kl",
+    "linear_sparse_cross_entropy",
     "linear_top_k_kl",
     "linear_total_variation",
 ]

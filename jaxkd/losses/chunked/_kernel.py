@@ -236,7 +236,7 @@ def _forward(static: _Static, *primals: Any) -> tuple[tuple[Array, ...], Any]:
 
     (*heads, each, guess), (student, teacher, (rows, temperature, _), _) = select("value"), select("perturbed")
     if temperature or any(rows):
-        name = "temperature" if temperature else "log_probs"
+        name = "temperature" if temperature else "log_probs, or weights"
         raise NotImplementedError(
             f"{name}: its gradient is not computed; apply jax.lax.stop_gradient to it, or use the loss of logits."
         )

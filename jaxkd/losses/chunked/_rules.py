@@ -110,6 +110,25 @@ def cross_entropy_and_kl(chunk: Chunk, number: float) -> tuple[Value, ...]:
     return *cross_entropy(chunk, number), *forward_kl(chunk, number)
 
 
+def sparse(chunk: Chunk, number: float) -> tuple[Value, ...]:
+    """``−Σ_j w_j log softmax(z)[i_j]`` at temperature 1."""
+    del number
+    logits, (weights, indices) = _shifted(chunk.student, 1.0, chunk.axis), chunk.rows
+    local, row = _local(chunk, indices), jnp.arange(logits.shape[0])[:, None]
+    own, known = _sums(chunk.axis, *_picked(logits, local))
+    exp = jnp.exp(logits)
+    mass = next(jnp.where(total == 0, 1, total) for total in _totals(chunk.axis, exp))
+    finite, valid = own > -jnp.inf, jnp.all((known > 0) | (weights == 0), axis=1)
+    value = -jnp.sum(weights * jnp.where(finite, own - jnp.log(mass), 0), axis=1)
+    value += _numerics.infinite_where(weights, finite | (known == 0))
+    # The derivative is q Σw minus the weights of the word; an excluded word's weight is a constant infinity.
+    weights = jnp.where(finite & valid[:, None], weights, 0)
+    here = (local >= 0) & (local < logits.shape[1])
+    slope = exp / mass * jnp.sum(weights, axis=1, keepdims=True)
+    slope = slope.at[row, jnp.where(here, local, 0)].add(jnp.where(here, -weights, 0))
+    return (Value(jnp.where(valid, value, jnp.nan), slope),)
+
+
 def top_k(chunk: Chunk, number: float) -> tuple[Value, ...]:
     """``T² KL`` to k known words of the teacher and a bucket of all others."""
     del number

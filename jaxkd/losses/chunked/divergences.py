@@ -63,7 +63,8 @@ def linear_soft_target_kl(
       student_bias: added to the student's logits ``[vocabulary]``. ``-inf`` excludes a word; a word that both exclude
         adds nothing.
       teacher_bias: added to the teacher's logits ``[vocabulary]``.
-      temperature: T > 0, a scalar or one for each token. It has no gradient.
+      temperature: T > 0, a scalar or one for each token. It has no gradient. The default, 1, is that of the published
+        losses of language models, all of `jaxkd.losses.chunked`; `soft_target_kl` has 4, that of image classification.
       soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)`` (Gemma 2, 2024), also those of an excluded word; a pair
         is for student and teacher, either of which may be None.
       transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.

@@ -1,4 +1,4 @@
-"""Losses of hidden states and known words: labels, or a teacher's top k."""
+"""Losses of hidden states and known words: labels, a teacher's top k, or draws."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from . import _kernel, _rules
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["linear_cross_entropy", "linear_cross_entropy_and_kl", "linear_top_k_kl"]
+__all__ = [
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_kl",
+    "linear_sparse_cross_entropy",
+    "linear_top_k_kl",
+]
 
 
 def linear_cross_entropy(
@@ -150,6 +155,72 @@ def linear_cross_entropy_and_kl(
         chunk=chunk,
     )
     return values[0], values[1]
+
+
+def linear_sparse_cross_entropy(
+    student_hidden: Float[Array, "*tokens hidden"],
+    student_kernel: Float[Array, "hidden vocabulary"],
+    weights: Float[Array, "*tokens k"],
+    indices: Int[Array, "*tokens k"],
+    *,
+    student_bias: Float[Array, " vocabulary"] | None = None,
+    soft_cap: float | None = None,
+    transposed: bool = False,
+    where: Bool[Array, "*tokens"] | None = None,
+    vocabulary_axis: str | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "*tokens"]:
+    """Cross-entropy of a language model with a target that lists words and weights.
+
+    Also known as: chunked (fused linear) RS-KD (random sampling KD).
+
+    ``−Σ_j w_j log softmax(hidden @ kernel + bias)_{i_j}``: `sparse_cross_entropy` of the logits, without holding them,
+    for words that `jaxkd.cache.codecs.sampled` has drawn from the teacher. Anshumann et al., "Sparse Logit Sampling:
+    Accelerating Knowledge Distillation in LLMs", ACL 2025. Derivatives, devices and memory are as for
+    `linear_soft_target_kl`.
+
+    Args:
+      student_hidden: inputs of the last layer ``[tokens, hidden]`` or ``[batch, tokens, hidden]``.
+      student_kernel: its kernel ``[hidden, vocabulary]``, or a table ``[vocabulary, hidden]`` with ``transposed``.
+      weights: the weights w, not normalized ``[tokens, k]``. A weight of 0 adds nothing. They have no gradient.
+      indices: the words of these ``[tokens, k]``. A word may be listed several times: its weights are added.
+      student_bias: added to the logits ``[vocabulary]``. ``-inf`` excludes a word.
+      soft_cap: c > 0 caps the logits at ±c by ``c tanh(z / c)``.
+      transposed: whether the kernel is an embedding table ``[vocabulary, hidden]``.
+      where: mask, True for the tokens to include, in the shape of the tokens.
+      vocabulary_axis: a mapped axis over which the vocabulary is split; indices count words of the whole vocabulary.
+      chunk: largest number of tokens at once.
+
+    Returns:
+      One value per token, in nats; its minimum is the entropy of the target, not 0. An included index that is no word
+      and has a weight gives NaN. A positive weight of an excluded word makes the value infinite; the gradient is
+      finite.
+
+    Raises:
+      ValueError: shapes do not fit, a dtype is not floating point, indices are not integers, or the cap is not
+        positive.
+      NotImplementedError: a second derivative, or one with respect to the weights.
+
+    >>> import jax.numpy as jnp
+    >>> weights, indices = jnp.array([[0.5, 0.25, 0.25]]), jnp.array([[2, 0, 2]])
+    >>> linear_sparse_cross_entropy(jnp.zeros((1, 3)), jnp.ones((3, 4)), weights, indices).round(4)
+    Array([1.3863], dtype=float32)
+    """
+    sides = _kernel.sides(transposed)
+    student = _kernel.head("student", student_hidden, student_kernel, student_bias, sides[0])
+    of = f"the hidden states {list(student.hidden.shape)}"
+    rows = _checks.listed(weights, indices, student.hidden.shape[:-1], of)
+    soft_cap = soft_cap if soft_cap is None else _checks.positive("soft_cap", soft_cap)
+    return _kernel.chunked(
+        _rules.sparse,
+        student,
+        rows=rows,
+        soft_cap=soft_cap,
+        transposed=sides,
+        where=where,
+        axis=vocabulary_axis,
+        chunk=chunk,
+    )[0]
 
 
 def linear_top_k_kl(

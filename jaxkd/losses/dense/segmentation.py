@@ -116,18 +116,18 @@ def pair_affinity(
     pool = _checks.whole("pool", pool, expected=expected)
     if height % pool or width % pool:
         raise ValueError(f"pool: expected {expected}, got {pool}.")
-    sides = (pool, pool)
+    rows, columns = pool, pool
     if max_window is not None:
         expected = "a fraction above 0 and at most 1"
         part = _checks.number("max_window", max_window, expected, lambda x: (x > 0) & (x <= 1))
         part = _checks.static("max_window", part)
         if pool != 1:
             raise ValueError(f"max_window: expected None or pool=1, got {part} and pool={pool}.")
-        sides = (max(1, math.floor(height * part)), max(1, math.floor(width * part)))
+        rows, columns = (max(1, math.floor(side * part)) for side in (height, width))
     constant = _checks.flag("constant_norm", constant_norm)
 
     def affinity(x: Array) -> Array:
-        x = (_windows_mean if max_window is None else _windows_max)(x, *sides)
+        x = (_windows_mean if max_window is None else _windows_max)(x, rows, columns)
         nodes = x.reshape(batch, math.prod(x.shape[1:3]), x.shape[-1])
         unit, none = _numerics.direction(nodes)
         if constant:

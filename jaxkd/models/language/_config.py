@@ -30,10 +30,11 @@ class TransformerConfig:
       head_dim: features of a head; by default ``width / heads``.
       mlp_width: features between the two products of an MLP; by default ``4 width``.
       max_length: number of learned positions; rotary positions have no limit.
-      norm: ``"layer"`` (LayerNorm) or ``"rms"`` (RMSNorm).
+      norm: ``"layer"`` (LayerNorm), ``"rms"`` (RMSNorm) or ``"scale"`` (a scale and a bias alone, MobileBERT's NoNorm).
       norm_epsilon: ε that is added to the variance.
       pre_norm: whether each part of a layer normalizes its input (GPT-2, Llama) or the sum after it (BERT).
       activation: one of ``"gelu"`` (exact), ``"gelu_tanh"``, ``"relu"`` and ``"silu"``.
+      mlp_blocks: number of MLPs of a layer, each with its norm and its residual connection.
       gated: whether the MLP is ``down(activation(gate(x)) · up(x))`` instead of ``down(activation(up(x)))``.
       rope_base: base θ of rotary positions; None for learned positions.
       rope_interleaved: whether rotary positions turn neighboring features (the paper, Meta's Llama) instead of those
@@ -54,6 +55,7 @@ class TransformerConfig:
     key_value_heads: int | None = None
     head_dim: int | None = None
     mlp_width: int | None = None
+    mlp_blocks: int = 1
     max_length: int = 2048
     norm: str = "layer"
     norm_epsilon: float = 1e-5
@@ -72,7 +74,8 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Raises a ValueError unless the fields fit each other."""
-        for name in ("vocabulary", "width", "layers", "heads", "kv_heads", "head_features", "mlp_features"):
+        sizes = ("vocabulary", "width", "layers", "heads", "kv_heads", "head_features", "mlp_features", "mlp_blocks")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}, {name}: expected at least 1, got {getattr(self, name)}.")
         if self.head_dim is None and self.width % self.heads:
@@ -85,7 +88,7 @@ class TransformerConfig:
                 f"{type(self).__name__}, key_value_heads: expected a divisor of the {self.heads} heads, got "
                 f"{self.key_value_heads}."
             )
-        for name, known in (("norm", ["layer", "rms"]), ("activation", list(ACTIVATIONS))):
+        for name, known in (("norm", ["layer", "rms", "scale"]), ("activation", list(ACTIVATIONS))):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{type(self).__name__}, {name}: expected one of {known}, got {getattr(self, name)!r}."

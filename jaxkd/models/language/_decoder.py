@@ -98,7 +98,7 @@ class Decoder(nnx.Module):
         self.embedded, self.hidden = Tap(), Tap()
         self.embedding_dropout = dropout(config, rngs=rngs)
         self.layers = nnx.List(
-            [TransformerLayer(config, source_width=source_width, rngs=rngs) for _ in range(config.layers)]
+            [TransformerLayer(config, source_width=source_width, causal=True, rngs=rngs) for _ in range(config.layers)]
         )
         if config.pre_norm:
             self.final_norm = norm(config, config.width, rngs=rngs)

@@ -27,7 +27,8 @@ class EncoderConfig(TransformerConfig):
 
     BERT: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding", NAACL 2019.
     Bottleneck: Sun et al., "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices", ACL 2020, figure 1:
-    layers of ``bottleneck_width`` between hidden states of ``width``, which may be as wide as the teacher's.
+    layers of ``bottleneck_width`` between hidden states of ``width``, which may be as wide as the teacher's. MobileBERT
+    itself has ``trigram``, ``shared_bottleneck``, ``norm="scale"``, four ``mlp_blocks`` and ``activation="relu"``.
 
     >>> EncoderConfig(vocabulary=30522, width=384, layers=6, heads=12).mlp_features
     1536
@@ -35,7 +36,11 @@ class EncoderConfig(TransformerConfig):
     Attributes:
       types: number of token types, such as first and second sentence; 0 for none.
       embedding_width: width of the embeddings of words, which ``embed/projection`` maps to ``width``.
+      trigram: whether it maps those of the next, the own and the previous word together. Of a neighbor that is
+        padding, or of another segment, there are zeros.
       bottleneck_width: width inside of the layers; None for ``width``, without a bottleneck.
+      shared_bottleneck: whether queries and keys have a map into the layer of their own (``bottleneck/shared``), and
+        the values are made of the wide hidden states.
       pooler: whether ``pooled`` is ``tanh`` of a linear layer of the first token (BERT), instead of the mean.
       mlm: whether there is a masked-language-model head, tied to the words.
       classes: number of logits of a classifier of ``pooled``; None for no classifier. Further fields are those of
@@ -47,10 +52,21 @@ class EncoderConfig(TransformerConfig):
     pre_norm: bool = False
     types: int = 2
     embedding_width: int | None = None
+    trigram: bool = False
     bottleneck_width: int | None = None
+    shared_bottleneck: bool = False
     pooler: bool = False
     mlm: bool = False
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError unless the fields fit each other."""
+        super().__post_init__()
+        if self.shared_bottleneck and (self.bottleneck_width is None or self.pre_norm):
+            raise ValueError(
+                "EncoderConfig, shared_bottleneck: expected a bottleneck_width, and pre_norm=False, got "
+                f"{self.bottleneck_width} and {self.pre_norm}."
+            )
 
     def kernel_init(self, scale: float = 1.0) -> Any:
         """Returns a normal initializer truncated at two deviations, as in BERT's code."""
@@ -132,7 +148,8 @@ class Encoder(nnx.Module):
             raise ValueError("types: expected None for an Encoder without types (types=0).")
         if positions is None:
             positions = token_positions(tokens, mask, segments)
-        x = self.embed(tokens if mask is None else jnp.where(mask, tokens, 0), positions, types)
+        near = adjacent(tokens, mask, segments) if config.trigram else None
+        x = self.embed(tokens if mask is None else jnp.where(mask, tokens, 0), positions, types, near)
         pairs, turns = visible(tokens, mask, segments, causal=False), rotation(positions, config.inner)
         for layer in self.layers:
             x = layer(x, pairs, turns)
@@ -153,18 +170,28 @@ class EncoderEmbedding(nnx.Module):
         """Makes the tables."""
         words = config.width if config.embedding_width is None else config.embedding_width
         self.words = embedding(config, config.vocabulary, words, rngs=rngs)
-        wide, learned = words == config.width, config.rope_base is None
-        self.projection = None if wide else linear(config, words, config.width, bias=True, rngs=rngs)
+        wide, learned = words == config.width and not config.trigram, config.rope_base is None
+        inputs = 3 * words if config.trigram else words
+        self.projection = None if wide else linear(config, inputs, config.width, bias=True, rngs=rngs)
         self.positions = embedding(config, config.max_length, config.width, rngs=rngs) if learned else None
         self.types = embedding(config, config.types, config.width, rngs=rngs) if config.types else None
         self.norm = norm(config, config.width, rngs=rngs)
         self.dropout = dropout(config, rngs=rngs)
 
     def __call__(
-        self, tokens: Int[Array, "batch tokens"], positions: Int[Array, "batch tokens"], types: Any
+        self, tokens: Int[Array, "batch tokens"], positions: Int[Array, "batch tokens"], types: Any, near: Any = None
     ) -> Float[Array, "batch tokens width"]:
-        """Returns the inputs of the first layer."""
+        """Returns the inputs of the first layer.
+
+        ``near`` is True where a token and the next are neighbors, whose words are read together; None for single words.
+        """
         x = self.words(tokens)
+        if near is not None:
+            following, previous = (jnp.where(near[..., None], part, 0) for part in (x[:, 1:], x[:, :-1]))
+            following, previous = (
+                jnp.pad(part, ((0, 0), ends, (0, 0))) for part, ends in ((following, (0, 1)), (previous, (1, 0)))
+            )
+            x = jnp.concatenate([following, x, previous], axis=-1)
         if self.projection is not None:
             x = self.projection(x)
         if self.positions is not None:
@@ -182,6 +209,9 @@ class Bottleneck(nnx.Module):
         wide, narrow = config.width, config.inner.width
         self.input = linear(config, wide, narrow, bias=True, rngs=rngs)
         self.input_norm = norm(config, narrow, rngs=rngs)
+        shared = config.shared_bottleneck
+        self.shared = linear(config, wide, narrow, bias=True, rngs=rngs) if shared else None
+        self.shared_norm = norm(config, narrow, rngs=rngs) if shared else None
         self.output = linear(config, narrow, wide, bias=True, scale=config.residual_scale, rngs=rngs)
         self.output_norm = norm(config, wide, rngs=rngs)
 
@@ -191,18 +221,29 @@ class Bottleneck(nnx.Module):
         """Returns ``norm(x + output(part(norm(input(x)))))``."""
         return self.output_norm(x + self.output(part(self.input_norm(self.input(x)))))
 
+    def read(self, x: Float[Array, "batch tokens width"]) -> tuple[Array, Array] | None:
+        """Returns the inputs of queries and keys, and of values.
+
+        None stands for the narrow states, which all of them are made of without a shared bottleneck.
+        """
+        return None if self.shared is None or self.shared_norm is None else (self.shared_norm(self.shared(x)), x)
+
 
 class BottleneckLayer(TransformerLayer):
     """Layer of a transformer inside of a bottleneck."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs) -> None:
         """Makes the narrow layer and its bottleneck."""
-        super().__init__(config.inner, rngs=rngs)
+        super().__init__(config.inner, value_width=config.width if config.shared_bottleneck else None, rngs=rngs)
         self.bottleneck = Bottleneck(config, rngs=rngs)
 
-    def __call__(self, x: Any, pairs: Any, *others: Any) -> Any:
+    def __call__(
+        self, x: Any, pairs: Any, turns: Any = None, memory: Any = None, source: Any = None, read: Any = None
+    ) -> Any:
         """Returns the new hidden states; the arguments are those of `TransformerLayer`."""
-        return self.bottleneck(x, lambda x: super(BottleneckLayer, self).__call__(x, pairs, *others))
+        inner = super().__call__
+        read = self.bottleneck.read(x) if read is None else read
+        return self.bottleneck(x, lambda x: inner(x, pairs, turns, memory, source, read))
 
 
 class MaskedLanguageHead(nnx.Module):
@@ -220,6 +261,18 @@ class MaskedLanguageHead(nnx.Module):
         """Returns the logits ``[batch, tokens, vocabulary]``."""
         logits = words.attend(self.norm(ACTIVATIONS[self.activation](self.dense(hidden))))
         return logits + self.bias[None, None, :].astype(logits.dtype)
+
+
+def adjacent(tokens: Int[Array, "batch tokens"], mask: Any, segments: Any) -> Bool[Array, "batch tokens_minus_1"]:
+    """Returns True where a token and the next exist and belong to one segment.
+
+    >>> adjacent(jnp.zeros((1, 4), int), jnp.array([[True, True, True, False]]), jnp.array([[0, 0, 1, 1]]))
+    Array([[ True, False, False]], dtype=bool)
+    """
+    near = jnp.ones((tokens.shape[0], tokens.shape[1] - 1), bool)
+    if mask is not None:
+        near &= mask[:, 1:] & mask[:, :-1]
+    return near if segments is None else near & (segments[:, 1:] == segments[:, :-1])
 
 
 def mean_over_tokens(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 NextLogits = Callable[[Any, Any, Any], tuple[Any, Any]]
 """``(state, tokens [batch], mask [batch]) -> (logits [batch, vocabulary], state)``."""
 
+_BLOCK = 32  # tokens whose cumulative sums are one product
+
 
 class Generated(NamedTuple):
     """Tokens that `generate` chose.
@@ -110,9 +112,23 @@ def _draw(keys: Array, logits: Array) -> Array:
     The first token at which the cumulative sum of the probabilities exceeds a uniform number. `jax.random.categorical`
     needs a random number for each word, which costs more than a small model's step.
     """
-    total = jnp.cumsum(jax.nn.softmax(logits), axis=-1)
+    total = _cumulative(jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True)))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (), total.dtype))(keys)
     return jnp.sum(total <= uniform[:, None] * total[:, -1:], axis=-1)
+
+
+def _cumulative(x: Array) -> Array:
+    """Returns the cumulative sums of rows, a block at a time.
+
+    A CPU takes a seventh of the time of `jnp.cumsum`, which is a quarter of that of a small model's step.
+    """
+    batch, size = x.shape
+    blocks = jnp.pad(x, ((0, 0), (0, -size % _BLOCK))).reshape(batch, -1, _BLOCK)
+    upper = jnp.triu(jnp.ones((_BLOCK, _BLOCK), x.dtype))
+    within = jnp.einsum("bnj,jk->bnk", blocks, upper, precision=jax.lax.Precision.HIGHEST)
+    ends = jnp.cumsum(within[:, :, -1], axis=1)
+    before = jnp.pad(ends[:, :-1], ((0, 0), (1, 0)))
+    return (within + before[:, :, None]).reshape(batch, -1)[:, :size]
 
 
 def truncate(

@@ -24,6 +24,22 @@ class Tap(nnx.Module):
         return x
 
 
+class Scale(nnx.Module):
+    """Scale and bias of each feature, in place of a norm."""
+
+    def __init__(self, width: int, dtype: Any) -> None:
+        """Makes the parameters: at first, the identity."""
+        self.dtype = dtype
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Returns ``scale · x + bias``."""
+        scale, bias = self.scale[...], self.bias[...]
+        dtype = jnp.result_type(x, scale) if self.dtype is None else self.dtype
+        x, scale, bias = (part.astype(dtype) for part in (x, scale, bias))
+        return x * scale[None, None, :] + bias[None, None, :]
+
+
 class MLP(nnx.Module):
     """Two products with an activation between them, which a third product may gate."""
 
@@ -59,8 +75,13 @@ def embedding(config: TransformerConfig, rows: int, width: int, *, rngs: nnx.Rng
     return table
 
 
-def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    """Builds a LayerNorm or RMSNorm; the variance is a mean of squared differences."""
+def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm | Scale:
+    """Builds a LayerNorm, an RMSNorm or a `Scale`.
+
+    The variance is a mean of squared differences.
+    """
+    if config.norm == "scale":
+        return Scale(width, config.dtype)
     kind = nnx.LayerNorm if config.norm == "layer" else nnx.RMSNorm
     return kind(width, epsilon=config.norm_epsilon, dtype=config.dtype, use_fast_variance=False, rngs=rngs)
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd.objectives._checks import sizes
-from jaxkd.objectives._compose import combine, term
+from jaxkd.objectives._compose import at_step, combine, term
 from jaxkd.objectives._language._projected import Pair, projected
-from jaxkd.types import Array, Objective
+from jaxkd.types import Array, Objective, Schedule
 
 
 def minilm(
@@ -24,6 +24,7 @@ def minilm(
     score_names: str = "scores{}",
     value_names: str = "values{}",
     heads: int | None = None,
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Attention distributions and value relations of one layer, usually the last.
 
@@ -40,6 +41,7 @@ def minilm(
       value_names: name of a layer's values, ``[batch, tokens, heads, features]``, or ``[batch, tokens, features]`` with
         ``heads``.
       heads: number of heads that values without an axis of heads are split into.
+      weight: a number, or an optax schedule of the step.
 
     Returns:
       An `Objective` that sums the terms ``attention`` and ``values``.
@@ -54,8 +56,8 @@ def minilm(
     """
     pair = (student_layer, teacher_layer)
     return combine(
-        attention=term(losses.attention_kl, *_paths(score_names, *pair)),
-        values=term(losses.value_relation_kl, *_paths(value_names, *pair), heads=heads),
+        attention=term(losses.attention_kl, *_paths(score_names, *pair), weight=weight),
+        values=term(losses.value_relation_kl, *_paths(value_names, *pair), weight=weight, heads=heads),
     )
 
 
@@ -67,6 +69,7 @@ def minilm_v2(
     query_names: str = "queries{}",
     key_names: str = "keys{}",
     value_names: str = "values{}",
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Relations between queries, between keys and between values of one layer.
 
@@ -87,6 +90,7 @@ def minilm_v2(
         tokens, heads, features]``.
       key_names: name of a layer's keys.
       value_names: name of a layer's values.
+      weight: a number, or an optax schedule of the step.
 
     Returns:
       An `Objective` that sums the terms ``queries``, ``keys`` and ``values``.
@@ -103,7 +107,7 @@ def minilm_v2(
     names = {"queries": query_names, "keys": key_names, "values": value_names}
     return combine(
         **{
-            part: term(_joined_relation, *_paths(name, student_layer, teacher_layer), heads=heads)
+            part: term(_joined_relation, *_paths(name, student_layer, teacher_layer), weight=weight, heads=heads)
             for part, name in names.items()
         }
     )
@@ -115,6 +119,7 @@ def tinybert(
     embedding_name: str | None = "embedding",
     hidden_names: str = "hidden{}",
     score_names: str = "scores{}",
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Attention scores, hidden states and embeddings by a map of layers.
 
@@ -131,6 +136,7 @@ def tinybert(
       embedding_name: name of the embeddings, the input of the first layer; None for none.
       hidden_names: name of a layer's hidden states ``[batch, tokens, features]``, with ``{}`` for its number.
       score_names: name of a layer's attention scores ``[batch, heads, queries, keys]``.
+      weight: a number, or an optax schedule of the step.
 
     Returns:
       An `Objective` whose terms are ``attention{i}``, ``hidden{i}`` and ``embedding``, with the parameters
@@ -152,10 +158,10 @@ def tinybert(
     if embedding_name is not None:
         paths = _paths(embedding_name, 0, 0)
         groups["embedding"] = [Pair(*paths, paths[0])]
-        terms["embedding"] = term(losses.hidden_mse, *paths)
+        terms["embedding"] = term(losses.hidden_mse, *paths, weight=weight)
     for i, j in layer_map.items():
-        terms[f"attention{i}"] = term(losses.attention_mse, *_paths(score_names, i, j))
-        terms[f"hidden{i}"] = term(losses.hidden_mse, *_paths(hidden_names, i, j))
+        terms[f"attention{i}"] = term(losses.attention_mse, *_paths(score_names, i, j), weight=weight)
+        terms[f"hidden{i}"] = term(losses.hidden_mse, *_paths(hidden_names, i, j), weight=weight)
     return projected(groups, combine(**terms))
 
 
@@ -165,6 +171,7 @@ def mobilebert(
     steps_per_layer: int,
     hidden_names: str = "hidden{}",
     score_names: str = "scores{}",
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Feature maps and attention of one layer after the other.
 
@@ -182,6 +189,7 @@ def mobilebert(
       hidden_names: name of a layer's hidden states ``[batch, tokens, features]``, with ``{}`` for its number. Both
         networks have one width.
       score_names: name of a layer's attention scores ``[batch, heads, queries, keys]``.
+      weight: a number, or an optax schedule of the step.
 
     Returns:
       An `Objective` without parameters, whose terms are ``hidden{i}`` and ``attention{i}``.
@@ -200,15 +208,15 @@ def mobilebert(
     sizes("mobilebert", steps_per_layer=steps_per_layer)
     terms = {}
     for turn, (i, j) in enumerate(sorted(_pairs("mobilebert", layer_map))):
-        weight = _turn(turn, steps_per_layer)
-        terms[f"hidden{i}"] = term(losses.hidden_mse, *_paths(hidden_names, i, j), weight=weight)
-        terms[f"attention{i}"] = term(losses.attention_kl, *_paths(score_names, i, j), weight=weight)
+        now = _turn(turn, steps_per_layer, weight)
+        terms[f"hidden{i}"] = term(losses.hidden_mse, *_paths(hidden_names, i, j), weight=now)
+        terms[f"attention{i}"] = term(losses.attention_kl, *_paths(score_names, i, j), weight=now)
     return combine(**terms)
 
 
-def _turn(number: int, steps: int) -> Callable[[Any], Array]:
-    """Returns a schedule that is 1 in one stage of so many steps, and otherwise 0."""
-    return lambda step: jnp.where(jnp.asarray(step) // steps == number, 1.0, 0.0)
+def _turn(number: int, steps: int, weight: float | Array | Schedule) -> Callable[[Any], Array]:
+    """Returns a schedule that is the weight in one stage of the steps, otherwise 0."""
+    return lambda step: jnp.where(jnp.asarray(step) // steps == number, at_step(weight, step), 0.0)
 
 
 def _paths(name: str, student: int, teacher: int) -> tuple[str, str]:

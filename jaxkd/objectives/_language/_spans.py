@@ -95,16 +95,25 @@ def span_aligned(
                         f"{path}: expected integers [batch, tokens] for the logits [batch, tokens, vocabulary] of the "
                         f"{side}, got {checks.shape(x)} for {checks.shape(logits)}."
                     )
-            logits = jnp.where((ends_ >= 0)[..., None], logits.astype(jnp.float32), 0)  # padding may hold NaN
-            sides.append((jax.nn.log_softmax(logits / heat), label_, ends_))
-        (log_s, label_s, ends_s), (log_t, label_t, ends_t) = sides
-        if (ids.max(axis=0, initial=0) >= np.array([log_s.shape[-1], log_t.shape[-1]])).any():
+            sides.append((logits, label_, ends_))
+        (logits_s, label_s, ends_s), (logits_t, label_t, ends_t) = sides
+        words = logits_s.shape[-1], logits_t.shape[-1]
+        if (ids.max(axis=0, initial=0) >= np.array(words)).any():
             raise ValueError(
-                f"span_aligned, matches: expected ids below {log_s.shape[-1]} and {log_t.shape[-1]}, the sizes of the "
-                f"vocabularies, got up to {ids.max(axis=0).tolist()}."
+                f"span_aligned, matches: expected ids below {words[0]} and {words[1]}, the sizes of the vocabularies, "
+                f"got up to {ids.max(axis=0).tolist()}."
             )
         number_s, first_s = _spans(ends_s, ends_t)
         number_t, _ = _spans(ends_t, ends_s)
+        mask = batches.mask_of_shape(context, first_s.shape)
+        counted = first_s if mask is None else first_s & mask
+
+        def log_probs(logits: Array, number: Array) -> Array:
+            # What belongs to no counted span may hold NaN.
+            read = jnp.any((number[:, :, None] == number_s[:, None, :]) & counted[:, None, :], axis=-1)
+            return jax.nn.log_softmax(jnp.where(read[..., None], logits.astype(jnp.float32), 0) / heat)
+
+        log_s, log_t = log_probs(logits_s, number_s), log_probs(logits_t, number_t)
         merged_s = log_s + _further(log_s, label_s, number_s)[..., None]
         merged_t = log_t + _further(log_t, label_t, number_t)[..., None]
         # The teacher's first token of each of the student's spans.
@@ -114,8 +123,8 @@ def span_aligned(
         merged_s, merged_t = (jnp.where(first_s[..., None], x, 0) for x in (merged_s, merged_t))
         matched = _divergence(merged_t[..., ids[:, 1]], merged_s[..., ids[:, 0]])
         unmatched = _sorted_distance(_without(merged_s, ids[:, 0]), _without(merged_t, ids[:, 1]))
-        w = len(ids) / log_t.shape[-1] if matched_weight is None else matched_weight
-        return w * matched + (1 - w) * unmatched, first_s, matched, unmatched
+        w = len(ids) / words[1] if matched_weight is None else matched_weight
+        return w * matched + (1 - w) * unmatched, counted, matched, unmatched
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
@@ -124,10 +133,8 @@ def span_aligned(
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
         del params, key
-        loss, first, matched, unmatched = values(context)
-        mask = batches.mask_of_shape(context, first.shape)
-        where = first if mask is None else first & mask
-        return reduce_values(loss, where, weight, context, state, matched=matched, unmatched=unmatched)
+        loss, counted, matched, unmatched = values(context)
+        return reduce_values(loss, counted, weight, context, state, matched=matched, unmatched=unmatched)
 
     return Objective(init, apply)
 

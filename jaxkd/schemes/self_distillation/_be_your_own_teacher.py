@@ -168,7 +168,8 @@ def _squared_distance(student: Array, teacher: Array, *, where: Array | None = N
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"byot, feature: expected vectors [batch, features] of one size, got {list(student.shape)} from the exit "
-            f"and {list(teacher.shape)} from the model. Tap the model's pooled feature, and give exit_head as many."
+            f"and {list(teacher.shape)} from the model. Tap the model's pooled feature, and give exit_head the same "
+            "number of features."
         )
     dtype = jnp.result_type(student, teacher, jnp.float32)
     student, teacher = student.astype(dtype), teacher.astype(dtype)

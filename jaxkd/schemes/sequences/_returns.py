@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
@@ -55,8 +57,94 @@ def reverse_kl_to_go(
             "reverse_kl_to_go: expected logits [batch, tokens, classes] of one shape, got "
             f"{list(jnp.shape(student))} and {list(jnp.shape(teacher))}."
         )
-    nll = losses.cross_entropy(student, labels, where=where)
-    ratio = jax.lax.stop_gradient(nll - losses.cross_entropy(teacher, labels, where=where))
+    nll, taught = (losses.cross_entropy(x, labels, where=where) for x in (student, teacher))
+    return _to_go(nll, taught, where, length_normalized)
+
+
+def linear_reverse_kl_to_go(
+    student_hidden: Float[Array, "batch tokens hidden"],
+    student_kernel: Float[Array, "hidden vocabulary"],
+    teacher_hidden: Float[Array, "batch tokens hidden_t"],
+    teacher_kernel: Float[Array, "hidden_t vocabulary"],
+    labels: Int[Array, "batch tokens"],
+    *,
+    length_normalized: bool = True,
+    student_bias: Float[Array, " vocabulary"] | None = None,
+    teacher_bias: Float[Array, " vocabulary"] | None = None,
+    soft_cap: float | tuple[float | None, float | None] | None = None,
+    transposed: bool | tuple[bool, bool] = False,
+    where: Bool[Array, "batch tokens"] | None = None,
+    vocabulary_axis: str | None = None,
+    chunk: int | None = None,
+) -> Float[Array, "batch tokens"]:
+    """Policy-gradient term of a sampled token, from hidden states.
+
+    Also known as: MiniLLM, long-term part, chunked (fused linear).
+
+    `reverse_kl_to_go` of the two networks' logits ``hidden @ kernel + bias``, without holding them, beside
+    `jaxkd.losses.linear_reverse_kl` as the single-step part. Both log-probabilities are those of
+    `jaxkd.losses.linear_cross_entropy`. Each token has a return of its own, and so the kernel's gradient takes a second
+    pass.
+
+    Args:
+      student_hidden: inputs of the student's last layer ``[batch, tokens, hidden]``.
+      student_kernel: its kernel ``[hidden, vocabulary]``, or a table ``[vocabulary, hidden]`` with ``transposed``.
+      teacher_hidden: the teacher's hidden states ``[batch, tokens, hidden_t]``.
+      teacher_kernel: the teacher's kernel ``[hidden_t, vocabulary]``.
+      labels: the drawn tokens ``[batch, tokens]``, each drawn from the student at its place.
+      length_normalized: whether R is divided by the number of its tokens.
+      student_bias: added to the student's logits ``[vocabulary]``.
+      teacher_bias: added to the teacher's logits ``[vocabulary]``.
+      soft_cap: c > 0, the cap of the logits, or a pair for student and teacher.
+      transposed: whether the kernels are embedding tables ``[vocabulary, hidden]``, or a pair for student and teacher.
+      where: mask, True for the tokens that were drawn ``[batch, tokens]``.
+      vocabulary_axis: a mapped axis over which the vocabulary is split; labels count words of the whole vocabulary.
+      chunk: largest number of tokens at once.
+
+    Returns:
+      One value per token ``[batch, tokens]``, as `reverse_kl_to_go` has it.
+
+    Raises:
+      ValueError: as of `jaxkd.losses.linear_cross_entropy`, or the hidden states are not of the same sequences.
+      NotImplementedError: a second derivative.
+
+    >>> student, teacher = jnp.zeros((1, 2, 2)), jnp.log(jnp.array([[[0.5, 0.5], [0.25, 0.75]]]))
+    >>> linear_reverse_kl_to_go(student, jnp.eye(2), teacher, jnp.eye(2), jnp.array([[0, 0]])).round(3)
+    Array([[-0.48,  0.  ]], dtype=float32)
+    """
+    if jnp.ndim(student_hidden) != 3 or jnp.shape(student_hidden)[:2] != jnp.shape(teacher_hidden)[:2]:
+        raise ValueError(
+            "linear_reverse_kl_to_go: expected hidden states [batch, tokens, hidden] of the same sequences, got "
+            f"{list(jnp.shape(student_hidden))} and {list(jnp.shape(teacher_hidden))}."
+        )
+    nll, taught = (
+        losses.linear_cross_entropy(
+            hidden,
+            kernel,
+            labels,
+            student_bias=bias,
+            soft_cap=cap,
+            transposed=table,
+            where=where,
+            vocabulary_axis=vocabulary_axis,
+            chunk=chunk,
+        )
+        for hidden, kernel, bias, cap, table in (
+            (student_hidden, student_kernel, student_bias, _pair(soft_cap)[0], _pair(transposed)[0]),
+            (teacher_hidden, teacher_kernel, teacher_bias, _pair(soft_cap)[1], _pair(transposed)[1]),
+        )
+    )
+    return _to_go(nll, taught, where, length_normalized)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """Returns what is given for student and teacher, or for both."""
+    return tuple(value) if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
+
+
+def _to_go(nll: Array, taught: Array, where: Array | None, length_normalized: bool) -> Array:
+    """Returns the term from the tokens' costs for the student and for the teacher."""
+    ratio = jax.lax.stop_gradient(nll - taught)
     drawn = jnp.ones(nll.shape, bool) if where is None else where
     later = _later(ratio)
     if length_normalized:

@@ -1,4 +1,4 @@
-"""Causes of a loss that is not finite, as far as they are numbers of its batch.
+"""Causes of a loss that is not finite: numbers of a batch, weights of a teacher.
 
 An index outside of a memory bank, a label that is no class of the head and a token outside of the vocabulary give NaN
 within a compiled step, where their values cannot be compared with a bound. Once a run has ended, they can be: a fresh
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxkd import parallel
-from jaxkd._core import batches
-from jaxkd.types import Array, Batch, Distiller
+from jaxkd._core import batches, tree_paths
+from jaxkd.types import Array, Batch, Distiller, PyTree, TrainState
 
 
 def find_cause(kd: Distiller, batch: Batch, key: Array) -> str | None:
-    """Returns the cause of a loss that is not finite, as far as it lies in the batch.
+    """Returns the cause of a loss that is not finite, in the batch or the teacher.
 
     Args:
       kd: the distiller, which is initialized anew; its step is compiled for one device.
@@ -28,8 +28,8 @@ def find_cause(kd: Distiller, batch: Batch, key: Array) -> str | None:
       key: PRNG key for ``kd.init``.
 
     Returns:
-      A sentence that names the entry and a value; None if the batch is not the cause, or cannot be examined: with
-      several processes each has a part of it only.
+      A sentence that names the entry and a value, or the teacher's array; None if neither is the cause, or they cannot
+      be examined: with several processes each has a part of the batch only.
     """
     if jax.process_count() > 1:
         return None
@@ -37,7 +37,14 @@ def find_cause(kd: Distiller, batch: Batch, key: Array) -> str | None:
         kd = kd.source
     batch = {name: jax.tree.map(np.asarray, x) for name, x in batch.items()}
     try:
-        return _nan_entry(batch) or _wrong_integers(kd, batch, key)
+        found = _nan_entry(batch)
+        if found is not None:
+            return found
+        try:
+            state = kd.init(key, batch)
+        except ValueError as error:  # objectives check the values of a batch that is known
+            return str(error)
+        return _nan_weight(state.teacher) or _wrong_integers(kd, state, batch)
     except Exception:  # whatever a model raises: this is an explanation of another error
         return None
 
@@ -54,12 +61,16 @@ def _nan_entry(batch: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _wrong_integers(kd: Distiller, batch: Mapping[str, Any], key: Array) -> str | None:
+def _nan_weight(teacher: PyTree) -> str | None:
+    """Returns the first array with a NaN in the state that a teacher begins with."""
+    for path, x in tree_paths.by_path(teacher).items():
+        if jnp.issubdtype(x.dtype, jnp.floating) and np.isnan(np.asarray(x, np.float32)).any():
+            return f"The teacher's weights hold NaN, first in teacher/{path}: load or train the teacher again."
+    return None
+
+
+def _wrong_integers(kd: Distiller, state: TrainState, batch: Mapping[str, Any]) -> str | None:
     """Returns the entry whose integers make the loss NaN, where zeros do not."""
-    try:
-        state = kd.init(key, batch)
-    except ValueError as error:  # objectives check the values of a batch that is known
-        return str(error)
     compiled = jax.jit(lambda state, batch: kd.step(state, batch)[1]["loss"].sum)
 
     def finite(name: str, values: np.ndarray) -> bool:

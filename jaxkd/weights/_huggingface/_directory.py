@@ -20,6 +20,7 @@ from jaxkd.weights._huggingface._bert import bert_form, bert_heads
 from jaxkd.weights._huggingface._form import HuggingFace
 from jaxkd.weights._huggingface._gpt2 import hf_gpt2
 from jaxkd.weights._huggingface._llama import hf_llama
+from jaxkd.weights._huggingface._mobilebert import hf_mobilebert
 from jaxkd.weights._safetensors_file import write_arrays
 from jaxkd.weights._torch_state import fit_torch_to, load_torch
 
@@ -47,7 +48,7 @@ def load_hf_config(directory: Path) -> dict[str, Any]:
 
 
 def load_hf(directory: Path) -> tuple[dict[str, Any], Variables]:
-    """Reads a directory of a Hugging Face model: a BERT, a GPT-2 or a Llama.
+    """Reads a directory of a Hugging Face model: BERT, MobileBERT, GPT-2 or Llama.
 
     It holds ``config.json`` and the arrays in ``model.safetensors``, in several files with
     ``model.safetensors.index.json``, or in ``pytorch_model.bin``, which PyTorch reads. Which heads a BERT has is known
@@ -57,8 +58,8 @@ def load_hf(directory: Path) -> tuple[dict[str, Any], Variables]:
       directory: path of the directory.
 
     Returns:
-      The fields of the configuration of the model in `jaxkd.models` (``DecoderConfig``, or ``EncoderConfig`` for BERT)
-      and its weights, for `jaxkd.wrappers.pretrained` and `jaxkd.teachers.frozen`.
+      The fields of the configuration of the model in `jaxkd.models` (``DecoderConfig``, or ``EncoderConfig`` for BERT
+      and MobileBERT) and its weights, for `jaxkd.wrappers.pretrained` and `jaxkd.teachers.frozen`.
 
     Raises:
       FileNotFoundError: the directory lacks the configuration, the arrays, or one of several files.
@@ -148,6 +149,7 @@ _FORMS: dict[str, Callable[[Mapping[str, Any], Iterable[str]], HuggingFace]] = {
     "bert": lambda hf_config, names: bert_form(hf_config, bert_heads(names)),
     "gpt2": lambda hf_config, names: hf_gpt2(hf_config),
     "llama": lambda hf_config, names: hf_llama(hf_config),
+    "mobilebert": lambda hf_config, names: hf_mobilebert(hf_config),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import jaxkd
 from experiments.kit.tasks import run
-from experiments.kit.tasks.task import Measure, Method, Task, Training
+from experiments.kit.tasks.task import Figure, Measure, Method, Task, Training
 from jaxkd import data, losses, metrics
 
 
@@ -58,6 +58,7 @@ TASK = Task(
     steps=12,
     evaluations=3,
     open=Toy,
+    figures={"own": Figure("Its own figure", lambda results: repr(sorted(results["rows"])).encode())},
 )
 
 
@@ -80,6 +81,8 @@ def test_cells_are_trained_once_and_reported(tmp_path, capsys):
     page = (folder / "report.md").read_text()
     assert "| teacher | 100.00 |" in page and "a line of kd" in page
     assert (folder / "gains.png").stat().st_size > 5000 and (folder / "curves.png").stat().st_size > 5000
+    assert "![Its own figure](own.png)" in page
+    assert (folder / "own.png").read_text() == repr(sorted(results["rows"]))
     cells = {path: path.read_bytes() for path in (folder / "cells").rglob("*.json")}
     capsys.readouterr()
     assert command(tmp_path) == 0

@@ -1,5 +1,7 @@
 """Sentence embeddings: every method builds; pairs and single sentences have one embedding."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -65,6 +67,58 @@ def test_the_bag_begins_with_the_words_of_the_encoder(work, encoder):
 def test_sentences_are_taught_once_each(work):
     rows = [tuple(row) for row in work._sentences["tokens"].tolist()]
     assert len(set(rows)) == len(rows) == len(work._sentences["teacher_embedding"])
+
+
+def drawn(monkeypatch, results):
+    """Draws the figure of made-up results; returns the PNG, and what the axes hold."""
+    held, figure = {}, stsb.plots.figure
+
+    @contextlib.contextmanager
+    def spy(*arguments, **options):
+        with figure(*arguments, **options) as (made, axes, save):
+            yield made, axes, save
+            held["lines"] = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+            held["points"] = {
+                bars.get_label(): [bars.lines[0].get_xydata(), bars.lines[2][0].get_segments()]
+                for bars in axes.containers
+            }
+
+    monkeypatch.setattr(stsb.plots, "figure", spy)
+    return stsb.by_layers(results), held
+
+
+def made_up(names):
+    values = {name: 0.5 + 0.01 * i for i, name in enumerate(names)}
+    measures = {
+        name: {"measures": {"spearman": {"mean": value, "half": 0.02, "values": [value]}}}
+        for name, value in values.items()
+    }
+    references = {"MiniLM": {"spearman": 0.8}, "1 layer, not trained": {"spearman": 0.4}}
+    return {"rows": {**measures, "student@900": measures["student"]}, "references": references}, values
+
+
+def test_the_figure_has_a_line_for_each_loss_beside_the_published_curve(monkeypatch):
+    results, values = made_up(stsb.METHODS)
+    png, held = drawn(monkeypatch, results)
+    assert png.startswith(b"\x89PNG") and len(png) > 5000
+    assert set(held["points"]) == {title for title, _ in stsb.LOSSES.values()}
+    points, bars = held["points"]["MSE"]
+    np.testing.assert_allclose(
+        points[:, 1], [100 * values[f"{name}_mse"] for name in ("bag", "layers1", "layers2", "layers3")]
+    )
+    np.testing.assert_allclose(np.round(points[:, 0]), [0, 1, 2, 3])
+    np.testing.assert_allclose([bar[1][1] - bar[0][1] for bar in bars], 4)
+    published = held["lines"]["sentence-transformers, published"]
+    np.testing.assert_allclose(published, [[1, 80.9], [3, 84.4], [4, 85.2], [5, 85.4]])
+    assert held["lines"]["MiniLM, the teacher"] == [[4, 80.0]]
+
+
+def test_the_figure_of_unfinished_results(monkeypatch):
+    results, _ = made_up(["student"])
+    results["rows"]["bag"] = {"measures": {"spearman": {"mean": None, "half": None, "values": [np.nan]}}}
+    png, held = drawn(monkeypatch, {**results, "references": {}})
+    assert png.startswith(b"\x89PNG")
+    assert [len(points) for points, _ in held["points"].values()] == [1, 0, 0, 0, 0]
 
 
 @pytest.mark.slow

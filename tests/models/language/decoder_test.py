@@ -205,6 +205,35 @@ def test_attention_that_is_tapped_is_the_same():
     np.testing.assert_allclose(out["hidden"] @ variables.params["lm_head"]["kernel"], out["logits"], rtol=1e-5)
 
 
+def test_long_sequences_equal_the_formulas():
+    """Their attention is computed in blocks of queries."""
+    model = tiny_models.build(tiny_models.CONFIGS["llama"])
+    tokens = tiny_models.tokens_of(1, 97)
+    wanted = reference.decoder(tiny_models.params_of(model), tokens[0], model.config)
+    np.testing.assert_allclose(tiny_models.call(model, tokens)[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_of_long_packed_sequences_are_those_of_whole_scores():
+    """Attention that is tapped is computed with the scores of all pairs."""
+    config = dataclasses.replace(tiny_models.CONFIGS["llama"], layers=1)
+    segments = np.repeat([[1, 2, 0]], (40, 25, 5), axis=1)
+    tokens, mask = tiny_models.tokens_of(1, 70), segments > 0
+
+    def gradients(tap):
+        graph, params = nnx.split(tiny_models.build(dataclasses.replace(config, tap_attention=tap)))
+
+        def loss(params):
+            logits = nnx.merge(graph, params)(tokens, mask, segments)
+            return jnp.sum(jnp.where(mask[..., None], jnp.sin(logits), 0))
+
+        return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
+
+    blocks, whole = gradients(False), gradients(True)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole)) > 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), blocks, whole)
+
+
 def test_dropout_is_active_in_training_only():
     config = dataclasses.replace(tiny_models.CONFIGS["llama"], dropout_rate=0.5)
     model = adapters.nnx(lambda rngs: Decoder(config, rngs=rngs), inputs="tokens")

@@ -77,6 +77,35 @@ def test_padding_changes_no_outputs(model, left):
         np.testing.assert_allclose(found["pooled"], wanted["pooled"], rtol=1e-4, atol=1e-5)
 
 
+def test_neighbors_are_words_of_the_same_document():
+    """Of MobileBERT's trigrams: neither padding nor the next document, also where queries have their own bottleneck."""
+    config = EncoderConfig(
+        **tiny_models.SIZES,
+        bottleneck_width=4,
+        embedding_width=6,
+        trigram=True,
+        shared_bottleneck=True,
+        norm="scale",
+        mlp_blocks=3,
+    )
+    model = tiny_models.build(config, Encoder)
+    one, two = tiny_models.tokens_of(1, 3), tiny_models.tokens_of(1, 4, seed=1)
+    tokens = np.concatenate([one, two, np.full((1, 2), 5, np.int32)], axis=1)
+    segments = np.array([[1] * 3 + [2] * 4 + [0] * 2], np.int32)
+    packed = tiny_models.call(model, tokens, segments > 0, segments)["hidden"]
+    for places, words in ((slice(0, 3), one), (slice(3, 7), two)):
+        alone = tiny_models.call(model, words)["hidden"]
+        np.testing.assert_allclose(packed[:, places], alone, rtol=1e-4, atol=1e-5)
+        other = words.copy()
+        other[0, 1] = (words[0, 1] + 1) % config.vocabulary
+        assert np.abs(tiny_models.call(model, other)["hidden"] - alone).max() > 1e-3
+
+
+def test_a_bottleneck_of_queries_and_keys_lies_in_a_bottleneck():
+    with pytest.raises(ValueError, match="shared_bottleneck: expected a bottleneck_width"):
+        EncoderConfig(**tiny_models.SIZES, shared_bottleneck=True)
+
+
 def test_an_example_without_any_token_is_finite():
     model = tiny_models.build(dataclasses.replace(CONFIGS["mobilebert"], layers=1, tap_attention=True), Encoder)
     mask = jnp.array([[False, False], [True, True]])

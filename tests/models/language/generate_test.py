@@ -91,6 +91,21 @@ def test_tokens_have_the_probabilities_of_the_model():
     np.testing.assert_allclose(found.log_probs[:, 0], np.log(probabilities[0])[found.tokens[:, 0]], rtol=1e-5)
 
 
+def test_only_tokens_that_are_not_excluded_are_drawn():
+    """Of a vocabulary that takes several blocks of cumulative sums, at whose ends these tokens stand."""
+    kept, probabilities, count = np.array([1, 31, 32, 68]), np.array([0.1, 0.4, 0.3, 0.2]), 20_000
+    logits = np.full(70, -np.inf, np.float32)
+    logits[kept] = np.log(probabilities) + 3  # not normalized
+    start = jnp.tile(jnp.asarray(logits)[None], (count, 1))
+    keys = jax.random.split(jax.random.key(4), count)
+    drawn = jax.jit(lambda start, keys: generate(lambda state, *_: (start, state), (start, ()), length=1, keys=keys))
+    found = drawn(start, keys)
+    frequencies = np.bincount(np.asarray(found.tokens)[:, 0], minlength=70) / count
+    deviation = np.sqrt(probabilities * (1 - probabilities) / count)
+    assert set(np.flatnonzero(frequencies)) == set(kept)
+    assert (abs(frequencies[kept] - probabilities) < 5 * deviation).all()
+
+
 @pytest.mark.parametrize(
     ("options", "kept"),
     [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxkd import losses
-from jaxkd.schemes.sequences import reverse_kl_to_go
+from jaxkd.schemes.sequences import linear_reverse_kl_to_go, reverse_kl_to_go
 from tests.references.base import finite_difference, log_softmax
 
 WORDS, TOKENS = 3, 3
@@ -119,7 +119,37 @@ def test_a_token_that_the_teacher_excludes_is_infinite_and_has_no_gradient():
     assert not jax.grad(lambda x: values(x).sum())(jnp.zeros((1, 3, 2))).any()
 
 
+@pytest.mark.parametrize("caps, tables", [(None, False), ((1.5, None), (True, False))], ids=str)
+def test_hidden_states_give_the_values_and_gradients_of_their_logits(caps, tables):
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        student, kernel, bias = (jnp.asarray(rng.normal(size=s)) for s in ((2, 4, 3), (3, 5), (5,)))
+        teacher, teacher_kernel = (jnp.asarray(rng.normal(size=s)) for s in ((2, 4, 2), (2, 5)))
+        labels, where = rng.integers(0, 5, (2, 4)), np.arange(4) < np.array([[4], [2]])
+
+        def dense(student, kernel):
+            z = student @ kernel + bias[None, None, :]
+            z = 1.5 * jnp.tanh(z / 1.5) if caps else z
+            return reverse_kl_to_go(z, teacher @ teacher_kernel, labels, where=where)
+
+        def linear(student, kernel):
+            heads = student, kernel.T if tables else kernel, teacher, teacher_kernel
+            options = {"student_bias": bias, "soft_cap": caps, "transposed": tables, "where": where, "chunk": 3}
+            return linear_reverse_kl_to_go(*heads, labels, **options)
+
+        weights = jnp.asarray(rng.normal(size=(2, 4)))
+        found, expected = (
+            jax.jit(jax.value_and_grad(lambda *x, f=f: (f(*x) * weights).sum(), (0, 1)))(student, kernel)
+            for f in (linear, dense)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
 def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="of the same sequences"):
+        linear_reverse_kl_to_go(
+            jnp.zeros((1, 2, 3)), jnp.zeros((3, 4)), jnp.zeros((1, 3, 3)), jnp.zeros((3, 4)), jnp.zeros((1, 2), int)
+        )
     with pytest.raises(ValueError, match="of one shape"):
         reverse_kl_to_go(jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), int))
     with pytest.raises(ValueError, match="labels"):
