@@ -33,6 +33,17 @@ def test_two_thousand_calls():
     assert sum(counts.values()) > 500
 
 
+def test_true_is_no_mistake_of_a_flag():
+    """Of square kernels, the transposed ones have the shape of the others."""
+    random = np.random.default_rng(0)
+    chosen = [loss for loss in fuzz.LOSSES if loss.name in ("linear_cross_entropy", "pair_affinity")]
+    drawn = [fuzz.mistake(loss, random) for loss in chosen for _ in range(150)]
+    texts = [call[0] for call in drawn if call is not None]
+    for flag in ("transposed", "constant_norm"):
+        given = [text for text in texts if f"{{'{flag}'" in text]
+        assert given and not any(f"'{flag}': True" in text for text in given)
+
+
 def test_every_loss_is_called():
     assert {loss.name for loss in fuzz.LOSSES} == set(BY_NAME) - {
         "overhaul_margin",

@@ -31,7 +31,7 @@ from jax.sharding import Mesh  # noqa: E402
 
 import jaxkd  # noqa: E402
 from jaxkd import losses, objectives, parallel  # noqa: E402
-from jaxkd.data import Resident, Stream, from_arrays  # noqa: E402
+from jaxkd.data import Resident, Stream, from_arrays, from_batches  # noqa: E402
 
 FEATURES, CLASSES, EXAMPLES, WIDTH = 6, 3, 40, 8
 PARTS = ((8, 8), (7, 5), (8, 1), (6, 0))  # rows of each batch on the first and the second host
@@ -49,13 +49,13 @@ class Network(nn.Module):
         return nn.Dense(CLASSES, name="head")(nn.relu(x))
 
 
-def distiller():
+def distiller(weight=0.5):
     """A distiller with BatchNorm, a relation over the global batch, and a memory bank."""
     teacher = jaxkd.adapters.linen(Network(norm=False), taps={"hidden": "hidden"}, inputs="image")
     student = jaxkd.adapters.linen(Network(norm=True), taps={"norm": "norm"}, inputs="image")
     labels = np.arange(EXAMPLES) % CLASSES
     objective = jaxkd.combine(
-        ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=0.5),
+        ce=jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", weight=weight),
         distance=jaxkd.term(losses.distance_relation, "student/norm", "teacher/hidden", weight=5.0),
         crd=objectives.crd("student/norm", "teacher/hidden", labels, negatives=5, embedding_size=4, weight=0.1),
     )
@@ -100,11 +100,25 @@ def whole(state):
     return jax.tree.map(of, state)
 
 
+def data_of(shift=0):
+    every = rows(np.arange(EXAMPLES))
+    return from_arrays(every["image"] + shift, every["label"])
+
+
 def inputs():
     """Inputs to train and to evaluate on. Neither divides over the devices, and no batch is full."""
-    every = rows(np.arange(EXAMPLES))
-    data = from_arrays(every["image"], every["label"])
+    data = data_of()
     return Stream(data, batch_size=16, seed=3), Resident(data, batch_size=14, shuffle=False)
+
+
+def own_batches(rank, shift=0):
+    """Batches of which each host makes a part of its own, of another size than the other host's."""
+
+    def epoch_batches(epoch):
+        mine = (parts(1 + step)[rank] for step in range(3))
+        return ({**part, "image": part["image"] + np.float32(shift)} for part in mine)
+
+    return from_batches(epoch_batches, steps_per_epoch=3)
 
 
 def fit(directory, placed, train_on, evaluate_on=None, steps=72, **settings):
@@ -190,9 +204,30 @@ def _fit(directory):
     (directory / f"{jax.process_index()}.pickle").write_bytes(pickle.dumps((whole(result.state), result.history)))
 
 
+def _identity(directory):
+    """Calls `fit` again on its directory, and with other runs, which every host has to refuse."""
+    data, _ = inputs()
+    sharded = lambda **options: parallel.shard(distiller(**options), mesh())  # noqa: E731
+    own = lambda shift=0: fit(  # noqa: E731
+        directory / "own", sharded(), own_batches(jax.process_index(), shift), steps=3
+    )
+    first, again = (fit(directory, sharded(), data, steps=16) for _ in range(2))
+    longer = fit(directory, sharded(), data, steps=24)
+    found = {
+        "equal": whole(first.state),
+        "again": whole(again.state),
+        "steps": int(whole(longer.state).step),
+        "weight": refusal(lambda: fit(directory, sharded(weight=0.25), data, steps=24)),
+        "data": refusal(lambda: fit(directory, sharded(), Stream(data_of(1), batch_size=16, seed=3), steps=24)),
+        "own": [whole(own().state) for _ in range(2)],
+        "own data": refusal(lambda: own(shift=1)),
+    }
+    (directory / f"{jax.process_index()}.pickle").write_bytes(pickle.dumps(found))
+
+
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(SECONDS, exit=True)  # prints where a host waits for the other
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_disable_most_optimizations", True)
     jax.distributed.initialize(f"127.0.0.1:{port}", HOSTS, rank)
-    {"numbers": _numbers, "fit": _fit}[what](directory)
+    {"numbers": _numbers, "fit": _fit, "identity": _identity}[what](directory)

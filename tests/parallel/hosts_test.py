@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import time
 
@@ -143,3 +144,15 @@ def test_killed_and_preempted_run_resumes_to_the_uninterrupted_result(directory,
         restored = checkpoints.restore(kd.init(jax.random.key(1), hosts.rows(np.arange(2))))
     assert restored.step == 72
     chex.assert_trees_all_equal(hosts.whole(restored.state), straight[0][0])
+
+
+def test_hosts_recognize_a_run_and_refuse_another(directory):
+    both = results("identity", directory / "identity")
+    for found in both:
+        chex.assert_trees_all_equal(found["again"], found["equal"])
+        assert found["steps"] == 24
+        assert re.search(r"step: the programs differ first in .*stored .*0\.5.*, given .*0\.25", found["weight"])
+        assert "data.train.first_and_last: stored" in found["data"]
+        chex.assert_trees_all_equal(*found["own"])
+        assert "data.train.2 processes: stored" in found["own data"]
+    assert {name: both[0][name] for name in ("weight", "data", "own data")}.items() <= both[1].items()
