@@ -83,8 +83,10 @@ class Attention(nnx.Module):
         queries = self.queries(rotate(self._split(self.query(x)), turns, interleaved=self.interleaved))
         keys, values = keys_values
         if self.scores is None or self.probabilities is None:
-            square = self.causal and pairs is not None and queries.shape[1] == keys.shape[1]
-            read = (_attend_causal if square else _attend)(queries, keys, values, pairs)
+            if self.causal and pairs is not None and queries.shape[1] == keys.shape[1]:
+                read = _attend_causal(queries, keys, values, pairs)
+            else:
+                read = _attend(queries, keys, values, pairs)
         else:
             groups = queries.shape[2] // keys.shape[2]
             keys, values = jnp.repeat(keys, groups, axis=2), jnp.repeat(values, groups, axis=2)
