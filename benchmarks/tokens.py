@@ -7,7 +7,8 @@ times do not depend on their values. The student has two layers of width 48; a b
 Three comparisons, whose sides take turns in one process:
 
 - on-policy distillation (GKD, λ = 1, JSD), where each step samples the batch from the student, with TRL's trainer: the
-  same prompts, lengths, weights, loss and optimizer. The losses of the same sequences must agree;
+  same prompts, lengths, weights, loss and optimizer. The losses of the same sequences must agree. jaxkd's is the loss of
+  hidden states, in chunks (`linear_generalized_jsd`);
 - cross-entropy and soft targets, composed with jaxkd and written by hand (`handwritten_step`), as in `benchmarks.step`;
 - an epoch with a cache of the teacher's top k (`codecs.packed_top_k`) and one of the student alone.
 
@@ -67,6 +68,7 @@ STUDENT = TEACHER | {
     "num_key_value_heads": 3,
 }
 RATE, BETA, KEPT = 1e-3, 0.5, 16
+CHUNK = 256  # tokens whose logits the on-policy loss holds at once: they fit a core's cache
 BOS, FIRST_WORD = 1, 3
 OURS, TRL = "jaxkd", "TRL"
 COMPOSED, HANDWRITTEN = "composed", "handwritten"
@@ -115,6 +117,11 @@ def llama(directory: Path, random: Mapping[str, Any] | None = None, seed: int = 
     return Llama(config, jaxkd.adapters.nnx(build, inputs=models.token_inputs), variables, directory)
 
 
+def with_hidden(llama: Llama) -> Llama:
+    """Returns a model that also has the inputs of its head as an output."""
+    return llama._replace(model=jaxkd.adapters.nnx(llama.build, taps={"hidden": "hidden"}, inputs=models.token_inputs))
+
+
 def sequences(teacher: Llama, sizes: Sizes, count: int) -> dict[str, np.ndarray]:
     """Returns sequences that the teacher writes, with next tokens as labels and a mask of those after the prompts."""
     write = models.generator(teacher.build, prompt=1, length=sizes.prompt + sizes.length - 1)
@@ -134,9 +141,15 @@ def on_policy(student: Llama, teacher: Llama, sizes: Sizes, rounds: int, clock: 
     """Returns the row of on-policy distillation, beside TRL where it is installed."""
     batch = sequences(teacher, sizes, sizes.batch)
     write = models.generator(student.build, prompt=sizes.prompt, length=sizes.length)
-    jsd = jaxkd.term(losses.generalized_jsd, "student/logits", "teacher/logits", beta=BETA)
-    frozen = teachers.frozen(teacher.model, teacher.variables)
-    off_policy = distiller(student, frozen, optax.adamw(RATE, weight_decay=0.0), jsd=jsd)
+    jsd = jaxkd.term(
+        losses.linear_generalized_jsd,
+        *("student/hidden", "student_params/embed/embedding", "teacher/hidden", "teacher_params/embed/embedding"),
+        beta=BETA,
+        transposed=True,
+        chunk=CHUNK,
+    )
+    frozen = teachers.frozen(with_hidden(teacher).model, teacher.variables)
+    off_policy = distiller(with_hidden(student), frozen, optax.adamw(RATE, weight_decay=0.0), jsd=jsd)
     kd = schemes.on_policy(off_policy, write, fraction=1.0)
     states = [kd.init(jax.random.key(0), batch)]
     same = {OURS: jaxkd.metrics.compute(off_policy.evaluate(states[0], batch))["loss"]}

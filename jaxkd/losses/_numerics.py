@@ -133,7 +133,7 @@ def _divergence(log_p: Array, log_q: Array, p: Array, q: Array) -> Array:
     return jnp.sum(kl_terms(log_p - log_q, p, q), axis=-1)
 
 
-def _slope(p: Array, gap: Array) -> Array:
+def slope(p: Array, gap: Array) -> Array:
     """Returns the KL's derivative with respect to log p, and 0 where it is infinite."""
     return p * jnp.where((p > 0) & (gap < jnp.inf), gap, 0)
 
@@ -148,8 +148,8 @@ def kl(log_p: Array, log_q: Array) -> Array:
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """Keeps one array for backward, where autodiff would keep each term of the series."""
     p, q = jnp.exp(primals[0]), jnp.exp(primals[1])
-    slope = _slope(p, primals[0] - primals[1])
-    return kl(*primals), jnp.sum(slope * tangents[0] + (q - p) * tangents[1], axis=-1)
+    by_p = slope(p, primals[0] - primals[1])
+    return kl(*primals), jnp.sum(by_p * tangents[0] + (q - p) * tangents[1], axis=-1)
 
 
 @jax.custom_jvp
@@ -162,9 +162,9 @@ def softmax_kl(x: Array, y: Array) -> Array:
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """Composes the derivatives of `kl` and of the softmax, from p, q and their logs."""
     p, q = map(jax.nn.softmax, primals)
-    slope = _slope(p, jax.nn.log_softmax(primals[0]) - jax.nn.log_softmax(primals[1]))
-    slope = slope - p * jnp.sum(slope, axis=-1, keepdims=True)
-    return softmax_kl(*primals), jnp.sum(slope * tangents[0] + (q - p) * tangents[1], axis=-1)
+    by_p = slope(p, jax.nn.log_softmax(primals[0]) - jax.nn.log_softmax(primals[1]))
+    by_p = by_p - p * jnp.sum(by_p, axis=-1, keepdims=True)
+    return softmax_kl(*primals), jnp.sum(by_p * tangents[0] + (q - p) * tangents[1], axis=-1)
 
 
 def softmax_kl_finite(x: Array, y: Array) -> Array:

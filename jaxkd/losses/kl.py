@@ -133,12 +133,35 @@ def generalized_jsd(
     share = beta
     if traced:  # a value outside [0, 1] is unknown at trace time and yields NaN; the two limits are selected below
         share = jnp.where((beta == 0) | (beta == 1), 0.5, jnp.where((beta > 0) & (beta < 1), beta, jnp.nan))
-    log_mixture = _numerics.log_mixture(log_teacher, log_student, share)
-    values = share * _numerics.kl(log_teacher, log_mixture) + (1 - share) * _numerics.kl(log_student, log_mixture)
+    values = _jsd(log_student, log_teacher, jnp.asarray(share, log_student.dtype))
     if traced:
         values = jnp.where(beta == 0, _numerics.kl(log_teacher, log_student), values)
         values = jnp.where(beta == 1, _numerics.kl(log_student, log_teacher), values)
     return _numerics.mask_values(values, where)
+
+
+def _kl_to_mixture(log_student: Array, log_teacher: Array, share: Array) -> tuple[Array, Array, Array]:
+    """Returns the KLs of teacher and student to their mixture, and its logarithm."""
+    log_mixture = _numerics.log_mixture(log_teacher, log_student, share)
+    return _numerics.kl(log_teacher, log_mixture), _numerics.kl(log_student, log_mixture), log_mixture
+
+
+@jax.custom_jvp
+def _jsd(log_student: Array, log_teacher: Array, share: Array) -> Array:
+    """Jensen–Shannon divergence of distributions given by their logarithms."""
+    of_teacher, of_student, _ = _kl_to_mixture(log_student, log_teacher, share)
+    return share * of_teacher + (1 - share) * of_student
+
+
+@_jsd.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Leaves out the mixture's own part, which is 0; autodiff keeps many arrays."""
+    (log_student, log_teacher, share), (d_student, d_teacher, d_share) = primals, tangents
+    of_teacher, of_student, log_mixture = _kl_to_mixture(*primals)
+    slope_s, slope_t = (_numerics.slope(jnp.exp(log_p), log_p - log_mixture) for log_p in (log_student, log_teacher))
+    by_logits = jnp.sum((1 - share) * slope_s * d_student + share * slope_t * d_teacher, axis=-1)
+    value = share * of_teacher + (1 - share) * of_student
+    return value, by_logits + (of_teacher - of_student) * d_share
 
 
 def skew_kl(
