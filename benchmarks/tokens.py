@@ -7,8 +7,8 @@ times do not depend on their values. The student has two layers of width 48; a b
 Three comparisons, whose sides take turns in one process:
 
 - on-policy distillation (GKD, λ = 1, JSD), where each step samples the batch from the student, with TRL's trainer: the
-  same prompts, lengths, weights, loss and optimizer. The losses of the same sequences must agree. jaxkd's is the loss of
-  hidden states, in chunks (`linear_generalized_jsd`);
+  same prompts, lengths, weights, loss and optimizer. The losses of the same sequences must agree. That of jaxkd is the
+  loss of hidden states, in chunks (`linear_generalized_jsd`);
 - cross-entropy and soft targets, composed with jaxkd and written by hand (`handwritten_step`), as in `benchmarks.step`;
 - an epoch with a cache of the teacher's top k (`codecs.packed_top_k`) and one of the student alone.
 
