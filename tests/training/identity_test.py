@@ -267,10 +267,8 @@ def test_stream_that_ends_with_a_smaller_batch_resumes_there():
     large, small = ({"x": np.zeros((n, FEATURES), np.float32), "label": np.zeros(n, np.int32)} for n in (8, 3))
     kd = distillation()
     state = kd.init(jax.random.key(0), large)
-    first = _computation.describe_computation(kd, None, {}, state=state, batch=large, starts=True, stored={}).identity
-    again = _computation.describe_computation(
-        kd, None, {}, state=state, batch=small, starts=False, stored=first
-    ).identity
+    first = _computation.describe_computation(kd, None, {}, state=state, batch=large, stored={}).identity
+    again = _computation.describe_computation(kd, None, {}, state=state, batch=small, stored=first).identity
     assert first == again
 
 
