@@ -31,7 +31,7 @@ def permute_last(rng: np.random.Generator, arrays: Arrays) -> Arrays:
     return tuple(array[..., order] for array in arrays)
 
 
-def permute_labelled(rng: np.random.Generator, arrays: Arrays) -> Arrays:
+def permute_labeled(rng: np.random.Generator, arrays: Arrays) -> Arrays:
     """Renames the classes in logits and labels."""
     logits, labels = arrays
     order = permutation(rng, logits.shape[-1])

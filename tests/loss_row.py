@@ -21,7 +21,7 @@ def normal(rng: np.random.Generator, *shapes: tuple[int, ...]) -> Arrays:
     return tuple(rng.normal(size=shape) for shape in shapes)
 
 
-def labelled(rng: np.random.Generator, logits: tuple[int, ...], *rest: tuple[int, ...]) -> Arrays:
+def labeled(rng: np.random.Generator, logits: tuple[int, ...], *rest: tuple[int, ...]) -> Arrays:
     """Returns logits (of one or more networks), and labels last."""
     *others, labels = rest
     return (*normal(rng, logits, *others), rng.integers(0, logits[-1], size=labels))

@@ -35,12 +35,12 @@ class Config:
     out: pathlib.Path = pathlib.Path("runs/digits")  # folder of results, checkpoints and logs
     restart: bool = False  # delete what an earlier run left in --out
     methods: tuple[Method, ...] = tuple(METHODS)  # methods to run; the student alone is always among them
-    seeds: int = 10  # repetitions: each has its own labelled examples, teacher, student and order of batches
+    seeds: int = 10  # repetitions: each has its own labeled examples, teacher, student and order of batches
     first_seed: int = 0  # first of the seeds
-    labels: int = 100  # labelled examples that a student sees, of 1097; the others are images without labels
+    labels: int = 100  # labeled examples that a student sees, of 1097; the others are images without labels
     epochs: int = 24  # passes of a student over all training images
     teacher_epochs: int = 16  # passes of a teacher
-    batch: int = 16  # labelled examples in a batch, and as many others; a teacher's batch is the two together
+    batch: int = 16  # labeled examples in a batch, and as many others; a teacher's batch is the two together
     learning_rate: float = 3e-3  # of Adam for students, falling to 0 along a cosine
     teacher_learning_rate: float = 3e-3  # of Adam for teachers
     student_widths: tuple[int, int] = (4, 8)  # channels of the student's two layers
@@ -61,7 +61,7 @@ def objective(name: Method, config: Config) -> Objective:
     own = {"ce": 1.0, "kd": w.kd, "hint": w.hint, "at": w.attention}
     own |= {"distance": 25 * w.relations, "angle": 50 * w.relations}
     setting = methods.Setting(
-        stages=LAYERS, embedding=LAYERS[1], labelled="batch/labelled", temperature=config.temperature, weights=own
+        stages=LAYERS, embedding=LAYERS[1], labeled="batch/labeled", temperature=config.temperature, weights=own
     )
     return methods.METHODS[METHODS[name]].objective(setting)
 

@@ -1,6 +1,6 @@
 """The data and the trainings: teachers see all labels, students few of them.
 
-Every method sees the same batches in the same order: half of each is labelled, the other half is drawn from all
+Every method sees the same batches in the same order: half of each is labeled, the other half is drawn from all
 training images without their labels.
 """
 
@@ -22,7 +22,7 @@ from jaxkd.training import FitResult
 from jaxkd.types import Distiller, Model, Variables
 
 normalize = inputs.normalize_digits
-CE = methods.cross_entropy(where="batch/labelled")
+CE = methods.cross_entropy(where="batch/labeled")
 
 
 class Layer(nn.Module):
@@ -54,16 +54,16 @@ def network(widths: tuple[int, int]) -> Model:
     return adapters.linen(Net(widths), taps={LAYERS[0]: "Layer_0", LAYERS[1]: "Layer_1"})
 
 
-def with_labels(dataset: data.Dataset, labelled: bool) -> data.Dataset:
-    """Returns a set with the mask ``labelled``, and without its labels if False."""
+def with_labels(dataset: data.Dataset, labeled: bool) -> data.Dataset:
+    """Returns a set with the mask ``labeled``, and without its labels if False."""
     count = data.num_examples(dataset)
-    label = dataset.arrays["label"] if labelled else np.full(count, -1, np.int32)
-    return dataset._replace(arrays={**dataset.arrays, "label": label, "labelled": np.full(count, labelled)})
+    label = dataset.arrays["label"] if labeled else np.full(count, -1, np.int32)
+    return dataset._replace(arrays={**dataset.arrays, "label": label, "labeled": np.full(count, labeled)})
 
 
 @functools.lru_cache(maxsize=4)  # all methods share one input, whose program is compiled once
 def for_students(config: Config) -> inputs.Seeds:
-    """Returns each seed's labelled examples, and all images without labels."""
+    """Returns each seed's labeled examples, and all images without labels."""
     train, numbers = data.load("digits", "train"), command.seeds(config, 2)
     images = data.Resident(with_labels(train, False), config.batch, drop_remainder=True)
     few = [with_labels(data.split(train, [config.labels], seed=seed)[0], True) for seed in numbers]

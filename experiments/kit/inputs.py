@@ -119,17 +119,17 @@ def few_labels(
 ) -> Joined:
     """Returns batches of the chosen examples, and after them of all examples without their labels.
 
-    The entry ``labelled`` tells them apart. ``sizes`` are the numbers of both in a batch, and ``unknown`` has entries
+    The entry ``labeled`` tells them apart. ``sizes`` are the numbers of both in a batch, and ``unknown`` has entries
     of the examples without labels that replace their own.
     """
     known = np.ones(len(arrays["label"]), bool)
-    whole = {**arrays, "labelled": known}
-    labelled = {name: value[chosen] for name, value in whole.items()} | {"index": chosen.astype(np.int32)}
-    others = whole | {"labelled": ~known, **(unknown or {})}
+    whole = {**arrays, "labeled": known}
+    labeled = {name: value[chosen] for name, value in whole.items()} | {"index": chosen.astype(np.int32)}
+    others = whole | {"labeled": ~known, **(unknown or {})}
     return Joined(
         *(
             data.Resident(part, size, seed=seed, drop_remainder=True)
-            for part, size in zip((labelled, others), sizes, strict=True)
+            for part, size in zip((labeled, others), sizes, strict=True)
         )
     )
 

@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     margins: Callable[[str], Any] | None = None  # OFD's margins of the teacher's channels at a tap before a ReLU
     stages: tuple[str, ...] | None = None  # taps that are compared stage by stage; by default those paired in order
     embedding: str = "pooled"  # tap of the embedding that relations compare
-    labelled: str | None = None  # path of the mask of examples that have a label; None if all have one
+    labeled: str | None = None  # path of the mask of examples that have a label; None if all have one
     temperature: float = 4.0  # temperature of soft targets
     weights: Weights = {}  # weights of terms in place of the published ones
 
@@ -110,7 +110,7 @@ def terms(**terms: Term) -> Terms:
 
 def with_labels(**others: Term) -> Terms:
     """Returns the objective of terms beside the cross-entropy."""
-    return terms(ce=lambda of, weight: cross_entropy(weight, of.labelled), **others)
+    return terms(ce=lambda of, weight: cross_entropy(weight, of.labeled), **others)
 
 
 def _both(tap: str) -> tuple[str, str]:

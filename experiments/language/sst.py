@@ -17,7 +17,7 @@ from jaxkd.data import text
 from jaxkd.types import Model, Objective, TrainState, Variables
 
 CLASSES, LENGTH, LAYERS = 2, 40, 2
-BATCH, LABELLED = 32, 16  # sentences of a batch, and those with a label where few have one
+BATCH, LABELED = 32, 16  # sentences of a batch, and those with a label where few have one
 SHARE = 0.05  # of the training sentences, where few have a label
 TEACHER_STEPS, TEACHER_RATE = 400, 5e-5
 RATES = {"random": 3e-4, "layers": 1e-4}
@@ -25,7 +25,7 @@ MAP = {0: 2, 1: 5}  # the teacher's layer for each of the student's
 TAPS = ("embedded", *(f"{name}{number}" for number in (0, 1) for name in ("hidden", "scores", "values")))
 TEACHER_TAPS = ("embedded", *(f"{name}{number}" for number in (2, 5) for name in ("hidden", "scores", "values")))
 
-CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labelled")
+CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
 KD = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0)
 COSINE = jaxkd.term(losses.hidden_cosine, "student/hidden", "teacher/hidden")
 
@@ -38,7 +38,7 @@ def progressive(steps: int) -> Objective:
         return jnp.where(step < LAYERS * turn, 0.0, 1.0)
 
     targets = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=2.0, weight=after)
-    ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labelled", weight=after)
+    ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled", weight=after)
     return jaxkd.combine(ce=ce, kd=targets, layers=objectives.mobilebert(MAP, steps_per_layer=turn))
 
 
@@ -111,7 +111,7 @@ class Sst:
             found = text.read_examples(data.source("sst_sentences/binary", split, config.data_dir))
             made = minilm.rows(found["sentence"], tokenizer, LENGTH, label=np.array(found["label"], np.int32))
             # The losses of tokens read the mask; a sentence counts where any of its tokens does.
-            self._sets[split] = {**made, "mask": made["token_mask"], "labelled": np.ones(len(made["label"]), bool)}
+            self._sets[split] = {**made, "mask": made["token_mask"], "labeled": np.ones(len(made["label"]), bool)}
         self._fields = fields | {"classes": CLASSES, "tap_attention": True}
         self._teacher = minilm.encoder(models.EncoderConfig(**self._fields), *TEACHER_TAPS)
         self._student = minilm.encoder(models.EncoderConfig(**self._fields | {"layers": LAYERS}), *TAPS)
@@ -136,13 +136,13 @@ class Sst:
         )
 
     def _inputs(self, few: str, seed: int) -> Any:
-        """Returns batches of labelled sentences, half of them without their labels where few have one."""
+        """Returns batches of labeled sentences, half of them without their labels where few have one."""
         whole = self._sets["train"]
         if not few:
             return data.Resident(whole, BATCH, seed=seed, drop_remainder=True)
         count = len(whole["label"])
-        chosen = np.random.default_rng(seed).permutation(count)[: max(int(SHARE * count), LABELLED)]
-        return inputs.few_labels(whole, chosen, (LABELLED, BATCH - LABELLED), seed)
+        chosen = np.random.default_rng(seed).permutation(count)[: max(int(SHARE * count), LABELED)]
+        return inputs.few_labels(whole, chosen, (LABELED, BATCH - LABELED), seed)
 
     def _begun(self, start: str) -> Model:
         if start == "random":

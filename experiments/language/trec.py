@@ -16,9 +16,9 @@ from jaxkd.data import text
 from jaxkd.types import Objective, TrainState
 
 LABELS, CLASSES, LENGTH = 500, 6, 32
-LABELLED, OTHERS, RATE = 32, 96, 1e-3  # labelled questions in a batch, and questions without their labels
+LABELED, OTHERS, RATE = 32, 96, 1e-3  # labeled questions in a batch, and questions without their labels
 
-CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labelled")
+CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
 
 
 def _soft(where: str | None = None) -> Objective:
@@ -33,7 +33,7 @@ def _both(**terms: Objective) -> Objective:
 EMBEDDING = "student/pooled", "batch/teacher_embedding"
 OBJECTIVES: dict[str, Objective] = {
     "student": CE,
-    "kd_labelled": _both(kd=_soft("batch/labelled")),
+    "kd_labeled": _both(kd=_soft("batch/labeled")),
     "kd": _both(kd=_soft()),
     "relations": _both(distance=jaxkd.term(losses.distance_relation, *EMBEDDING, weight=3.0)),
     "similarity": _both(similarity=jaxkd.term(losses.similarity_preserving, *EMBEDDING, weight=300.0)),
@@ -42,8 +42,8 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 METHODS = {
-    "student": Method("student alone", "cross-entropy on 500 labelled questions"),
-    "kd_labelled": Method("soft targets, labelled questions", "Hinton et al. (2015), on the 500 questions alone"),
+    "student": Method("student alone", "cross-entropy on 500 labeled questions"),
+    "kd_labeled": Method("soft targets, labeled questions", "Hinton et al. (2015), on the 500 questions alone"),
     "kd": Method("soft targets, all questions", "Hinton et al. (2015), on 5,452 questions, 500 of them with a label"),
     "relations": Method("distances (RKD)", "Park et al. (2019), to MiniLM's embeddings of all questions"),
     "similarity": Method("similarities (SP)", "Tung & Mori (2019), to MiniLM's embeddings of all questions"),
@@ -80,11 +80,11 @@ class Trec:
         self._probes: dict[int, Any] = {}
 
     def _few(self, seed: int) -> np.ndarray:
-        """Returns the positions of a seed's labelled questions."""
+        """Returns the positions of a seed's labeled questions."""
         return np.random.default_rng(seed).permutation(len(self._sets["train"]["tokens"]))[:LABELS]
 
     def _taught(self, seed: int, split: str) -> np.ndarray:
-        """Returns the logits of a seed's probe, fitted to the labelled questions."""
+        """Returns the logits of a seed's probe, fitted to the labeled questions."""
         if seed not in self._probes:
             few, train = self._few(seed), self._sets["train"]
             probe = LogisticRegression(C=30.0, max_iter=2000)
@@ -96,13 +96,13 @@ class Trec:
 
     def _set(self, split: str, seed: int) -> dict[str, np.ndarray]:
         count = len(self._sets[split]["tokens"])
-        own = {"teacher_logits": self._taught(seed, split), "labelled": np.ones(count, bool)}
+        own = {"teacher_logits": self._taught(seed, split), "labeled": np.ones(count, bool)}
         return {**self._sets[split], **own}
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         whole = self._set("train", seed)
         unknown = {"label": np.full_like(whole["label"], -1)}
-        batches = inputs.few_labels(whole, self._few(seed), (LABELLED, OTHERS), seed, unknown)
+        batches = inputs.few_labels(whole, self._few(seed), (LABELED, OTHERS), seed, unknown)
         kd = lm.distill(self._model, teachers.none(), OBJECTIVES[method], RATE, steps, metrics.classification)
         splits = {"test": data.Resident(self._set("test", seed), 250, shuffle=False)}
         return Training(kd, batches, steps, splits)
@@ -125,9 +125,9 @@ class Trec:
 TASK = Task(
     title="TREC: kinds of questions, 500 labels",
     about=(
-        "Teacher: MiniLM-L6 (22.7 M parameters) with a logistic regression on 500 labelled questions. Student: an "
+        "Teacher: MiniLM-L6 (22.7 M parameters) with a logistic regression on 500 labeled questions. Student: an "
         "encoder of 2 layers of width 64, from random weights. Every method sees the same batches, 32 questions with "
-        "labels and 96 of all 5,452 without. Each seed has its own labelled questions and its own probe."
+        "labels and 96 of all 5,452 without. Each seed has its own labeled questions and its own probe."
     ),
     measures={
         "accuracy": Measure("accuracy (%)", scale=100, digits=1),

@@ -11,7 +11,7 @@ from experiments.kit import command
 class Config:
     """Every scheme beside the student alone and offline distillation at equal cost.
 
-    The problem is scikit-learn's handwritten digits, few of them labelled, or CIFAR-100 if --data-dir names its folder.
+    The problem is scikit-learn's handwritten digits, few of them labeled, or CIFAR-100 if --data-dir names its folder.
     The same command resumes an interrupted run.
     """
 
@@ -20,7 +20,7 @@ class Config:
     data_dir: pathlib.Path | None = None  # folder of TFDS's cifar100; the digits without it
     seeds: int = 5  # repetitions: each has its own images, initial weights and order of batches
     first_seed: int = 0  # first of the seeds
-    images: int = 0  # labelled images that a student learns from: by default 200 digits, or 5,000 of CIFAR-100
+    images: int = 0  # labeled images that a student learns from: by default 200 digits, or 5,000 of CIFAR-100
     epochs: int = 0  # of a student alone and of offline distillation: by default 200 for the digits, 12 for CIFAR-100
     teacher_epochs: int = 0  # of the teacher, over all training images: by default 24 for the digits, 12 for CIFAR-100
     teacher_weights: pathlib.Path | None = None

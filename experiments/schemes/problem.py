@@ -1,4 +1,4 @@
-"""The problem of a run: the digits, few of them labelled, or a part of CIFAR-100; and networks for it."""
+"""The problem of a run: the digits, few of them labeled, or a part of CIFAR-100; and networks for it."""
 
 import functools
 from collections.abc import Callable

@@ -128,9 +128,9 @@ def test_changed_examples_are_refused_by_attach_or_when_read(cache):
     unknown = SET._replace(arrays={**SET.arrays, "index": SET.arrays["index"] + 100})
     with pytest.raises(ValueError, match="23 of 23 examples are not in the cache"):
         jaxkd.cache.attach(cache, data.Resident(unknown, 8))
-    grey = SET._replace(arrays={**SET.arrays, "image": SET.arrays["image"][..., :1]})
+    gray = SET._replace(arrays={**SET.arrays, "image": SET.arrays["image"][..., :1]})
     with pytest.raises(StaleCacheError, match=r"'image' is uint8\[6, 6, 3\] in the cache, uint8\[6, 6, 1\] given"):
-        jaxkd.cache.attach(cache, data.Resident(grey, 8))
+        jaxkd.cache.attach(cache, data.Resident(gray, 8))
 
 
 def test_a_transform_that_mixes_examples_is_refused(tmp_path):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tests.loss_changes import Arrays, permute_labelled, permute_last, shift_each
-from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labelled, logit_extremes, without
+from tests.loss_changes import Arrays, permute_labeled, permute_last, shift_each
+from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labeled, logit_extremes, without
 
 # KL([3/4, 1/4] ‖ [1/2, 1/2])
 KL = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
@@ -55,9 +55,9 @@ ROWS = (
         "cross_entropy",
         "labels",
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
-        make=labelled,
+        make=labeled,
         leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        invariances={"shift": shift_each, "renamed classes": permute_labeled},
         extremes={
             name: (student, np.arange(5) % 4 + 1)
             for name, (student, _) in logit_extremes().items()
@@ -113,10 +113,10 @@ ROWS = (
         "label_smoothing",
         "labels",
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
-        make=labelled,
+        make=labeled,
         hyper=({}, {"smoothing": 0.0}, {"smoothing": 1.0}),
         leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        invariances={"shift": shift_each, "renamed classes": permute_labeled},
         extremes=label_extremes(),
         hand=(
             # p = [1/4, 3/4], q = [1/20, 19/20]; the gradient is p - q
@@ -135,10 +135,10 @@ ROWS = (
         "virtual_teacher_kl",
         "labels",
         shapes=(((6, 10), (6,)), ((2, 3, 7), (2, 3)), ((4, 2), (4,)), ((5,), ())),
-        make=labelled,
+        make=labeled,
         hyper=({}, {"correct": 0.9, "temperature": 1.0}, {"correct": 1.0, "temperature": 4.0}),
         leading=lambda rank: rank - 1,
-        invariances={"shift": shift_each, "renamed classes": permute_labelled},
+        invariances={"shift": shift_each, "renamed classes": permute_labeled},
         extremes=label_extremes(),
         hand=(
             Hand((np.array([[0.0, 0.0]]), np.array([0])), [KL], [[-0.25, 0.25]], {"correct": 0.75, "temperature": 1.0}),

@@ -13,7 +13,7 @@ from tests.loss_changes import (
     shift_both,
     shift_each,
 )
-from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labelled, logit_extremes
+from tests.loss_row import LOGITS, SAME_LOGITS, Hand, Row, labeled, logit_extremes
 from tests.loss_rows.kl import EXTREMES, KL
 
 
@@ -47,7 +47,7 @@ ROWS = (
             ((5, 2), (5, 2), (5,)),
             ((5,), (5,), ()),
         ),
-        make=labelled,
+        make=labeled,
         hyper=({}, {"alpha": 2.0, "beta": 0.5, "temperature": 1.0}),
         rounding=1e-6,
         leading=lambda rank: rank - 1,

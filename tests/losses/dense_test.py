@@ -238,10 +238,10 @@ def test_one_image_of_all_rows_is_normalized_by_the_positions_of_the_batch():
 
 def test_unlabeled_pixels_are_masked():
     student, teacher = PIXELS.inputs()
-    labelled = np.random.default_rng(0).random((5, 2, 3)) < 0.7
-    value, _ = run(PIXELS, (student, teacher), where=labelled)
+    labeled = np.random.default_rng(0).random((5, 2, 3)) < 0.7
+    value, _ = run(PIXELS, (student, teacher), where=labeled)
     expected = references.soft_target_kl(student, teacher, temperature=1.0)
-    np.testing.assert_allclose(np.mean(value, where=labelled), expected[labelled].mean(), rtol=1e-9)
+    np.testing.assert_allclose(np.mean(value, where=labeled), expected[labeled].mean(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("pool", [1, 2, 4])

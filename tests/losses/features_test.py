@@ -53,7 +53,7 @@ def test_one_value_per_example_under_pooling_in_float32_and_half(row):
 
 
 def test_the_feature_is_pooled_before_the_power():
-    """Otherwise 1 and -1 in one window would attend instead of cancelling."""
+    """Otherwise 1 and -1 in one window would attend instead of canceling."""
     student = np.array([1.0, -1.0, 1.0, 1.0]).reshape(1, 4, 1, 1)
     teacher = np.array([0.0, 1.0]).reshape(1, 2, 1, 1)
     np.testing.assert_allclose(run(ATTENTION, (student, teacher))[0], 0, atol=1e-12)

@@ -232,7 +232,7 @@ def test_negative_order_of_the_series():
 
 
 def test_consecutive_examples_skip_masked_ones():
-    """What a mask takes out of the row leaves neighbours, however far apart they stood."""
+    """What a mask takes out of the row leaves neighbors, however far apart they stood."""
     row = BY_NAME["consecutive_correlation"]
     student, teacher = row.inputs()
     where = np.isin(np.arange(6), (1, 4))

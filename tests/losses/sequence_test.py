@@ -60,7 +60,7 @@ def test_ctc_is_the_sum_over_all_paths(blank):
     np.testing.assert_allclose(value, references.ctc(logits, labels, blank=blank), rtol=1e-9)
 
 
-def test_the_probabilities_of_all_labellings_sum_to_one():
+def test_the_probabilities_of_all_labelings_sum_to_one():
     """Of two frames and two symbols: nothing, a, b, ab, ba; aa needs a blank in between."""
     logits = np.random.default_rng(0).normal(size=(1, 2, 3))
     one = [ctc(logits, [[symbol]])[0] for symbol in (1, 2)]

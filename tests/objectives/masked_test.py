@@ -29,8 +29,8 @@ def hidden(ratio, key, batch=8):
     given = plain.context({"f": (batch, 6, 6, 1)}, {"f": (batch, 6, 6, 1)})
     given = given._replace(student={"f": jnp.ones((batch, 6, 6, 1))}, teacher={"f": jnp.zeros((batch, 6, 6, 1))})
     objective = masked_generation(*PATHS, mask_ratio=ratio)
-    centre = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
-    copy = {"kernel": centre, "bias": jnp.zeros(1)}
+    center = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    copy = {"kernel": center, "bias": jnp.zeros(1)}
     assert objective.init(jax.random.key(0), given).params.keys() == {"generator"}
     params = {"generator": {"first": copy, "second": copy}}
     value = lambda t: objective.apply(params, {}, given._replace(teacher={"f": t}), key).value  # noqa: E731

@@ -46,7 +46,7 @@ def top_singular_vectors(feature: np.ndarray, rank: int) -> tuple[np.ndarray, np
 def singular_vectors(
     student_maps: Sequence[np.ndarray], teacher_maps: Sequence[np.ndarray], *, rank: int = 1
 ) -> np.ndarray:
-    """Σ over neighbouring layers, pairs of their channels and r of (R_s - R_t)² (KDSVD, Lee et al. 2018).
+    """Σ over neighboring layers, pairs of their channels and r of (R_s - R_t)² (KDSVD, Lee et al. 2018).
 
     R = exp(-(D_l[c, r] - D_{l-1}[c', r])² / 8), D = V σ, the singular vectors times the singular values. A student's
     vector has the sign that makes its inner product with the teacher's positive.

@@ -43,7 +43,7 @@ def correlation_congruence(
 
 def consecutive_correlation(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """The share of every anchor i: B/(B - 1) ⟨|s_i - t_i|, |s_{i+1} - t_{i+1}|⟩, and 0 of the last, so that the mean is
-    that of the B - 1 neighbours (CC as it is commonly implemented, after Peng et al. 2019).
+    that of the B - 1 neighbors (CC as it is commonly implemented, after Peng et al. 2019).
     """
     difference = np.abs(rows(student) - rows(teacher))
     batch = len(difference)
@@ -53,7 +53,7 @@ def consecutive_correlation(student: np.ndarray, teacher: np.ndarray) -> np.ndar
     return result
 
 
-def neighbour_probabilities(embeddings: np.ndarray, epsilon: float) -> np.ndarray:
+def neighbor_probabilities(embeddings: np.ndarray, epsilon: float) -> np.ndarray:
     """[batch, batch]: (cosine + 1)/2, of every row its share in the row's sum."""
     flat = rows(embeddings)
     normalized = np.array([row / (np.sqrt((row**2).sum()) + epsilon) for row in flat])
@@ -65,5 +65,5 @@ def probabilistic_transfer(student: np.ndarray, teacher: np.ndarray, *, epsilon:
     """The share of every anchor i: the mean over j of P_t log((P_t + ε)/(P_s + ε)) (PKT, Passalis & Tefas 2018)."""
     if len(student) == 0:
         return np.zeros(0)
-    p_s, p_t = neighbour_probabilities(student, epsilon), neighbour_probabilities(teacher, epsilon)
+    p_s, p_t = neighbor_probabilities(student, epsilon), neighbor_probabilities(teacher, epsilon)
     return (p_t * np.log((p_t + epsilon) / (p_s + epsilon))).mean(1)

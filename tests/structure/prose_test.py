@@ -1,6 +1,7 @@
 """Section 6 of the design: what a docstring's first line says, and how long it may be."""
 
 import ast
+import pathlib
 import re
 
 import pytest
@@ -36,7 +37,18 @@ def test_a_summary_says_what_a_function_returns_or_does(path):
 
 @pytest.mark.parametrize("path", [*FILES, *PAGES], ids=source.name_of)
 def test_the_spelling_is_american(path):
-    assert [found[0] for found in BRITISH.finditer(path.read_text(encoding="utf-8").lower())] == []
+    assert british(path) == []
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "experiments", "tests"])
+def test_the_spelling_of_other_code_is_american(folder):
+    own = pathlib.Path(__file__).resolve()
+    found = {source.name_of(path): british(path) for path in source.files(folder) if path != own}
+    assert {name: words for name, words in found.items() if words} == {}
+
+
+def british(path):
+    return [found[0] for found in BRITISH.finditer(path.read_text(encoding="utf-8").lower())]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=source.name_of)

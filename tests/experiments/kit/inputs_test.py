@@ -1,4 +1,4 @@
-"""Batches of a few labelled examples, and of all examples without their labels."""
+"""Batches of a few labeled examples, and of all examples without their labels."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def test_few_labels():
     seen: list[set[int]] = [set(), set()]
     for _ in range(4):
         batch = {name: np.asarray(value) for name, value in next(batches).items()}
-        assert batch["labelled"].tolist() == [True] * 2 + [False] * 5
+        assert batch["labeled"].tolist() == [True] * 2 + [False] * 5
         np.testing.assert_array_equal(batch["label"][:2], batch["index"][:2])
         np.testing.assert_array_equal(batch["label"][2:], -1)
         np.testing.assert_array_equal(batch["x"], 2 * batch["index"])

@@ -15,7 +15,7 @@ def work(monkeypatch, tmp_path, encoder):
     tiny.sources(monkeypatch, lambda name, rng: {"sentence": tiny.sentence(rng), "label": int(rng.integers(2))})
     monkeypatch.setattr(sst, "LENGTH", 8)
     monkeypatch.setattr(sst, "BATCH", 8)
-    monkeypatch.setattr(sst, "LABELLED", 4)
+    monkeypatch.setattr(sst, "LABELED", 4)
     opened = sst.Sst(tiny.CONFIG, tmp_path)
     batch = next(iter(opened._loader("train").batches()))
     opened._taught = opened._teacher.init(jax.random.key(3), batch)  # as if it had been trained
@@ -39,7 +39,7 @@ def test_a_method_builds(work, method):
 def test_a_student_begins_with_layers_of_the_encoder(work, encoder):
     training = work.training("layers_few", 1, 8)
     batch = next(iter(training.inputs.batches()))
-    assert batch["labelled"].tolist() == [True] * 4 + [False] * 4
+    assert batch["labeled"].tolist() == [True] * 4 + [False] * 4
     start = training.kd.init(jax.random.key(0), batch).student.params
     taught = encoder[1].params
     for own, (place, of) in zip((0, 1), ((0, 0), (1, 3)), strict=True):

@@ -184,7 +184,7 @@ def test_resume_on_noise_is_exact(tmp_path):
 # --- Without data -----------------------------------------------------------------------------------------------------
 
 DIGITS = {split: data.load("digits", split).arrays for split in ("train", "test")}
-GREY = {name: {**x, "image": x["image"].astype(np.float32) / 94 - 0.81} for name, x in DIGITS.items()}
+GRAY = {name: {**x, "image": x["image"].astype(np.float32) / 94 - 0.81} for name, x in DIGITS.items()}
 LARGE, SMALL = adapters.linen(Deep(16)), adapters.linen(Deep(12))
 
 
@@ -194,10 +194,10 @@ def digits_teacher():
     objective = term(losses.cross_entropy, "student/logits", "batch/label")
     kd = jaxkd.distill(LARGE, teachers.none(), objective, optimizer=optax.adam(5e-3))
     rows = np.random.default_rng(0).integers(0, 1000, (200, 128))
-    state, step = kd.init(jax.random.key(0), {k: x[:2] for k, x in GREY["train"].items()}), jax.jit(kd.step)
+    state, step = kd.init(jax.random.key(0), {k: x[:2] for k, x in GRAY["train"].items()}), jax.jit(kd.step)
     for chosen in rows:
-        state, _ = step(state, {k: GREY["train"][k][chosen] for k in ("image", "label")})
-    assert tiny.numbers(jax.jit(kd.evaluate)(state, GREY["test"]))["accuracy"] > 0.85
+        state, _ = step(state, {k: GRAY["train"][k][chosen] for k in ("image", "label")})
+    assert tiny.numbers(jax.jit(kd.evaluate)(state, GRAY["test"]))["accuracy"] > 0.85
     return teachers.frozen(with_batch_stat_distance(LARGE), state.student)
 
 
@@ -220,7 +220,7 @@ def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
     }[name]()
     objective = term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=4.0)
     kd = data_free(jaxkd.distill(SMALL, digits_teacher, objective, optimizer=optax.adam(5e-3)), synthesis)
-    test = GREY["test"]
+    test = GRAY["test"]
 
     def unreachable(*arguments, **options):
         raise AssertionError("real data was read")
@@ -229,8 +229,8 @@ def test_student_learns_digits_without_data(name, digits_teacher, monkeypatch):
         for module in (data, data._loading):
             for function in ("load", "digits", "from_arrays", "Dataset"):
                 patch.setattr(module, function, unreachable)
-        patch.setitem(GREY, "train", None)
-        patch.setitem(GREY, "test", None)
+        patch.setitem(GRAY, "train", None)
+        patch.setitem(GRAY, "test", None)
         noise = Noise(64, 16, 10)
         assert not {"image"} & next(iter(noise)).keys()
         state = kd.init(jax.random.key(1), next(iter(noise)))
