@@ -35,6 +35,7 @@ def precision(model: Model, compute: Any = jnp.bfloat16) -> Model:
     Raises:
       ValueError: the dtype is not floating point.
 
+    >>> import jax
     >>> from jaxkd import adapters
     >>> linear = adapters.plain(lambda key, x: jnp.ones((2, 3)), lambda w, x: x @ w, inputs="x")
     >>> batch = {"x": jnp.ones((4, 2))}
