@@ -30,7 +30,7 @@ def with_ema(kd: Distiller, *, decay: moving_average.Decay = 0.999) -> Distiller
     Raises:
       ValueError: the decay is a number outside [0, 1].
 
-    >>> import jaxkd, jax.numpy as jnp, optax
+    >>> import jax, jaxkd, jax.numpy as jnp, optax
     >>> model = jaxkd.adapters.plain(lambda key, x: jnp.zeros((2, 3)), lambda w, x: x @ w, inputs="x")
     >>> teacher = jaxkd.teachers.frozen(model, Variables(jnp.ones((2, 3)).at[0, 0].set(5.0)))
     >>> objective = jaxkd.term(jaxkd.losses.soft_target_kl, "student/logits", "teacher/logits")
