@@ -165,9 +165,8 @@ def of_input(data: Any) -> dict[str, Any]:
         return {"arrays": {name: of_array(x) for name, x in tree_paths.named(data.arrays).items()}}
     batches = data.batches()
     try:
-        first = next(iter(batches), None) if isinstance(batches, Iterable) else None
-        return {"first_batch": {name: of_array(np.asarray(x) if np.isscalar(x) else x)
-                                for name, x in tree_paths.named(first).items()}}  # fmt: skip
+        first = tree_paths.named(next(iter(batches), None) if isinstance(batches, Iterable) else None)
+        return {"first_batch": {name: of_array(np.asarray(x) if np.isscalar(x) else x) for name, x in first.items()}}
     finally:
         getattr(batches, "close", lambda: None)()
 

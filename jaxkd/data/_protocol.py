@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -122,7 +123,8 @@ def from_batches(
       epochs: number of epochs after which `Loader.batches` stops; None for no end.
 
     Raises:
-      ValueError: a size is not positive. The iterator raises it if an epoch has fewer batches.
+      ValueError: a size is not positive. The iterator raises it if an epoch has fewer batches, or if the function
+        returns an iterator that it returned before, whose first batches are read already.
 
     >>> import numpy as np
     >>> batches = lambda epoch: ({"x": np.full((2, 3), 10 * epoch + i)} for i in range(4))
@@ -141,9 +143,24 @@ class _FunctionLoader:
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
         self.functions = (epoch_batches,)  # a run recognizes its data by them
         takes_epoch = bool(inspect.signature(epoch_batches).parameters)
-        self.epoch_of = epoch_batches if takes_epoch else lambda epoch: epoch_batches()
+        self._call = epoch_batches if takes_epoch else lambda epoch: epoch_batches()
+        self._last: Callable[[], Any] = lambda: None
         self._first = next(self.batches())
         self.batch_size = batch_size(self._first)
+
+    def epoch_of(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        """Returns the batches of an epoch, from the first."""
+        batches = iter(self._call(epoch))
+        if batches is self._last():
+            raise ValueError(
+                "from_batches: expected a new iterator at each call, got the one of the call before, whose first "
+                "batches are read already. Make it in the function, such as lambda: iter(dataset)."
+            )
+        try:
+            self._last = weakref.ref(batches)  # so that an iterator's threads end with it
+        except TypeError:  # of a built-in type, which has none
+            self._last = lambda: batches
+        return batches
 
     def batches(self, state: Mapping[str, Any] | None = None) -> _FunctionIterator:
         return _FunctionIterator(self, 0 if state is None else step_of(state))
@@ -170,7 +187,7 @@ class _FunctionIterator:
         if loader.epochs is not None and epoch >= loader.epochs:
             raise StopIteration
         if self._epoch is None or number == 0:
-            self._epoch = iter(loader.epoch_of(epoch))
+            self._epoch = loader.epoch_of(epoch)
             for skipped in range(number):
                 self._next(epoch, skipped)
         batch = self._next(epoch, number)
@@ -182,7 +199,7 @@ class _FunctionIterator:
         if batch is None:
             raise ValueError(
                 f"from_batches: expected {self._loader.steps_per_epoch} batches (steps_per_epoch) in every epoch, and "
-                f"epoch {epoch} ended after {number}. A generator that was read before is empty: return a new one."
+                f"epoch {epoch} ended after {number}."
             )
         if not isinstance(batch, Mapping):
             raise TypeError(

@@ -128,11 +128,8 @@ def comparable(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 def _sizes(data: Input) -> dict[str, Any]:
     """Returns an input's sizes, of which each process of a run may see another part."""
-    return {
-        name: size if size is None else multihost.from_first(size)
-        for name in ("batch_size", "steps_per_epoch")
-        for size in [getattr(data, name, None)]
-    }
+    sizes = {name: getattr(data, name, None) for name in ("batch_size", "steps_per_epoch")}
+    return {name: None if size is None else multihost.from_first(size) for name, size in sizes.items()}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

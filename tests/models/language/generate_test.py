@@ -13,7 +13,7 @@ from flax import nnx
 import jaxkd
 from jaxkd import adapters
 from jaxkd.models import Decoder, beam_search, generate, generator
-from jaxkd.models.language._generate import truncate
+from jaxkd.models.language._generate import _inverted, truncate
 from tests.models.language import tiny_models
 
 
@@ -104,6 +104,18 @@ def test_only_tokens_that_are_not_excluded_are_drawn():
     deviation = np.sqrt(probabilities * (1 - probabilities) / count)
     assert set(np.flatnonzero(frequencies)) == set(kept)
     assert (abs(frequencies[kept] - probabilities) < 5 * deviation).all()
+
+
+def test_numbers_at_the_ends_of_cumulative_sums_choose_no_excluded_token():
+    """Where rounding decides, also between blocks of sums and behind the last token that is left."""
+    weights = np.random.default_rng(0).exponential(size=(200, 100)).astype(np.float32)
+    weights[:, 5::7] = weights[:, 30:36] = weights[:, 90:] = 0
+    ends = (np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    choose = jax.jit(_inverted)
+    for near in (ends, np.nextafter(ends, np.float32(0)), np.nextafter(ends, np.float32(1))):
+        for uniform in np.minimum(near, np.nextafter(np.float32(1), np.float32(0))).T:
+            chosen = np.asarray(choose(weights, uniform))
+            assert (np.take_along_axis(weights, chosen[:, None], axis=1) > 0).all()
 
 
 @pytest.mark.parametrize(
