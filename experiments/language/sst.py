@@ -193,4 +193,5 @@ TASK = Task(
     evaluations=5,
     open=Sst,
     curve="validation/accuracy",
+    rises=True,
 )

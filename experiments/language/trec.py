@@ -139,4 +139,5 @@ TASK = Task(
     evaluations=10,
     open=Trec,
     curve="test/accuracy",
+    rises=True,
 )

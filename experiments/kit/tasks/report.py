@@ -18,6 +18,7 @@ def numbers(task: Task, cells: Mapping[str, Mapping[int, Any]], references: Mapp
             "title": title(task, name),
             "measures": {key: statistics.summary(values) for key, values in measured.items()},
             "gains": gains(task, name, cells),
+            "best": statistics.summary({seed: best(task, cell["curve"]) for seed, cell in seeds.items()}),
             "curve": {seed: cell["curve"] for seed, cell in seeds.items()},
             **{key: first[key] for key in ("parameters", "flops", "steps", "samples")},
             "seconds": sum(cell["seconds"] for cell in seeds.values()),
@@ -27,6 +28,12 @@ def numbers(task: Task, cells: Mapping[str, Mapping[int, Any]], references: Mapp
         "references": dict(references),
         **statistics.merged(c for s in cells.values() for c in s.values()),
     }
+
+
+def best(task: Task, curve: Sequence[Mapping[str, float]]) -> float | None:
+    """Returns the best value of a learning curve; None if it has none."""
+    values = [row[task.curve] for row in curve if task.curve in row]
+    return (max if task.rises else min)(values, default=None)
 
 
 def title(task: Task, name: str) -> str:
@@ -71,7 +78,15 @@ def text(summary: Mapping[str, Any] | None, measure: Measure, sign: bool = False
 def columns(task: Task) -> tuple[str, ...]:
     """Returns the heads of the table."""
     measured = (measure.title for measure in task.measures.values())
-    return ("method", *measured, "gain, equal steps", "gain, equal FLOPs", "parameters", "training cost")
+    return (
+        "method",
+        *measured,
+        "gain, equal steps",
+        "gain, equal FLOPs",
+        "best evaluation",
+        "parameters",
+        "training cost",
+    )
 
 
 def rows(task: Task, results: Mapping[str, Any]) -> list[report.Row]:
@@ -80,13 +95,14 @@ def rows(task: Task, results: Mapping[str, Any]) -> list[report.Row]:
     for name, one in results["references"].items():
         shown = [_number(one.get(key), measure) for key, measure in task.measures.items()]
         size = f"{int(one['parameters']):,}" if "parameters" in one else ""
-        found.append((name, *shown, "", "", size, ""))
+        found.append((name, *shown, "", "", "", size, ""))
     alone = results["rows"].get("student", {}).get("flops")
     for one in results["rows"].values():
         shown = [text(one["measures"].get(key), measure) for key, measure in task.measures.items()]
         gained = [text(one["gains"][key], first, sign=True) if key in one["gains"] else "" for key in ("steps", "cost")]
         cost = f"{one['flops'] / alone:.2f}×" if alone else ""
-        found.append((one["title"], *shown, *gained, f"{one['parameters']:,}", cost))
+        peak = "" if one["best"] is None or one["best"]["mean"] is None else f"{one['best']['mean']:.3f}"
+        found.append((one["title"], *shown, *gained, peak, f"{one['parameters']:,}", cost))
     return found
 
 
@@ -109,8 +125,8 @@ def markdown(task: Task, results: Mapping[str, Any]) -> str:
 
 Means over {seeds} seeds with 95% intervals (Student's t) on the test split. Gains are differences of
 "{first.title}" ({better} is better), seed by seed: from the student alone after as many steps, and after as many FLOPs
-where a method costs more. The training cost is that of all FLOPs, teachers included, as a multiple of the student's
-alone.
+where a method costs more. "Best evaluation" is the mean of each seed's best `{task.curve}`; no student is chosen by it.
+The training cost is that of all FLOPs, teachers included, as a multiple of the student's alone.
 
 {report.markdown_table(columns(task), rows(task, results))}
 

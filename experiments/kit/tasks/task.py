@@ -71,6 +71,7 @@ class Task(NamedTuple):
     evaluations: int  # evaluations during a training
     open: Callable[[Any, pathlib.Path], Work]  # opens it with a `run.Config`, and a folder for what it computes once
     curve: str = "validation/loss"  # the metric of evaluations that learning curves show
+    rises: bool = False  # whether more of that metric is better
     figures: Mapping[str, Figure] = {}  # its own figures, by the name of the file without its ending
 
     @property

@@ -119,8 +119,8 @@ class Attention(nnx.Module):
 def _attend_causal(queries: Array, keys: Array, values: Array, pairs: Array) -> Array:
     """Returns `_attend` of causal pairs, on a CPU in blocks of queries.
 
-    A block does not compute the scores of the keys behind it, and four of them take half the time of one (32 × 128
-    tokens): their scores need less memory, which a CPU has to map anew in each step where it is large.
+    A block does not compute the scores of the keys behind it, and takes less memory, which a CPU has to map anew in
+    each step where it is large.
     """
     tokens = queries.shape[1]
     blocks = min(tokens // _LEAST_ROWS, _MOST_BLOCKS) if jax.default_backend() == "cpu" else 1

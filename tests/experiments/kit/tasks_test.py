@@ -78,7 +78,10 @@ def test_cells_are_trained_once_and_reported(tmp_path, capsys):
     (more,) = [name for name in results["rows"] if name.startswith("student@")]
     assert results["rows"][more]["flops"] == pytest.approx(kd["flops"], rel=0.1)
     assert results["rows"][more]["steps"] > alone["steps"] == 12
+    lowest = [min(row["validation/loss"] for row in alone["curve"][seed]) for seed in ("0", "1")]
+    assert alone["best"]["values"] == lowest
     page = (folder / "report.md").read_text()
+    assert f"| {np.mean(lowest):.3f} |" in page
     assert "| teacher | 100.00 |" in page and "a line of kd" in page
     assert (folder / "gains.png").stat().st_size > 5000 and (folder / "curves.png").stat().st_size > 5000
     assert "![Its own figure](own.png)" in page
