@@ -116,7 +116,9 @@ def _draw(keys: Array, logits: Array) -> Array:
 
 
 def _inverted(weights: Array, uniform: Array) -> Array:
-    """Returns the first positive entries of rows whose cumulative shares exceed numbers in [0, 1).
+    """Returns each row's first positive entry whose cumulative share exceeds `uniform`.
+
+    `uniform` holds a number in [0, 1) for each row.
 
     The sums of a row are rounded and need not rise, so that an entry of 0 may have a larger one than that before it;
     such entries are left out. The largest sum is that of an entry which is left, and exceeds every part of itself.
