@@ -116,7 +116,7 @@ def _draw(keys: Array, logits: Array) -> Array:
 
 
 def _inverted(weights: Array, uniform: Array) -> Array:
-    """Returns each row's first positive entry whose cumulative share exceeds `uniform`.
+    """Returns the first positive entries whose cumulative share exceeds `uniform`.
 
     `uniform` holds a number in [0, 1) for each row.
 
