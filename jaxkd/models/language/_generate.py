@@ -130,7 +130,7 @@ def _inverted(weights: Array, uniform: Array) -> Array:
 
 
 def _cumulative(x: Array) -> Array:
-    """Returns the cumulative sums of rows, a block at a time, as products that are fast on CPUs."""
+    """Returns the cumulative sums of rows, as products of blocks, fast on CPUs."""
     batch, size = x.shape
     blocks = jnp.pad(x, ((0, 0), (0, -size % _BLOCK))).reshape(batch, -1, _BLOCK)
     upper = jnp.triu(jnp.ones((_BLOCK, _BLOCK), x.dtype))
