@@ -20,7 +20,7 @@ from jaxkd.types import Batch, Distiller, Model, Objective, TrainState, Variable
 LETTERS, PHONEMES = 22, 20  # of the longest training words, with the ends of each
 TEST_LETTERS, TEST_PHONEMES = 36, 34  # every test word fits
 BATCH, RATE, TEACHER_RATE = 128, 3e-3, 1e-3
-TEACHER_STEPS = 3000
+TEACHER_STEPS = 1500
 CURVE = 1000  # validation words
 SAMPLES = 12  # words to read
 

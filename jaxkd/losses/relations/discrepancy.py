@@ -59,7 +59,7 @@ def mean_discrepancy(
     difference = student - teacher
     total, count = jnp.sum(difference, axis=0), jnp.sum(where, dtype=difference.dtype)
     if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+        total, count = (jax.lax.psum(x, axis_name) for x in (total, count))
         # Always true, and it makes the result vary over the devices. Otherwise, without a mask, a checked
         # `jax.shard_map` would take it for one value that all devices share, with the gradient of one device.
         where = where & (jax.lax.axis_index(axis_name) >= 0)

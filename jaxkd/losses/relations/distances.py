@@ -71,7 +71,7 @@ def distance_relation(
         distance = _numerics.sqrt(jnp.where(pair, _pairs.squared_distances(x, _numerics.gather(x, axis_name)), 0))
         total, count = jnp.sum(distance), jnp.sum(distance > 0, dtype=distance.dtype)
         if axis_name is not None:
-            total, count = jax.lax.psum((total, count), axis_name)
+            total, count = (jax.lax.psum(x, axis_name) for x in (total, count))
         return distance / jnp.where(total > 0, total / jnp.maximum(count, 1), 1)
 
     loss = _numerics.huber(normalized(student) - normalized(teacher))

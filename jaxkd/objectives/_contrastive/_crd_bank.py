@@ -190,5 +190,5 @@ def _log_mean(logits: Array, where: Array, axis_name: str | None) -> Array:
     largest = jnp.where(largest > -jnp.inf, largest, 0)
     total, count = jnp.sum(jnp.exp(logits - largest)), jnp.sum(where) * logits.shape[1]
     if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+        total, count = (jax.lax.psum(x, axis_name) for x in (total, count))
     return jnp.log(total / jnp.maximum(count, 1)) + largest
