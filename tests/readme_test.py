@@ -6,7 +6,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ["README.md", "docs/add-a-loss.md", "docs/models.md", "docs/text.md", "docs/training.md"]
+PAGES = ["README.md", "docs/add-a-loss.md", "docs/control.md", "docs/models.md", "docs/text.md", "docs/training.md"]
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
 
