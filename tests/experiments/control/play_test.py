@@ -25,7 +25,9 @@ def work(monkeypatch, tmp_path):
     monkeypatch.setitem(play.SPECS, "cartpole", play.Spec("CartPole-v1", (6, 6), 2))
     monkeypatch.setattr(play, "SIZES", {"": 2, "_small": 3})
     opened = play.Play(CONFIG, tmp_path / "cartpole" / "prepared", ("cartpole",))
-    opened._taught = opened._teacher.init(jax.random.key(3), {"observation_cartpole": jnp.zeros((1, 4))})
+    taught = opened._teacher.init(jax.random.key(3), {"observation_cartpole": jnp.zeros((1, 4))})
+    opened._taught = jax.tree.map(lambda x: x + 0.5, taught)  # a policy begins with nearly equal logits
+    opened._taught.params["cartpole"]["policy_cartpole"]["bias"] += jnp.array([1.0, -1.0])
     return opened
 
 
