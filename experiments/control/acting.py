@@ -35,7 +35,8 @@ def moved(
     games: Games, states: PyTree, outputs: Outputs, keys: Array, greedy: bool = False
 ) -> tuple[PyTree, dict[str, Array]]:
     """Returns the states after an action in every game, and what happened ``[batch]``."""
-    after, found = {}, {}
+    after: dict[str, PyTree] = {}
+    found: dict[str, Array] = {}
     for number, (name, game) in enumerate(games.items()):
         own = jax.vmap(lambda key, i=number: jax.random.split(jax.random.fold_in(key, i)))(keys)
         logits = outputs[f"logits_{name}"]
@@ -86,8 +87,7 @@ def episodes(
       policies have the same likeliest action, each ``[batch]``.
     """
     zeros = jnp.zeros(len(keys))
-    parts = ("return", "length", "agreed")
-    first = {f"{part}_{name}": zeros for name in games for part in parts}
+    first = {f"{part}_{name}": zeros for name in games for part in ("return", "length", "agreed")}
     playing = {name: jnp.ones(len(keys), bool) for name in games}
 
     def unfinished(carry: Any) -> Array:
@@ -103,8 +103,9 @@ def episodes(
         sums, still = dict(sums), {}
         for name, alive in playing.items():
             same = jnp.argmax(outputs[f"logits_{name}"], -1) == jnp.argmax(second[f"logits_{name}"], -1)
-            for part, value in zip(parts, (found[f"reward_{name}"], 1.0, same), strict=True):
-                sums[f"{part}_{name}"] += jnp.where(alive, value, 0.0)
+            counted = {"return": found[f"reward_{name}"], "length": jnp.ones_like(same), "agreed": same}
+            for part, value in counted.items():
+                sums[f"{part}_{name}"] += jnp.where(alive, value, 0)
             still[name] = alive & ~found[f"done_{name}"]
         return number + 1, after, still, sums
 

@@ -37,7 +37,7 @@ def lines(title: str, observations: np.ndarray, length: int) -> list[str]:
 
 def picture(text: str) -> np.ndarray:
     """Returns the colors ``[height, width, 3]`` of a board, from 0 to 1."""
-    shades = {EMPTY: (0.08, 0.08, 0.1)}
+    shades: dict[str, tuple[float, ...]] = {EMPTY: (0.08, 0.08, 0.1)}
     shades |= {str(i): tuple(int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)) for i, color in enumerate(COLORS)}
     return np.array([[shades[cell] for cell in row] for row in text.split("/")])
 
@@ -51,22 +51,18 @@ def strip(game: str, methods: Mapping[str, str]) -> Callable[[Mapping[str, Any]]
     """
 
     def draw(results: Mapping[str, Any]) -> bytes:
-        found: dict[str, list[Any]] = {}
+        found: dict[str, dict[str, re.Match[str]]] = {}
         for name, title in methods.items():
-            rows = [LINE.fullmatch(line) for line in results["rows"].get(name, {}).get("samples", [])]
-            for row in rows:
-                if row is not None and row["game"] == game:
-                    who = "teacher" if row["who"] == "teacher" else title
-                    if who != "teacher" or len(found.get(who, [])) <= FRAMES:
-                        found.setdefault(who, []).append(row)
-        found = {who: list({row["step"]: row for row in rows}.values()) for who, rows in found.items()}
+            for line in results["rows"].get(name, {}).get("samples", []):
+                row = LINE.fullmatch(line)
+                if row is not None and row["game"] == game:  # the teacher's episode is in the lines of every method
+                    found.setdefault("teacher" if row["who"] == "teacher" else title, {})[row["step"]] = row
         count = max(len(found), 1)
         with plots.figure(count, FRAMES + 1, 1.15 * (FRAMES + 1) + 1.4, 1.45 * count, squeeze=False) as (_, grid, save):
-            for line in grid:
-                for axes in line:
-                    axes.set_axis_off()
+            for axes in grid.ravel():
+                axes.set_axis_off()
             for line, (who, rows) in zip(grid, found.items(), strict=False):
-                for axes, row in zip(line, rows, strict=False):
+                for axes, row in zip(line, rows.values(), strict=False):
                     axes.imshow(picture(row["board"]), interpolation="nearest")
                     axes.set_title(f"{row['step']}{', end' if row['end'] else ''}", fontsize=8)
                 line[0].text(-0.15, 0.5, who, transform=line[0].transAxes, ha="right", va="center", fontsize=9)

@@ -20,7 +20,7 @@ from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, Model, Objective
 ROWS, STEPS = 64, 16  # environments, and their steps in a batch
 UPDATES, RATE = 4, 1e-3  # updates with each batch, and their first learning rate
 STORED = 4096  # rows of the stored set
-EPISODES, WATCHED = 256, 32  # that a trained student plays, and those of each evaluation in between
+EPISODES, WATCHED = 128, 32  # that a trained student plays, and those of each evaluation in between
 SHARP = 0.01  # the temperature of Rusu et al.
 SIZES = {"": 10, "_small": 50}  # by how much a student is smaller, by the end of a method's name
 
@@ -259,8 +259,8 @@ def learner(
     def advance(student: Variables, taught: PyTree, states: PyTree, batch: Batch, *, keys: Array) -> Any:
         if learns:
             return ppo.entries(of, model, student, states, keys, STEPS)
-        who = (acts[0], taught) if actor == "teacher" else (model, student)
-        found, after = acting.trajectory(of, *who, states, keys, STEPS)
+        who, variables = (acts[0], taught) if actor == "teacher" else (model, student)
+        found, after = acting.trajectory(of, who, variables, states, keys, STEPS)
         return {name: x for name, x in found.items() if name.startswith("observation_")}, after
 
     def shapes(key: Array) -> Any:
@@ -322,6 +322,7 @@ def first_episode(
     """Returns observations ``[steps, ...]`` of an episode, the same start for all policies, and its length."""
     keys = jax.random.split(jax.random.key(7), 1)
     states = acting.strong(acting.begin(of)(keys))
-    found, _ = jax.jit(lambda *a: acting.trajectory(of, model, *a, steps=steps))(variables, states, keys)
+    run = jax.jit(lambda variables: acting.trajectory(of, model, variables, states, keys, steps))
+    found, _ = run(variables)
     done = np.flatnonzero(found[f"done_{name}"][0])
     return np.asarray(found[f"observation_{name}"][0]), int(done[0]) + 1 if len(done) else steps

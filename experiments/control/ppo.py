@@ -37,7 +37,7 @@ def advantages(
       trace: λ.
     """
 
-    def back(carry: tuple[Array, Array], step: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
+    def back(carry: tuple[Array, Array], step: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         (later, following), (r, v, going) = carry, step
         advantage = r + discount * going * following - v + discount * trace * going * later
         return (advantage, v), advantage
@@ -52,7 +52,8 @@ def entries(
 ) -> tuple[dict[str, Array], PyTree]:
     """Returns trajectories with what the loss needs, and the states after them."""
     found, after = acting.trajectory(games, model, variables, states, keys, steps)
-    last, made = acting.outputs_of(model, variables, after), {}
+    last = acting.outputs_of(model, variables, after)
+    made: dict[str, Array] = {}
     for name in games:
         action, value = found[f"action_{name}"], found[f"value_{name}"]
         advantage = advantages(found[f"reward_{name}"], value, found[f"done_{name}"], last[f"value_{name}"])
