@@ -22,6 +22,7 @@ from jaxkd.objectives import (
     crd_in_batch,
     crd_queue,
     curriculum_temperature,
+    dino,
     dual_masked_generation,
     factor_translator,
     instance_temperature,
@@ -148,6 +149,11 @@ ROWS = {
         {"kd": 0.9},
         learns=True,
         extras={"kd/temperature": 0.0},
+    ),
+    "dino": Row(
+        combine(dino=dino(("student/logits", "student/logits"), ("teacher/logits",), weight=0.3)),
+        {"dino": 0.3},
+        extras={"dino/kl": 0.0, "dino/teacher_entropy": 0.0, "dino/marginal_entropy": 0.0},
     ),
     "instance_temperature": Row(
         combine(kd=instance_temperature(hidden_size=4, weight=0.9)),

@@ -3,6 +3,7 @@
 ====================  ========================================================================================
 by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
+self-supervised       `ProjectionHead`: from a feature to prototypes
 images                `jaxkd.models.vision`: networks for small images, and a generator
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
@@ -15,6 +16,7 @@ library does not depend on this package: any other model works as well.
 from jaxkd.models import language, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
+from jaxkd.models._projection_head import ProjectionHead
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
 from jaxkd.models.language import (
     Beams,
@@ -68,6 +70,7 @@ __all__ = [
     "BottleneckResNet",
     "Generator",
     "MobileNetV2",
+    "ProjectionHead",
     "ResNet",
     "ResNet110",
     "ResNet14",

@@ -22,6 +22,7 @@
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
+`dino`                              DINO: views of an image, without labels
 `progressive_self_kd`               PS-KD: a table of past predictions; `past_probabilities` reads it
 `gated_ensemble`                    ONE: a learned gate over branches
 `peer_attention`                    OKDDip: attention over peers
@@ -64,6 +65,7 @@ from jaxkd.objectives._linear_kd import linear_kd
 from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
+from jaxkd.objectives._self_supervised._dino import dino
 from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperature, instance_temperature
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "crd_in_batch",
     "crd_queue",
     "curriculum_temperature",
+    "dino",
     "discriminators",
     "distilbert",
     "dual_masked_generation",

@@ -1,14 +1,15 @@
-"""Transforms of image batches: augmentation, two views, other modalities.
+"""Transforms of image batches: augmentation, several views, other modalities.
 
 =================  ===================================================================================================
-augmentation       `random_crop_flip`, `shift`, `normalize`: on the device, replayable
-two views          `two_views`, `with_pair`: two independent draws of an augmentation
+augmentation       `random_crop_flip`, `random_resized_crop`, `shift`, `normalize`: on the device, replayable
+several views      `two_views`, `with_pair`: two independent draws of an augmentation; `multi_crop`: any number of views
 modalities         `halves`, `spectrum`, `rows`, `columns`, `strokes` (in the order `nearest_next` or `by_scan`): other
                    inputs, computed from an image
 =================  ===================================================================================================
 """
 
 from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
+from jaxkd.data.vision._crops import multi_crop, random_resized_crop
 from jaxkd.data.vision._distortions import two_views, with_pair
 from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 
@@ -18,9 +19,11 @@ __all__ = [
     "by_scan",
     "columns",
     "halves",
+    "multi_crop",
     "nearest_next",
     "normalize",
     "random_crop_flip",
+    "random_resized_crop",
     "rows",
     "shift",
     "spectrum",
