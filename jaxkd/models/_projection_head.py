@@ -1,4 +1,4 @@
-"""The projection head of self-supervised networks: from features to prototypes."""
+"""The projection head of self-supervised networks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ProjectionHead(nn.Module):
 
 
 def _unit(x: Array, axis: int) -> Array:
-    """Divides by the length, in float32 or better; zeros stay zeros, with a finite gradient."""
+    """Divides by the length, in float32 or better; zeros stay zeros."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     square = jnp.maximum(jnp.sum(wide * wide, axis=axis, keepdims=True), 1e-24)
     return (wide * jax.lax.rsqrt(square)).astype(x.dtype)

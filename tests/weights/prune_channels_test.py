@@ -99,8 +99,8 @@ def test_another_output_may_be_the_fixed_one():
     batch = {"x": jnp.ones((4, 3))}
     variables = model.init(jax.random.key(0), batch)
     assert list(weights.channel_groups(model, variables, batch)) == ["params/up"]
-    assert weights.channel_groups(model, variables, batch, output="up") == {}
-    with pytest.raises(ValueError, match="channel_groups, output of the model: expected one of"):
+    assert list(weights.channel_groups(model, variables, batch, output="up")) == ["params/down"]
+    with pytest.raises(ValueError, match="channel_groups, output of the model 'other': there is no such name"):
         weights.channel_groups(model, variables, batch, output="other")
 
 

@@ -1,4 +1,4 @@
-"""Which axes of which arrays of a network hold the same channels, from its program.
+"""Groups of channels of a network: the axes of its arrays that belong together.
 
 The forward pass is traced to JAX's intermediate program. Each axis of each value in it is a node, and each operation
 joins the nodes that must be pruned together: an addition those of its operands, a convolution the channels of its input
@@ -25,7 +25,8 @@ _KINDS: Final = {
     "call": """pjit jit closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr remat remat2
         checkpoint""",
     "reduction": "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin",
-    "window": """pad slice rev reduce_window reduce_window_sum reduce_window_max reduce_window_min dynamic_slice split""",
+    "window": """pad slice rev reduce_window reduce_window_sum reduce_window_max reduce_window_min dynamic_slice
+        split""",
 }
 _KIND_OF: Final = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 
@@ -209,7 +210,7 @@ def _inner(options: Mapping[str, Any], count: int) -> Any:
 
 
 def _same(nodes: _Nodes, inputs: Sequence[list[int]], shapes: Sequence[Any], result: Any) -> list[int]:
-    """Joins the axes of arrays that are added, say; axes of size 1 are broadcast, and scalars too."""
+    """Joins the axes of arrays that are added, say; those of size 1 are broadcast."""
     made = []
     for axis, size in enumerate(result):
         alike = [own[axis] for own, shape in zip(inputs, shapes, strict=True) if shape and shape[axis] == size]
