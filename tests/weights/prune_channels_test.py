@@ -139,7 +139,7 @@ def killed(variables, groups):
     return variables
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_pruning_dead_channels_changes_nothing(name):
     large, small, shape = NETWORKS[name]
     batch = {"image": np.random.default_rng(1).normal(size=shape).astype(np.float32)}
