@@ -115,6 +115,14 @@ ROWS = {
     "dual_masked_generation": Row(
         combine(dmkd=dual_masked_generation(*MAPS, weight=0.01)), {"dmkd": 0.01}, learns=True
     ),
+    "foundation_features": Row(
+        combine(
+            maps=objectives.foundation_features(*MAPS),
+            vectors=objectives.foundation_features(*VECTORS, cosine=1.0, smooth_l1=0.0, hidden_size=3),
+        ),
+        {"maps/cosine": 0.9, "maps/smooth_l1": 0.1, "vectors/cosine": 1.0},
+        learns=True,
+    ),
     "crd": Row(
         combine(crd=crd(*VECTORS, CLASS_OF, negatives=6, embedding_size=3, weight=0.1)), {"crd": 0.1}, learns=True
     ),

@@ -16,6 +16,7 @@
 `overhaul_connector`                OFD: a connector, the teacher's margins
 `boundary_connector`                AB: a connector
 `review`                            ReviewKD: fusion from deep to shallow
+`foundation_features`               AM-RADIO: a head and statistics for each of several teachers
 `masked_generation`                 MGD; `dual_masked_generation`: DMKD
 `attention_graph`                   MHGD
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
@@ -52,6 +53,7 @@ from jaxkd.objectives._ensembles._progressive_self_kd import past_probabilities,
 from jaxkd.objectives._features._attention_graph import attention_graph
 from jaxkd.objectives._features._boundary import boundary_connector
 from jaxkd.objectives._features._factor import factor_translator, paraphraser
+from jaxkd.objectives._features._foundation import foundation_features
 from jaxkd.objectives._features._hint import hint
 from jaxkd.objectives._features._masked import dual_masked_generation, masked_generation
 from jaxkd.objectives._features._on_embeddings import on_embeddings
@@ -85,6 +87,7 @@ __all__ = [
     "dual_masked_generation",
     "embedding_transfer",
     "factor_translator",
+    "foundation_features",
     "gated_ensemble",
     "hint",
     "instance_temperature",
