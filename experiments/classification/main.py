@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping
 
+from experiments.classification import attributes, compression
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {
+    "attributes": attributes.TASK,
+    "compression": compression.TASK,
+    "compression_cifar100": compression.CIFAR100,
+}
 
 
 def cli(arguments: list[str] | None = None) -> int:
