@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from experiments.classification import attributes, compression
+from experiments.classification import attributes, compression, dino
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
@@ -10,6 +10,7 @@ TASKS: Mapping[str, Task] = {
     "attributes": attributes.TASK,
     "compression": compression.TASK,
     "compression_cifar100": compression.CIFAR100,
+    "dino": dino.TASK,
 }
 
 
