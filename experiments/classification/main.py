@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from experiments.classification import deit, foundation, function_matching
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {**function_matching.TASKS, **deit.TASKS, **foundation.TASKS}
 
 
 def cli(arguments: list[str] | None = None) -> int:
