@@ -145,3 +145,4 @@ TASK = Task(
     curve="validation/macro_f1",
     rises=True,
 )
+TASKS = {"attributes": TASK}

@@ -204,5 +204,7 @@ CHAIN = (
     "that of the file that was written, with BatchNorm's statistics, names and shapes; the accuracy is that of the "
     "network that was read from it."
 )
-TASK = task("digits", f"Teacher: a ResNet-8 with 16 to 64 channels on the digits of 8×8 pixels. {CHAIN}", 300)
-CIFAR100 = task("cifar100", f"Teacher: ResNet-32x4 on CIFAR-100. {CHAIN}", 20_000)
+TASKS = {
+    "compression": task("digits", f"Teacher: a ResNet-8 with 16 to 64 channels on digits of 8×8 pixels. {CHAIN}", 300),
+    "compression_cifar100": task("cifar100", f"Teacher: ResNet-32x4 on CIFAR-100. {CHAIN}", 20_000),
+}

@@ -215,3 +215,4 @@ TASK = Task(
     curve="validation/dino/marginal_entropy",
     rises=True,
 )
+TASKS = {"dino": TASK}

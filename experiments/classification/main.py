@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 
-from experiments.classification import attributes, compression, dino
+from experiments.classification import attributes, compression, deit, dino, foundation, function_matching
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
 TASKS: Mapping[str, Task] = {
-    "attributes": attributes.TASK,
-    "compression": compression.TASK,
-    "compression_cifar100": compression.CIFAR100,
-    "dino": dino.TASK,
+    **function_matching.TASKS,
+    **deit.TASKS,
+    **foundation.TASKS,
+    **dino.TASKS,
+    **attributes.TASKS,
+    **compression.TASKS,
 }
 
 

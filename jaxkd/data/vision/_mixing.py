@@ -17,6 +17,8 @@ from jaxkd.data._transforms import example_keys
 from jaxkd.data.vision._images import get_images
 from jaxkd.types import Array, Batch
 
+_PURPOSE = 0x6D6978  # an arbitrary number
+
 
 def mixup(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None = None, view: int = 0) -> dict[str, Any]:
     """Returns a batch of mixtures ``λ x_i + (1 − λ) x_j`` of two images each.
@@ -50,7 +52,7 @@ def mixup(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None = 
     (True, Array([1, 0], dtype=int32))
     """
     image = get_images(batch)
-    share = _shares(example_keys(batch, seed=seed, view=view), alpha)
+    share = _shares(_keys(batch, seed, view)[:, 0], alpha)
     partner = _partners(batch, len(image))
     weight = share[:, None, None, None]
     wide = image.astype(jnp.float32)
@@ -84,7 +86,7 @@ def cutmix(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None =
     True
     """
     image = get_images(batch)
-    keys = jax.vmap(lambda key: jax.random.split(key, 2))(example_keys(batch, seed=seed, view=view))
+    keys = _keys(batch, seed, view)
     side = jnp.sqrt(1 - _shares(keys[:, 0], alpha))
     center = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 1])
     inside = [_covered(center[:, axis], side, image.shape[1 + axis]) for axis in (0, 1)]
@@ -92,6 +94,12 @@ def cutmix(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None =
     partner = _partners(batch, len(image))
     share = jnp.where(partner == jnp.arange(len(image)), 1.0, 1 - jnp.mean(cut, axis=(1, 2), dtype=jnp.float32))
     return _mixed(batch, jnp.where(cut[..., None], image[partner], image), share, partner, classes)
+
+
+def _keys(batch: Batch, seed: Any, view: int) -> Array:
+    """Returns two keys for each example, which no other transform of the same seed draws with."""
+    keys = example_keys(batch, seed=seed, view=view)
+    return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _PURPOSE), 2))(keys)
 
 
 def _shares(keys: Array, alpha: float) -> Array:
