@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,31 +64,32 @@ def network(*features: int) -> Model:
     return adapters.linen(models.MLP(features=features, num_classes=len(ATTRIBUTES)))
 
 
-class Attributes:
+class Attributes(images.Opened):
     """The opened task."""
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
-        self._images = images.load("digits", config)
+        super().__init__("digits", config, folder)
         self._student, self._large = network(24), network(256, 256)
         steps = min(TEACHER_STEPS, 10 * config.steps)
         kd = self._distill(self._large, teachers.none(), BCE, steps, 0)
         whole = data.Resident(self._set("train"), LABELED + OTHERS, drop_remainder=True)
-        self._taught = networks.trained_once(folder / "teacher.safetensors", kd, whole, self._splits(), steps=steps)
+        self._taught = networks.trained_once(folder / "teacher.safetensors", kd, whole, self.splits, steps=steps)
 
     def _set(self, split: str) -> dict[str, np.ndarray]:
-        arrays = getattr(self._images, split).arrays
+        arrays = getattr(self.images, split).arrays
         label = TABLE[arrays["label"]]
         return {"image": arrays["image"], "label": label, "known": np.ones(label.shape, bool)}
 
-    def _splits(self) -> dict[str, data.Resident]:
-        return {"validation": data.Resident(self._set("validation"), 100, shuffle=False)}
+    @functools.cached_property
+    def splits(self) -> Mapping[str, data.Resident]:
+        return {"validation": data.Resident(self._set("validation"), 20, shuffle=False)}
 
     def _distill(self, student: Model, teacher: Teacher, objective: Objective, steps: int, seed: int) -> Distiller:
         optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, max(steps, 1)), weight_decay=0.01)
         kd = jaxkd.distill(student, teacher, objective, optimizer=optimizer, metrics=lambda context: {})
         kd = training.measured(kd, student, metrics=metrics.multilabel)
-        normalize = self._images.normalize
-        views = data.compose(self._images.moved(seed), normalize)
+        normalize = self.images.normalize
+        views = data.compose(self.images.moved(seed), normalize)
         return distillers.preprocess(kd, train_transform=views, eval_transform=normalize)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
@@ -100,10 +101,10 @@ class Attributes:
         batches = inputs.few_labels(whole, few, (LABELED, OTHERS), seed, unknown)
         teacher = teachers.none() if method == "student" else teachers.frozen(self._large, self._taught)
         kd = self._distill(self._student, teacher, OBJECTIVES[method], steps, seed)
-        return Training(kd, batches, steps, self._splits())
+        return Training(kd, batches, steps, self.splits)
 
-    def _measured(self, model: Model, variables: Any) -> dict[str, float]:
-        logits = images.logits(self._images, model, variables).astype(np.float64)
+    def _scores(self, model: Model, variables: Any) -> dict[str, float]:
+        logits = self.outputs(model, variables)["logits"].astype(np.float64)
         label = self._set("test")["label"]
         return {
             "map": float(average_precision_score(label, expit(logits), average="macro")),
@@ -113,14 +114,11 @@ class Attributes:
         }
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
-        return self._measured(self._student, state.student)
-
-    def samples(self, method: str, state: TrainState) -> Sequence[str]:
-        return []
+        return self._scores(self._student, state.student)
 
     def references(self) -> Mapping[str, Mapping[str, float]]:
         own = {"parameters": networks.parameters(self._taught)}
-        return {"teacher": {**self._measured(self._large, self._taught), **own}}
+        return {"teacher": {**self._scores(self._large, self._taught), **own}}
 
 
 percent = functools.partial(Measure, scale=100, digits=1)

@@ -3,11 +3,10 @@
 import functools
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import optax
 
 import jaxkd
 from experiments.classification import images
@@ -32,8 +31,8 @@ class Sizes(NamedTuple):
 
 
 SIZES = {
-    "digits": Sizes(8, (16, 16, 32, 64), 64, 500, 0.05),
-    "cifar100": Sizes(32, (32, 64, 128, 256), 128, 40_000, 0.05),
+    "digits": Sizes(8, (16, 16, 32, 64), 64, 500, 3e-3),
+    "cifar100": Sizes(32, (32, 64, 128, 256), 128, 40_000, 1e-3),
 }
 
 
@@ -90,26 +89,20 @@ def saved(variables: Variables, bits: int) -> tuple[Variables, int]:
         return weights.fit_to(variables, found), file.stat().st_size
 
 
-class Compression:
+class Compression(images.Opened):
     """The opened task."""
 
     def __init__(self, name: str, config: Any, folder: pathlib.Path) -> None:
-        self._images, self._sizes = images.load(name, config), SIZES[name]
+        super().__init__(name, config, folder)
+        self._sizes = sizes = SIZES[name]
         self._large = self._network(1)
-        train = data.Resident(self._images.train, self._sizes.batch, drop_remainder=True)
-        steps = min(self._sizes.teacher_steps, 10 * config.steps)
-        kd = images.alone(self._images, self._large, self._optimizer(steps))
-        splits = {"validation": self._images.loader("validation")}
-        self._taught = networks.trained_once(folder / "teacher.safetensors", kd, train, splits, steps=steps)
-        self._batch = {"image": jax.ShapeDtypeStruct((1, *self._images.train.arrays["image"].shape[1:]), "float32")}
+        steps = min(sizes.teacher_steps, 10 * config.steps)
+        self._taught = self.trained("teacher", self._large, sizes.rate, steps, sizes.batch)
+        self._batch = {"image": jax.ShapeDtypeStruct((1, *self.images.train.arrays["image"].shape[1:]), "float32")}
 
     def _network(self, divisor: int) -> Model:
         filters = tuple(n // divisor for n in self._sizes.filters)
-        return adapters.linen(models.ResNet(self._sizes.depth, filters, num_classes=self._images.classes))
-
-    def _optimizer(self, steps: int) -> optax.GradientTransformation:
-        rate = optax.warmup_cosine_decay_schedule(0.0, self._sizes.rate, max(steps // 20, 1), max(steps, 2))
-        return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9, nesterov=True))
+        return adapters.linen(models.ResNet(self._sizes.depth, filters, num_classes=self.images.classes))
 
     def pruned(self, divisor: int) -> Variables:
         """Returns the weights of the teacher's channels whose filters are the largest."""
@@ -126,22 +119,20 @@ class Compression:
             student = wrappers.quantized(student, bits=step.bits)
         teacher = teachers.frozen(self._large, self._taught) if step.taught else teachers.none()
         objective: Objective = BOTH if step.taught else images.CE
-        views = data.compose(self._images.moved(seed), self._images.normalize)
-        kd = images.distill(self._images, student, teacher, objective, self._optimizer(steps), views)
-        train = data.Resident(self._images.train, self._sizes.batch, seed=seed, drop_remainder=True)
-        return Training(kd, train, steps, {"validation": self._images.loader("validation")})
+        views = data.compose(self.images.moved(seed), self.images.normalize)
+        optimizer = images.adam(self._sizes.rate, steps)
+        kd = images.distill(self.images, student, teacher, objective, optimizer, views)
+        train = data.Resident(self.images.train, self._sizes.batch, seed=seed, drop_remainder=True)
+        return Training(kd, train, steps, self.splits)
 
-    def _measured(self, divisor: int, variables: Variables, bits: int = 32) -> dict[str, float]:
+    def _point(self, divisor: int, variables: Variables, bits: int = 32) -> dict[str, float]:
         stored, size = saved(variables, bits)
-        found = images.logits(self._images, self._network(divisor), stored)
-        taught = images.logits(self._images, self._large, self._taught)
-        return {**images.measure(self._images, found, taught), "kilobytes": size / 1000}
+        found = self.outputs(self._network(divisor), stored)["logits"]
+        taught = self.outputs(self._large, self._taught)["logits"]
+        return {**self.measured(found, taught), "kilobytes": size / 1000}
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
-        return self._measured(STEPS[method].divisor, state.student, STEPS[method].bits)
-
-    def samples(self, method: str, state: TrainState) -> Sequence[str]:
-        return []
+        return self._point(STEPS[method].divisor, state.student, STEPS[method].bits)
 
     def references(self) -> Mapping[str, Mapping[str, float]]:
         half, quarter = self.pruned(2), self.pruned(4)
@@ -153,8 +144,7 @@ class Compression:
             "pruned, not trained": (4, quarter, 32),
         }
         return {
-            name: {**self._measured(*point), "parameters": networks.parameters(point[1])}
-            for name, point in points.items()
+            name: {**self._point(*point), "parameters": networks.parameters(point[1])} for name, point in points.items()
         }
 
 
@@ -172,7 +162,8 @@ def pareto(results: Mapping[str, Any]) -> bytes:
             axes.errorbar(size["mean"], 100 * accuracy["mean"], yerr=half, label=one["title"], **options)
         axes.set(xscale="log", xlabel="file (kB)", ylabel="test accuracy (%)")
         axes.grid(alpha=0.3)
-        figure.legend(loc="outside right center", frameon=False, fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside right center", frameon=False, fontsize=9)
         return save()
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +23,8 @@ from jaxkd.types import Distiller, Model, Objective, TrainState, Variables
 
 CLASSES, LABELS, NEIGHBORS = 10, 100, 10  # labeled images of a seed; neighbors that vote
 LABELED, BATCH = 16, 64  # labeled images in a batch, and all of its images
-LARGE, SMALL = (24, 48, 96), (6, 12, 24)  # channels of the convolutions
-PROTOTYPES, CROPS = 256, 4  # outputs of the projection head; small crops of an image
+LARGE, SMALL = (16, 32, 64), (4, 8, 16)  # channels of the convolutions
+PROTOTYPES, CROPS = 256, 2  # outputs of the projection head; small crops of an image
 MOMENTUM = 0.99  # of the teacher at the beginning; it rises to 1
 
 CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
@@ -36,7 +36,6 @@ METHODS = {
     "uncentered": Method(
         "DINO, no center", "the center stays 0: outputs collapse unless something else keeps them apart"
     ),
-    "large_crops": Method("DINO, large crops alone", "2 large crops"),
     "small": Method("small, alone", f"supervised, {LABELS} labeled images", student="small", baseline="small"),
     "small_dino": Method("small, DINO itself", "as DINO, no labels", student="small", baseline="small"),
     "small_features": Method(
@@ -75,25 +74,25 @@ def projected(model: Model) -> Model:
     return wrappers.with_exits(model, {"dino": wrappers.Exit("pooled", adapters.linen(head, inputs="feature"))})
 
 
-def adam(steps: int) -> optax.GradientTransformation:
+def optimizer(steps: int) -> optax.GradientTransformation:
     """Returns the optimizer of all trainings."""
     rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(steps // 10, 1), max(steps, 2), 1e-5)
     return optax.chain(optax.clip_by_global_norm(3.0), optax.adamw(rate, weight_decay=0.01))
 
 
-def crops(seed: int, count: int, normalize: Transform) -> Transform:
+def crops(seed: int, normalize: Transform) -> Transform:
     """Returns a transform that draws two large and several small crops of an image."""
 
     def view(**options: Any) -> Transform:
         return data.compose(functools.partial(data.random_resized_crop, seed=seed, flip=False, **options), normalize)
 
     large, small = view(area=(0.5, 1.0)), view(area=(0.2, 0.5), size=4)
-    return data.multi_crop({"image": large, "second": large, **{f"small{i}": small for i in range(count)}})
+    return data.multi_crop({"image": large, "second": large, **{f"small{i}": small for i in range(CROPS)}})
 
 
-def self_distilled(model: Model, seed: int, steps: int, count: int, centered: bool, normalize: Transform) -> Distiller:
+def self_distilled(model: Model, seed: int, steps: int, centered: bool, normalize: Transform) -> Distiller:
     """Returns DINO's distiller of a network: its views, its teacher, its center."""
-    names = ["second", *(f"small{i}" for i in range(count))]
+    names = ["second", *(f"small{i}" for i in range(CROPS))]
     student = wrappers.views(projected(model), {name: {"image": name} for name in names})
     taught = wrappers.views(projected(model), {"second": {"image": "second"}})
     rise = optax.cosine_decay_schedule(1 - MOMENTUM, max(steps, 1))
@@ -104,43 +103,41 @@ def self_distilled(model: Model, seed: int, steps: int, count: int, centered: bo
         center_momentum=0.9 if centered else 1.0,
     )
     kd = jaxkd.distill(
-        student, teacher, jaxkd.combine(dino=objective), optimizer=adam(steps), metrics=lambda context: {}
+        student, teacher, jaxkd.combine(dino=objective), optimizer=optimizer(steps), metrics=lambda context: {}
     )
-    views = crops(seed, count, normalize)
+    views = crops(seed, normalize)
     return distillers.preprocess(kd, train_transform=views, eval_transform=views)
 
 
-class Dino:
+class Dino(images.Opened):
     """The opened task."""
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
-        self._images = images.load("digits", config)
+        super().__init__("digits", config, folder)
         self._large, self._small = backbone(LARGE), backbone(SMALL)
         kd = self._unlabeled("dino", 0, config.steps)
-        splits = self._splits("dino")
-        trained = networks.trained_once(folder / "teacher.safetensors", kd, self._loader(0), splits, steps=config.steps)
+        trained = networks.trained_once(
+            folder / "teacher.safetensors", kd, self._loader(0), self.splits, steps=config.steps
+        )
         self._taught = wrappers.get_member(trained, "model")
 
     def _loader(self, seed: int) -> data.Resident:
-        return data.Resident(self._images.train, BATCH, seed=seed, drop_remainder=True)
-
-    def _splits(self, method: str) -> dict[str, data.Resident]:
-        return {"validation": self._images.loader("validation")} if self._is_dino(method) else {}
+        return data.Resident(self.images.train, BATCH, seed=seed, drop_remainder=True)
 
     def _is_dino(self, method: str) -> bool:
-        return method in ("dino", "uncentered", "large_crops", "small_dino")
+        return method in ("dino", "uncentered", "small_dino")
 
     def _unlabeled(self, method: str, seed: int, steps: int) -> Distiller:
-        model, count = self._small if method == "small_dino" else self._large, 0 if method == "large_crops" else CROPS
-        return self_distilled(model, seed, steps, count, method != "uncentered", self._images.normalize)
+        model = self._small if method == "small_dino" else self._large
+        return self_distilled(model, seed, steps, method != "uncentered", self.images.normalize)
 
     def _few(self, seed: int) -> np.ndarray:
         """Returns the positions of a seed's labeled images."""
-        return np.random.default_rng(seed).permutation(data.num_examples(self._images.train))[:LABELS]
+        return np.random.default_rng(seed).permutation(data.num_examples(self.images.train))[:LABELS]
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         if self._is_dino(method):
-            return Training(self._unlabeled(method, seed, steps), self._loader(seed), steps, self._splits(method))
+            return Training(self._unlabeled(method, seed, steps), self._loader(seed), steps, self.splits)
         objective: Objective = {
             "small_features": jaxkd.combine(features=FEATURES),
             "small_both": jaxkd.combine(ce=CE, features=FEATURES),
@@ -148,22 +145,22 @@ class Dino:
         student = self._large if method == "student" else self._small
         taught = method in ("small_features", "small_both")
         teacher = teachers.frozen(self._large, self._taught) if taught else teachers.none()
-        views = data.compose(self._images.moved(seed), self._images.normalize)
-        kd = images.distill(self._images, student, teacher, objective, adam(steps), views)
-        arrays = self._images.train.arrays
+        views = data.compose(self.images.moved(seed), self.images.normalize)
+        kd = images.distill(self.images, student, teacher, objective, optimizer(steps), views)
+        arrays = self.images.train.arrays
         batches = inputs.few_labels(
             {name: arrays[name] for name in ("image", "label")}, self._few(seed), (LABELED, BATCH - LABELED), seed
         )
-        return Training(kd, batches, steps, {})
+        return Training(kd, batches, steps, self.splits)
 
-    def _measured(self, model: Model, variables: Variables, seed: int) -> dict[str, float]:
+    def _scores(self, model: Model, variables: Variables, seed: int) -> dict[str, float]:
         """Returns how well classes are read from a network's features."""
-        normalize, names = self._images.normalize, ("pooled",)
+        normalize, names = self.images.normalize, ("pooled",)
         features = {
-            split: training.outputs_of(model, variables, getattr(self._images, split), names, normalize)["pooled"]
+            split: training.outputs_of(model, variables, getattr(self.images, split), names, normalize)["pooled"]
             for split in ("train", "test")
         }
-        label = {split: getattr(self._images, split).arrays["label"] for split in ("train", "test")}
+        label = {split: getattr(self.images, split).arrays["label"] for split in ("train", "test")}
         few, found = self._few(seed), {}
         for name, chosen in (("", few), ("_all", np.arange(len(label["train"])))):
             known, classes = features["train"][chosen], label["train"][chosen]
@@ -177,16 +174,13 @@ class Dino:
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
         model = self._small if method.startswith("small") else self._large
         variables = wrappers.get_member(state.teacher, "model") if self._is_dino(method) else state.student
-        return self._measured(model, variables, seed)
-
-    def samples(self, method: str, state: TrainState) -> Sequence[str]:
-        return []
+        return self._scores(model, variables, seed)
 
     def references(self) -> Mapping[str, Mapping[str, float]]:
         batch = {"image": jnp.zeros((1, 8, 8, 1))}
-        found = {"DINO of seed 0": self._measured(self._large, self._taught, 0)}
+        found = {"DINO of seed 0": self._scores(self._large, self._taught, 0)}
         for name, model in (("random features", self._large), ("small, random features", self._small)):
-            seeds = [self._measured(model, model.init(jax.random.key(seed), batch), seed) for seed in range(3)]
+            seeds = [self._scores(model, model.init(jax.random.key(seed), batch), seed) for seed in range(3)]
             found[name] = {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0]}
         return found
 
@@ -195,7 +189,7 @@ percent = functools.partial(Measure, scale=100, digits=1)
 TASK = Task(
     title="DINO: features of digits without labels",
     about=(
-        "A network of three convolutions learns 96 features of 1,097 digits without labels. Classes are read from the "
+        "A network of three convolutions learns 64 features of 1,097 digits without labels. Classes are read from the "
         f"frozen features by the {NEIGHBORS} nearest neighbors and by a logistic regression, with {LABELS} labeled "
         "images, other ones for each seed, or with all; features are those of the mean teacher. The student alone is "
         "the same network, supervised with these labels. A network of a quarter of the channels learns from them, "
@@ -209,8 +203,8 @@ TASK = Task(
         "neighbors_all": percent("neighbors, all labels (%)"),
     },
     methods=METHODS,
-    steps=1500,
-    evaluations=15,
+    steps=800,
+    evaluations=10,
     open=Dino,
     curve="validation/dino/marginal_entropy",
     rises=True,
