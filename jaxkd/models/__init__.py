@@ -3,18 +3,21 @@
 ====================  ========================================================================================
 by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
-images                `jaxkd.models.vision`: networks for small images, and a generator
+self-supervised       `ProjectionHead`: from a feature to prototypes
+images                `jaxkd.models.vision`: networks for small images, and a generator; `ViT` (nnx), which `vit_config`
+                      and `layer_taps` serve
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 ====================  ========================================================================================
 
-Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
-library does not depend on this package: any other model works as well.
+Every classifier of images but `ViT` is called as ``model(x, train=False)`` with normalized NHWC images and returns
+logits. The library does not depend on this package: any other model works as well.
 """
 
 from jaxkd.models import language, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
+from jaxkd.models._projection_head import ProjectionHead
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
 from jaxkd.models.language import (
     Beams,
@@ -54,6 +57,7 @@ from jaxkd.models.vision._resnet50 import BottleneckResNet, ResNet50
 from jaxkd.models.vision._shufflenet_v1 import ShuffleNetV1
 from jaxkd.models.vision._shufflenet_v2 import ShuffleNetV2
 from jaxkd.models.vision._vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision._vit import ViT, ViTConfig, vit_config
 from jaxkd.models.vision._wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
@@ -68,6 +72,7 @@ __all__ = [
     "BottleneckResNet",
     "Generator",
     "MobileNetV2",
+    "ProjectionHead",
     "ResNet",
     "ResNet110",
     "ResNet14",
@@ -81,6 +86,8 @@ __all__ = [
     "ResNet8x4",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "ViT",
+    "ViTConfig",
     "WRN16x1",
     "WRN16x2",
     "WRN40x1",
@@ -92,6 +99,7 @@ __all__ = [
     "names",
     "taps",
     "vision",
+    "vit_config",
     "Beams",
     "Decoder",
     "DecoderConfig",
