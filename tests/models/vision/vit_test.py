@@ -14,6 +14,7 @@ from tests.models.language import reference, tiny_models
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 SIZES = {"width": 8, "layers": 2, "heads": 2, "image_size": 4, "patch_size": 2, "channels": 3, "mlp_width": 12}
+TINY = {"width": 192, "layers": 12, "heads": 3, "image_size": 224, "patch_size": 16}
 CONFIG = models.ViTConfig(**SIZES, classes=5, distillation=True)
 
 
@@ -51,7 +52,7 @@ def test_outputs_equal_the_formulas(distillation):
     ("config", "count"),
     [
         # DeiT-Ti, and with its distillation token, as published for ImageNet.
-        (models.vit_config("vit_tiny_patch4_32", 1000, image_size=224, patch_size=16), 5_717_416),
+        (models.ViTConfig(**TINY, classes=1000), 5_717_416),
         slow(
             models.vit_config("vit_tiny_patch4_32", 1000, image_size=224, patch_size=16, distillation=True), 5_910_800
         ),
