@@ -14,7 +14,15 @@ from tests.models.language import reference, tiny_models
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
-SIZES: dict[str, Any] = {"width": 8, "layers": 2, "heads": 2, "image_size": 4, "patch_size": 2, "channels": 3, "mlp_width": 12}
+SIZES: dict[str, Any] = {
+    "width": 8,
+    "layers": 2,
+    "heads": 2,
+    "image_size": 4,
+    "patch_size": 2,
+    "channels": 3,
+    "mlp_width": 12,
+}
 TINY: dict[str, Any] = {"width": 192, "layers": 12, "heads": 3, "image_size": 224, "patch_size": 16}
 CONFIG = models.ViTConfig(**SIZES, classes=5, distillation=True)
 
