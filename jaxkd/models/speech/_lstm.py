@@ -50,7 +50,7 @@ class AcousticLSTM(SpeechModel):
 
     >>> config = AcousticLSTMConfig(bands=8, labels=10, width=12, layers=2)
     >>> out = nnx.eval_shape(lambda: AcousticLSTM(config, rngs=nnx.Rngs(0))(jnp.zeros((1, 9, 8))))
-    >>> {name: value.shape for name, value in out.items()}
+    >>> {name: out[name].shape for name in ("logits", "mask", "hidden", "pooled")}
     {'logits': (1, 3, 11), 'mask': (1, 3), 'hidden': (1, 3, 12), 'pooled': (1, 12)}
     """
 
