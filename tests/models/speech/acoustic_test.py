@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxkd
-from jaxkd import adapters, losses, metrics, models
+from jaxkd import adapters, losses, metrics, models, weights
 from tests.models.language import tiny_models
 from tests.models.speech import reference
 
@@ -232,3 +232,26 @@ def test_features_of_another_form():
         model(jnp.zeros((2, 4, 5), jnp.int16))
     with pytest.raises(ValueError, match=r"mask: expected bool\[2, 4\], got float32\[2, 4\]"):
         model(jnp.zeros((2, 4, 5)), jnp.ones((2, 4)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "limited cnn", "limited conformer"])
+def test_an_exported_student_writes_the_same_of_a_beginning(name, tmp_path):
+    """For any number of frames: what it heard so far decides on the frames that the look-ahead allows."""
+    config = STREAMING[name]
+    model = network(config)
+    variables = adapters.variables(tiny_models.build(config, KINDS[type(config)][0]))
+    batch, frames = jax.export.symbolic_shape("batch, frames")
+    features = jax.ShapeDtypeStruct((batch, frames, SIZES["bands"]), jnp.float32)
+    weights.save_program(tmp_path / "student.jax", model, variables, {"features": features})
+    program = weights.load_program(tmp_path / "student.jax")
+    spoken = features_of(2, 41)
+    full = np.asarray(program.call({"features": spoken})["logits"])
+    np.testing.assert_allclose(
+        full, model.apply(variables, {"features": spoken}, key=None, train=False)[0]["logits"], rtol=1e-4, atol=1e-5
+    )
+    for heard in (40, 27, 18):
+        found = np.asarray(program.call({"features": spoken[:, :heard]})["logits"])
+        decided = (heard - 1 - config.look_ahead) // config.subsampling + 1
+        assert decided > 0
+        np.testing.assert_allclose(found[:, :decided], full[:, :decided], rtol=1e-4, atol=1e-5)
