@@ -43,7 +43,7 @@ def examples(blank=0):
     return logits
 
 
-@pytest.mark.parametrize("blank", [0, 1, 2])
+@pytest.mark.parametrize("blank", [1, *(pytest.param(blank, marks=pytest.mark.slow) for blank in (0, 2))])
 def test_a_wide_beam_is_the_enumeration_of_all_paths(blank):
     """At most 31 prefixes of two labels; every one of them, in order, with its probability, and none twice."""
     logits = examples(blank)
@@ -69,7 +69,10 @@ def test_log_probabilities_are_those_of_the_loss():
     np.testing.assert_allclose(-values[kept], np.asarray(found.log_probs)[kept], rtol=1e-9)
 
 
-@pytest.mark.parametrize("beams, length", [(1, 9), (2, 9), (4, 9), (4, 2), (3, 0)])
+OTHERS = [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 9), (2, 9), (4, 2), (3, 0))]
+
+
+@pytest.mark.parametrize("beams, length", [(4, 9), *OTHERS])
 def test_a_narrow_beam_keeps_what_a_dictionary_keeps(beams, length):
     """Nine frames of four classes, of which many prefixes are left and found again."""
     logits = 1.5 * np.random.default_rng(1).normal(size=(8, 9, 4))
@@ -132,7 +135,7 @@ def best_path(logits, labels, blank):
     return found, best
 
 
-@pytest.mark.parametrize("blank", [0, 2])
+@pytest.mark.parametrize("blank", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_an_alignment_is_the_best_of_all_paths(blank):
     """Labels and frames with gaps; also labels that do not fit, and none at all."""
     one, two = (label for label in range(3) if label != blank)
