@@ -256,3 +256,18 @@ def test_an_exported_student_writes_the_same_of_a_beginning(name, tmp_path):
         decided = (heard - 1 - config.look_ahead) // config.subsampling + 1
         assert decided > 0
         np.testing.assert_allclose(found[:, :decided], full[:, :decided], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [BILSTM, LIMITED], ids=["lstm", "conformer"])
+def test_devices_agree(config):
+    """The state of a scan starts from zeros, which must vary over the devices as the frames do."""
+    model = network(config)
+    variables = adapters.variables(tiny_models.build(config, KINDS[type(config)][0]))
+    batch = {"features": features_of(4, 9), "frame_mask": np.arange(9)[None] < np.array([[9], [5], [9], [2]])}
+    run = lambda batch: model.apply(variables, batch, key=None, train=False)[0]  # noqa: E731
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("devices")
+    found = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))(batch)
+    for name, value in jax.jit(run)(batch).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)
