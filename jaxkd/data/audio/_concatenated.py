@@ -115,8 +115,14 @@ class Concatenated(DeviceLoader):
         self.batch_size, self.steps_per_epoch = batch_size, self._order.steps_per_epoch
         self.num_examples, self.padded = strings, self._order.padded
         self.seed, self.epochs = seed, epochs
-        self._settings = {"string_seed": string_seed, "parts": list(parts), "pause": list(pause), "samples": samples}
-        self._settings |= {"together": together, "fresh": fresh}
+        self._settings: dict[str, Any] = {
+            "string_seed": string_seed,
+            "parts": list(parts),
+            "pause": list(pause),
+            "samples": samples,
+            "together": together,
+            "fresh": fresh,
+        }
         audio, tables = _bank(whole, together)
         self._content = _fingerprint.digest({"audio": audio, **tables})
         self.arrays = Bank(self._order.arrays, *jax.device_put((audio, tables), device))
@@ -173,7 +179,8 @@ class Concatenated(DeviceLoader):
         kept = (jnp.arange(most)[None] < count[:, None]) & (ends <= samples)
         offset = ends - length
         # The parts are disjoint: at most one of them contains a sample, whose place in the bank is ``sample + shift``.
-        sample, shift, inside = jnp.arange(samples)[None], 0, False
+        sample, shift = jnp.arange(samples)[None], jnp.int32(0)
+        inside = jnp.bool_(False)
         for part in range(most):
             begin, end = offset[:, part, None], ends[:, part, None]
             within = kept[:, part, None] & (sample >= begin) & (sample < end)
