@@ -6,13 +6,14 @@ vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of i
 images                `jaxkd.models.vision`: networks for small images, and a generator
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
+speech                `jaxkd.models.speech`: `AcousticLSTM` (nnx), with `speech_taps`; `ctc_greedy`, `ctc_beam_search`
 ====================  ========================================================================================
 
 Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
 library does not depend on this package: any other model works as well.
 """
 
-from jaxkd.models import language, vision
+from jaxkd.models import language, speech, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
@@ -35,6 +36,17 @@ from jaxkd.models.language import (
     layer_taps,
     source_inputs,
     token_inputs,
+)
+from jaxkd.models.speech import (
+    AcousticLSTM,
+    AcousticLSTMConfig,
+    SpeechConfig,
+    SpeechModel,
+    Transcripts,
+    ctc_beam_search,
+    ctc_greedy,
+    speech_inputs,
+    speech_taps,
 )
 from jaxkd.models.vision._generator import Generator
 from jaxkd.models.vision._mobilenet_v2 import MobileNetV2
@@ -111,4 +123,14 @@ __all__ = [
     "GatedRecurrence",
     "RecurrenceConfig",
     "source_inputs",
+    "AcousticLSTM",
+    "AcousticLSTMConfig",
+    "SpeechConfig",
+    "SpeechModel",
+    "Transcripts",
+    "ctc_beam_search",
+    "ctc_greedy",
+    "speech",
+    "speech_inputs",
+    "speech_taps",
 ]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models.language._config import TransformerConfig
-from jaxkd.models.language._parts import Rotation, Tap, linear, rotate
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import Rotation, Tap, linear, rotate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
