@@ -6,7 +6,8 @@ vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of i
 images                `jaxkd.models.vision`: networks for small images, and a generator
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
-speech                `jaxkd.models.speech`: `AcousticLSTM` (nnx), with `speech_taps`; `ctc_greedy`, `ctc_beam_search`
+speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
+                      `speech_taps`; `ctc_greedy`, `ctc_beam_search`
 ====================  ========================================================================================
 
 Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
@@ -38,8 +39,12 @@ from jaxkd.models.language import (
     token_inputs,
 )
 from jaxkd.models.speech import (
+    AcousticCNN,
+    AcousticCNNConfig,
     AcousticLSTM,
     AcousticLSTMConfig,
+    Conformer,
+    ConformerConfig,
     SpeechConfig,
     SpeechModel,
     Transcripts,
@@ -123,8 +128,12 @@ __all__ = [
     "GatedRecurrence",
     "RecurrenceConfig",
     "source_inputs",
+    "AcousticCNN",
+    "AcousticCNNConfig",
     "AcousticLSTM",
     "AcousticLSTMConfig",
+    "Conformer",
+    "ConformerConfig",
     "SpeechConfig",
     "SpeechModel",
     "Transcripts",

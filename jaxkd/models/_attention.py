@@ -116,6 +116,22 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:2], -1, self.size)
 
 
+def attention_taps(config: Any, attention: str = "attention", prefix: str = "") -> dict[str, str]:
+    """Returns the paths of the taps of each layer's attention.
+
+    Args:
+      config: a configuration with ``layers`` and ``tap_attention``.
+      attention: name of the attention in its layer.
+      prefix: first part of the names.
+    """
+    names = ("queries", "keys", "values") + (("scores", "probabilities") if config.tap_attention else ())
+    return {
+        f"{prefix}{name}{number}": f"layers/{number}/{attention}/{name}"
+        for number in range(config.layers)
+        for name in names
+    }
+
+
 def _attend_causal(queries: Array, keys: Array, values: Array, pairs: Array) -> Array:
     """Returns `_attend` of causal pairs, on a CPU in blocks of queries.
 

@@ -86,8 +86,11 @@ def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerN
     return kind(width, epsilon=config.norm_epsilon, dtype=config.dtype, use_fast_variance=False, rngs=rngs)
 
 
-def dropout(config: TransformerConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds a dropout layer, or an identity, without random keys, for a rate of 0."""
+def dropout(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds a dropout layer of ``config.dropout_rate``; an identity for a rate of 0.
+
+    The identity has no random keys.
+    """
     return nnx.Dropout(config.dropout_rate, rngs=rngs) if config.dropout_rate else Tap()
 
 

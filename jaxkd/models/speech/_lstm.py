@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxkd.models._transformer_parts import dropout
 from jaxkd.models.speech._config import SpeechConfig
-from jaxkd.models.speech._model import SpeechModel, dropout
+from jaxkd.models.speech._model import SpeechModel
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float

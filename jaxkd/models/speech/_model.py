@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models._transformer_parts import Tap, mean_over_tokens
+from jaxkd.models._transformer_parts import Tap, dropout, mean_over_tokens
 from jaxkd.models.speech._config import SpeechConfig
+from jaxkd.models.speech._parts import Subsampling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -68,58 +68,6 @@ class SpeechModel(nnx.Module):
         pooled = mean_over_tokens(hidden, exists)
         out = {"logits": self.head(hidden), "mask": exists, "hidden": hidden, "pooled": pooled}
         return out if self.config.classes is None else out | {"class_logits": self.classifier(pooled)}
-
-
-class Subsampling(nnx.Module):
-    """Convolutions over three frames with a stride of two, as products.
-
-    A frame of the result at position k reads the frames ``2k − 1``, ``2k`` and ``2k + 1``. A convolution's kernel
-    ``[3, inputs, outputs]`` is that of the product, ``[3 · inputs, outputs]``.
-    """
-
-    def __init__(self, config: SpeechConfig, *, rngs: nnx.Rngs) -> None:
-        """Makes a convolution for each factor of two, and the map of the result."""
-        widths = [config.bands] + [config.width] * (config.subsampling.bit_length() - 1)
-        self.convolutions = nnx.List(
-            [nnx.Linear(3 * width, config.width, dtype=config.dtype, rngs=rngs) for width in widths[:-1]]
-        )
-        self.out = nnx.Linear(widths[-1], config.width, dtype=config.dtype, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "batch frames bands"], mask: Bool[Array, "batch frames"]
-    ) -> tuple[Float[Array, "batch subsampled width"], Bool[Array, "batch subsampled"]]:
-        """Returns the inputs of the first layer, and which of them exist.
-
-        A frame exists where the first of its input frames does.
-        """
-        for convolution in self.convolutions:
-            x = convolution(neighbors(zero_where_masked(x, mask)))
-            x, mask = jax.nn.silu(x), mask[:, ::2]
-        return self.out(zero_where_masked(x, mask)), mask
-
-
-def neighbors(x: Float[Array, "batch frames width"]) -> Float[Array, "batch half three_widths"]:
-    """Returns every second frame, joined with the frame before and the one after.
-
-    >>> neighbors(jnp.array([[[1.0], [2.0], [3.0]]]))
-    Array([[[0., 1., 2.],
-            [2., 3., 0.]]], dtype=float32)
-    """
-    half = (x.shape[1] + 1) // 2
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))[:, : 2 * half + 1]
-    return jnp.concatenate([padded[:, :-1:2], padded[:, 1::2], padded[:, 2::2]], axis=-1)
-
-
-def zero_where_masked(
-    x: Float[Array, "batch frames width"], mask: Bool[Array, "batch frames"]
-) -> Float[Array, "batch frames width"]:
-    """Returns frames that are 0 where they do not exist, as a convolution pads."""
-    return jnp.where(mask[:, :, None], x, 0)
-
-
-def dropout(config: SpeechConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds a dropout layer, or an identity, without random keys, for a rate of 0."""
-    return nnx.Dropout(config.dropout_rate, rngs=rngs) if config.dropout_rate else Tap()
 
 
 def check_features(features: Any, mask: Any, bands: int) -> None:

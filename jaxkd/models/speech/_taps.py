@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jaxkd.models._attention import attention_taps
 from jaxkd.models.speech._config import SpeechConfig
+from jaxkd.models.speech._conformer import ConformerConfig
 from jaxkd.models.speech._model import SpeechModel
 from jaxkd.types import Batch
 
@@ -17,15 +19,18 @@ def speech_taps(model: SpeechModel | SpeechConfig) -> dict[str, str]:
 
     Returns:
       For `jaxkd.adapters.nnx`: paths of ``embedding``, the subsampled frames, and of ``hidden0``, ``hidden1``, …, the
-      output of each layer, all ``[batch, frames, width]``. ``hidden``, the input of the head, ``pooled`` and the
-      frames' ``mask`` are outputs.
+      output of each layer, all ``[batch, frames, width]``; and of a `Conformer` of each attention's ``queries0``,
+      ``keys0`` and ``values0`` ``[batch, frames, heads, features]`` and, with ``tap_attention``, ``scores0``, which are
+      ``-inf`` at masked pairs, and ``probabilities0`` ``[batch, heads, queries, keys]``. ``hidden``, the input of the
+      head, ``pooled`` and the frames' ``mask`` are outputs.
 
     >>> from jaxkd.models import AcousticLSTMConfig
     >>> speech_taps(AcousticLSTMConfig(bands=8, labels=10, width=12, layers=2))
     {'embedding': 'front_dropout', 'hidden0': 'layers/0', 'hidden1': 'layers/1'}
     """
     config: Any = getattr(model, "config", model)
-    return {"embedding": "front_dropout"} | {f"hidden{number}": f"layers/{number}" for number in range(config.layers)}
+    paths = {"embedding": "front_dropout"} | {f"hidden{number}": f"layers/{number}" for number in range(config.layers)}
+    return paths | attention_taps(config) if isinstance(config, ConformerConfig) else paths
 
 
 def speech_inputs(batch: Batch) -> tuple[Any, Any]:
