@@ -90,7 +90,8 @@ def log_mel(
             )
         audio = jnp.where(jnp.arange(audio.shape[1])[None] < audio_length[:, None], audio, 0)
     frames = -(-audio.shape[1] // step)
-    padded = jnp.pad(audio.astype(jnp.float32), ((0, 0), (0, (frames - 1) * step + size - audio.shape[1])))
+    missing = max(0, (frames - 1) * step + size - audio.shape[1])
+    padded = jnp.pad(audio.astype(jnp.float32), ((0, 0), (0, missing)))
     starts = np.arange(frames)[:, None] * step
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     framed = padded[:, starts + np.arange(size)[None]] * jnp.asarray(hann, jnp.float32)[None, None]

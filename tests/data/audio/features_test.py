@@ -92,6 +92,15 @@ def test_features_of_a_recording_do_not_depend_on_its_padding():
     assert not found.features[1, 13:].any()
 
 
+def test_samples_between_two_windows_are_in_no_frame():
+    wave = np.random.default_rng(2).normal(size=(1, 300)).astype(np.float32)
+    options = {"sample_rate": RATE, "bands": 4, "window": 0.008, "hop": 0.02, "min_frequency": 100.0}
+    found = audio.log_mel(wave, **options).features
+    assert found.shape == (1, 2, 4)
+    wave[:, 64:160] = 7
+    np.testing.assert_allclose(audio.log_mel(wave, **options).features, found, rtol=1e-6)
+
+
 def test_silence_is_the_floor_with_finite_gradients():
     features = functools.partial(audio.log_mel, sample_rate=RATE, bands=8, floor=1e-3)
     np.testing.assert_allclose(features(jnp.zeros((1, 400))).features, np.log(1e-3), rtol=1e-6)
