@@ -15,11 +15,10 @@ WIDTH = 6
 @pytest.fixture
 def work(monkeypatch, tmp_path):
     sizes = {"LABELED": 2, "OTHERS": 3, "FEW": 6, "TRAIN": 9, "TEST": 6, "HELD_OUT": 6}
-    student = recognizers.lstm(4, 1, classes=5, outputs=intent._outputs)
-    monkeypatch.setattr(intent, "STUDENT", student)
     tiny.use(monkeypatch, intent, **sizes)
+    monkeypatch.setattr(intent, "STUDENT", recognizers.lstm(4, 1, classes=5, outputs=intent._outputs))
     monkeypatch.setattr(minilm, "folder", lambda config: "MiniLM")
-    monkeypatch.setattr(minilm, "load", lambda place: (None, None, None))
+    monkeypatch.setattr(minilm, "load", lambda place: ({}, None, None))
     monkeypatch.setattr(minilm, "rows", lambda texts, tokenizer, length: texts)
     monkeypatch.setattr(minilm, "embeddings", lambda place, texts, keep: _embedded(texts))
 
@@ -44,9 +43,8 @@ def _embedded(texts):
     return np.stack([np.full(WIDTH, number, np.float32) for number in range(len(texts))])
 
 
-@pytest.mark.parametrize(
-    "method", [name if name == "two_stages" else pytest.param(name, marks=pytest.mark.slow) for name in intent.METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", intent.METHODS)
 def test_a_method_builds(work, method):
     state, found = traced(work.training(method, 0, 8))
     assert "classifier" in state.student.params and "loss" in found
