@@ -119,7 +119,7 @@ class Intent:
         return Training(kd, inputs.Joined(*loaders), steps, splits)
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
-        found = {}
+        found: dict[str, float] = {}
         for split, arrays in self._sets.items():
             (logits,) = recognizers.outputs_of(STUDENT, state.student, arrays, "logits")
             label, theirs = (

@@ -13,6 +13,7 @@ from experiments.kit import training
 from experiments.language import lm
 from experiments.speech import sounds
 from jaxkd import adapters, data, distillers, losses, metrics, models, schemes, teachers
+from jaxkd.schemes import phases
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Objective, Teacher, Variables
 
 LABELS = len(sounds.WORDS)
@@ -125,8 +126,8 @@ def staged(
     """Returns a distiller of two objectives, of which each has half of the steps and an optimizer of its own."""
     half = max(steps // 2, 1)
     stages = (
-        schemes.Stage(first, lm.adam(RATE, half), steps=half),
-        schemes.Stage(then, lm.adam(RATE, max(steps - half, 1))),
+        phases.Stage(first, lm.adam(RATE, half), steps=half),
+        phases.Stage(then, lm.adam(RATE, max(steps - half, 1))),
     )
     kd = schemes.staged(student, teacher, *stages, metrics=lambda context: {})
     kd = training.measured(kd, student, metrics=measures)

@@ -207,7 +207,7 @@ class Strings:
     def shown(self, method: str, state: TrainState) -> dict[str, Any]:
         """Returns what the figure shows: posteriors of a test string, and of the student alone what it reads."""
         one = {name: value[:1] for name, value in self._sets["test"].items()}
-        found = {"posteriors": recognizers.posteriors(STUDENTS[PARTS[method][0]], state.student, one)}
+        found: dict[str, Any] = {"posteriors": recognizers.posteriors(STUDENTS[PARTS[method][0]], state.student, one)}
         if method == "student":
             found["teacher"] = recognizers.posteriors(TEACHERS["lstm"], self._taught("lstm"), one)
             found["features"] = one["features"][0, one["frame_mask"][0]].round(2).tolist()
