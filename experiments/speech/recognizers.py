@@ -17,7 +17,7 @@ from jaxkd.schemes import phases
 from jaxkd.types import Batch, Context, Distiller, Metrics, Model, Objective, Teacher, Variables
 
 LABELS = len(sounds.WORDS)
-BATCH, RATE = 32, 3e-3
+BATCH, RATE, TEACHER_RATE = 32, 5e-3, 3e-3
 EVAL_BATCH = 100
 
 Set = Mapping[str, np.ndarray]
@@ -108,9 +108,11 @@ def distill(
     steps: int,
     prepare: Callable[[Batch], Batch],
     measures: Any = recognized,
+    *,
+    rate: float | None = None,
 ) -> Distiller:
     """Returns a distiller of recordings, whose features are computed in the step; evaluations read features."""
-    kd: Distiller = lm.distill(student, teacher, objective, RATE, steps, measures)
+    kd: Distiller = lm.distill(student, teacher, objective, rate or RATE, steps, measures)
     return distillers.preprocess(kd, train_transform=prepare)
 
 
@@ -134,9 +136,9 @@ def staged(
     return distillers.preprocess(kd, train_transform=prepare)
 
 
-def alone(student: Model, steps: int, prepare: Callable[[Batch], Batch]) -> Distiller:
-    """Returns a distiller without a teacher."""
-    return distill(student, teachers.none(), CTC, steps, prepare)
+def teaching(model: Model, steps: int, prepare: Callable[[Batch], Batch]) -> Distiller:
+    """Returns a distiller of a teacher, which learns from the transcripts."""
+    return distill(model, teachers.none(), CTC, steps, prepare, rate=TEACHER_RATE)
 
 
 def evaluated(arrays: Set) -> data.Resident:
