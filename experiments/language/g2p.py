@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 import jaxkd
+from experiments.kit.tasks import networks
 from experiments.kit.tasks.task import Measure, Method, Task, Training
 from experiments.language import lm
 from jaxkd import adapters, data, losses, metrics, models, schemes, teachers
@@ -205,7 +206,7 @@ class G2p:
 
     def references(self) -> Mapping[str, Mapping[str, float]]:
         found = self._measured(self._large, self._teacher, self._taught)
-        return {"teacher": found | {"parameters": lm.parameters(self._taught)}}
+        return {"teacher": found | {"parameters": networks.parameters(self._taught)}}
 
 
 TASK = Task(

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 import jaxkd
-from experiments.kit import files, training
-from jaxkd import adapters, losses, metrics, models, weights
+from experiments.kit import training
+from experiments.kit.tasks import networks
+from jaxkd import adapters, losses, metrics, models
 from jaxkd.data import text
 from jaxkd.types import Context, Distiller, Metrics, Model, Objective, Teacher, Variables
 
@@ -55,24 +56,8 @@ def trained_once(
     measures: Any = bits,
 ) -> Variables:
     """Returns a network that is trained on labels alone, by the first process that needs it."""
-    with files.claim(path, wait=True):
-        if not path.exists():
-            kd = distill(model, jaxkd.teachers.none(), CE, rate, steps, measures)
-            every = max(steps // 20, 1)
-            result = training.run(
-                kd,
-                train,
-                splits,
-                steps=steps,
-                key=jax.random.key(0),
-                eval_every=every,
-                directory=path.parent / path.stem,
-                log_every=every,
-                tensorboard=False,
-            )
-            weights.save_safetensors(path, result.state.student)
-    like = jax.eval_shape(lambda key: model.init(key, next(iter(train.batches()))), jax.random.key(0))
-    return weights.fit_to(like, weights.load_safetensors(path))
+    kd = distill(model, jaxkd.teachers.none(), CE, rate, steps, measures)
+    return networks.trained_once(path, kd, train, splits, steps=steps)
 
 
 def measure(
@@ -99,11 +84,6 @@ def measure(
         one = of_batch(variables, taught, next(batches))
         whole = one if whole is None else metrics.merge(whole, one)
     return {name: float(value) for name, value in metrics.compute(whole).items()}
-
-
-def parameters(variables: Variables) -> int:
-    """Returns the number of parameters."""
-    return sum(x.size for x in jax.tree.leaves(variables.params))
 
 
 def continuations(

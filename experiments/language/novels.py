@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxkd
+from experiments.kit.tasks import networks
 from experiments.kit.tasks.task import Measure, Method, Task, Training
 from experiments.language import lm
 from jaxkd import cache, data, losses, models, teachers
@@ -136,7 +137,7 @@ class Novels:
 
     def references(self) -> Mapping[str, Mapping[str, float]]:
         found = lm.measure(self._teacher, self._taught, self._teacher, self._taught, self._splits["test"])
-        return {"teacher": found | {"parameters": lm.parameters(self._taught)}}
+        return {"teacher": found | {"parameters": networks.parameters(self._taught)}}
 
 
 TASK = Task(

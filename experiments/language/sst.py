@@ -10,6 +10,7 @@ import numpy as np
 
 import jaxkd
 from experiments.kit import inputs, measures
+from experiments.kit.tasks import networks
 from experiments.kit.tasks.task import Measure, Method, Task, Training
 from experiments.language import lm, minilm
 from jaxkd import data, losses, metrics, models, objectives, teachers
@@ -172,7 +173,7 @@ class Sst:
     def references(self) -> Mapping[str, Mapping[str, float]]:
         found = measures.describe(self._taught_logits, self._sets["test"]["label"])
         named = {name: found[name] for name in ("accuracy", "calibration_error")}
-        return {"MiniLM, fine-tuned": named | {"parameters": lm.parameters(self._taught)}}
+        return {"MiniLM, fine-tuned": named | {"parameters": networks.parameters(self._taught)}}
 
 
 TASK = Task(

@@ -11,6 +11,7 @@ import numpy as np
 
 import jaxkd
 from experiments.kit import files
+from experiments.kit.tasks import networks
 from experiments.kit.tasks.task import Measure, Method, Task, Training
 from experiments.language import lm
 from jaxkd import data, losses, metrics, models, schemes, teachers, weights
@@ -135,7 +136,7 @@ class Stories:
         found = lm.measure(
             self._teacher, self._taught, self._teacher, self._taught, self._loader("test"), asked=metrics.tokens
         )
-        return {"teacher": found | {"parameters": lm.parameters(self._taught)}}
+        return {"teacher": found | {"parameters": networks.parameters(self._taught)}}
 
 
 TASK = Task(

@@ -12,6 +12,7 @@ from flax import nnx
 
 import jaxkd
 from experiments.kit import plots
+from experiments.kit.tasks import networks
 from experiments.kit.tasks.task import Figure, Measure, Method, Task, Training
 from experiments.language import lm, minilm
 from jaxkd import adapters, data, metrics, models, objectives, teachers
@@ -208,7 +209,7 @@ class Stsb:
         found: dict[str, dict[str, float]] = {
             "MiniLM": {
                 "spearman": metrics.spearman(*self._compared(self._taught)[1:]),
-                "parameters": lm.parameters(self._trained),
+                "parameters": networks.parameters(self._trained),
             }
         }
         for layers in (3, 2, 1):

@@ -11,6 +11,7 @@ loaders       `Resident`: the whole set on the device, batches gathered inside a
 protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
 texts         `jaxkd.data.text`: tokenizers, sentences, buckets of lengths; `packed`: documents of a language model
+recordings    `jaxkd.data.audio`: recordings, strings of them, noise and speed, log-mel features
 ============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
@@ -29,7 +30,7 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
-from jaxkd.data import text, vision
+from jaxkd.data import audio, text, vision
 from jaxkd.data._dataset import Dataset, from_arrays, num_examples
 from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
@@ -43,8 +44,16 @@ from jaxkd.data._tasks import Tasks, class_groups, class_incremental, exemplars
 from jaxkd.data._tfds_source import Source, prepared, source
 from jaxkd.data._transforms import compose, example_keys
 from jaxkd.data.text._packed import packed
-from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
-from jaxkd.data.vision._distortions import two_views, with_pair
+from jaxkd.data.vision._augment import (
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    normalize,
+    random_crop_flip,
+    random_resized_crop,
+    shift,
+)
+from jaxkd.data.vision._distortions import multi_crop, two_views, with_pair
+from jaxkd.data.vision._mixing import cutmix, mixup
 from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 
 __all__ = [
@@ -60,11 +69,13 @@ __all__ = [
     "Source",
     "Stream",
     "Tasks",
+    "audio",
     "by_scan",
     "class_groups",
     "class_incremental",
     "columns",
     "compose",
+    "cutmix",
     "digits",
     "example_keys",
     "exemplars",
@@ -72,6 +83,8 @@ __all__ = [
     "from_batches",
     "halves",
     "load",
+    "mixup",
+    "multi_crop",
     "nearest_next",
     "normalize",
     "num_examples",
@@ -79,6 +92,7 @@ __all__ = [
     "permutation",
     "prepared",
     "random_crop_flip",
+    "random_resized_crop",
     "rows",
     "same_class",
     "shift",

@@ -9,5 +9,6 @@ it reports after every cell. `experiments.kit.rows` is for methods whose seeds a
 `run`         the command: `Config`, cells that are run once and resumed, workers
 `report`      the table, the page and the numbers, from the cells
 `plots`       gains with paired intervals, and learning curves
+`networks`    `trained_once`: a teacher that all methods share
 ============  ======================================================================================================
 """

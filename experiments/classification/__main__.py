@@ -1,0 +1,3 @@
+from experiments.classification.main import cli
+
+raise SystemExit(cli())
