@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.kit import plots
 
-FRAMES, EVERY = 8, 6  # frames of an episode, and the steps between them
+FRAMES, EVERY = 8, 20  # frames of an episode, and the steps between them
 EMPTY = "."
 # By the first channel that is set: of Breakout the paddle, the ball, its trail and the bricks; of Space Invaders the
 # cannon, the aliens, their direction (twice), the cannon's bullets and theirs.

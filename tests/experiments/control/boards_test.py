@@ -15,12 +15,12 @@ def observations(steps):
 
 
 def test_lines_have_the_frames_of_an_episode():
-    found = boards.lines("breakout, teacher", observations(200), 14)
+    found = boards.lines("breakout, teacher", observations(200), 50)
     assert found == [
         "breakout, teacher, step 0: .0./1..",
-        "breakout, teacher, step 6: .0./1..",
-        "breakout, teacher, step 12: .0./1..",
-        "breakout, teacher, step 13, the end: .0./.1.",
+        "breakout, teacher, step 20: .0./..1",
+        "breakout, teacher, step 40: .0./.1.",
+        "breakout, teacher, step 49, the end: .0./.1.",
     ]
     assert len(boards.lines("breakout, teacher", observations(200), 200)) == boards.FRAMES
     matched = boards.LINE.fullmatch(found[-1])
