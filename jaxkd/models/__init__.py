@@ -7,7 +7,7 @@ images                `jaxkd.models.vision`: networks for small images, and a ge
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
-                      `speech_taps`; `ctc_greedy`, `ctc_beam_search`
+                      `speech_taps`; `ctc_greedy`, `ctc_beam_search`, `ctc_alignment`
 ====================  ========================================================================================
 
 Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
@@ -43,11 +43,13 @@ from jaxkd.models.speech import (
     AcousticCNNConfig,
     AcousticLSTM,
     AcousticLSTMConfig,
+    Alignment,
     Conformer,
     ConformerConfig,
     SpeechConfig,
     SpeechModel,
     Transcripts,
+    ctc_alignment,
     ctc_beam_search,
     ctc_greedy,
     speech_inputs,
@@ -132,11 +134,13 @@ __all__ = [
     "AcousticCNNConfig",
     "AcousticLSTM",
     "AcousticLSTMConfig",
+    "Alignment",
     "Conformer",
     "ConformerConfig",
     "SpeechConfig",
     "SpeechModel",
     "Transcripts",
+    "ctc_alignment",
     "ctc_beam_search",
     "ctc_greedy",
     "speech",

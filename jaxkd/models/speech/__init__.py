@@ -4,10 +4,12 @@
 models                `AcousticLSTM`, `AcousticCNN`, `Conformer`, each of a configuration: `AcousticLSTMConfig`,
                       `AcousticCNNConfig`, `ConformerConfig`; `SpeechModel` and `SpeechConfig`: what all have
 with `adapters.nnx`   `speech_taps`: paths of hidden states; `speech_inputs`: a model's inputs from a batch
-decoding              `ctc_greedy` and `ctc_beam_search` give `Transcripts`
+decoding              `ctc_greedy` and `ctc_beam_search` give `Transcripts`; `ctc_alignment` of known labels gives an
+                      `Alignment`
 ====================  ========================================================================================
 """
 
+from jaxkd.models.speech._alignment import Alignment, ctc_alignment
 from jaxkd.models.speech._beam import ctc_beam_search
 from jaxkd.models.speech._cnn import AcousticCNN, AcousticCNNConfig
 from jaxkd.models.speech._config import SpeechConfig
@@ -22,11 +24,13 @@ __all__ = [
     "AcousticCNNConfig",
     "AcousticLSTM",
     "AcousticLSTMConfig",
+    "Alignment",
     "Conformer",
     "ConformerConfig",
     "SpeechConfig",
     "SpeechModel",
     "Transcripts",
+    "ctc_alignment",
     "ctc_beam_search",
     "ctc_greedy",
     "speech_inputs",

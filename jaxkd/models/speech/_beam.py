@@ -66,7 +66,8 @@ def ctc_beam_search(
       ValueError: a hyperparameter is out of its range, or as for `ctc_greedy`.
 
     >>> logits = jnp.log(jnp.array([[[0.6, 0.4], [0.6, 0.4]]]))  # no label: 0.36; "1": 0.4 * 0.6 * 2 + 0.16
-    >>> found = ctc_beam_search(logits, beams=4, n_best=2)
+    >>> search = jax.jit(ctc_beam_search, static_argnames=("beams", "n_best"))
+    >>> found = search(logits, beams=4, n_best=2)
     >>> found.labels.tolist(), [f"{p:.2f}" for p in jnp.exp(found.log_probs[0])]
     ([[[1, 0], [0, 0]]], ['0.64', '0.36'])
     """

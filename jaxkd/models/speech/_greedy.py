@@ -52,7 +52,7 @@ def ctc_greedy(
       ValueError: the logits are not ``[batch, frames, classes]``, the mask does not fit, or the blank is not a class.
 
     >>> path = jnp.array([[1, 1, 0, 1, 2, 2]])
-    >>> found = ctc_greedy(5 * jax.nn.one_hot(path, 3))
+    >>> found = jax.jit(ctc_greedy)(5 * jax.nn.one_hot(path, 3))
     >>> found.labels.tolist(), found.mask.sum(axis=1).tolist()
     ([[1, 1, 2, 0, 0, 0]], [3])
     """

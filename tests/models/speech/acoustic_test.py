@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxkd
-from jaxkd import adapters, losses, metrics, models
+from jaxkd import adapters, losses, metrics, models, weights
 from tests.models.language import tiny_models
 from tests.models.speech import reference
 
@@ -37,7 +37,7 @@ CONFIGS = {
     "limited conformer": LIMITED,
     "causal conformer": CAUSAL,
 }
-QUICK = ("bidirectional lstm", "limited conformer")
+QUICK = ("bidirectional lstm", "limited conformer", "conformer with attention")
 LENGTHS = np.array([19, 14, 1])
 
 
@@ -157,17 +157,18 @@ def test_gradients_are_finite_for_an_utterance_without_frames(config):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(value))
 
 
-def test_taps_are_paths_of_the_model():
-    config = dataclasses.replace(CONFORMER, tap_attention=True)
+TAPPED = {"conformer with attention": dataclasses.replace(CONFORMER, tap_attention=True), "lstm": BILSTM, "cnn": CNN}
+
+
+@pytest.mark.parametrize("name", cases(TAPPED))
+def test_taps_are_paths_of_the_model(name):
     batch = {"features": features_of(2, 12), "frame_mask": np.arange(12)[None] < np.array([[12], [4]])}
-    for one, extra in ((config, {"queries0", "values1", "scores1", "probabilities0"}), (BILSTM, set()), (CNN, set())):
-        model = network(one)
-        out = jax.eval_shape(
-            lambda model=model: model.apply(model.init(jax.random.key(0), batch), batch, key=None, train=False)[0]
-        )
-        assert {"embedding", "hidden0", "hidden1", *extra} <= set(out)
-        assert all(out[name].shape == (2, 3, 8) for name in ("embedding", "hidden0", "hidden1", "hidden"))
-        assert "scores1" not in out or out["scores1"].shape == (2, 2, 3, 3)
+    model = network(TAPPED[name])
+    out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), batch), batch, key=None, train=False)[0])
+    assert all(out[name].shape == (2, 3, 8) for name in ("embedding", "hidden0", "hidden1", "hidden"))
+    if name == "conformer with attention":
+        assert out["scores1"].shape == out["probabilities0"].shape == (2, 2, 3, 3)
+        assert out["queries0"].shape == out["values1"].shape == (2, 3, 2, 4)
 
 
 @pytest.mark.slow
@@ -232,3 +233,41 @@ def test_features_of_another_form():
         model(jnp.zeros((2, 4, 5), jnp.int16))
     with pytest.raises(ValueError, match=r"mask: expected bool\[2, 4\], got float32\[2, 4\]"):
         model(jnp.zeros((2, 4, 5)), jnp.ones((2, 4)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "limited cnn", "limited conformer"])
+def test_an_exported_student_writes_the_same_of_a_beginning(name, tmp_path):
+    """For any number of frames: what it heard so far decides on the frames that the look-ahead allows."""
+    config = STREAMING[name]
+    model = network(config)
+    variables = adapters.variables(tiny_models.build(config, KINDS[type(config)][0]))
+    batch, frames = jax.export.symbolic_shape("batch, frames")
+    features = jax.ShapeDtypeStruct((batch, frames, SIZES["bands"]), jnp.float32)
+    weights.save_program(tmp_path / "student.jax", model, variables, {"features": features})
+    program = weights.load_program(tmp_path / "student.jax")
+    spoken = features_of(2, 41)
+    full = np.asarray(program.call({"features": spoken})["logits"])
+    np.testing.assert_allclose(
+        full, model.apply(variables, {"features": spoken}, key=None, train=False)[0]["logits"], rtol=1e-4, atol=1e-5
+    )
+    for heard in (40, 27, 18):
+        found = np.asarray(program.call({"features": spoken[:, :heard]})["logits"])
+        decided = (heard - 1 - config.look_ahead) // config.subsampling + 1
+        assert decided > 0
+        np.testing.assert_allclose(found[:, :decided], full[:, :decided], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [BILSTM, LIMITED], ids=["lstm", "conformer"])
+def test_devices_agree(config):
+    """The state of a scan starts from zeros, which must vary over the devices as the frames do."""
+    model = network(config)
+    variables = adapters.variables(tiny_models.build(config, KINDS[type(config)][0]))
+    batch = {"features": features_of(4, 9), "frame_mask": np.arange(9)[None] < np.array([[9], [5], [9], [2]])}
+    run = lambda batch: model.apply(variables, batch, key=None, train=False)[0]  # noqa: E731
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("devices")
+    found = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))(batch)
+    for name, value in jax.jit(run)(batch).items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """CTC decoding against the enumeration of all paths, and against a beam of prefixes in a dictionary."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def examples(blank=0):
     return logits
 
 
-@pytest.mark.parametrize("blank", [0, 1, 2])
+@pytest.mark.parametrize("blank", [1, *(pytest.param(blank, marks=pytest.mark.slow) for blank in (0, 2))])
 def test_a_wide_beam_is_the_enumeration_of_all_paths(blank):
     """At most 31 prefixes of two labels; every one of them, in order, with its probability, and none twice."""
     logits = examples(blank)
@@ -68,7 +69,10 @@ def test_log_probabilities_are_those_of_the_loss():
     np.testing.assert_allclose(-values[kept], np.asarray(found.log_probs)[kept], rtol=1e-9)
 
 
-@pytest.mark.parametrize("beams, length", [(1, 9), (2, 9), (4, 9), (4, 2), (3, 0)])
+OTHERS = [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 9), (2, 9), (4, 2), (3, 0))]
+
+
+@pytest.mark.parametrize("beams, length", [(4, 9), *OTHERS])
 def test_a_narrow_beam_keeps_what_a_dictionary_keeps(beams, length):
     """Nine frames of four classes, of which many prefixes are left and found again."""
     logits = 1.5 * np.random.default_rng(1).normal(size=(8, 9, 4))
@@ -118,13 +122,72 @@ def test_half_precision_is_summed_in_float32():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+# --- alignment of known labels
+
+
+def best_path(logits, labels, blank):
+    """Returns the best of all paths that are the labels, and its log-probability; None for impossible labels."""
+    log_probs, found, best = reference.log_softmax(logits), None, -INF
+    for path in itertools.product(range(log_probs.shape[-1]), repeat=len(log_probs)):
+        total = sum(log_probs[t, symbol] for t, symbol in enumerate(path))
+        if reference.collapse(path, blank) == labels and total > best:
+            found, best = path, total
+    return found, best
+
+
+@pytest.mark.parametrize("blank", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_an_alignment_is_the_best_of_all_paths(blank):
+    """Labels and frames with gaps; also labels that do not fit, and none at all."""
+    one, two = (label for label in range(3) if label != blank)
+    wanted = [(one, two), (one, one), (two, one, two), (one, one, one), (), (two,)]
+    logits = 2 * np.random.default_rng(0).normal(size=(6, 7, 3))
+    frames = np.array([True, True, False, True, True, False, False])[None].repeat(6, 0)
+    places = np.array([0, 2, 3])
+    labels, mask = np.full((6, 4), 99), np.zeros((6, 4), bool)
+    for number, label in enumerate(wanted):
+        labels[number, places[: len(label)]], mask[number, places[: len(label)]] = label, True
+    with jax.enable_x64(True):
+        found = compiled(models.ctc_alignment, blank=blank)(
+            jnp.asarray(logits), jnp.asarray(labels), frame_where=frames, label_where=mask
+        )
+    path, positions, log_probs = (np.asarray(x) for x in found)
+    for number, label in enumerate(wanted):
+        best, total = best_path(logits[number, frames[number]], label, blank)
+        np.testing.assert_allclose(log_probs[number], total, rtol=1e-12)
+        kept = path[number, frames[number]]
+        assert tuple(kept) == (best or (blank,) * 4)
+        at = positions[number]
+        assert (path[number, ~frames[number]] == blank).all() and (at[~frames[number]] == -1).all()
+        np.testing.assert_array_equal(at >= 0, path[number] != blank)
+        np.testing.assert_array_equal(labels[number, at[at >= 0]], path[number, at >= 0])
+        assert (np.diff(at[at >= 0]) >= 0).all() and (best is None or len(set(at[at >= 0])) == len(label))
+    assert log_probs[3] == -INF and np.isfinite(log_probs[:3]).all()
+
+
+def test_labels_without_an_alignment():
+    logits = jnp.zeros((4, 3, 3))
+    found = compiled(models.ctc_alignment)(logits, jnp.array([[1, 0], [1, 3], [-1, 2], [1, 2]]))
+    assert (np.asarray(found.log_probs) == -INF).tolist() == [True, True, True, False]
+    assert (found.path[:3] == 0).all() and (found.positions[:3] == -1).all()
+    none = compiled(models.ctc_alignment)(logits, jnp.zeros((4, 0), int))
+    np.testing.assert_allclose(none.log_probs, 3 * np.log(1 / 3), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"labels: expected integers \[batch, labels\] with the logits' batch of 4"):
+        models.ctc_alignment(logits, jnp.zeros((3, 2), int))
+    with pytest.raises(ValueError, match=r"label_where: expected bool\[4, 2\]"):
+        models.ctc_alignment(logits, jnp.zeros((4, 2), int), label_where=jnp.ones((4, 3), bool))
+
+
 @pytest.mark.slow
 def test_under_shard_map():
     """The carry of the scan starts from constants, which must vary over the devices as the logits do."""
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 3)), jnp.float32)
     mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("devices")
-    both = lambda x: (models.ctc_greedy(x), models.ctc_beam_search(x, beams=4, n_best=2))  # noqa: E731
+
+    def both(x):
+        greedy = models.ctc_greedy(x)
+        return greedy, models.ctc_beam_search(x, beams=4, n_best=2), models.ctc_alignment(x, greedy.labels)
+
     found = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=split, out_specs=split))(logits)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, jax.jit(both)(logits))
 
