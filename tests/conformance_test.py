@@ -22,6 +22,7 @@ from jaxkd.objectives import (
     crd_in_batch,
     crd_queue,
     curriculum_temperature,
+    dino,
     dual_masked_generation,
     factor_translator,
     instance_temperature,
@@ -114,6 +115,14 @@ ROWS = {
     "dual_masked_generation": Row(
         combine(dmkd=dual_masked_generation(*MAPS, weight=0.01)), {"dmkd": 0.01}, learns=True
     ),
+    "foundation_features": Row(
+        combine(
+            maps=objectives.foundation_features(*MAPS),
+            vectors=objectives.foundation_features(*VECTORS, cosine=1.0, smooth_l1=0.0, hidden_size=3),
+        ),
+        {"maps/cosine": 0.9, "maps/smooth_l1": 0.1, "vectors/cosine": 1.0},
+        learns=True,
+    ),
     "crd": Row(
         combine(crd=crd(*VECTORS, CLASS_OF, negatives=6, embedding_size=3, weight=0.1)), {"crd": 0.1}, learns=True
     ),
@@ -148,6 +157,11 @@ ROWS = {
         {"kd": 0.9},
         learns=True,
         extras={"kd/temperature": 0.0},
+    ),
+    "dino": Row(
+        combine(dino=dino(("student/logits", "student/logits"), ("teacher/logits",), weight=0.3)),
+        {"dino": 0.3},
+        extras={"dino/kl": 0.0, "dino/teacher_entropy": 0.0, "dino/marginal_entropy": 0.0},
     ),
     "instance_temperature": Row(
         combine(kd=instance_temperature(hidden_size=4, weight=0.9)),

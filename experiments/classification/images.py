@@ -1,17 +1,28 @@
 """What the tasks share: two sets of images, their networks, teachers that are trained once."""
 
+import dataclasses
 import functools
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import jaxkd
 from experiments.kit import inputs, measures, training
-from experiments.kit.recipe import Transform
+from experiments.kit.recipe import Transform, adam
+from experiments.kit.tasks import networks
+from experiments.kit.tasks.task import Measure
 from jaxkd import data, distillers, losses, metrics, models, teachers
-from jaxkd.types import Distiller, Model, Objective, Teacher, Variables
+from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState, Variables
 
 CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
+
+MEASURES = {
+    "accuracy": Measure("accuracy (%)", scale=100, digits=1),
+    "agreement": Measure("agreement (%)", scale=100, digits=1),
+    "calibration_error": Measure("calibration error (%)", scale=100, digits=1, higher=False),
+}
 
 
 class Images(NamedTuple):
@@ -47,10 +58,18 @@ def load(name: str, config: Any) -> Images:
     return Images(name, 100, train, validation, test, inputs.normalize_cifar100)
 
 
-def network(name: str, classes: int, *taps: str) -> Model:
+def convolutional(name: str, classes: int, *taps: str) -> Model:
     """Returns a convolutional network of the zoo, with some of its taps."""
     paths = models.taps(name)
     return jaxkd.adapters.linen(models.create(name, classes), taps={tap: paths[tap] for tap in taps})
+
+
+def transformer(name: str, classes: int, **options: Any) -> Model:
+    """Returns a vision transformer; a narrow one begins with larger weights."""
+    config = models.vit_config(name, classes, **options)
+    if config.width < 100:
+        config = dataclasses.replace(config, init_scale=0.1)
+    return jaxkd.adapters.nnx(lambda rngs: models.ViT(config, rngs=rngs))
 
 
 def distill(
@@ -67,19 +86,41 @@ def distill(
     return distillers.preprocess(kd, train_transform=views, eval_transform=images.normalize)
 
 
-def alone(images: Images, model: Model, optimizer: Any, seed: int = 0) -> Distiller:
-    """Returns a distiller that trains a network on labels, with the usual augmentation."""
-    views = data.compose(images.moved(seed), images.normalize)
-    return distill(images, model, teachers.none(), CE, optimizer, views)
+class Opened:
+    """An opened task: its images, and teachers that are trained once."""
 
+    def __init__(self, name: str, config: Any, folder: pathlib.Path) -> None:
+        self.images, self.folder = load(name, config), folder
 
-def logits(images: Images, model: Model, variables: Variables) -> np.ndarray:
-    """Returns a network's logits of the test images."""
-    return training.outputs_of(model, variables, images.test, ("logits",), images.normalize)["logits"]
+    @functools.cached_property
+    def splits(self) -> Mapping[str, Any]:
+        """The inputs that are evaluated during a training."""
+        return {"validation": self.images.loader("validation")}
 
+    def some(self, count: int | None) -> data.Dataset:
+        """Returns training images, equally many of each class; all of them for None."""
+        return self.images.train if count is None else data.split(self.images.train, [count], seed=1)[0]
 
-def measure(images: Images, found: np.ndarray, taught: np.ndarray | None = None) -> dict[str, float]:
-    """Returns the measures of logits of the test images, beside those of a teacher if there is one."""
-    described = measures.describe(found, images.test.arrays["label"], taught)
-    named = ("accuracy", "agreement", "calibration_error", "nll", "kl_to_teacher")
-    return {name: described[name] for name in named if name in described}
+    def trained(self, name: str, model: Model, rate: float, steps: int, batch: int) -> Variables:
+        """Returns a network that is trained once, on all training images and their labels."""
+        views = data.compose(self.images.moved(0), self.images.normalize)
+        kd = distill(self.images, model, teachers.none(), CE, adam(rate, steps), views)
+        train = data.Resident(self.images.train, batch, seed=0, drop_remainder=True)
+        return networks.trained_once(self.folder / f"{name}.safetensors", kd, train, self.splits, steps=steps)
+
+    def outputs(self, model: Model, variables: Variables, *names: str) -> dict[str, np.ndarray]:
+        """Returns outputs of a network, by default its logits, for the test images."""
+        return training.outputs_of(model, variables, self.images.test, names or ("logits",), self.images.normalize)
+
+    def measured(self, logits: np.ndarray, taught: np.ndarray | None = None) -> dict[str, float]:
+        """Returns the measures of logits of the test images, beside those of a teacher if there is one."""
+        found = measures.describe(logits, self.images.test.arrays["label"], taught)
+        named = ("accuracy", "agreement", "calibration_error", "nll", "kl_to_teacher")
+        return {name: found[name] for name in named if name in found}
+
+    def reference(self, logits: np.ndarray, variables: Variables) -> dict[str, float]:
+        """Returns the measures of a teacher, and its number of parameters."""
+        return self.measured(logits) | {"parameters": networks.parameters(variables)}
+
+    def samples(self, method: str, state: TrainState) -> Sequence[str]:
+        return []

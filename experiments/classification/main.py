@@ -2,10 +2,18 @@
 
 from collections.abc import Mapping
 
+from experiments.classification import attributes, compression, deit, dino, foundation, function_matching
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
-TASKS: Mapping[str, Task] = {}
+TASKS: Mapping[str, Task] = {
+    **function_matching.TASKS,
+    **deit.TASKS,
+    **foundation.TASKS,
+    **dino.TASKS,
+    **attributes.TASKS,
+    **compression.TASKS,
+}
 
 
 def cli(arguments: list[str] | None = None) -> int:

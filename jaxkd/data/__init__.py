@@ -44,8 +44,16 @@ from jaxkd.data._tasks import Tasks, class_groups, class_incremental, exemplars
 from jaxkd.data._tfds_source import Source, prepared, source
 from jaxkd.data._transforms import compose, example_keys
 from jaxkd.data.text._packed import packed
-from jaxkd.data.vision._augment import CIFAR100_MEAN, CIFAR100_STD, normalize, random_crop_flip, shift
-from jaxkd.data.vision._distortions import two_views, with_pair
+from jaxkd.data.vision._augment import (
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    normalize,
+    random_crop_flip,
+    random_resized_crop,
+    shift,
+)
+from jaxkd.data.vision._distortions import multi_crop, two_views, with_pair
+from jaxkd.data.vision._mixing import cutmix, mixup
 from jaxkd.data.vision._modalities import by_scan, columns, halves, nearest_next, rows, spectrum, strokes
 
 __all__ = [
@@ -67,6 +75,7 @@ __all__ = [
     "class_incremental",
     "columns",
     "compose",
+    "cutmix",
     "digits",
     "example_keys",
     "exemplars",
@@ -74,6 +83,8 @@ __all__ = [
     "from_batches",
     "halves",
     "load",
+    "mixup",
+    "multi_crop",
     "nearest_next",
     "normalize",
     "num_examples",
@@ -81,6 +92,7 @@ __all__ = [
     "permutation",
     "prepared",
     "random_crop_flip",
+    "random_resized_crop",
     "rows",
     "same_class",
     "shift",

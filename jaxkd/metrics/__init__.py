@@ -2,8 +2,8 @@
 
 A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
 split over devices. `jaxkd.types.Mean` postpones the division. `compute`, `task_accuracies` and its summaries,
-`spearman`, `retrieval`, `distinct_n` and `edit_distance` run on the host; all other functions can be used under jit
-too.
+`spearman`, `retrieval`, `neighbor_votes`, `distinct_n` and `edit_distance` run on the host; all other functions can be
+used under jit too.
 
 ==================================  =========================================================================
 `from_values`                       a metric of one value per example
@@ -22,6 +22,7 @@ too.
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
 `linear_cka`, `svcca`               similarity of two layers; `layer_similarity`: as metrics of an evaluation
 `spearman`, `retrieval`             of the embeddings of a whole set; `distinct_n`, `edit_distance`: of texts
+`neighbor_votes`                    the classes of the nearest neighbors
 `Packed`, `pack`, `packing`         metrics in one array
 ==================================  =========================================================================
 """
@@ -35,7 +36,7 @@ from jaxkd.metrics._forgetting import average_accuracy, backward_transfer, forge
 from jaxkd.metrics._means import compute, from_values, join, merge, psum, report, total
 from jaxkd.metrics._packed_metrics import Packed, pack, packing
 from jaxkd.metrics._regression import regression
-from jaxkd.metrics._retrieval import retrieval, spearman
+from jaxkd.metrics._retrieval import neighbor_votes, retrieval, spearman
 from jaxkd.metrics._segmentation import segmentation
 from jaxkd.metrics._similarity import layer_similarity, linear_cka, svcca
 from jaxkd.metrics._tokens import distinct_n, edit_distance, tokens
@@ -60,6 +61,7 @@ __all__ = [
     "linear_cka",
     "merge",
     "multilabel",
+    "neighbor_votes",
     "pack",
     "packing",
     "per_student",

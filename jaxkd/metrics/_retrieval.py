@@ -1,11 +1,14 @@
-"""Quality of embeddings over a whole set, on the host: `spearman`, `retrieval`."""
+"""Quality of embeddings of a whole set, on the host.
+
+`spearman`, `retrieval` and `neighbor_votes`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 _RANKS = (1, 5, 10)
 _BLOCK = 1024
@@ -79,6 +82,64 @@ def retrieval(x: Float[Array, "examples features"], y: Float[Array, "examples fe
     return {name: float(value) / len(queries) for name, value in totals.items()}
 
 
+def neighbor_votes(
+    x: Float[Array, "examples features"],
+    y: Float[Array, "others features"],
+    labels: Int[Array, " others"],
+    *,
+    neighbors: int = 20,
+    temperature: float = 0.07,
+) -> Float[Array, "examples classes"]:
+    """Votes of the nearest neighbors of each embedding for their classes.
+
+    Also known as: k-NN (weighted nearest neighbors).
+
+    ``v_c = Σ_j e^{cos(x, y_j) / T} [label_j = c]`` over the k nearest neighbors j by the cosine: Wu et al.,
+    "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4, with the T of
+    0.07 and the k of 20 of Caron et al. (DINO), ICCV 2021. The class of the most votes measures features without
+    training a classifier.
+
+    Args:
+      x: embeddings to classify ``[examples, features]``.
+      y: embeddings of labeled examples ``[others, features]``.
+      labels: their classes, integers ``[others]`` from 0 on.
+      neighbors: k, the number of neighbors; all if there are fewer.
+      temperature: T > 0.
+
+    Returns:
+      The votes ``[examples, classes]``, float64, of sum 1. Of equally near neighbors, the first ones vote.
+
+    Raises:
+      ValueError: the shapes do not fit, a value is not finite, a label is negative, or a number is not positive.
+
+    >>> votes = neighbor_votes(np.array([[1.0, 0.1]]), np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))
+    >>> votes.round(3)
+    array([[0., 1.]])
+    """
+    queries, others = (_unit(name, values, "neighbor_votes") for name, values in (("x", x), ("y", y)))
+    labels = np.asarray(labels)
+    if queries.shape[1] != others.shape[1]:
+        raise ValueError(f"neighbor_votes: expected y of {queries.shape[1]} features, got {list(others.shape)}.")
+    if labels.shape != (len(others),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(
+            f"neighbor_votes, labels: expected integers [{len(others)}] of at least 0, got "
+            f"{labels.dtype}{list(labels.shape)}{' with negative ones' if np.any(labels < 0) else ''}."
+        )
+    if neighbors < 1 or not temperature > 0:
+        wrong = ("neighbors", neighbors) if neighbors < 1 else ("temperature", temperature)
+        raise ValueError(f"neighbor_votes, {wrong[0]}: expected a positive number, got {wrong[1]}.")
+    votes = np.zeros((len(queries), int(labels.max()) + 1))
+    for start in range(0, len(queries), _BLOCK):
+        similarity = queries[start : start + _BLOCK] @ others.T
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]
+        found = np.take_along_axis(similarity, nearest, axis=1)
+        shares = np.exp((found - found[:, :1]) / temperature)
+        rows = np.arange(start, start + len(similarity))[:, None]
+        np.add.at(votes, (np.broadcast_to(rows, nearest.shape), labels[nearest]), shares)
+    normalized: np.ndarray = votes / votes.sum(axis=1, keepdims=True)
+    return normalized
+
+
 def _ranks(name: str, values: Any) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2 or np.isnan(values).any():
@@ -91,11 +152,11 @@ def _ranks(name: str, values: Any) -> np.ndarray:
     return ranks
 
 
-def _unit(name: str, values: Any) -> np.ndarray:
+def _unit(name: str, values: Any, function: str = "retrieval") -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(
-            f"retrieval, {name}: expected finite embeddings [examples, features], got {list(values.shape)}"
+            f"{function}, {name}: expected finite embeddings [examples, features], got {list(values.shape)}"
             f"{'' if np.isfinite(values).all() else ' with NaN or infinities'}."
         )
     norm = np.linalg.norm(values, axis=1, keepdims=True)

@@ -3,20 +3,23 @@
 ====================  ========================================================================================
 by name               `create`, `names`, `canonical`; `taps` (paths of the taps of published methods), `margin_norms`
 vectors, sequences    `MLP`: hidden layers that can be tapped; `LSTM`: also of images read row by row
-images                `jaxkd.models.vision`: networks for small images, and a generator
+self-supervised       `ProjectionHead`: from a feature to prototypes
+images                `jaxkd.models.vision`: networks for small images, and a generator; `ViT` (nnx), which `vit_config`
+                      and `layer_taps` serve
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
                       `speech_taps`; `ctc_greedy`, `ctc_beam_search`, `ctc_alignment`
 ====================  ========================================================================================
 
-Every classifier of images is called as ``model(x, train=False)`` with normalized NHWC images and returns logits. The
-library does not depend on this package: any other model works as well.
+Every classifier of images but `ViT` is called as ``model(x, train=False)`` with normalized NHWC images and returns
+logits. The library does not depend on this package: any other model works as well.
 """
 
 from jaxkd.models import language, speech, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
+from jaxkd.models._projection_head import ProjectionHead
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
 from jaxkd.models.language import (
     Beams,
@@ -73,6 +76,7 @@ from jaxkd.models.vision._resnet50 import BottleneckResNet, ResNet50
 from jaxkd.models.vision._shufflenet_v1 import ShuffleNetV1
 from jaxkd.models.vision._shufflenet_v2 import ShuffleNetV2
 from jaxkd.models.vision._vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision._vit import ViT, ViTConfig, vit_config
 from jaxkd.models.vision._wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
@@ -87,6 +91,7 @@ __all__ = [
     "BottleneckResNet",
     "Generator",
     "MobileNetV2",
+    "ProjectionHead",
     "ResNet",
     "ResNet110",
     "ResNet14",
@@ -100,6 +105,8 @@ __all__ = [
     "ResNet8x4",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "ViT",
+    "ViTConfig",
     "WRN16x1",
     "WRN16x2",
     "WRN40x1",
@@ -111,6 +118,7 @@ __all__ = [
     "names",
     "taps",
     "vision",
+    "vit_config",
     "Beams",
     "Decoder",
     "DecoderConfig",

@@ -16,12 +16,14 @@
 `overhaul_connector`                OFD: a connector, the teacher's margins
 `boundary_connector`                AB: a connector
 `review`                            ReviewKD: fusion from deep to shallow
+`foundation_features`               AM-RADIO: a head and statistics for each of several teachers
 `masked_generation`                 MGD; `dual_masked_generation`: DMKD
 `attention_graph`                   MHGD
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
+`dino`                              DINO: views of an image, without labels
 `progressive_self_kd`               PS-KD: a table of past predictions; `past_probabilities` reads it
 `gated_ensemble`                    ONE: a learned gate over branches
 `peer_attention`                    OKDDip: attention over peers
@@ -51,6 +53,7 @@ from jaxkd.objectives._ensembles._progressive_self_kd import past_probabilities,
 from jaxkd.objectives._features._attention_graph import attention_graph
 from jaxkd.objectives._features._boundary import boundary_connector
 from jaxkd.objectives._features._factor import factor_translator, paraphraser
+from jaxkd.objectives._features._foundation import foundation_features
 from jaxkd.objectives._features._hint import hint
 from jaxkd.objectives._features._masked import dual_masked_generation, masked_generation
 from jaxkd.objectives._features._on_embeddings import on_embeddings
@@ -64,6 +67,7 @@ from jaxkd.objectives._linear_kd import linear_kd
 from jaxkd.objectives._model_loss import model_loss
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives._select import select
+from jaxkd.objectives._self_supervised._dino import dino
 from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperature, instance_temperature
 
 __all__ = [
@@ -77,11 +81,13 @@ __all__ = [
     "crd_in_batch",
     "crd_queue",
     "curriculum_temperature",
+    "dino",
     "discriminators",
     "distilbert",
     "dual_masked_generation",
     "embedding_transfer",
     "factor_translator",
+    "foundation_features",
     "gated_ensemble",
     "hint",
     "instance_temperature",

@@ -22,6 +22,8 @@
 `hf_bert`, `hf_gpt2`, `hf_llama`, `hf_mobilebert`,  names, layouts and ignored buffers of these models
 `HuggingFace`
 `drop_layers`, `prune_width`                        weights of a student of fewer layers, of a narrower one
+`prune_channels`, `channel_groups`, `ChannelGroup`,  weights of any narrower network: its channels, by its program, and
+`filter_norms`                                      their importance
 `split_attention`, `split_lstm`                     split PyTorch's fused arrays as Flax's modules need them
 `layouts`                                           functions from PyTorch's layout of a weight to Flax's
 `names`                                             the forms of a name map
@@ -41,7 +43,9 @@ from jaxkd.weights._huggingface._llama import hf_llama
 from jaxkd.weights._huggingface._mobilebert import hf_mobilebert
 from jaxkd.weights._orbax_directory import load_orbax, load_orbax_metadata, load_run, save_orbax
 from jaxkd.weights._program import load_program, save_program
-from jaxkd.weights._prune_width import prune_width
+from jaxkd.weights._pruning._channel_groups import ChannelGroup, channel_groups
+from jaxkd.weights._pruning._prune_channels import filter_norms, prune_channels
+from jaxkd.weights._pruning._prune_width import prune_width
 from jaxkd.weights._quantized_file import QuantizedSize, load_quantized, quantized_size, save_quantized
 from jaxkd.weights._safetensors_file import load_safetensors, load_safetensors_metadata, save_safetensors
 from jaxkd.weights._torch_light import torch_mobilenet_v2, torch_resnet50, torch_shufflenet_v1, torch_shufflenet_v2
@@ -51,12 +55,15 @@ from jaxkd.weights._torch_zoo import torch_cifar, torch_vgg, torch_wrn
 from jaxkd.weights._tree import cast, flatten, student_of
 
 __all__ = [
+    "ChannelGroup",
     "HuggingFace",
     "NUM_BATCHES_TRACKED",
     "QuantizedSize",
     "WeightsError",
     "cast",
+    "channel_groups",
     "drop_layers",
+    "filter_norms",
     "fit_to",
     "fit_torch_to",
     "flatten",
@@ -76,6 +83,7 @@ __all__ = [
     "load_safetensors_metadata",
     "load_torch",
     "names",
+    "prune_channels",
     "prune_width",
     "quantized_size",
     "save_hf",

@@ -123,6 +123,7 @@ ROWS = {
         ),
         "rows",
     ),
+    "dino": Row(objectives.dino(("student/logits", "student/a/logits"), ("teacher/logits", "teacher/a/logits"))),
     "progressive_self_kd": Row(objectives.progressive_self_kd(DATA, alpha=0.5)),
     "gated_ensemble": Row(objectives.gated_ensemble({"a": "a", "b": "b"}, "student/vector", own=CE, taught=KD)),
     "gated_ensemble_tokens": Row(

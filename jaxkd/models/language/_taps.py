@@ -1,8 +1,8 @@
-"""Paths of the taps of language models, and their inputs from a batch."""
+"""Paths of the taps of language models and `ViT`, and inputs from a batch."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxkd.models._attention import attention_taps
 from jaxkd.models.language._decoder import Decoder, DecoderConfig
@@ -11,24 +11,27 @@ from jaxkd.models.language._encoder_decoder import EncoderDecoder, EncoderDecode
 from jaxkd.models.language._recurrence import GatedRecurrence, RecurrenceConfig
 from jaxkd.types import Batch
 
+if TYPE_CHECKING:
+    from jaxkd.models.vision._vit import ViT, ViTConfig
+
 LanguageModel = Decoder | Encoder | EncoderDecoder | GatedRecurrence
 LanguageConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig | RecurrenceConfig
 
 
-def layer_taps(model: LanguageModel | LanguageConfig) -> dict[str, str]:
-    """Returns the path of each tap of a language model, by its name.
+def layer_taps(model: LanguageModel | LanguageConfig | ViT | ViTConfig) -> dict[str, str]:
+    """Returns the path of each tap of a sequence model, by its name.
 
     Args:
       model: the model, or its configuration.
 
     Returns:
       For `jaxkd.adapters.nnx`: paths of ``embedding``; of ``hidden0``, ``hidden1``, …, the output of each layer; of
-      ``hidden``, the input of a decoder's head, which the ``linear_*`` losses read (an encoder has an output of that
-      name, and with its masked-language-model head ``mlm_hidden``); and of each attention's ``queries0``, ``keys0`` and
-      ``values0`` ``[batch, tokens, heads, features]`` and, with ``tap_attention``, ``scores0``, which are ``-inf`` at
-      masked pairs, and ``probabilities0`` ``[batch, heads, queries, keys]``. A `GatedRecurrence` has ``states0``, …
-      instead. Of an `EncoderDecoder`, the encoder's names begin with ``encoder_``, and those of cross-attention with
-      ``cross_``.
+      ``hidden``, the input of a decoder's head, which the ``linear_*`` losses read, or a `ViT`'s normalized tokens (an
+      encoder has an output of that name, and with its masked-language-model head ``mlm_hidden``); and of each
+      attention's ``queries0``, ``keys0`` and ``values0`` ``[batch, tokens, heads, features]`` and, with
+      ``tap_attention``, ``scores0``, which are ``-inf`` at masked pairs, and ``probabilities0`` ``[batch, heads,
+      queries, keys]``. A `GatedRecurrence` has ``states0``, … instead. Of an `EncoderDecoder`, the encoder's names
+      begin with ``encoder_``, and those of cross-attention with ``cross_``.
 
     >>> config = DecoderConfig(vocabulary=11, width=8, layers=2, heads=2)
     >>> taps = layer_taps(config)

@@ -6,6 +6,7 @@ residual networks     `ResNet` and its builders `ResNet8` … `ResNet110`, `ResN
                       `BottleneckResNet` and its builder `ResNet50`
 plain networks        `VGG` and its builders `VGG8` … `VGG19`
 mobile networks       `MobileNetV2` (half the paper's width), `ShuffleNetV1` (three groups), `ShuffleNetV2` (size 1)
+transformers          `ViT`, with an optional distillation token, of a `ViTConfig`, which `vit_config` names
 generation            `Generator`: images from noise, for data-free distillation
 ====================  ========================================================================================
 """
@@ -28,6 +29,7 @@ from jaxkd.models.vision._resnet50 import BottleneckResNet, ResNet50
 from jaxkd.models.vision._shufflenet_v1 import ShuffleNetV1
 from jaxkd.models.vision._shufflenet_v2 import ShuffleNetV2
 from jaxkd.models.vision._vgg import VGG, VGG8, VGG11, VGG13, VGG16, VGG19
+from jaxkd.models.vision._vit import ViT, ViTConfig, vit_config
 from jaxkd.models.vision._wide_resnet import WideResNet, WRN16x1, WRN16x2, WRN40x1, WRN40x2
 
 __all__ = [
@@ -53,9 +55,12 @@ __all__ = [
     "VGG16",
     "VGG19",
     "VGG8",
+    "ViT",
+    "ViTConfig",
     "WRN16x1",
     "WRN16x2",
     "WRN40x1",
     "WRN40x2",
     "WideResNet",
+    "vit_config",
 ]

@@ -134,3 +134,41 @@ def test_invalid_arguments_raise(batch):
         data.normalize({"image": jnp.zeros((1, 2, 2, 1))}, mean=(0.0,), std=(1.0,))
     with pytest.raises(ValueError, match="3 channels, got 1 and 1"):
         data.normalize(batch, mean=(0.0,), std=(1.0,))
+
+
+def test_a_resized_crop_is_a_part_of_the_image():
+    """The image holds its own coordinates, so that the result shows where it was cut."""
+    height, width, size, count = 12, 20, 40, 400
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    image = np.stack([rows, columns], -1).astype(np.float32)[None].repeat(count, 0)
+    many = {"image": image, "index": np.arange(count), "epoch": np.zeros(count, int)}
+    crop = jax.jit(partial(data.random_resized_crop, seed=0, size=size, area=(0.1, 0.5), ratio=2.0))
+    result = np.asarray(crop(many)["image"])
+    assert result.shape == (count, size, size, 2)
+    middle = size // 2  # there, the interpolation of a linear function is exact
+    down = (result[:, middle + 4, 0, 0] - result[:, middle - 4, 0, 0]) / 8
+    right = (result[:, 0, middle + 4, 1] - result[:, 0, middle - 4, 1]) / 8
+    sides = size * down, size * np.abs(right)
+    share = sides[0] * sides[1] / (height * width)
+    assert 0.099 < share.min() < 0.12 and 0.48 < share.max() < 0.501
+    aspect = sides[1] / sides[0]
+    assert 0.49 < aspect.min() < 0.55 and 1.9 < aspect.max() < 2.01
+    assert 150 < (right < 0).sum() < 250  # mirrored
+    begin = result[:, middle, 0, 0] + 0.5 - (middle + 0.5) * down
+    assert (begin > -1e-3).all() and (begin + sides[0] < height + 1e-3).all()
+
+
+def test_a_resized_crop_of_the_whole_image_is_the_image(batch):
+    square = {**batch, "image": batch["image"][:, :6]}
+    whole = jax.jit(partial(data.random_resized_crop, seed=0, area=(1.0, 1.0), ratio=1.0, flip=False))(square)
+    assert whole["image"].dtype == jnp.uint8
+    np.testing.assert_array_equal(whole["image"], square["image"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"area": (0.5, 0.2)}, "area: expected shares"), ({"ratio": 0.5}, "ratio: expected at least 1")],
+)
+def test_crops_that_do_not_exist_are_refused(batch, options, message):
+    with pytest.raises(ValueError, match=message):
+        data.random_resized_crop(batch, seed=0, **options)

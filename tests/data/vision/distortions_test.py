@@ -91,3 +91,23 @@ def test_invalid_batches_raise(batch):
         with_pair(SHIFT)(batch)
     with pytest.raises(ValueError, match="'label' exists already"):
         two_views(SHIFT, view="label")(batch)
+
+
+# --- many views ------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_independent_draws(batch):
+    small = partial(data.random_resized_crop, seed=0, size=4)
+    found = jax.jit(data.multi_crop({"image": SHIFT, "again": SHIFT, "small": small}))(batch)
+    assert sorted(found) == ["again", "epoch", "image", "index", "label", "small"]
+    np.testing.assert_array_equal(found["image"], SHIFT(batch)["image"])
+    assert equal(found["image"], found["again"]).sum() < 4
+    np.testing.assert_array_equal(found["epoch"], batch["epoch"])
+    assert found["small"].shape == (16, 4, 4, 1)
+
+
+def test_wrong_views_are_errors(batch):
+    with pytest.raises(ValueError, match="multi_crop, views: expected 1 to 64 views, got 0"):
+        data.multi_crop({})
+    with pytest.raises(ValueError, match="'label' exists already"):
+        data.multi_crop({"label": SHIFT})(batch)
