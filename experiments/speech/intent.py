@@ -10,8 +10,8 @@ from sklearn.neural_network import MLPClassifier
 
 import jaxkd
 from experiments.kit import inputs, measures
+from experiments.kit.tasks import minilm
 from experiments.kit.tasks.task import Measure, Method, Task, Training
-from experiments.language import minilm
 from experiments.speech import recognizers, sounds
 from experiments.speech.recognizers import EVAL_BATCH
 from jaxkd import losses, metrics, objectives, teachers
@@ -24,12 +24,13 @@ FEW, TRAIN, TEST, HELD_OUT = 200, 2000, 500, 300  # strings
 FEW_SEED = 1000  # of the strings with a class, and the seed is added
 LENGTH = 6  # pieces of a text, with the ends
 
-STUDENT = recognizers.lstm(
-    48,
-    1,
-    classes=len(CLASSES),
-    outputs=lambda found: {**found, "ctc_logits": found["logits"], "logits": found["class_logits"]},
-)
+
+def _outputs(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a recognizer's outputs, with its classes of the whole string as ``logits``."""
+    return {**found, "ctc_logits": found["logits"], "logits": found["class_logits"]}
+
+
+STUDENT = recognizers.lstm(48, 1, classes=len(CLASSES), outputs=_outputs)
 
 CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
 KL = jaxkd.term(losses.soft_target_kl, "student/logits", "batch/teacher_logits", temperature=1.0)
