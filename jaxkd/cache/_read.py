@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxkd import adapters
@@ -293,7 +294,9 @@ class Cache:
             fields = {
                 field: batch[f"{self.name}/{output}/{field}"] for field in self.manifest["outputs"][output]["fields"]
             }
-            outputs |= {f"{output}{suffix}": value for suffix, value in codec.decode(fields, shape).items()}
+            for suffix, value in codec.decode(fields, shape).items():
+                # Otherwise, the compiler would decode a value again for each of the many that a loss compares it with.
+                outputs[f"{output}{suffix}"] = jax.lax.optimization_barrier(value)
         return outputs
 
     def unseen(self, batch: Mapping[str, Any], tolerance: float) -> Array:

@@ -62,14 +62,19 @@ def divergence(
     return _numerics.kl(log_teacher, log_student) + excess, valid, log_teacher
 
 
-def bit_set(indices: Array, known: Array, classes: int) -> Array:
-    """Returns known classes as a set of bits ``[..., classes / 32]``.
-
-    A mask of the classes, which are many, would take a quarter of the logits' memory.
-    """
+def first_of_each(indices: Array, known: Array) -> Array:
+    """Returns True where a known class is listed for the first time ``[..., k]``."""
     same = indices[..., :, None] == indices[..., None, :]
     earlier = jnp.broadcast_to(jnp.tri(indices.shape[-1], k=-1, dtype=bool), same.shape)
-    first = known & ~jnp.any(same & earlier, axis=-1)  # a bit that is added twice is another one
+    return known & ~jnp.any(same & earlier, axis=-1)
+
+
+def bit_set(indices: Array, first: Array, classes: int) -> Array:
+    """Returns classes as a set of bits ``[..., classes / 32]``.
+
+    A mask of the classes, which are many, would take a quarter of the logits' memory. ``first`` marks each class once,
+    since a bit that is added twice is another one.
+    """
     place = jnp.where(first, indices, 0)
     bit = jnp.where(first, jnp.left_shift(jnp.uint32(1), (place % 32).astype(jnp.uint32)), 0).astype(jnp.uint32)
     shape, words = indices.shape[:-1], -(-classes // 32)

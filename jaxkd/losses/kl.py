@@ -289,38 +289,50 @@ def top_k_kl(
     where = _checks.mask(where, shape)
     student, log_probs = _numerics.mask_inputs(where, student, log_probs)
     known = (indices >= 0) & (indices < classes)
-    bits = _top_k.bit_set(indices, known, classes)
-    log_student, log_tail = _known_and_tail(student, scale, jnp.where(known, indices, 0), bits)
+    first = _top_k.first_of_each(indices, known)
+    log_student, log_tail = _known_and_tail(student, scale, jnp.where(known, indices, 0), first)
     value, valid, _ = _top_k.divergence(log_probs, indices, known, log_student, log_tail)
     return _numerics.mask_values(scale**2 * jnp.where(valid, value, jnp.nan), where)
 
 
 @jax.custom_jvp
-def _known_and_tail(student: Array, scale: Array, indices: Array, bits: Array) -> tuple[Array, Array]:
-    """Returns the student's log-probabilities of classes, and of all outside a set."""
-    scores, kept = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1])
-    log_mass = jax.nn.logsumexp(scores, axis=-1)
-    own = jnp.take_along_axis(scores, indices, axis=-1) - log_mass[..., None]
+def _known_and_tail(student: Array, scale: Array, indices: Array, first: Array) -> tuple[Array, Array]:
+    """Returns the student's log-probabilities of classes, and of all others."""
+    return _known_tail_and_others(student, scale, indices, first)[:2]
+
+
+def _known_tail_and_others(
+    student: Array, scale: Array, indices: Array, first: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Returns those of `_known_and_tail`, and ``exp`` of the other classes up to a constant, with its sum.
+
+    Only the other classes take a pass of exponentials over the vocabulary: the normalizer is their sum and the k known
+    scores. One minus the known probabilities would be their rounding where the tail is small.
+    """
+    scores = _numerics.soften(student, scale)
+    kept = _top_k.in_set(_top_k.bit_set(indices, first, student.shape[-1]), student.shape[-1])
     others = jnp.where(kept, -jnp.inf, scores)
     top = jnp.max(others, axis=-1, initial=-jnp.inf)
     top = jnp.where(top > -jnp.inf, top, 0)
-    return own, top + jnp.log(jnp.sum(jnp.exp(others - top[..., None]), axis=-1)) - log_mass
+    exponentials = jnp.exp(others - top[..., None])
+    total = jnp.sum(exponentials, axis=-1)
+    tail, own = top + jnp.log(total), jnp.take_along_axis(scores, indices, axis=-1)
+    mass = jax.nn.logsumexp(jnp.concatenate([jnp.where(first, own, -jnp.inf), tail[..., None]], axis=-1), axis=-1)
+    return own - mass[..., None], tail - mass, exponentials, total
 
 
 @_known_and_tail.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
-    """Keeps bits, and fuses the rest into the gradient; autodiff keeps two sums."""
-    (student, scale, indices, bits), (d_student, d_scale, *_) = primals, tangents
-    own, log_tail = _known_and_tail(*primals)
-    scores, kept, scale = _numerics.soften(student, scale), _top_k.in_set(bits, student.shape[-1]), scale[..., None]
-    log_mass = jax.nn.logsumexp(scores, axis=-1)
-    top = jnp.where(log_tail > -jnp.inf, log_tail + log_mass, 0)[..., None]
-    q, share = jnp.exp(scores - log_mass[..., None]), jnp.where(kept, 0, jnp.exp(jnp.where(kept, 0, scores - top)))
+    """Fuses the exponentials into the gradient; autodiff keeps two arrays of them."""
+    (student, scale, indices, first), (d_student, d_scale, *_) = primals, tangents
+    own, log_tail, exponentials, total = _known_tail_and_others(*primals)
+    scores, scale = _numerics.soften(student, scale), scale[..., None]
     finite = scores > -jnp.inf
     d = jnp.where(finite, (d_student - jnp.where(finite, scores, 0) * d_scale[..., None]) / scale, 0)
-    d_mass = jnp.sum(q * d, axis=-1)
-    d_own = jnp.take_along_axis(d, indices, axis=-1) - d_mass[..., None]
-    return (own, log_tail), (d_own, jnp.sum(share * d, axis=-1) - d_mass)
+    d_known = jnp.take_along_axis(d, indices, axis=-1)
+    d_tail = jnp.sum(exponentials * d, axis=-1) / jnp.where(total > 0, total, 1)
+    d_mass = jnp.exp(log_tail) * d_tail + jnp.sum(jnp.where(first, jnp.exp(own), 0) * d_known, axis=-1)
+    return (own, log_tail), (d_known - d_mass[..., None], d_tail - d_mass)
 
 
 def _skewed(

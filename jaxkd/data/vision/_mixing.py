@@ -97,7 +97,7 @@ def cutmix(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None =
 
 
 def _keys(batch: Batch, seed: Any, view: int) -> Array:
-    """Returns two keys for each example, which no other transform of the same seed draws with."""
+    """Returns two keys per example, which no other transform of the seed draws with."""
     keys = example_keys(batch, seed=seed, view=view)
     return jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, _PURPOSE), 2))(keys)
 
@@ -112,7 +112,9 @@ def _shares(keys: Array, alpha: float) -> Array:
 
 
 def _partners(batch: Batch, count: int) -> Array:
-    """Returns the position of the next unmasked example, in a circle; its own for a masked example.
+    """Returns the position of the next unmasked example, in a circle.
+
+    That of a masked example is its own.
 
     >>> _partners({"mask": jnp.array([True, False, True, True])}, 4)
     Array([2, 1, 3, 0], dtype=int32)
@@ -128,7 +130,7 @@ def _partners(batch: Batch, count: int) -> Array:
 
 
 def _covered(center: Array, side: Array, length: int) -> Array:
-    """Returns True for the pixels of an axis that an interval of a share of it covers, ``[batch, length]``."""
+    """Returns True for the pixels of an axis that an interval covers."""
     pixels = jnp.arange(length)[None]
     begin, end = (jnp.round((center + sign * side / 2) * length)[:, None] for sign in (-1, 1))
     return (pixels >= begin) & (pixels < end)

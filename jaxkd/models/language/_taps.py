@@ -1,4 +1,4 @@
-"""Paths of the taps of transformers and language models, and their inputs from a batch."""
+"""Paths of the taps of language models and `ViT`, and inputs from a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LanguageConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig | Recurren
 
 
 def layer_taps(model: LanguageModel | LanguageConfig | ViT | ViTConfig) -> dict[str, str]:
-    """Returns the path of each tap of a transformer or language model, by its name.
+    """Returns the path of each tap of a sequence model, by its name.
 
     Args:
       model: the model, or its configuration.

@@ -126,7 +126,7 @@ def vit_config(name: str, classes: int | None, **options: Any) -> ViTConfig:
 
 
 class ViT(nnx.Module):
-    """Vision transformer: pre-norm layers on patches, a class token and learned positions.
+    """Vision transformer: pre-norm layers on patches, with a class token.
 
     Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021,
     equations 1 to 4. With ``distillation``, a second token has a classifier of its own: Touvron et al., "Training
@@ -214,7 +214,7 @@ class ViT(nnx.Module):
 
 
 def _patches(x: Array, size: int) -> Array:
-    """Returns the patches of images, row by row, ``[batch, patches, size · size · channels]``.
+    """Returns the patches of images, row by row, ``[batch, patches, features]``.
 
     >>> _patches(jnp.arange(16.0).reshape(1, 4, 4, 1), 2)[0, 1]
     Array([2., 3., 6., 7.], dtype=float32)

@@ -162,7 +162,7 @@ def _update(state: Any, context: Context, target: Array) -> Any:
 
 
 def _resize(x: Array, shape: tuple[int, ...]) -> Array:
-    """Returns a map in the height and width of another one; other features as they are."""
+    """Returns a map in the size of another one; other features as they are."""
     if x.ndim != 4 or x.shape[1:3] == shape[1:3]:
         return x
     return jax.image.resize(x, (x.shape[0], *shape[1:3], x.shape[-1]), "linear")

@@ -85,6 +85,7 @@ def test_shares_depend_on_the_example_and_the_epoch():
         assert not np.isclose(other["share"], whole).any()
 
 
+@pytest.mark.slow
 def test_the_distribution_of_the_shares():
     many = {"image": np.zeros((4000, 1, 1, 1), np.float32), "index": np.arange(4000), "epoch": np.zeros(4000, int)}
     for alpha in (1.0, 0.2):

@@ -20,7 +20,7 @@ def work(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "method",
     [
-        name if name in ("student_mixed", "mixed_ce") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "student_mixed" else pytest.param(name, marks=pytest.mark.slow)
         for name in function_matching.METHODS
     ],
 )
