@@ -7,10 +7,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ["README.md", "docs/add-a-loss.md", "docs/models.md", "docs/text.md", "docs/training.md"]
+SLOW = ["docs/speech.md"]
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = [(text[: m.start("code")].count("\n"), m["code"]) for m in BLOCK.finditer(text) if not m["skip"]]

@@ -96,7 +96,7 @@ class Seeds(_Input):
 class Joined(_Input):
     """Batches of several inputs, concatenated; the last one decides the epoch."""
 
-    def __init__(self, *loaders: data.Resident) -> None:
+    def __init__(self, *loaders: Any) -> None:
         self._loaders = loaders
         self.arrays = [loader.arrays for loader in loaders]
         self.batch_size, self.steps_per_epoch = sum(x.batch_size for x in loaders), loaders[-1].steps_per_epoch

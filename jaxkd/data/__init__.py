@@ -11,6 +11,7 @@ loaders       `Resident`: the whole set on the device, batches gathered inside a
 protocol      `Loader` and `BatchIterator`, between inputs and a training loop; `permutation`, the loaders' shuffle
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
 texts         `jaxkd.data.text`: tokenizers, sentences, buckets of lengths; `packed`: documents of a language model
+recordings    `jaxkd.data.audio`: recordings, strings of them, noise and speed, log-mel features
 ============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
@@ -29,7 +30,7 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
-from jaxkd.data import text, vision
+from jaxkd.data import audio, text, vision
 from jaxkd.data._dataset import Dataset, from_arrays, num_examples
 from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
@@ -68,6 +69,7 @@ __all__ = [
     "Source",
     "Stream",
     "Tasks",
+    "audio",
     "by_scan",
     "class_groups",
     "class_incremental",

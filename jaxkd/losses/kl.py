@@ -304,7 +304,9 @@ def _known_and_tail(student: Array, scale: Array, indices: Array, first: Array) 
 def _known_tail_and_others(
     student: Array, scale: Array, indices: Array, first: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Returns those of `_known_and_tail`, and ``exp`` of the other classes up to a constant, with its sum.
+    """Returns those of `_known_and_tail`, and the other classes' exponentials and sum.
+
+    The exponentials are those of the scores up to a constant.
 
     Only the other classes take a pass of exponentials over the vocabulary: the normalizer is their sum and the k known
     scores. One minus the known probabilities would be their rounding where the tail is small.

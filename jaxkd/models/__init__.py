@@ -8,13 +8,15 @@ images                `jaxkd.models.vision`: networks for small images, and a ge
                       and `layer_taps` serve
 language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDecoder`, `GatedRecurrence` (nnx), with
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
+speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
+                      `speech_taps`; `ctc_greedy`, `ctc_beam_search`, `ctc_alignment`
 ====================  ========================================================================================
 
 Every classifier of images but `ViT` is called as ``model(x, train=False)`` with normalized NHWC images and returns
 logits. The library does not depend on this package: any other model works as well.
 """
 
-from jaxkd.models import language, vision
+from jaxkd.models import language, speech, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._projection_head import ProjectionHead
@@ -38,6 +40,23 @@ from jaxkd.models.language import (
     layer_taps,
     source_inputs,
     token_inputs,
+)
+from jaxkd.models.speech import (
+    AcousticCNN,
+    AcousticCNNConfig,
+    AcousticLSTM,
+    AcousticLSTMConfig,
+    Alignment,
+    Conformer,
+    ConformerConfig,
+    SpeechConfig,
+    SpeechModel,
+    Transcripts,
+    ctc_alignment,
+    ctc_beam_search,
+    ctc_greedy,
+    speech_inputs,
+    speech_taps,
 )
 from jaxkd.models.vision._generator import Generator
 from jaxkd.models.vision._mobilenet_v2 import MobileNetV2
@@ -119,4 +138,20 @@ __all__ = [
     "GatedRecurrence",
     "RecurrenceConfig",
     "source_inputs",
+    "AcousticCNN",
+    "AcousticCNNConfig",
+    "AcousticLSTM",
+    "AcousticLSTMConfig",
+    "Alignment",
+    "Conformer",
+    "ConformerConfig",
+    "SpeechConfig",
+    "SpeechModel",
+    "Transcripts",
+    "ctc_alignment",
+    "ctc_beam_search",
+    "ctc_greedy",
+    "speech",
+    "speech_inputs",
+    "speech_taps",
 ]

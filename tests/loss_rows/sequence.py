@@ -1,5 +1,8 @@
 """Rows of `jaxkd.losses.sequence`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from tests.loss_changes import Arrays, permutation, shift_each
@@ -131,6 +134,14 @@ def n_best_extremes() -> dict[str, Arrays]:
 # p of the blank and of "a" in two frames; "a" is -a, a-, or aa: 1 - 1/2 · 1/4
 TWO_FRAMES = np.log([[[0.5, 0.5], [0.25, 0.75]]])
 
+
+def padded_ctc(module: Any) -> Callable:
+    """Returns the loss with both masks as arguments: of PyTorch's ``ctc_loss``, lengths."""
+    return lambda logits, labels, frame_where, label_where, **options: module.ctc(
+        logits, labels, frame_where=frame_where, label_where=label_where, **options
+    )
+
+
 ROWS = (
     Row(
         "ctc",
@@ -146,6 +157,7 @@ ROWS = (
         invariances={"shift": shift_frames, "renamed classes": rename_classes},
         extremes=ctc_extremes(),
         rounding=1e-6,
+        golden={"ctc": padded_ctc},
         hand=(
             # the gradient is p minus the share of the alignments that are there: 7/8 of which 3/4 · 1/2 blank first
             Hand((TWO_FRAMES, [[1]]), [-np.log(7 / 8)], [[[0.5 - 3 / 7, 0.5 - 4 / 7], [0.25 - 1 / 7, 0.75 - 6 / 7]]]),

@@ -21,6 +21,7 @@ def numbers(task: Task, cells: Mapping[str, Mapping[int, Any]], references: Mapp
             "best": statistics.summary({seed: best(task, cell["curve"]) for seed, cell in seeds.items()}),
             "curve": {seed: cell["curve"] for seed, cell in seeds.items()},
             **{key: first[key] for key in ("parameters", "flops", "steps", "samples")},
+            "shown": first.get("shown", {}),
             "seconds": sum(cell["seconds"] for cell in seeds.values()),
         }
     return {

@@ -155,6 +155,7 @@ class Cells:
             "settings": dict(self._task.methods[method].settings),
             "measures": measures,
             "samples": list(self.work.samples(method, result.state)) if seed == self._config.first_seed else [],
+            "shown": self._shown(method, result.state) if seed == self._config.first_seed else {},
             "curve": [{"step": row["step"], **{k: v for k, v in row.items() if "/" in k}} for row in curve],
             "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)),
             "flops": flops * made.steps + made.before.get("flops", 0.0),
@@ -162,3 +163,8 @@ class Cells:
             "measuring": time.monotonic() - began,
             **command.record(),
         }
+
+    def _shown(self, method: str, state: Any) -> dict[str, Any]:
+        """Returns what the task's figures show of a student."""
+        figures = self._task.figures.items()
+        return {name: figure.shown(self.work, method, state) for name, figure in figures if figure.shown is not None}

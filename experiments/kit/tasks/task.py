@@ -42,6 +42,9 @@ class Figure(NamedTuple):
 
     title: str  # what it shows, for the page
     draw: Callable[[Mapping[str, Any]], bytes]  # returns a PNG from the numbers of ``results.json``, finished or not
+    # What it shows of the first seed's students, as JSON holds it: a function of the work, the method and the state. It
+    # is in ``results.json`` as ``rows[method]["shown"]``, by the name of the figure.
+    shown: Callable[[Any, str, TrainState], Any] | None = None
 
 
 class Work(Protocol):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxkd.models.language._attention import KeysValues
+from jaxkd.models._attention import KeysValues
 
 
 class KVCache(NamedTuple):

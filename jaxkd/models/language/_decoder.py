@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd._core import checks
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import Tap, dropout, embedding, linear, norm, rotation
 from jaxkd.models.language._cache import Extender, KVCache, Recorder, cache_of
-from jaxkd.models.language._config import TransformerConfig
 from jaxkd.models.language._layer import Memory, TransformerLayer
 from jaxkd.models.language._masks import check_tokens, token_positions, visible
-from jaxkd.models.language._parts import Tap, dropout, embedding, linear, norm, rotation
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int

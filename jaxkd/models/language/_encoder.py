@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models.language._config import ACTIVATIONS, TransformerConfig
+from jaxkd.models._transformer_config import ACTIVATIONS, TransformerConfig
+from jaxkd.models._transformer_parts import dropout, embedding, linear, mean_over_tokens, norm, rotation
 from jaxkd.models.language._layer import TransformerLayer
 from jaxkd.models.language._masks import check_tokens, token_positions, visible
-from jaxkd.models.language._parts import dropout, embedding, linear, norm, rotation
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -273,18 +273,3 @@ def adjacent(tokens: Int[Array, "batch tokens"], mask: Any, segments: Any) -> Bo
     if mask is not None:
         near &= mask[:, 1:] & mask[:, :-1]
     return near if segments is None else near & (segments[:, 1:] == segments[:, :-1])
-
-
-def mean_over_tokens(
-    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"] | None
-) -> Float[Array, "batch width"]:
-    """Returns the mean of the unmasked tokens; zeros where there is none.
-
-    >>> mean_over_tokens(jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]]))
-    Array([[2.]], dtype=float32)
-    """
-    wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-    if mask is None:
-        return jnp.mean(wide, axis=1).astype(hidden.dtype)
-    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    return (jnp.sum(jnp.where(mask[:, :, None], wide, 0), axis=1) / count).astype(hidden.dtype)

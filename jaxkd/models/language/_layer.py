@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from jaxkd.models.language._attention import Attention, KeysValues
-from jaxkd.models.language._config import TransformerConfig
-from jaxkd.models.language._parts import MLP, Rotation, dropout, norm
+from jaxkd.models._attention import Attention, KeysValues
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import MLP, Rotation, dropout, norm
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models.language._config import TransformerConfig
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import MLP, Tap, dropout, embedding, linear, norm
 from jaxkd.models.language._masks import check_tokens, segment_starts
-from jaxkd.models.language._parts import MLP, Tap, dropout, embedding, linear, norm
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int

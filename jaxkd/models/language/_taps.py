@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from jaxkd.models._attention import attention_taps
 from jaxkd.models.language._decoder import Decoder, DecoderConfig
 from jaxkd.models.language._encoder import Encoder, EncoderConfig
 from jaxkd.models.language._encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -40,27 +41,17 @@ def layer_taps(model: LanguageModel | LanguageConfig | ViT | ViTConfig) -> dict[
     config: Any = getattr(model, "config", model)
     if isinstance(config, EncoderDecoderConfig):
         encoder = {f"encoder_{name}": f"encoder/{path}" for name, path in layer_taps(config.encoder).items()}
-        cross = _of_layers(config.decoder, "cross_attention", "cross_")
+        cross = attention_taps(config.decoder, "cross_attention", "cross_")
         own = {name: f"decoder/{path}" for name, path in (layer_taps(config.decoder) | cross).items()}
         return encoder | {"encoder_hidden": f"encoder/{_last(config.encoder)}"} | own
     layers = {f"hidden{number}": f"layers/{number}" for number in range(config.layers)}
     if isinstance(config, EncoderConfig):
         mlm = {"mlm_hidden": "mlm/norm"} if config.mlm else {}
-        return {"embedding": "embed"} | layers | _of_layers(config, "attention") | mlm
+        return {"embedding": "embed"} | layers | attention_taps(config) | mlm
     paths = {"embedding": "embedded", "hidden": "hidden"} | layers
     if isinstance(config, RecurrenceConfig):
         return paths | {f"states{number}": f"layers/{number}/recurrence/states" for number in range(config.layers)}
-    return paths | _of_layers(config, "attention")
-
-
-def _of_layers(config: Any, attention: str, prefix: str = "") -> dict[str, str]:
-    """Returns the paths of the taps of each layer's attention."""
-    names = ("queries", "keys", "values") + (("scores", "probabilities") if config.tap_attention else ())
-    return {
-        f"{prefix}{name}{number}": f"layers/{number}/{attention}/{name}"
-        for number in range(config.layers)
-        for name in names
-    }
+    return paths | attention_taps(config)
 
 
 def _last(config: EncoderConfig) -> str:

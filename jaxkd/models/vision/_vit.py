@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxkd.models._layers import check_images
-from jaxkd.models.language._config import TransformerConfig
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import Tap, dropout, linear, norm
 from jaxkd.models.language._layer import TransformerLayer
-from jaxkd.models.language._parts import Tap, dropout, linear, norm
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

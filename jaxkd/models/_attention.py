@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models.language._config import TransformerConfig
-from jaxkd.models.language._parts import Rotation, Tap, linear, rotate
+from jaxkd.models._transformer_config import TransformerConfig
+from jaxkd.models._transformer_parts import Rotation, Tap, linear, rotate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -114,6 +114,22 @@ class Attention(nnx.Module):
 
     def _split(self, x: Any) -> Any:
         return x.reshape(*x.shape[:2], -1, self.size)
+
+
+def attention_taps(config: Any, attention: str = "attention", prefix: str = "") -> dict[str, str]:
+    """Returns the paths of the taps of each layer's attention.
+
+    Args:
+      config: a configuration with ``layers`` and ``tap_attention``.
+      attention: name of the attention in its layer.
+      prefix: first part of the names.
+    """
+    names = ("queries", "keys", "values") + (("scores", "probabilities") if config.tap_attention else ())
+    return {
+        f"{prefix}{name}{number}": f"layers/{number}/{attention}/{name}"
+        for number in range(config.layers)
+        for name in names
+    }
 
 
 def _attend_causal(queries: Array, keys: Array, values: Array, pairs: Array) -> Array:

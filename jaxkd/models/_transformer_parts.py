@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxkd.models.language._config import ACTIVATIONS, TransformerConfig
+from jaxkd.models._transformer_config import ACTIVATIONS, TransformerConfig
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 Rotation = tuple[Any, Any]
 """Cosines and sines ``[batch, tokens, 1, features / 2]`` of rotary positions."""
@@ -86,8 +86,11 @@ def norm(config: TransformerConfig, width: int, *, rngs: nnx.Rngs) -> nnx.LayerN
     return kind(width, epsilon=config.norm_epsilon, dtype=config.dtype, use_fast_variance=False, rngs=rngs)
 
 
-def dropout(config: TransformerConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Builds a dropout layer, or an identity, without random keys, for a rate of 0."""
+def dropout(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds a dropout layer of ``config.dropout_rate``; an identity for a rate of 0.
+
+    The identity has no random keys.
+    """
     return nnx.Dropout(config.dropout_rate, rngs=rngs) if config.dropout_rate else Tap()
 
 
@@ -117,3 +120,18 @@ def rotate(
     turned = first * cos - second * sin, second * cos + first * sin
     joined = jnp.stack(turned, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(turned, axis=-1)
     return joined.astype(x.dtype)
+
+
+def mean_over_tokens(
+    hidden: Float[Array, "batch tokens width"], mask: Bool[Array, "batch tokens"] | None
+) -> Float[Array, "batch width"]:
+    """Returns the mean of the unmasked tokens; zeros where there is none.
+
+    >>> mean_over_tokens(jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]]))
+    Array([[2.]], dtype=float32)
+    """
+    wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+    if mask is None:
+        return jnp.mean(wide, axis=1).astype(hidden.dtype)
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    return (jnp.sum(jnp.where(mask[:, :, None], wide, 0), axis=1) / count).astype(hidden.dtype)

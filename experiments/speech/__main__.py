@@ -1,0 +1,3 @@
+from experiments.speech.main import cli
+
+raise SystemExit(cli())
