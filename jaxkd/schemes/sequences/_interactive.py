@@ -1,4 +1,4 @@
-"""Interactive distillation: examples that continue from step to step, such as episodes."""
+"""Interactive distillation: examples that continue over steps, such as episodes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SLOT = "carried"
 _STREAM = 0x17AC  # folded into the key, so that the keys differ from those of the wrapped distiller
 _BEGIN = 0xBE61
 
-Advance = Callable[..., tuple[Mapping[str, Any], PyTree]]
 
-
-def interactive(kd: Distiller, begin: Callable[[Array], PyTree], advance: Advance) -> Distiller:
+def interactive(
+    kd: Distiller, begin: Callable[[Array], PyTree], advance: Callable[..., tuple[Mapping[str, Any], PyTree]]
+) -> Distiller:
     """On-policy distillation of examples that continue from step to step.
 
     Each row of the batch belongs to something that continues, such as an environment, a game or a stream, whose state
