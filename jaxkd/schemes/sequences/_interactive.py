@@ -128,7 +128,7 @@ def interactive(
 
 
 def _check_carried(before: PyTree, after: PyTree) -> None:
-    """Raises unless the states after a step fit those before it, so that all steps are one program."""
+    """Raises unless the states after a step fit those before it."""
     old, new = (tree_paths.named(tree) for tree in (before, after))
     for name in {**old, **new}:
         fits = name in old and name in new and jnp.shape(old[name]) == jnp.shape(new[name])
