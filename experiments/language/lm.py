@@ -7,10 +7,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 import jaxkd
-from experiments.kit import training
 from experiments.kit.tasks import networks
 from jaxkd import adapters, losses, metrics, models
 from jaxkd.data import text
@@ -31,18 +29,11 @@ def decoder(config: models.DecoderConfig, *taps: str) -> Model:
     )
 
 
-def adam(rate: float, steps: int) -> optax.GradientTransformation:
-    """Returns Adam with a warm-up of a twentieth of the steps, and a rate that falls to a tenth along a cosine."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 20, 1), max(steps, 2), 0.1 * rate)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.95, weight_decay=0.01))
-
-
 def distill(
     student: Model, teacher: Teacher, objective: Objective, rate: float, steps: int, measures: Any = bits
 ) -> Distiller:
     """Returns a distiller whose evaluations run the student alone."""
-    kd = jaxkd.distill(student, teacher, objective, optimizer=adam(rate, steps), metrics=lambda context: {})
-    return training.measured(kd, student, metrics=measures)
+    return networks.distill(student, teacher, objective, rate, steps, measures)
 
 
 def trained_once(

@@ -10,9 +10,9 @@ import numpy as np
 
 import jaxkd
 from experiments.kit import inputs, measures
-from experiments.kit.tasks import networks
+from experiments.kit.tasks import minilm, networks
 from experiments.kit.tasks.task import Measure, Method, Task, Training
-from experiments.language import lm, minilm
+from experiments.language import lm
 from jaxkd import data, losses, metrics, models, objectives, teachers
 from jaxkd.data import text
 from jaxkd.types import Model, Objective, TrainState, Variables

@@ -12,9 +12,8 @@ from flax import nnx
 
 import jaxkd
 from experiments.kit import plots
-from experiments.kit.tasks import networks
+from experiments.kit.tasks import minilm, networks
 from experiments.kit.tasks.task import Figure, Measure, Method, Task, Training
-from experiments.language import lm, minilm
 from jaxkd import adapters, data, metrics, models, objectives, teachers
 from jaxkd.data import text
 from jaxkd.types import Batch, Context, Metrics, Model, Objective, TrainState, Variables
@@ -175,7 +174,7 @@ class Stsb:
         else:
             model, objective = of_sentences, TRANSFERS[loss]
             loader = data.Resident(self._sentences, BATCH, seed=seed, drop_remainder=True)
-        optimizer = lm.adam(RATES["layers" if layers else "bag"], steps)
+        optimizer = networks.adam(RATES["layers" if layers else "bag"], steps)
         kd = jaxkd.distill(model, teachers.none(), objective, optimizer=optimizer, metrics=lambda context: {})
 
         def evaluate(state: TrainState, batch: Batch) -> Metrics:

@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 import jaxkd
 from experiments.kit import inputs, measures
+from experiments.kit.tasks import minilm
 from experiments.kit.tasks.task import Measure, Method, Task, Training
-from experiments.language import lm, minilm
+from experiments.language import lm
 from jaxkd import data, losses, metrics, models, teachers
 from jaxkd.data import text
 from jaxkd.types import Objective, TrainState

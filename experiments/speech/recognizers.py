@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxkd
 from experiments.kit import training
-from experiments.language import lm
+from experiments.kit.tasks import networks
 from experiments.speech import sounds
 from jaxkd import adapters, data, distillers, losses, metrics, models, schemes, teachers
 from jaxkd.schemes import phases
@@ -112,7 +112,7 @@ def distill(
     rate: float | None = None,
 ) -> Distiller:
     """Returns a distiller of recordings, whose features are computed in the step; evaluations read features."""
-    kd: Distiller = lm.distill(student, teacher, objective, rate or RATE, steps, measures)
+    kd: Distiller = networks.distill(student, teacher, objective, rate or RATE, steps, measures)
     return distillers.preprocess(kd, train_transform=prepare)
 
 
@@ -128,8 +128,8 @@ def staged(
     """Returns a distiller of two objectives, of which each has half of the steps and an optimizer of its own."""
     half = max(steps // 2, 1)
     stages = (
-        phases.Stage(first, lm.adam(RATE, half), steps=half),
-        phases.Stage(then, lm.adam(RATE, max(steps - half, 1))),
+        phases.Stage(first, networks.adam(RATE, half), steps=half),
+        phases.Stage(then, networks.adam(RATE, max(steps - half, 1))),
     )
     kd = schemes.staged(student, teacher, *stages, metrics=lambda context: {})
     kd = training.measured(kd, student, metrics=measures)

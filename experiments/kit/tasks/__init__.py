@@ -9,6 +9,7 @@ it reports after every cell. `experiments.kit.rows` is for methods whose seeds a
 `run`         the command: `Config`, cells that are run once and resumed, workers
 `report`      the table, the page and the numbers, from the cells
 `plots`       gains with paired intervals, and learning curves
-`networks`    `trained_once`: a teacher that all methods share
+`networks`    a distiller with its optimizer; `trained_once`: a teacher that all methods share
+`minilm`      a pretrained encoder of sentences, its tokenizer and its embeddings
 ============  ======================================================================================================
 """

@@ -1,4 +1,4 @@
-"""Interactive distillation: examples that continue from step to step."""
+"""Interactive distillation: examples that continue over steps, such as episodes."""
 
 from __future__ import annotations
 

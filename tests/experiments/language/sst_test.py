@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language import minilm, sst
+from experiments.kit.tasks import minilm
+from experiments.language import sst
 from tests.experiments.language import tiny
 
 encoder = tiny.encoder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.language import minilm
+from experiments.kit.tasks import minilm
 from jaxkd import data, models
 from jaxkd.data import text
 from jaxkd.types import Variables

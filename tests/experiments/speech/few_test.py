@@ -32,6 +32,7 @@ def test_a_method_builds(work, method):
     assert ("kd" in found) == (method in ("soft", "both"))
 
 
+@pytest.mark.slow
 def test_labeled_recordings_are_few_and_of_every_digit(work):
     first, again, other = (work._few(2, seed).take(range(6))["parts"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.language import minilm
+from experiments.kit.tasks import minilm
 from experiments.speech import intent, recognizers
 from tests.experiments.language.tiny import traced
 from tests.experiments.speech import tiny
@@ -49,7 +49,7 @@ def test_a_method_builds(work, method):
     state, found = traced(work.training(method, 0, 8))
     assert "classifier" in state.student.params and "loss" in found
     assert ("kd" in found) == (method in ("logits", "two_stages"))
-    assert ("embedding" in found) == (method in ("embedding", "two_stages"))
+    assert any(name.startswith("embedding") for name in found) == (method in ("embedding", "two_stages"))
 
 
 def test_the_text_of_a_string_is_read(work):

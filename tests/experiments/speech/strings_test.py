@@ -57,6 +57,7 @@ def test_hypotheses_are_those_of_each_string(work):
     np.testing.assert_array_equal(work._hypotheses["hypotheses"], found["hypotheses"])  # from the file
 
 
+@pytest.mark.slow
 def test_no_recording_of_the_held_out_speaker_is_trained_on(work):
     speakers = {split: set(np.unique(arrays["speaker"])) for split, arrays in work._recordings.items()}
     assert speakers.pop("held_out") == {5} and set(map(frozenset, speakers.values())) == {frozenset(range(5))}
