@@ -101,6 +101,7 @@ def test_other_steps_and_names_are_refused(tmp_path, capsys):
     assert "expected some of student, kd, got nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_task_whose_cost_is_not_that_of_flops(tmp_path):
     measures = {**TASK.measures, "examples_per_second": Measure("examples a second", digits=0)}
     task = TASK._replace(equal_cost=False, seeds=1, measures=measures)
