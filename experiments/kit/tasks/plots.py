@@ -45,5 +45,6 @@ def curves(task: Task, results: Mapping[str, Any]) -> bytes:
             plots.band(axes, [row["step"] for row in seeds[0]], values, style, 0.12, label=one["title"])
         axes.set(xlabel="step", ylabel=task.curve)
         axes.grid(axis="y", alpha=0.3)
-        figure.legend(loc="outside right center", frameon=False, fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside right center", frameon=False, fontsize=9)
         return save()
