@@ -164,7 +164,8 @@ class Dino(images.Opened):
         few, found = self._few(seed), {}
         for name, chosen in (("", few), ("_all", np.arange(len(label["train"])))):
             known, classes = features["train"][chosen], label["train"][chosen]
-            votes = metrics.neighbor_votes(features["test"], known, classes, neighbors=NEIGHBORS)
+            rows = jnp.asarray(features["test"]), jnp.asarray(known), jnp.asarray(classes)
+            votes = metrics.neighbor_votes(*rows, neighbors=NEIGHBORS)
             found[f"neighbors{name}"] = float(np.mean(votes.argmax(-1) == label["test"]))
             center, scale = known.mean(0), known.std(0) + 1e-6
             probe = LogisticRegression(max_iter=2000).fit((known - center) / scale, classes)

@@ -4,6 +4,7 @@
 `distill`                                     composes student, teacher, objective and optimizer into a `Distiller`
 `preprocess`                                  augmentation and normalization as part of the step
 `with_ema`, `ema_params`                      moving average of the student, with decays such as `ema_warmup`
+`repeated`                                    several updates with each batch
 `skip_nonfinite`                              skips and counts updates that are not finite
 `per_model`                                   an optimizer that treats each of several models separately
 `sweep`, `select_run`                         several seeds or hyperparameters as one program
@@ -19,6 +20,7 @@ from jaxkd.distillers._distill import distill, forward_fn, step_keys, teacher_ou
 from jaxkd.distillers._ema import ema_params, with_ema
 from jaxkd.distillers._per_model import per_model
 from jaxkd.distillers._preprocess import preprocess
+from jaxkd.distillers._repeated import repeated
 from jaxkd.distillers._skip_nonfinite import skip_nonfinite
 from jaxkd.distillers._sweep import select_run, sweep
 from jaxkd.distillers._term_gradients import term_gradients
@@ -31,6 +33,7 @@ __all__ = [
     "mapped_axis",
     "per_model",
     "preprocess",
+    "repeated",
     "select_run",
     "skip_nonfinite",
     "step_keys",

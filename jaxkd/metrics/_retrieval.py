@@ -89,7 +89,7 @@ def neighbor_votes(
     *,
     neighbors: int = 20,
     temperature: float = 0.07,
-) -> Float[Array, "examples classes"]:
+) -> Float[np.ndarray, "examples classes"]:
     """Votes of the nearest neighbors of each embedding for their classes.
 
     Also known as: k-NN (weighted nearest neighbors).
@@ -117,25 +117,25 @@ def neighbor_votes(
     array([[0., 1.]])
     """
     queries, others = (_unit(name, values, "neighbor_votes") for name, values in (("x", x), ("y", y)))
-    labels = np.asarray(labels)
+    classes = np.asarray(labels)
     if queries.shape[1] != others.shape[1]:
         raise ValueError(f"neighbor_votes: expected y of {queries.shape[1]} features, got {list(others.shape)}.")
-    if labels.shape != (len(others),) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if classes.shape != (len(others),) or not np.issubdtype(classes.dtype, np.integer) or classes.min() < 0:
         raise ValueError(
             f"neighbor_votes, labels: expected integers [{len(others)}] of at least 0, got "
-            f"{labels.dtype}{list(labels.shape)}{' with negative ones' if np.any(labels < 0) else ''}."
+            f"{classes.dtype}{list(classes.shape)}{' with negative ones' if np.any(classes < 0) else ''}."
         )
     if neighbors < 1 or not temperature > 0:
         wrong = ("neighbors", neighbors) if neighbors < 1 else ("temperature", temperature)
         raise ValueError(f"neighbor_votes, {wrong[0]}: expected a positive number, got {wrong[1]}.")
-    votes = np.zeros((len(queries), int(labels.max()) + 1))
+    votes = np.zeros((len(queries), int(classes.max()) + 1))
     for start in range(0, len(queries), _BLOCK):
         similarity = queries[start : start + _BLOCK] @ others.T
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbors]
         found = np.take_along_axis(similarity, nearest, axis=1)
         shares = np.exp((found - found[:, :1]) / temperature)
         rows = np.arange(start, start + len(similarity))[:, None]
-        np.add.at(votes, (np.broadcast_to(rows, nearest.shape), labels[nearest]), shares)
+        np.add.at(votes, (np.broadcast_to(rows, nearest.shape), classes[nearest]), shares)
     normalized: np.ndarray = votes / votes.sum(axis=1, keepdims=True)
     return normalized
 

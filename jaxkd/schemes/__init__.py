@@ -14,9 +14,9 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 ==================  =================================================================================================
 
 The subpackage of a family also exports helpers: `peers.ramp_up`; `self_distillation.exit_head`; `phases.Stage`,
-`Phase`, `inherit`, `chains`, `best_chain`; `sequences.teacher_mixed`, `replay` (DistiLLM) and
-`reverse_kl_to_go` and `linear_reverse_kl_to_go` (MiniLLM); `synthesis.Synthesis`; `transfer.FewSampleLayer`,
-`dependence_loss`, `report_dependence`.
+`Phase`, `inherit`, `chains`, `best_chain`; `sequences.interactive` (examples that continue over steps, such as
+episodes), `teacher_mixed`, `replay` (DistiLLM) and `reverse_kl_to_go` and `linear_reverse_kl_to_go` (MiniLLM);
+`synthesis.Synthesis`; `transfer.FewSampleLayer`, `dependence_loss`, `report_dependence`.
 """
 
 from jaxkd.schemes import continual, peers, phases, self_distillation, sequences, synthesis, transfer

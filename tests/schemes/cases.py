@@ -274,6 +274,25 @@ def on_policy():
     return Case(schemes.on_policy(distilled(), moved, fraction=0.4))
 
 
+def walked(student, teacher, carried, batch, *, keys):
+    """Returns images of a random walk, which the student has a part in, and where it is afterwards."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 2)))(keys)
+    image = 0.5 * carried["image"] + noise * jnp.mean(jnp.abs(student.params["first"]))
+    return {"image": image, "label": carried["steps"] % tiny.CLASSES}, {"image": image, "steps": carried["steps"] + 1}
+
+
+def interactive():
+    def begin(keys):
+        images = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 2)))(keys)
+        return {"image": images, "steps": jnp.zeros(len(keys), jnp.int32)}
+
+    return Case(schemes.sequences.interactive(distilled(), begin, walked))
+
+
+def several_updates():
+    return Case(jaxkd.distillers.repeated(distilled(), times=2))
+
+
 def replay():
     options = {"validation": tiny.batch(8, 5), "eval_every": 2, "capacity": 8, "fraction": 1.0, "rise": 0.0}
     return Case(schemes.sequences.replay(distilled(), moved, steps=2, **options))
@@ -343,6 +362,8 @@ CASES = {
         data_free_inversion,
         data_free_contrastive,
         on_policy,
+        interactive,
+        several_updates,
         replay,
         sequence_level,
         learning_without_forgetting,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.kit import plots
+from experiments.kit.tasks import report
 from experiments.kit.tasks.task import Task
 
 EQUAL = {"steps": ("o", plots.COLORS[0], -0.14, "equal steps"), "cost": ("s", plots.COLORS[1], 0.14, "equal FLOPs")}
@@ -13,10 +14,11 @@ EQUAL = {"steps": ("o", plots.COLORS[0], -0.14, "equal steps"), "cost": ("s", pl
 
 def gains(task: Task, results: Mapping[str, Any]) -> bytes:
     """Draws the paired gains over the student alone, at equal steps and at equal cost."""
+    compared = {key: EQUAL[key] for key in report.equal(task)}
     found = [one for one in results["rows"].values() if one["gains"]]
     measure = task.measures[task.first]
     with plots.figure(1, 1, 9, 1.6 + 0.42 * max(len(found), 1)) as (figure, axes, save):
-        for key, (marker, color, offset, name) in EQUAL.items():
+        for key, (marker, color, offset, name) in compared.items():
             for i, one in enumerate(found):
                 gain = one["gains"].get(key)
                 if gain is not None and gain["mean"] is not None:

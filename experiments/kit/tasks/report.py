@@ -82,12 +82,16 @@ def columns(task: Task) -> tuple[str, ...]:
     return (
         "method",
         *measured,
-        "gain, equal steps",
-        "gain, equal FLOPs",
+        *(f"gain, equal {of}" for of in equal(task).values()),
         "best evaluation",
         "parameters",
         "training cost",
     )
+
+
+def equal(task: Task) -> dict[str, str]:
+    """Returns what methods have in common with the student alone where they are compared, by the gain's name."""
+    return {"steps": "steps", "cost": "FLOPs"} if task.equal_cost else {"steps": "steps"}
 
 
 def rows(task: Task, results: Mapping[str, Any]) -> list[report.Row]:
@@ -96,11 +100,11 @@ def rows(task: Task, results: Mapping[str, Any]) -> list[report.Row]:
     for name, one in results["references"].items():
         shown = [_number(one.get(key), measure) for key, measure in task.measures.items()]
         size = f"{int(one['parameters']):,}" if "parameters" in one else ""
-        found.append((name, *shown, "", "", "", size, ""))
+        found.append((name, *shown, *[""] * len(equal(task)), "", size, ""))
     alone = results["rows"].get("student", {}).get("flops")
     for one in results["rows"].values():
         shown = [text(one["measures"].get(key), measure) for key, measure in task.measures.items()]
-        gained = [text(one["gains"][key], first, sign=True) if key in one["gains"] else "" for key in ("steps", "cost")]
+        gained = [text(one["gains"][key], first, sign=True) if key in one["gains"] else "" for key in equal(task)]
         cost = f"{one['flops'] / alone:.2f}×" if alone else ""
         peak = "" if one["best"] is None or one["best"]["mean"] is None else f"{one['best']['mean']:.3f}"
         found.append((one["title"], *shown, *gained, peak, f"{one['parameters']:,}", cost))
@@ -119,14 +123,15 @@ def markdown(task: Task, results: Mapping[str, Any]) -> str:
     seeds = max((len(one["curve"]) for one in results["rows"].values()), default=0)
     notes = [f"- **{method.title}**: {method.note}" for method in task.methods.values() if method.note]
     better = "more" if first.higher else "less"
+    cost = ", and after as many FLOPs where a method costs more" if task.equal_cost else ""
     figures = "".join(f"![{figure.title}]({name}.png)\n\n" for name, figure in task.figures.items())
     return f"""# {task.title}
 
 {task.about}
 
 Means over {seeds} seeds with 95% intervals (Student's t) on the test split. Gains are differences of
-"{first.title}" ({better} is better), seed by seed: from the student alone after as many steps, and after as many FLOPs
-where a method costs more. "Best evaluation" is the mean of each seed's best `{task.curve}`; no student is chosen by it.
+"{first.title}" ({better} is better), seed by seed: from the student alone after as many steps{cost}.
+"Best evaluation" is the mean of each seed's best `{task.curve}`; no student is chosen by it.
 The training cost is that of all FLOPs, teachers included, as a multiple of the student's alone.
 
 {report.markdown_table(columns(task), rows(task, results))}

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,7 @@ class Config:
 
     task: tyro.conf.Positional[str]  # name of the task
     methods: tuple[str, ...] = ()  # methods to run, all by default; the student alone is always among them
-    seeds: int = 3  # repetitions: each has its own initial weights and order of batches
+    seeds: int = 0  # repetitions, each with initial weights and an order of batches of its own; the task's by default
     first_seed: int = 0  # first of the seeds
     steps: int = 0  # updates of a student; the task's number by default
     data_dir: pathlib.Path | None = None  # folder of prepared TFDS sets
@@ -47,10 +48,10 @@ def cli(field: str, tasks: Mapping[str, Task], arguments: list[str] | None = Non
 def main(field: str, tasks: Mapping[str, Task], config: Config, console: Console) -> None:
     """Runs or resumes a task, and prints its table."""
     command.check_names("TASK", [config.task], tasks)
-    command.at_least(config, "seeds")
+    command.at_least(config, "seeds", least=0)
     task = tasks[config.task]
     command.check_names("--methods", config.methods, task.methods)
-    config = dataclasses.replace(config, steps=config.steps or task.steps)
+    config = dataclasses.replace(config, steps=config.steps or task.steps, seeds=config.seeds or task.seeds)
     out = config.out / field / config.task
     with command.own_folder(out, {"steps": config.steps}, "choose another --out"):
         cells = Cells(task, config, out, console)
@@ -100,7 +101,7 @@ class Cells:
         for seed in command.seeds(config):
             for name in names:
                 cell = self.cell(name, seed, config.steps)
-                if config.equal_cost and name != task.methods[name].baseline:
+                if config.equal_cost and task.equal_cost and name != task.methods[name].baseline:
                     self._alone(task.methods[name].baseline, cell, seed)
 
     def cell(self, method: str, seed: int, steps: int, name: str = "") -> dict[str, Any]:
@@ -147,6 +148,8 @@ class Cells:
         )
         began = time.monotonic()
         measures = {name: float(value) for name, value in self.work.measure(method, seed, result.state).items()}
+        if speeds := [row["examples_per_second"] for row in result.history if "examples_per_second" in row]:
+            measures["examples_per_second"] = statistics.median(speeds)
         curve = [row for row in result.history if any(name.startswith(tuple(made.splits)) for name in row)]
         return {
             "method": method,

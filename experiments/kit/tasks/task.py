@@ -75,6 +75,8 @@ class Task(NamedTuple):
     open: Callable[[Any, pathlib.Path], Work]  # opens it with a `run.Config`, and a folder for what it computes once
     curve: str = "validation/loss"  # the metric of evaluations that learning curves show
     rises: bool = False  # whether more of that metric is better
+    seeds: int = 3  # repetitions by default
+    equal_cost: bool = True  # whether FLOPs are what a method costs: the student alone then also gets as many
     figures: Mapping[str, Figure] = {}  # its own figures, by the name of the file without its ending
 
     @property

@@ -110,20 +110,20 @@ def dino(
         entropies = [-jnp.sum(jnp.where(p > 0, p * x, 0), axis=-1) for p, x in zip(targets, logs, strict=True)]
         softness = at_step(temperature, context.step)
         # The cross-entropy is linear in the targets, so that each student view needs one, with its mean target.
-        values = sum(
-            portion * losses.soft_cross_entropy(z / softness, _mixed(targets, own), where=mask)
-            for z, own, portion in zip(seen, pairs.weights, pairs.shares, strict=True)
-            if portion
-        )
+        crossed = [
+            losses.soft_cross_entropy(z / softness, _mixed(targets, own), where=mask)
+            for z, own in zip(seen, pairs.weights, strict=True)
+        ]
+        values = _mixed(crossed, pairs.shares)
         teacher_entropy = _mixed(entropies, pairs.uses)
         out = reduce_values(
             values, mask, weight, context, state, kl=values - teacher_entropy, teacher_entropy=teacher_entropy
         )
-        marginal, count = _mean(_mixed(targets, [1 / len(targets)] * len(targets)), mask, context.axis_name)
+        marginal, count = _mean(_mixed(targets, pairs.uses), mask, context.axis_name)
         entropy = -jnp.sum(jnp.where(marginal > 0, marginal * jnp.log(jnp.where(marginal > 0, marginal, 1)), 0))
         metrics = {**out.metrics, "marginal_entropy": Mean(entropy, (count > 0).astype(entropy.dtype))}
         if key is not None:
-            new, count = _mean(sum(taught) / len(taught), mask, context.axis_name)
+            new, count = _mean(_mixed(taught, pairs.uses), mask, context.axis_name)
             momentum = jnp.where(count > 0, jnp.asarray(center_momentum, new.dtype), 1)
             center = momentum * state["center"].astype(new.dtype) + (1 - momentum) * new
             state = {"center": center.astype(state["center"].dtype)}

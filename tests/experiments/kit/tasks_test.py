@@ -99,3 +99,16 @@ def test_other_steps_and_names_are_refused(tmp_path, capsys):
     assert "steps: 12 there, 24 here" in capsys.readouterr().err
     assert command(tmp_path, "--methods", "nothing") == 2
     assert "expected some of student, kd, got nothing" in capsys.readouterr().err
+
+
+def test_a_task_whose_cost_is_not_that_of_flops(tmp_path):
+    measures = {**TASK.measures, "examples_per_second": Measure("examples a second", digits=0)}
+    task = TASK._replace(equal_cost=False, seeds=1, measures=measures)
+    assert run.cli("toy", {"toy": task}, ["toy", "--out", str(tmp_path)]) == 0
+    folder = tmp_path / "toy" / "toy"
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["rows"]) == ["student", "kd"]  # no student alone of another number of steps
+    assert list(results["rows"]["kd"]["curve"]) == ["0"]
+    assert results["rows"]["kd"]["measures"]["examples_per_second"]["mean"] > 0
+    page = (folder / "report.md").read_text()
+    assert "gain, equal steps" in page and "FLOPs" not in page.partition("## Methods")[0].replace("of all FLOPs", "")

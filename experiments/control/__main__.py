@@ -1,0 +1,3 @@
+from experiments.control.main import cli
+
+raise SystemExit(cli())
