@@ -127,7 +127,9 @@ class Few:
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
         pseudo = self._pseudo(seed)
         kept = pseudo["confident"]
-        of_labels = {"kept": kept.mean(), "right": pseudo["right"].mean(), "kept_right": pseudo["right"][kept].mean()}
+        of_labels = {"kept": kept.mean(), "right": pseudo["right"].mean()}
+        if kept.any():
+            of_labels["kept_right"] = pseudo["right"][kept].mean()
         return self._measured(STUDENT, state.student, seed) | {name: float(x) for name, x in of_labels.items()}
 
     def samples(self, method: str, state: TrainState) -> Sequence[str]:
