@@ -13,6 +13,8 @@ BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```"
 
 @pytest.mark.parametrize("page", [*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
+    if page == "docs/control.md":
+        pytest.importorskip("gymnax", reason="needs gymnax, which does not permit every version of JAX")
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = [(text[: m.start("code")].count("\n"), m["code"]) for m in BLOCK.finditer(text) if not m["skip"]]
     assert blocks, f"{page} has no Python block to run"

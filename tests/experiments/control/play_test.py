@@ -14,6 +14,8 @@ from experiments.control import acting, games, main, networks, play
 from jaxkd import parallel, training, weights
 from tests import tiny
 
+pytest.importorskip("gymnax", reason="needs gymnax, which does not permit every version of JAX: pip install gymnax six")
+
 CONFIG = types.SimpleNamespace(steps=4)
 
 
