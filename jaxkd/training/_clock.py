@@ -10,17 +10,18 @@ SECONDS, SPEED, TOKEN_SPEED = "seconds", "examples_per_second", "tokens_per_seco
 
 
 class Clock:
-    """Measures a run's seconds and its examples per second.
+    """Measures a run's seconds, and the examples per second of each row.
 
-    >>> times = iter([0.0, 2.0, 4.0, 10.0, 11.0])
+    >>> times = iter([0.0, 9.0, 11.0, 13.0, 20.0, 22.0])
     >>> clock = Clock(batch_size=8, now=lambda: next(times))
-    >>> clock.reach(4)  # 4 steps in 2 seconds
-    >>> clock.speed
+    >>> clock.reach(4)  # with the compilation
+    >>> clock.reach(8), clock.reach(12)
+    (None, None)
+    >>> clock.row_speed()  # 8 steps in 4 seconds
     16.0
-    >>> clock.reach(4)
     >>> clock.pause()
-    >>> clock.seconds(), clock.speed
-    (11.0, 16.0)
+    >>> clock.seconds()
+    22.0
     """
 
     def __init__(
@@ -31,14 +32,30 @@ class Clock:
         self._now, self._batch_size, self._step = now, batch_size, step
         self._before = next((row[SECONDS] for row in reversed(history) if SECONDS in row), 0.0)
         self._started = self._last = now()
-        self.speed = 0.0
+        self._steps, self._busy = 0, 0.0  # of the row so far
+        self._dispatches, self._speed = 0, 0.0
 
     def reach(self, step: int) -> None:
-        """Notes that the device has finished a step."""
+        """Notes that the host knows of the device having finished a step.
+
+        It may learn of several dispatches at once, so that the time of one of them means nothing; a row's speed is that
+        of all its steps. The first dispatch, which compiles, is left out where others follow in its row.
+        """
+        if step <= self._step:
+            return
         now = self._now()
-        if step > self._step and now > self._last:
-            self.speed = float(f"{(step - self._step) * self._batch_size / (now - self._last):.4g}")
-            self._step, self._last = step, now
+        if self._dispatches == 1:
+            self._steps, self._busy = 0, 0.0
+        self._dispatches += 1
+        self._steps, self._busy = self._steps + step - self._step, self._busy + now - self._last
+        self._step, self._last = step, now
+
+    def row_speed(self) -> float:
+        """Returns the examples per second since the row before, or those of that row."""
+        if self._steps and self._busy > 0:
+            self._speed = float(f"{self._steps * self._batch_size / self._busy:.4g}")
+        self._steps, self._busy = 0, 0.0
+        return self._speed
 
     def pause(self) -> None:
         """Leaves the time since the last step, as of an evaluation, out of the speed."""

@@ -154,7 +154,7 @@ class RowAccumulator:
         means = compute(dataclasses.replace(self._layout, array=self._sums))
         means = {name: mean for name, mean in means.items() if not is_unseen_metric(name)}  # 0, or the run has ended
         self._sums = np.zeros_like(self._sums)
-        speed = {} if self._clock is None else {SPEED: self._clock.speed}
+        speed = {} if self._clock is None else {SPEED: self._clock.row_speed()}
         if speed and "tokens_per_example" in means:  # of `jaxkd.metrics.tokens`
             speed[TOKEN_SPEED] = float(f"{means['tokens_per_example'] * speed[SPEED]:.4g}")
         return row | {f"train/{name}": mean for name, mean in means.items()} | speed

@@ -61,3 +61,13 @@ def test_rows_have_the_tokens_per_second():
         rows.add(step, pack({"tokens_per_example": Mean(tokens, 8.0)}), 1)
     (row,) = rows.complete()
     assert row["examples_per_second"] == 8 and row["tokens_per_second"] == 32
+
+
+def test_speed_of_a_row_is_that_of_all_its_steps():
+    """The host may learn late of a dispatch, together with the next one, which then seems to take no time."""
+    times = iter([0.0, 9.0, 13.0, 13.001])
+    rows = RowAccumulator(Cadence(steps=3, log_every=3), 3, clock=Clock(batch_size=8, now=lambda: next(times)))
+    for step in range(3):
+        rows.add(step, pack({"loss": Mean(1.0, 1.0)}), 1)
+    (row,) = rows.complete()
+    assert row["examples_per_second"] == pytest.approx(2 * 8 / 4.001, rel=1e-3)
