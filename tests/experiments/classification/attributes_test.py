@@ -14,7 +14,7 @@ from tests.experiments.classification import tiny
 def work(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         tiny.digits(monkeypatch)
-        for name, value in {"LABELS": 8, "LABELED": 2, "OTHERS": 4}.items():
+        for name, value in {"LABELS": 8, "LABELED": 2, "OTHERS": 4, "TEACHER_STEPS": 2}.items():
             monkeypatch.setattr(attributes, name, value)
         yield attributes.Attributes(types.SimpleNamespace(steps=8), tmp_path_factory.mktemp("task"))
 
