@@ -2,20 +2,55 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
 from jaxkd.types import Distiller
 
 
 def flops(function: Any, *arguments: Any, compiled: bool = False) -> float:
-    """Returns the FLOPs of a function; the body of a loop counts once."""
-    lowered = jax.jit(function).lower(*arguments)
+    """Returns the FLOPs of a function, with each `jax.lax.scan` as often as it repeats its body.
+
+    The compiler counts the body of a loop once, which would make generation and recurrent networks look cheap. The body
+    of a `jax.lax.while_loop`, whose number of iterations is not known, counts once here too.
+
+    >>> step = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, length=10)[0]
+    >>> flops(step, jnp.ones((8, 8))) // flops(lambda x: x @ x, jnp.ones((8, 8)))
+    10.0
+    """
+    return _with_loops(jax.make_jaxpr(function)(*arguments), compiled)
+
+
+def _with_loops(program: Any, compiled: bool) -> float:
+    """Returns the FLOPs of a traced program, bodies of nested loops as often as they run."""
+    total = _counted(program, compiled)
+    for body, length in _loops(program.jaxpr):
+        total += length * _with_loops(body, compiled) - _counted(body, compiled)
+    return total
+
+
+def _counted(program: Any, compiled: bool) -> float:
+    """Returns the FLOPs of a traced program as the compiler counts them."""
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
+    lowered = jax.jit(jaxpr_as_fun(program)).lower(*shapes)
     analysis: Any = (lowered.compile() if compiled else lowered).cost_analysis()
-    return float(analysis["flops"])
+    return float(analysis.get("flops", 0.0))
+
+
+def _loops(jaxpr: Any) -> Iterator[tuple[Any, int]]:
+    """Yields the bodies of a program's outermost scans, with their lengths."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation.params["jaxpr"], equation.params["length"]
+            continue
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _loops(inner)
 
 
 def flops_of_step(kd: Distiller, batch: Any) -> float:
