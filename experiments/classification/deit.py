@@ -13,7 +13,7 @@ from experiments.classification import images
 from experiments.kit.recipe import adam
 from experiments.kit.tasks.task import Measure, Method, Task, Training
 from jaxkd import data, losses, teachers, wrappers
-from jaxkd.types import Model, Objective, TrainState, Variables
+from jaxkd.types import Model, Objective, TrainState
 
 
 class Sizes(NamedTuple):
@@ -65,31 +65,31 @@ METHODS = {
 }
 
 
-class Deit(images.Opened):
+MEASURES = {
+    **images.MEASURES,
+    "class_accuracy": Measure("class token alone (%)", scale=100, digits=1),
+    "distillation_accuracy": Measure("distillation token alone (%)", scale=100, digits=1),
+}
+
+
+class Deit(images.Taught):
     """The opened task."""
 
     def __init__(self, config: Any, folder: pathlib.Path, *, name: str = "digits") -> None:
-        super().__init__(name, config, folder)
-        self._sizes = SIZES[name]
-        self._teacher = images.convolutional(self._sizes.teacher, self.images.classes)
+        self._sizes = sizes = SIZES[name]
+        super().__init__(
+            name, config, folder, teacher=sizes.teacher, rate=sizes.teacher_rate, steps=sizes.teacher_steps
+        )
 
     def _student(self, method: str) -> Model:
         token = method.startswith("token")
         return images.transformer(self._sizes.student, self.images.classes, distillation=token)
 
-    @functools.cached_property
-    def _taught(self) -> Variables:
-        return self.trained("teacher", self._teacher, self._sizes.teacher_rate, self._sizes.teacher_steps, 64)
-
-    @functools.cached_property
-    def _taught_logits(self) -> np.ndarray:
-        return self.outputs(self._teacher, self._taught)["logits"]
-
     def training(self, method: str, seed: int, steps: int) -> Training:
         sizes, teacher = self._sizes, teachers.none()
         if method != "student":
-            model = wrappers.with_outputs(self._teacher, label=lambda outputs: jnp.argmax(outputs["logits"], -1))
-            teacher = teachers.frozen(model, self._taught)
+            model = wrappers.with_outputs(self.teacher, label=lambda outputs: jnp.argmax(outputs["logits"], -1))
+            teacher = teachers.frozen(model, self.taught)
         views = data.compose(self.images.moved(seed), self.images.normalize)
         optimizer = adam(sizes.rate, steps)
         kd = images.distill(self.images, self._student(method), teacher, OBJECTIVES[method], optimizer, views)
@@ -101,29 +101,13 @@ class Deit(images.Opened):
         found = self.outputs(self._student(method), state.student, "logits", *tokens)
         label = self.images.test.arrays["label"]
         own = {name.replace("logits", "accuracy"): np.mean(found[name].argmax(-1) == label) for name in tokens}
-        return self.measured(found["logits"], self._taught_logits) | {key: float(x) for key, x in own.items()}
-
-    def references(self) -> Mapping[str, Mapping[str, float]]:
-        return {"teacher": self.reference(self._taught_logits, self._taught)}
+        return self.measured(found["logits"], self.taught_logits) | {key: float(x) for key, x in own.items()}
 
 
 def task(name: str, about: str) -> Task:
     """Returns the task on a set of images."""
-    return Task(
-        title=f"Distillation token (DeiT): {name}",
-        about=about,
-        measures={
-            **images.MEASURES,
-            "class_accuracy": Measure("class token alone (%)", scale=100, digits=1),
-            "distillation_accuracy": Measure("distillation token alone (%)", scale=100, digits=1),
-        },
-        methods=METHODS,
-        steps=SIZES[name].steps,
-        evaluations=10,
-        open=functools.partial(Deit, name=name),
-        curve="validation/accuracy",
-        rises=True,
-    )
+    opened, title = functools.partial(Deit, name=name), f"Distillation token (DeiT): {name}"
+    return images.task(title, about, opened, METHODS, SIZES[name].steps, measures=MEASURES)
 
 
 TASKS = {

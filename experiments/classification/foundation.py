@@ -158,17 +158,9 @@ class Foundation(images.Opened):
 
 def task(name: str, about: str) -> Task:
     """Returns the task on a set of images."""
-    return Task(
-        title=f"Features of foundation models: {name}",
-        about=about,
-        measures={key: images.MEASURES[key] for key in ("accuracy", "calibration_error")},
-        methods=METHODS,
-        steps=SIZES[name].steps,
-        evaluations=10,
-        open=functools.partial(Foundation, name=name),
-        curve="validation/accuracy",
-        rises=True,
-    )
+    opened, title = functools.partial(Foundation, name=name), f"Features of foundation models: {name}"
+    measures = {key: images.MEASURES[key] for key in ("accuracy", "calibration_error")}
+    return images.task(title, about, opened, METHODS, SIZES[name].steps, measures=measures)
 
 
 TASKS = {

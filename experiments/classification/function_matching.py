@@ -5,14 +5,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import jaxkd
 from experiments.classification import images
 from experiments.kit.recipe import Transform, adam
 from experiments.kit.tasks.task import Method, Task, Training
 from jaxkd import data, losses, teachers, wrappers
-from jaxkd.types import Objective, TrainState, Variables
+from jaxkd.types import Objective, TrainState
 
 
 class Sizes(NamedTuple):
@@ -89,24 +87,13 @@ def views_of(kind: str, seed: int, opened: images.Images) -> Transform:
     return moved
 
 
-class FunctionMatching(images.Opened):
+class FunctionMatching(images.Taught):
     """The opened task."""
 
     def __init__(self, config: Any, folder: pathlib.Path, *, name: str = "digits") -> None:
-        super().__init__(name, config, folder)
-        self._sizes = SIZES[name]
-        classes = self.images.classes
-        self._teacher = images.convolutional(self._sizes.teacher, classes)
-        self._student = images.convolutional(self._sizes.student, classes)
-
-    @functools.cached_property
-    def _taught(self) -> Variables:
-        sizes = self._sizes
-        return self.trained("teacher", self._teacher, sizes.rate, sizes.teacher_steps, 64)
-
-    @functools.cached_property
-    def _taught_logits(self) -> np.ndarray:
-        return self.outputs(self._teacher, self._taught)["logits"]
+        self._sizes = sizes = SIZES[name]
+        super().__init__(name, config, folder, teacher=sizes.teacher, rate=sizes.rate, steps=sizes.teacher_steps)
+        self._student = images.convolutional(sizes.student, self.images.classes)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         setting, sizes = SETTINGS[method], self._sizes
@@ -114,33 +101,21 @@ class FunctionMatching(images.Opened):
         teacher = teachers.none()
         if setting.taught:
             own = setting.views in ("fixed", "independent")
-            model = wrappers.with_inputs(self._teacher, image="view") if own else self._teacher
-            teacher = teachers.frozen(model, self._taught)
+            model = wrappers.with_inputs(self.teacher, image="view") if own else self.teacher
+            teacher = teachers.frozen(model, self.taught)
         views = views_of(setting.views, seed, self.images)
         kd = images.distill(self.images, self._student, teacher, setting.objective, adam(sizes.rate, steps), views)
         train = data.Resident(self.some(sizes.shown), sizes.batch, seed=seed, drop_remainder=True)
         return Training(kd, train, steps, self.splits)
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
-        return self.measured(self.outputs(self._student, state.student)["logits"], self._taught_logits)
-
-    def references(self) -> Mapping[str, Mapping[str, float]]:
-        return {"teacher": self.reference(self._taught_logits, self._taught)}
+        return self.measured(self.outputs(self._student, state.student)["logits"], self.taught_logits)
 
 
 def task(name: str, about: str) -> Task:
     """Returns the task on a set of images."""
-    return Task(
-        title=f"Function matching: {name}",
-        about=about,
-        measures=images.MEASURES,
-        methods=METHODS,
-        steps=SIZES[name].steps,
-        evaluations=10,
-        open=functools.partial(FunctionMatching, name=name),
-        curve="validation/accuracy",
-        rises=True,
-    )
+    opened = functools.partial(FunctionMatching, name=name)
+    return images.task(f"Function matching: {name}", about, opened, METHODS, SIZES[name].steps)
 
 
 TASKS = {

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import jaxkd
 from experiments.kit import inputs, measures, training
 from experiments.kit.recipe import Transform, adam
 from experiments.kit.tasks import networks
-from experiments.kit.tasks.task import Measure
+from experiments.kit.tasks.task import Measure, Method, Task
 from jaxkd import data, distillers, losses, metrics, models, teachers
 from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState, Variables
 
@@ -124,3 +124,47 @@ class Opened:
 
     def samples(self, method: str, state: TrainState) -> Sequence[str]:
         return []
+
+
+class Taught(Opened):
+    """An opened task with one convolutional teacher, which learned from all images."""
+
+    def __init__(self, name: str, config: Any, folder: pathlib.Path, *, teacher: str, rate: float, steps: int) -> None:
+        super().__init__(name, config, folder)
+        self.teacher, self._recipe = convolutional(teacher, self.images.classes), (rate, steps)
+
+    @functools.cached_property
+    def taught(self) -> Variables:
+        """The teacher's weights."""
+        return self.trained("teacher", self.teacher, *self._recipe, 64)
+
+    @functools.cached_property
+    def taught_logits(self) -> np.ndarray:
+        """The teacher's logits of the test images."""
+        return self.outputs(self.teacher, self.taught)["logits"]
+
+    def references(self) -> Mapping[str, Mapping[str, float]]:
+        return {"teacher": self.reference(self.taught_logits, self.taught)}
+
+
+def task(
+    title: str,
+    about: str,
+    opened: Callable[..., Any],
+    methods: Mapping[str, Method],
+    steps: int,
+    *,
+    measures: Mapping[str, Measure] = MEASURES,
+) -> Task:
+    """Returns a task whose students are compared by accuracy."""
+    return Task(
+        title=title,
+        about=about,
+        measures=measures,
+        methods=methods,
+        steps=steps,
+        evaluations=10,
+        open=opened,
+        curve="validation/accuracy",
+        rises=True,
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechConfig:
+class SpeechConfig(abc.ABC):
     """Sizes and choices that all acoustic models have.
 
     Attributes:
@@ -43,9 +44,9 @@ class SpeechConfig:
             )
 
     @property
+    @abc.abstractmethod
     def context(self) -> int | None:
         """Subsampled frames ahead that the layers together read; None for all."""
-        raise NotImplementedError
 
     @property
     def look_ahead(self) -> int | None:

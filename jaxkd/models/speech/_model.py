@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -36,11 +37,11 @@ class SpeechModel(nnx.Module):
         if config.classes is not None:
             self.classifier = nnx.Linear(config.width, config.classes, dtype=config.dtype, rngs=rngs)
 
+    @abc.abstractmethod
     def encode(
         self, x: Float[Array, "batch frames width"], mask: Bool[Array, "batch frames"]
     ) -> Float[Array, "batch frames width"]:
         """Returns the input of the head, from subsampled frames and their mask."""
-        raise NotImplementedError
 
     def __call__(
         self, features: Float[Array, "batch frames bands"], mask: Bool[Array, "batch frames"] | None = None
