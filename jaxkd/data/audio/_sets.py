@@ -17,7 +17,8 @@ def recordings(dataset: Any, *, audio: str = "audio", samples: int | None = None
     Args:
       dataset: an object with ``len(dataset)`` and ``dataset[i]``, a dict, as from `jaxkd.data.source`. A recording has
         one channel. It is bytes of little-endian int16; integers of a signed type, of which the lowest becomes -1 (TFDS
-        stores 16 bits as int64: values that fit into int16 count as int16); or floating-point numbers from -1 to 1.
+        stores 16 bits as int64: where the values of the whole set fit into int16, they count as int16); or
+        floating-point numbers from -1 to 1.
       audio: the set's name of the recordings.
       samples: length of a row. By default, that of the longest recording.
 
@@ -40,7 +41,10 @@ def recordings(dataset: Any, *, audio: str = "audio", samples: int | None = None
         raise ValueError("recordings, dataset: expected at least one example, got none.")
     if audio not in examples[0]:
         raise ValueError(f"recordings, audio: the examples have no entry {audio!r}, only {sorted(examples[0])}.")
-    rows = [_samples(number, example[audio]) for number, example in enumerate(examples)]
+    read = [_read(number, example[audio]) for number, example in enumerate(examples)]
+    # One recording may be quiet: its own values do not tell the type.
+    narrow = all(_within(values, 16) for values in read if values.dtype.kind == "i")
+    rows = [_scaled(number, values, narrow) for number, values in enumerate(read)]
     lengths = np.array([len(row) for row in rows], np.int32)
     samples = int(lengths.max()) if samples is None else samples
     if (over := lengths > samples).any():
@@ -99,8 +103,8 @@ def hold_out(
     return tuple({name: value[rows] for name, value in whole.items()} for rows in (~held, held))  # type: ignore[return-value]
 
 
-def _samples(number: int, recording: Any) -> np.ndarray:
-    """Returns a recording as float32 from -1 to 1."""
+def _read(number: int, recording: Any) -> np.ndarray:
+    """Returns the samples of a recording as they are stored."""
     if isinstance(recording, bytes):
         if len(recording) % 2:
             raise ValueError(f"recording {number}: expected bytes of int16, got {len(recording)}, an odd number.")
@@ -113,9 +117,19 @@ def _samples(number: int, recording: Any) -> np.ndarray:
             f"recording {number}: expected at least one sample of one channel, got {values.dtype}{list(values.shape)}."
             + (" Take the mean of the channels, or one of them." if values.ndim == 2 else "")
         )
+    return values
+
+
+def _scaled(number: int, values: np.ndarray, narrow: bool) -> np.ndarray:
+    """Returns a recording as float32 from -1 to 1; ``narrow`` integers have at most 16 bits."""
     if values.dtype.kind == "i":
-        bits = 16 if values.dtype.itemsize >= 2 and _within(values, 16) else 8 * values.dtype.itemsize
-        return (values / 2.0 ** (bits - 1)).astype(np.float32)
+        bits = 8 * values.dtype.itemsize
+        if bits == 64 and not narrow:
+            raise ValueError(
+                f"recording {number}: int64 does not tell the range of its samples, and the set's do not fit into int16. "
+                "Divide them by their largest possible value first, such as 2 ** 31."
+            )
+        return (values / 2.0 ** ((min(bits, 16) if narrow else bits) - 1)).astype(np.float32)
     if values.dtype.kind != "f" or not np.isfinite(values).all() or np.abs(values).max() > 1:
         seen = f", from {values.min()} to {values.max()}" if values.dtype.kind in "fu" else ""
         raise ValueError(

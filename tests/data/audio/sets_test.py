@@ -30,6 +30,12 @@ def test_every_form_of_samples(recording, expected):
     assert found["audio"].dtype == np.float32 and found["audio_length"].dtype == np.int32
 
 
+def test_the_type_of_integers_is_that_of_the_whole_set():
+    """A quiet recording, whose values would fit into int16, has the scale of a loud one."""
+    rows = [{"audio": np.array(values, np.int32)} for values in ([2**30], [2**14])]
+    np.testing.assert_array_equal(audio.recordings(rows)["audio"], [[0.5], [2.0**-17]])
+
+
 def test_rows_are_padded_and_other_numbers_are_kept():
     rows = [{"audio": np.ones(n, np.float32) / 2, "label": n, "id": "x", "point": [n, 1.0]} for n in (2, 3, 1)]
     found = audio.recordings(rows, samples=4)
@@ -48,6 +54,7 @@ def test_rows_are_padded_and_other_numbers_are_kept():
         ([{"audio": PCM}, {"audio": b"abc"}], "recording 1: expected bytes of int16, got 3"),
         ([{"audio": np.zeros((8, 2), np.int16)}], "one channel, got int16.*mean of the channels"),
         ([{"audio": np.array([128, 255], np.uint8)}], "got uint8"),
+        ([{"audio": np.array([1])}, {"audio": np.array([2**16])}], "recording 0: int64 does not tell .* 2 .. 31"),
         ([{"audio": np.array([0.5, 1.5])}], "from 0.5 to 1.5.*Scale"),
         ([{"audio": np.array([0.5, np.nan])}], "finite numbers"),
         ([{"audio": PCM, "audio_length": 3}], "no other entry"),
