@@ -126,7 +126,7 @@ def _scaled(number: int, values: np.ndarray, narrow: bool) -> np.ndarray:
         bits = 8 * values.dtype.itemsize
         if bits == 64 and not narrow:
             raise ValueError(
-                f"recording {number}: int64 does not tell the range of its samples, and those of the set do not fit into "
+                f"recording {number}: int64 does not tell the range of samples, and those of the set do not fit into "
                 "int16. Divide them by their largest possible value first, such as 2 ** 31."
             )
         return (values / 2.0 ** ((min(bits, 16) if narrow else bits) - 1)).astype(np.float32)

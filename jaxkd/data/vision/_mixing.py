@@ -1,8 +1,8 @@
 """Mixtures of two images of a batch, and the labels of both.
 
-Each example is mixed with the next one of its batch, in a circle, so that a mixture depends on the batch that holds it,
-as no other transform does. Its share depends on the example alone. With the order of batches that `jaxkd.data` gives,
-runs are replayed exactly, but outputs of a teacher on mixtures cannot be cached.
+Each example is mixed with the next one of the batch of all devices, in a circle, so that a mixture depends on the batch
+that holds it, as no other transform does. Its share depends on the example alone. With the order of batches that
+`jaxkd.data` gives, runs are replayed exactly, but outputs of a teacher on mixtures cannot be cached.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxkd._core import axes
 from jaxkd._core.batches import example_mask
 from jaxkd.data._transforms import example_keys
 from jaxkd.data.vision._images import get_images
@@ -53,10 +54,9 @@ def mixup(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None = 
     """
     image = get_images(batch)
     share = _shares(_keys(batch, seed, view)[:, 0], alpha)
-    partner = _partners(batch, len(image))
     weight = share[:, None, None, None]
-    wide = image.astype(jnp.float32)
-    return _mixed(batch, weight * wide + (1 - weight) * wide[partner], share, partner, classes)
+    mixed = weight * image.astype(jnp.float32) + (1 - weight) * _of_partners(batch, image).astype(jnp.float32)
+    return _mixed(batch, mixed, share, classes)
 
 
 def cutmix(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None = None, view: int = 0) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def cutmix(batch: Batch, *, seed: Any, alpha: float = 1.0, classes: int | None =
     center = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys[:, 1])
     inside = [_covered(center[:, axis], side, image.shape[1 + axis]) for axis in (0, 1)]
     cut = inside[0][:, :, None] & inside[1][:, None, :]
-    partner = _partners(batch, len(image))
-    share = jnp.where(partner == jnp.arange(len(image)), 1.0, 1 - jnp.mean(cut, axis=(1, 2), dtype=jnp.float32))
-    return _mixed(batch, jnp.where(cut[..., None], image[partner], image), share, partner, classes)
+    index = jnp.asarray(batch["index"])
+    share = jnp.where(_of_partners(batch, index) == index, 1.0, 1 - jnp.mean(cut, axis=(1, 2), dtype=jnp.float32))
+    return _mixed(batch, jnp.where(cut[..., None], _of_partners(batch, image), image), share, classes)
 
 
 def _keys(batch: Batch, seed: Any, view: int) -> Array:
@@ -111,22 +111,28 @@ def _shares(keys: Array, alpha: float) -> Array:
     return jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=jnp.float32))(keys)
 
 
-def _partners(batch: Batch, count: int) -> Array:
-    """Returns the position of the next unmasked example, in a circle.
+def _of_partners(batch: Batch, x: Array) -> Array:
+    """Returns the rows of the next unmasked examples, in a circle over all devices.
 
-    That of a masked example is its own.
+    That of a masked example is its own. Of other devices only the first unmasked row is sent.
 
-    >>> _partners({"mask": jnp.array([True, False, True, True])}, 4)
+    >>> _of_partners({"mask": jnp.array([True, False, True, True])}, jnp.arange(4))
     Array([2, 1, 3, 0], dtype=int32)
     """
-    own = jnp.arange(count, dtype=jnp.int32)
+    own = jnp.arange(len(x), dtype=jnp.int32)
     mask = example_mask(batch)
-    if mask is None:
-        return jnp.roll(own, -1)
-    mask = jnp.asarray(mask)
+    mask = jnp.ones(len(x), bool) if mask is None else jnp.asarray(mask)
     order = jnp.argsort(~mask, stable=True).astype(jnp.int32)  # positions of the unmasked examples come first
-    rank = jnp.cumsum(mask) - 1
-    return jnp.where(mask, order[(rank + 1) % jnp.maximum(jnp.sum(mask), 1)], own)
+    rank, count = jnp.cumsum(mask) - 1, jnp.sum(mask)
+    found = x[jnp.where(mask, order[(rank + 1) % jnp.maximum(count, 1)], own)]
+    axis_name = axes.data_axis()
+    if axis_name is None:
+        return found
+    firsts, some = (jax.lax.all_gather(value, axis_name) for value in (x[order[0]], count > 0))
+    others = (jax.lax.axis_index(axis_name) + 1 + jnp.arange(len(some))) % len(some)  # the next device first, this last
+    following = firsts[others[jnp.argmax(some[others])]]
+    is_last = (mask & (rank == count - 1)).reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(is_last, following[None], found)
 
 
 def _covered(center: Array, side: Array, length: int) -> Array:
@@ -136,14 +142,14 @@ def _covered(center: Array, side: Array, length: int) -> Array:
     return (pixels >= begin) & (pixels < end)
 
 
-def _mixed(batch: Batch, image: Array, share: Array, partner: Array, classes: int | None) -> dict[str, Any]:
+def _mixed(batch: Batch, image: Array, share: Array, classes: int | None) -> dict[str, Any]:
     """Returns the batch with mixed images and the entries that say what was mixed."""
     found = {**batch, "image": image, "share": share}
     if "label" in batch:
         label = jnp.asarray(batch["label"])
-        found["partner_label"] = label[partner]
+        found["partner_label"] = partner_label = _of_partners(batch, label)
         if classes is not None:
-            ours, theirs = (jax.nn.one_hot(of, classes, dtype=jnp.float32) for of in (label, label[partner]))
+            ours, theirs = (jax.nn.one_hot(of, classes, dtype=jnp.float32) for of in (label, partner_label))
             found["soft_label"] = share[:, None] * ours + (1 - share[:, None]) * theirs
     elif classes is not None:
         raise ValueError(

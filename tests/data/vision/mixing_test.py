@@ -1,10 +1,13 @@
 """Mixtures of images: the formulas, the labels of both, masks, and draws that depend on the example."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxkd
 from jaxkd import data, losses
 
 mixup = jax.jit(data.mixup, static_argnames=("alpha", "classes"))
@@ -74,6 +77,18 @@ def test_masked_examples_are_mixed_with_none(mix):
     for name in ("image", "share", "partner_label"):
         np.testing.assert_allclose(np.asarray(found[name])[mask], alone[name], rtol=1e-6)
     np.testing.assert_allclose(np.asarray(found["image"])[~mask], batch_of()["image"][~mask], rtol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, [1, 0, 0, 0, 1, 1, 0, 1], [0, 0, 0, 1, 0, 0, 0, 0]], ids=["all", "some", "one"])
+def test_mixtures_are_those_of_the_batch_of_all_devices(mask):
+    batch = batch_of(8) if mask is None else batch_of(8, mask=np.array(mask, bool))
+    parts = {name: value.reshape(4, 2, *value.shape[1:]) for name, value in batch.items()}
+    for mix in (data.mixup, data.cutmix):
+        mix = functools.partial(mix, seed=0, classes=3)
+        whole = jax.jit(mix)(batch)
+        found = jax.pmap(mix, axis_name=jaxkd.DATA_AXIS, devices=jax.devices()[:4])(parts)
+        for name in ("image", "share", "partner_label", "soft_label"):
+            np.testing.assert_allclose(np.reshape(found[name], np.shape(whole[name])), whole[name], rtol=1e-6)
 
 
 def test_shares_depend_on_the_example_and_the_epoch():
