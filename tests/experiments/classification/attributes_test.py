@@ -38,7 +38,7 @@ def test_few_images_have_some_known_attributes(work):
     np.testing.assert_array_equal(label[:2][known[:2]], attributes.TABLE[rows][known[:2]])
 
 
-def test_unknown_labels_change_no_loss(work):
+def test_unknown_labels_change_no_loss():
     """The value is the mean over the labeled images of the sum over their known attributes."""
     rng = np.random.default_rng(0)
     logits, label = rng.normal(size=(3, 6)).astype(np.float32), rng.integers(0, 2, (3, 6))
