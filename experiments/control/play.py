@@ -12,9 +12,10 @@ import optax
 
 import jaxkd
 from experiments.control import acting, boards, games, networks, ppo
-from experiments.kit import files, training
+from experiments.kit import files
+from experiments.kit.tasks.networks import trained_once
 from experiments.kit.tasks.task import Method, Training
-from jaxkd import data, distillers, losses, metrics, schemes, teachers, weights
+from jaxkd import data, distillers, losses, metrics, schemes, teachers
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, Model, Objective, PyTree, Teacher, TrainState, Variables
 
 ROWS, STEPS = 64, 16  # environments, and their steps in a batch
@@ -121,23 +122,8 @@ class Play:
         path = self._folder.parents[1] / name / "prepared" / "teacher.safetensors"
         one, model, steps = {name: self._games[name]}, self._experts[name], SPECS[name].steps
         kd, inputs = learner(one, model, teachers.none(), jaxkd.combine(**ppo.terms(one, steps)), steps, "own", True)
-        with files.claim(path, wait=True):
-            if not path.exists():
-                every = max(steps // 20, 1)
-                result = training.run(
-                    kd._replace(evaluate=evaluation(one, model)),
-                    inputs,
-                    {"validation": starts(WATCHED)},
-                    steps=steps,
-                    key=jax.random.key(0),
-                    eval_every=every,
-                    directory=path.parent / path.stem,
-                    log_every=every,
-                    tensorboard=False,
-                )
-                weights.save_safetensors(path, result.state.student)
-        like = jax.eval_shape(lambda key: model.init(key, next(iter(inputs.batches()))), jax.random.key(0))
-        return weights.fit_to(like, weights.load_safetensors(path))
+        kd = kd._replace(evaluate=evaluation(one, model))
+        return trained_once(path, kd, inputs, {"validation": starts(WATCHED)}, steps=steps)
 
     @functools.cached_property
     def _returns(self) -> dict[str, float]:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import pathlib
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -149,7 +148,7 @@ class Cells:
         )
         began = time.monotonic()
         measures = {name: float(value) for name, value in self.work.measure(method, seed, result.state).items()}
-        if speeds := _speeds(result.history, made.inputs.batch_size):
+        if speeds := [row["examples_per_second"] for row in result.history if "examples_per_second" in row]:
             measures["examples_per_second"] = statistics.median(speeds)
         curve = [row for row in result.history if any(name.startswith(tuple(made.splits)) for name in row)]
         return {
@@ -172,16 +171,3 @@ class Cells:
         """Returns what the task's figures show of a student."""
         figures = self._task.figures.items()
         return {name: figure.shown(self.work, method, state) for name, figure in figures if figure.shown is not None}
-
-
-def _speeds(history: Sequence[Mapping[str, float]], batch_size: int) -> list[float]:
-    """Returns the examples per second between logged rows, evaluations included, without the first row's compilation.
-
-    >>> _speeds([{"step": 5, "seconds": 30.0}, {"step": 10, "seconds": 32.0}], 8)
-    [20.0]
-    """
-    return [
-        (row["step"] - before["step"]) * batch_size / (row["seconds"] - before["seconds"])
-        for before, row in itertools.pairwise(history)
-        if row["seconds"] > before["seconds"]
-    ]
