@@ -121,7 +121,7 @@ def _read(number: int, recording: Any) -> np.ndarray:
 
 
 def _scaled(number: int, values: np.ndarray, narrow: bool) -> np.ndarray:
-    """Returns a recording as float32 from -1 to 1; ``narrow`` integers have at most 16 bits."""
+    """Returns a recording from -1 to 1; integers are `narrow` if they have 16 bits."""
     if values.dtype.kind == "i":
         bits = 8 * values.dtype.itemsize
         if bits == 64 and not narrow:
