@@ -9,7 +9,7 @@ from tests.structure import source
 # The floors of the house, from the ground up. A file may import its own layer and every layer of a lower floor.
 FLOORS = (
     {"types"},
-    {"_core", "losses"},
+    {"_core", "losses", "dense"},
     {"metrics", "adapters", "data", "models"},
     {"wrappers", "objectives", "teachers"},
     {"distillers"},
@@ -24,6 +24,7 @@ FLOOR = {layer: number for number, layers in enumerate(FLOORS) for layer in laye
 ONLY = {
     "_core": {"types"},
     "losses": set(),
+    "dense": {"types", "_core"},
     "data": {"types", "_core"},
     "models": {"types", "_core"},
 }

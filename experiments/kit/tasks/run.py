@@ -35,6 +35,7 @@ class Config:
     steps: int = 0  # updates of a student; the task's number by default
     data_dir: pathlib.Path | None = None  # folder of prepared TFDS sets
     pretrained: pathlib.Path | None = None  # folder of pretrained models
+    dataset: str | None = None  # another prepared TFDS set of the same kind; the task's own by default
     equal_cost: bool = True  # train the student alone again, with as many FLOPs as each method that costs more
     out: pathlib.Path = pathlib.Path("runs")  # folder of results, checkpoints and logs; the field and the task follow
     report: bool = False  # write the report of what is finished, and run nothing
@@ -51,8 +52,10 @@ def main(field: str, tasks: Mapping[str, Task], config: Config, console: Console
     command.at_least(config, "seeds", least=0)
     task = tasks[config.task]
     command.check_names("--methods", config.methods, task.methods)
+    if config.dataset is not None and not task.any_set:
+        raise ValueError(f"--dataset: the task {config.task} is of one set, and reads no other, got {config.dataset}.")
     config = dataclasses.replace(config, steps=config.steps or task.steps, seeds=config.seeds or task.seeds)
-    out = config.out / field / config.task
+    out = config.out / field / "-".join([config.task, *([config.dataset.replace("/", "-")] if config.dataset else [])])
     with command.own_folder(out, {"steps": config.steps}, "choose another --out"):
         cells = Cells(task, config, out, console)
         if not config.report:

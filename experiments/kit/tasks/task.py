@@ -78,6 +78,7 @@ class Task(NamedTuple):
     seeds: int = 3  # repetitions by default
     equal_cost: bool = True  # whether FLOPs are what a method costs: the student alone then also gets as many
     figures: Mapping[str, Figure] = {}  # its own figures, by the name of the file without its ending
+    any_set: bool = False  # whether it runs on any set of its kind, by ``--dataset``
 
     @property
     def first(self) -> str:

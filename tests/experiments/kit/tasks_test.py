@@ -66,6 +66,17 @@ def command(out, *more):
     return run.cli("toy", {"toy": TASK}, ["toy", "--out", str(out), "--seeds", "2", *more])
 
 
+def test_another_set_is_refused_by_a_task_of_one_set(tmp_path, capsys):
+    assert run.cli("toys", {"toy": TASK}, ["toy", "--dataset", "other", "--out", str(tmp_path)]) == 2
+    assert "the task toy is of one set" in "".join(capsys.readouterr())
+
+
+def test_another_set_has_a_folder_of_its_own(tmp_path):
+    task = TASK._replace(any_set=True)
+    assert run.cli("toys", {"toy": task}, ["toy", "--dataset", "a/b", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "toys" / "toy-a-b" / "report.md").exists()
+
+
 def test_cells_are_trained_once_and_reported(tmp_path, capsys):
     assert command(tmp_path) == 0
     folder = tmp_path / "toy" / "toy"
