@@ -82,7 +82,7 @@ def smooth_l1(
     Also known as: Huber loss, divided by β.
 
     ``Σ_i x_i² / (2 β)`` where ``|x_i| < β``, and ``|x_i| − β / 2`` elsewhere, with ``x = R_s − y``. Girshick, "Fast
-    R-CNN", ICCV 2015, equation 3, which has β = 1.
+    R-CNN", ICCV 2015, equation 3, which has β = 1, as has SSD.
 
     Args:
       student: box regression ``[..., coordinates]``, usually four offsets from an anchor.
