@@ -189,14 +189,16 @@ def _pck(context: Context, joints: Sequence[str]) -> dict[str, Any]:
     return metrics.keypoints(context, radius=RADIUS, reference="extent", joint_names=joints) | {"pck_wide": wide["pck"]}
 
 
-def points_of(model: Model, variables: Variables, arrays: Arrays, prepare: Transform = prepared) -> np.ndarray:
+def points_of(
+    model: Model, variables: Variables, arrays: Arrays, prepare: Transform = prepared, batch_size: int = EVAL_BATCH
+) -> np.ndarray:
     """Returns the points that a model finds in images or clips, in pixels."""
     seen = with_points(model)
 
     def apply(variables: Variables, batch: Batch, **options: Any) -> Any:
         return seen.apply(variables, prepare(batch), **options)
 
-    loader = data.Resident(arrays, min(EVAL_BATCH, len(arrays["image"])), shuffle=False)
+    loader = data.Resident(arrays, min(batch_size, len(arrays["image"])), shuffle=False)
     return np.concatenate([found["points"] for found in training.predict(Model(model.init, apply), variables, loader)])
 
 
