@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from jaxkd import dense
 from jaxkd._core import batches, checks
 from jaxkd.metrics._derived import derived, mean_of_present
 from jaxkd.types import Context, Derived, Mean, Metrics, Outputs
@@ -22,7 +23,7 @@ def keypoints(
     reference: str | tuple[int, int],
     joint_names: Sequence[str] | None = None,
 ) -> Metrics:
-    """Share of the joints that are found within a distance, for each joint and the mean.
+    """Share of the joints that are found within a distance, by joint and in mean.
 
     Also known as: PCK (percentage of correct key points).
 
@@ -32,8 +33,8 @@ def keypoints(
 
     Args:
       context: predictions of both models, ``points`` ``[batch, joints, 2]`` in pixels or ``heatmaps`` ``[batch, height,
-        width, joints]``, of which the highest value counts; and the batch's ``points`` and ``point_mask`` ``[batch,
-        joints]``, False for joints to leave out. With heatmaps, ``image`` gives the size of a pixel.
+        width, joints]``, of which `jaxkd.dense.peaks` gives the points; and the batch's ``points`` and ``point_mask``
+        ``[batch, joints]``, False for joints to leave out. With heatmaps, the batch's ``image`` tells their stride.
       radius: r > 0, the largest distance as a share of the reference length, such as 0.2.
       reference: the length. ``"extent"`` is the longer side of the bounding box of the included true points, a pair of
         joints their distance (such as a shoulder and the opposite hip, for the torso), ``"image"`` the longer side of
@@ -122,10 +123,9 @@ def _predicted(outputs: Outputs, context: Context) -> Array:
     else:
         checks.known("heatmaps", checks.shapes(outputs), "keypoints, output")
         heatmaps, image = outputs["heatmaps"], batches.lookup(context, "batch/image")
-        height, width, joints = heatmaps.shape[1:]
-        highest = jnp.argmax(heatmaps.reshape(len(heatmaps), -1, joints), axis=1)
-        place = jnp.stack([highest % width, highest // width], axis=-1).astype(jnp.float32) + 0.5
-        points = place * jnp.array([image.shape[2] / width, image.shape[1] / height])[None, None]
+        height, width = heatmaps.shape[1:3]
+        size = jnp.array([image.shape[2] / width, image.shape[1] / height])  # of a position, in pixels
+        points = dense.peaks(heatmaps, stride=1.0).points * size[None, None]
     if points.shape != true.shape:
         raise ValueError(f"keypoints: expected points {list(true.shape)} of the model, got {checks.shape(points)}.")
     return points.astype(jnp.float32)
