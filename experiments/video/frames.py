@@ -43,14 +43,15 @@ def read(config: Any) -> Frames:
     name = config.dataset or SET
     if config.data_dir is None:
         raise ValueError(f"--data-dir: expected the folder of prepared TFDS sets, with {name}.")
-    sources = {split: data.source(name, split, config.data_dir) for split in ("train", "test")}
-    height, width = np.shape(sources["train"][0]["image"])[:2]
+    rows = {split: list(map(source.__getitem__, range(len(source)))) for split, source in _sources(name, config)}
+    height, width = np.shape(rows["train"][0]["image"])[:2]
     shrunk = min(1.0, (PIXELS / (height * width)) ** 0.5)
     size = (round(shrunk * height), round(shrunk * width))
-    most = max([LEAST_BOXES, *(_count(source[i]) for source in sources.values() for i in range(len(source)))])
+    most = max(
+        [LEAST_BOXES, *(len(row["objects"]["bbox"]) for part in rows.values() for row in part if "objects" in row)]
+    )
     train, test = (
-        in_order(data.dense.arrays(source, max_boxes=most, size=size), f"{name}, {split}")
-        for split, source in sources.items()
+        in_order(data.dense.arrays(part, max_boxes=most, size=size), f"{name}, {split}") for split, part in rows.items()
     )
     classes = 1 + max(int(part["box_label"].max()) for part in (train, test))
     pixels = train["image"].reshape(-1, train["image"].shape[-1]) / 255
@@ -59,8 +60,8 @@ def read(config: Any) -> Frames:
     return Frames(train, test, size, classes, usual_anchors(train, size), normalize)
 
 
-def _count(row: Mapping[str, Any]) -> int:
-    return len(row["objects"]["bbox"]) if "objects" in row else 0
+def _sources(name: str, config: Any) -> list[tuple[str, Any]]:
+    return [(split, data.source(name, split, config.data_dir)) for split in ("train", "test")]
 
 
 def in_order(arrays: Arrays, name: str) -> dict[str, np.ndarray]:

@@ -183,8 +183,8 @@ class Online:
     def _flops(self) -> dict[str, float]:
         """The cost of a frame, of the teacher's call and of an update."""
         kd, batch = self._adapting(0, streams.at_intervals(1)), next(iter(data.Resident(self._stream(0), 1)))
-        batch = jax.eval_shape(self._frames.normalize, batch)
         state = jax.eval_shape(kd.init, jax.random.key(0), batch)
+        batch = jax.eval_shape(self._frames.normalize, batch)
         student = wrappers.freeze(self._student, FROZEN)
         taught = jax.eval_shape(lambda v, b: self._teacher.apply(v, b, key=None, train=False)[0], self._taught, batch)
 
@@ -271,10 +271,10 @@ def _worth(logits: Any, worth: Any) -> Any:
 TASK = Task(
     title="A detector that adapts to a video",
     about=(
-        "The frames of the test clips follow each other as one stream, clip after clip, in an order by seed. Every frame "
-        "is detected first, and counts so; then the student may adapt to it. Teacher: a one-stage detector that learned "
-        f"from all training frames. Student: a light one that learned from {STUDENT_FRAMES} of them. On a key frame the "
-        "teacher is asked, and only the head of the student adapts."
+        "The frames of the test clips follow each other as one stream, clip after clip, in an order by seed. The "
+        "student's boxes in a frame are those before it adapts to this frame. Teacher: a one-stage detector that "
+        f"learned from all training frames. Student: a light one that learned from {STUDENT_FRAMES} of them. On a key "
+        "frame the teacher is asked, and only the head of the student adapts; the parameters are those of the head."
     ),
     measures={
         "ap": Measure("AP (%)", scale=100, digits=1),
