@@ -1,4 +1,5 @@
-"""Videos: networks that read frame after frame: ``python -m experiments.video TASK``.
+"""Videos of people, and what is found in them: ``python -m experiments.video TASK``.
 
-A file for each task: `pose`, the task ``jhmdb_pose``.
+`pose` compares networks of each frame with dynamic kernels. `online` is a detector that adapts while a video runs, on
+`frames`, the clips and detectors; `strips` draws its figures.
 """

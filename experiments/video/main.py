@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
-from experiments.video import pose
+from experiments.video import online, pose
 
 TASKS: Mapping[str, Task] = {
     "jhmdb_pose": pose.TASK,
+    "jhmdb_video": online.TASK,
 }
 
 
