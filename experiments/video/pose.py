@@ -5,17 +5,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
 from experiments.kit import plots
-from experiments.kit.recipe import Transform
 from experiments.kit.tasks import networks, poses, skeletons
 from experiments.kit.tasks.task import Figure, Measure, Method, Task, Training
 from jaxkd import adapters, data, distillers, models, objectives, teachers, wrappers
 from jaxkd.objectives.discriminators import cnn
-from jaxkd.types import Batch, Distiller, Model, Objective, Teacher, TrainState, Variables
+from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState, Variables
 
 SET = "jhmdb_pose"
 FRAMES = 5  # of a clip
@@ -82,26 +80,6 @@ def clips(arrays: poses.Arrays, frames: int = FRAMES) -> dict[str, np.ndarray]:
     return found | {"clip": arrays["clip"][index[:, 0]], "index": np.arange(len(index), dtype=np.int32)}
 
 
-def on_frames(transform: Transform) -> Transform:
-    """Returns a transform of clips, which changes all frames of a clip in the same way."""
-
-    def apply(batch: Batch) -> dict[str, Any]:
-        count, frames = batch["image"].shape[:2]
-        names = ("image", "points", "point_mask")
-        flat = {name: batch[name].reshape(count * frames, *batch[name].shape[2:]) for name in names}
-        flat |= {name: jnp.repeat(batch[name], frames) for name in ("index", "epoch") if name in batch}
-        found = transform(flat)
-        return {
-            **batch,
-            **{name: found[name].reshape(count, frames, *found[name].shape[1:]) for name in (*names, "heatmaps")},
-        }
-
-    return apply
-
-
-prepared = on_frames(poses.prepared)
-
-
 class Videos:
     """The opened task."""
 
@@ -126,8 +104,8 @@ class Videos:
     def _distill(self, student: Model, teacher: Teacher, objective: Objective, steps: int, seed: int) -> Distiller:
         measures = functools.partial(poses.found_joints, joints=self.people.joints)
         kd = networks.distill(student, teacher, objective, RATE, steps, measures)
-        moved = on_frames(poses.moved(self.people, seed))
-        return distillers.preprocess(kd, train_transform=moved, eval_transform=prepared)
+        moved = poses.moved(self.people, seed)
+        return distillers.preprocess(kd, train_transform=moved, eval_transform=poses.prepared)
 
     @functools.cached_property
     def taught(self) -> Variables:
@@ -142,12 +120,12 @@ class Videos:
         return Training(kd, self._inputs(seed), steps, self._splits)
 
     def _points(self, model: Model, variables: Variables, some: poses.Arrays) -> np.ndarray:
-        return poses.points_of(model, variables, some, prepared, EVAL_BATCH)
+        return poses.points_of(model, variables, some, EVAL_BATCH)
 
     def _measured(self, model: Model, variables: Variables) -> dict[str, float]:
         test = self._clips["test"]
         found = poses.measured(self._points(model, variables, test), test, self.people.joints)
-        return found | {"mflops": poses.flops(model, variables, test, prepared) / 1e6}
+        return found | {"mflops": poses.flops(model, variables, test) / 1e6}
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
         return self._measured(self.students[METHODS[method].student], state.student)

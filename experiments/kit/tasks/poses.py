@@ -140,15 +140,16 @@ def _held_out(arrays: Arrays, group: str | None, seed: int) -> tuple[dict[str, n
 
 
 def prepared(batch: Batch) -> dict[str, Any]:
-    """Returns a batch of normalized images and the heatmaps of their visible joints."""
-    found = data.normalize(batch, mean=MEAN, std=STD)
-    size = tuple(-(-side // STRIDE) for side in found["image"].shape[1:3])
-    heatmaps = dense.draw_heatmaps(found["points"], size, SIGMA, stride=STRIDE, joint_where=found["point_mask"])
-    return {**found, "heatmaps": heatmaps}
+    """Returns a batch of normalized images or clips, and the heatmaps of their visible joints."""
+    image = batch["image"]
+    normalized = data.normalize({"image": image.reshape(-1, *image.shape[-3:])}, mean=MEAN, std=STD)["image"]
+    size = (-(-image.shape[-3] // STRIDE), -(-image.shape[-2] // STRIDE))
+    heatmaps = dense.draw_heatmaps(batch["points"], size, SIGMA, stride=STRIDE, joint_where=batch["point_mask"])
+    return {**batch, "image": normalized.reshape(image.shape), "heatmaps": heatmaps}
 
 
 def moved(people: People, seed: int) -> Transform:
-    """Returns the augmentation of training images: scale, rotation, shift, and mirrors where pairs are known."""
+    """Returns the augmentation of training images or clips: scale, rotation, shift, mirrors where pairs are known."""
 
     def transform(batch: Batch) -> dict[str, Any]:
         changed = data.dense.random_affine(batch, seed=seed, flip=bool(people.swap), swap=people.swap, **MOVES)
@@ -189,14 +190,12 @@ def _pck(context: Context, joints: Sequence[str]) -> dict[str, Any]:
     return metrics.keypoints(context, radius=RADIUS, reference="extent", joint_names=joints) | {"pck_wide": wide["pck"]}
 
 
-def points_of(
-    model: Model, variables: Variables, arrays: Arrays, prepare: Transform = prepared, batch_size: int = EVAL_BATCH
-) -> np.ndarray:
+def points_of(model: Model, variables: Variables, arrays: Arrays, batch_size: int = EVAL_BATCH) -> np.ndarray:
     """Returns the points that a model finds in images or clips, in pixels."""
     seen = with_points(model)
 
     def apply(variables: Variables, batch: Batch, **options: Any) -> Any:
-        return seen.apply(variables, prepare(batch), **options)
+        return seen.apply(variables, prepared(batch), **options)
 
     loader = data.Resident(arrays, min(batch_size, len(arrays["image"])), shuffle=False)
     return np.concatenate([found["points"] for found in training.predict(Model(model.init, apply), variables, loader)])
@@ -210,9 +209,9 @@ def measured(points: np.ndarray, arrays: Arrays, joints: Sequence[str]) -> dict[
     return {name: value for name, value in metrics.compute(_pck(context, joints)).items() if np.isfinite(value)}
 
 
-def flops(model: Model, variables: Variables, arrays: Arrays, prepare: Transform = prepared) -> float:
+def flops(model: Model, variables: Variables, arrays: Arrays) -> float:
     """Returns the FLOPs of a forward pass of one image or frame."""
-    one = prepare({name: jnp.asarray(value[:1]) for name, value in arrays.items()})
+    one = prepared({name: jnp.asarray(value[:1]) for name, value in arrays.items()})
     frames = one["heatmaps"].size // int(np.prod(one["heatmaps"].shape[-3:]))
     apply = functools.partial(model.apply, key=None, train=False)
     return cost.flops(lambda v, x: apply(v, {"image": x})[0]["heatmaps"], variables, one["image"]) / frames

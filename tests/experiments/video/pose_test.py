@@ -41,7 +41,7 @@ def test_frames_of_a_clip_move_alike(small, tmp_path):
     work = pose.Videos(tiny.CONFIG, tmp_path)
     batch = next(iter(work._inputs(0).batches()))
     still = {**batch, **{n: jnp.repeat(batch[n][:, :1], 5, axis=1) for n in ("image", "points", "point_mask")}}
-    found = pose.on_frames(poses.moved(work.people, 0))(still)
+    found = poses.moved(work.people, 0)(still)
     for name in ("image", "points", "point_mask", "heatmaps"):
         assert jnp.all(found[name] == found[name][:, :1]), name
     assert not jnp.all(found["points"][0] - still["points"][0] == found["points"][1] - still["points"][1])
