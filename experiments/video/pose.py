@@ -17,7 +17,7 @@ from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState, Variab
 
 SET = "jhmdb_pose"
 FRAMES = 5  # of a clip
-BATCH, RATE, TEACHER_STEPS = 8, 4e-3, 1200
+BATCH, RATE, TEACHER_STEPS = 8, 3e-3, 1200
 EVAL_BATCH = 10  # clips
 LARGE, SMALL = ((24, 48, 96), 48), ((8, 16, 32), 16)
 DYNAMIC: Mapping[str, Any] = {
