@@ -22,6 +22,8 @@
 `attention_graph`                   MHGD
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
+`temporal_adversarial`              DKD: a game with the changes of heatmaps between frames
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
 `dino`                              DINO: views of an image, without labels
@@ -47,6 +49,7 @@ from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
 from jaxkd.objectives._dense._detection import detection
+from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -94,6 +97,7 @@ __all__ = [
     "gated_ensemble",
     "hint",
     "instance_temperature",
+    "integral_pose",
     "layers",
     "learned_ensemble",
     "linear_kd",
@@ -110,12 +114,14 @@ __all__ = [
     "paraphraser",
     "past_probabilities",
     "peer_attention",
+    "pose_heatmaps",
     "progressive_self_kd",
     "reduce_values",
     "replace",
     "review",
     "select",
     "span_aligned",
+    "temporal_adversarial",
     "term",
     "tinybert",
     "variational",
