@@ -19,6 +19,8 @@
 `foundation_features`               AM-RADIO: a head and statistics for each of several teachers
 `masked_generation`                 MGD; `dual_masked_generation`: DMKD
 `attention_graph`                   MHGD
+`pyramid`, `aligned`                any feature objective or loss on every level of a pyramid of maps (PKD, CWD)
+`focal_and_global`                  FGD; `fine_grained_imitation`: FGFI
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
@@ -45,6 +47,9 @@ from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_val
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._dense._focal import focal_and_global
+from jaxkd.objectives._dense._imitation import fine_grained_imitation
+from jaxkd.objectives._dense._pyramid import aligned, pyramid
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -72,6 +77,7 @@ from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperat
 
 __all__ = [
     "adversarial",
+    "aligned",
     "attention_graph",
     "boundary_connector",
     "combine",
@@ -87,6 +93,8 @@ __all__ = [
     "dual_masked_generation",
     "embedding_transfer",
     "factor_translator",
+    "fine_grained_imitation",
+    "focal_and_global",
     "foundation_features",
     "gated_ensemble",
     "hint",
@@ -108,6 +116,7 @@ __all__ = [
     "past_probabilities",
     "peer_attention",
     "progressive_self_kd",
+    "pyramid",
     "reduce_values",
     "replace",
     "review",
