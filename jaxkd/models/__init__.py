@@ -10,17 +10,19 @@ language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDec
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
                       `speech_taps`; `ctc_greedy`, `ctc_beam_search`, `ctc_alignment`
+dense prediction      `jaxkd.models.dense`: `PyramidBackbone`, `Detector`
 ====================  ========================================================================================
 
 Every classifier of images but `ViT` is called as ``model(x, train=False)`` with normalized NHWC images and returns
 logits. The library does not depend on this package: any other model works as well.
 """
 
-from jaxkd.models import language, speech, vision
+from jaxkd.models import dense, language, speech, vision
 from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._projection_head import ProjectionHead
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
+from jaxkd.models.dense import Detector, PyramidBackbone
 from jaxkd.models.language import (
     Beams,
     Decoder,
@@ -154,4 +156,7 @@ __all__ = [
     "speech",
     "speech_inputs",
     "speech_taps",
+    "Detector",
+    "PyramidBackbone",
+    "dense",
 ]

@@ -1,0 +1,15 @@
+"""Networks of dense prediction in Flax linen: maps of features, and a detector.
+
+====================  ========================================================================================
+features              `PyramidBackbone`: a residual network with a pyramid of maps, finest first
+boxes                 `Detector`: one-stage, with classes and offsets of each anchor
+====================  ========================================================================================
+
+Every network is called as ``model(x, train=False)`` with normalized NHWC images of any size and returns a mapping of
+names to arrays, which `jaxkd.adapters.linen` hands on as the model's outputs.
+"""
+
+from jaxkd.models.dense._backbone import PyramidBackbone
+from jaxkd.models.dense._detector import Detector
+
+__all__ = ["Detector", "PyramidBackbone"]
