@@ -1,7 +1,6 @@
 """Objectives: losses bound to their inputs, which may have parameters and state.
 
-==================================  =========================================================================
-`term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
+==================================  ==================================================================`term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
 `lookup`, `replace`, `mask_out`     parts of an objective of your own
 `masked_mean`, `reduce_values`
 `linear_kd`                         labels and teacher of a language model, in one pass over the vocabulary
@@ -23,6 +22,8 @@
 `focal_and_global`                  FGD; `fine_grained_imitation`: FGFI
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
+`temporal_adversarial`              DKD: a game with the changes of heatmaps between frames
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
 `dino`                              DINO: views of an image, without labels
@@ -34,8 +35,7 @@
 `span_aligned`                      GOLD: language models with different tokenizers
 `continual`                         objectives over a sequence of tasks
 `discriminators`, `layers`          layers that objectives learn
-==================================  =========================================================================
-
+==================================  ==================================================================
 An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and
 ``apply(params, state, context, key) -> ObjectiveOut(value, state, metrics)``.
 """
@@ -49,6 +49,7 @@ from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
 from jaxkd.objectives._dense._focal import focal_and_global
 from jaxkd.objectives._dense._imitation import fine_grained_imitation
+from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
 from jaxkd.objectives._dense._pyramid import aligned, pyramid
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
@@ -99,6 +100,7 @@ __all__ = [
     "gated_ensemble",
     "hint",
     "instance_temperature",
+    "integral_pose",
     "layers",
     "learned_ensemble",
     "linear_kd",
@@ -115,6 +117,7 @@ __all__ = [
     "paraphraser",
     "past_probabilities",
     "peer_attention",
+    "pose_heatmaps",
     "progressive_self_kd",
     "pyramid",
     "reduce_values",
@@ -122,6 +125,7 @@ __all__ = [
     "review",
     "select",
     "span_aligned",
+    "temporal_adversarial",
     "term",
     "tinybert",
     "variational",
