@@ -1,7 +1,13 @@
 """Boxes and heatmaps: pure functions of arrays with fixed shapes.
 
+==========  ==========================================================================================================
+boxes       `box_iou`, `clip_boxes`; `encode_boxes` and `decode_boxes`: as offsets from anchors
+anchors     `anchors` of the levels of a pyramid; `match_anchors` gives `Matches` with objects, `take_matched` reads
+            them
+detections  `detections` gives `Detections` from a detector's outputs; `non_maximum_suppression` and
+            `soft_non_maximum_suppression` give the `Kept` boxes
 heatmaps    `draw_heatmaps`, `peaks`, which returns `Peaks`
-==========  ===================================================================================================
+==========  ==========================================================================================================
 
 Boxes are ``(x0, y0, x1, y1)`` and points ``(x, y)``, in pixels from the top left corner of the image, whose first pixel
 has its center at (0.5, 0.5).

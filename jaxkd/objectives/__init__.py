@@ -1,6 +1,7 @@
 """Objectives: losses bound to their inputs, which may have parameters and state.
 
-==================================  ==================================================================`term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
+==================================  =========================================================================
+`term`, `combine`                   a loss bound to paths; a sum of objectives, which nests
 `lookup`, `replace`, `mask_out`     parts of an objective of your own
 `masked_mean`, `reduce_values`
 `linear_kd`                         labels and teacher of a language model, in one pass over the vocabulary
@@ -20,6 +21,7 @@
 `attention_graph`                   MHGD
 `pyramid`, `aligned`                any feature objective or loss on every level of a pyramid of maps (PKD, CWD)
 `focal_and_global`                  FGD; `fine_grained_imitation`: FGFI
+`detector_kd`, `soft_detections`    a detector's classes and boxes, with labels (Chen et al.) and without
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
@@ -35,7 +37,8 @@
 `span_aligned`                      GOLD: language models with different tokenizers
 `continual`                         objectives over a sequence of tasks
 `discriminators`, `layers`          layers that objectives learn
-==================================  ==================================================================
+==================================  =========================================================================
+
 An objective is ``init(key, context) -> ObjectiveVars(params, state)`` and
 ``apply(params, state, context, key) -> ObjectiveOut(value, state, metrics)``.
 """
@@ -47,6 +50,7 @@ from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_val
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._dense._detector import detector_kd, soft_detections
 from jaxkd.objectives._dense._focal import focal_and_global
 from jaxkd.objectives._dense._imitation import fine_grained_imitation
 from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
@@ -88,6 +92,7 @@ __all__ = [
     "crd_in_batch",
     "crd_queue",
     "curriculum_temperature",
+    "detector_kd",
     "dino",
     "discriminators",
     "distilbert",
@@ -124,6 +129,7 @@ __all__ = [
     "replace",
     "review",
     "select",
+    "soft_detections",
     "span_aligned",
     "temporal_adversarial",
     "term",

@@ -9,23 +9,17 @@ from jaxkd._core.batches import lookup
 from jaxkd.types import Array, Context
 
 
-def pixels_per_cell(context: Context, image_path: str, height: int, width: int) -> tuple[float, float]:
-    """Returns the height and the width of a map's cell in pixels of the image.
+def in_cells(context: Context, boxes_path: str, image_path: str, height: int, width: int) -> Array:
+    """Returns the boxes at a path, in pixels of the image, in cells of a map.
 
-    >>> context = Context({}, {}, {"image": jnp.zeros((1, 60, 80, 3))}, 0)
-    >>> pixels_per_cell(context, "batch/image", 15, 20)
-    (4.0, 4.0)
+    >>> batch = {"image": jnp.zeros((1, 60, 80, 3)), "boxes": jnp.array([[[0.0, 30.0, 40.0, 60.0]]])}
+    >>> in_cells(Context({}, {}, batch, 0), "batch/boxes", "batch/image", 4, 8)
+    Array([[[0., 2., 4., 4.]]], dtype=float32)
     """
-    image = lookup(context, image_path)
+    image, boxes = lookup(context, image_path), lookup(context, boxes_path)
     if len(image.shape) != 4:
         raise ValueError(f"{image_path}: expected images [batch, height, width, channels], got {checks.shape(image)}.")
-    return image.shape[1] / height, image.shape[2] / width
-
-
-def in_cells(context: Context, boxes_path: str, image_path: str, height: int, width: int) -> Array:
-    """Returns the boxes at a path, in pixels of the image, in cells of a map."""
-    rows, columns = pixels_per_cell(context, image_path, height, width)
-    boxes = lookup(context, boxes_path)
     if len(boxes.shape) != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"{boxes_path}: expected boxes [batch, n, 4], got {checks.shape(boxes)}.")
-    return boxes / jnp.array([[[columns, rows, columns, rows]]], jnp.float32)
+    rows, columns = height / image.shape[1], width / image.shape[2]
+    return boxes * jnp.array([[[columns, rows, columns, rows]]], jnp.float32)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from jaxkd import losses
+from jaxkd import dense, losses
 from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive, share, sizes
 from jaxkd.objectives._compose import replace, term
-from jaxkd.objectives._dense._boxes import in_cells, pixels_per_cell
+from jaxkd.objectives._dense._boxes import in_cells
 from jaxkd.objectives._features._alignment import align, align_init
 from jaxkd.objectives._projection import with_projection
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
@@ -40,8 +38,8 @@ def fine_grained_imitation(
     equal channels too, ψ = 0.5, and the authors' weight is 0.01. The authors' code divides by the positions of the
     whole batch; here each image has its own N_p, so that its value does not depend on the others.
 
-    The anchors are those of this objective, so that the two detectors may have any: around the center of each cell,
-    boxes of the area ``(scale · cell)²`` for each scale, with each ratio of height to width.
+    The anchors are those of this objective, so that the two detectors may have any: around the center of each cell of
+    the map, boxes of the area of ``scale²`` cells for each scale, with each ratio of height to width.
 
     Args:
       student: path of the student's map ``[batch, height, width, channels]``.
@@ -85,20 +83,10 @@ def fine_grained_imitation(
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
         feature, target = align("fine_grained_imitation", params, context, student, teacher)
-        size = feature.shape[1:3]
-        rows, columns = pixels_per_cell(context, image_path, *size)
-        anchors = _anchors(*size, rows / columns, scales, ratios)
-        boxes, exist = in_cells(context, boxes_path, image_path, *size), lookup(context, box_mask_path)
-        mask = losses.imitation_mask(anchors, boxes, threshold=threshold, box_where=exist)
+        height, width = feature.shape[1:3]
+        around = dense.anchors((height, width), [1], [tuple(scales)], ratios).reshape(height, width, -1, 4)
+        boxes, exist = in_cells(context, boxes_path, image_path, height, width), lookup(context, box_mask_path)
+        mask = losses.imitation_mask(around, boxes, threshold=threshold, box_where=exist)
         return replace(context, {student: feature, teacher: target, "batch/imitation_mask": mask}), state
 
     return with_projection(init, change, loss)
-
-
-def _anchors(height: int, width: int, tall: float, scales: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """Returns anchors ``[height, width, k, 4]`` in cells, of which each is ``tall`` times as high as wide."""
-    sides, shapes = np.meshgrid(np.asarray(scales) * np.sqrt(tall), np.sqrt(np.asarray(ratios)), indexing="ij")
-    half = np.stack([sides / shapes, sides * shapes / tall], axis=-1).reshape(-1, 2) / 2
-    rows, columns = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
-    centers = np.stack([columns, rows], axis=-1)[:, :, None]
-    return np.concatenate([centers - half, centers + half], axis=-1).astype(np.float32)
