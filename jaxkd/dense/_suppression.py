@@ -148,7 +148,8 @@ def _greedy(
 ) -> Kept:
     """Takes the best box again and again.
 
-    ``lower(scores, overlaps)`` returns the scores of the others, given their overlaps with it. An overlap is 0 with a box of another class. A score of -inf is that of a box that is taken, removed or masked.
+    ``lower(scores, overlaps)`` returns the scores of the others, given their overlaps with it. An overlap is 0 with a
+    box of another class. A score of -inf is that of a box that is taken, removed or masked.
     """
     check_boxes("boxes", boxes)
     labels = jnp.zeros(scores.shape, jnp.int32) if labels is None else labels

@@ -7,6 +7,7 @@
 `linear_kd`                         labels and teacher of a language model, in one pass over the vocabulary
 `model_loss`                        a scalar loss among a model's outputs
 `select`                            an objective between two parts of the student: peers, exits, views
+`detection`                         classes and boxes of a detector, from labeled boxes
 `with_derived_outputs`              an objective on outputs computed from others
 `with_projection`                   an objective behind learned layers
 `on_embeddings`                     any relation, on learned embeddings (CC)
@@ -50,6 +51,7 @@ from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_val
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._dense._detection import detection
 from jaxkd.objectives._dense._detector import detector_kd, soft_detections
 from jaxkd.objectives._dense._focal import focal_and_global
 from jaxkd.objectives._dense._imitation import fine_grained_imitation
@@ -92,6 +94,7 @@ __all__ = [
     "crd_in_batch",
     "crd_queue",
     "curriculum_temperature",
+    "detection",
     "detector_kd",
     "dino",
     "discriminators",
