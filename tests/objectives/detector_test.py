@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxkd import Context, dense
-from jaxkd.objectives import detector_kd, soft_detections
+from jaxkd.objectives import detection, detector_kd, soft_detections
 from tests import tiny
 from tests.objectives import plain
 
@@ -241,6 +241,17 @@ def test_images_without_known_boxes_have_classes_and_no_bound():
     assert found["boxes"] == pytest.approx(terms(detector_kd(ANCHORS), alone)["boxes"], rel=1e-5)
     none = given(labeled=np.zeros(3, bool))
     assert terms(detector_kd(ANCHORS, where="batch/labeled"), none)["boxes"] == 0
+
+
+@pytest.mark.slow
+def test_the_labels_objective_excludes_images_without_known_boxes():
+    label = np.random.default_rng(1).integers(0, OBJECTS, BOXES.shape[:2])
+    context = given(labeled=np.array([True, False, True]), box_label=np.int32(label))
+    found = detection(ANCHORS, where="batch/labeled").apply({}, {}, context, None).value
+    known = jax.tree.map(lambda x: x[::2] if np.ndim(x) else x, context)
+    np.testing.assert_allclose(found, detection(ANCHORS).apply({}, {}, known, None).value, rtol=1e-5)
+    with pytest.raises(ValueError, match="batch/unknown"):
+        detection(ANCHORS, where="batch/unknown").init(jax.random.key(0), context)
 
 
 @pytest.mark.slow

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxkd import losses
 from jaxkd._core import batches, checks
 from jaxkd._core.batches import lookup
 from jaxkd.dense import box_iou, decode_boxes, encode_boxes, match_anchors, take_matched
-from jaxkd.objectives._checks import finite, not_negative, positive, share
+from jaxkd.objectives import _checks
 from jaxkd.objectives._compose import combine, replace, term
 from jaxkd.objectives._dense._pyramid import aligned, pyramid
 from jaxkd.objectives._projection import with_projection
@@ -37,6 +36,8 @@ def detector_kd(
     background_weight: float = 1.5,
     temperature: float = 1.0,
     margin: float = 0.0,
+    positive: float = 0.5,
+    variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
     least_overlap: float = 0.5,
     soft_weight: float | Array | Schedule = 0.5,
     box_weight: float | Array | Schedule = 0.5,
@@ -76,6 +77,8 @@ def detector_kd(
       background_weight: weight of the background class in a softmax.
       temperature: T > 0 of the classes.
       margin: m of the bound, in squared offsets.
+      positive: least IoU of an anchor with its object.
+      variances: scales of the offsets, as of `jaxkd.dense.encode_boxes`.
       least_overlap: IoU from which anchors of two detectors are compared.
       soft_weight: 1 − μ, a number or a schedule of the step.
       box_weight: ν, a number or a schedule.
@@ -96,13 +99,14 @@ def detector_kd(
     (['boxes', 'classes'], Array(0., dtype=float32))
     """
     name = "detector_kd"
-    not_negative(name, background_weight=background_weight)
-    positive(name, temperature=temperature)
-    finite(name, margin=margin)
-    heads = _Heads.of(name, anchors, teacher_anchors, form, teacher_form, least_overlap)
+    _checks.not_negative(name, background_weight=background_weight)
+    _checks.positive(name, temperature=temperature)
+    _checks.finite(name, margin=margin)
+    _checks.share(name, positive=positive)
+    heads = _Heads.of(name, anchors, teacher_anchors, (form, teacher_form or form), tuple(variances), least_overlap)
     parts = {
         "classes": _soft_classes(heads, background_weight, temperature, soft_weight),
-        "boxes": _bounded(heads, (boxes_path, box_mask_path), margin, box_weight, where),
+        "boxes": _bounded(heads, (boxes_path, box_mask_path), where, margin, positive, box_weight),
     }
     if level_map is not None:
         hint = functools.partial(aligned, losses.hint_mse, kernel_size=1, weight=feature_weight)
@@ -118,6 +122,7 @@ def soft_detections(
     teacher_form: str | None = None,
     background_weight: float = 1.0,
     temperature: float = 1.0,
+    variances: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
     least_overlap: float = 0.5,
     soft_weight: float | Array | Schedule = 1.0,
     box_weight: float | Array | Schedule = 1.0,
@@ -137,6 +142,7 @@ def soft_detections(
       teacher_form: of the teacher's; the student's by default.
       background_weight: weight of the background class in a softmax.
       temperature: T > 0 of the classes.
+      variances: scales of the offsets, as of `jaxkd.dense.encode_boxes`.
       least_overlap: IoU from which anchors of two detectors are compared.
       soft_weight: weight of the classes, a number or a schedule of the step.
       box_weight: weight of the boxes, a number or a schedule of the step.
@@ -155,9 +161,9 @@ def soft_detections(
     Array(2., dtype=float32)
     """
     name = "soft_detections"
-    not_negative(name, background_weight=background_weight)
-    positive(name, temperature=temperature)
-    heads = _Heads.of(name, anchors, teacher_anchors, form, teacher_form, least_overlap)
+    _checks.not_negative(name, background_weight=background_weight)
+    _checks.positive(name, temperature=temperature)
+    heads = _Heads.of(name, anchors, teacher_anchors, (form, teacher_form or form), tuple(variances), least_overlap)
     return combine(
         classes=_soft_classes(heads, background_weight, temperature, soft_weight),
         boxes=_teacher_boxes(heads, box_weight),
@@ -174,16 +180,22 @@ class _Heads(NamedTuple):
     compared: np.ndarray  # True for the student's anchors that have one [n]
     form: str
     teacher_form: str
+    variances: tuple[float, ...]
 
     @classmethod
     def of(
-        cls, name: str, anchors: Any, teacher_anchors: Any, form: str, teacher_form: str | None, least_overlap: float
+        cls,
+        name: str,
+        anchors: Any,
+        teacher_anchors: Any,
+        forms: tuple[str, str],
+        variances: tuple[float, ...],
+        least_overlap: float,
     ) -> _Heads:
-        teacher_form = form if teacher_form is None else teacher_form
-        for argument, value in (("form", form), ("teacher_form", teacher_form)):
+        for argument, value in zip(("form", "teacher_form"), forms, strict=True):
             if value not in FORMS:
                 raise ValueError(f"{name}, {argument}: expected 'softmax' or 'sigmoid', got {value!r}.")
-        share(name, least_overlap=least_overlap)
+        _checks.share(name, least_overlap=least_overlap)
         for argument, value in (("anchors", anchors), ("teacher_anchors", teacher_anchors)):
             shape = np.shape(value)
             if value is not None and (len(shape) != 2 or shape[1] != 4 or not shape[0]):
@@ -191,7 +203,7 @@ class _Heads(NamedTuple):
         own = np.asarray(anchors, np.float32)
         other = None if teacher_anchors is None else np.asarray(teacher_anchors, np.float32)
         if other is None or np.array_equal(own, other):
-            return cls(name, own, None, None, np.ones(len(own), bool), form, teacher_form)
+            return cls(name, own, None, None, np.ones(len(own), bool), *forms, variances)
         overlap, index = _nearest(own, other)
         compared = overlap >= max(least_overlap, 1e-9)
         if not compared.any():
@@ -199,7 +211,7 @@ class _Heads(NamedTuple):
                 f"{name}, teacher_anchors: expected some that overlap the student's with an IoU of at least "
                 f"{least_overlap}; the largest IoU is {overlap.max():.3f}. Are both in pixels of the same image?"
             )
-        return cls(name, own, other, index, compared, form, teacher_form)
+        return cls(name, own, other, index, compared, *forms, variances)
 
     @property
     def _theirs(self) -> np.ndarray:
@@ -222,8 +234,9 @@ class _Heads(NamedTuple):
         offsets = _of_anchors(self.name, context, "teacher", "offsets", self._theirs)
         if self.index is None or self.teacher_anchors is None:
             return offsets
-        boxes = decode_boxes(offsets[:, self.index], jnp.asarray(self.teacher_anchors[self.index]))
-        return encode_boxes(boxes, jnp.asarray(self.anchors))
+        theirs = jnp.asarray(self.teacher_anchors[self.index])
+        boxes = decode_boxes(offsets[:, self.index], theirs, variances=self.variances)
+        return encode_boxes(boxes, jnp.asarray(self.anchors), variances=self.variances)
 
     def student(self, context: Context, output: str) -> Array:
         """Returns logits or offsets of the student."""
@@ -283,16 +296,19 @@ def _soft_classes(heads: _Heads, background_weight: Any, temperature: Any, weigh
     return _per_image(values, weight)
 
 
-def _bounded(heads: _Heads, paths: tuple[str, str], margin: Any, weight: Any, where: str | None) -> Objective:
+def _bounded(
+    heads: _Heads, paths: tuple[str, str], where: str | None, margin: float, positive: float, weight: Any
+) -> Objective:
     """Squared error of matched anchors' boxes where it exceeds the teacher's, their mean."""
 
     def values(context: Context) -> Array:
         student, teacher = heads.student(context, "offsets"), heads.teacher_offsets(context)
         boxes, exist = (lookup(context, path) for path in paths)
         anchors = jnp.asarray(heads.anchors)
-        matches = match_anchors(anchors, boxes, box_where=exist)
+        matches = match_anchors(anchors, boxes, box_where=exist, positive=positive, negative=0.0)
         matched = matches.matched & jnp.asarray(heads.compared)[None]
-        target = jnp.where(matched[..., None], encode_boxes(take_matched(boxes, matches), anchors), 0)
+        goal = encode_boxes(take_matched(boxes, matches), anchors, variances=heads.variances)
+        target = jnp.where(matched[..., None], goal, 0)
         loss = losses.bounded_regression(student, teacher, target, margin=margin, where=matched)
         return jnp.sum(loss, axis=1) / jnp.maximum(jnp.sum(matched, axis=1, dtype=loss.dtype), 1)
 
@@ -305,8 +321,7 @@ def _teacher_boxes(heads: _Heads, weight: Any) -> Objective:
     def values(context: Context) -> Array:
         student, teacher = heads.student(context, "offsets"), heads.teacher_offsets(context)
         held = heads.objects(heads.teacher_logits(context))
-        dtype = jnp.promote_types(student.dtype, jnp.float32)
-        loss = jnp.sum(optax.losses.huber_loss(student.astype(dtype), teacher.astype(dtype)), axis=-1)
+        loss = losses.smooth_l1(student, teacher)
         return jnp.sum(held * loss, axis=1) / jnp.maximum(jnp.sum(held, axis=1), 1)
 
     return _per_image(values, weight)
