@@ -36,6 +36,7 @@ from jaxkd.objectives import (
 )
 from jaxkd.objectives.discriminators import Discriminator, mlp
 from tests import tiny
+from tests.detection_rows import DETECTION
 from tests.language_rows import LANGUAGE
 
 DEVICES = 4
@@ -180,7 +181,7 @@ ROWS = {
     "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
-    **{name: Row(*row) for name, row in LANGUAGE.items()},
+    **{name: Row(*row) for name, row in (LANGUAGE | DETECTION).items()},
 }
 
 
@@ -212,7 +213,8 @@ def distiller(objective):
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE)) for name in ROWS]
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE | DETECTION)) for name in ROWS],
 )
 def case(request):
     row = ROWS[request.param]

@@ -20,6 +20,9 @@
 `foundation_features`               AM-RADIO: a head and statistics for each of several teachers
 `masked_generation`                 MGD; `dual_masked_generation`: DMKD
 `attention_graph`                   MHGD
+`pyramid`, `aligned`                any feature objective or loss on every level of a pyramid of maps (PKD, CWD)
+`focal_and_global`                  FGD; `fine_grained_imitation`: FGFI
+`detector_kd`, `soft_detections`    a detector's classes and boxes, with labels (Chen et al.) and without
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
@@ -49,7 +52,11 @@ from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
 from jaxkd.objectives._dense._detection import detection
+from jaxkd.objectives._dense._detector import detector_kd, soft_detections
+from jaxkd.objectives._dense._focal import focal_and_global
+from jaxkd.objectives._dense._imitation import fine_grained_imitation
 from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
+from jaxkd.objectives._dense._pyramid import aligned, pyramid
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -77,6 +84,7 @@ from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperat
 
 __all__ = [
     "adversarial",
+    "aligned",
     "attention_graph",
     "boundary_connector",
     "combine",
@@ -87,12 +95,15 @@ __all__ = [
     "crd_queue",
     "curriculum_temperature",
     "detection",
+    "detector_kd",
     "dino",
     "discriminators",
     "distilbert",
     "dual_masked_generation",
     "embedding_transfer",
     "factor_translator",
+    "fine_grained_imitation",
+    "focal_and_global",
     "foundation_features",
     "gated_ensemble",
     "hint",
@@ -116,10 +127,12 @@ __all__ = [
     "peer_attention",
     "pose_heatmaps",
     "progressive_self_kd",
+    "pyramid",
     "reduce_values",
     "replace",
     "review",
     "select",
+    "soft_detections",
     "span_aligned",
     "temporal_adversarial",
     "term",
