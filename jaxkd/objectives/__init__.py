@@ -9,6 +9,7 @@
 `select`                            an objective between two parts of the student: peers, exits, views
 `with_derived_outputs`              an objective on outputs computed from others
 `with_projection`                   an objective behind learned layers
+`with_resized`                      an objective on maps that are resized to the size of others
 `on_embeddings`                     any relation, on learned embeddings (CC)
 `hint`                              FitNets: a learned regressor
 `variational`                       VID: learned mean and variances
@@ -21,6 +22,8 @@
 `attention_graph`                   MHGD
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`structured_segmentation`           SKD: classes of pixels, affinity of positions, a critic of whole maps
+`inter_region`                      IntRA-KD: affinity between the regions of labels or predictions
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
 `dino`                              DINO: views of an image, without labels
@@ -45,6 +48,8 @@ from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_val
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._dense._resized import with_resized
+from jaxkd.objectives._dense._segmentation import inter_region, structured_segmentation
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -91,6 +96,7 @@ __all__ = [
     "gated_ensemble",
     "hint",
     "instance_temperature",
+    "inter_region",
     "layers",
     "learned_ensemble",
     "linear_kd",
@@ -113,10 +119,12 @@ __all__ = [
     "review",
     "select",
     "span_aligned",
+    "structured_segmentation",
     "term",
     "tinybert",
     "variational",
     "wasserstein",
     "with_derived_outputs",
     "with_projection",
+    "with_resized",
 ]
