@@ -2,6 +2,7 @@
 
 =========  ===========================================================================================================
 boxes      `box_iou`
+heatmaps   `draw_heatmaps`, `peaks`, which returns `Peaks`
 =========  ===========================================================================================================
 
 Boxes are ``(x0, y0, x1, y1)`` and points ``(x, y)``, in pixels from the top left corner of the image, whose first pixel
@@ -9,5 +10,6 @@ has its center at (0.5, 0.5).
 """
 
 from jaxkd.dense._boxes import box_iou
+from jaxkd.dense._heatmaps import Peaks, draw_heatmaps, peaks
 
-__all__ = ["box_iou"]
+__all__ = ["Peaks", "box_iou", "draw_heatmaps", "peaks"]

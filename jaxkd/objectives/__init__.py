@@ -24,6 +24,8 @@
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
 `structured_segmentation`           SKD: classes of pixels, affinity of positions, a critic of whole maps
 `inter_region`                      IntRA-KD: affinity between the regions of labels or predictions
+`pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
+`temporal_adversarial`              DKD: a game with the changes of heatmaps between frames
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
 `dino`                              DINO: views of an image, without labels
@@ -48,6 +50,7 @@ from jaxkd.objectives._compose import combine, mask_out, masked_mean, reduce_val
 from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
+from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
 from jaxkd.objectives._dense._resized import with_resized
 from jaxkd.objectives._dense._segmentation import inter_region, structured_segmentation
 from jaxkd.objectives._derived_outputs import with_derived_outputs
@@ -97,6 +100,7 @@ __all__ = [
     "hint",
     "instance_temperature",
     "inter_region",
+    "integral_pose",
     "layers",
     "learned_ensemble",
     "linear_kd",
@@ -113,6 +117,7 @@ __all__ = [
     "paraphraser",
     "past_probabilities",
     "peer_attention",
+    "pose_heatmaps",
     "progressive_self_kd",
     "reduce_values",
     "replace",
@@ -120,6 +125,7 @@ __all__ = [
     "select",
     "span_aligned",
     "structured_segmentation",
+    "temporal_adversarial",
     "term",
     "tinybert",
     "variational",
