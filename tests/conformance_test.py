@@ -41,6 +41,7 @@ from tests.language_rows import LANGUAGE
 from tests.segmentation_rows import SEGMENTATION
 
 DEVICES = 4
+FIELDS = LANGUAGE | DETECTION | SEGMENTATION
 DROPPED = (4, 5)  # of eight examples: the share of one of four devices
 STEPS = 2
 
@@ -182,7 +183,7 @@ ROWS = {
     "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
-    **{name: Row(*row) for name, row in (LANGUAGE | DETECTION | SEGMENTATION).items()},
+    **{name: Row(*row) for name, row in FIELDS.items()},
 }
 
 
