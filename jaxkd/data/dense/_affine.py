@@ -72,7 +72,7 @@ def random_affine(
       integers are rounded. ``label`` ``[batch, height, width]``: the nearest pixel's, 255 outside. ``boxes``: the
       bounding box of the moved corners, cut to the image; ``box_mask`` is False for a box of which nothing remains, and
       its values become 0. ``points``: moved, also out of the image, where ``point_mask`` becomes False. All are
-      functions of ``(seed, epoch, index)`` alone, integers bit for bit on any device.
+      functions of ``(seed, epoch, index)`` alone; images of integers and masks are moved without rounding errors.
 
     Raises:
       ValueError: the images are not ``[batch, height, width, channels]`` or too large, the batch lacks ``index`` or
