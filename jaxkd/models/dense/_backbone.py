@@ -62,10 +62,10 @@ class PyramidBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns the levels ``level0``, ``level1``, … of normalized images ``[batch, height, width, channels]``.
+        """Returns the levels of normalized images ``[batch, height, width, channels]``.
 
-        A level of stride s is ``[batch, ceil(height / s), ceil(width / s), channels]``. With ``train``, BatchNorm uses
-        the batch's statistics and updates the running ones.
+        They are named ``level0``, ``level1``, …; a level of stride s is ``[batch, ceil(height / s), ceil(width / s),
+        channels]``. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -98,7 +98,7 @@ class PyramidStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
-        """Returns the stem's output, after its ReLU; without a halving, a convolution of stride 1 makes it."""
+        """Returns a map with strides of 2, or of stride 1 without a halving."""
         for stride in (2,) * self.halvings or (1,):
             x = nn.relu(batch_norm(self)(conv(self.features, 3, stride, self.dtype)(x)))
         return x
@@ -124,7 +124,7 @@ class Pyramid(nn.Module):
 
 
 def level_strides(stride: int, levels: int) -> tuple[int, ...]:
-    """Returns the stride of each level, of which each is twice that of the level before.
+    """Returns the stride of each level, twice that of the level before.
 
     >>> level_strides(4, 3)
     (4, 8, 16)

@@ -66,15 +66,15 @@ class Detector(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels between neighboring positions of each level, finest first, as `jaxkd.dense.anchors` takes them."""
+        """Pixels between neighboring positions of each level, finest first."""
         return level_strides(self.stride, len(self.widths))
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``logits``, ``offsets`` and the levels of normalized images ``[batch, height, width, channels]``.
+        """Returns the outputs of normalized images ``[batch, height, width, channels]``.
 
-        The logits are ``[batch, A, classes]``, the offsets ``[batch, A, 4]``, and the levels ``level0``, ``level1``, …
-        those of `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
+        ``logits`` are ``[batch, A, classes]``, ``offsets`` ``[batch, A, 4]``, and ``level0``, ``level1``, … those of
+        `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.
