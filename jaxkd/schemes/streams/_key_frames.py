@@ -40,7 +40,7 @@ _STREAM = 0x57E4  # folded into the key, so that the rule's keys differ from tho
 
 
 class _Learned(NamedTuple):
-    """What a key frame changes, and a new clip resets."""
+    """Values that a key frame changes and a new clip resets."""
 
     params: PyTree
     objective: ObjectiveVars

@@ -1,4 +1,4 @@
-"""A recurrent network that predicts on which frames an adaptation is worth the teacher's cost."""
+"""A recurrent network that predicts where asking the teacher is worth its cost."""
 
 from __future__ import annotations
 
