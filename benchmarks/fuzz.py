@@ -100,7 +100,7 @@ LOSSES = (
     *_group("cross_entropy label_smoothing virtual_teacher_kl", "z:bc", "i:b"),
     *_group("soft_cross_entropy", "z:bc", "p:bc"),
     *_group("sparse_cross_entropy", "z:bc", "p:bk", "i:bk"),
-    *_group("binary_cross_entropy", "z:bk", "p:bk"),
+    *_group("binary_cross_entropy sigmoid_focal", "z:bk", "p:bk"),
     *_group("binary_kl", "z:bk", "z:bk"),
     *_group("hint_mse", "f:bhwk", "f:bxyk", free="hwxy"),
     *_group("activation_boundary hierarchical_context", "f:bhwk", "f:bhwk"),
@@ -147,6 +147,7 @@ LOSSES = (
     *_group("margin_mse", "f:bc", "f:bc"),
     *_group("universal_logit_distance", "z:bc", "z:bx", free="cx"),
     *_group("bounded_regression", "f:b4", "f:b4", "f:b4"),
+    *_group("smooth_l1", "f:b4", "f:b4"),
     *_group("feature_imitation", "f:bhwk", "f:bhwk", "?:bhw"),
     *_group("heatmap_mse joint_structure", "f:bhwk", "f:bhwk"),
     *_group("region_affinity", "f:bhwk", "f:bhwj", "?:bhwn"),
@@ -310,7 +311,7 @@ def mistake(loss: Loss, random: np.random.Generator) -> tuple[str, Callable[[], 
         arrays[at] = jax.ShapeDtypeStruct(tuple(shape), arrays[at].dtype)
     elif wrong == 1:
         floating = jnp.issubdtype(arrays[at].dtype, jnp.floating)
-        if loss.name == "binary_cross_entropy" and at == 1:  # labels may be integers
+        if loss.name in ("binary_cross_entropy", "sigmoid_focal") and at == 1:  # labels may be integers
             return None
         if loss.name == "decoupled_kd" and at == 2:
             return None

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
-from experiments.video import online
+from experiments.video import online, pose
 
-TASKS: Mapping[str, Task] = {"jhmdb_video": online.TASK}
+TASKS: Mapping[str, Task] = {
+    "jhmdb_pose": pose.TASK,
+    "jhmdb_video": online.TASK,
+}
 
 
 def cli(arguments: list[str] | None = None) -> int:

@@ -27,8 +27,9 @@
 `jaxkd.losses.sparse`            `sparse_cross_entropy`: targets that list a few classes
 `jaxkd.losses.gradients`         `jacobian_matching`, `reverse_gradient`
 `jaxkd.losses.dense`             detection: `class_weighted_cross_entropy`, `bounded_regression`, `imitation_mask`,
-                                 `feature_imitation`, `focal_global`; segmentation: `pixel_kl`, `pair_affinity`,
-                                 `region_moments`, `region_affinity`; pose: `heatmap_mse`, `joint_structure`
+                                 `feature_imitation`, `focal_global`, `sigmoid_focal`, `smooth_l1`; segmentation:
+                                 `pixel_kl`, `pair_affinity`, `region_moments`, `region_affinity`; pose:
+                                 `heatmap_mse`, `joint_structure`
 ===============================  ==============================================================================
 
 Every loss keeps one contract: student first, teacher second, everything else by keyword; one value per example, so that
@@ -67,6 +68,8 @@ from .dense import (
     pixel_kl,
     region_affinity,
     region_moments,
+    sigmoid_focal,
+    smooth_l1,
 )
 from .ensembles import best_logits, combined_logits, min_logits
 from .features import (
@@ -178,11 +181,13 @@ __all__ = [
     "region_moments",
     "reverse_gradient",
     "reverse_kl",
+    "sigmoid_focal",
     "similarity_preserving",
     "singular_directions",
     "singular_vectors",
     "skew_kl",
     "skew_reverse_kl",
+    "smooth_l1",
     "soft_cross_entropy",
     "soft_target_kl",
     "solution_flow",

@@ -15,6 +15,7 @@ from tests.references.activations import (
     overhaul,
     overhaul_margin,
 )
+from tests.references.anchors import sigmoid_focal, smooth_l1
 from tests.references.attention import (
     attention_map,
     attention_transfer,

@@ -3,6 +3,7 @@
 ====================================  ====================================================================
 `jaxkd.losses.dense.detection`        `class_weighted_cross_entropy`, `bounded_regression`,
                                       `imitation_mask`, `feature_imitation`
+`jaxkd.losses.dense.anchors`          `sigmoid_focal`, `smooth_l1`
 `jaxkd.losses.dense.focal`            `focal_global`
 `jaxkd.losses.dense.segmentation`     `pixel_kl`, `pair_affinity`
 `jaxkd.losses.dense.regions`          `region_moments`, `region_affinity`
@@ -10,6 +11,7 @@
 ====================================  ====================================================================
 """
 
+from .anchors import sigmoid_focal, smooth_l1
 from .detection import (
     bounded_regression,
     class_weighted_cross_entropy,
@@ -22,6 +24,8 @@ from .regions import region_affinity, region_moments
 from .segmentation import pair_affinity, pixel_kl
 
 __all__ = [
+    "sigmoid_focal",
+    "smooth_l1",
     "class_weighted_cross_entropy",
     "bounded_regression",
     "imitation_mask",

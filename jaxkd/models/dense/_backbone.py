@@ -64,8 +64,8 @@ class PyramidBackbone(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
         """Returns the levels of normalized images ``[batch, height, width, channels]``.
 
-        They are named ``level0``, ``level1``, …; a level of stride s is ``[batch, ceil(height / s), ceil(width / s), channels]``. With ``train``, BatchNorm uses
-        the batch's statistics and updates the running ones.
+        They are named ``level0``, ``level1``, …; a level of stride s is ``[batch, ceil(height / s), ceil(width / s),
+        channels]``. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.

@@ -73,8 +73,8 @@ class Detector(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
         """Returns the outputs of normalized images ``[batch, height, width, channels]``.
 
-        The ``logits`` are ``[batch, A, classes]``, the ``offsets`` ``[batch, A, 4]``, and the levels ``level0``, ``level1``, …
-        those of `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
+        ``logits`` are ``[batch, A, classes]``, ``offsets`` ``[batch, A, 4]``, and ``level0``, ``level1``, … those of
+        `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.
