@@ -159,7 +159,7 @@ def key_frames(
         return outputs
 
     def adapted(state: TrainState, context: Context, learned: _Learned) -> tuple[_Learned, Array, Metrics]:
-        """Returns what a key frame changes, the number of updates, and the metrics before the first one."""
+        """Returns what a key frame changes, the number of updates, and the first metrics."""
         _, teacher_key, objective_key = step_keys(state, None)
         taught = teacher_outputs(teacher, state, context.batch, teacher_key)
         context = context._replace(teacher=taught)

@@ -81,7 +81,7 @@ def initial_carry(params: PyTree, size: int) -> tuple[Array, Array]:
 
 
 def advance(params: PyTree, carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
-    """Returns the memory after a frame ``[batch, channels]``, and its logit ``[batch]``.
+    """Returns the memory after a frame ``[batch, channels]`` and its logit.
 
     Hochreiter & Schmidhuber, 1997, with forget gates; the gates are those of input, forgetting, cell and output.
 
