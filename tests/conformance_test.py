@@ -38,8 +38,10 @@ from jaxkd.objectives.discriminators import Discriminator, mlp
 from tests import tiny
 from tests.detection_rows import DETECTION
 from tests.language_rows import LANGUAGE
+from tests.segmentation_rows import SEGMENTATION
 
 DEVICES = 4
+FIELDS = LANGUAGE | DETECTION | SEGMENTATION
 DROPPED = (4, 5)  # of eight examples: the share of one of four devices
 STEPS = 2
 
@@ -181,7 +183,7 @@ ROWS = {
     "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
-    **{name: Row(*row) for name, row in (LANGUAGE | DETECTION).items()},
+    **{name: Row(*row) for name, row in FIELDS.items()},
 }
 
 
@@ -214,7 +216,9 @@ def distiller(objective):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE | DETECTION)) for name in ROWS],
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE | DETECTION | SEGMENTATION)) for name in ROWS
+    ],
 )
 def case(request):
     row = ROWS[request.param]

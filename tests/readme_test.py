@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = ["README.md", "docs/add-a-loss.md", "docs/models.md", "docs/text.md", "docs/training.md"]
-SLOW = ["docs/control.md", "docs/speech.md"]
+SLOW = ["docs/control.md", "docs/dense.md", "docs/speech.md"]
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxkd._core.batches import exclude
-from jaxkd._core.optional import require
+from jaxkd._core.checks import require
 from jaxkd.data import _fingerprint
 from jaxkd.data._dataset import Dataset
 from jaxkd.data._order import permutation

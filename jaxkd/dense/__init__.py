@@ -6,7 +6,7 @@ anchors     `anchors` of the levels of a pyramid; `match_anchors` gives `Matches
             them
 detections  `detections` gives `Detections` from a detector's outputs; `non_maximum_suppression` and
             `soft_non_maximum_suppression` give the `Kept` boxes
-heatmaps    `draw_heatmaps`, `peaks`, which returns `Peaks`
+heatmaps    `draw_heatmaps` of points; `peaks` gives `Peaks`, the points of heatmaps
 ==========  ==========================================================================================================
 
 Boxes are ``(x0, y0, x1, y1)`` and points ``(x, y)``, in pixels from the top left corner of the image, whose first pixel

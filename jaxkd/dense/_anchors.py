@@ -77,12 +77,12 @@ class Matches(NamedTuple):
     """The object that each of n anchors has to find.
 
     Attributes:
-      index: number of the object's box ``[..., n]``, without a meaning where there is none.
+      objects: number of the object's box ``[..., n]``, without a meaning where there is none.
       matched: True for anchors with an object ``[..., n]``.
       ignored: True for anchors between object and background ``[..., n]``. The others are background.
     """
 
-    index: Int[Array, "*batch n"]
+    objects: Int[Array, "*batch n"]
     matched: Bool[Array, "*batch n"]
     ignored: Bool[Array, "*batch n"]
 
@@ -116,8 +116,8 @@ def match_anchors(
       ValueError: shapes do not fit, or the thresholds are not ``0 ≤ negative ≤ positive ≤ 1``.
 
     >>> prior = anchors((8, 8), strides=[4], sizes=[4], ratios=[1.0])
-    >>> matches = match_anchors(prior, jnp.array([[4.0, 4.0, 8.0, 7.0], [0.0, 0.0, 2.0, 1.0]]))
-    >>> matches.matched, matches.index[3]
+    >>> matches = jax.jit(match_anchors)(prior, jnp.array([[4.0, 4.0, 8.0, 7.0], [0.0, 0.0, 2.0, 1.0]]))
+    >>> matches.matched, matches.objects[3]
     (Array([ True, False, False,  True], dtype=bool), Array(0, dtype=int32))
     """
     if not 0 <= negative <= positive <= 1:
@@ -164,6 +164,6 @@ def take_matched(values: Shaped[Array, "*batch m *rest"], matches: Matches) -> S
     >>> take_matched(jnp.array([5, 7]), matches)
     Array([7, 5], dtype=int32)
     """
-    axis = matches.index.ndim - 1
-    index = matches.index.reshape(*matches.index.shape, *(1,) * (values.ndim - axis - 1))
+    axis = matches.objects.ndim - 1
+    index = matches.objects.reshape(*matches.objects.shape, *(1,) * (values.ndim - axis - 1))
     return jnp.take_along_axis(values, index, axis=axis)

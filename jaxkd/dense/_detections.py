@@ -70,7 +70,8 @@ def detections(
       ValueError: shapes do not fit, there is no such form, or there is no class of objects.
 
     >>> prior = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0]])
-    >>> found = detections(jnp.array([[0.0, 2.0], [3.0, -9.0]]), jnp.zeros((2, 4)), prior, form="sigmoid", most=2)
+    >>> run = jax.jit(lambda logits, offsets: detections(logits, offsets, prior, form="sigmoid", most=2))
+    >>> found = run(jnp.array([[0.0, 2.0], [3.0, -9.0]]), jnp.zeros((2, 4)))
     >>> found.labels, found.scores.round(3)
     (Array([0, 1], dtype=int32), Array([0.953, 0.881], dtype=float32))
     """
@@ -97,9 +98,9 @@ def detections(
         boxes = boxes if image_size is None else clip_boxes(boxes, image_size)
         kept = suppress(boxes, best, labels=label, where=best >= least_score, most=most)
         return (
-            jnp.where(kept.mask[:, None], boxes[kept.index], 0),
+            jnp.where(kept.mask[:, None], boxes[kept.rows], 0),
             kept.scores,
-            jnp.where(kept.mask, label[kept.index], 0),
+            jnp.where(kept.mask, label[kept.rows], 0),
             kept.mask,
         )
 

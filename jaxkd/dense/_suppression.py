@@ -24,12 +24,12 @@ class Kept(NamedTuple):
     """The boxes that a suppression keeps, best first, in rows of a fixed number.
 
     Attributes:
-      index: numbers of the boxes among those given ``[..., most]``, 0 where masked.
+      rows: numbers of the boxes among those given ``[..., most]``, 0 where masked.
       scores: their scores ``[..., most]``, 0 where masked.
       mask: True for the rows that hold a box ``[..., most]``; they come first.
     """
 
-    index: Int[Array, "*batch most"]
+    rows: Int[Array, "*batch most"]
     scores: Float[Array, "*batch most"]
     mask: Bool[Array, "*batch most"]
 
@@ -66,7 +66,7 @@ def non_maximum_suppression(
 
     >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.0], [5.0, 0.0, 8.0, 4.0]])
     >>> kept = non_maximum_suppression(boxes, jnp.array([0.8, 0.9, 0.3]), most=3)
-    >>> kept.index, kept.mask
+    >>> kept.rows, kept.mask
     (Array([1, 2, 0], dtype=int32), Array([ True,  True, False], dtype=bool))
     """
     _check_threshold(threshold)
@@ -117,7 +117,7 @@ def soft_non_maximum_suppression(
 
     >>> boxes = jnp.array([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0], [5.0, 0.0, 8.0, 4.0]])
     >>> kept = soft_non_maximum_suppression(boxes, jnp.array([0.9, 0.8, 0.5]), form="linear", most=3)
-    >>> kept.index, kept.scores
+    >>> kept.rows, kept.scores
     (Array([0, 2, 1], dtype=int32), Array([0.9, 0.5, 0.4], dtype=float32))
     """
     if form not in ("gaussian", "linear"):

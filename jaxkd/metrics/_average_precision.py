@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxkd._core.optional import require
+from jaxkd._core.checks import require
 
 
 def average_precision(

@@ -23,7 +23,7 @@ def keypoints(
     reference: str | tuple[int, int],
     joint_names: Sequence[str] | None = None,
 ) -> Metrics:
-    """Share of the joints that are found within a distance, for each joint and the mean.
+    """Share of the joints that are found within a distance, by joint and in mean.
 
     Also known as: PCK (percentage of correct key points).
 

@@ -10,6 +10,7 @@
 `detection`                         classes and boxes of a detector, from labeled boxes
 `with_derived_outputs`              an objective on outputs computed from others
 `with_projection`                   an objective behind learned layers
+`with_resized`                      an objective on maps that are resized to the size of others
 `on_embeddings`                     any relation, on learned embeddings (CC)
 `hint`                              FitNets: a learned regressor
 `variational`                       VID: learned mean and variances
@@ -25,6 +26,8 @@
 `detector_kd`, `soft_detections`    a detector's classes and boxes, with labels (Chen et al.) and without
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`structured_segmentation`           SKD: classes of pixels, affinity of positions, a critic of whole maps
+`inter_region`                      IntRA-KD: affinity between the regions of labels or predictions
 `pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
 `temporal_adversarial`              DKD: a game with the changes of heatmaps between frames
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
@@ -57,6 +60,8 @@ from jaxkd.objectives._dense._focal import focal_and_global
 from jaxkd.objectives._dense._imitation import fine_grained_imitation
 from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
 from jaxkd.objectives._dense._pyramid import aligned, pyramid
+from jaxkd.objectives._dense._resized import with_resized
+from jaxkd.objectives._dense._segmentation import inter_region, structured_segmentation
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -108,6 +113,7 @@ __all__ = [
     "gated_ensemble",
     "hint",
     "instance_temperature",
+    "inter_region",
     "integral_pose",
     "layers",
     "learned_ensemble",
@@ -134,6 +140,7 @@ __all__ = [
     "select",
     "soft_detections",
     "span_aligned",
+    "structured_segmentation",
     "temporal_adversarial",
     "term",
     "tinybert",
@@ -141,4 +148,5 @@ __all__ = [
     "wasserstein",
     "with_derived_outputs",
     "with_projection",
+    "with_resized",
 ]

@@ -40,7 +40,7 @@ def test_invalid_anchors_raise(arguments, message):
         dense.anchors(**{"image_size": (8, 8), "strides": [4, 8], "sizes": [4, 8], **arguments})
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_matches_are_those_of_the_brute_force(seed):
     """Whole pixels, so that overlaps are equal often; some boxes beyond the edge, some images without any."""
     rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def test_matches_are_those_of_the_brute_force(seed):
     matches = MATCH(ANCHORS, np.where(exists[..., None], boxes, np.nan), box_where=exists)
     for image in range(12):
         found, ignored = reference.match(np.asarray(ANCHORS), boxes[image], exists[image], 0.5, 0.4)
-        np.testing.assert_array_equal(np.where(matches.matched[image], matches.index[image], -1), found)
+        np.testing.assert_array_equal(np.where(matches.matched[image], matches.objects[image], -1), found)
         np.testing.assert_array_equal(matches.ignored[image], ignored)
     assert matches.ignored.any() and not matches.matched[0].any() and not matches.ignored[0].any()
 
@@ -66,17 +66,18 @@ def test_every_object_keeps_an_anchor_and_edges_survive():
         ]
     )
     matches = MATCH(ANCHORS, boxes)
-    assert sorted(set(matches.index[matches.matched].tolist())) == [0, 1, 2]
+    assert sorted(set(matches.objects[matches.matched].tolist())) == [0, 1, 2]
     padded = MATCH(ANCHORS, jnp.pad(boxes, ((0, 27), (0, 0))), box_where=jnp.arange(32) < 5)
     for name, x in matches._asdict().items():
         np.testing.assert_array_equal(x, getattr(padded, name), err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_anchor_has_the_object_it_overlaps_most():
     anchors = jnp.array([[0.0, 0.0, 4.0, 4.0], [4.0, 0.0, 8.0, 4.0]])
     matches = MATCH(anchors, jnp.array([[0.0, 0.0, 4.0, 3.0], [0.0, 0.0, 4.0, 4.0]]))
     # The second box chooses first, by its larger overlap; the first one finds no free anchor that it overlaps.
-    assert matches.index[0] == 1 and matches.matched.tolist() == [True, False]
+    assert matches.objects[0] == 1 and matches.matched.tolist() == [True, False]
     bands = functools.partial(dense.match_anchors, anchors, jnp.array([[0.0, 0.0, 8.0, 2.5]]))
     assert bands().matched.tolist() == [True, False]  # both overlap by 10 / 26
     assert bands(positive=0.4, negative=0.3).ignored.tolist() == [False, True]

@@ -30,6 +30,7 @@ def test_offsets_by_hand():
     np.testing.assert_allclose(dense.encode_boxes(box, anchor), plain / np.array([0.1, 0.1, 0.2, 0.2]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_decoding_is_the_inverse_of_encoding():
     rng = np.random.default_rng(0)
     boxes = reference.random_boxes(rng, 3, len(ANCHORS))
@@ -39,6 +40,7 @@ def test_decoding_is_the_inverse_of_encoding():
     np.testing.assert_allclose(dense.encode_boxes(dense.decode_boxes(offsets, ANCHORS), ANCHORS), offsets, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_extreme_offsets_and_boxes_without_area_are_finite():
     anchor = jnp.array([[0.0, 0.0, 4.0, 8.0]])
     wild = dense.decode_boxes(jnp.array([[0.0, 0.0, 1e6, -1e6]]), anchor)

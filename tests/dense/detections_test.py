@@ -21,8 +21,16 @@ def outputs(seed, classes, batch=3):
     return jnp.asarray(logits, jnp.float32), jnp.asarray(2 * rng.normal(size=(batch, len(ANCHORS), 4)), jnp.float32)
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("soft", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("form", "soft"),
+    [
+        ("softmax", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("sigmoid", False), ("softmax", True), ("sigmoid", True)]
+        ),
+    ],
+)
 def test_detections_are_those_of_the_brute_force(form, soft):
     logits, offsets = outputs(0, 4 if form == "softmax" else 3)
     suppress = dense.soft_non_maximum_suppression if soft else dense.non_maximum_suppression

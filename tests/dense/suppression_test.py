@@ -31,23 +31,25 @@ def check(kept, image, factor, least=-np.inf, rtol=0.0):
         expected = reference.suppress(*rows, MOST, factor, least)
         count = len(expected)
         assert np.asarray(kept.mask[number]).tolist() == [True] * count + [False] * (MOST - count)
-        assert np.asarray(kept.index[number]).tolist() == [n for n, _ in expected] + [0] * (MOST - count)
+        assert np.asarray(kept.rows[number]).tolist() == [n for n, _ in expected] + [0] * (MOST - count)
         scores = [score for _, score in expected] + [0.0] * (MOST - count)
         np.testing.assert_allclose(kept.scores[number], scores, rtol=rtol)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_hard_suppression_is_exact(seed):
     boxes, scores, labels, where = image = images(seed)
     check(HARD(boxes, scores, labels=labels, where=where), image, lambda iou: 0.0 if iou > 0.5 else 1.0)
 
 
+@pytest.mark.slow
 def test_linear_suppression_is_that_of_the_paper():
     boxes, scores, labels, where = image = images(2)
     kept = LINEAR(boxes, scores, labels=labels, where=where)
     check(kept, image, lambda iou: 1 - iou if iou >= 0.25 else 1.0, 0.001, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gaussian_suppression_is_that_of_the_paper():
     boxes, scores, labels, where = image = images(3)
     # Scores that are far from each other: the order of equal products would be one of rounding.
@@ -56,7 +58,7 @@ def test_gaussian_suppression_is_that_of_the_paper():
     check(kept, (boxes, scores.astype(np.float32), labels, where), lambda iou: np.exp(-(iou**2) / 0.5), 0.05, rtol=1e-5)
 
 
-@pytest.mark.parametrize("run", [HARD, LINEAR, GAUSSIAN])
+@pytest.mark.parametrize("run", [HARD, *(pytest.param(run, marks=pytest.mark.slow) for run in (LINEAR, GAUSSIAN))])
 def test_masked_boxes_nan_and_no_area(run):
     boxes = np.zeros((4, N, 4), np.float32)  # no box has an area: none removes another, and each is taken once
     scores = np.full((4, N), 0.5, np.float32)
@@ -65,18 +67,20 @@ def test_masked_boxes_nan_and_no_area(run):
     where[3] = False
     kept = run(boxes, scores, labels=labels, where=where)
     assert kept.mask.sum(-1).tolist() == [MOST, 0, 3, 0]
-    assert kept.index[0].tolist() == list(range(MOST)) and kept.index[2].tolist() == [0, 1, 2, 0, 0, 0]
+    assert kept.rows[0].tolist() == list(range(MOST)) and kept.rows[2].tolist() == [0, 1, 2, 0, 0, 0]
     assert np.isfinite(kept.scores).all() and (kept.scores[1] == 0).all()
 
 
+@pytest.mark.slow
 def test_one_image_rows_beyond_the_boxes_and_vmap():
     boxes, scores, labels, where = (x[0] for x in images(4))
     one = dense.non_maximum_suppression(boxes, scores, labels=labels, where=where, most=N + 5)
-    assert one.index.shape == (N + 5,) and not one.mask[N:].any()
+    assert one.rows.shape == (N + 5,) and not one.mask[N:].any()
     batched = jax.vmap(functools.partial(dense.non_maximum_suppression, most=MOST))(*images(4)[:2])
-    np.testing.assert_array_equal(batched.index[0], dense.non_maximum_suppression(boxes, scores, most=MOST).index)
+    np.testing.assert_array_equal(batched.rows[0], dense.non_maximum_suppression(boxes, scores, most=MOST).rows)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_boxes():
     n = 20_000
     args = jax.ShapeDtypeStruct((n, 4), jnp.float32), jax.ShapeDtypeStruct((n,), jnp.float32)

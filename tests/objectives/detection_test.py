@@ -74,7 +74,7 @@ def by_hand(form, outputs, batch, negatives=3):
     return np.array(results)
 
 
-@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("form", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
 def test_the_value_is_that_of_a_loop(form):
     given, batch = outputs(form, 6), truths(6)
     (value, metrics), _ = run(form)(given, batch)

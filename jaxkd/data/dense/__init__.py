@@ -1,4 +1,4 @@
-"""Images with boxes, masks and key points: sets, and one geometric augmentation of all of them.
+"""Images with boxes, masks and key points: sets, and one random map of them.
 
 ==========  ==========================================================================================================
 reading     `arrays`: any set with objects, masks or key points, such as one of `jaxkd.data.source`, as arrays for

@@ -8,9 +8,9 @@ import numpy as np
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns an image ``[height, width, channels]`` in another size, by linear interpolation.
+    """Returns an image ``[height, width, channels]`` in another size.
 
-    The filter is wide enough where the image gets smaller. Integers are rounded.
+    The interpolation is linear, and its filter is wide enough where the image gets smaller. Integers are rounded.
 
     >>> resize_image(np.array([[[0], [4], [8], [12]]], np.uint8), (1, 2))[0, :, 0].tolist()
     [3, 9]

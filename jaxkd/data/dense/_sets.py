@@ -1,4 +1,4 @@
-"""Sets of images with boxes, masks or key points, as arrays or one example after another."""
+"""Sets of images with boxes, masks or key points, as arrays or by example."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def examples(source: Any, *, max_boxes: int = 32, size: tuple[int, int] | None =
 
 
 class Examples:
-    """Examples with random access, from `examples`. It can be pickled if its source can."""
+    """Examples with random access, from `examples`; pickled with their source."""
 
     def __init__(self, source: Any, *, max_boxes: int = 32, size: tuple[int, int] | None = None) -> None:
         if not len(source):
@@ -145,7 +145,7 @@ def _number_of_objects(row: Mapping[str, Any]) -> int:
 
 
 def _boxes_of(objects: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the boxes ``[n, 4]`` and classes ``[n]`` of the objects that are no crowds."""
+    """Returns the boxes ``[n, 4]`` and classes ``[n]`` of objects but crowds."""
     if not isinstance(objects, Mapping) or "bbox" not in objects:
         raise ValueError(
             "objects: expected a dict of 'bbox' [n, 4] and 'label' [n], as TFDS gives a sequence of objects, got "

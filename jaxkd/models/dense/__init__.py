@@ -3,6 +3,7 @@
 ====================  ========================================================================================
 features              `PyramidBackbone`: a residual network with a pyramid of maps, finest first
 boxes                 `Detector`: one-stage, with classes and offsets of each anchor
+classes of pixels     `Segmenter`: an encoder and a decoder; `ENet`: small bottlenecks
 joints                `PoseNetwork`: heatmaps of images; `DynamicKernels`: those of clips, by the frame before
 ====================  ========================================================================================
 
@@ -13,6 +14,8 @@ names to arrays, which `jaxkd.adapters.linen` hands on as the model's outputs.
 from jaxkd.models.dense._backbone import PyramidBackbone
 from jaxkd.models.dense._detector import Detector
 from jaxkd.models.dense._dynamic_kernels import DynamicKernels
+from jaxkd.models.dense._enet import ENet
 from jaxkd.models.dense._pose import PoseNetwork
+from jaxkd.models.dense._segmenter import Segmenter
 
-__all__ = ["Detector", "DynamicKernels", "PoseNetwork", "PyramidBackbone"]
+__all__ = ["Detector", "DynamicKernels", "ENet", "PoseNetwork", "PyramidBackbone", "Segmenter"]

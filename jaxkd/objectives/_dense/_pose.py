@@ -122,7 +122,7 @@ def temporal_adversarial(
 ) -> Objective:
     """Non-saturating GAN loss between changes of heatmaps from frame to frame.
 
-    Also known as: the temporal term of DKD (dynamic kernel distillation).
+    Also known as: the temporal term of dynamic kernel distillation.
 
     `adversarial` on ``h_t − h_{t−1}``, t = 2 … T: a discriminator tells the changes of the true heatmaps, or of a
     teacher's, from those of the student. Nie et al., "Dynamic Kernel Distillation for Efficient Pose Estimation in
