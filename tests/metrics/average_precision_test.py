@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxkd import metrics
+from jaxkd import dense, metrics
 
 OVERLAPS, RECALLS = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)
 
@@ -143,6 +143,12 @@ def test_names_and_the_largest_number_of_detections():
     assert found == pytest.approx(
         {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ap/cell": 0.0, "ap/other": np.nan}, nan_ok=True
     )
+
+
+def test_detections_may_be_those_of_a_detector():
+    detections, truth = one([BOX], [0.5], [0], [BOX], [0])
+    detected = dense.Detections(**detections)
+    assert metrics.average_precision(detected, truth) == metrics.average_precision(detections, truth)
 
 
 def test_nothing_is_printed(capsys):
