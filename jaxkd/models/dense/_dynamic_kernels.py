@@ -112,7 +112,10 @@ class DynamicKernels(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """A light network of each frame: stages, summed from coarse to fine, a 1×1 convolution and BatchNorm."""
+    """A light network of each frame.
+
+    Its stages are summed from coarse to fine behind 1×1 convolutions, and normalized.
+    """
 
     widths: Sequence[int]
     channels: int
@@ -169,7 +172,10 @@ class SearchHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w joints"]:
-        """Returns heatmaps, float32; their BatchNorm begins with a small scale, since true ones are nearly all zero."""
+        """Returns heatmaps, float32.
+
+        Their BatchNorm begins with a small scale, because nearly every position of a true one is zero.
+        """
         x = to_joints(self.joints, self.dtype)(x)
         scale = nn.initializers.constant(0.1)
         norm = nn.BatchNorm(not self.train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, scale_init=scale)

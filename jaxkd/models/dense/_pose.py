@@ -80,7 +80,10 @@ class PoseHead(nn.Module):
 
 
 def to_joints(joints: int, dtype: Any) -> nn.Conv:
-    """Builds the 1×1 convolution to heatmaps, which begin near zero, as nearly every position of a true one is."""
+    """Builds the 1×1 convolution to heatmaps.
+
+    They begin near zero, as nearly every position of a true one is.
+    """
     return nn.Conv(joints, (1, 1), dtype=dtype, kernel_init=nn.initializers.normal(0.01), name="to_joints")
 
 
