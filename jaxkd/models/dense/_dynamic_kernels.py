@@ -67,11 +67,12 @@ class DynamicKernels(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch frames height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``heatmaps``, ``features`` and ``kernels`` of normalized clips ``[batch, frames, h, w, channels]``.
+        """Returns the heatmaps, features and kernels of normalized clips.
 
-        The heatmaps are ``[batch, frames, ceil(h / stride), ceil(w / stride), joints]``, float32; the features f_t have
-        as many positions, and the kernels are those of all frames but the first. With ``train``, BatchNorm uses the
-        statistics of all clips, and of the layers after the features those of one frame after the other.
+        The clips are ``[batch, frames, h, w, channels]``. The ``heatmaps`` are ``[batch, frames, ceil(h / stride),
+        ceil(w / stride), joints]``, float32; the ``features`` f_t have as many positions, and the ``kernels`` are those
+        of all frames but the first. With ``train``, BatchNorm uses the statistics of all clips, and of the layers after
+        the features those of one frame after the other.
 
         Raises:
           TypeError: the clips are not floating point.

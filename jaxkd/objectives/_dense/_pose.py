@@ -191,7 +191,7 @@ def _term(
 
 
 def _heatmap_mse(student: Array, teacher: Array, joints: Array | None = None, *, where: Array | None = None) -> Array:
-    """Returns the distance of heatmaps; the joints of a clip are those of all its frames."""
+    """Returns the distance of heatmaps, of a clip over the joints of all frames."""
     visible, teacher = _included(student, joints, where), _resized(teacher, student)
     if student.ndim == 5:
         student, teacher, visible = _merged(student), _merged(teacher), visible.reshape(len(visible), -1)
@@ -214,7 +214,7 @@ def _joint_structure(
 
 
 def _included(heatmaps: Array, joints: Array | None, where: Array | None) -> Array:
-    """Returns the joints to include, ``[batch, joints]`` or ``[batch, frames, joints]``."""
+    """Returns the joints to include, of images or of the frames of clips."""
     if len(heatmaps.shape) not in (4, 5):
         raise ValueError(
             "heatmaps: expected [batch, height, width, joints], or of clips [batch, frames, height, width, joints], "
