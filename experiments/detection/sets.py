@@ -92,8 +92,9 @@ def read(config: Any, name: str) -> Boxes:
     most = max(1, *(len(row["objects"]["bbox"]) for row in every))
     size = image_size([row["image"].shape[:2] for row in every])
     splits = {split: dense_data.arrays(examples, max_boxes=most, size=size) for split, examples in rows.items()}
-    if not splits["train"]["box_mask"].any():
-        raise ValueError(f"{name}, train: expected objects in some images, got none.")
+    for split in ("train", "test"):
+        if not splits[split]["box_mask"].any():
+            raise ValueError(f"{name}, {split}: expected objects in some images, got none.")
     pixels = splits["train"]["image"].reshape(-1, splits["train"]["image"].shape[-1])
     mean, std = ([float(value) / 255 for value in getattr(pixels, of)(axis=0)] for of in ("mean", "std"))
     classes = 1 + max(int(part["box_label"].max()) for part in splits.values())
