@@ -241,7 +241,7 @@ def task(title: str, about: str, few: int | None) -> Task:
         about=about + NETWORKS,
         measures={"ap": percent("AP (%)"), "ap50": percent("AP50 (%)"), "ap75": percent("AP75 (%)")},
         methods=METHODS,
-        steps=500,
+        steps=700,
         evaluations=6,
         open=functools.partial(Detectors, few),
         figures={

@@ -12,7 +12,9 @@ from jaxkd import data, dense
 from jaxkd.data import dense as dense_data
 from jaxkd.types import Batch
 
-PIXELS = 120 * 160  # of an image: larger ones, and those of several sizes, are resized to about as many
+PIXELS = (
+    120 * 160
+)  # of an image: images of several sizes, and much larger or smaller ones, are resized to about as many
 MOST = {"train": 4000, "validation": 200, "test": 1000}  # images of a split; of larger ones, a random part
 HELD_OUT = 0.15  # share of the training images that is held out where the set has no other split for it
 MULTIPLE = 8  # of both sides of resized images
@@ -90,8 +92,9 @@ def read(config: Any, name: str) -> Boxes:
     most = max(1, *(len(row["objects"]["bbox"]) for row in every))
     size = image_size([row["image"].shape[:2] for row in every])
     splits = {split: dense_data.arrays(examples, max_boxes=most, size=size) for split, examples in rows.items()}
-    if not splits["train"]["box_mask"].any():
-        raise ValueError(f"{name}, train: expected objects in some images, got none.")
+    for split in ("train", "test"):
+        if not splits[split]["box_mask"].any():
+            raise ValueError(f"{name}, {split}: expected objects in some images, got none.")
     pixels = splits["train"]["image"].reshape(-1, splits["train"]["image"].shape[-1])
     mean, std = ([float(value) / 255 for value in getattr(pixels, of)(axis=0)] for of in ("mean", "std"))
     classes = 1 + max(int(part["box_label"].max()) for part in splits.values())
@@ -101,12 +104,12 @@ def read(config: Any, name: str) -> Boxes:
 
 
 def image_size(shapes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Returns the height and width to which images are resized; None for small images of one size.
+    """Returns the height and width to which images are resized; None for those of one size that is near the usual.
 
     >>> image_size([(120, 160)] * 2), image_size([(480, 640), (600, 800)])
     (None, (120, 160))
     """
-    if len({tuple(shape) for shape in shapes}) == 1 and np.prod(shapes[0]) <= 1.25 * PIXELS:
+    if len({tuple(shape) for shape in shapes}) == 1 and 0.25 * PIXELS <= np.prod(shapes[0]) <= 1.25 * PIXELS:
         return None
     ratio = float(np.median([height / width for height, width in shapes]))
     sides = (PIXELS * ratio) ** 0.5, (PIXELS / ratio) ** 0.5

@@ -38,15 +38,16 @@ CE = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="ba
 BOTH = "student/scores", "teacher/scores"
 
 
-def structured(**weights: float) -> Objective:
+def structured(pixel: float = 0.0, pair: float = 0.0, holistic: float = 0.0) -> Objective:
     """Returns terms of structured distillation, by their weights."""
-    off = {"pixel_weight": 0.0, "pair_weight": 0.0, "holistic_weight": 0.0}
     return objectives.structured_segmentation(
         ("student/scores", "student/level0"),
         ("teacher/scores", "teacher/level0"),
         where="batch/inside",
+        pixel_weight=pixel,
+        pair_weight=pair,
+        holistic_weight=holistic,
         discriminator=discriminators.cnn(16, 32),
-        **{**off, **weights},
     )
 
 
@@ -56,14 +57,13 @@ def channels(where: str) -> Objective:
     return objectives.with_resized(loss, {where: "student/scores"})
 
 
-PIXEL, PAIR, HOLISTIC = {"pixel_weight": 80.0}, {"pair_weight": 1.0}, {"holistic_weight": 0.1}
 REGIONS = objectives.inter_region(
     tuple(f"student/{level}" for level in LEVELS), tuple(f"teacher/{level}" for level in LEVELS)
 )
 PARTS: dict[str, Objective] = {
-    "pixel": structured(**PIXEL),
-    "pair": structured(**PAIR),
-    "skd": structured(**PIXEL, **PAIR, **HOLISTIC),
+    "pixel": structured(pixel=80.0),
+    "pair": structured(pair=1.0),
+    "skd": structured(pixel=80.0, pair=1.0, holistic=0.1),
     "cwd": channels("batch/inside"),
     "intra": REGIONS,
 }

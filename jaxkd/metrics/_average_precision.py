@@ -31,8 +31,8 @@ def average_precision(
 
     Args:
       detections: ``boxes`` ``[images, m, 4]`` as ``(x0, y0, x1, y1)``, ``scores`` and integer ``labels`` ``[images,
-        m]``, and ``mask`` ``[images, m]``, False for padding, a dict or `jaxkd.dense.Detections`; or such batches, as from
-        `jaxkd.training.predict`. Other entries are ignored.
+        m]``, and ``mask`` ``[images, m]``, False for padding, a dict or `jaxkd.dense.Detections`; or such batches, as
+        from `jaxkd.training.predict`. Other entries are ignored.
       truth: ``boxes`` ``[images, n, 4]``, ``box_label`` and ``box_mask`` ``[images, n]`` of the same images in the same
         order, as `jaxkd.data.dense.arrays` gives them; or such batches. A batch's ``mask`` ``[images]`` leaves out the
         rows that fill it up.

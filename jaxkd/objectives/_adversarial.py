@@ -161,9 +161,11 @@ def wasserstein(
         network = _default(discriminator, input_shape(context))
         s, t, mask = _inputs(context, student, teacher)
         trained, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
-        # A condition that is a student output must not be trained to fool the critic.
-        extra = () if condition is None else (jax.lax.stop_gradient(mask_feature(context, lookup(context, condition))),)
-        extra = tuple(resize_map(y.astype(s.dtype), s.shape[1:3]) if s.ndim == 4 else y.astype(s.dtype) for y in extra)
+        extra: list[Array] = []
+        if condition is not None:
+            # A condition that is a student output must not be trained to fool the critic.
+            other = jax.lax.stop_gradient(mask_feature(context, lookup(context, condition))).astype(s.dtype)
+            extra.append(resize_map(other, s.shape[1:3]) if s.ndim == 4 else other)
 
         def critic(weights: Any, x: Array) -> Array:
             return network.apply(weights, jnp.concatenate([x, *extra], axis=-1))[:, 0]

@@ -120,7 +120,7 @@ def _affinity(features: Array, regions: Array) -> Array:
 
 
 def _resized(regions: Array, features: Array) -> Array:
-    """Returns the share of each region at the positions of a map: masks, if both are of one size."""
+    """Returns each region's share of a map's positions; masks, if of one size."""
     for axis in (1, 2):
         full, size = regions.shape[axis], features.shape[axis]
         if full > size:

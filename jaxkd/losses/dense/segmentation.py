@@ -158,7 +158,7 @@ def _windows_mean(x: Array, high: int, wide: int, positions: Array | None) -> Ar
 
 
 def _windows_max(x: Array, high: int, wide: int, positions: Array | None) -> Array:
-    """Returns the maxima of windows, of which the last may be smaller; 0 of an empty one."""
+    """Returns the maxima of windows, the last maybe smaller; 0 of an empty one."""
     if positions is not None:
         x = jnp.where(positions[..., None], x, -jnp.inf)
     batch, height, width, channels = x.shape

@@ -204,7 +204,7 @@ def channel_kl(
 
 
 def _pooled_scores(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
-    """Returns maps of one size as ``[batch, channels, positions]``, and the mask of the examples.
+    """Returns maps of one size ``[batch, channels, positions]``, and the mask.
 
     A masked position is excluded as one of ``-inf`` is. An average of which one value is ``-inf`` is ``-inf``; the
     windows' weights of 0 would make it NaN elsewhere. A sum of several ``finfo.min``, a mask, would overflow.

@@ -1,4 +1,4 @@
-"""A small and fast segmenter of bottlenecks: dilated, asymmetric, shrinking and growing.
+"""A small segmenter of bottlenecks: dilated, asymmetric, shrinking and growing.
 
 Paszke et al., "ENet: A Deep Neural Network Architecture for Real-Time Semantic Segmentation", 2016, section 3 and table
 1: an initial block, three stages of bottlenecks that encode at an eighth of the image's resolution, two that decode.
@@ -62,11 +62,12 @@ class ENet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``logits`` and levels of normalized images ``[batch, height, width, channels]``.
+        """Returns ``logits`` and levels of normalized images.
 
-        The logits are ``[batch, height, width, classes]``. The levels are the decoder's maps ``level0`` and ``level1``,
-        of strides 2 and 4, and the encoder's last one ``level2``, of stride 8. With ``train``, BatchNorm uses the
-        batch's statistics and updates the running ones.
+        Images are ``[batch, height, width, channels]``, of any size. The logits are ``[batch, height, width,
+        classes]``. The levels are the decoder's maps ``level0`` and ``level1``, of strides 2 and 4, and the encoder's
+        last one ``level2``, of stride 8. With ``train``, BatchNorm uses the batch's statistics and updates the running
+        ones.
 
         Raises:
           TypeError: the image is not floating point.

@@ -57,11 +57,12 @@ class Segmenter(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``logits``, ``scores`` and the levels of normalized images ``[batch, height, width, channels]``.
+        """Returns ``logits``, ``scores`` and the levels of normalized images.
 
-        The logits are ``[batch, height, width, classes]``, the scores the same before the upsampling, at the finest
-        level's size, and the levels ``level0``, ``level1``, … those of `PyramidBackbone`. With ``train``, BatchNorm
-        uses the batch's statistics and updates the running ones.
+        Images are ``[batch, height, width, channels]``, of any size. The logits are ``[batch, height, width,
+        classes]``, the scores the same before the upsampling, at the finest level's size, and the levels ``level0``,
+        ``level1``, … those of `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the
+        running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -103,7 +104,7 @@ def check_classes(classes: int) -> None:
 
 
 def upsampled(x: Float[Array, "batch h w channels"], height: int, width: int) -> Float[Array, "batch height width c"]:
-    """Returns a map at another size, interpolated bilinearly between the centers of pixels.
+    """Returns a map at another size, bilinearly between the centers of pixels.
 
     >>> import jax.numpy as jnp
     >>> upsampled(jnp.array([0.0, 4.0]).reshape(1, 1, 2, 1), 1, 4).ravel()

@@ -1,4 +1,4 @@
-"""Objectives of segmentation: structure of pixels (SKD), and affinity of regions (IntRA-KD)."""
+"""Objectives of segmentation: structure of pixels, and affinity of regions."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _levels_affinity(students: Any, teachers: Any, regions: Array, *, where: Arr
 
 
 def _regions(logits: Array, label: Array | None = None) -> Array:
-    """Returns masks of the labels' classes, and of the predicted ones of images without labels."""
+    """Returns masks of the labels' classes; without labels, of the predicted ones."""
     if logits.ndim != 4 or (label is not None and (label.ndim != 3 or not jnp.issubdtype(label.dtype, jnp.integer))):
         raise ValueError(
             "inter_region: expected logits [batch, height, width, classes] and integer labels [batch, height, width], "

@@ -29,7 +29,7 @@ def example(generator, height, width):
     return {"image": image, "objects": found}
 
 
-def use(monkeypatch, splits=("train", "validation", "test"), sizes=((24, 32),), change=lambda row: row):
+def use(monkeypatch, splits=("train", "validation", "test"), sizes=((40, 48),), change=lambda row: row):
     """Puts a made-up set in the place of a prepared one, and small networks in the place of the task's."""
 
     def source(name, split, data_dir):
@@ -49,6 +49,7 @@ def use(monkeypatch, splits=("train", "validation", "test"), sizes=((24, 32),), 
     for name, value in small.items():
         monkeypatch.setattr(cells, name, value)
     monkeypatch.setattr(pictures, "IMAGES", 2)
+    monkeypatch.setattr(sets, "PIXELS", 40 * 48)
 
 
 CONFIG = types.SimpleNamespace(data_dir="data", dataset=None, steps=4)
@@ -89,12 +90,14 @@ def test_labels_of_the_others_are_not_in_a_batch(monkeypatch, tmp_path):
 def test_sets_of_several_sizes_and_splits_are_read(monkeypatch):
     use(monkeypatch, splits=("train", "test"), sizes=((240, 320), (300, 400)))
     found = sets.read(CONFIG, "bccd")
-    assert found.size == (120, 160) and found.class_names == ("0", "1")
+    assert found.size == (40, 48) and found.class_names == ("0", "1")
     assert {split: len(part["image"]) for split, part in found.splits.items()} == {
         "train": 8,
         "validation": 2,
         "test": 6,
     }
+    use(monkeypatch, splits=("train", "validation"), sizes=((16, 16),))  # enlarged
+    assert sets.read(CONFIG, "bccd").size == (40, 40)
     use(monkeypatch, splits=("train", "validation"))
     found = sets.read(CONFIG, "bccd")
     assert {split: len(part["image"]) for split, part in found.splits.items()} == {
@@ -102,7 +105,7 @@ def test_sets_of_several_sizes_and_splits_are_read(monkeypatch):
         "validation": 2,
         "test": 4,
     }
-    assert found.anchors((8, 16, 32)).shape == (6 * (12 + 4 + 1), 4)
+    assert found.anchors((8, 16, 32)).shape == (6 * (30 + 9 + 4), 4)
 
 
 def test_sets_without_boxes_raise(monkeypatch):
