@@ -144,8 +144,8 @@ def test_the_lstm_learns_what_adapting_gains(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr(online, "Online", lambda config, folder: tiny_stream.opened(monkeypatch, folder))
-    monkeypatch.setitem(TASKS, "jhmdb_video", online.TASK._replace(open=online.Online, seeds=1))
+    task = online.TASK._replace(open=lambda config, folder: tiny_stream.opened(monkeypatch, folder))
+    monkeypatch.setitem(TASKS, "jhmdb_video", task)
     arguments = [
         "jhmdb_video",
         "--steps",
