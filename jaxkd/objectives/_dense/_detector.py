@@ -241,7 +241,7 @@ class _Heads(NamedTuple):
         return _of_anchors(self.name, context, "student", output, self.anchors)
 
     def objects(self, logits: Array) -> Array:
-        """Returns the probability of an object at each anchor ``[batch, n]``, 0 without a teacher."""
+        """Returns the teacher's probability of an object at each anchor ``[batch, n]``."""
         if self.form == "softmax":
             held = 1 - jax.nn.softmax(logits, axis=-1)[..., 0]
         else:
