@@ -19,7 +19,7 @@ def outputs_and_batch(student, teacher, batch):
 
     def heatmaps(x):
         one = x["map"][..., :2]
-        return {"map": x["map"], "heatmaps": one, "clips": jnp.stack([one, one[:, ::-1]], axis=1)}
+        return {"map": x["map"], "heatmaps": one, "clips": jnp.stack([one, 0.3 - 0.5 * one], axis=1)}
 
     entries = {"visible": visible, "visible_in_clips": jnp.stack([visible, visible], axis=1)}
     return heatmaps(student), heatmaps(teacher), {**batch, **entries}
@@ -61,7 +61,7 @@ POSES = {
         combine(temporal=on_heatmaps(TEMPORAL)),
         {"temporal": 0.1},
         True,
-        {"temporal/discriminator": 1.0},
+        {"temporal/discriminator": 1.0, "temporal/accuracy": 0.0},
     ),
     "pose_heatmaps_of_clips": (combine(kd=on_heatmaps(CLIPS)), {"kd": 3.0}),
 }
