@@ -38,10 +38,11 @@ from jaxkd.objectives.discriminators import Discriminator, mlp
 from tests import tiny
 from tests.detection_rows import DETECTION
 from tests.language_rows import LANGUAGE
+from tests.pose_rows import POSES
 from tests.segmentation_rows import SEGMENTATION
 
 DEVICES = 4
-FIELDS = LANGUAGE | DETECTION | SEGMENTATION
+FIELDS = LANGUAGE | DETECTION | SEGMENTATION | POSES
 DROPPED = (4, 5)  # of eight examples: the share of one of four devices
 STEPS = 2
 
@@ -216,9 +217,7 @@ def distiller(objective):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE | DETECTION | SEGMENTATION)) for name in ROWS
-    ],
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in FIELDS)) for name in ROWS],
 )
 def case(request):
     row = ROWS[request.param]

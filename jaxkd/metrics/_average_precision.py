@@ -14,7 +14,7 @@ from jaxkd._core.checks import require
 
 
 def average_precision(
-    detections: Mapping[str, Any] | Iterable[Mapping[str, Any]],
+    detections: Mapping[str, Any] | Iterable[Any],
     truth: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     *,
     class_names: Sequence[str] | None = None,
@@ -31,8 +31,8 @@ def average_precision(
 
     Args:
       detections: ``boxes`` ``[images, m, 4]`` as ``(x0, y0, x1, y1)``, ``scores`` and integer ``labels`` ``[images,
-        m]``, and ``mask`` ``[images, m]``, False for padding, as `jaxkd.dense.detections` has it; or such batches, from
-        `jaxkd.training.predict`. Other entries are ignored.
+        m]``, and ``mask`` ``[images, m]``, False for padding, a dict or `jaxkd.dense.Detections`; or such batches, as
+        from `jaxkd.training.predict`. Other entries are ignored.
       truth: ``boxes`` ``[images, n, 4]``, ``box_label`` and ``box_mask`` ``[images, n]`` of the same images in the same
         order, as `jaxkd.data.dense.arrays` gives them; or such batches. A batch's ``mask`` ``[images]`` leaves out the
         rows that fill it up.
@@ -103,6 +103,7 @@ class _Boxes(NamedTuple):
 def _joined(name: str, given: Any, label: str, mask: str, score: str | None) -> _Boxes:
     """Joins the boxes of a set, which may come in batches."""
     keys = ["boxes", label, mask, *([] if score is None else [score])]
+    given = given._asdict() if hasattr(given, "_asdict") else given  # such as `jaxkd.dense.Detections`
     images, found = 0, []
     for part in [given] if isinstance(given, Mapping) else given:
         if missing := [key for key in keys if key not in part]:

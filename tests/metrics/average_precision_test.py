@@ -1,11 +1,13 @@
 """Average precision against a reference in NumPy and cases by hand."""
 
+import itertools
 import sys
 
 import numpy as np
 import pytest
 
-from jaxkd import metrics
+import jaxkd
+from jaxkd import data, dense, metrics, training
 
 OVERLAPS, RECALLS = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)
 
@@ -101,6 +103,26 @@ def test_batches_padding_and_the_order_of_images_change_nothing():
     assert metrics.average_precision(padded(detections), padded(truth)) == expected
 
 
+@pytest.mark.slow
+def test_predictions_of_a_padded_loader_are_those_of_the_set():
+    """The last batch is filled up with other images, which are evaluated once."""
+    detections, truth = made(images=11)
+    stored = {f"found/{name}": x.astype(np.float32) if x.dtype.kind == "f" else x for name, x in detections.items()}
+    loader = data.Resident({**stored, **{f"true/{name}": x for name, x in truth.items()}}, batch_size=4, shuffle=False)
+    assert loader.padded
+    model = jaxkd.Model(
+        lambda key, batch: jaxkd.Variables({}),
+        lambda variables, batch, key, train: ({name: batch[f"found/{name}"] for name in detections}, {}),
+    )
+    outputs = training.predict(model, jaxkd.Variables({}), loader)
+    expected = metrics.average_precision({name: stored[f"found/{name}"] for name in detections}, truth)
+    assert metrics.average_precision(outputs, truth) == expected
+    batches = ({name: batch[f"true/{name}"] for name in truth} | {"mask": batch["mask"]} for batch in loader.batches())
+    truths = itertools.islice(batches, loader.steps_per_epoch)
+    outputs = training.predict(model, jaxkd.Variables({}), loader)
+    assert metrics.average_precision(outputs, truths) == pytest.approx(expected)
+
+
 def one(boxes, scores, labels, true, classes):
     detections = {"boxes": np.float32([boxes]).reshape(1, -1, 4), "scores": np.float32([scores])}
     detections |= {"labels": np.int32([labels]), "mask": np.ones((1, len(scores)), bool)}
@@ -143,6 +165,12 @@ def test_names_and_the_largest_number_of_detections():
     assert found == pytest.approx(
         {"ap": 0.0, "ap50": 0.0, "ap75": 0.0, "ap/cell": 0.0, "ap/other": np.nan}, nan_ok=True
     )
+
+
+def test_detections_may_be_those_of_a_detector():
+    detections, truth = one([BOX], [0.5], [0], [BOX], [0])
+    detected = dense.Detections(**detections)
+    assert metrics.average_precision(detected, truth) == metrics.average_precision(detections, truth)
 
 
 def test_nothing_is_printed(capsys):

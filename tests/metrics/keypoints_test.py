@@ -1,5 +1,8 @@
 """PCK against NumPy: radius, references, masks, ragged batches and predictions from heatmaps."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,11 +50,15 @@ def pck(points, reference, radius):
     return [np.mean(x) if x else np.nan for x in right]
 
 
-@pytest.mark.parametrize("reference", ["extent", "image", "batch/size", (0, 2)], ids=str)
+SLOWLY = (pytest.param(reference, marks=pytest.mark.slow) for reference in ("image", "batch/size", (0, 2)))
+
+
+@pytest.mark.parametrize("reference", ["extent", *SLOWLY], ids=str)
 def test_pck_equals_numpy_in_ragged_batches(reference):
     found: dict = {}
     for rows in (slice(0, 1), slice(1, 5), slice(5, 7)):  # the first one has no joint
-        found = metrics.merge(found, metrics.keypoints(context(rows), radius=0.2, reference=reference))
+        measured = jax.jit(functools.partial(metrics.keypoints, radius=0.2, reference=reference))(context(rows))
+        found = metrics.merge(found, measured)
     expected, theirs = (pck(points, reference, 0.2) for points in (FOUND, THEIRS))
     computed = metrics.compute(found)
     assert [computed[f"pck/{j}"] for j in range(JOINTS)] == pytest.approx(expected, nan_ok=True)
@@ -59,6 +66,7 @@ def test_pck_equals_numpy_in_ragged_batches(reference):
     assert computed["teacher_pck"] == pytest.approx(np.nanmean(theirs))
 
 
+@pytest.mark.slow
 def test_nothing_counts_where_all_is_masked():
     found = metrics.keypoints(context(mask=np.zeros(SIZE, bool)), radius=0.2, reference="image")
     assert all(np.isnan(value) for value in metrics.compute(found).values())

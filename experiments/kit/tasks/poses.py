@@ -90,7 +90,7 @@ def read(config: Any, name: str, *, group: str | None = None) -> People:
             found = _arrays(name, split, config)
         except _NoSplit:
             continue
-        if "points" in found:  # the labels of a test split may be hidden
+        if "points" in found and found["point_mask"].any():  # the labels of a test split may be hidden
             splits[split] = found
     if "points" not in splits["train"]:
         raise ValueError(

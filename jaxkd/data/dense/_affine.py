@@ -22,11 +22,11 @@ from jaxkd.data.dense._moves import (
     ENTRIES,
     Forward,
     Sources,
-    annotations,
     moved_boxes,
     moved_image,
     moved_label,
     moved_points,
+    moving,
 )
 from jaxkd.data.vision._images import get_images
 from jaxkd.types import Array, Batch
@@ -72,7 +72,7 @@ def random_affine(
       integers are rounded. ``label`` ``[batch, height, width]``: the nearest pixel's, 255 outside. ``boxes``: the
       bounding box of the moved corners, cut to the image; ``box_mask`` is False for a box of which nothing remains, and
       its values become 0. ``points``: moved, also out of the image, where ``point_mask`` becomes False. All are
-      functions of ``(seed, epoch, index)`` alone, integers bit for bit on any device.
+      functions of ``(seed, epoch, index)`` alone; images of integers and masks are moved without rounding errors.
 
     Raises:
       ValueError: the images are not ``[batch, height, width, channels]`` or too large, the batch lacks ``index`` or
@@ -86,14 +86,17 @@ def random_affine(
     ([[3, 2, 1, 0], [7, 6, 5, 4]], [3.0, 0.0, 4.0, 2.0])
     """
     _check(scale, rotation, shift)
-    options = {"flip": flip, "scale": scale, "rotation": rotation, "shift": shift, "swap": swap, "fill": fill}
+    options: dict[str, Any] = {"flip": flip, "scale": scale, "rotation": rotation, "shift": shift}
+    options |= {"swap": swap, "fill": fill}
     if jnp.ndim(batch.get("image", 0)) == 5:
         return _by_clip(functools.partial(random_affine, seed=seed, view=view, **options), batch)
     height, width = get_images(batch).shape[1:3]
     bits = _fraction_bits((width, height), scale, shift)
-    move = functools.partial(_move, size=(width, height), bits=bits, **options)
-    keys = example_keys(batch, seed=seed, view=view)
-    return {**batch, **jax.vmap(move)(keys, annotations(batch))}
+
+    def move(key: Array, entries: Mapping[str, Array]) -> dict[str, Array]:
+        return _move(key, entries, size=(width, height), bits=bits, **options)
+
+    return {**batch, **jax.vmap(move)(example_keys(batch, seed=seed, view=view), moving(batch))}
 
 
 def _by_clip(transform: Callable[[Batch], dict[str, Any]], batch: Batch) -> dict[str, Any]:
@@ -181,7 +184,8 @@ def _move(
 
 
 def _entry(table: np.ndarray, bits: Array) -> Array:
-    """Returns a random entry of a table, as a sum: arrays on a mesh of explicit axes cannot index one."""
+    """Returns a random entry of a table."""
+    # A sum, because an index that is divided over explicit axes of a mesh cannot be applied to a table that is not.
     chosen = np.arange(_LEVELS) == (bits % np.uint32(_LEVELS)).astype(jnp.int32)
     return jnp.sum(jnp.where(chosen, table.astype(np.float32), 0))
 

@@ -20,7 +20,7 @@ _EDGE = 1e-3
 
 
 class Sources(NamedTuple):
-    """Where the centers of the new pixels come from: coordinates in the old image.
+    """Coordinates in the old image from which the centers of the new pixels come.
 
     Attributes:
       x: int32 ``[height, width]``, fixed point.
@@ -48,7 +48,7 @@ class Forward(NamedTuple):
         return jnp.stack([a * x + b * y + t for (a, b), t in zip(self.matrix, self.offset, strict=True)], axis=-1)
 
 
-def annotations(batch: Batch) -> dict[str, Array]:
+def moving(batch: Batch) -> dict[str, Array]:
     """Returns the entries of a batch that move with its images, with all masks.
 
     Raises:
@@ -117,7 +117,7 @@ def _at(image: Array, row: Array, column: Array, outside: np.ndarray) -> Array:
 
 
 def _fill(fill: float | Sequence[float], image: Array) -> np.ndarray:
-    """Returns the value of each channel outside of the old image, ``[1, 1, channels]``."""
+    """Returns the value of each channel outside of an image, ``[1, 1, channels]``."""
     values, channels = np.asarray(fill, np.float64), image.shape[-1]
     if values.shape not in ((), (channels,)):
         raise ValueError(f"random_affine, fill: expected one number or {channels}, got {list(values.shape)}.")
@@ -147,7 +147,7 @@ def moved_points(
     mirrored: Array,
     swap: Sequence[tuple[int, int]],
 ) -> dict[str, Array]:
-    """Returns moved points, with pairs exchanged if mirrored, and which are in the image."""
+    """Returns moved points, exchanged if mirrored, and which are in the image."""
     points, joints = entries["points"], entries["points"].shape[0]
     named = [joint for pair in swap for joint in pair]
     if len(set(named)) != 2 * len(swap) or not all(0 <= joint < joints for joint in named):

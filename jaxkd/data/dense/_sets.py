@@ -223,11 +223,11 @@ def _points(number: int, row: Mapping[str, Any], old: tuple[int, int], size: tup
     visible = np.asarray(row.get("visible", np.ones(len(points))), bool).reshape(-1)
     if visible.shape != points.shape[:1]:
         raise ValueError(f"example {number}, visible: expected [{len(points)}], got {list(visible.shape)}.")
-    known = np.isfinite(points).all(axis=1)
+    known = np.isfinite(points).all(axis=1, keepdims=True)
     edge = np.array([old[1], old[0]], np.float32)
-    inside = known & (points >= 0).all(axis=1) & (points <= edge).all(axis=1)
+    inside = (known & (points >= 0) & (points <= edge)).all(axis=1)
     scale = np.array([size[1], size[0]], np.float32) / edge
-    return {"points": np.where(known[:, None], points, 0) * scale, "point_mask": visible & inside}
+    return {"points": np.where(known, points, 0) * scale, "point_mask": visible & inside}
 
 
 def _check_alike(read: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -45,8 +45,6 @@ def detector_kd(
 ) -> Objective:
     """Distills classes, bounded boxes and hints of a detector.
 
-    Also known as: detection KD (Chen et al.).
-
     ``(1 − μ) L_soft + ν L_bounded + γ L_hint``. Chen et al., "Learning Efficient Object Detection Models with Knowledge
     Distillation", NIPS 2017, equations 2 to 6, with μ = ν = γ = 0.5 and T = 1. What the paper takes from the labels
     (the classes with the weight μ, and the smooth L1 loss of the boxes) is another objective beside this one.
@@ -243,7 +241,7 @@ class _Heads(NamedTuple):
         return _of_anchors(self.name, context, "student", output, self.anchors)
 
     def objects(self, logits: Array) -> Array:
-        """Returns the probability of an object at each anchor ``[batch, n]``, 0 without a teacher."""
+        """Returns the teacher's probability of an object at each anchor ``[batch, n]``."""
         if self.form == "softmax":
             held = 1 - jax.nn.softmax(logits, axis=-1)[..., 0]
         else:
@@ -299,7 +297,7 @@ def _soft_classes(heads: _Heads, background_weight: Any, temperature: Any, weigh
 def _bounded(
     heads: _Heads, paths: tuple[str, str], where: str | None, margin: float, positive: float, weight: Any
 ) -> Objective:
-    """Squared error of matched anchors' boxes where it exceeds the teacher's, their mean."""
+    """Squared error of matched boxes where it exceeds the teacher's, their mean."""
 
     def values(context: Context) -> Array:
         student, teacher = heads.student(context, "offsets"), heads.teacher_offsets(context)

@@ -37,7 +37,7 @@ def focal_and_global(
 ) -> Objective:
     """Attention-weighted difference of maps, and of their learned global relations.
 
-    Also known as: FGD (focal and global distillation), with its GcBlock.
+    Also known as: FGD (focal and global distillation).
 
     ``L_focal + λ Σ (R_s(F_s) − R_t(F_t))²``. Yang et al., "Focal and Global Knowledge Distillation for Detectors", CVPR
     2022, equations 3 to 13. The focal term is `jaxkd.losses.focal_global`. The relation R is a global context block

@@ -1,4 +1,4 @@
-"""Schemes of streams: a student that adapts to the frames of a video while it runs.
+"""Schemes of streams: a student that adapts to a video while it runs.
 
 `key_frames` is the scheme. `at_intervals`, `at_random`, `on_change` and `as_predicted` choose the frames for which it
 asks the teacher; `init_selector` and `selector_logits` are the recurrent network of the last one. `confident_mse` is

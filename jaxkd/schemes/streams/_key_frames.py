@@ -40,7 +40,7 @@ _STREAM = 0x57E4  # folded into the key, so that the rule's keys differ from tho
 
 
 class _Learned(NamedTuple):
-    """What a key frame changes, and a new clip resets."""
+    """Values that a key frame changes and a new clip resets."""
 
     params: PyTree
     objective: ObjectiveVars
@@ -159,7 +159,7 @@ def key_frames(
         return outputs
 
     def adapted(state: TrainState, context: Context, learned: _Learned) -> tuple[_Learned, Array, Metrics]:
-        """Returns what a key frame changes, the number of updates, and the metrics before the first one."""
+        """Returns what a key frame changes, the number of updates, and the first metrics."""
         _, teacher_key, objective_key = step_keys(state, None)
         taught = teacher_outputs(teacher, state, context.batch, teacher_key)
         context = context._replace(teacher=taught)

@@ -1,4 +1,4 @@
-"""A recurrent network that predicts on which frames an adaptation is worth the teacher's cost."""
+"""A recurrent network that predicts where asking the teacher is worth its cost."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def initial_carry(params: PyTree, size: int) -> tuple[Array, Array]:
 
 
 def advance(params: PyTree, carry: tuple[Array, Array], x: Array) -> tuple[tuple[Array, Array], Array]:
-    """Returns the memory after a frame ``[batch, channels]``, and its logit ``[batch]``.
+    """Returns the memory after a frame ``[batch, channels]`` and its logit.
 
     Hochreiter & Schmidhuber, 1997, with forget gates; the gates are those of input, forgetting, cell and output.
 
