@@ -72,5 +72,5 @@ def at_size(regions: np.ndarray, height: int, width: int) -> np.ndarray:
 def spans(full: int, size: int) -> list[tuple[int, int]]:
     """First and last position, exclusive, of each window."""
     if full < size:
-        return [(i * full // size, i * full // size + 1) for i in range(size)]
+        return [(int((i + 0.5) * full / size), int((i + 0.5) * full / size) + 1) for i in range(size)]
     return [(i * full // size, -(-(i + 1) * full // size)) for i in range(size)]

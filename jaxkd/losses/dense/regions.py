@@ -126,7 +126,7 @@ def _resized(regions: Array, features: Array) -> Array:
         if full > size:
             regions = _numerics.adaptive_mean(regions.astype(features.dtype), axis, size)
         elif full < size:
-            regions = jnp.take(regions, jnp.arange(size) * full // size, axis=axis)
+            regions = jnp.take(regions, (2 * jnp.arange(size) + 1) * full // (2 * size), axis=axis)
     return regions
 
 
