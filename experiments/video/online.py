@@ -21,9 +21,9 @@ from jaxkd.schemes import streams
 from jaxkd.types import Batch, Context, Distiller, Mean, Metrics, TrainState, Variables
 
 STUDENT, TEACHER = ((8, 16, 32), 16), ((32, 64, 128), 48)  # channels of the stages and of the pyramid
-STUDENT_FRAMES, STUDENT_STEPS, TEACHER_STEPS = 96, 400, 1200
+STUDENT_FRAMES, STUDENT_STEPS, TEACHER_STEPS = 192, 800, 2400
 FROZEN = "^PyramidBackbone"  # all but the head
-RATE, UPDATES, THRESHOLD = 1e-3, 3, 0.02
+RATE, UPDATES, THRESHOLD = 1e-3, 3, 0.05
 SHARE = 1 / 8  # of the frames for which the teacher is asked
 CHANGE = 0.5  # relative change of a feature since the last key frame
 FEATURE = "level1"  # output that the rules read

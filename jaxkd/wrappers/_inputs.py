@@ -1,4 +1,4 @@
-"""Models on other entries of the batch: views of an example, other modalities, frames of a clip."""
+"""Models on other entries of the batch: views, other modalities, frames."""
 
 from __future__ import annotations
 

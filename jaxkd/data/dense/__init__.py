@@ -2,7 +2,7 @@
 
 ==========  ==========================================================================================================
 reading     `arrays`: any set with objects, masks or key points, such as one of `jaxkd.data.source`, as arrays for
-            `jaxkd.data.Resident`; `examples`: the same as `Examples` one by one, for `jaxkd.data.Stream`
+            `jaxkd.data.Resident`; `examples`: its `Examples`, each read when it is asked for, for `jaxkd.data.Stream`
 transform   `random_affine`: flip, scale, rotation and shift by example, on the device, replayable
 ==========  ==========================================================================================================
 

@@ -147,7 +147,7 @@ def moved_points(
     mirrored: Array,
     swap: Sequence[tuple[int, int]],
 ) -> dict[str, Array]:
-    """Returns moved points, with pairs exchanged if mirrored, and which are in the image."""
+    """Returns moved points, exchanged if mirrored, and which are in the image."""
     points, joints = entries["points"], entries["points"].shape[0]
     named = [joint for pair in swap for joint in pair]
     if len(set(named)) != 2 * len(swap) or not all(0 <= joint < joints for joint in named):

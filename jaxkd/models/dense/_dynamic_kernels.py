@@ -67,11 +67,12 @@ class DynamicKernels(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch frames height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``heatmaps``, ``features`` and ``kernels`` of normalized clips ``[batch, frames, h, w, channels]``.
+        """Returns the heatmaps, features and kernels of normalized clips.
 
-        The heatmaps are ``[batch, frames, ceil(h / stride), ceil(w / stride), joints]``, float32; the features f_t have
-        as many positions, and the kernels are those of all frames but the first. With ``train``, BatchNorm uses the
-        statistics of all clips, and of the layers after the features those of one frame after the other.
+        The clips are ``[batch, frames, h, w, channels]``. The ``heatmaps`` are ``[batch, frames, ceil(h / stride),
+        ceil(w / stride), joints]``, float32; the ``features`` f_t have as many positions, and the ``kernels`` are those
+        of all frames but the first. With ``train``, BatchNorm uses the statistics of all clips, and of the layers after
+        the features those of one frame after the other.
 
         Raises:
           TypeError: the clips are not floating point.
@@ -112,7 +113,10 @@ class DynamicKernels(nn.Module):
 
 
 class FrameEncoder(nn.Module):
-    """A light network of each frame: stages, summed from coarse to fine, a 1×1 convolution and BatchNorm."""
+    """A light network of each frame.
+
+    Its stages are summed from coarse to fine behind 1×1 convolutions, and normalized.
+    """
 
     widths: Sequence[int]
     channels: int
@@ -169,7 +173,10 @@ class SearchHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w joints"]:
-        """Returns heatmaps, float32; their BatchNorm begins with a small scale, since true ones are nearly all zero."""
+        """Returns heatmaps, float32.
+
+        Their BatchNorm begins with a small scale, because nearly every position of a true one is zero.
+        """
         x = to_joints(self.joints, self.dtype)(x)
         scale = nn.initializers.constant(0.1)
         norm = nn.BatchNorm(not self.train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, scale_init=scale)

@@ -47,11 +47,11 @@ class PoseNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], train: bool = False) -> dict[str, Array]:
-        """Returns ``heatmaps``, the head's ``feature`` and the levels of normalized images ``[batch, h, w, channels]``.
+        """Returns heatmaps, the head's feature and the levels of normalized images.
 
-        The heatmaps are ``[batch, ceil(h / stride), ceil(w / stride), joints]``, float32, and the levels ``level0``,
-        ``level1``, … those of `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the
-        running ones.
+        The images are ``[batch, h, w, channels]``. The ``heatmaps`` are ``[batch, ceil(h / stride), ceil(w / stride),
+        joints]``, float32, the ``feature`` is that of which they are made, and ``level0``, ``level1``, … are the levels
+        of `PyramidBackbone`. With ``train``, BatchNorm uses the batch's statistics and updates the running ones.
 
         Raises:
           TypeError: the image is not floating point.
@@ -80,7 +80,10 @@ class PoseHead(nn.Module):
 
 
 def to_joints(joints: int, dtype: Any) -> nn.Conv:
-    """Builds the 1×1 convolution to heatmaps, which begin near zero, as nearly every position of a true one is."""
+    """Builds the 1×1 convolution to heatmaps.
+
+    They begin near zero, as nearly every position of a true one is.
+    """
     return nn.Conv(joints, (1, 1), dtype=dtype, kernel_init=nn.initializers.normal(0.01), name="to_joints")
 
 

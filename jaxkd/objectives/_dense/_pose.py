@@ -1,4 +1,4 @@
-"""Objectives of poses: heatmaps of images and of clips, and their changes between frames.
+"""Objectives of poses: heatmaps of images and clips, changes between frames.
 
 Heatmaps are ``[batch, height, width, joints]``, or those of clips ``[batch, frames, height, width, joints]``. Those of
 the teacher may have another resolution: they are resized to the student's, linearly.
@@ -20,8 +20,6 @@ from jaxkd.objectives._features._hint import hint
 from jaxkd.objectives.discriminators import Discriminator
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
-Weight = float | Array | Schedule
-
 
 def pose_heatmaps(
     student: str,
@@ -29,7 +27,7 @@ def pose_heatmaps(
     *,
     joint_path: str | None = None,
     where: str | None = None,
-    weight: Weight = 1.0,
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Mean squared difference of heatmaps, of images or of the frames of clips.
 
@@ -67,9 +65,9 @@ def integral_pose(
     student_feature: str,
     teacher_feature: str,
     joint_path: str | None = None,
-    heatmap_weight: Weight = 1.0,
-    feature_weight: Weight = 1.0,
-    structure_weight: Weight = 1.0,
+    heatmap_weight: float | Array | Schedule = 1.0,
+    feature_weight: float | Array | Schedule = 1.0,
+    structure_weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Distance of heatmaps, of a feature, and of the relations between joints.
 
@@ -118,7 +116,7 @@ def temporal_adversarial(
     *,
     joint_path: str | None = None,
     discriminator: Discriminator | None = None,
-    weight: Weight = 1.0,
+    weight: float | Array | Schedule = 1.0,
 ) -> Objective:
     """Non-saturating GAN loss between changes of heatmaps from frame to frame.
 
@@ -186,14 +184,14 @@ def temporal_adversarial(
 
 
 def _term(
-    loss: Any, student: str, teacher: str, joint_path: str | None, where: str | None, weight: Weight
+    loss: Any, student: str, teacher: str, joint_path: str | None, where: str | None, weight: float | Array | Schedule
 ) -> Objective:
     paths = (student, teacher) if joint_path is None else (student, teacher, joint_path)
     return term(loss, *paths, where=where, weight=weight)
 
 
 def _heatmap_mse(student: Array, teacher: Array, joints: Array | None = None, *, where: Array | None = None) -> Array:
-    """Returns the distance of heatmaps; the joints of a clip are those of all its frames."""
+    """Returns the distance of heatmaps, of a clip over the joints of all frames."""
     visible, teacher = _included(student, joints, where), _resized(teacher, student)
     if student.ndim == 5:
         student, teacher, visible = _merged(student), _merged(teacher), visible.reshape(len(visible), -1)
@@ -203,7 +201,10 @@ def _heatmap_mse(student: Array, teacher: Array, joints: Array | None = None, *,
 def _joint_structure(
     student: Array, teacher: Array, joints: Array | None = None, *, where: Array | None = None
 ) -> Array:
-    """Returns the distance of the joints' relations; that of a clip is the mean over its frames with any joint."""
+    """Returns the distance of the joints' relations, of a clip the mean over frames.
+
+    Frames without a joint to include are left out.
+    """
     visible, teacher = _included(student, joints, where), _resized(teacher, student)
     if student.ndim == 4:
         return losses.joint_structure(student, teacher, joint_where=visible)
@@ -213,7 +214,7 @@ def _joint_structure(
 
 
 def _included(heatmaps: Array, joints: Array | None, where: Array | None) -> Array:
-    """Returns the joints to include, ``[batch, joints]`` or ``[batch, frames, joints]``."""
+    """Returns the joints to include, of images or of the frames of clips."""
     if len(heatmaps.shape) not in (4, 5):
         raise ValueError(
             "heatmaps: expected [batch, height, width, joints], or of clips [batch, frames, height, width, joints], "

@@ -42,6 +42,17 @@ def test_a_stream_is_in_order(monkeypatch):
     assert len(frames.shuffled_clips(read.test, 1, 5)["index"]) == 5
 
 
+def test_clips_are_held_out_where_no_split_is_to_test_on(monkeypatch):
+    def source(name, split, data_dir):
+        if split != "train":
+            raise ValueError(f"no split {split!r}")
+        return tiny_stream.source(name, split, data_dir)
+
+    monkeypatch.setattr(data, "source", source)
+    read = frames.read(tiny_stream.CONFIG)
+    assert set(read.test["clip"]) == {0} and set(read.train["clip"]) == {1, 2}
+
+
 def test_a_set_without_clips_is_refused(monkeypatch):
     monkeypatch.setattr(data, "source", lambda *_: [{"image": np.zeros((8, 8, 3), np.uint8), "frame": 1}])
     with pytest.raises(
@@ -133,8 +144,8 @@ def test_the_lstm_learns_what_adapting_gains(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_figures(monkeypatch, tmp_path):
-    monkeypatch.setattr(online, "Online", lambda config, folder: tiny_stream.opened(monkeypatch, folder))
-    monkeypatch.setitem(TASKS, "jhmdb_video", online.TASK._replace(open=online.Online, seeds=1))
+    task = online.TASK._replace(open=lambda config, folder: tiny_stream.opened(monkeypatch, folder))
+    monkeypatch.setitem(TASKS, "jhmdb_video", task)
     arguments = [
         "jhmdb_video",
         "--steps",

@@ -51,7 +51,7 @@ def test_frames_of_a_clip_move_alike(small, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--dataset", "somebody"]])
 def test_a_whole_run(small, tmp_path, options):
-    names = ["student", "dynamic", "dynamic_temporal_kd"]
+    names = ["student", "dynamic_temporal_kd"]
     arguments = ["jhmdb_pose", "--data-dir", "data", "--out", str(tmp_path), "--steps", "2", "--seeds", "1"]
     assert main.cli([*arguments, "--no-equal-cost", "--methods", *names, *options]) == 0
     folder = tmp_path / "video" / ("jhmdb_pose-somebody" if options else "jhmdb_pose")

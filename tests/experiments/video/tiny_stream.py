@@ -21,6 +21,8 @@ def row(generator, clip, number):
 
 
 def source(name, split, data_dir):
+    if split == "validation":
+        raise ValueError("no split 'validation'")
     generator = np.random.default_rng(["train", "test"].index(split))
     rows = [row(generator, clip, number) for clip in range(CLIPS) for number in range(LENGTH)]
     return [rows[i] for i in generator.permutation(len(rows))]
