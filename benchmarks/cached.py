@@ -25,7 +25,7 @@ import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.common import costs, make_chunk, random_images, ratio, report, seconds_in_turn
+from benchmarks.common import command, costs, make_chunk, random_images, ratio, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.distillers import preprocess
 
@@ -170,4 +170,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -17,11 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich
+import tyro
 
 from jaxkd import data
+from jaxkd.training import keep_freed_memory
 
 #: runs one round of a side and returns arrays to wait for
 Round = Callable[[], Any]
+
+
+def command(main: Callable[..., None]) -> None:
+    """Runs a benchmark's command line, in a process that keeps its memory: for all sides."""
+    keep_freed_memory()
+    tyro.cli(main)
 
 
 def costs(compiled: Any) -> dict[str, float]:

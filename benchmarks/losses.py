@@ -22,7 +22,7 @@ import tyro
 from rich.table import Table
 
 from benchmarks import plain
-from benchmarks.common import costs, ratio, report, seconds_in_turn
+from benchmarks.common import command, costs, ratio, report, seconds_in_turn
 from jaxkd import losses
 
 LOGITS, MAPS, EMBEDDINGS = (256, 1000), (32, 16, 16, 64), (256, 256)
@@ -191,4 +191,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -18,7 +18,7 @@ import rich
 import tyro
 from rich.table import Table
 
-from benchmarks.common import costs, ratio, report, seconds_in_turn
+from benchmarks.common import command, costs, ratio, report, seconds_in_turn
 from jaxkd import losses
 
 MIB = 2**20
@@ -173,4 +173,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -19,7 +19,7 @@ import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.common import report
+from benchmarks.common import command, report
 from jaxkd import losses, models
 
 BATCH = {"image": np.zeros((8, 32, 32, 3), np.float32), "label": np.zeros(8, np.int32)}
@@ -78,4 +78,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -29,7 +29,7 @@ import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.common import costs, quartiles, random_images, report, seconds_in_turn
+from benchmarks.common import command, costs, quartiles, random_images, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.distillers import preprocess, sweep
 
@@ -217,4 +217,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

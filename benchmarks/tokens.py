@@ -39,7 +39,7 @@ from rich.table import Table
 
 import jaxkd
 from benchmarks import handwritten, step
-from benchmarks.common import costs, make_chunk, quartiles, report, seconds_in_turn
+from benchmarks.common import command, costs, make_chunk, quartiles, report, seconds_in_turn
 from benchmarks.handwritten import CE_WEIGHT, KD_WEIGHT, TEMPERATURE
 from jaxkd import data, losses, models, schemes, teachers, weights
 
@@ -369,4 +369,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

@@ -36,9 +36,13 @@ from jaxkd.objectives import (
 )
 from jaxkd.objectives.discriminators import Discriminator, mlp
 from tests import tiny
+from tests.detection_rows import DETECTION
 from tests.language_rows import LANGUAGE
+from tests.pose_rows import POSES
+from tests.segmentation_rows import SEGMENTATION
 
 DEVICES = 4
+FIELDS = LANGUAGE | DETECTION | SEGMENTATION | POSES
 DROPPED = (4, 5)  # of eight examples: the share of one of four devices
 STEPS = 2
 
@@ -180,7 +184,7 @@ ROWS = {
     "user_defined_loss": Row(
         combine(own=term(lambda s, t: jnp.sum(jnp.abs(s - t), axis=-1), *LOGITS, weight=0.3)), {"own": 0.3}
     ),
-    **{name: Row(*row) for name, row in LANGUAGE.items()},
+    **{name: Row(*row) for name, row in FIELDS.items()},
 }
 
 
@@ -212,7 +216,8 @@ def distiller(objective):
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LANGUAGE)) for name in ROWS]
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in FIELDS)) for name in ROWS],
 )
 def case(request):
     row = ROWS[request.param]

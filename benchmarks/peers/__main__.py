@@ -25,7 +25,7 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.common import quartiles, report, seconds_in_turn
+from benchmarks.common import command, quartiles, report, seconds_in_turn
 from benchmarks.peers import setting
 from benchmarks.peers.setting import Setting, Side
 
@@ -148,4 +148,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(main)

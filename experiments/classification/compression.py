@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from matplotlib.ticker import LogLocator
 
 import jaxkd
 from experiments.classification import images
@@ -149,18 +150,29 @@ class Compression(images.Opened):
 
 
 def pareto(results: Mapping[str, Any]) -> bytes:
-    """Draws accuracy by file size, a point for each student and for the networks that are not trained."""
+    """Draws accuracy by file size, a point for each student and for the networks that are not trained.
+
+    Networks far below all students are arrows at the lower edge, with their accuracy in the legend.
+    """
+    trained = [one["measures"]["accuracy"] for name, one in results["rows"].items() if "@" not in name]
+    lowest = min((100 * (one["mean"] - (one["half"] or 0)) for one in trained), default=0.0) - 3
     with plots.figure(1, 1, 10.0, 5.6) as (figure, axes, save):
         for number, (name, one) in enumerate(results["references"].items()):
             style = {"marker": "*" if number == 0 else "x", "color": plots.ALONE, "alpha": 0.4 + 0.6 * (number == 0)}
-            axes.scatter(one["kilobytes"], 100 * one["accuracy"], s=90, label=name, **style)
+            accuracy = 100 * one["accuracy"]
+            if accuracy < lowest:
+                style, name = style | {"marker": 11}, f"{name}: {accuracy:.1f}"  # 11 is an arrow down
+            axes.scatter(one["kilobytes"], max(accuracy, lowest + 0.5), s=90, label=name, **style)
         for number, (name, one) in enumerate((k, v) for k, v in results["rows"].items() if "@" not in k):
             style = plots.style("student") if name == "student" else plots.numbered(number - 1)
-            accuracy, size = one["measures"]["accuracy"], one["measures"]["kilobytes"]
-            half = None if accuracy["half"] is None else 100 * accuracy["half"]
+            found, size = one["measures"]["accuracy"], one["measures"]["kilobytes"]
+            half = None if found["half"] is None else 100 * found["half"]
             options = {"color": style["color"], "marker": style["marker"], "capsize": 3, "linestyle": ""}
-            axes.errorbar(size["mean"], 100 * accuracy["mean"], yerr=half, label=one["title"], **options)
-        axes.set(xscale="log", xlabel="file (kB)", ylabel="test accuracy (%)")
+            axes.errorbar(size["mean"], 100 * found["mean"], yerr=half, label=one["title"], **options)
+        axes.set(xscale="log", xlabel="file (kB)", ylabel="test accuracy (%)", ylim=(lowest, None))
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside right center", frameon=False, fontsize=9)

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 
 from experiments.kit import files
-from jaxkd.training import Preempted
+from jaxkd.training import Preempted, keep_freed_memory
 
 Main = Callable[[Any, Console], int | None]
 
@@ -31,6 +31,7 @@ class Refused(Exception):
 def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     console = Console(width=None if sys.stdout.isatty() else width)
+    keep_freed_memory()
     return status(name, lambda: main(settings, console))
 
 

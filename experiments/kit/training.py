@@ -44,9 +44,12 @@ def run(
     """Trains, or resumes an interrupted training, and keeps one checkpoint.
 
     A dispatch has one step on a CPU, where XLA runs gradients of convolutions in a loop of its own many times slower.
+    Without splits, nothing is evaluated.
     """
+    if not splits:
+        options.pop("eval_every", None)
     chunk = chunk or (1 if jax.default_backend() == "cpu" else 100)
-    return training.fit(kd, train, eval_data=splits, keep=1, chunk=chunk, **options)
+    return training.fit(kd, train, eval_data=splits or None, keep=1, chunk=chunk, **options)
 
 
 def by_epoch(kd: Distiller, train: Any, splits: Mapping[str, Any], **options: Any) -> training.FitResult:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -206,3 +208,20 @@ def kind(value: Any) -> str:
 
 def _article(name: str) -> str:
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
+    """Imports an optional library, or raises an error that names its extra.
+
+    >>> require("json", purpose="reading configurations").dumps([1])
+    '[1]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = error.name or module
+        raise ImportError(
+            f"{purpose} needs {module!r}, and {missing!r} could not be imported ({error}). Install it with: "
+            f'pip install "jaxkd-toolkit[{extra}]"',
+            name=missing,
+        ) from error

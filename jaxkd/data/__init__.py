@@ -12,6 +12,7 @@ protocol      `Loader` and `BatchIterator`, between inputs and a training loop; 
 transforms    `compose`, `example_keys`: of a batch on the device, replayable; `jaxkd.data.vision`: of images
 texts         `jaxkd.data.text`: tokenizers, sentences, buckets of lengths; `packed`: documents of a language model
 recordings    `jaxkd.data.audio`: recordings, strings of them, noise and speed, log-mel features
+annotations   `jaxkd.data.dense`: images with boxes, masks or key points, and a random affine map of all of them
 ============  ========================================================================================================
 
 A batch is a dict of arrays with the same leading axis:
@@ -30,7 +31,7 @@ set, seed and batch size give the same batches, an iterator's state is ``{"step"
 the other mode or on another number of hosts.
 """
 
-from jaxkd.data import audio, text, vision
+from jaxkd.data import audio, dense, text, vision
 from jaxkd.data._dataset import Dataset, from_arrays, num_examples
 from jaxkd.data._loading import DIGITS_SPLITS, digits, load
 from jaxkd.data._noise import Noise
@@ -76,6 +77,7 @@ __all__ = [
     "columns",
     "compose",
     "cutmix",
+    "dense",
     "digits",
     "example_keys",
     "exemplars",

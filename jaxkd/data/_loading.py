@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxkd._core.checks import require
 from jaxkd.data._dataset import Dataset, from_arrays
-from jaxkd.data._optional import require
 from jaxkd.data._splits import split as split_dataset
 from jaxkd.data._tfds_source import source
 

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from jaxkd._core.batches import exclude
+from jaxkd._core.checks import require
 from jaxkd.data import _fingerprint
 from jaxkd.data._dataset import Dataset
-from jaxkd.data._optional import require
 from jaxkd.data._order import permutation
 from jaxkd.data._protocol import Batch, State, count_steps, step_of, with_epoch
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxkd.data._optional import require
+from jaxkd._core.checks import require
 
 _PURPOSE = "Reading TFDS sets"
 

@@ -283,6 +283,29 @@ def match_size(student: Array, teacher: Array) -> tuple[Array, Array]:
     return student, teacher
 
 
+def mask_maps(where: Array | None, student: Array, teacher: Array) -> tuple[Array, Array, Array | None, Array | None]:
+    """Returns masked maps, the mask of their examples, and that of their positions.
+
+    Args:
+      where: mask ``[batch]`` or ``[batch, height, width]`` of the student's size, or None.
+      student: a feature map ``[batch, height, width, channels]``.
+      teacher: a feature map of the same rank.
+
+    Returns:
+      Both maps with zeros where they are masked; the examples with any position; and the positions of the maps that
+      `match_size` returns, None unless a mask of positions is given. Of a pooled map they are those whose whole window
+      is included.
+    """
+    if where is None or where.ndim == 1:
+        return *mask_inputs(where, student, teacher), where, None
+    (student,) = mask_inputs(where, student)
+    (teacher,) = mask_inputs(where if teacher.shape[:3] == where.shape else jnp.any(where, axis=(1, 2)), teacher)
+    outside = jnp.where(where, 0.0, 1.0)
+    for axis in (1, 2):
+        outside = adaptive_mean(outside, axis, min(student.shape[axis], teacher.shape[axis]))
+    return student, teacher, jnp.any(outside == 0, axis=(1, 2)), outside == 0
+
+
 def adaptive_mean(x: Array, axis: int, size: int) -> Array:
     """Averages one axis in PyTorch's adaptive windows, ⌊iN/n⌋ to ⌈(i+1)N/n⌉ of N."""
     full = x.shape[axis]

@@ -2,8 +2,8 @@
 
 A mean of means is wrong where batches differ in the number of unmasked examples: masks, a ragged last batch, an uneven
 split over devices. `jaxkd.types.Mean` postpones the division. `compute`, `task_accuracies` and its summaries,
-`spearman`, `retrieval`, `neighbor_votes`, `distinct_n` and `edit_distance` run on the host; all other functions can be
-used under jit too.
+`spearman`, `retrieval`, `neighbor_votes`, `average_precision`, `distinct_n` and `edit_distance` run on the host; all
+other functions can be used under jit too.
 
 ==================================  =========================================================================
 `from_values`                       a metric of one value per example
@@ -16,7 +16,8 @@ used under jit too.
 `imitation`, `kl_bounds`            divergences from the teacher, acceptance of drafts; bounds from top-k outputs
 `calibration`                       expected calibration error
 `binary`, `multilabel`              accuracy, cross-entropy, precision, recall and F1 of yes-or-no decisions
-`segmentation`, `regression`        accuracy and mean IoU of pixels; errors of numbers
+`segmentation`, `regression`        accuracy and IoU of pixels; errors of numbers
+`keypoints`, `average_precision`    share of the joints found; mean average precision of boxes
 `per_teacher`, `per_student`        metrics of each teacher of an ensemble, of each part of a student
 `per_task`, `task_accuracies`       accuracy by task of a sequence
 `average_accuracy`, `forgetting`    summaries of such accuracies; `backward_transfer`
@@ -27,12 +28,14 @@ used under jit too.
 ==================================  =========================================================================
 """
 
+from jaxkd.metrics._average_precision import average_precision
 from jaxkd.metrics._binary import binary, multilabel
 from jaxkd.metrics._calibration import calibration
 from jaxkd.metrics._classification import classification, per_student, per_teacher
 from jaxkd.metrics._derived import derived, total_of, widened
 from jaxkd.metrics._distributions import imitation, kl_bounds
 from jaxkd.metrics._forgetting import average_accuracy, backward_transfer, forgetting, per_task, task_accuracies
+from jaxkd.metrics._keypoints import keypoints
 from jaxkd.metrics._means import compute, from_values, join, merge, psum, report, total
 from jaxkd.metrics._packed_metrics import Packed, pack, packing
 from jaxkd.metrics._regression import regression
@@ -44,6 +47,7 @@ from jaxkd.metrics._tokens import distinct_n, edit_distance, tokens
 __all__ = [
     "Packed",
     "average_accuracy",
+    "average_precision",
     "backward_transfer",
     "binary",
     "calibration",
@@ -56,6 +60,7 @@ __all__ = [
     "from_values",
     "imitation",
     "join",
+    "keypoints",
     "kl_bounds",
     "layer_similarity",
     "linear_cka",

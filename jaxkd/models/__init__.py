@@ -10,7 +10,8 @@ language              `jaxkd.models.language`: `Decoder`, `Encoder`, `EncoderDec
                       `layer_taps`; `generate`, `beam_search`, `generator`, `bind`
 speech                `jaxkd.models.speech`: `AcousticLSTM`, `AcousticCNN`, `Conformer` (nnx), with
                       `speech_taps`; `ctc_greedy`, `ctc_beam_search`, `ctc_alignment`
-dense prediction      `jaxkd.models.dense`: `PyramidBackbone`, `Detector`
+dense prediction      `jaxkd.models.dense`: `PyramidBackbone`, `Detector`, `Segmenter`, `ENet`, `PoseNetwork`,
+                      `DynamicKernels`
 ====================  ========================================================================================
 
 Every classifier of images but `ViT` is called as ``model(x, train=False)`` with normalized NHWC images and returns
@@ -22,7 +23,7 @@ from jaxkd.models._lstm import LSTM
 from jaxkd.models._mlp import MLP
 from jaxkd.models._projection_head import ProjectionHead
 from jaxkd.models._registry import canonical, create, margin_norms, names, taps
-from jaxkd.models.dense import Detector, PyramidBackbone
+from jaxkd.models.dense import Detector, DynamicKernels, ENet, PoseNetwork, PyramidBackbone, Segmenter
 from jaxkd.models.language import (
     Beams,
     Decoder,
@@ -157,6 +158,10 @@ __all__ = [
     "speech_inputs",
     "speech_taps",
     "Detector",
+    "ENet",
+    "DynamicKernels",
+    "PoseNetwork",
     "PyramidBackbone",
+    "Segmenter",
     "dense",
 ]

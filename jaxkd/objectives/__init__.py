@@ -10,6 +10,7 @@
 `detection`                         classes and boxes of a detector, from labeled boxes
 `with_derived_outputs`              an objective on outputs computed from others
 `with_projection`                   an objective behind learned layers
+`with_resized`                      an objective on maps that are resized to the size of others
 `on_embeddings`                     any relation, on learned embeddings (CC)
 `hint`                              FitNets: a learned regressor
 `variational`                       VID: learned mean and variances
@@ -20,8 +21,15 @@
 `foundation_features`               AM-RADIO: a head and statistics for each of several teachers
 `masked_generation`                 MGD; `dual_masked_generation`: DMKD
 `attention_graph`                   MHGD
+`pyramid`, `aligned`                any feature objective or loss on every level of a pyramid of maps (PKD, CWD)
+`focal_and_global`                  FGD; `fine_grained_imitation`: FGFI
+`detector_kd`, `soft_detections`    a detector's classes and boxes, with labels (Chen et al.) and without
 `crd`, `crd_queue`, `crd_in_batch`  CRD with a memory bank, with a queue, within the batch
 `adversarial`, `wasserstein`        games with a discriminator of `jaxkd.objectives.discriminators`
+`structured_segmentation`           SKD: classes of pixels, affinity of positions, a critic of whole maps
+`inter_region`                      IntRA-KD: affinity between the regions of labels or predictions
+`pose_heatmaps`, `integral_pose`    poses: heatmaps; and features and relations of joints
+`temporal_adversarial`              DKD: a game with the changes of heatmaps between frames
 `curriculum_temperature`            CTKD: learned temperatures; `instance_temperature`, `cosine_curriculum`
 `learned_ensemble`                  several teachers, with weights learned from the labels
 `dino`                              DINO: views of an image, without labels
@@ -47,6 +55,13 @@ from jaxkd.objectives._contrastive._crd_bank import crd
 from jaxkd.objectives._contrastive._crd_in_batch import crd_in_batch
 from jaxkd.objectives._contrastive._crd_queue import crd_queue
 from jaxkd.objectives._dense._detection import detection
+from jaxkd.objectives._dense._detector import detector_kd, soft_detections
+from jaxkd.objectives._dense._focal import focal_and_global
+from jaxkd.objectives._dense._imitation import fine_grained_imitation
+from jaxkd.objectives._dense._pose import integral_pose, pose_heatmaps, temporal_adversarial
+from jaxkd.objectives._dense._pyramid import aligned, pyramid
+from jaxkd.objectives._dense._resized import with_resized
+from jaxkd.objectives._dense._segmentation import inter_region, structured_segmentation
 from jaxkd.objectives._derived_outputs import with_derived_outputs
 from jaxkd.objectives._ensembles._gated_ensemble import gated_ensemble
 from jaxkd.objectives._ensembles._learned_ensemble import learned_ensemble
@@ -74,6 +89,7 @@ from jaxkd.objectives._temperature import cosine_curriculum, curriculum_temperat
 
 __all__ = [
     "adversarial",
+    "aligned",
     "attention_graph",
     "boundary_connector",
     "combine",
@@ -84,16 +100,21 @@ __all__ = [
     "crd_queue",
     "curriculum_temperature",
     "detection",
+    "detector_kd",
     "dino",
     "discriminators",
     "distilbert",
     "dual_masked_generation",
     "embedding_transfer",
     "factor_translator",
+    "fine_grained_imitation",
+    "focal_and_global",
     "foundation_features",
     "gated_ensemble",
     "hint",
     "instance_temperature",
+    "inter_region",
+    "integral_pose",
     "layers",
     "learned_ensemble",
     "linear_kd",
@@ -110,16 +131,22 @@ __all__ = [
     "paraphraser",
     "past_probabilities",
     "peer_attention",
+    "pose_heatmaps",
     "progressive_self_kd",
+    "pyramid",
     "reduce_values",
     "replace",
     "review",
     "select",
+    "soft_detections",
     "span_aligned",
+    "structured_segmentation",
+    "temporal_adversarial",
     "term",
     "tinybert",
     "variational",
     "wasserstein",
     "with_derived_outputs",
     "with_projection",
+    "with_resized",
 ]

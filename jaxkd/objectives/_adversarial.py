@@ -17,6 +17,7 @@ from jaxkd._core.axes import example_keys
 from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import class_labels, not_negative, sizes
 from jaxkd.objectives._compose import add_loss, reduce_values
+from jaxkd.objectives._dense._resized import resize_map
 from jaxkd.objectives._tokens import mask_feature, mask_tokens
 from jaxkd.objectives.discriminators import Discriminator, cnn, mlp
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
@@ -111,13 +112,14 @@ def wasserstein(
     The critic D minimizes ``D(s) − D(t) + penalty · (‖∇D(x̂)‖ − 1)²`` at a random point x̂ between s and t for each
     example, the student ``−D(s)``. Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3;
     Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019, where the critic also receives
-    the image; their weight is 0.1, beside 1 for the labels, with the penalty's weight of 10. The gradient of a norm of
-    0 is 0 here, so a critic with zero gradient does not yield NaN.
+    the image (that of the authors' code does not); their weight is 0.1, beside 1 for the labels, with the penalty's
+    weight of 10. The gradient of a norm of 0 is 0 here, so a critic with zero gradient does not yield NaN.
 
     Args:
       student: path of the student's logits or feature ``[batch, ...]``.
       teacher: path of the teacher's logits or feature, in the same shape.
-      condition: path of a further input of the critic, such as an image of the maps' size, joined along the last axis.
+      condition: path of a further input of the critic, such as the image, joined along the last axis. For maps it is
+        resized to their height and width, bilinearly.
       discriminator: the critic; ``mlp(128, 128)`` by default, ``cnn(64, 128)`` for maps.
       penalty: weight of the gradient penalty.
       weight: weight of the student's loss, a number or an optax schedule of the step.
@@ -143,10 +145,11 @@ def wasserstein(
         if condition is None:
             return shape
         other = lookup(context, condition).shape
-        if other[:-1] != shape[:-1]:
+        if len(other) != len(shape) or other[0] != shape[0] or (len(shape) != 4 and other[:-1] != shape[:-1]):
+            sides = ["height", "width"] if len(shape) == 4 else shape[1:-1]
             raise ValueError(
-                f"wasserstein, {condition}: expected {[*shape[:-1], 'channels']}, to be joined along the last axis, "
-                f"got {list(other)}."
+                f"wasserstein, {condition}: expected {[shape[0], *sides, 'channels']}, to be joined along the last "
+                f"axis, got {list(other)}."
             )
         return (*shape[:-1], shape[-1] + other[-1])
 
@@ -158,11 +161,14 @@ def wasserstein(
         network = _default(discriminator, input_shape(context))
         s, t, mask = _inputs(context, student, teacher)
         trained, fixed = params["discriminator"], jax.lax.stop_gradient(params["discriminator"])
-        # A condition that is a student output must not be trained to fool the critic.
-        extra = () if condition is None else (jax.lax.stop_gradient(mask_feature(context, lookup(context, condition))),)
+        extra: list[Array] = []
+        if condition is not None:
+            # A condition that is a student output must not be trained to fool the critic.
+            other = jax.lax.stop_gradient(mask_feature(context, lookup(context, condition))).astype(s.dtype)
+            extra.append(resize_map(other, s.shape[1:3]) if s.ndim == 4 else other)
 
         def critic(weights: Any, x: Array) -> Array:
-            return network.apply(weights, jnp.concatenate([x, *(y.astype(x.dtype) for y in extra)], axis=-1))[:, 0]
+            return network.apply(weights, jnp.concatenate([x, *extra], axis=-1))[:, 0]
 
         fake = jax.lax.stop_gradient(s)
         mix = jnp.expand_dims(_uniform(key, context, s.shape[0]), tuple(range(1, s.ndim)))

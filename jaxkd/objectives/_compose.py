@@ -332,6 +332,15 @@ def add_loss(out: ObjectiveOut, values: Array, where: Array | None, context: Con
     return out._replace(value=out.value + masked_mean(values, where, context.axis_name)[0])
 
 
+def is_zero(weight: Any) -> bool:
+    """Returns whether a weight is the number 0, of which the term can be left out.
+
+    >>> is_zero(0.0), is_zero(jnp.zeros(())), is_zero(lambda step: 0.0)
+    (True, False, False)
+    """
+    return isinstance(weight, (int, float)) and weight == 0
+
+
 def combine(**objectives: Objective) -> Objective:
     """Sums named objectives; the sum is itself an objective, so combinations nest.
 

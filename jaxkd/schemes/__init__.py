@@ -10,16 +10,18 @@ offline             `jaxkd.distill`: a trained, frozen teacher
 `synthesis`         images made from the teacher: `data_free` with `synthesis.dafl`, `synthesis.inversion` or
                     `synthesis.cmi`
 `sequences`         examples made by student or teacher: `on_policy` (GKD), `sequence_level` (Seq-KD)
+`streams`           a student that adapts to a video while it runs: `streams.key_frames` (TKD)
 `transfer`          the teacher's layers instead of its outputs: `knowledge_flow`, `few_sample` (FSKD)
 ==================  =================================================================================================
 
 The subpackage of a family also exports helpers: `peers.ramp_up`; `self_distillation.exit_head`; `phases.Stage`,
 `Phase`, `inherit`, `chains`, `best_chain`; `sequences.interactive` (examples that continue over steps, such as
 episodes), `teacher_mixed`, `replay` (DistiLLM) and `reverse_kl_to_go` and `linear_reverse_kl_to_go` (MiniLLM);
-`synthesis.Synthesis`; `transfer.FewSampleLayer`, `dependence_loss`, `report_dependence`.
+`synthesis.Synthesis`; `streams.at_intervals`, `at_random`, `on_change` and `as_predicted`, which choose key frames, and
+`streams.confident_mse`; `transfer.FewSampleLayer`, `dependence_loss`, `report_dependence`.
 """
 
-from jaxkd.schemes import continual, peers, phases, self_distillation, sequences, synthesis, transfer
+from jaxkd.schemes import continual, peers, phases, self_distillation, sequences, streams, synthesis, transfer
 from jaxkd.schemes.continual._lifelong import learning_without_forgetting, lifelong
 from jaxkd.schemes.continual._retrospection import retrospection
 from jaxkd.schemes.peers._branches import branches

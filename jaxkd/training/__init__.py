@@ -6,6 +6,7 @@
 `predict`                                  outputs of a model on a whole input, without padding
 `Input`                                    contract of the inputs that `fit` takes
 `Checkpoints`, `Logs`, `write_atomically`  checkpoints and log files of `fit`, for loops of your own
+`keep_freed_memory`                        faster steps on CPUs with Linux: the process keeps its memory
 `Preempted`, `NonFiniteError`              raised by `fit` on SIGTERM, and for a loss that is not finite
 `CheckpointError`                          raised where a checkpoint cannot be read or written
 =========================================  ===============================================================
@@ -18,7 +19,8 @@ from jaxkd.training._inputs import Input
 from jaxkd.training._logs import Logs, NonFiniteError
 from jaxkd.training._loop import FitResult, fit
 from jaxkd.training._predict import predict
-from jaxkd.training._preemption import Preempted
+from jaxkd.training._process._memory import keep_freed_memory
+from jaxkd.training._process._preemption import Preempted
 
 __all__ = [
     "CheckpointError",
@@ -30,6 +32,7 @@ __all__ = [
     "Preempted",
     "evaluate",
     "fit",
+    "keep_freed_memory",
     "predict",
     "write_atomically",
 ]

@@ -32,7 +32,7 @@ from jaxkd.training._clock import SECONDS, Clock
 from jaxkd.training._errors._causes import find_cause
 from jaxkd.training._inputs import Input
 from jaxkd.training._logs import Logs, NonFiniteError, RowAccumulator
-from jaxkd.training._preemption import Preempted, catch_signals
+from jaxkd.training._process._preemption import Preempted, catch_signals
 from jaxkd.training._run_directory import Best, Snapshot
 from jaxkd.types import Array, Distiller, TrainState
 

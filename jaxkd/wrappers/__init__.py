@@ -13,6 +13,7 @@
 `joint`, `replicate`                combine several models into one: any architectures, or one mapped over its replicas
 `get_member`, `set_member`          extract or replace one model's variables
 `views`                             runs a model on further views of each example: a distortion, a partner
+`by_frame`                          makes a model of images read clips
 `with_inputs`                       makes a model read other entries of the batch: another modality
 `with_outputs`                      adds outputs computed from a model's other outputs
 `select_classes`, `expand_classes`  select the logits of some classes; expand logits of some classes to all
@@ -31,7 +32,7 @@ from jaxkd.wrappers._early_exits import Exit, with_exits
 from jaxkd.wrappers._flow import FlowEdge, extract_student, with_flow
 from jaxkd.wrappers._freeze import freeze, unfreeze
 from jaxkd.wrappers._input_gradients import with_input_gradient, with_projected_input_gradient
-from jaxkd.wrappers._inputs import views, with_inputs
+from jaxkd.wrappers._inputs import by_frame, views, with_inputs
 from jaxkd.wrappers._joint import get_member, joint, replicate, set_member
 from jaxkd.wrappers._lora import lora, merge_lora, with_base
 from jaxkd.wrappers._outputs import expand_classes, select_classes, with_outputs
@@ -44,6 +45,7 @@ __all__ = [
     "Exit",
     "FlowEdge",
     "accumulate",
+    "by_frame",
     "expand_classes",
     "extract_student",
     "freeze",

@@ -1,10 +1,12 @@
-"""Models on other entries of the batch: views of an example, other modalities."""
+"""Models on other entries of the batch: views, other modalities, frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxkd._core import checks
 from jaxkd._core.model_calls import check_names
@@ -91,6 +93,54 @@ def views(model: Model, others: Mapping[str, Mapping[str, str]]) -> Model:
         return outputs, state
 
     return Model(model.init, apply)
+
+
+def by_frame(model: Model, *, entry: str = "image") -> Model:
+    """Makes a model of images read clips, frame by frame.
+
+    The frames of all clips ``[batch, frames, ...]`` are the model's examples, so that BatchNorm normalizes by all of
+    them, and each output ``[batch · frames, ...]`` becomes ``[batch, frames, ...]``. The batch's mask may be over clips
+    or over their frames. The model is given the clips, the mask and no other entry of the batch.
+
+    Args:
+      model: model from an adapter.
+      entry: name of the entry that holds the clips.
+
+    Returns:
+      A `Model` with the same variables.
+
+    Raises:
+      ValueError: ``init`` and ``apply`` raise it if the batch has no such entry, or no clips there.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxkd import adapters
+    >>> model = by_frame(adapters.plain(lambda key, x: jnp.ones((2, 1)), lambda w, x: x @ w, inputs="x"), entry="x")
+    >>> batch = {"x": jnp.ones((4, 3, 2))}
+    >>> model.apply(model.init(jax.random.key(0), batch), batch, key=None, train=False)[0]["logits"].shape
+    (4, 3, 1)
+    """
+    checks.contract("by_frame, model", model, Model)
+
+    def frames(batch: Batch) -> tuple[dict[str, Any], tuple[int, int]]:
+        checks.known(entry, checks.shapes({name: x for name, x in batch.items() if name not in RESERVED}), "by_frame")
+        clips, mask = batch[entry], batch.get("mask")
+        if clips.ndim < 3:
+            raise ValueError(f"by_frame, {entry}: expected clips [batch, frames, ...], got {checks.shape(clips)}.")
+        shape = (clips.shape[0], clips.shape[1])
+        found = {entry: clips.reshape(-1, *clips.shape[2:])}
+        if mask is not None:
+            found["mask"] = jnp.broadcast_to(mask.reshape(len(mask), -1), shape).reshape(-1)
+        return found, shape
+
+    def init(key: Array, batch: Batch) -> Variables:
+        return model.init(key, frames(batch)[0])
+
+    def apply(variables: Variables, batch: Batch, *, key: Array | None, train: bool) -> tuple[Outputs, PyTree]:
+        images, shape = frames(batch)
+        outputs, state = model.apply(variables, images, key=key, train=train)
+        return {name: x.reshape(*shape, *x.shape[1:]) for name, x in outputs.items()}, state
+
+    return Model(init, apply)
 
 
 def _with(batch: Batch, entries: Mapping[str, str]) -> Batch:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxkd import data
-from jaxkd.data._optional import require
+from jaxkd._core.checks import require
 
 
 def test_digits_keep_every_gray_level():

@@ -14,6 +14,7 @@ from tests.loss_table import BY_NAME
 
 CLASSES, BOUNDED = BY_NAME["class_weighted_cross_entropy"], BY_NAME["bounded_regression"]
 IMITATION, PIXELS, PAIRS = BY_NAME["feature_imitation"], BY_NAME["pixel_kl"], BY_NAME["pair_affinity"]
+CHANNELS = BY_NAME["channel_kl"]
 MOMENTS, REGIONS = BY_NAME["region_moments"], BY_NAME["region_affinity"]
 HEATMAPS, STRUCTURE = BY_NAME["heatmap_mse"], BY_NAME["joint_structure"]
 
@@ -309,6 +310,67 @@ def test_affinities_have_no_array_of_all_pairs_features():
     gradient = jax.grad(lambda *arrays: losses.pair_affinity(*arrays).sum(), argnums=(0, 1))
     equations = jax.make_jaxpr(gradient)(*shapes).jaxpr.eqns
     assert max(variable.aval.size for equation in equations for variable in equation.outvars) == 2 * 64 * 64
+
+
+# --- masks of positions -----------------------------------------------------------------------------------------------
+
+
+def void(shape, share=0.6, seed=5):
+    """A mask of a map's positions, of which the last example has none."""
+    some = np.random.default_rng(seed).random(shape) < share
+    some[-1] = False
+    return some
+
+
+def test_channels_are_compared_over_the_positions_of_a_mask():
+    """As if the other positions were not there: a map of one row of the included ones."""
+    student, teacher = CHANNELS.inputs(((3, 3, 4, 2), (3, 3, 4, 2)))
+    where = void((3, 3, 4))
+    expected = [
+        references.channel_kl(*(x[i][where[i]][None, None] for x in (student, teacher)))[0] if where[i].any() else 0
+        for i in range(3)
+    ]
+    spoiled = [np.where(where[..., None], x, np.nan) for x in (student, teacher)]
+    value, gradients = run(CHANNELS, spoiled, where=where)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    assert all(np.isfinite(g).all() and not g[~where].any() for g in gradients)
+
+
+@pytest.mark.parametrize("hyper", [{}, {"pool": 2}, {"max_window": 0.5}])
+def test_pairs_are_of_the_positions_of_a_mask(hyper):
+    student, teacher = PAIRS.inputs(((3, 4, 6, 2), (3, 4, 6, 3)))
+    where = void((3, 4, 6), 0.3)
+    high, wide = {"pool": (2, 2), "max_window": (2, 3)}.get(next(iter(hyper), ""), (1, 1))
+    reduce = np.max if "max_window" in hyper else np.mean
+    expected = np.zeros(3)
+    for i in range(3):
+        nodes = []
+        for x in (student, teacher):
+            windows = [
+                (x[i, r : r + high, c : c + wide], where[i, r : r + high, c : c + wide])
+                for r in range(0, 4, high)
+                for c in range(0, 6, wide)
+            ]
+            nodes.append(np.array([reduce(own[inside], axis=0) for own, inside in windows if inside.any()]))
+        if len(nodes[0]):
+            s, t = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in nodes)
+            expected[i] = np.mean((s @ s.T - t @ t.T) ** 2)
+    spoiled = [np.where(where[..., None], x, np.nan) for x in (student, teacher)]
+    value, gradients = run(PAIRS, spoiled, where=where, hyper=hyper)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    assert all(np.isfinite(g).all() and not g[~where].any() for g in gradients)
+
+
+@pytest.mark.parametrize("row", [BY_NAME["channel_kl"], BY_NAME["pair_affinity"]], ids=str)
+def test_a_pooled_position_is_masked_with_any_of_its_window(row):
+    """And a mask of all positions is none, for maps of two sizes."""
+    student, teacher = row.inputs(((3, 4, 6, 2), (3, 2, 3, 2)))
+    where = void((3, 4, 6), 0.9)
+    pooled = student.reshape(3, 2, 2, 3, 2, 2).mean((2, 4))
+    expected = run(row, (pooled, teacher), where=where.reshape(3, 2, 2, 3, 2).all((2, 4)))[0]
+    np.testing.assert_allclose(run(row, (student, teacher), where=where)[0], expected, rtol=1e-9)
+    whole = run(row, (student, teacher), where=np.ones((3, 4, 6), bool))[0]
+    np.testing.assert_allclose(whole, run(row, (student, teacher))[0], rtol=1e-9)
 
 
 # --- regions ----------------------------------------------------------------------------------------------------------

@@ -43,10 +43,11 @@ def region_affinity(student: np.ndarray, teacher: np.ndarray, regions: np.ndarra
     """The mean over moments r and pairs (i, j) of regions that are not empty of (C_s - C_t)² (Hou et al. 2020).
 
     C_r[i, j] is the cosine between moment r of region i and of region j, vectors over the channels; of a zero vector it
-    is 0, also with itself. An example without regions has 0.
+    is 0, also with itself. An example without regions has 0. A map of another size than the regions has those of
+    `at_size`.
     """
     regions = np.asarray(regions, np.float64)
-    of_student, of_teacher = region_moments(student, regions), region_moments(teacher, regions)
+    of_student, of_teacher = (region_moments(x, at_size(regions, *np.shape(x)[1:3])) for x in (student, teacher))
     result = np.zeros(len(of_student))
     for example in range(len(of_student)):
         present = (regions[example] > 0).any((0, 1))
@@ -57,3 +58,19 @@ def region_affinity(student: np.ndarray, teacher: np.ndarray, regions: np.ndarra
                 squares.append((s @ s.T - t @ t.T) ** 2)
             result[example] = np.mean(squares)
     return result
+
+
+def at_size(regions: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The share of each adaptive window that a region covers, or of a finer map the nearest position's region."""
+    result = np.zeros((len(regions), height, width, regions.shape[-1]))
+    rows, columns = (spans(full, size) for full, size in zip(regions.shape[1:3], (height, width), strict=True))
+    for i, j in np.ndindex(height, width):
+        result[:, i, j] = regions[:, slice(*rows[i]), slice(*columns[j])].mean((1, 2))
+    return result
+
+
+def spans(full: int, size: int) -> list[tuple[int, int]]:
+    """First and last position, exclusive, of each window."""
+    if full < size:
+        return [(i * full // size, i * full // size + 1) for i in range(size)]
+    return [(i * full // size, -(-(i + 1) * full // size)) for i in range(size)]

@@ -27,7 +27,7 @@ def member(address, index, folder):
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jaxkd.training import CheckpointError, Checkpoints
-    from jaxkd.training._preemption import catch_signals
+    from jaxkd.training._process._preemption import catch_signals
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=index)

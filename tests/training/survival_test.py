@@ -14,7 +14,7 @@ import pytest
 
 from jaxkd._core.lock import alone
 from jaxkd.training import Checkpoints
-from jaxkd.training._preemption import TEMPORARY_FAILURE
+from jaxkd.training._process._preemption import TEMPORARY_FAILURE
 from tests.training.toy import timeless
 from tests.training.victims import SETTINGS, STEPS, Nursery
 

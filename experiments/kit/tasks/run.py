@@ -151,6 +151,7 @@ class Cells:
         )
         began = time.monotonic()
         measures = {name: float(value) for name, value in self.work.measure(method, seed, result.state).items()}
+        spent = measures.pop("flops", flops * made.steps + made.before.get("flops", 0.0))
         if speeds := [row["examples_per_second"] for row in result.history if "examples_per_second" in row]:
             measures["examples_per_second"] = statistics.median(speeds)
         curve = [row for row in result.history if any(name.startswith(tuple(made.splits)) for name in row)]
@@ -164,7 +165,7 @@ class Cells:
             "shown": self._shown(method, result.state) if seed == self._config.first_seed else {},
             "curve": [{"step": row["step"], **{k: v for k, v in row.items() if "/" in k}} for row in curve],
             "parameters": sum(x.size for x in jax.tree.leaves(result.state.student.params)),
-            "flops": flops * made.steps + made.before.get("flops", 0.0),
+            "flops": spent,
             "seconds": result.history[-1]["seconds"] + made.before.get("seconds", 0.0),
             "measuring": time.monotonic() - began,
             **command.record(),

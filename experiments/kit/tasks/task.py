@@ -54,7 +54,10 @@ class Work(Protocol):
         """Returns the training of a method and a seed."""
 
     def measure(self, method: str, seed: int, state: TrainState) -> Mapping[str, float]:
-        """Returns the measures of a trained student on the test split, and any further numbers."""
+        """Returns the measures of a trained student on the test split, and any further numbers.
+
+        One named ``flops`` is the cost of the training, where that of a step depends on its data.
+        """
 
     def samples(self, method: str, state: TrainState) -> Sequence[str]:
         """Returns lines that a person can read of the first seed's student; none where there is nothing to read."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxkd.data._optional import require
+from jaxkd._core.checks import require
 from jaxkd.data.text._pieces import PieceTokenizer
 from jaxkd.data.text._protocol import Aligned, Tokenizer, check_ids
 from jaxkd.data.text._simple import byte_ends

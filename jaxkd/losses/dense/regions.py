@@ -58,8 +58,8 @@ def region_moments(
 
 def region_affinity(
     student: Float[Array, "batch height width channels"],
-    teacher: Float[Array, "batch height width channels_t"],
-    regions: Bool[Array, "batch height width n"],
+    teacher: Float[Array, "batch height_t width_t channels_t"],
+    regions: Bool[Array, "batch height_r width_r n"],
     *,
     where: Bool[Array, " batch"] | None = None,
 ) -> Float[Array, " batch"]:
@@ -75,9 +75,11 @@ def region_affinity(
 
     Args:
       student: a feature map ``[batch, height, width, channels]``.
-      teacher: a feature map of the same height and width; its channels may differ.
-      regions: True at the positions of each region ``[batch, height, width, n]``. In the paper they are the labels'
-        regions, widened by smoothing.
+      teacher: a feature map of the same batch; its channels, height and width may differ.
+      regions: True at the positions of each region ``[batch, height_r, width_r, n]``. They may be of any size, such as
+        the image's: each map has its own moments, in which a position has the share of its window that a region
+        covers as its weight; and where the map is finer, the nearest position's region. In the paper they are the
+        labels' regions, widened by smoothing.
       where: mask, True for the examples to include ``[batch]``.
 
     Returns:
@@ -85,7 +87,7 @@ def region_affinity(
       rounding error) has cosine 0 with all others.
 
     Raises:
-      ValueError: batch, height or width differ, a dtype is not floating point, or the regions are not boolean masks.
+      ValueError: the batches differ, a dtype is not floating point, or the regions are not boolean masks.
 
     >>> student, teacher = jnp.array([[[[1.0, 0.0], [0.0, 1.0]]]]), jnp.ones((1, 1, 2, 3))
     >>> region_affinity(student, teacher, jnp.eye(2, dtype=bool)[None, None]).round(4)  # the means: (0 − 1)² twice of 4
@@ -93,14 +95,12 @@ def region_affinity(
     """
     student, teacher = (_checks.floating(n, x, _MAPS, rank=4) for n, x in (("student", student), ("teacher", teacher)))
     regions = jnp.asarray(regions)
-    if student.shape[:3] != teacher.shape[:3]:
+    _checks.same_batch(student, teacher)
+    if regions.dtype != jnp.bool_ or regions.ndim != 4 or regions.shape[0] != student.shape[0]:
         raise ValueError(
-            f"teacher: expected the student's [batch, height, width] {list(student.shape[:3])}, got "
-            f"{list(teacher.shape[:3])} of {list(teacher.shape)}. The regions are positions of both maps; resize one."
+            f"regions: expected bool masks [{student.shape[0]}, height, width, n], got {regions.dtype}"
+            f"{list(regions.shape)}."
         )
-    if regions.dtype != jnp.bool_:
-        raise ValueError(f"regions: expected bool masks, got {regions.dtype}{list(regions.shape)}.")
-    _check_regions(regions, student)
     where = _checks.mask_or_ones(where, student.shape[:1])
     student, teacher = _numerics.mask_inputs(where, student, teacher)
     regions = regions & where[:, None, None, None]
@@ -112,11 +112,22 @@ def region_affinity(
 
 def _affinity(features: Array, regions: Array) -> Array:
     """Returns the cosines between the moments of the regions ``[batch, 3, n, n]``."""
-    moments = _moments(features, regions)
+    moments = _moments(features, _resized(regions, features))
     # The skewness of symmetric values is a rounding error, whose direction would be noise; it has no unit.
     least = jnp.array([1e-12, 1e-12, 64 * float(jnp.finfo(moments.dtype).eps)], moments.dtype)
     unit, _ = _numerics.direction(moments, least=least[None, None, :, None])
     return _numerics.einsum("birc,bjrc->brij", unit, unit)
+
+
+def _resized(regions: Array, features: Array) -> Array:
+    """Returns each region's share of a map's positions; masks, if of one size."""
+    for axis in (1, 2):
+        full, size = regions.shape[axis], features.shape[axis]
+        if full > size:
+            regions = _numerics.adaptive_mean(regions.astype(features.dtype), axis, size)
+        elif full < size:
+            regions = jnp.take(regions, jnp.arange(size) * full // size, axis=axis)
+    return regions
 
 
 def _moments(features: Array, regions: Array) -> Array:

@@ -69,7 +69,7 @@ def pair_affinity(
     pool: int = 1,
     max_window: float | None = None,
     constant_norm: bool = False,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[Array, " batch"] | Bool[Array, "batch height width"] | None = None,
 ) -> Float[Array, " batch"]:
     """Mean squared difference of the cosines between positions of a map.
 
@@ -93,7 +93,9 @@ def pair_affinity(
         fraction of height and of width, rounded down. The last windows may be smaller: 0.5 gives 2 · 2 positions of a
         map of even sides, and 3 · 3 of 7 · 7. None takes no maximum.
       constant_norm: True gives the norms of the features no gradient. The value is the same.
-      where: mask, True for the examples to include ``[batch]``.
+      where: mask, True for the examples to include ``[batch]``, or for the student's positions ``[batch, height,
+        width]``, such as those that are not void. Windows are averaged, and their maxima taken, over the included
+        positions, and the mean is over the pairs of windows that have any.
 
     Returns:
       One value per example ``[batch]``. A position whose features have a norm up to 1e-12 has cosine 0 with every
@@ -109,8 +111,9 @@ def pair_affinity(
     """
     student, teacher = (_checks.floating(n, x, _MAPS, rank=4) for n, x in (("student", student), ("teacher", teacher)))
     _checks.same_batch(student, teacher)
-    where = _checks.mask(where, student.shape[:1])
-    student, teacher = _numerics.match_size(*_numerics.mask_inputs(where, student, teacher))
+    where = _checks.mask(where, student.shape[:1], finer=student.shape[:3])
+    student, teacher, where, positions = _numerics.mask_maps(where, student, teacher)
+    student, teacher = _numerics.match_size(student, teacher)
     batch, height, width, _ = student.shape
     expected = f"a window that divides height and width {[height, width]}"
     pool = _checks.whole("pool", pool, expected=expected)
@@ -125,28 +128,42 @@ def pair_affinity(
             raise ValueError(f"max_window: expected None or pool=1, got {part} and pool={pool}.")
         rows, columns = (max(1, math.floor(side * part)) for side in (height, width))
     constant = _checks.flag("constant_norm", constant_norm)
+    pooled = _windows_mean if max_window is None else _windows_max
 
     def affinity(x: Array) -> Array:
-        x = (_windows_mean if max_window is None else _windows_max)(x, rows, columns)
+        x = pooled(x, rows, columns, positions)
         nodes = x.reshape(batch, math.prod(x.shape[1:3]), x.shape[-1])
         unit, none = _numerics.direction(nodes)
         if constant:
             unit = jnp.where(none, 0, nodes / jax.lax.stop_gradient(jnp.where(none, 1, _numerics.norm(nodes))))
         return _numerics.einsum("bic,bjc->bij", unit, unit)
 
-    return _numerics.mask_values(jnp.mean((affinity(student) - affinity(teacher)) ** 2, axis=(1, 2)), where)
+    squares = (affinity(student) - affinity(teacher)) ** 2
+    if positions is None:
+        return _numerics.mask_values(jnp.mean(squares, axis=(1, 2)), where)
+    # A window without positions has the cosine 0 in both networks: only the count has to exclude it.
+    inside = _windows_max(positions[..., None].astype(squares.dtype), rows, columns, None)
+    return jnp.sum(squares, axis=(1, 2)) / jnp.maximum(jnp.sum(inside, axis=(1, 2, 3)), 1) ** 2
 
 
-def _windows_mean(x: Array, high: int, wide: int) -> Array:
+def _windows_mean(x: Array, high: int, wide: int, positions: Array | None) -> Array:
     """Returns the means of windows, whose sides divide those of the map."""
     batch, height, width, channels = x.shape
-    return jnp.mean(x.reshape(batch, height // high, high, width // wide, wide, channels), axis=(2, 4))
+    windows = (batch, height // high, high, width // wide, wide, channels)
+    if positions is None:
+        return jnp.mean(x.reshape(windows), axis=(2, 4))
+    inside = positions[..., None]
+    total = jnp.sum(jnp.where(inside, x, 0).reshape(windows), axis=(2, 4))
+    return total / jnp.maximum(jnp.sum(inside.reshape(*windows[:-1], 1), axis=(2, 4)), 1)
 
 
-def _windows_max(x: Array, high: int, wide: int) -> Array:
-    """Returns the maxima of windows, of which the last may be smaller."""
+def _windows_max(x: Array, high: int, wide: int, positions: Array | None) -> Array:
+    """Returns the maxima of windows, the last maybe smaller; 0 of an empty one."""
+    if positions is not None:
+        x = jnp.where(positions[..., None], x, -jnp.inf)
     batch, height, width, channels = x.shape
     rows, columns = -(-height // high), -(-width // wide)
     missing = ((0, 0), (0, rows * high - height), (0, columns * wide - width), (0, 0))
     x = jnp.pad(x, missing, constant_values=-jnp.inf)
-    return jnp.max(x.reshape(batch, rows, high, columns, wide, channels), axis=(2, 4))
+    top = jnp.max(x.reshape(batch, rows, high, columns, wide, channels), axis=(2, 4))
+    return top if positions is None else jnp.where(top == -jnp.inf, 0, top)

@@ -155,7 +155,7 @@ def channel_kl(
     teacher: Float[Array, "batch height_t width_t channels"],
     *,
     temperature: float | Float[Array, ""] = 4.0,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[Array, " batch"] | Bool[Array, "batch height width"] | None = None,
 ) -> Float[Array, " batch"]:
     """KL divergence between each channel's softmax over the positions.
 
@@ -172,7 +172,9 @@ def channel_kl(
       teacher: a feature map of the same batch and channels; its height and width may differ. A position that is
         ``-inf`` for both adds nothing.
       temperature: T > 0, a scalar.
-      where: mask, True for the examples to include ``[batch]``.
+      where: mask, True for the examples to include ``[batch]``, or for the student's positions ``[batch, height,
+        width]``, such as those that are not void. Each softmax is over the included positions; where the student's map
+        is pooled, over the windows that are included as a whole.
 
     Returns:
       One value per example ``[batch]``, in nats times T². It is infinite where the student excludes a position that
@@ -193,27 +195,30 @@ def channel_kl(
             f"{list(teacher.shape)}. A 1 × 1 convolution maps one network's channels to the other's."
         )
     scale = _checks.temperature(temperature, student.dtype)
-    where = _checks.mask(where, student.shape[:1])
-    student, teacher = _pooled_scores(*_numerics.mask_inputs(where, student, teacher))
+    where = _checks.mask(where, student.shape[:1], finer=student.shape[:3])
+    student, teacher, where = _pooled_scores(student, teacher, where)
     advice = "hint_mse compares pooled features, soft_target_kl logits"
     _checks.several("student", student, student.shape[-1], "positions", advice)
     softened = (_numerics.soften(x, scale) for x in (teacher, student))
     return _numerics.mask_values(scale**2 * jnp.mean(_numerics.softmax_kl_finite(*softened), axis=-1), where)
 
 
-def _pooled_scores(student: Array, teacher: Array) -> tuple[Array, Array]:
-    """Returns maps of one size as ``[batch, channels, positions]``.
+def _pooled_scores(student: Array, teacher: Array, where: Array | None) -> tuple[Array, Array, Array | None]:
+    """Returns maps of one size ``[batch, channels, positions]``, and the mask.
 
-    An average of which one value is ``-inf`` is ``-inf``; the windows' weights of 0 would make it NaN elsewhere. A sum
-    of several ``finfo.min``, a mask, would overflow.
+    A masked position is excluded as one of ``-inf`` is. An average of which one value is ``-inf`` is ``-inf``; the
+    windows' weights of 0 would make it NaN elsewhere. A sum of several ``finfo.min``, a mask, would overflow.
     """
     least = _numerics.lowest(student.dtype)
+    student, teacher, where, positions = _numerics.mask_maps(where, student, teacher)
     excluded = _numerics.match_size(*((x == -jnp.inf).astype(x.dtype) for x in (student, teacher)))
     finite = _numerics.match_size(*(jnp.where(x == -jnp.inf, 0, jnp.maximum(x, least)) for x in (student, teacher)))
-    maps = (jnp.where(share > 0, -jnp.inf, x) for share, x in zip(excluded, finite, strict=True))
+    maps = [jnp.where(share > 0, -jnp.inf, x) for share, x in zip(excluded, finite, strict=True)]
+    if positions is not None:
+        maps = [jnp.where(positions[..., None], x, -jnp.inf) for x in maps]
     student, teacher = (jnp.moveaxis(x, 3, 1) for x in maps)
     batch, channels, height, width = student.shape
-    return student.reshape(batch, channels, height * width), teacher.reshape(batch, channels, height * width)
+    return student.reshape(batch, channels, height * width), teacher.reshape(batch, channels, height * width), where
 
 
 def _attention(features: Array, p: float | Array) -> Array:

@@ -132,10 +132,10 @@ def level_strides(stride: int, levels: int) -> tuple[int, ...]:
     return tuple(stride * 2**level for level in range(levels))
 
 
-def repeated(x: Float[Array, "batch h w channels"], height: int, width: int) -> Float[Array, "batch height width c"]:
+def repeated(x: Float[Array, "*batch h w channels"], height: int, width: int) -> Float[Array, "*batch height width c"]:
     """Returns a map of twice the resolution, cut to a size: the nearest neighbors.
 
     >>> repeated(jnp.array([[1, 2]])[None, :, :, None], 1, 3)[0, :, :, 0]
     Array([[1, 1, 2]], dtype=int32)
     """
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :height, :width]
+    return jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)[..., :height, :width, :]

@@ -12,7 +12,7 @@ from jaxkd import dense, losses
 from jaxkd._core import checks
 from jaxkd._core.batches import example_mask, lookup
 from jaxkd.objectives._checks import not_negative
-from jaxkd.objectives._compose import at_step, reduce_values
+from jaxkd.objectives._compose import at_step, batch_mask, reduce_values
 from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def detection(
     anchors: Float[Array, "n 4"],
     *,
     form: str = "softmax",
+    where: str | None = None,
     weight: float | Array | Schedule = 1.0,
     box_weight: float | Array | Schedule = 1.0,
     logits_path: str = "student/logits",
@@ -55,6 +56,7 @@ def detection(
     Args:
       anchors: the detector's anchors ``[n, 4]`` in pixels, as from `jaxkd.dense.anchors`.
       form: ``"softmax"`` for logits whose class 0 is the background, ``"sigmoid"`` for logits without a background.
+      where: path of a mask ``[batch]``, True for the images whose boxes are known; all by default.
       weight: a number, or an optax schedule of the step.
       box_weight: weight of the boxes beside the classes, likewise.
       logits_path: path of the logits ``[batch, n, classes]``.
@@ -123,7 +125,8 @@ def detection(
 
     def init(key: Array, context: Context) -> ObjectiveVars:
         del key
-        jax.eval_shape(parts, context._replace(axis_name=None))
+        shapes = jax.eval_shape(parts, context._replace(axis_name=None))
+        batch_mask(context, where, shapes[0].shape, (), "detection")
         return ObjectiveVars()
 
     def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
@@ -131,7 +134,8 @@ def detection(
         of_classes, of_boxes, matched = parts(context)
         values = of_classes + at_step(box_weight, context.step) * of_boxes
         extra = {"classes": of_classes, "boxes": of_boxes, "matched": matched.astype(values.dtype)}
-        return reduce_values(values, example_mask(context.batch), weight, context, state, **extra)
+        mask = batch_mask(context, where, values.shape, (), "detection")
+        return reduce_values(values, mask, weight, context, state, **extra)
 
     return Objective(init, apply)
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 
 from jaxkd import losses
 from jaxkd._core.axes import example_keys
-from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import positive, share
 from jaxkd.objectives._compose import replace, term
+from jaxkd.objectives._features._alignment import align, align_init
 from jaxkd.objectives._projection import with_projection
-from jaxkd.objectives._tokens import expand, mask_feature, mask_tokens, summed_over_tokens, token_mask
-from jaxkd.objectives.layers import conv, conv_init, dense, dense_init, maps, pool_to_match
+from jaxkd.objectives._tokens import expand, mask_tokens, summed_over_tokens, token_mask
+from jaxkd.objectives.layers import conv, conv_init
 from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
@@ -62,12 +62,12 @@ def masked_generation(
     loss = term(summed_over_tokens(_squared_error), student, teacher, weight=weight)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        align, generator = jax.random.split(key)
-        params, channels = _align_init("masked_generation", align, context, student, teacher)
+        first, generator = jax.random.split(key)
+        params, channels = align_init("masked_generation", first, context, student, teacher)
         return ObjectiveVars({**params, "generator": _generator_init(generator, channels)})
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
-        feature, target = _aligned("masked_generation", params, context, student, teacher)
+        feature, target = align("masked_generation", params, context, student, teacher)
         if key is not None:
             keys = example_keys(key, context, feature.shape[0])
             draws = jax.vmap(lambda k: jax.random.uniform(k, (*feature.shape[1:3], 1)))(keys)
@@ -126,14 +126,14 @@ def dual_masked_generation(
     branches = {"spatial": (1, 2), "channel": (3,)}  # the axes over which each branch's attention is a softmax
 
     def init(key: Array, context: Context) -> ObjectiveVars:
-        align, *keys = jax.random.split(key, 1 + len(branches))
-        params, channels = _align_init("dual_masked_generation", align, context, student, teacher)
+        first, *keys = jax.random.split(key, 1 + len(branches))
+        params, channels = align_init("dual_masked_generation", first, context, student, teacher)
         generators = {name: _generator_init(k, channels) for name, k in zip(branches, keys, strict=True)}
         return ObjectiveVars({**params, **generators, "balance": jnp.zeros(len(branches), jnp.float32)})
 
     def change(params: Any, state: Any, context: Context, key: Array | None) -> tuple[Context, Any]:
         del key
-        feature, target = _aligned("dual_masked_generation", params, context, student, teacher)
+        feature, target = align("dual_masked_generation", params, context, student, teacher)
         energy, balance = jnp.abs(target), jax.nn.softmax(params["balance"])
         generated = jnp.zeros(())
         for i, (name, axes) in enumerate(branches.items()):
@@ -167,21 +167,6 @@ def _attention(context: Context, energy: Array, axes: tuple[int, ...], temperatu
 def _squared_error(student: Array, teacher: Array, *, where: Array | None = None) -> Array:
     """Sums the squared error over an example's feature, as in both papers."""
     return math.prod(student.shape[1:]) * losses.hint_mse(student, teacher, where=where)
-
-
-def _align_init(name: str, key: Array, context: Context, student: str, teacher: str) -> tuple[dict[str, Any], int]:
-    """Initializes the alignment, if needed; also returns the teacher's channels."""
-    features = [lookup(context, path) for path in (student, teacher)]
-    maps(name, features)
-    channels, targets = (feature.shape[-1] for feature in features)
-    return ({} if channels == targets else {"align": dense_init(key, channels, targets)}), targets
-
-
-def _aligned(name: str, params: Any, context: Context, student: str, teacher: str) -> tuple[Array, Array]:
-    feature, target = pool_to_match(
-        name, *(mask_feature(context, lookup(context, path)) for path in (student, teacher))
-    )
-    return mask_tokens(context, dense(params["align"], feature)) if "align" in params else feature, target
 
 
 def _generator_init(key: Array, channels: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxkd import losses
-from jaxkd.objectives._compose import combine, term
+from jaxkd.objectives._compose import combine, is_zero, term
 from jaxkd.objectives._language._projected import Pair, projected
 from jaxkd.types import Array, Objective, Schedule
 
@@ -105,7 +105,7 @@ def embedding_transfer(
     used = {
         name: term(loss, path, teacher, weight=weight)
         for name, (loss, path, weight) in terms.items()
-        if callable(weight) or not isinstance(weight, (int, float)) or weight != 0
+        if not is_zero(weight)
     }
     if not used:
         raise ValueError("embedding_transfer: expected a weight other than 0, got 0 for every term.")

@@ -1,0 +1,3 @@
+from experiments.detection.main import cli
+
+raise SystemExit(cli())

@@ -1,0 +1,3 @@
+from experiments.pose.main import cli
+
+raise SystemExit(cli())

@@ -1,0 +1,14 @@
+"""The command: the tasks of the field, by name."""
+
+from collections.abc import Mapping
+
+from experiments.kit.tasks import run
+from experiments.kit.tasks.task import Task
+from experiments.pose import lspet
+
+TASKS: Mapping[str, Task] = {"lspet": lspet.TASK}
+
+
+def cli(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    return run.cli("pose", TASKS, arguments)

@@ -1,0 +1,3 @@
+from experiments.segmentation.main import cli
+
+raise SystemExit(cli())

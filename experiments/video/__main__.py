@@ -1,0 +1,3 @@
+from experiments.video.main import cli
+
+raise SystemExit(cli())
