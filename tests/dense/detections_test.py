@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxkd import dense
 from tests.dense import reference
@@ -58,6 +59,18 @@ def test_detections_are_those_of_the_brute_force(form, soft):
         for rest in (found.boxes, found.scores, found.labels):
             assert not rest[image, count:].any()
         assert (found.boxes[image] >= 0).all() and (found.boxes[image, :, 2] <= 16).all()
+
+
+@pytest.mark.slow
+def test_devices_each_find_the_objects_of_their_images():
+    logits, offsets = outputs(2, 4, batch=4)
+    run = functools.partial(dense.detections, **SETTINGS)
+    mesh, split = Mesh(np.array(jax.devices()[:2]), ("data",)), PartitionSpec("data")
+    specs = {"in_specs": (split, split, PartitionSpec()), "out_specs": split}
+    found = jax.jit(jax.shard_map(run, mesh=mesh, **specs))(logits, offsets, ANCHORS)
+    expected = jax.jit(run)(logits, offsets, ANCHORS)
+    for name, x in expected._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), x, rtol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import jaxkd
 from jaxkd import Context, dense, objectives
@@ -161,7 +162,7 @@ def test_all_anchors_of_the_background_and_a_schedule():
 
 @pytest.mark.slow
 def test_placements_agree():
-    """jit, pmap and shard, with images of different numbers of objects on each device."""
+    """jit, pmap, shard and a user's shard_map, with different numbers of objects on each device."""
 
     def init(key, image):
         return {"logits": jnp.zeros((image.shape[-1], N * 4)), "offsets": jnp.zeros((image.shape[-1], N * 4))}
@@ -175,9 +176,11 @@ def test_placements_agree():
     batch["mask"] = np.arange(8) != 5
     state = kd.init(jax.random.key(0), batch)
     devices = jax.devices()[:4]
-    mesh = jax.make_mesh((4,), (jaxkd.DATA_AXIS,), devices=devices)
+    mesh = Mesh(np.array(devices), (jaxkd.DATA_AXIS,))
     expected, metrics = jax.jit(kd.step)(state, batch)
-    for step in (jaxkd.parallel.pmap(kd, devices), jaxkd.parallel.shard(kd, mesh)):
+    every, split = PartitionSpec(), PartitionSpec(jaxkd.DATA_AXIS)
+    own = jax.jit(jax.shard_map(kd.step, mesh=mesh, in_specs=(every, split), out_specs=every))
+    for step in (jaxkd.parallel.pmap(kd, devices), jaxkd.parallel.shard(kd, mesh), own):
         found, reported = step(jax.tree.map(jnp.copy, state), batch)
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
