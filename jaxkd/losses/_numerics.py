@@ -297,7 +297,8 @@ def mask_maps(where: Array | None, student: Array, teacher: Array) -> tuple[Arra
       is included.
     """
     if where is None or where.ndim == 1:
-        return *mask_inputs(where, student, teacher), where, None
+        student, teacher = mask_inputs(where, student, teacher)
+        return student, teacher, where, None
     (student,) = mask_inputs(where, student)
     (teacher,) = mask_inputs(where if teacher.shape[:3] == where.shape else jnp.any(where, axis=(1, 2)), teacher)
     outside = jnp.where(where, 0.0, 1.0)

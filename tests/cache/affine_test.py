@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 SET = {
     "image": RNG.integers(0, 256, (EXAMPLES, 8, 6, 3), np.uint8),
     "label": RNG.integers(0, CLASSES, (EXAMPLES, 8, 6), np.uint8),
-    "boxes": np.tile(np.float32([[0, 1, 3, 7], [0, 0, 0, 0]]), (EXAMPLES, 1, 1)),
+    "boxes": np.tile(np.array([[0, 1, 3, 7], [0, 0, 0, 0]], np.float32), (EXAMPLES, 1, 1)),
     "box_label": np.zeros((EXAMPLES, 2), np.int32),
     "box_mask": np.tile([True, False], (EXAMPLES, 1)),
     "points": RNG.uniform(0, 6, (EXAMPLES, 2, 2)).astype(np.float32),

@@ -185,11 +185,20 @@ def test_nothing_is_printed(capsys):
             {"scores": None},
             r"detections: expected \['boxes', 'labels', 'mask', 'scores'\], got .* without \['scores'\]",
         ),
-        ({"scores": np.float32([[np.nan]])}, "detections: 1 of 1 boxes or scores are not finite"),
-        ({"labels": np.int32([[-1]])}, "detections: expected integer classes from 0 on, got int32 from -1 on"),
-        ({"labels": np.float32([[1]])}, "detections: expected integer classes from 0 on, got float32"),
-        ({"labels": np.int32([[0, 1]])}, r"expected boxes \[images, n, 4\] and the others \[images, n\], got"),
-        ({"labels": np.int32([[2]])}, r"class_names: expected a name for each of 3 classes, got \('a', 'b'\)"),
+        ({"scores": np.array([[np.nan]], np.float32)}, "detections: 1 of 1 boxes or scores are not finite"),
+        (
+            {"labels": np.array([[-1]], np.int32)},
+            "detections: expected integer classes from 0 on, got int32 from -1 on",
+        ),
+        ({"labels": np.array([[1]], np.float32)}, "detections: expected integer classes from 0 on, got float32"),
+        (
+            {"labels": np.array([[0, 1]], np.int32)},
+            r"expected boxes \[images, n, 4\] and the others \[images, n\], got",
+        ),
+        (
+            {"labels": np.array([[2]], np.int32)},
+            r"class_names: expected a name for each of 3 classes, got \('a', 'b'\)",
+        ),
     ],
 )
 def test_what_is_refused(changed, message):

@@ -24,10 +24,10 @@ ROWS = [
         "image/filename": b"x",
         "objects": objects(*[[0.0, 0.25 * i, 0.5, 0.25 * i + 0.5] for i in range(n)]),
         "segmentation_mask": np.full((4, 8, 1), n, np.uint8),
-        "keypoints": np.float32([[0, 0], [8, 4], [3, np.nan], [9, 1]]),
+        "keypoints": np.array([[0, 0], [8, 4], [3, np.nan], [9, 1]], np.float32),
         "visible": np.array([True, True, True, True]),
         "frame": 10 + n,
-        "camera": np.float64([n, 0.5]),
+        "camera": np.array([n, 0.5], np.float64),
         "labels": np.arange(n),
         "label": n,
     }
