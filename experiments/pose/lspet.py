@@ -17,7 +17,7 @@ from jaxkd.types import Distiller, Model, Objective, Teacher, TrainState, Variab
 SET = "lspet"
 FEW = 0.1  # share of the training images that have labels
 LABELED, OTHERS = 8, 16  # images with labels in a batch, and of all images without
-TEACHER_STEPS, BATCH, RATE = 2000, 24, 3e-3
+TEACHER_STEPS, BATCH, RATE = 2500, 24, 4e-3
 TEACHER, STUDENT = ((24, 48, 96), 48), ((8, 16, 32), 16)
 SHOWN = (3, 14, 25)  # test images of the figure
 WEIGHTS = {"heatmaps": 1.0, "features": 0.002, "structure": 0.02}
@@ -168,7 +168,7 @@ TASK = Task(
         "mflops": Measure("MFLOP an image", digits=1, higher=False),
     },
     methods=METHODS,
-    steps=800,
+    steps=1200,
     evaluations=8,
     open=Poses,
     curve="validation/pck",
