@@ -40,10 +40,10 @@ RATE = 3e-3
 TEACHER_STEPS = 1500
 CONFIDENT = 0.5  # score from which the teacher's boxes stand for those of an image without labels
 
-Make = Callable[[np.ndarray, sets.Boxes], Objective]
+Make = Callable[[Any, sets.Boxes], Objective]
 
 
-def labels(anchors: np.ndarray, weight: float = 1.0, box_weight: float = 1.0) -> Objective:
+def labels(anchors: Any, weight: float = 1.0, box_weight: float = 1.0) -> Objective:
     """Returns the objective of the images with labels."""
     return objectives.detection(anchors, where="batch/labeled", weight=weight, box_weight=box_weight)
 
@@ -51,14 +51,14 @@ def labels(anchors: np.ndarray, weight: float = 1.0, box_weight: float = 1.0) ->
 def on_levels(make: Callable[..., Objective], *arguments: Any, **options: Any) -> Make:
     """Returns what makes the labels' objective and a feature objective on every level."""
 
-    def both(anchors: np.ndarray, boxes: sets.Boxes) -> Objective:
+    def both(anchors: Any, boxes: sets.Boxes) -> Objective:
         features = objectives.pyramid(functools.partial(make, *arguments, **options), LEVELS)
         return jaxkd.combine(labels=labels(anchors), features=with_boxes(features, anchors, boxes.size))
 
     return both
 
 
-def with_boxes(objective: Objective, anchors: np.ndarray, size: tuple[int, int]) -> Objective:
+def with_boxes(objective: Objective, anchors: Any, size: tuple[int, int]) -> Objective:
     """Gives an objective the teacher's boxes of images without labels."""
 
     def completed(context: Context) -> Context:
@@ -81,13 +81,13 @@ def with_boxes(objective: Objective, anchors: np.ndarray, size: tuple[int, int])
     return Objective(init, apply)
 
 
-def chen(anchors: np.ndarray, boxes: sets.Boxes) -> Objective:
+def chen(anchors: Any, boxes: sets.Boxes) -> Objective:
     """Chen et al. (2017): labels with the weight μ for classes and 1 for boxes, and the teacher's parts."""
     taught = objectives.detector_kd(anchors, level_map=LEVELS, where="batch/labeled")
     return jaxkd.combine(labels=labels(anchors, weight=0.5, box_weight=2.0), kd=taught)
 
 
-def soft(anchors: np.ndarray, boxes: sets.Boxes) -> Objective:
+def soft(anchors: Any, boxes: sets.Boxes) -> Objective:
     """The teacher's classes and boxes beside the labels."""
     return jaxkd.combine(labels=labels(anchors), kd=objectives.soft_detections(anchors))
 
@@ -227,7 +227,7 @@ def _flags(arrays: Mapping[str, np.ndarray], value: bool) -> np.ndarray:
     return np.full(len(arrays["image"]), value)
 
 
-def _measures(anchors: np.ndarray, context: Context) -> Metrics:
+def _measures(anchors: Any, context: Context) -> Metrics:
     """Returns the labels' loss and its parts, to follow a training."""
     found = objectives.detection(anchors).apply({}, {}, context, None).metrics
     return {"loss": found[""], "classes": found["classes"], "boxes": found["boxes"]}

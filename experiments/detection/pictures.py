@@ -18,7 +18,7 @@ ALONE, TEACHER, TRUTH = "student", "teacher", "truth"
 
 def shown(work: Any, method: str, state: TrainState) -> dict[str, Any]:
     """Returns the boxes that a student finds in some images; beside the student alone, also those, as JSON has them."""
-    found = {"boxes": _boxes(work.found(work.student, state.student, "test", IMAGES))}
+    found: dict[str, Any] = {"boxes": _boxes(work.found(work.student, state.student, "test", IMAGES))}
     if method == ALONE:
         arrays = {name: value[:IMAGES] for name, value in work.boxes.splits["test"].items()}
         image = np.ascontiguousarray(arrays["image"])

@@ -57,7 +57,10 @@ def read(config: Any) -> Frames:
     classes = 1 + max(int(part["box_label"].max()) for part in (train, test))
     some = train["image"][:: -(-len(train["image"]) // 256)]
     pixels = some.reshape(-1, some.shape[-1]) / 255
-    statistics: dict[str, Any] = {"mean": tuple(pixels.mean(axis=0).tolist()), "std": tuple((pixels.std(axis=0) + 1e-3).tolist())}
+    statistics: dict[str, Any] = {
+        "mean": tuple(pixels.mean(axis=0).tolist()),
+        "std": tuple((pixels.std(axis=0) + 1e-3).tolist()),
+    }
     normalize = functools.partial(data.normalize, **statistics)
     return Frames(train, test, size, classes, usual_anchors(train, size), normalize)
 

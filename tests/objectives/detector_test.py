@@ -13,12 +13,13 @@ from tests.objectives import plain
 SIZE = (16, 24)
 ANCHORS = np.asarray(dense.anchors(SIZE, [8, 16], [[8, 9], [14, 15]], [1.0]))
 FINE, COUNT = 12, 16  # anchors of the fine level, and of both
-BOXES = np.float32(
+BOXES = np.array(
     [
         [[1, 1, 9, 9], [8, 0, 24, 16], [0, 0, 0, 0]],
         [[16, 8, 24, 16], [0, 0, 0, 0], [0, 0, 0, 0]],
         [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],  # an image without objects
-    ]
+    ],
+    np.float32,
 )
 OBJECTS = 3
 

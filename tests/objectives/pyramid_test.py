@@ -21,12 +21,13 @@ from jaxkd.objectives import (
 from tests.objectives import plain
 
 PATHS = ("student/f", "teacher/f")
-BOXES = np.float32(
+BOXES = np.array(
     [
         [[1, 2, 14, 9], [0, 0, 5, 16], [0, 0, 0, 0]],
         [[7, 7, 23.9, 16], [0, 0, 0, 0], [0, 0, 0, 0]],
         [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],  # an image without objects
-    ]
+    ],
+    np.float32,
 )
 
 

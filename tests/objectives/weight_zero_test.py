@@ -1,6 +1,7 @@
 """Objectives of detectors with weight 0: the student alone, bit for bit."""
 
 import functools
+from typing import Any
 
 import jax
 import optax
@@ -12,8 +13,8 @@ from tests import tiny
 from tests.detection_rows import ANCHORS, of_detectors
 
 CE = term(losses.cross_entropy, "student/logits", "batch/label")
-NONE = {"soft_weight": 0.0, "box_weight": 0.0}
-ON_LEVELS = {
+NONE: dict[str, Any] = {"soft_weight": 0.0, "box_weight": 0.0}
+ON_LEVELS: dict[str, Any] = {
     "mgd": objectives.masked_generation,
     "dmkd": objectives.dual_masked_generation,
     "pkd": functools.partial(objectives.aligned, losses.pearson_features),

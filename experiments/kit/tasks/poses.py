@@ -128,7 +128,7 @@ def _arrays(name: str, split: str, config: Any) -> dict[str, np.ndarray]:
 
 def _held_out(arrays: Arrays, group: str | None, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns the training images that remain, and those that are held out."""
-    groups = arrays[group] if group in arrays else np.arange(len(arrays["image"]))
+    groups = arrays[group] if group is not None and group in arrays else np.arange(len(arrays["image"]))
     known = np.unique(groups)
     if len(known) < 2:
         raise ValueError(
@@ -187,7 +187,8 @@ def found_joints(context: Context, joints: Sequence[str]) -> Metrics:
 
 def _pck(context: Context, joints: Sequence[str]) -> dict[str, Any]:
     wide = metrics.keypoints(context, radius=WIDE, reference="extent", joint_names=joints)
-    return metrics.keypoints(context, radius=RADIUS, reference="extent", joint_names=joints) | {"pck_wide": wide["pck"]}
+    found = metrics.keypoints(context, radius=RADIUS, reference="extent", joint_names=joints)
+    return {**found, "pck_wide": wide["pck"]}
 
 
 def points_of(model: Model, variables: Variables, arrays: Arrays, batch_size: int = EVAL_BATCH) -> np.ndarray:

@@ -174,7 +174,7 @@ class _Heads(NamedTuple):
     name: str
     anchors: np.ndarray  # the student's [n, 4]
     teacher_anchors: np.ndarray | None  # the teacher's, or None for the same
-    index: np.ndarray | None  # number of the teacher's anchor for each of the student's [n]
+    nearest: np.ndarray | None  # number of the teacher's anchor for each of the student's [n]
     compared: np.ndarray  # True for the student's anchors that have one [n]
     form: str
     teacher_form: str
@@ -218,7 +218,7 @@ class _Heads(NamedTuple):
     def teacher_logits(self, context: Context) -> Array:
         """Returns the teacher's logits of the student's anchors, in the student's form."""
         logits = _of_anchors(self.name, context, "teacher", "logits", self._theirs)
-        logits = logits if self.index is None else logits[:, self.index]
+        logits = logits if self.nearest is None else logits[:, self.nearest]
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if self.form == self.teacher_form:
             return logits
@@ -230,10 +230,10 @@ class _Heads(NamedTuple):
     def teacher_offsets(self, context: Context) -> Array:
         """Returns the teacher's boxes as offsets from the student's anchors."""
         offsets = _of_anchors(self.name, context, "teacher", "offsets", self._theirs)
-        if self.index is None or self.teacher_anchors is None:
+        if self.nearest is None or self.teacher_anchors is None:
             return offsets
-        theirs = jnp.asarray(self.teacher_anchors[self.index])
-        boxes = decode_boxes(offsets[:, self.index], theirs, variances=self.variances)
+        theirs = jnp.asarray(self.teacher_anchors[self.nearest])
+        boxes = decode_boxes(offsets[:, self.nearest], theirs, variances=self.variances)
         return encode_boxes(boxes, jnp.asarray(self.anchors), variances=self.variances)
 
     def student(self, context: Context, output: str) -> Array:

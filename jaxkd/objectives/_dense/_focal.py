@@ -82,7 +82,13 @@ def focal_and_global(
     positive("focal_and_global", temperature=temperature)
     not_negative("focal_and_global", alpha=alpha, beta=beta, gamma=gamma, relation=relation)
     paths = "batch/focal_boxes", box_mask_path, "student/focal_relation", "teacher/focal_relation"
-    coefficients: dict[str, Any] = {"temperature": temperature, "alpha": alpha, "beta": beta, "gamma": gamma, "relation": relation}
+    coefficients: dict[str, Any] = {
+        "temperature": temperature,
+        "alpha": alpha,
+        "beta": beta,
+        "gamma": gamma,
+        "relation": relation,
+    }
     loss = term(_focal_and_global, student, teacher, *paths, weight=weight, **coefficients)
 
     def init(key: Array, context: Context) -> ObjectiveVars:
