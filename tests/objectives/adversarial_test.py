@@ -328,8 +328,8 @@ def test_mismatched_inputs_raise():
             initialize(make(*VECTORS), given)
     with pytest.raises(ValueError, match=r"batch/label: expected integer classes \[batch\], got float32\[4\]"):
         initialize(adversarial(*MAPS, label_path="batch/label"), given)
-    with pytest.raises(ValueError, match=r"wasserstein, batch/image: expected \[4, 6, 6, 'channels'\], .* got \[4, 3"):
-        short = {**given, "batch": {"image": np.ones((4, 3, 3, 1), np.float32)}}
+    with pytest.raises(ValueError, match=r"batch/image: expected \[4, 'height', 'width', 'channels'\], .* got \[3, 6"):
+        short = {**given, "batch": {"image": np.ones((3, 6, 6, 1), np.float32)}}
         initialize(wasserstein(*MAPS, condition="batch/image"), short)
     with pytest.raises(ValueError, match=r"cnn: expected maps .* got \[4, 3\]"):
         initialize(adversarial(*VECTORS, discriminator=cnn(4)), arrays(4))
