@@ -101,7 +101,7 @@ def test_statistics_are_updated_in_training_and_used_in_evaluation(name):
     assert all(jax.tree.leaves(moved)) and trained["logits"].shape == (3, 17, 18, 5)
     alone = model.apply(variables, {"image": batch["image"][:1]}, key=None, train=False)[0]["logits"]
     whole = model.apply(variables, batch, key=None, train=False)[0]["logits"]
-    np.testing.assert_allclose(alone, whole[:1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(alone, whole[:1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
