@@ -171,6 +171,7 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, plac
 	$(PY) -m benchmarks.memory
 	$(PY) -m benchmarks.losses
 	$(PY) -m benchmarks.seeds
+	$(PY) -m benchmarks.freed_memory
 
 clean:  ## remove environments and caches, not runs/
 	rm -rf .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

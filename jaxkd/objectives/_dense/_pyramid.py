@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
-from jaxkd._core.batches import lookup
 from jaxkd.objectives._checks import sizes
 from jaxkd.objectives._compose import combine, replace, term
+from jaxkd.objectives._dense._resized import on_changed
 from jaxkd.objectives._features._alignment import align, align_init
 from jaxkd.objectives._projection import with_projection
 from jaxkd.objectives.layers import maps, pool_to_match
-from jaxkd.types import Array, Context, Objective, ObjectiveOut, ObjectiveVars, Schedule
+from jaxkd.types import Array, Context, Objective, ObjectiveVars, Schedule
 
 
 def pyramid(
@@ -42,7 +40,7 @@ def pyramid(
       ValueError: there is no level; or, from ``init``: a network has no such level, or it is not a map.
 
     >>> import functools
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from jaxkd import losses
     >>> pkd = pyramid(functools.partial(aligned, losses.pearson_features, weight=6.0), {0: 1, 1: 2})
     >>> shapes = lambda **maps: {name: jax.ShapeDtypeStruct((2, *s), jnp.float32) for name, s in maps.items()}
@@ -96,7 +94,7 @@ def aligned(
     Raises:
       ValueError: from ``init``: a path does not exist, or the features are no maps of one batch.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> from jaxkd import losses
     >>> objective = aligned(losses.channel_kl, "student/f", "teacher/f", temperature=1.0, weight=10.0)
     >>> feature = lambda *shape: {"f": jax.ShapeDtypeStruct(shape, jnp.float32)}
@@ -121,20 +119,13 @@ def aligned(
 def _at_one_size(objective: Objective, paths: tuple[str, str]) -> Objective:
     """Gives an objective the maps at the size of the smaller one."""
 
-    def resized(context: Context) -> Context:
-        found = [lookup(context, path) for path in paths]
-        maps("pyramid", found)
-        if found[0].shape[1:3] == found[1].shape[1:3]:
-            return context
-        pooled = pool_to_match("pyramid", *found)
+    def pooled(found: Mapping[str, Any]) -> dict[str, Any]:
+        both = [found[path] for path in paths]
+        maps("pyramid", both)
+        if both[0].shape[1:3] == both[1].shape[1:3]:
+            return dict(found)
         # A map that has the size keeps its dtype: the objective decides in which it computes.
-        both = zip(paths, found, pooled, strict=True)
-        return replace(context, {path: x if x.shape == y.shape else y for path, x, y in both})
+        changed = zip(paths, both, pool_to_match("pyramid", *both), strict=True)
+        return {path: x if x.shape == y.shape else y for path, x, y in changed}
 
-    def init(key: Array, context: Context) -> ObjectiveVars:
-        return objective.init(key, jax.eval_shape(resized, context._replace(axis_name=None)))
-
-    def apply(params: Any, state: Any, context: Context, key: Array | None) -> ObjectiveOut:
-        return objective.apply(params, state, resized(context), key)
-
-    return Objective(init, apply)
+    return on_changed(objective, paths, pooled)
