@@ -99,11 +99,12 @@ def main(
                 flag = "--keep" if kept else "--no-keep"
                 command = [sys.executable, "-m", "benchmarks.freed_memory", "--one", case, flag]
                 sides.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-        sides = {
+        medians = {
             "kept" if kept else "given back": {name: statistics.median(x[name] for x in each) for name in each[0]}
             for kept, each in found.items()
         }
-        rows.append({"case": case, **sides, "time_over_given_back": sides["kept"]["ms"] / sides["given back"]["ms"]})
+        ratio = medians["kept"]["ms"] / medians["given back"]["ms"]
+        rows.append({"case": case, **medians, "time_over_given_back": ratio})
         rich.print(rows[-1])
     broken = [row["case"] for row in rows if row["time_over_given_back"] > 1 - LEAST_SAVING]
     rich.print("all measured claims hold" if not broken else f"violated claims: {', '.join(broken)}")
