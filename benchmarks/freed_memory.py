@@ -91,7 +91,7 @@ def main(
     if one is not None:
         print(json.dumps(measured(one, keep)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in CASES:
         found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in range(rounds):
