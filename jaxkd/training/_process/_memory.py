@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Keeps the memory that a step frees for the next one, on Linux.
 
     XLA on CPUs takes the temporary memory of a program anew in each execution. glibc gives arrays of more than 32 MiB
-    back to the system at once, and the system fills each page with zeros before it is used again, which takes a
-    tenth to two fifths of a step's time (`benchmarks.freed_memory`). With this setting the memory stays with the
+    back to the system at once, and the system fills each page with zeros before it is used again, which takes
+    some 60 ms of a step with 70 MiB (`benchmarks.freed_memory`). With this setting the memory stays with the
     process until it ends, no number changes, and a GPU's memory is not concerned. It holds for the whole process,
     PyTorch and NumPy included. Call it before the first computation, since threads keep the heaps that they have.
 
