@@ -1,4 +1,4 @@
-"""docs/caches.md: its Python blocks run in order, and its sizes are those of the codecs."""
+"""docs/guides/caching.md: its Python blocks run in order, and its sizes are those of the codecs."""
 
 import pathlib
 import re
@@ -9,13 +9,13 @@ import pytest
 
 from jaxkd.cache import codecs
 
-TEXT = (pathlib.Path(__file__).parents[1] / "docs" / "caches.md").read_text(encoding="utf-8")
+TEXT = (pathlib.Path(__file__).parents[1] / "docs" / "guides" / "caching.md").read_text(encoding="utf-8")
 
 
 def test_blocks_run():
     namespace = {}
     for block in re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE):
-        exec(compile(block, "docs/caches.md", "exec"), namespace)
+        exec(compile(block, "docs/guides/caching.md", "exec"), namespace)
     assert "drawn" in namespace
 
 

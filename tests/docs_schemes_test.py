@@ -1,4 +1,4 @@
-"""docs/schemes.md: each Python block runs after the setup block alone."""
+"""docs/guides/schemes.md: each Python block runs after the setup block alone."""
 
 import functools
 import pathlib
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs" / "schemes.md"
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "guides" / "schemes.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^##+ (?P<title>.*)$", re.MULTILINE)

@@ -6,14 +6,14 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ["README.md", "docs/add-a-loss.md", "docs/models.md", "docs/text.md", "docs/training.md"]
-SLOW = ["docs/control.md", "docs/dense.md", "docs/speech.md"]
+PAGES = ["README.md", "docs/guides/add-a-loss.md", "docs/guides/models.md", "docs/guides/language.md", "docs/guides/training.md"]
+SLOW = ["docs/guides/control.md", "docs/guides/dense.md", "docs/guides/speech.md"]
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *(pytest.param(page, marks=pytest.mark.slow) for page in SLOW)])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    if page == "docs/control.md":
+    if page == "docs/guides/control.md":
         pytest.importorskip("gymnax", reason="needs gymnax, which does not permit every version of JAX")
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = [(text[: m.start("code")].count("\n"), m["code"]) for m in BLOCK.finditer(text) if not m["skip"]]

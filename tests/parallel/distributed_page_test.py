@@ -1,4 +1,4 @@
-"""The script of docs/distributed.md, run unmodified by two processes on loopback."""
+"""The script of docs/guides/devices.md, run unmodified by two processes on loopback."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGE = (ROOT / "docs/distributed.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/guides/devices.md").read_text(encoding="utf-8")
 SCRIPT = re.compile(r"^```python\n(# distributed_example\.py\n.*?)^```", re.DOTALL | re.MULTILINE)
 EXPORTS = re.compile(r"^export (JAX_PLATFORMS=.*)$", re.MULTILINE)
 

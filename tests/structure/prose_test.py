@@ -10,7 +10,7 @@ from tests.structure import source
 
 FILES = source.files("jaxkd")
 REFUSED = re.compile(r"(What|Of|How|Where|Whether)\b")
-PAGES = [source.ROOT / "README.md", *sorted((source.ROOT / "docs").glob("*.md"))]
+PAGES = [source.ROOT / "README.md", *sorted((source.ROOT / "docs").rglob("*.md"))]
 BRITISH = re.compile(
     r"(quant|normal|initial|optim|minim|maxim|general|regular|synchron|serial|vector|factor|parametr|penal|organ|summar"
     r"|special|recogn)is(e|ed|es|ing|ation)\b|behaviour|colour|centred|centre\b|neighbour|favour|grey|analyse|labelled"

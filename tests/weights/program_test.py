@@ -19,7 +19,7 @@ from jaxkd import adapters, models, weights
 from jaxkd.weights import _program as program_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "export.md"
+PAGE = ROOT / "docs" / "guides" / "export.md"
 BLOCK = re.compile(r"^(?P<serve><!-- serve\.py -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [(m.start("code"), m["code"], bool(m["serve"])) for m in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
 

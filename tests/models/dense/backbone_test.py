@@ -1,4 +1,4 @@
-"""The pyramid of feature maps, and the sizes and costs that docs/dense.md states."""
+"""The pyramid of feature maps, and the sizes and costs that docs/guides/dense.md states."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxkd import adapters, models
 from jaxkd.models.dense._backbone import Pyramid
 
-PAGE = pathlib.Path(__file__).parents[3] / "docs" / "dense.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "guides" / "dense.md"
 ROW = re.compile(
     r"^\| `(?P<name>PyramidBackbone|Detector)`, stages of (?P<widths>[\d, ]+), pyramid of (?P<channels>\d+) "
     r"\| (?P<parameters>[\d,]+) \| (?P<flops>[\d.]+) \|$",

@@ -1,4 +1,4 @@
-"""Pose networks of images and of clips, and the sizes and costs that docs/dense.md states."""
+"""Pose networks of images and of clips, and the sizes and costs that docs/guides/dense.md states."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ import pytest
 from jaxkd import adapters, models
 from jaxkd.models.dense._dynamic_kernels import convolved
 
-PAGE = pathlib.Path(__file__).parents[3] / "docs" / "dense.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "guides" / "dense.md"
 ROW = re.compile(
     r"^\| `(?P<call>(PoseNetwork|DynamicKernels)\([^`]*\))` \| (?P<parameters>[\d,]+) \| (?P<flops>[\d.]+) \|$",
     re.MULTILINE,

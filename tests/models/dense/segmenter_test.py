@@ -1,4 +1,4 @@
-"""Segmenters: sizes, the decoder by hand, BatchNorm, and the costs that docs/dense.md states."""
+"""Segmenters: sizes, the decoder by hand, BatchNorm, and the costs that docs/guides/dense.md states."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ from jaxkd import adapters, models
 from jaxkd.models.dense._enet import Bottleneck
 from jaxkd.models.dense._segmenter import SegmenterHead, upsampled
 
-PAGE = pathlib.Path(__file__).parents[3] / "docs" / "dense.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "guides" / "dense.md"
 ROW = re.compile(
     r"^\| `(?P<name>Segmenter|ENet)`, (?:stages|channels) of (?P<widths>[\d, ]+)(?:, pyramid of (?P<channels>\d+))? "
     r"\| (?P<parameters>[\d,]+) \| (?P<flops>[\d.]+) \|$",

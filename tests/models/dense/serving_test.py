@@ -1,4 +1,4 @@
-"""The script of docs/dense.md serves a segmenter with JAX alone."""
+"""The script of docs/guides/dense.md serves a segmenter with JAX alone."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from jaxkd import adapters, data, models, weights
 
-PAGE = pathlib.Path(__file__).parents[3] / "docs" / "dense.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "guides" / "dense.md"
 SCRIPT = re.search(r"^<!-- segment\.py -->\n```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.S | re.M)
 
 # Runs a script with JAX and its dependencies only: other imports fail.

@@ -1,4 +1,4 @@
-"""The sizes and costs of the acoustic models that docs/models.md states."""
+"""The sizes and costs of the acoustic models that docs/guides/models.md states."""
 
 import functools
 import pathlib
@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxkd import models
 
-PAGE = pathlib.Path(__file__).parents[3] / "docs" / "models.md"
+PAGE = pathlib.Path(__file__).parents[3] / "docs" / "guides" / "models.md"
 ROW = re.compile(
     r"^\| `(?P<name>\w+)`, (?P<layers>\d+) layers of (?P<width>\d+)(, (?P<directions>both|one) directions?)? "
     r"\| (?P<parameters>[\d,]+) \| (?P<flops>[\d.]+) \|$",
