@@ -6,7 +6,13 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ["README.md", "docs/guides/add-a-loss.md", "docs/guides/models.md", "docs/guides/language.md", "docs/guides/training.md"]
+PAGES = [
+    "README.md",
+    "docs/guides/add-a-loss.md",
+    "docs/guides/models.md",
+    "docs/guides/language.md",
+    "docs/guides/training.md",
+]
 SLOW = ["docs/guides/control.md", "docs/guides/dense.md", "docs/guides/speech.md"]
 BLOCK = re.compile(r"^(?P<skip><!-- no-test -->\n)?```python\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 

@@ -53,10 +53,14 @@ class Cells:
         for name in names:
             pending = [path for path in (self.path(name, "choice"), self.path(name, "test")) if not path.exists()]
             chosen = files.once(self.path(name, "choice"), lambda name=name: self._choice(name))
-            tested = files.once(self.path(name, "test"), lambda name=name, v=chosen["chosen"]: self._test(name, v, seeds))
+            tested = files.once(
+                self.path(name, "test"), lambda name=name, v=chosen["chosen"]: self._test(name, v, seeds)
+            )
             if tested["seeds"] != list(seeds) or tested["chosen"] != chosen["chosen"]:
                 told = f"{tested['chosen']:g} and the seeds {tested['seeds']}"
-                raise ValueError(f"{self.path(name, 'test')}: expected {chosen['chosen']:g} and {list(seeds)}, got {told}.")
+                raise ValueError(
+                    f"{self.path(name, 'test')}: expected {chosen['chosen']:g} and {list(seeds)}, got {told}."
+                )
             if pending:
                 self._say(name, chosen, tested)
                 finished()
@@ -93,7 +97,9 @@ class Cells:
             for part in (tested["runs"][:half], tested["runs"][half:])
         )
         seconds = chosen["seconds"] + tested["seconds"]
-        line = f"{name}: published {tested['published']:g}: {published:.2f} %, chosen {tested['chosen']:g}: {tuned:.2f} %"
+        line = (
+            f"{name}: published {tested['published']:g}: {published:.2f} %, chosen {tested['chosen']:g}: {tuned:.2f} %"
+        )
         line = f"{line}; {seconds:.0f} s"
         self._console.print(line, highlight=False)
         with (self._folder / "log.txt").open("a") as log:

@@ -67,12 +67,16 @@ class Digits:
             kd = jaxkd.distill(student, teacher, parts[0].objective, optimizer=optax.adam(rates[0]), metrics=_nothing)
         else:
             stages = [
-                schemes.phases.Stage(part.objective, optax.adam(rate), steps=n if part.share else None, student=part.student)
+                schemes.phases.Stage(
+                    part.objective, optax.adam(rate), steps=n if part.share else None, student=part.student
+                )
                 for part, rate, n in zip(parts, rates, counts, strict=True)
             ]
             kd = schemes.staged(student, teacher, *stages, metrics=_nothing)
         if row.mix:
-            kd = distillers.preprocess(kd, train_transform=functools.partial(_mix, kind=row.mix, value=value, seed=seed))
+            kd = distillers.preprocess(
+                kd, train_transform=functools.partial(mixed, kind=row.mix, value=value, seed=seed)
+            )
         return kd
 
     def lengths(self, parts: Sequence[Part]) -> list[int]:
@@ -178,7 +182,9 @@ class Digits:
     def test(self) -> dict[str, Any]:
         """The test images and what the teacher says of them; only finished students are measured on them."""
         found = self._normalized(data.load("digits", "test"))
-        return found | {"taught": networks.outputs_of(networks.network("teacher"), self.taught.variables, found["image"])}
+        return found | {
+            "taught": networks.outputs_of(networks.network("teacher"), self.taught.variables, found["image"])
+        }
 
     def references(self) -> dict[str, Any]:
         """Returns the measures of the teacher on the test split, and numbers of parameters."""
@@ -210,7 +216,9 @@ class Digits:
         total = 0.0
         for part, n in zip(parts, self.lengths(parts), strict=True):
             kd = self.distiller(row, row.published, 0, part)
-            total += n / self.sizes.steps * cost.flops(kd.step, jax.eval_shape(kd.init, jax.random.key(0), batch), batch)
+            total += (
+                n / self.sizes.steps * cost.flops(kd.step, jax.eval_shape(kd.init, jax.random.key(0), batch), batch)
+            )
         return {"cached": total, "live": total + (self._teacher_flops(row) if row.taught else 0.0)}
 
     def _teacher_flops(self, row: Row) -> float:
@@ -239,7 +247,7 @@ def _axes(state: Any) -> Any:
     return type(state)(*(None if name in ("teacher", "step") else 0 for name in state._fields))
 
 
-def _mix(batch: Any, *, kind: str, value: Any, seed: Any) -> Any:
+def mixed(batch: Any, *, kind: str, value: Any, seed: Any) -> Any:
     """Returns the batch with its labeled images mixed, by the α that is nearest to the value."""
     labeled, whole = batch["image"].shape[0] // 2, batch["image"].shape[0]
     part = {name: x[:labeled] for name, x in batch.items()}

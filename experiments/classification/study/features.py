@@ -58,7 +58,9 @@ def projected(loss: Objective, taps: Sequence[str] = STAGES) -> Objective:
         return ObjectiveVars(made)
 
     def change(params: Any, state: Any, context: Context, key: Any) -> tuple[Context, Any]:
-        changed = {f"student/{tap}": layers.dense(params[tap], objectives.lookup(context, f"student/{tap}")) for tap in taps}
+        changed = {
+            f"student/{tap}": layers.dense(params[tap], objectives.lookup(context, f"student/{tap}")) for tap in taps
+        }
         return objectives.replace(context, changed), state
 
     return objectives.with_projection(init, change, loss)
@@ -108,7 +110,9 @@ def _regressed(of: Setting, value: Any) -> list[Part]:
 
 
 def _review(of: Setting, value: Any) -> Objective:
-    students, teachers = ([f"{side}/{tap}" for tap in taps] for side, taps in (("student", STAGES), ("teacher", PREACTS)))
+    students, teachers = (
+        [f"{side}/{tap}" for tap in taps] for side, taps in (("student", STAGES), ("teacher", PREACTS))
+    )
     return objectives.review(students, teachers, weight=lambda step: value * (step / (of.steps / 12)).clip(0.0, 1.0))
 
 
@@ -139,7 +143,12 @@ ROWS: Rows = {
     "hint": _row("hint", beside(_hint), _published("fitnet"), "weight", (STAGES[1],), covers="hints"),
     "hint_first": _row("hint, then labels", first(_hint), 1.0, FIRST_RATE, (STAGES[1],), covers="hints", **_rates),
     "at": _row(
-        "AT", beside(each(_loss(losses.attention_transfer))), _published("at"), "weight", STAGES, covers="attention transfer"
+        "AT",
+        beside(each(_loss(losses.attention_transfer))),
+        _published("at"),
+        "weight",
+        STAGES,
+        covers="attention transfer",
     ),
     "ft": _row("FT", _factors, _published("ft"), "weight", STAGES[-1:], covers="factor transfer"),
     "nst": _row(
@@ -150,16 +159,26 @@ ROWS: Rows = {
         STAGES,
         covers="neuron selectivity transfer",
     ),
-    "ab": _row("AB, beside labels", beside(_boundaries), _published("ab"), "weight", PREACTS, covers="activation boundaries"),
-    "ab_first": _row("AB, then labels", first(_boundaries), 1.0, FIRST_RATE, PREACTS, covers="activation boundaries", **_rates),
-    "ofd": _row("OFD", beside(_overhaul), _published("ofd"), "weight", PREACTS, covers="overhaul of feature distillation"),
+    "ab": _row(
+        "AB, beside labels", beside(_boundaries), _published("ab"), "weight", PREACTS, covers="activation boundaries"
+    ),
+    "ab_first": _row(
+        "AB, then labels", first(_boundaries), 1.0, FIRST_RATE, PREACTS, covers="activation boundaries", **_rates
+    ),
+    "ofd": _row(
+        "OFD", beside(_overhaul), _published("ofd"), "weight", PREACTS, covers="overhaul of feature distillation"
+    ),
     "vid": _row("VID", beside(each(objectives.variational)), _published("vid"), "weight", STAGES, covers="variational"),
     "fsp": _row("FSP, beside labels", beside(_flow), 1.0, DEFAULT, STAGES, covers="flow of the solution procedure"),
-    "fsp_first": _row("FSP, then labels", first(_flow), 1.0, FIRST_RATE, STAGES, covers="flow of the solution procedure", **_rates),
+    "fsp_first": _row(
+        "FSP, then labels", first(_flow), 1.0, FIRST_RATE, STAGES, covers="flow of the solution procedure", **_rates
+    ),
     "svd": _row("KD-SVD", beside(_singular), 1.0, DEFAULT, STAGES, covers="singular vectors of features"),
     "review": _row("ReviewKD", beside(_review), 1.0, "weight, 0.6 to 8 published", PREACTS, covers="knowledge review"),
     "delta": _row("DELTA", beside(_weighted), 0.01, "weight", STAGES, covers="channel-weighted feature regularization"),
-    "pre_regression": _row("pre-regression", _regressed, 1.0, FIRST_RATE, STAGES, covers="knowledge pre-regression", **_rates),
+    "pre_regression": _row(
+        "pre-regression", _regressed, 1.0, FIRST_RATE, STAGES, covers="knowledge pre-regression", **_rates
+    ),
     "jacobian": _row(
         "Jacobian matching",
         beside(_jacobian),
@@ -171,7 +190,14 @@ ROWS: Rows = {
     ),
     "cwd": _row("CWD", beside(_channels), 3.0, "weight, T = 4", STAGES, covers="channel-wise distillation"),
     "mgd": _row(
-        "MGD", beside(each(objectives.masked_generation, STAGES[-1:])), 7e-5, "weight", STAGES[-1:], covers="masked generative"
+        "MGD",
+        beside(each(objectives.masked_generation, STAGES[-1:])),
+        7e-5,
+        "weight",
+        STAGES[-1:],
+        covers="masked generative",
     ),
-    "foundation": _row("AM-RADIO features", beside(_foundation), 1.0, "weight", STAGES[-1:], covers="features of several"),
+    "foundation": _row(
+        "AM-RADIO features", beside(_foundation), 1.0, "weight", STAGES[-1:], covers="features of several"
+    ),
 }

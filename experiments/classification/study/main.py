@@ -8,11 +8,12 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from experiments.classification.study import cells, features, relations, response
+from experiments.classification.study import cells, features, relations, report, response
 from experiments.classification.study.digits import Digits, Sizes
 from experiments.classification.study.table import Rows
 from experiments.kit import command
 
+TITLE = "All losses: published values and values chosen on validation images"
 ROWS: Rows = {**response.ROWS, **features.ROWS, **relations.ROWS}
 
 
@@ -46,7 +47,14 @@ def main(config: Config, console: Console) -> None:
     with command.own_folder(folder, settings(config)):
         work = cells.Cells(ROWS, folder, lambda: Digits(folder / "prepared", Sizes(steps=config.steps)), console)
         if not config.report:
-            work.run(names, range(config.seeds), lambda: None)
+            work.run(names, range(config.seeds), lambda: write(folder, settings(config)))
+        console.print(report.table(write(folder, settings(config)), TITLE))
+    console.print(f"{folder}: results.json, report.md, gain-and-cost.png", highlight=False)
+
+
+def write(folder: pathlib.Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the report of finished cells; returns its numbers."""
+    return report.write(ROWS, folder, found, TITLE)
 
 
 def settings(config: Config) -> Mapping[str, Any]:

@@ -69,11 +69,17 @@ ROWS: Rows = {
         covers="correlation congruence",
     ),
     "cc_kernel": _row(
-        "CC, kernel", beside(_embedded(losses.correlation_congruence, normalize=True)), 1.0, DEFAULT, covers="correlation"
+        "CC, kernel",
+        beside(_embedded(losses.correlation_congruence, normalize=True)),
+        1.0,
+        DEFAULT,
+        covers="correlation",
     ),
     "darkrank_soft": _row("DarkRank, soft", beside(_last(losses.darkrank_soft)), 1.0, DEFAULT, covers="ranking"),
     "darkrank_hard": _row("DarkRank, hard", beside(_last(losses.darkrank_hard)), 1.0, DEFAULT, covers="ranking"),
-    "mhgd": _row("MHGD", beside(_graph), 1.0, DEFAULT, covers="multi-head graph distillation")._replace(taps=STAGES[:2]),
+    "mhgd": _row("MHGD", beside(_graph), 1.0, DEFAULT, covers="multi-head graph distillation")._replace(
+        taps=STAGES[:2]
+    ),
     "crd": _row("CRD, bank", beside(_bank), KIT["crd"].weights["crd"], "weight; 256 negatives", covers=_crd),
     "crd_queue": _row("CRD, queue", beside(_queue), KIT["crd"].weights["crd"], "weight; 512 in the queue", covers=_crd),
     "crd_in_batch": _row("CRD, in batch", beside(_in_batch), KIT["crd"].weights["crd"], "weight", covers=_crd),

@@ -117,14 +117,10 @@ ROWS: Rows = {
     "kd": _row("KD", beside(soft_targets, 0.1), 0.9, "weight beside 0.1 of the labels, T = 4", _kd["covers"]),
     "logit_mse": _row("logit MSE", beside(logits(losses.logit_mse)), 1.0, DEFAULT, "logit matching"),
     "reverse_kl": _row("reverse KL", beside(logits(losses.reverse_kl)), 1.0, DEFAULT, "reverse KL"),
-    "jsd": _row(
-        "JSD", beside(logits(losses.generalized_jsd)), 1.0, DEFAULT, "generalized Jensen-Shannon divergence"
-    ),
+    "jsd": _row("JSD", beside(logits(losses.generalized_jsd)), 1.0, DEFAULT, "generalized Jensen-Shannon divergence"),
     "skew_kl": _row("skew KL", beside(logits(losses.skew_kl)), 1.0, DEFAULT, "skewed KL"),
     "skew_reverse_kl": _row("skew reverse KL", beside(logits(losses.skew_reverse_kl)), 1.0, DEFAULT, "skewed KL"),
-    "total_variation": _row(
-        "total variation", beside(logits(losses.total_variation)), 1.0, DEFAULT, "total variation"
-    ),
+    "total_variation": _row("total variation", beside(logits(losses.total_variation)), 1.0, DEFAULT, "total variation"),
     "dkd": _row("DKD", beside(_decoupled), 1.0, "weight; β = 8, T = 4", "decoupled knowledge distillation"),
     "dist": _row(
         "DIST",
@@ -140,7 +136,9 @@ ROWS: Rows = {
         "weight beside 0.1 of the labels, T = 2",
         "logit standardization",
     ),
-    "ctkd": _row("CTKD, global", beside(_global_temperature, 0.1), 0.9, "weight beside 0.1 of the labels", "curriculum"),
+    "ctkd": _row(
+        "CTKD, global", beside(_global_temperature, 0.1), 0.9, "weight beside 0.1 of the labels", "curriculum"
+    ),
     "ctkd_instance": _row(
         "CTKD, instance", beside(_own_temperature, 0.1), 0.9, "weight beside 0.1 of the labels", "curriculum"
     ),
