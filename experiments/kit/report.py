@@ -121,7 +121,7 @@ def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
 def power(found: Mapping[str, float] | None, unit: str, scale: float = 100, digits: int = 2) -> str:
     """Returns what the seeds can resolve, from `statistics.resolvable`, as a sentence; none where it is not known.
 
-    >>> power({"seeds": 3, "sd": 0.01, "gain": 0.0326}, "points")[-78:]
+    >>> power({"seeds": 3, "sd": 0.01, "gain": 0.0326}, "points")[-79:]
     'the smallest true gain that they show with a probability of 80% is 3.26 points.'
     """
     if found is None:

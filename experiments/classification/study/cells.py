@@ -50,7 +50,7 @@ class Cells:
     def run(self, names: Sequence[str], seeds: Sequence[int], finished: Callable[[], Any]) -> None:
         """Runs every cell that is not finished."""
         files.once(self._folder / "references.json", lambda: dict(self.work.references()))
-        for name in names:
+        for name in sorted(names, key=lambda name: self._rows[name].convolves):  # the slow ones last
             pending = [path for path in (self.path(name, "choice"), self.path(name, "test")) if not path.exists()]
             chosen = files.once(self.path(name, "choice"), lambda name=name: self._choice(name))
             tested = files.once(

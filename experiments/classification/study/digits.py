@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,14 @@ class Sizes:
     batch: int = 16  # labeled images in a batch, and as many others
     steps: int = 800  # updates of a student
     rate: float = networks.RATE  # of Adam, which falls to 0 along a cosine
+
+
+class _Functions(NamedTuple):
+    """The parts of a training of one run."""
+
+    init: Any  # (value, seed, student, table) -> state
+    step: Any  # (value, seed, state, table, rows of the batch, number of the step) -> state
+    accuracy: Any  # (state, table) -> accuracy on the validation split
 
 
 class Digits:
@@ -86,23 +94,22 @@ class Digits:
         return [n or steps - sum(first) for n in first]
 
     def train(self, row: Row, values: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
-        """Trains each value with the seed beside it, all as one program.
+        """Trains each value with the seed beside it, all as one program unless the objective convolves.
 
         Returns:
           ``accuracy`` on the validation split, ``[runs]``; its ``curve``, ``[evaluations, runs]``; ``params`` of the
           students, with a leading axis of runs.
         """
-        seeds, runs = jnp.asarray(seeds, jnp.uint32), (row.title, len(seeds))
+        numbers, runs = jnp.asarray(seeds, jnp.uint32), (row.title, len(seeds))
         if self._made[0] != runs:  # one program at a time, as the next method needs another
-            self._made = runs, self._make(row)
-        params, curve = self._made[1](
-            jnp.asarray(values, jnp.float32), seeds, self._students(seeds), self._orders(seeds), self._table
-        )
+            self._made = runs, (self._one_by_one if row.convolves else self._together)(self._functions(row))
+        arguments = jnp.asarray(values, jnp.float32), numbers, self._students(numbers), self._orders(numbers)
+        params, curve = self._made[1](*arguments, self._table)
         return {"accuracy": np.asarray(curve[-1]), "curve": np.asarray(curve), "params": jax.device_get(params)}
 
-    def _make(self, row: Row) -> Any:
-        """Returns the program that trains all runs of a method."""
-        steps, every, half = self.sizes.steps, max(self.sizes.steps // CURVE, 1), self.sizes.batch
+    def _functions(self, row: Row) -> _Functions:
+        """Returns the parts of a training of one run."""
+        half = self.sizes.batch
 
         def batch_of(table: Any, rows: Any, number: Any) -> Any:
             labeled = jnp.arange(2 * half) < half
@@ -111,35 +118,64 @@ class Digits:
             found |= {"label": jnp.where(labeled, label, -1), "guess": jnp.where(labeled, label, guess)}
             return {**found, "epoch": jnp.full(rows.shape, number, jnp.int32)}
 
+        def init(value: Any, seed: Any, student: Any, table: Any) -> Any:
+            key, first = jax.random.fold_in(jax.random.key(0), seed), jnp.zeros(2 * half, jnp.int32)
+            return self.distiller(row, value, seed).init(key, batch_of(table, first, 0))._replace(student=student)
+
+        def step(value: Any, seed: Any, state: Any, table: Any, rows: Any, number: Any) -> Any:
+            return self.distiller(row, value, seed).step(state, batch_of(table, rows, number))[0]
+
+        def accuracy(state: Any, table: Any) -> Any:
+            outputs, _ = self.model.apply(state.student, {"image": table["held"]}, key=None, train=False)
+            return jnp.mean(outputs["logits"].argmax(-1) == table["held_label"])
+
+        return _Functions(init, step, accuracy)
+
+    @property
+    def _every(self) -> int:
+        return max(self.sizes.steps // CURVE, 1)
+
+    def _together(self, functions: _Functions) -> Any:
+        """Returns a program that trains all runs in a loop over the steps."""
+        steps, every = self.sizes.steps, self._every
+
         @functools.partial(jax.jit, compiler_options=_quickly())
         def program(values: Any, seeds: Any, students: Any, orders: Any, table: Any) -> Any:
-            first = batch_of(table, orders[0, 0], 0)
-
-            def init(value: Any, seed: Any, student: Any) -> Any:
-                key = jax.random.fold_in(jax.random.key(0), seed)
-                return self.distiller(row, value, seed).init(key, first)._replace(student=student)
-
-            def step(value: Any, seed: Any, state: Any, rows: Any, number: Any) -> Any:
-                return self.distiller(row, value, seed).step(state, batch_of(table, rows, number))[0]
-
-            def accuracy(state: Any) -> Any:
-                outputs, _ = self.model.apply(state.student, {"image": table["held"]}, key=None, train=False)
-                return jnp.mean(outputs["logits"].argmax(-1) == table["held_label"])
-
-            axes = _axes(jax.eval_shape(init, values[0], seeds[0], jax.tree.map(lambda x: x[0], students)))
-            state = jax.vmap(init, out_axes=axes)(values, seeds, students)
-            update = jax.vmap(step, (0, 0, axes, 0, None), axes)
+            one = jax.tree.map(lambda x: x[0], students)
+            axes = _axes(jax.eval_shape(functions.init, values[0], seeds[0], one, table))
+            state = jax.vmap(functions.init, (0, 0, 0, None), axes)(values, seeds, students, table)
+            update = jax.vmap(functions.step, (0, 0, axes, None, 0, None), axes)
 
             def advance(state: Any, inputs: Any) -> Any:
-                return update(values, seeds, state, *inputs), None
+                return update(values, seeds, state, table, *inputs), None
 
             def segment(state: Any, inputs: Any) -> Any:
                 state, _ = jax.lax.scan(advance, state, inputs)
-                return state, jax.vmap(accuracy, (axes,))(state)
+                return state, jax.vmap(functions.accuracy, (axes, None))(state, table)
 
             numbers = jnp.arange(steps).reshape(-1, every)
             state, curve = jax.lax.scan(segment, state, (orders.reshape(*numbers.shape, *orders.shape[1:]), numbers))
             return state.student.params, curve
+
+        return program
+
+    def _one_by_one(self, functions: _Functions) -> Any:
+        """Returns a function that trains one run after the other, with one step in a dispatch."""
+        init, accuracy = jax.jit(functions.init), jax.jit(functions.accuracy)
+        step = jax.jit(functions.step, donate_argnums=2, compiler_options=_quickly())
+
+        def program(values: Any, seeds: Any, students: Any, orders: Any, table: Any) -> Any:
+            params, curves = [], []
+            for i, (value, seed) in enumerate(zip(values, seeds, strict=True)):
+                student = jax.tree.map(lambda x, i=i: x[i], students)
+                state, curve = init(value, seed, student, table), []
+                for number in range(self.sizes.steps):
+                    state = step(value, seed, state, table, orders[number, i], number)
+                    if (number + 1) % self._every == 0:
+                        curve.append(accuracy(state, table))
+                params.append(state.student.params)
+                curves.append(curve)
+            return jax.tree.map(lambda *x: jnp.stack(x), *params), np.array(curves).T
 
         return program
 

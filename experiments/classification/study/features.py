@@ -150,7 +150,7 @@ ROWS: Rows = {
         STAGES,
         covers="attention transfer",
     ),
-    "ft": _row("FT", _factors, _published("ft"), "weight", STAGES[-1:], covers="factor transfer"),
+    "ft": _row("FT", _factors, _published("ft"), "weight", STAGES[-1:], covers="factor transfer", convolves=True),
     "nst": _row(
         "NST",
         beside(each(_loss(losses.neuron_selectivity))),
@@ -174,7 +174,15 @@ ROWS: Rows = {
         "FSP, then labels", first(_flow), 1.0, FIRST_RATE, STAGES, covers="flow of the solution procedure", **_rates
     ),
     "svd": _row("KD-SVD", beside(_singular), 1.0, DEFAULT, STAGES, covers="singular vectors of features"),
-    "review": _row("ReviewKD", beside(_review), 1.0, "weight, 0.6 to 8 published", PREACTS, covers="knowledge review"),
+    "review": _row(
+        "ReviewKD",
+        beside(_review),
+        1.0,
+        "weight, 0.6 to 8 published",
+        PREACTS,
+        covers="knowledge review",
+        convolves=True,
+    ),
     "delta": _row("DELTA", beside(_weighted), 0.01, "weight", STAGES, covers="channel-weighted feature regularization"),
     "pre_regression": _row(
         "pre-regression", _regressed, 1.0, FIRST_RATE, STAGES, covers="knowledge pre-regression", **_rates
@@ -196,6 +204,7 @@ ROWS: Rows = {
         "weight",
         STAGES[-1:],
         covers="masked generative",
+        convolves=True,
     ),
     "foundation": _row(
         "AM-RADIO features", beside(_foundation), 1.0, "weight", STAGES[-1:], covers="features of several"

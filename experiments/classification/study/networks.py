@@ -100,12 +100,12 @@ def train_teacher(folder: pathlib.Path, train: data.Dataset, validation: data.Re
 
 def outputs_of(model: Model, variables: Variables, images: Any) -> dict[str, np.ndarray]:
     """Returns all outputs of a network for normalized images."""
+    return {name: np.asarray(value, np.float32) for name, value in _apply(model.apply, variables, images).items()}
 
-    @jax.jit
-    def apply(variables: Variables, images: Any) -> Any:
-        return model.apply(variables, {"image": images}, key=None, train=False)[0]
 
-    return {name: np.asarray(value, np.float32) for name, value in apply(variables, images).items()}
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(apply: Any, variables: Variables, images: Any) -> Any:
+    return apply(variables, {"image": images}, key=None, train=False)[0]
 
 
 def _importance(model: Model, variables: Variables, images: Any, labels: Any, stage: str) -> Array:

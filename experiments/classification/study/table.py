@@ -33,6 +33,7 @@ class Row(NamedTuple):
     taught: bool = True  # whether there is a teacher
     mix: str = ""  # how labeled images are mixed, ``mixup`` or ``cutmix``
     wrap: Callable[[Model], Model] | None = None  # wrapper of the student's network
+    convolves: bool = False  # whether the objective has 3 × 3 convolutions, which are slow in a loop on a CPU
 
     @property
     def values(self) -> tuple[float, ...]:
