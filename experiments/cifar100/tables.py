@@ -25,7 +25,7 @@ def best_title(found: Mapping[str, Any]) -> str:
 
 
 def columns(found: Mapping[str, Any]) -> Row:
-    compared = ("ours − published", INSIDE)
+    compared: Row = ("ours − published", INSIDE)
     if found["unlike_published"]:
         compared = ("published gain", "direction", INSIDE)
     return (

@@ -1,5 +1,6 @@
 """The cells of the study: of each method, the choice of a value, and its students on the test split."""
 
+import functools
 import json
 import pathlib
 import time
@@ -52,10 +53,9 @@ class Cells:
         files.once(self._folder / "references.json", lambda: dict(self.work.references()))
         for name in sorted(names, key=lambda name: self._rows[name].convolves):  # the slow ones last
             pending = [path for path in (self.path(name, "choice"), self.path(name, "test")) if not path.exists()]
-            chosen = files.once(self.path(name, "choice"), lambda name=name: self._choice(name))
-            tested = files.once(
-                self.path(name, "test"), lambda name=name, v=chosen["chosen"]: self._test(name, v, seeds)
-            )
+            chosen = files.once(self.path(name, "choice"), functools.partial(self._choice, name))
+            test = functools.partial(self._test, name, chosen["chosen"], seeds)
+            tested = files.once(self.path(name, "test"), test)
             if tested["seeds"] != list(seeds) or tested["chosen"] != chosen["chosen"]:
                 told = f"{tested['chosen']:g} and the seeds {tested['seeds']}"
                 raise ValueError(

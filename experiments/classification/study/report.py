@@ -99,6 +99,19 @@ def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[rep
     return found
 
 
+def short_table(results: Mapping[str, Any]) -> str:
+    """Returns the table of the experiment's README: gains and cost of every method, the best of each group first."""
+    heads = ("group", "method", "gain, published value", "chosen value", "gain, chosen value", "cost")
+    found = []
+    for group, heading in GROUPS.items():
+        rows = [one for one in results["rows"].values() if one["gain"] and one["group"] == group]
+        for one in sorted(rows, key=lambda one: -one["gain"]["chosen"]["mean"]):
+            published, chosen = (_points(one["gain"][kind]) for kind in KINDS)
+            values = f"{one['value']['chosen']:g}" + ("" if len(set(one["value"].values())) > 1 else " (published)")
+            found.append((heading, one["title"], published, values, chosen, f"{one['cost']['cached']:.2f}×"))
+    return report.markdown_table(heads, found)
+
+
 def _share(summary: Mapping[str, Any]) -> str:
     half = "" if summary["half"] is None else f" ± {100 * summary['half']:.1f}"
     return report.mean(summary, spec=".1f") + half
@@ -154,7 +167,7 @@ def _power(results: Mapping[str, Any]) -> list[str]:
 
 
 def _grids(results: Mapping[str, Any]) -> tuple[Sequence[str], list[report.Row]]:
-    found = []
+    found: list[report.Row] = []
     for one in results["rows"].values():
         pairs = zip(one["values"], one["validation"], strict=True)
         texts = [f"{value:g}: {100 * accuracy:.1f}" for value, accuracy in pairs]

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from experiments.classification.main import cli
-from experiments.classification.study import cells, choice, digits, figure, main, networks, report, table
+from experiments.classification.study import cells, choice, cifar100, digits, figure, main, networks, report, table
+from experiments.kit.recipe import Protocol
 from jaxkd import data
+from tests.experiments import cifar100_tiny
 
 GROUPS = ("response", "features", "relations")
 
@@ -165,3 +167,32 @@ def test_a_tiny_run_reads_test_images_last_and_resumes(monkeypatch, tmp_path):
     work = digits.Digits(tmp_path / "again", digits.Sizes(steps=10))
     found = work.train(main.ROWS["at"], [10.0, 100.0], [1000, 1000])
     assert read == ["train", "validation"] and found["curve"].shape == (10, 2)
+
+
+def test_values_multiply_the_published_weights_but_that_of_the_labels():
+    assert cifar100.weighted("kd", 10.0) == {"ce": 0.1, "kd": 9.0}
+    assert cifar100.weighted("rkd", 0.1) == pytest.approx({"distance": 2.5, "angle": 5.0})
+    assert cifar100.weighted("review", 2.0) == {"review": 2.0}
+    assert {name: len(row.values) for name, row in cifar100.rows().items() if len(row.values) != 5} == {
+        "student": 1,
+        "fsp": 1,
+    }
+
+
+@pytest.mark.slow
+def test_cifar100_trains_each_value_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(cifar100, "PROBLEM", cifar100_tiny.PROBLEM._replace(load=lambda _, split: tiny_images(split)))
+    protocol = Protocol(epochs=1, teacher_epochs=1, holdout=100, batch_size=50)
+    work, row = cifar100.Cifar100(tmp_path, None, protocol), cifar100.rows()["at"]
+    found = work.train(row, [1.0, 10.0], [0, 0])
+    assert found["accuracy"].shape == (2,) and found["curve"].shape == (1, 2)
+    monkeypatch.setattr(cifar100.training, "by_epoch", lambda *more, **options: pytest.fail("it is trained"))
+    np.testing.assert_array_equal(work.train(row, [10.0], [0])["accuracy"], found["accuracy"][1:])
+    measured = work.measure(jax.tree.map(lambda x: x[0], found["params"]))
+    assert set(report.MEASURES) <= set(measured) and 0 <= measured["cka"] <= 1
+    flops = work.flops(row)
+    assert work.flops(cifar100.rows()["student"])["cached"] < flops["cached"] < flops["live"]
+
+
+def tiny_images(split):
+    return cifar100_tiny.images(200 if split == "train" else 100, seed=len(split))
