@@ -30,11 +30,12 @@ def _panel(axes: Any, found: Sequence[Mapping[str, Any]], title: str) -> None:
     axes.grid(axis="y", alpha=0.3)
     costs = np.array([one["cost"]["cached"] for one in found] or [1.0])
     gains = [100 * one["gain"]["chosen"]["mean"] for one in found]
-    low, high = 0.9, 1.25 * costs.max()
+    near = costs.max() < 1.5
+    low, high = (0.985, 1.02 * costs.max()) if near else (0.85, 1.25 * costs.max())
     begin = high * (high / low) ** 0.08
     axes.set_xlim(low, begin * (high / low) ** 0.75)
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick <= high]
-    axes.set_xticks(ticks, [f"{tick}×" for tick in ticks])
+    ticks = [tick for tick in ((1, 1.05, 1.1, 1.2, 1.4) if near else (1, 2, 5, 10, 20, 50, 100)) if tick <= high]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     for i, (one, x, y, place) in enumerate(zip(found, costs, gains, spaced(gains, 0.85), strict=False)):
         color = plots.COLORS[i % len(plots.COLORS)]
@@ -42,7 +43,8 @@ def _panel(axes: Any, found: Sequence[Mapping[str, Any]], title: str) -> None:
             x, y, yerr=100 * one["gain"]["chosen"]["half"], fmt="o", color=color, capsize=2, ms=5, elinewidth=0.8
         )
         axes.plot([x, begin], [y, place], color=color, linewidth=0.5, alpha=0.6)
-        axes.text(begin, place, f" {one['title']} {y:+z.1f}", va="center", fontsize=8.5, color=color)
+        label = {"va": "center", "fontsize": 8.5, "color": color, "bbox": {"fc": "white", "ec": "none", "pad": 0.6}}
+        axes.text(begin, place, f" {one['title']} {y:+z.1f}", **label)
 
 
 def spaced(places: Sequence[float], least: float) -> list[float]:

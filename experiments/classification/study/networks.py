@@ -115,7 +115,7 @@ def _importance(model: Model, variables: Variables, images: Any, labels: Any, st
     @jax.jit
     @functools.partial(jax.vmap, in_axes=0)
     def loss(kept: Array) -> Array:
-        filters = jax.tree.map(lambda x: x * kept, variables.params[layer])
+        filters = jax.tree.map(lambda x: x * jnp.expand_dims(kept, tuple(range(x.ndim - 1))), variables.params[layer])
         changed = variables._replace(params={**variables.params, layer: filters})
         logits = model.apply(changed, {"image": images}, key=None, train=False)[0]["logits"]
         return losses.cross_entropy(logits, labels).mean()
