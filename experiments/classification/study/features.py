@@ -183,7 +183,9 @@ ROWS: Rows = {
         covers="knowledge review",
         convolves=True,
     ),
-    "delta": _row("DELTA", beside(_weighted), 0.01, "weight", STAGES, covers="channel-weighted feature regularization"),
+    "delta": _row(
+        "DELTA", beside(_weighted), 0.01, "weight; 0.01 here", STAGES, covers="channel-weighted feature regularization"
+    ),
     "pre_regression": _row(
         "pre-regression", _regressed, 1.0, FIRST_RATE, STAGES, covers="knowledge pre-regression", **_rates
     ),
@@ -196,7 +198,14 @@ ROWS: Rows = {
         covers="Jacobian matching",
         wrap=functools.partial(wrappers.with_input_gradient, class_path="teacher/logits"),
     ),
-    "cwd": _row("CWD", beside(_channels), 3.0, "weight, T = 4", STAGES, covers="channel-wise distillation"),
+    "cwd": _row(
+        "CWD",
+        beside(_channels),
+        3.0,
+        "weight, T = 4; the authors' for logits",
+        STAGES,
+        covers="channel-wise distillation",
+    ),
     "mgd": _row(
         "MGD",
         beside(each(objectives.masked_generation, STAGES[-1:])),

@@ -83,5 +83,7 @@ ROWS: Rows = {
     "crd": _row("CRD, bank", beside(_bank), KIT["crd"].weights["crd"], "weight; 256 negatives", covers=_crd),
     "crd_queue": _row("CRD, queue", beside(_queue), KIT["crd"].weights["crd"], "weight; 512 in the queue", covers=_crd),
     "crd_in_batch": _row("CRD, in batch", beside(_in_batch), KIT["crd"].weights["crd"], "weight", covers=_crd),
-    "info_nce": _row("InfoNCE", beside(_embedded(losses.info_nce, normalize=True)), 0.8, "weight", covers=_crd),
+    "info_nce": _row(
+        "InfoNCE", beside(_embedded(losses.info_nce, normalize=True)), 0.8, "weight; that of CRD", covers=_crd
+    ),
 }

@@ -17,7 +17,7 @@ MEASURES = ("accuracy", "agreement", "calibration_error", "cka", "svcca")
 GROUPS = {"response": "Response", "features": "Features", "relations": "Relations"}
 HEADS = (
     *("method", "published value", "accuracy (%)", "gain"),
-    *("chosen value", "accuracy (%)", "gain", "shown"),
+    *("chosen value", "accuracy (%)", "gain", "shown", "over KD"),
     *("agreement (%)", "CKA", "SVCCA", "cost", "with the teacher"),
 )
 
@@ -37,7 +37,7 @@ def write(rows: Rows, folder: pathlib.Path, settings: Mapping[str, Any], title: 
 
 def numbers(rows: Rows, found: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
     """Returns means, paired gains and costs of finished methods."""
-    alone = found.get("student")
+    alone, soft = found.get("student"), found.get("kd")
     results: dict[str, Any] = {"references": dict(references), "rows": {}}
     for name, cell in found.items():
         row, tested = rows[name], cell["test"]
@@ -49,6 +49,7 @@ def numbers(rows: Rows, found: Mapping[str, Any], references: Mapping[str, Any])
             for kind in KINDS
         }
         one["gain"] = {kind: gain(tested, alone, kind) for kind in KINDS} if alone and name != "student" else {}
+        one["over_kd"] = gain(tested, soft, "chosen") if soft and name != "kd" else None
         one["cost"] = {k: v / alone["test"]["flops"]["cached"] for k, v in tested["flops"].items()} if alone else {}
         one["seconds"] = cell["choice"]["seconds"] + tested["seconds"]
         results["rows"][name] = one
@@ -63,9 +64,9 @@ def by_seed(tested: Mapping[str, Any], kind: str, measure: str) -> dict[int, flo
     return {one["seed"]: one["measures"][measure] for one in part}
 
 
-def gain(tested: Mapping[str, Any], alone: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
-    """Returns the paired gain over the student alone, whose learning rate had the same choice."""
-    return statistics.paired(by_seed(tested, kind, "accuracy"), by_seed(alone["test"], kind, "accuracy"))
+def gain(tested: Mapping[str, Any], other: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+    """Returns the paired gain over another method, whose value had the same choice."""
+    return statistics.paired(by_seed(tested, kind, "accuracy"), by_seed(other["test"], kind, "accuracy"))
 
 
 def shown(summary: Mapping[str, Any] | None) -> str:
@@ -92,7 +93,7 @@ def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[rep
                 texts += [f"{one['value'][kind]:g}", _share(one["measures"][kind]["accuracy"]), _points(gained)]
             measured = one["measures"]["chosen"]
             texts += [shown(one["gain"].get("chosen")) if one["gain"] else report.NONE]
-            texts += [report.mean(measured["agreement"], spec=".1f")]
+            texts += [_points(one["over_kd"]), report.mean(measured["agreement"], spec=".1f")]
             texts += [report.mean(measured[name], 1) for name in ("cka", "svcca")]
             texts += [f"{one['cost'][how]:.2f}×" if one["cost"] else report.NONE for how in ("cached", "live")]
             found.append(tuple(texts))
@@ -149,15 +150,15 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
 
 def _about(results: Mapping[str, Any]) -> str:
     seeds, others = results["config"]["seeds"], max(len(results["rows"]) - 1, 0)
-    return f"""Each method is trained with its published value, usually the weight of its term, and with the value of a
-grid of five that has the best mean accuracy on the validation split. The budget of the choice is the same for every
-method, the student alone included, which chooses its learning rate. The choice has two seeds of its own; the table
-shows the test split, {seeds} other seeds, as means with 95% intervals (Student's t). A gain is the paired difference
-from the student alone of the same column and seed. *Shown* says whether the interval of the chosen value's gain
-excludes 0; of {others} methods without any effect, one in twenty would be expected to. Agreement, and the similarities
-of the last stage to the teacher's (linear CKA and SVCCA on the test images), are those of the chosen value. The cost is
-that of a step in FLOPs, as a multiple of the student's alone, with the teacher's outputs cached, as here, and with the
-teacher evaluated in the step."""
+    return f"""Each method is trained with its published value, usually the weight of its term (where none is used, with
+1), and with the value of a grid of five that has the best mean accuracy on the validation split. The budget of the
+choice is the same for every method, the student alone included, which chooses its learning rate. The choice has two
+seeds of its own; the table shows the test split, {seeds} other seeds, as means with 95% intervals (Student's t). A gain
+is the paired difference from the student alone of the same column and seed. *Shown* says whether the interval of the
+chosen value's gain excludes 0; of {others} methods without any effect, one in twenty would be expected to. Agreement,
+and the similarities of the last stage to the teacher's (linear CKA and SVCCA on the test images), are those of the
+chosen value. The cost is that of a step in FLOPs, as a multiple of the student's alone, with the teacher's outputs
+cached, as here, and with the teacher evaluated in the step."""
 
 
 def _power(results: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ KIT = methods.METHODS
 BOTH = ("student/logits", "teacher/logits")
 HARD = ("student/logits", "batch/label")
 ALPHAS = (0.1, 0.2, 0.5, 1.0, 2.0)  # of mixup and CutMix
-DEFAULT = "weight; the paper gives none for classifiers, 1 here"
+DEFAULT = "weight; no published one is used, 1 here"
 
 
 class Setting(NamedTuple):
@@ -162,7 +162,12 @@ ROWS: Rows = {
         "label smoothing", _smoothed, 0.1, "ε", "label smoothing", grid=(0.02, 0.05, 0.1, 0.2, 0.4), **_alone_options
     ),
     "tf_kd": _row(
-        "Tf-KD regularizer", _virtual, 0.1, "weight; a = 0.99, T = 20", "teacher-free distillation", **_alone_options
+        "Tf-KD regularizer",
+        _virtual,
+        0.1,
+        "weight; a = 0.99, T = 20; 0.1 here",
+        "teacher-free distillation",
+        **_alone_options,
     ),
     "mixup": _row(
         "mixup labels", _mixed, 1.0, "α of Beta(α, α)", "mixed labels", grid=ALPHAS, mix="mixup", **_alone_options
