@@ -83,12 +83,12 @@ def cases_of(path: pathlib.Path) -> list[Case]:
     """Returns the tests of a page."""
     page, text = name_of(path), path.read_text(encoding="utf-8")
     blocks = [block for block in blocks_of(text) if block.mark != "no-test" and not block.mark.endswith(".py")]
-    if INDEPENDENT in text:
-        setup, *rest = blocks
-        return [Case(page, section_at(text, block.line), (block,), setup) for block in rest]
     alone = [Case(page, section_at(text, block.line), (block,)) for block in blocks if block.mark == "alone"]
-    together = tuple(block for block in blocks if block.mark != "alone")
-    return ([Case(page, "page", together)] if together else []) + alone
+    together = [block for block in blocks if block.mark != "alone"]
+    if INDEPENDENT in text:
+        setup, *rest = together
+        return alone + [Case(page, section_at(text, block.line), (block,), setup) for block in rest]
+    return ([Case(page, "page", tuple(together))] if together else []) + alone
 
 
 def section_at(text: str, line: int) -> str:
