@@ -32,6 +32,8 @@ SCRIPTS = {
 }
 # A block that imports one of these is skipped where it is not installed; any other import must work.
 OPTIONAL = {"equinox", "gymnax", "keras", "torch", "wandb", "clu"}
+# What a block that never runs must name: a directory of prepared sets, or a library that no extra installs.
+UNAVAILABLE = ("data_dir", "wandb", "keras.", "GKDTrainer", "DistillationTrainer")
 
 INDEPENDENT = "<!-- each block after the first -->"
 BLOCK = re.compile(

@@ -47,6 +47,14 @@ def test_every_page_with_python_is_covered():
         assert all(b.mark == "no-test" or b.mark in page_blocks.SCRIPTS for b in rest), f"{page}: blocks do not run"
 
 
+def test_blocks_that_never_run_name_what_they_need():
+    for path in page_blocks.PAGES:
+        for block in page_blocks.blocks_of(path.read_text(encoding="utf-8")):
+            if block.mark == "no-test":
+                known = any(name in block.code for name in page_blocks.UNAVAILABLE)
+                assert known, f"{page_blocks.name_of(path)}, line {block.line}: it can run, or skip by OPTIONAL"
+
+
 def test_scripts_of_pages_are_run_by_a_test():
     text = "".join(path.read_text(encoding="utf-8") for path in page_blocks.PAGES)
     for script, test in page_blocks.SCRIPTS.items():
