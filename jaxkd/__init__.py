@@ -105,7 +105,11 @@ __all__ = [
     "wrappers",
 ]
 
-_PACKAGES = frozenset(name for name in __all__ if (_Path(__file__).parent / name).is_dir()) | {"data", "dense", "models"}
+_PACKAGES = frozenset(name for name in __all__ if (_Path(__file__).parent / name).is_dir()) | {
+    "data",
+    "dense",
+    "models",
+}
 _FUNCTIONS = {"combine": "jaxkd.objectives", "distill": "jaxkd.distillers", "term": "jaxkd.objectives"}
 
 
