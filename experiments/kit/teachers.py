@@ -113,7 +113,7 @@ def cached(place: Place, trained: Trained, train: data.Dataset) -> cache.Cache:
             transform=shared_views(place.problem),
             views=protocol.epochs,
             codecs={name: cache.codecs.full("float16") for name in CACHED},
-            progress=place.progress and f"teacher {name}",
+            progress=place.progress,
         )
 
 

@@ -133,12 +133,11 @@ def show_progress(
         MofNCompleteColumn(table_column=fixed),
         BarColumn(bar_width=12 if console.width < _NARROW else 40, table_column=fixed),
         TimeElapsedColumn(table_column=fixed),
-        _Computed(pace.text, fixed),
-        _Computed(lambda: bar.metrics),
+        _Computed(lambda task: pace.text(), fixed),
+        _Computed(lambda task: str(task.fields["metrics"])),
     )
     with Progress(*columns, console=console) as progress:
-        bar = _Bar(progress, pace)
-        yield bar
+        yield _Bar(progress, pace)
 
 
 def summary(row: Mapping[str, float]) -> str:
@@ -162,12 +161,12 @@ def summary(row: Mapping[str, float]) -> str:
 class _Computed(ProgressColumn):
     """A column whose text a function returns; it is cut where the terminal ends."""
 
-    def __init__(self, text: Callable[[], str], table_column: Column | None = None) -> None:
+    def __init__(self, text: Callable[[Task], str], table_column: Column | None = None) -> None:
         super().__init__(table_column)
         self._text = text
 
     def render(self, task: Task) -> Text:
-        return Text(self._text(), no_wrap=True, overflow="ellipsis")
+        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
 
 
 class _Bar:
@@ -175,16 +174,14 @@ class _Bar:
 
     def __init__(self, progress: Progress, pace: Pace) -> None:
         self._progress, self._pace = progress, pace
-        self._task = progress.add_task("", total=pace.steps, completed=pace.step)
+        self._task = progress.add_task("", total=pace.steps, completed=pace.step, metrics="")
         self._known: dict[str, float] = {}
-        self.metrics = ""
         self.phase = pace.phase
 
     def __call__(self, step: int, row: Mapping[str, float] | None = None) -> None:
         self._known.update(row or {})
-        self.metrics = summary(self._known)
         self._pace.reach(step)
-        self._progress.update(self._task, completed=self._pace.step)
+        self._progress.update(self._task, completed=self._pace.step, metrics=summary(self._known))
 
 
 class _Lines:

@@ -328,8 +328,9 @@ class Run:
         """
         if metrics := self.runner.metrics(flush):
             self.rows.add(*metrics)
-            self.show(metrics[0])
         yield from self.rows.complete(0 if flush else 1)
+        if metrics and self.clock.step < self.settings.cadence.steps:  # the last step is shown with its row
+            self.show(self.clock.step)
 
     def record(self, row: dict[str, float]) -> None:
         """Adds a row to the history and to the log files."""

@@ -20,7 +20,7 @@ def test_import_loads_no_optional_library_and_no_backend():
     code = (
         "import sys, jaxkd; from jax._src import xla_bridge; "
         "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'matplotlib', 'sklearn', 'tensorboardX', 'tyro', "
-        "'orbax', 'orbax.checkpoint', 'flax', 'optax', 'rich', 'safetensors', 'flatbuffers', 'jaxkd.data', "
+        "'orbax', 'orbax.checkpoint', 'flax', 'optax', 'rich', 'safetensors', 'jaxkd.data', "
         "'jaxkd.models', 'jaxkd.losses', 'jaxkd.training'}; "
         "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())"
     )
