@@ -33,7 +33,7 @@ def reason(error: Exception) -> str:
 
 
 def orbax_checkpoint() -> Any:
-    """Imports and returns ``orbax.checkpoint``, which takes longer than all of jaxkd that does not need it."""
+    """Imports and returns ``orbax.checkpoint``, whose import takes long."""
     import orbax.checkpoint  # type: ignore[import-untyped]
 
     return orbax.checkpoint

@@ -28,7 +28,7 @@ class Show(Protocol):
         ...
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Names work that happens once, such as ``"compiling"``, and leaves it out of the rate."""
+        """Names work that happens once, ``"compiling"``, and leaves it out of the rate."""
         ...
 
 

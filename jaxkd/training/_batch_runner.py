@@ -37,7 +37,7 @@ class BatchRunner(Protocol):
         ...
 
     def program(self, step: int, fetched: Any) -> Hashable:
-        """Returns what distinguishes the compiled program of the next dispatch from others."""
+        """Returns a key of the compiled program that the next dispatch runs."""
         ...
 
     def run(self, state: TrainState, step: int, fetched: Any) -> tuple[TrainState, int]:
