@@ -78,6 +78,12 @@ def test_the_metadata_is_valid_and_complete(wheel):
     assert len(found.summary) <= 100
     message = email.message_from_bytes(text)
     assert "Typing :: Typed" in message.get_all("Classifier")
+    # The build drops the marker of an extra that names an extra.
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        for requirement in (one for one in requirements if "python_version" in one):
+            name, lines = requirement.partition(">")[0].partition(";")[0], message.get_all("Requires-Dist")
+            kept = [line for line in lines if line.startswith(name) and f"extra == '{extra}'" in line]
+            assert kept and all("python_version" in line for line in kept), requirement
     assert set(message.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
 
 
