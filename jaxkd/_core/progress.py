@@ -74,7 +74,7 @@ class Pace:
             self._excluded += self.now() - self._began
 
     def reach(self, step: int) -> None:
-        """Notes that a step is reached, outside of phases; an earlier step, whose metrics arrive late, is ignored."""
+        """Notes that a step is reached; an earlier one, with late metrics, is ignored."""
         self.step = max(step, self.step)
         busy = self.now() - self._started - self._excluded
         self.rate = (self.step - self._first) / busy if busy > 0 else 0.0
