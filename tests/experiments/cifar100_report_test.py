@@ -351,7 +351,7 @@ def test_an_empty_report():
     results = report.collect([], {})
     page = report.markdown(results)
     assert all(pair in page for pair in published.PAIRS) and report.draw(results) == {}
-    assert report.table(results).row_count == 0
+    assert report.table(results).rows == []
 
 
 def test_cells_are_read_from_their_folders(tmp_path):
