@@ -44,9 +44,14 @@ def _column(of: Task, name: str) -> tuple[str, Callable[[Row], str]]:
         return head, lambda row: measured(row["gains"][key], first, sign=True) if key in row.get("gains", {}) else ""
     if name == "best":
         first = of.measures[of.first]
-        return "best evaluation", lambda row: measured({**row["best"], "half": 0.0}, first).split(" ±")[0] if (
-            row.get("best") and row["best"]["mean"] is not None
-        ) else ""
+        return (
+            "best evaluation",
+            lambda row: (
+                measured({**row["best"], "half": 0.0}, first).split(" ±")[0]
+                if (row.get("best") and row["best"]["mean"] is not None)
+                else ""
+            ),
+        )
     if name == "parameters":
         return name, lambda row: f"{int(row[name]):,}" if name in row else ""
     measure = of.measures[name]
@@ -83,8 +88,8 @@ def cifar100(page: pathlib.Path, *, results: str, pair: str, columns: str = "") 
     default = ["accuracy", "gain", "gain_kd", "calibration", "published", "direction"]
     lines = []
     if (teacher := found["teacher"]) is not None:
-        cells = {"accuracy": report.percent(teacher["last"]), "calibration": report.percent(teacher["calibration_error"])}
-        lines.append(("teacher", cells))
+        error = report.percent(teacher["calibration_error"])
+        lines.append(("teacher", {"accuracy": report.percent(teacher["last"]), "calibration": error}))
     for name, one in found["methods"].items():
         over = one["gain"]["last"]
         gain = None if name == "student" else published.gain(pair, name)

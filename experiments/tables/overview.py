@@ -13,7 +13,10 @@ from experiments.tables import committed
 from experiments.tables.cells import FEW, Summary, listed, measured, table
 from experiments.tables.pages import ROOT, Maker, link
 
-HEAD = ("task, measure", "student alone", "best method", "gain, equal steps", "gain, equal FLOPs", "seeds", "did not help")
+REST = "did not help"
+HEAD = ("task, measure", "student alone", "best method", "gain, equal steps", "gain, equal FLOPs", "seeds", REST)
+OF_SCHEMES = ("family", "student alone (%)", "best scheme", "gain over alone", "gain over offline KD", "seeds", REST)
+TITLE = {"cifar100": "CIFAR-100"}
 POINTS = Measure("test accuracy (%)", scale=100, digits=1)
 FIGURES = ("gains.png", "curves.png")
 SEVERAL = 3  # fewest seeds that a result needs to be read
@@ -143,17 +146,21 @@ def results(page: pathlib.Path) -> str:
     found, sections = everything(), []
     for field in committed.fields():
         own = ROOT / "experiments" / field / "README.md"
-        names = [name for name in committed.names() if name.partition("/")[0] == field]
-        parts = [table(HEAD, (_line(one, page) for one in found.get(field, [])), numbers=False)] if found.get(field) else []
-        parts += [_schemes(name, page) for name in names if not found.get(field) or not list(_results(name))]
+        tasks, names = found.get(field, []), [name for name in committed.names() if name.partition("/")[0] == field]
+        parts = [table(HEAD, (_line(one, page) for one in tasks), numbers=False)] if tasks else []
+        parts += [_schemes(name, page) for name in names if _is_schemes(name)]
         if parts:
-            sections += [f"## {field.capitalize() if field != 'cifar100' else 'CIFAR-100'}", *parts]
+            sections += [f"## {TITLE.get(field, field.capitalize())}", *parts]
             sections.append(f"Setting, cost and discussion: {link(f'experiments/{field}', own, page)}.")
-    without = [field for field in committed.fields() if field not in {name.partition("/")[0] for name in committed.names()}]
-    if without:
+    if without := [field for field in committed.fields() if field not in found]:
         links = [link(field, ROOT / "experiments" / field / "README.md", page) for field in without]
         sections += ["## No committed results yet", f"{', '.join(links)}."]
     return "\n\n".join(sections)
+
+
+def _is_schemes(name: str) -> bool:
+    rows = committed.results(name).get("rows", {})
+    return bool(rows) and all("offline" in row for row in rows.values())
 
 
 def _schemes(name: str, page: pathlib.Path) -> str:
@@ -168,9 +175,8 @@ def _schemes(name: str, page: pathlib.Path) -> str:
             continue
         verdicts = {row["title"]: schemes_report.verdict(row, "alone") for row in rows}
         helping = [row for row in rows if verdicts[row["title"]] == "helps"]
-        rest = [
-            f"{title} (worse)" if verdict == "hurts" else title for title, verdict in verdicts.items() if verdict != "helps"
-        ]
+        words = {"hurts": " (worse)", "unclear": ""}
+        rest = [title + words[verdict] for title, verdict in verdicts.items() if verdict in words]
         if helping:
             best = max(helping, key=lambda row: schemes_report.gain(row, "alone").mean)
             gains = [f"{schemes_report.gain(best, over):+.1f}" for over in schemes_report.REFERENCES]
@@ -179,21 +185,21 @@ def _schemes(name: str, page: pathlib.Path) -> str:
         else:
             count = str(len(rows[0]["accuracy"]))
             lines.append((family, report.NONE, "none", report.NONE, report.NONE, count, listed(rest)))
-    head = ("family", "student alone (%)", "best scheme", "gain over alone", "gain over offline KD", "seeds", "did not help")
     links = f"{link('report', folder / 'report.md', page)}, {link('gains', folder / 'gains.png', page)}"
     told = f"Test accuracy on {content['config']['data']}, everything at equal training cost in FLOPs ({links})."
-    return f"{told}\n\n{table(head, lines, numbers=False)}"
+    return f"{told}\n\n{table(OF_SCHEMES, lines, numbers=False)}"
 
 
 def counts(page: pathlib.Path) -> str:
     """Returns a sentence with the numbers of results, students and seeds."""
     tasks = [one for found in everything().values() for one in found]
     enough = [one for one in tasks if one.seeds >= SEVERAL]
-    total = len(tasks) + sum(1 for name in committed.names() if not list(_results(name)))
-    few = len(tasks) - len(enough)
     least, most = min(one.seeds for one in enough), max(one.seeds for one in enough)
-    text = f"{total} results are committed, of {least} to {most} seeds"
-    return f"{text}; {few} further have too few seeds." if not few else f"{text}, except {few} with fewer."
+    few = len(tasks) - len(enough)
+    schemes = [len(committed.results(name)["rows"]) for name in committed.names() if _is_schemes(name)]
+    told = f" and a comparison of {schemes[0] - 2} schemes" if schemes else ""  # its two references are no schemes
+    rest = f'; {few} others have fewer and are marked "{FEW}"' if few else ""
+    return f"There are results of {len(enough)} students with {least} to {most} seeds{told}{rest}."
 
 
 def benchmarks(page: pathlib.Path) -> str:

@@ -30,12 +30,13 @@ def _median(quartiles: list[float], digits: int = 2) -> str:
 def step(page: pathlib.Path) -> str:
     """Returns FLOPs, memory and speed of composed steps, relative to hand-written ones with the same losses."""
     lines = []
-    cases = {row["case"]: {} for row in rows_of("step")}  # type: dict[str, dict[str, Any]]
+    cases: dict[str, dict[str, Any]] = {}
     for row in rows_of("step"):
-        cases[row["case"]][row["mode"]] = row
+        cases.setdefault(row["case"], {})[row["mode"]] = row
     for case, modes in cases.items():
         loop, scan = modes["loop"], modes["scan"]
-        flops, memory = (loop[key]["composed"] / loop["of_the_same_losses"][key] for key in ("flops", "temporary_bytes"))
+        same = loop["of_the_same_losses"]
+        flops, memory = (loop[key]["composed"] / same[key] for key in ("flops", "temporary_bytes"))
         traces = f"{loop['traces']['composed']} / {loop['traces']['handwritten']}"
         speeds = (_median(loop["speed_ratio"]), _median(scan["speed_ratio"]))
         lines.append((case, f"{flops:.3f}", f"{memory:.3f}", traces, *speeds))
@@ -91,7 +92,8 @@ def memory(page: pathlib.Path, *, file: str = "memory") -> str:
         called = re.sub(r"\b[a-z]+_\w+", r"`\g<0>`", ONE_PASS.get(name, name))
         lines.append((called, f"{dense:,.0f}", f"{chunked:,.0f}", f"{row['memory_saving']:.0f}×"))
     first = rows[0]
-    sizes = f"{first['tokens']:,} tokens × {first['vocabulary']:,} words, hidden {' and '.join(map(str, first['hidden']))}"
+    hidden = " and ".join(map(str, first["hidden"]))
+    sizes = f"{first['tokens']:,} tokens × {first['vocabulary']:,} words, hidden {hidden}"
     return table((sizes, "dense, MiB", "chunked, MiB", "saving"), lines)
 
 
@@ -121,8 +123,8 @@ def losses(page: pathlib.Path) -> str:
     lines = []
     for row in rows_of("losses"):
         shapes = " ".join("×".join(map(str, shape)) for shape in row["shapes"][:1])
-        milliseconds, temporary = row["milliseconds"]["library"], row["temporary_bytes"]["library"] / MIB
-        lines.append((f"`{row['loss']}`", shapes, f"{milliseconds:.2f}", f"{row['time_ratio']:.2f}", f"{temporary:.2f}"))
+        numbers = (row["milliseconds"]["library"], row["time_ratio"], row["temporary_bytes"]["library"] / MIB)
+        lines.append((f"`{row['loss']}`", shapes, *(f"{number:.2f}" for number in numbers)))
     head = ("loss, value and gradient", "student", "ms", "time over a plain formula", "temporary memory, MiB")
     return table(head, lines)
 
@@ -136,6 +138,5 @@ def placement(page: pathlib.Path) -> str:
     return table(("devices", "replicated, MiB a device", "fully sharded, MiB a device"), lines)
 
 
-TABLES: Mapping[str, Maker] = {
-    f"speed_{made.__name__}": made for made in (step, peers, cached, tokens, memory, relations, seeds, losses, placement)
-}
+ALL = (step, peers, cached, tokens, memory, relations, seeds, losses, placement)
+TABLES: Mapping[str, Maker] = {f"speed_{made.__name__}": made for made in ALL}
