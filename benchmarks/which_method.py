@@ -1,7 +1,7 @@
 """Cost of a step of each method: compiled FLOPs and memory, relative to a step of the student alone.
 
-Run ``python -m benchmarks.which_method`` (a few minutes); nothing is trained and no data set is read. The pair is that
-of the reduced benchmark, with random weights; the teacher's forward pass is part of the step. The memory is that of all
+Run ``python -m benchmarks.which_method`` (five minutes); nothing is trained and no data set is read. The pair is that
+of the reduced benchmark; the teacher's forward pass is part of the step. The memory is that of all
 arrays that the step needs at the same time: its arguments (both networks, the optimizer, banks, the batch), its outputs
 and its temporary arrays, donated ones once.
 """
@@ -64,6 +64,9 @@ def _graph(*, weight: float) -> Objective:
     return objectives.attention_graph(*ends, weight=weight)
 
 
+# Of LLVM, which has no part in the choice of operations and buffers, to which FLOPs and bytes belong.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 # Methods that the table of the literature, `METHODS`, does not have, by the name of their function.
 OTHERS: Mapping[str, Method] = {
     "logit_mse": _term(losses.logit_mse, "logits"),
@@ -92,13 +95,13 @@ OTHERS: Mapping[str, Method] = {
 
 
 def networks(method: Method, teacher: str, student: str) -> tuple[jaxkd.Model, jaxkd.Teacher]:
-    """Returns the student, and the teacher with random weights, both with the taps that a method reads."""
+    """Returns the student and the teacher, with the taps that a method reads; weights are zeros."""
     taught = PROBLEM.model(student, method.student_taps(teacher, student))
     if method is METHODS["student"]:
         return taught, teachers.none()
     model = PROBLEM.model(teacher, method.teacher_taps(teacher, student))
-    variables = model.init(jax.random.key(0), {"image": jnp.zeros((2, *PROBLEM.shape))})
-    return taught, teachers.frozen(model, variables)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), {"image": jnp.zeros((2, *PROBLEM.shape))})
+    return taught, teachers.frozen(model, jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), shapes))
 
 
 def distillers(name: str, method: Method, teacher: str, student: str) -> dict[str, Distiller]:
@@ -122,7 +125,7 @@ def measure(kd: Distiller, batch: Mapping[str, Any]) -> dict[str, float]:
     """Returns the FLOPs of a step, loops as often as they run, and the bytes that it needs at the same time."""
     state = jax.eval_shape(kd.init, jax.random.key(0), batch)
     lowered = jax.jit(kd.step, donate_argnums=0).lower(state, batch)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=QUICK)
     memory: Any = compiled.memory_analysis()
     once: Any = lowered.cost_analysis()  # which counts the body of a loop once, as that of the compiled program does
     repeated = cost.flops(kd.step, state, batch) - once["flops"]

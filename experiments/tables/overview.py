@@ -1,5 +1,6 @@
 """The tables of docs/results.md: every committed result, field by field, in one line each."""
 
+import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ SEVERAL = 3  # fewest seeds that a result needs to be read
 class Compared(NamedTuple):
     """A method beside the student alone of the same seeds."""
 
+    key: str  # its name in the results
     title: str
     alone: Summary | None  # the student alone
     gain: Summary  # paired gain at equal steps
@@ -40,6 +42,7 @@ class Result(NamedTuple):
     """A committed result."""
 
     name: str  # name of the task
+    of: str  # name of the results, ``FIELD`` or ``FIELD/NAME``
     folder: pathlib.Path  # folder of its report and figures
     measure: Measure  # measure that decides the gains
     methods: Sequence[Compared]  # all methods but the student alone
@@ -50,6 +53,7 @@ class Result(NamedTuple):
         return max((len(one.gain["seeds"]) for one in self.methods), default=0)
 
 
+@functools.cache
 def everything() -> dict[str, list[Result]]:
     """Returns all committed results by field."""
     found: dict[str, list[Result]] = {}
@@ -77,33 +81,33 @@ def _tasks(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Itera
             baseline = task.methods[key].baseline
             at_cost = gains.get("cost") if task.equal_cost else None
             alone = rows[baseline]["measures"].get(task.first)
-            by_student.setdefault(baseline, []).append(Compared(row["title"], alone, gains["steps"], at_cost))
+            by_student.setdefault(baseline, []).append(Compared(key, row["title"], alone, gains["steps"], at_cost))
     for baseline, methods in by_student.items():
         own = f", {rows[baseline]['title']}" if len(by_student) > 1 else ""
-        yield Result(name.partition("/")[2] + own, folder, task.measures[task.first], methods)
+        yield Result(name.partition("/")[2] + own, name, folder, task.measures[task.first], methods)
 
 
 def _pairs(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Iterable[Result]:
     for pair, found in content["pairs"].items():
         alone = found["methods"].get("student", {}).get("last")
         methods = [
-            Compared(TITLES.get(key, key), alone, gain)
+            Compared(key, TITLES.get(key, key), alone, gain)
             for key, one in found["methods"].items()
             if (gain := one["gain"]["last"].get("student"))
         ]
         title = f"{pair.replace(':', ' → ')}, {name.partition('/')[2].replace('-', ' ')}"
         pictures = [f"{pair.replace(':', '-')}-{kind}.png" for kind in ("gains", "learning")]
-        yield Result(title, folder, POINTS, methods, pictures)
+        yield Result(title, name, folder, POINTS, methods, pictures)
 
 
 def _digits(content: Mapping[str, Any], folder: pathlib.Path) -> Result:
     alone, first = content["methods"]["student"]["accuracy"], content["config"]["first_seed"]
     methods = [
-        Compared(digits.TITLES[key], _summary(alone, first), _summary(one["accuracy"], first, alone))
+        Compared(key, digits.TITLES[key], _summary(alone, first), _summary(one["accuracy"], first, alone))
         for key, one in content["methods"].items()
         if key != "student"
     ]
-    return Result("100 labels", folder, POINTS, methods, ("curves.png",))
+    return Result("100 labels", "digits", folder, POINTS, methods, ("curves.png",))
 
 
 def _summary(values: Sequence[float], first: int = 0, baseline: Sequence[float] | None = None) -> Summary:
@@ -114,7 +118,7 @@ def _summary(values: Sequence[float], first: int = 0, baseline: Sequence[float] 
     return statistics.paired(own, {first + i: value for i, value in enumerate(baseline)}) or {}
 
 
-def _line(result: Result, page: pathlib.Path) -> tuple[str, ...]:
+def line(result: Result, page: pathlib.Path) -> tuple[str, ...]:
     """Returns the row of a result: the best method whose gain excludes 0, and those that have none."""
     higher = result.measure.higher
     figures = [name for name in result.figures if (result.folder / name).exists()]
@@ -136,9 +140,13 @@ def _line(result: Result, page: pathlib.Path) -> tuple[str, ...]:
     return (task, measured(best.alone, result.measure), best.title, *gains, str(result.seeds), listed(rest))
 
 
+def hurts(one: Compared, higher: bool) -> bool:
+    """Returns whether the interval of the gain excludes 0 on the worse side."""
+    return one.gain["mean"] is not None and one.helps(not higher)
+
+
 def _verdict(one: Compared, higher: bool) -> str:
-    worse = one._replace(gain={**one.gain, "mean": -one.gain["mean"]}) if one.gain["mean"] is not None else one
-    return f"{one.title} (worse)" if worse.helps(higher) else one.title
+    return f"{one.title} (worse)" if hurts(one, higher) else one.title
 
 
 def results(page: pathlib.Path) -> str:
@@ -147,7 +155,7 @@ def results(page: pathlib.Path) -> str:
     for field in committed.fields():
         own = ROOT / "experiments" / field / "README.md"
         tasks, names = found.get(field, []), [name for name in committed.names() if name.partition("/")[0] == field]
-        parts = [table(HEAD, (_line(one, page) for one in tasks), numbers=False)] if tasks else []
+        parts = [table(HEAD, (line(one, page) for one in tasks), numbers=False)] if tasks else []
         parts += [_schemes(name, page) for name in names if _is_schemes(name)]
         if parts:
             sections += [f"## {TITLE.get(field, field.capitalize())}", *parts]

@@ -1,11 +1,13 @@
 """The tables of pages are those of the committed results, and fit a page."""
 
+import functools
 import pathlib
 import re
 
 import pytest
 
-from experiments.tables import cells, pages
+import jaxkd
+from experiments.tables import cells, choice, committed, overview, pages
 from experiments.tables.main import TABLES, cli
 
 PAGES = pages.pages()
@@ -81,3 +83,63 @@ def test_numbers_have_an_interval_or_say_that_they_are_of_one_seed():
     assert cells.table(("a", "b"), [("x-1", "-1.2 ± 4.6")]).endswith("| x-1 | −1.2 ± 4.6 |")
     with pytest.raises(ValueError, match="at most 7 columns"):
         cells.table("abcdefgh", [])
+
+
+def summary(mean, half, seeds=3):
+    return {"mean": mean, "half": half, "seeds": list(range(seeds))}
+
+
+@pytest.mark.parametrize(
+    ("gain", "higher", "best", "rest"),
+    [
+        (summary(0.05, 0.01), True, "KD", "–"),
+        (summary(0.05, 0.06), True, "none", "KD"),
+        (summary(-0.05, 0.01), True, "none", "KD (worse)"),
+        (summary(-0.05, 0.01), False, "KD", "–"),
+        (summary(0.05, 0.01), False, "none", "KD (worse)"),
+        (summary(0.05, 0.01, seeds=2), True, "–", "–"),
+        (summary(0.05, None, seeds=1), True, "–", "–"),
+    ],
+)
+def test_a_method_helps_if_the_interval_of_its_gain_excludes_zero(gain, higher, best, rest):
+    method = overview.Compared("kd", "KD", summary(0.5, 0.1), gain)
+    measure = overview.POINTS._replace(higher=higher)
+    result = overview.Result("one", "field/one", pages.ROOT / "experiments", measure, [method])
+    line = dict(zip(overview.HEAD, overview.line(result, ONE), strict=True))
+    assert (line["best method"], line["did not help"]) == (best, rest)
+    few = len(gain["seeds"]) < 3
+    assert (line["gain, equal steps"] == cells.FEW) == few
+    assert line["seeds"] == str(len(gain["seeds"]))
+
+
+def test_the_best_method_has_the_largest_gain_of_those_that_help():
+    gains = {"a": summary(0.05, 0.01), "b": summary(0.09, 0.01), "c": summary(0.2, 0.3), "d": summary(0.3, 0.1, 1)}
+    methods = [overview.Compared(name, name, summary(0.5, 0.1), gain) for name, gain in gains.items()]
+    result = overview.Result("one", "field/one", pages.ROOT / "experiments", overview.POINTS, methods)
+    line = overview.line(result, ONE)
+    assert line[2:5] == ("b", "+9.0 ± 1.0", "–")
+    assert line[6] == "c; d (not enough seeds)"
+
+
+def test_every_committed_result_is_on_the_overview():
+    text = (pages.ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for name in committed.names():
+        assert f"/{committed.folder(name).relative_to(pages.ROOT).as_posix()}/report.md" in text, name
+
+
+def resolve(name):
+    return functools.reduce(getattr, name.split("."), jaxkd)
+
+
+@pytest.mark.parametrize("key", choice.methods())
+def test_a_row_of_which_method_names_what_there_is(key):
+    row = choice.methods()[key]
+    resolve(row["name"])
+    assert "cost" not in row or row["cost"] in choice.costs()
+    assert choice.weight(row)
+    assert row["section"] in ("logits", "features", "relations", "alone")
+
+
+def test_every_method_whose_cost_was_measured_is_a_row():
+    known = {row.get("cost") for row in choice.methods().values()}
+    assert set(choice.costs()) - known - {"student", "crd_kd", "darkrank_hard"} == set()
