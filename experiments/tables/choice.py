@@ -16,6 +16,7 @@ from experiments.tables.pages import ROOT, Maker, link
 
 COSTS = ROOT / "benchmarks" / "results" / "which_method.json"
 BY_FIELD = ("cifar100", "digits", "schemes")  # experiments of one task, whose results are named by the experiment
+STUDY = "classification/study"
 VERDICTS = ("helped", "no difference shown", "worse", FEW)
 
 
@@ -72,7 +73,7 @@ def _gained(row: Mapping[str, Any], page: pathlib.Path) -> str:
     """Returns a method's gains over the student alone, by verdict."""
     references = row.get("results", [])
     found = [one for reference in references for one in _checked(reference)]
-    found += [one for key in row.get("study", []) for one in gains(f"classification/study:{key}")]
+    found += [one for key in row.get("study", []) for one in gains(f"{STUDY}:{key}")]
     parts = []
     for verdict in VERDICTS:
         by_result: dict[str, list[str]] = {}
@@ -100,7 +101,8 @@ def _linked(result: Result, page: pathlib.Path) -> str:
 def _gain(one: Found) -> str:
     """Returns the gain in points, or with its unit; none where there are too few seeds."""
     measure = one.result.measure
-    unit = "" if "%" in measure.title else f" ({measure.title})"
+    told = [*([] if "%" in measure.title else [measure.title]), *([one.result.variant] if one.result.variant else [])]
+    unit = f" ({', '.join(told)})" if told else ""
     return "" if one.verdict == FEW else f"{measured(one.method.gain, measure, sign=True)}{unit}"
 
 

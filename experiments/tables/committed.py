@@ -44,6 +44,12 @@ def is_task(name: str) -> bool:
     return bool(rows) and all("gains" in row for row in rows.values())
 
 
+def is_study(name: str) -> bool:
+    """Returns whether results are those of the study of all losses, with published and with chosen values."""
+    rows = results(name).get("rows", {})
+    return bool(rows) and all("covers" in row for row in rows.values())
+
+
 @functools.cache
 def task(name: str) -> Task:
     """Returns the task of ``FIELD/TASK``, whose measures and titles its results have."""

@@ -118,4 +118,18 @@ def schemes(page: pathlib.Path, *, rows: str = "", results: str = "schemes/digit
     return table([schemes_report.COLUMNS[i] for i in shown], ([line[i] for i in shown] for line in lines))
 
 
-TABLES: Mapping[str, Maker] = {"task": task, "digits": digits, "cifar100": cifar100, "schemes": schemes}
+def study(page: pathlib.Path, *, results: str = "classification/study", group: str = "") -> str:
+    """Returns gains and costs of all losses, or of one group, with published and with chosen values."""
+    lines = []
+    for row in committed.results(results)["rows"].values():
+        if group in ("", row["group"]):
+            cells = [row["title"]]
+            for kind in ("published", "chosen"):
+                cells += [f"{row['value'][kind]:g}", text(row["gain"].get(kind), 100, 1, sign=True)]
+            costs = [f"{row['cost'][how]:.2f}×" if row["cost"] else report.NONE for how in ("cached", "live")]
+            lines.append((*cells, *costs))
+    head = ("method", "published value", "its gain", "chosen value", "its gain", "cost", "cost, live teacher")
+    return table(head, lines)
+
+
+TABLES: Mapping[str, Maker] = {"task": task, "digits": digits, "cifar100": cifar100, "schemes": schemes, "study": study}

@@ -47,6 +47,7 @@ class Result(NamedTuple):
     measure: Measure  # measure that decides the gains
     methods: Sequence[Compared]  # all methods but the student alone
     figures: Sequence[str] = FIGURES
+    variant: str = ""  # what its methods have in common, where a task has several results
 
     @property
     def seeds(self) -> int:
@@ -71,6 +72,8 @@ def _results(name: str) -> Iterable[Result]:
         yield _digits(content, folder)
     elif committed.is_task(name):
         yield from _tasks(name, content, folder)
+    elif committed.is_study(name):
+        yield from _study(name, content, folder)
 
 
 def _tasks(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Iterable[Result]:
@@ -85,6 +88,18 @@ def _tasks(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Itera
     for baseline, methods in by_student.items():
         own = f", {rows[baseline]['title']}" if len(by_student) > 1 else ""
         yield Result(name.partition("/")[2] + own, name, folder, task.measures[task.first], methods)
+
+
+def _study(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Iterable[Result]:
+    """Yields a result of the published values of all losses, and one of the values chosen on validation images."""
+    rows = content["rows"]
+    for kind in rows["student"]["measures"]:
+        alone = rows["student"]["measures"][kind]["accuracy"]
+        methods = [
+            Compared(key, row["title"], alone, gain) for key, row in rows.items() if (gain := row["gain"].get(kind))
+        ]
+        title, variant = f"{name.partition('/')[2]}, {kind} values", f"{kind} value"
+        yield Result(title, name, folder, POINTS, methods, ("gain-and-cost.png",), variant)
 
 
 def _pairs(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Iterable[Result]:
@@ -122,7 +137,7 @@ def line(result: Result, page: pathlib.Path) -> tuple[str, ...]:
     """Returns the row of a result: the best method whose gain excludes 0, and those that have none."""
     higher = result.measure.higher
     figures = [name for name in result.figures if (result.folder / name).exists()]
-    links = [link(name.removesuffix(".png").split("-")[-1], result.folder / name, page) for name in figures]
+    links = [link(_called(name), result.folder / name, page) for name in figures]
     called = link(result.name, result.folder / "report.md", page)
     task = f"{called}: {result.measure.title}" + (f" ({', '.join(links)})" if links else "")
     if result.seeds < SEVERAL or not result.methods:
@@ -138,6 +153,11 @@ def line(result: Result, page: pathlib.Path) -> tuple[str, ...]:
     at_cost = measured(best.at_cost, result.measure, sign=True)
     gains = (measured(best.gain, result.measure, sign=True), at_cost)
     return (task, measured(best.alone, result.measure), best.title, *gains, str(result.seeds), listed(rest))
+
+
+def _called(figure: str) -> str:
+    """Returns the name of a figure without that of its pair."""
+    return figure.removesuffix(".png").split("-")[-1]
 
 
 def hurts(one: Compared, higher: bool) -> bool:
