@@ -65,7 +65,7 @@ def _graph(*, weight: float) -> Objective:
 
 
 # Of LLVM, which has no part in the choice of operations and buffers, to which FLOPs and bytes belong.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 # Methods that the table of the literature, `METHODS`, does not have, by the name of their function.
 OTHERS: Mapping[str, Method] = {
@@ -104,7 +104,7 @@ def networks(method: Method, teacher: str, student: str) -> tuple[jaxkd.Model, j
     return taught, teachers.frozen(model, jax.tree.map(lambda one: np.zeros(one.shape, one.dtype), shapes))
 
 
-def distillers(name: str, method: Method, teacher: str, student: str) -> dict[str, Distiller]:
+def distillers(method: Method, teacher: str, student: str) -> dict[str, Distiller]:
     """Returns the distillers of a method: of its training, and of its initialization if it has one."""
     labels = np.arange(PROBLEM.examples, dtype=np.int32) % PROBLEM.classes
     margins = functools.partial(_margins, teacher)
@@ -148,7 +148,7 @@ def rows(teacher: str, student: str, batch_size: int, names: tuple[str, ...] = (
         method = every[name]
         if name in METHODS and not methods.defined(name, teacher, student, PROBLEM):
             continue
-        parts = {part: measure(kd, batch) for part, kd in distillers(name, method, teacher, student).items()}
+        parts = {part: measure(kd, batch) for part, kd in distillers(method, teacher, student).items()}
         found.append({"method": name, "parts": parts, **whole(parts)})
         row = found[-1]
         row |= {f"{key}_over_alone": row[key] / found[0][key] for key in ("flops", "bytes")}

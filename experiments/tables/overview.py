@@ -78,7 +78,8 @@ def _results(name: str) -> Iterable[Result]:
 
 def _tasks(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Iterable[Result]:
     """Yields a result for each student that methods are compared with."""
-    task, rows, by_student = committed.task(name), content["rows"], {}
+    task, rows = committed.task(name), content["rows"]
+    by_student: dict[str, list[Compared]] = {}
     for key, row in rows.items():
         if gains := row["gains"]:
             baseline = task.methods[key].baseline
@@ -95,9 +96,8 @@ def _study(name: str, content: Mapping[str, Any], folder: pathlib.Path) -> Itera
     rows = content["rows"]
     for kind in rows["student"]["measures"]:
         alone = rows["student"]["measures"][kind]["accuracy"]
-        methods = [
-            Compared(key, row["title"], alone, gain) for key, row in rows.items() if (gain := row["gain"].get(kind))
-        ]
+        gains = {key: row["gain"].get(kind) for key, row in rows.items()}
+        methods = [Compared(key, rows[key]["title"], alone, gain) for key, gain in gains.items() if gain]
         title, variant = f"{name.partition('/')[2]}, {kind} values", f"{kind} value"
         yield Result(title, name, folder, POINTS, methods, ("gain-and-cost.png",), variant)
 
@@ -194,7 +194,7 @@ def _is_schemes(name: str) -> bool:
 def _schemes(name: str, page: pathlib.Path) -> str:
     """Returns the table of the schemes: of each family, the best over the student alone, and what did not help."""
     content, folder = committed.results(name), committed.folder(name)
-    families: dict[str, list[Mapping[str, Any]]] = {}
+    families: dict[str, list[dict[str, Any]]] = {}
     for row in content["rows"].values():
         families.setdefault(row["group"], []).append(row)
     lines = []
