@@ -3,13 +3,13 @@
 import functools
 import pathlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments.kit import report
 from experiments.kit.methods import METHODS
 from experiments.schemes import report as schemes_report
-from experiments.tables import committed, overview
+from experiments.tables import committed, overview, speed
 from experiments.tables.cells import FEW, measured, table
 from experiments.tables.overview import SEVERAL, Compared, Result
 from experiments.tables.pages import ROOT, Maker, link
@@ -116,20 +116,36 @@ def weight(row: Mapping[str, Any]) -> str:
     return ", ".join(named + ([] if labels is None else [f"labels {labels:g}"]))
 
 
-def which_method(page: pathlib.Path, *, section: str, cost: str = "yes") -> str:
-    """Returns the table of a section of ``methods.toml``."""
-    lines = []
-    for row in methods().values():
-        if row["section"] != section:
-            continue
-        measured_cost = costs().get(row.get("cost", ""), {})
-        shares = [
-            f"{measured_cost[key]:.2f}×" if key in measured_cost else report.NONE
-            for key in ("flops_over_alone", "bytes_over_alone")
-        ]
-        called = f"{row['title']}: `{row['name']}`"
-        lines.append((called, row["needs"], weight(row), *(shares if cost == "yes" else []), _gained(row, page)))
-    heads = ("FLOPs", "memory") if cost == "yes" else ()
+def _step(row: Mapping[str, Any]) -> list[str]:
+    """Returns the FLOPs and the memory of a step, relative to the student alone."""
+    found = costs().get(row.get("cost", ""), {})
+    keys = ("flops_over_alone", "bytes_over_alone")
+    return [f"{found[key]:.2f}×" if key in found else report.NONE for key in keys]
+
+
+def _vocabulary(row: Mapping[str, Any]) -> list[str]:
+    """Returns the memory of a loss over a vocabulary, dense and in chunks."""
+    of = {one["loss"]: one["temporary_bytes"] for one in speed.rows_of("memory")}
+    found = of.get(row.get("memory", ""))
+    return [report.NONE if found is None else f"{found[key] / speed.MIB:,.0f}" for key in ("dense", "chunked")]
+
+
+COLUMNS: Mapping[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[str]]]] = {
+    "step": (("FLOPs", "memory"), _step),
+    "vocabulary": (("dense, MiB", "chunked, MiB"), _vocabulary),
+    "none": ((), lambda row: []),
+}
+
+
+def which_method(page: pathlib.Path, *, section: str, cost: str = "step") -> str:
+    """Returns the table of a section of ``methods.toml``, with costs of a kind of `COLUMNS`."""
+    heads, cells = COLUMNS[cost]
+    rows = [row for row in methods().values() if row["section"] == section]
+    if not rows:
+        raise KeyError(section)
+    lines = [
+        (f"{row['title']}: `{row['name']}`", row["needs"], weight(row), *cells(row), _gained(row, page)) for row in rows
+    ]
     return table(("method", "needs", "published weight", *heads, "gain over the student alone"), lines, numbers=False)
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import jaxkd
-from experiments.tables import cells, choice, committed, overview, pages
+from experiments.tables import cells, choice, committed, overview, pages, speed
 from experiments.tables.main import TABLES, cli
 
 PAGES = pages.pages()
@@ -137,7 +137,8 @@ def test_a_row_of_which_method_names_what_there_is(key):
     resolve(row["name"])
     assert "cost" not in row or row["cost"] in choice.costs()
     assert choice.weight(row)
-    assert row["section"] in ("logits", "features", "relations", "alone")
+    assert row["section"] in ("logits", "features", "relations", "language", "dense", "alone")
+    assert "memory" not in row or row["memory"] in {one["loss"] for one in speed.rows_of("memory")}
 
 
 def test_every_method_whose_cost_was_measured_is_a_row():
