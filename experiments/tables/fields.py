@@ -119,17 +119,15 @@ def schemes(page: pathlib.Path, *, rows: str = "", results: str = "schemes/digit
 
 
 def study(page: pathlib.Path, *, results: str = "classification/study", group: str = "") -> str:
-    """Returns gains and costs of all losses, or of one group, with published and with chosen values."""
+    """Returns gains of all losses, or of one group, published and chosen values, the largest first."""
+    rows = [row for row in committed.results(results)["rows"].values() if row["gain"] and group in ("", row["group"])]
     lines = []
-    for row in committed.results(results)["rows"].values():
-        if group in ("", row["group"]):
-            cells = [row["title"]]
-            for kind in ("published", "chosen"):
-                cells += [f"{row['value'][kind]:g}", text(row["gain"].get(kind), 100, 1, sign=True)]
-            costs = [f"{row['cost'][how]:.2f}×" if row["cost"] else report.NONE for how in ("cached", "live")]
-            lines.append((*cells, *costs))
-    head = ("method", "published value", "its gain", "chosen value", "its gain", "cost", "cost, live teacher")
-    return table(head, lines)
+    for row in sorted(rows, key=lambda row: -(row["gain"]["chosen"] or {"mean": 0.0})["mean"]):
+        value, same = row["value"]["chosen"], row["value"]["chosen"] == row["value"]["published"]
+        gains = [text(row["gain"][kind], 100, 1, sign=True) for kind in ("published", "chosen")]
+        chosen = f"{value:g} (published)" if same else f"{value:g}"
+        lines.append((row["title"], row["group"], gains[0], chosen, gains[1], f"{row['cost']['cached']:.2f}×"))
+    return table(("method", "table", "gain, published value", "chosen value", "gain, chosen value", "cost"), lines)
 
 
 TABLES: Mapping[str, Maker] = {"task": task, "digits": digits, "cifar100": cifar100, "schemes": schemes, "study": study}
