@@ -119,10 +119,11 @@ def schemes(page: pathlib.Path, *, rows: str = "", results: str = "schemes/digit
 
 
 def study(page: pathlib.Path, *, results: str = "classification/study", group: str = "") -> str:
-    """Returns gains of all losses, or of one group, published and chosen values, the largest first."""
+    """Returns gains of all losses, or of one group, published and chosen values, the largest of a group first."""
     rows = [row for row in committed.results(results)["rows"].values() if row["gain"] and group in ("", row["group"])]
     lines = []
-    for row in sorted(rows, key=lambda row: -(row["gain"]["chosen"] or {"mean": 0.0})["mean"]):
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    for row in sorted(rows, key=lambda row: (groups.index(row["group"]), -row["gain"]["chosen"]["mean"])):
         value, same = row["value"]["chosen"], row["value"]["chosen"] == row["value"]["published"]
         gains = [text(row["gain"][kind], 100, 1, sign=True) for kind in ("published", "chosen")]
         chosen = f"{value:g} (published)" if same else f"{value:g}"
