@@ -136,9 +136,7 @@ def main(
         int, described("batch size of the resnet; on a CPU, XLA runs convolutions in a scan slowly")
     ] = 16,
     resnet_steps: Annotated[int, described("steps per epoch of the resnet")] = 2,
-    data_dir: Annotated[
-        Path | None, described("TFDS data_dir with cifar100; otherwise, random images")
-    ] = None,
+    data_dir: Annotated[Path | None, described("TFDS data_dir with cifar100; otherwise, random images")] = None,
     out: Annotated[Path | None, described("JSON file to write the results to")] = None,
 ) -> None:
     """Compares epochs of the student alone, with a cached teacher and with a live one."""

@@ -101,7 +101,9 @@ def _errors(found: Any, exact: tuple[np.ndarray, float], directions: Any, roundi
     products = [g * d for g, d in zip(gradients, directions, strict=True)]
     slope = sum(float(product.sum()) for product in products)
     norm = np.sqrt(sum(float((product**2).sum()) for product in products))
-    return float(np.max(np.abs(value - exact[0]) / scale)), abs(slope - exact[1]) / max(norm, abs(exact[1]), 1e-6)
+    return float(np.max(np.abs(value - exact[0]) / scale)), float(
+        abs(slope - exact[1]) / max(norm, abs(exact[1]), 1e-6)
+    )
 
 
 def of_losses(group: Sequence[Any], box: Box) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def of_losses(group: Sequence[Any], box: Box) -> dict[str, Any]:
         value, slope = errors["highest"]
         leaves = zip(jax.tree.leaves(found["highest"][i]), jax.tree.leaves(again[i]), strict=True)
         results[row.name] = {
-            "passed": value <= VALUE and slope <= SLOPE,
+            "passed": bool(value <= VALUE and slope <= SLOPE),
             "value_error": value,
             "gradient_error": slope,
             "value_error_default": errors["default"][0],

@@ -86,12 +86,16 @@ def _made(sizes: Sizes) -> tuple[Any, Any, dict[str, Any]]:
     model = _model(llama(sizes.student, sizes.words))
     tokens = jax.random.randint(jax.random.key(3), (sizes.batch, sizes.prompt + sizes.length), 0, sizes.words)
     batch = {"tokens": tokens, "label": jnp.roll(tokens, -1, axis=1), "mask": tokens >= 0}
+    batch |= {
+        "segments": jnp.ones_like(tokens),
+        "positions": jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape),
+    }
     return model, jax.jit(model.init)(jax.random.key(0), {"tokens": tokens[:1, :8]}), batch
 
 
 def _generator(sizes: Sizes) -> Any:
     build = llama(sizes.student, sizes.words)
-    return models.generator(build, prompt=sizes.prompt, length=sizes.length, entries=("tokens", "label", "mask"))
+    return models.generator(build, prompt=sizes.prompt, length=sizes.length)
 
 
 def _row(found: Any, sizes: Sizes, compiled: float) -> dict[str, Any]:

@@ -23,11 +23,13 @@ class Case(NamedTuple):
       name: name in the results.
       least: seconds that must be left for it to be started, compilation included.
       run: ``(box) -> row``.
+      resumes: whether it resumes what an interrupted process has done.
     """
 
     name: str
     least: float
     run: Callable[[Box], dict[str, Any]]
+    resumes: bool = False
 
 
 def source() -> str:
@@ -75,7 +77,8 @@ class Record:
     """The file of a part's results.
 
     Attributes:
-      content: what is written: ``part``, ``machine``, ``settings``, ``planned``, ``rows`` and ``not_reached``.
+      content: what is written: ``part``, ``machine``, ``settings``, the cases that are ``planned``, ``rows`` of those
+        with a result, the names of those ``not_reached``, of which some were ``interrupted``, and the one ``running``.
     """
 
     def __init__(self, path: Path, part: str, machine: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -88,11 +91,15 @@ class Record:
             "planned": [],
             "rows": [],
             "not_reached": [],
+            "interrupted": [],
+            "running": None,
         }
         if path.exists():
             earlier = json.loads(path.read_text())
             if all(earlier[name] == self.content[name] for name in ("machine", "settings")):
                 self.content["rows"] = [row for row in earlier["rows"] if "error" not in row]
+                before = [*earlier["interrupted"], earlier["running"]]
+                self.content["interrupted"] = [name for name in dict.fromkeys(before) if name is not None]
 
     @property
     def done(self) -> set[str]:
@@ -104,20 +111,29 @@ class Record:
         write_atomically(self.path, json.dumps(self.content, indent=1) + "\n")
 
     def run(self, cases: Sequence[Case], box: Box, say: Callable[[str], None] = print) -> None:
-        """Runs the cases that have no result, in their order, as far as they fit into the box."""
+        """Runs the cases that have no result, in their order, as far as they fit into the box.
+
+        A case that was interrupted, because it takes longer than the whole box, comes last: it must not keep the next
+        calls from the others.
+        """
         self.content["planned"] = [case.name for case in cases]
         left = [case for case in cases if case.name not in self.done]
+        left.sort(key=lambda case: not case.resumes and case.name in self.content["interrupted"])
         self.content["not_reached"] = [case.name for case in left]
         self.write()
         for case in left:
             if not box.fits(case.least):
                 say(f"{case.name}: not reached, {box.left:.0f} s left of at least {case.least:.0f} s")
                 continue
+            self.content["running"] = case.name
+            self.write()
             start = box.clock()
             row = {"case": case.name, **_outcome(case, box)}
             row["case_seconds"] = round(box.clock() - start, 3)
             self.content["rows"].append(row)
-            self.content["not_reached"].remove(case.name)
+            self.content["running"] = None
+            for names in ("not_reached", "interrupted"):
+                self.content[names] = [name for name in self.content[names] if name != case.name]
             self.write()
             say(f"{case.name}: {summary(row)}")
 

@@ -60,8 +60,9 @@ def cases(options: Options) -> list[Case]:
     """Returns the teacher and the students; none without images."""
     if options.data_dir is None:
         return []
-    teacher = Case(f"teacher {names(options)[0]}", 5, functools.partial(of_teacher, options))
-    return [teacher, *(Case(str(cell), 5, functools.partial(of_cell, options, cell)) for cell in wanted(options))]
+    teacher = Case(f"teacher {names(options)[0]}", 5, functools.partial(of_teacher, options), resumes=True)
+    students = [Case(str(cell), 5, functools.partial(of_cell, options, cell), resumes=True) for cell in wanted(options)]
+    return [teacher, *students]
 
 
 def of_teacher(options: Options, box: Box) -> dict[str, Any]:

@@ -120,6 +120,20 @@ def test_every_case_is_on_disk_before_the_next_one_and_a_killed_one_is_not_reach
         found.run(cases, timing.Box(200.0, Clock()), lambda text: None)
     assert [row["case"] for row in seen[0]] == ["first"]
     assert written(path)["not_reached"] == ["second", "third"] and written(path)["planned"][0] == "first"
+    assert written(path)["running"] == "second"
+
+
+def test_an_interrupted_case_comes_last_unless_it_resumes(tmp_path):
+    def killed(box):
+        raise KeyboardInterrupt
+
+    for resumes, order in ((False, ["b", "a"]), (True, ["a", "b"])):
+        path = tmp_path / f"{resumes}.json"
+        with pytest.raises(KeyboardInterrupt):
+            Record(path, "part", MACHINE, {}).run([Case("a", 1, killed, resumes)], timing.Box(200.0, Clock()))
+        cases = [Case(name, 1, lambda box: {"seconds": 1.0}, resumes) for name in ("a", "b")]
+        Record(path, "part", MACHINE, {}).run(cases, timing.Box(200.0, Clock()), lambda text: None)
+        assert [row["case"] for row in written(path)["rows"]] == order
 
 
 def test_a_case_that_does_not_fit_is_not_reached_and_a_shorter_one_is(tmp_path):
