@@ -100,7 +100,7 @@ def _measure(asked: argparse.Namespace, arguments: Sequence[str], whole: Box) ->
     described.parent.mkdir(parents=True, exist_ok=True)
     described.unlink(missing_ok=True)
     status = start(parts.PROBE, arguments, whole.clock() + 60, sys.stderr)
-    machine = json.loads(described.read_text()) if status == 0 else {"platform": "cpu"}
+    machine: Any = json.loads(described.read_text()) if status == 0 else {"platform": "cpu"}
     if machine["platform"] == "cpu" and not asked.rehearse:
         print(NONE, file=sys.stderr)
         return False

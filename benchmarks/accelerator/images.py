@@ -102,7 +102,8 @@ def sides(setting: Setting) -> Any:
 def step_flops(step: Any, *arguments: Any) -> float | None:
     """Returns the FLOPs of a step as it is written, before the compiler chooses the device's algorithms."""
     try:
-        return float(jax.jit(step).lower(*arguments).cost_analysis()["flops"])
+        counted: Any = jax.jit(step).lower(*arguments).cost_analysis()
+        return float(counted["flops"])
     except (KeyError, NotImplementedError, TypeError, jax.errors.JaxRuntimeError):
         return None
 

@@ -65,14 +65,14 @@ def llama(sizes: tuple[int, int, int], words: int) -> Any:
     """Returns the constructor of a decoder that computes in bfloat16."""
     width, layers, heads = sizes
     config = models.DecoderConfig(
-        **{
-            "vocabulary": words,
-            "width": width,
-            "layers": layers,
-            "heads": heads,
-            "key_value_heads": max(1, heads // 4),
-        },
-        **{"mlp_width": 4 * width, "tied": True, "dtype": jnp.bfloat16},
+        vocabulary=words,
+        width=width,
+        layers=layers,
+        heads=heads,
+        key_value_heads=max(1, heads // 4),
+        mlp_width=4 * width,
+        tied=True,
+        dtype=jnp.bfloat16,
     )
     return lambda rngs: models.Decoder(config, rngs=rngs)
 

@@ -85,7 +85,8 @@ def _number(value: float | None, form: str = ",.3g", scale: float = 1.0) -> str:
 
 
 def _checks(found: Results) -> list[str]:
-    lines, losses = [], {}
+    lines: list[str] = []
+    losses: dict[str, Any] = {}
     for row in found["rows"]:
         losses |= row.get("losses", {})
         if "differences" in row:

@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
 
 
 TINY = Sizes(64, 16, 512)
-LOSSES = {
+LOSSES: dict[str, Callable[..., Any]] = {
     "soft_target_kl": functools.partial(losses.soft_target_kl, temperature=1.0),
     "generalized_jsd": losses.generalized_jsd,
 }
@@ -89,7 +89,7 @@ def arrays(sizes: Sizes) -> tuple[Any, ...]:
 def measure(loss: Callable[..., Any], sizes: Sizes, box: Box) -> dict[str, Any]:
     """Returns time and memory of value and gradients."""
     start = box.clock()
-    program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes(sizes)).compile()
+    program: Any = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes(sizes)).compile()
     compiled, memory = box.clock() - start, program.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     row: dict[str, Any] = {

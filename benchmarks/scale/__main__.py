@@ -33,8 +33,8 @@ def main(
         "compiled": json.loads(out.read_text())["compiled"] if out.exists() else [],
     }
     done = {(row["devices"], *row["layers"]) for row in results["compiled"]}
-    for count in devices:
-        for layers in (*step.FITTED, step.CHECKED) if compile else ():
+    for layers in (*step.COMPILED, step.CHECKED) if compile else ():
+        for count in devices:
             if (count, *layers) not in done:
                 row = step.compiled(count, layers)
                 rich.print(row)

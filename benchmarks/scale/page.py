@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmarks.scale.costs import DEVICES, USED
 from benchmarks.scale.networks import TOKENS
-from benchmarks.scale.step import COLLECTIVES
+from benchmarks.scale.step import COLLECTIVES as KINDS
+
+COLLECTIVES = KINDS[:2]  # those that the programs have
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -37,11 +39,20 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         )
         for row in results["state"]
     ]
+    compiled = [
+        (
+            *(str(row["devices"]), f"{row['layers'][0]} + {row['layers'][1]}"),
+            *(_gigabytes(row[name]) for name in ("argument_bytes", "temporary_bytes")),
+            *(_gigabytes(row["collective_bytes"].get(kind, 0)) for kind in COLLECTIVES),
+        )
+        for row in sorted(results["compiled"], key=lambda row: (row["devices"], row["layers"][::-1]))
+    ]
     steps = [
         (
-            *(str(row["devices"]), *(_gigabytes(row[name]) for name in ("argument_bytes", "temporary_bytes"))),
-            *(_gigabytes(row.get(kind, 0.0)) for kind in COLLECTIVES[:3]),
-            f"{max(map(abs, row['error_of_the_check'].values())):.1%}" if "error_of_the_check" in row else "–",
+            *(str(row["devices"]), _gigabytes(row["argument_bytes"])),
+            *(f"{row[name] / 1e9:,.1f}" for name in ("temporary_bytes", "temporary_bytes_of_a_layer")),
+            *(_gigabytes(row.get(kind, 0.0)) for kind in COLLECTIVES),
+            *_checks(row.get("check")),
         )
         for row in results["step"]
     ]
@@ -73,15 +84,15 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             networks,
         ),
         "scale-state": _table(("devices", "rules", "teacher", "student", "optimizer", "all, GB"), states),
+        "scale-compiled": _table(
+            (*("devices", "layers", "state and batch, GB", "temporary, GB"), *(f"{kind}, GB" for kind in COLLECTIVES)),
+            compiled,
+        ),
         "scale-step": _table(
             (
-                "devices",
-                "state and batch, GB",
-                "temporary, GB",
-                "all-gather, GB",
-                "all-reduce, GB",
-                "reduce-scatter, GB",
-                "check",
+                *("devices", "state and batch, GB", "temporary, GB", "of which a layer, GB"),
+                *(f"{kind}, GB" for kind in COLLECTIVES),
+                *("error of temporary", "largest other error"),
             ),
             steps,
         ),
@@ -91,6 +102,14 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             ("device", "sequences at once", "keys and values, GB", "tokens/s of a device", "time / training's"), written
         ),
     }
+
+
+def _checks(found: Mapping[str, float] | None) -> tuple[str, str]:
+    """Returns the relative errors of the extrapolation at the checked step."""
+    if found is None:
+        return "–", "–"
+    others = max(abs(error) for name, error in found.items() if name != "temporary_bytes")
+    return f"{found['temporary_bytes']:+.0%}", f"{others:.1%}"
 
 
 def filled(page: str, results: Mapping[str, Any]) -> str:

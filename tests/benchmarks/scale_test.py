@@ -85,9 +85,11 @@ def test_whole_step_and_the_error_of_its_check():
     ]
     rows[-1]["temporary_bytes"] = 80.0
     found = step.whole(rows, 8)
-    assert (found["argument_bytes"], found["temporary_bytes"], found["all-gather"]) == (320, 100, 16)
-    assert found["error_of_the_check"]["temporary_bytes"] == pytest.approx(0.25)
-    assert found["error_of_the_check"]["all-gather"] == pytest.approx(0)
+    assert (found["argument_bytes"], found["all-gather"]) == (320, 16)
+    assert found["temporary_bytes"] == pytest.approx(100) and found["temporary_bytes_of_a_layer"] == 0
+    assert found["check"]["temporary_bytes"] == pytest.approx(0.25)
+    assert found["check"]["all-gather"] == pytest.approx(0)
+    assert "check" not in step.whole(rows[:-1], 8)
 
 
 def test_bytes_a_device_holds():
@@ -115,6 +117,6 @@ def test_a_compiled_step_holds_its_state_and_is_linear_in_the_layers():
     rows = [step.compiled(4, layers, *TINY, tokens=8) for layers in (*step.FITTED, step.CHECKED)]
     for row in rows:
         assert row["argument_bytes"] == pytest.approx(row["state_bytes"], rel=0.01, abs=256)
-    found = step.whole(rows, 4)["error_of_the_check"]
+    found = step.whole(rows, 4)["check"]
     assert abs(found["argument_bytes"]) < 0.01
     assert np.isfinite(found["temporary_bytes"])
