@@ -115,7 +115,8 @@ def of_losses(group: Sequence[Any], box: Box) -> dict[str, Any]:
         for a, _, _ in inputs
     ]
     cotangents = [jnp.asarray(c, jnp.float32) for _, c, _ in inputs]
-    found, again = {}, None
+    found: dict[str, Any] = {}
+    again: Any = None
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
             program = jax.jit(_program(group))

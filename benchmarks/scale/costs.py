@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.scale.networks import SEQUENCE, STUDENT, TEACHER, TOKENS, WORDS, forward_flops, size, variables
+from benchmarks.scale.networks import SEQUENCE, STUDENT, TEACHER, TOKENS, WORDS, forward_flops, parameters
 from jaxkd.cache import codecs
 
 USED = 0.4  # share of the peak that a step is assumed to reach
@@ -65,7 +65,7 @@ def generation_rows(
     bytes or of its FLOPs, whichever is longer.
     """
     flops = sum(forward_flops(STUDENT, prompt + length).values())
-    weights = 2 * size(variables(STUDENT.config()).params)
+    weights = 2 * parameters(STUDENT)
     head = STUDENT.width // STUDENT.heads
     per_token = 2 * STUDENT.layers * STUDENT.key_value_heads * head * 2
     rows = []

@@ -51,6 +51,12 @@ def size(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
+def parameters(size_of: Size) -> int:
+    """Returns the number of a network's parameters, from networks of one and two layers."""
+    one, two = (size(variables(size_of.config(layers)).params) for layers in (1, 2))
+    return one + (size_of.layers - 1) * (two - one)
+
+
 def forward_flops(size: Size, sequence: int) -> dict[str, float]:
     """Returns the FLOPs of the products of a forward pass for one token, head and layers apart.
 
@@ -67,5 +73,5 @@ def networks() -> dict[str, Any]:
     rows = {}
     for name, each in (("teacher", TEACHER), ("student", STUDENT)):
         flops = forward_flops(each, SEQUENCE)
-        rows[name] = {**each._asdict(), "parameters": size(variables(each.config()).params), "forward_flops": flops}
+        rows[name] = {**each._asdict(), "parameters": parameters(each), "forward_flops": flops}
     return rows

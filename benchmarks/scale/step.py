@@ -150,8 +150,9 @@ def whole(rows: Sequence[Mapping[str, Any]], devices: int) -> dict[str, Any]:
     kinds = sorted({kind for row in fitted for kind in row["collective_bytes"]})
     entries: dict[str, Callable[[Any], float]] = {"argument_bytes": lambda row: row["argument_bytes"]}
     entries |= {kind: lambda row, kind=kind: row["collective_bytes"].get(kind, 0) for kind in kinds}  # type: ignore[misc]
-    points = [(row["layers"][1], row["temporary_bytes"]) for layers, row in found.items() if layers != CHECKED]
-    slope, start = np.polyfit(*np.array(points, float).T, 1)
+    points = [(row["layers"][1], row["temporary_bytes"]) for each, row in found.items() if each != CHECKED]
+    layers, temporary = np.array(points, float).T
+    slope, start = np.polyfit(layers, temporary, 1)
     result: dict[str, Any] = {"devices": devices, "temporary_bytes": float(round(start + slope * full[1]))}
     result |= {"temporary_bytes_of_a_layer": float(round(slope))}
     result |= {name: extrapolated(fitted, entry, full) for name, entry in entries.items()}

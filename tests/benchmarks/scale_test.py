@@ -28,14 +28,15 @@ def test_the_results_are_those_of_the_script():
     assert RESULTS["step"] == list(compiled.values())
 
 
+@pytest.mark.slow
 def test_parameters_and_state_are_those_of_the_script():
-    for name, each in (("teacher", networks.TEACHER), ("student", networks.STUDENT)):
-        one, two = (networks.size(networks.variables(each.config(layers)).params) for layers in (1, 2))
-        assert RESULTS["networks"][name]["parameters"] == one + (each.layers - 1) * (two - one)
+    assert RESULTS["networks"] == networks.networks()
+    tiny = networks.Size(32, 3, 4, 2, 64, False)
+    assert networks.parameters(tiny) == networks.size(networks.variables(tiny.config()).params)
     for row in RESULTS["state"]:
         copies = 1 if row["rules"] == "replicated" else row["devices"]
         whole = 2 * RESULTS["networks"]["teacher"]["parameters"]
-        assert row["bytes"]["teacher"] == pytest.approx(whole / copies, rel=0.01)
+        assert row["bytes"]["teacher"] == pytest.approx(whole / copies, rel=0.02)
         assert row["bytes"]["optimizer"] == pytest.approx(2 * row["bytes"]["student"], rel=1e-4)
 
 
@@ -44,6 +45,7 @@ def test_a_page_without_a_table_is_refused():
         page.filled("no tables", RESULTS)
 
 
+@pytest.mark.slow
 def test_flops_of_a_layer_are_those_of_the_compilers_count():
     tokens = 64
     batch = {"tokens": jax.ShapeDtypeStruct((1, tokens), jnp.int32)}
@@ -92,6 +94,7 @@ def test_whole_step_and_the_error_of_its_check():
     assert "check" not in step.whole(rows[:-1], 8)
 
 
+@pytest.mark.slow
 def test_bytes_a_device_holds():
     mesh = step.mesh_of(4)
     state = step.abstract(4, *TINY, (1, 1), 8)[1]
@@ -101,6 +104,7 @@ def test_bytes_a_device_holds():
     assert step.held(split.student) < 0.3 * step.held(copied.student)
 
 
+@pytest.mark.slow
 def test_generation_takes_the_longer_of_bytes_and_flops():
     rows = {(row["device"], row["sequences"]): row for row in costs.generation_rows()}
     for device in costs.DEVICES:
