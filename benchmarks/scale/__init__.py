@@ -1,10 +1,9 @@
 """Plan of a distillation of language models on one pod: 7 B → 1 B at 10¹¹ tokens.
 
-Run ``python -m benchmarks.scale --out benchmarks/results/scale.json``. No array is made: the networks exist as shapes,
-and the step is lowered and compiled for simulated devices from shapes and shardings. ``--page docs/scale.md`` writes
-the tables of the page from the results; a test compares them.
+Run ``python -m benchmarks.scale --tables docs/scale.md``, which writes the results and the tables of the page; a test
+compares them. No array is made: the networks exist as shapes, and the step is lowered and compiled for simulated
+devices from shapes and shardings.
 
-A compiled step of all layers would take an hour on a core. Every layer of a network has the same shapes, so that memory
-and collectives are linear in the numbers of layers: three steps of few layers give the coefficients, and a fourth one,
-with more layers of both, checks them.
+Every layer of a network has the same shapes. Steps of few layers are compiled, which give the bytes of all layers, and
+one with more layers checks them. Compiled steps that the results have already are not compiled again.
 """

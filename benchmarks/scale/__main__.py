@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import rich
 
 from benchmarks.common import command, described, machine
 from benchmarks.scale import costs, networks, page, step
@@ -37,13 +36,13 @@ def main(
         for count in devices:
             if (count, *layers) not in done:
                 row = step.compiled(count, layers)
-                rich.print(row)
+                print(row, flush=True)
                 results["compiled"].append(row)
                 _write(out, results)
     results["step"] = [step.whole(results["compiled"], count) for count in devices]
     _write(out, results)
     for name, table in page.tables(results).items():
-        rich.print(f"{name}\n{table}\n")
+        print(f"{name}\n{table}\n")
     if tables is not None:
         tables.write_text(page.filled(tables.read_text(), results))
 

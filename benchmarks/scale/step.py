@@ -151,7 +151,7 @@ def whole(rows: Sequence[Mapping[str, Any]], devices: int) -> dict[str, Any]:
     entries: dict[str, Callable[[Any], float]] = {"argument_bytes": lambda row: row["argument_bytes"]}
     entries |= {kind: lambda row, kind=kind: row["collective_bytes"].get(kind, 0) for kind in kinds}  # type: ignore[misc]
     points = [(row["layers"][1], row["temporary_bytes"]) for each, row in found.items() if each != CHECKED]
-    layers, temporary = np.array(points, float).T
+    layers, temporary = np.array(sorted(points), float).T
     slope, start = np.polyfit(layers, temporary, 1)
     result: dict[str, Any] = {"devices": devices, "temporary_bytes": float(round(start + slope * full[1]))}
     result |= {"temporary_bytes_of_a_layer": float(round(slope))}
