@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cells test test-slow test-all test-oldest lint bench clean
+.PHONY: help setup demo cells test test-slow test-all test-oldest lint docs docs-serve tables bench accelerator clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
@@ -162,6 +162,17 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+mkdocs = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+
+docs: setup  ## build the documentation site into build/site; a broken link is an error
+	$(mkdocs) build --strict $(ARGS)
+
+docs-serve: setup  ## show the site on http://127.0.0.1:8000 and build it again when a page changes
+	$(mkdocs) serve $(ARGS)
+
+tables: setup  ## write the tables of the pages anew, from the committed results
+	$(PY) -m benchmarks.tables $(ARGS)
+
 bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, placement, memory, losses, seeds
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
@@ -173,5 +184,8 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, plac
 	$(PY) -m benchmarks.seeds
 	$(PY) -m benchmarks.freed_memory
 
-clean:  ## remove environments and caches, not runs/
-	rm -rf .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+accelerator: setup  ## run the benchmark of the device at hand, such as a GPU
+	$(PY) -m benchmarks.accelerator $(ARGS)
+
+clean:  ## remove environments, caches and the built site, not runs/
+	rm -rf build/site .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

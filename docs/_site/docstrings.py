@@ -23,9 +23,14 @@ class SiteDocstrings(griffe.Extension):
     """Rewrites the docstring of every object that is loaded."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrites one docstring."""
-        if obj.docstring is not None:
-            obj.docstring.value = rewrite(obj.docstring.value)
+        """Rewrites one docstring, and adds a link to the source of a function or class of a module."""
+        if obj.docstring is None:
+            return
+        text = rewrite(obj.docstring.value)
+        if (obj.is_function or obj.is_class) and obj.parent is not None and obj.parent.is_module:
+            path = obj.relative_package_filepath.as_posix()
+            text += f"\n\n[source]({names.repository()}/blob/main/{path}#L{obj.lineno}){{ .source-link }}"
+        obj.docstring.value = text
 
 
 def rewrite(text: str) -> str:
@@ -77,7 +82,9 @@ def _add_row(table: list[list[str]], line: str, starts: list[int]) -> None:
     """Adds a row to a table, or continues its last row."""
     cells = [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
     if table and (not cells[0] or not any(cells[1:]) or table[-1][0].endswith(",")):
-        table[-1] = [f"{old} {new}".strip() for old, new in zip(table[-1], cells, strict=True)]
+        if cells[0] and not table[-1][0].endswith(","):
+            cells[0] = f", {cells[0]}"
+        table[-1] = [f"{old} {new}".strip().replace(" , ", ", ") for old, new in zip(table[-1], cells, strict=True)]
     else:
         table.append(cells)
 

@@ -69,7 +69,7 @@ def _resolved(link: str, source: pathlib.Path, page: Page, config: MkDocsConfig,
         if files.get_file_from_path(copy) is None:
             files.append(File.generated(config, copy, abs_src_path=str(target)))
         return os.path.relpath(names.DOCS / copy, page_folder)
-    return f"{config.repo_url.rstrip('/')}/{'tree' if target.is_dir() else 'blob'}/main/{path}"
+    return f"{names.repository()}/{'tree' if target.is_dir() else 'blob'}/main/{path}"
 
 
 def on_page_content(html: str, **_: object) -> str:

@@ -9,6 +9,13 @@ ROOT = DOCS.parent
 _DIRECTIVE = re.compile(r"^::: (jaxkd[\w.]*)$", re.MULTILINE)
 
 
+@functools.cache
+def repository() -> str:
+    """Returns the address of the repository, as mkdocs.yml names it."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    return re.search(r"^repo_url: (\S+?)/?$", text, re.MULTILINE)[1]
+
+
 def shown(page: pathlib.Path) -> list[str]:
     """Returns the dotted names that a page of the API shows, in their order."""
     return _DIRECTIVE.findall(page.read_text(encoding="utf-8"))
