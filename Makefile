@@ -171,7 +171,7 @@ docs-serve: setup  ## show the site on http://127.0.0.1:8000 and build it again 
 	$(mkdocs) serve $(ARGS)
 
 tables: setup  ## write the tables of the pages anew, from the committed results
-	$(PY) -m benchmarks.tables $(ARGS)
+	$(PY) -m experiments.tables $(ARGS)
 
 bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, placement, memory, losses, seeds
 	$(PY) -m benchmarks.step $(ARGS)

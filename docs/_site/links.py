@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+import tomllib
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -19,6 +20,7 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import names
 
+_SEARCH = tomllib.loads((pathlib.Path(__file__).parent / "search.toml").read_text(encoding="utf-8"))
 _LOG = logging.getLogger("mkdocs.hooks.links")
 _PICTURES = {".png", ".svg", ".jpg", ".gif", ".webp"}
 # A link of Markdown, or an attribute of HTML. Code is left alone.
@@ -30,8 +32,16 @@ _FIXED = re.compile(r"<(pre|a|autoref|h[1-6])\b.*?</\1>", re.DOTALL)
 _NAME = re.compile(r"<code>([A-Za-z_][\w.]*)(\(\))?</code>")
 
 
+def on_files(files: Files, **_: object) -> None:
+    """Warns of pages that search.toml lists and that do not exist."""
+    for page in _SEARCH["tags"]:
+        if files.get_file_from_path(page) is None:
+            _LOG.warning("docs/_site/search.toml lists %s, which does not exist", page)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Resolves the links of a page that lead out of the site; ``include:`` shows a file of the repository instead."""
+    _weigh(page)
     source = names.DOCS / page.file.src_uri
     if include := page.meta.get("include"):
         source = names.ROOT / include
@@ -48,6 +58,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         out += [_LINK.sub(replaced, markdown[end : code.start()]), code[0]]
         end = code.end()
     return "".join([*out, _LINK.sub(replaced, markdown[end:])])
+
+
+def _weigh(page: Page) -> None:
+    """Gives a page its tags, which the search reads, and its weight among the results."""
+    page.meta.setdefault("tags", _SEARCH["tags"].get(page.file.src_uri, []))
+    for folder, boost in _SEARCH["boosts"].items():
+        if page.file.src_uri.startswith(folder):
+            page.meta.setdefault("search", {"boost": boost})
 
 
 def _resolved(link: str, source: pathlib.Path, page: Page, config: MkDocsConfig, files: Files) -> str:
