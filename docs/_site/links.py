@@ -29,7 +29,7 @@ _LINK = re.compile(r"""(\]\(<?|(?:src|href)=["'])([^)\s"'>#]+)""")
 _ELSEWHERE = re.compile(r"^(?:[a-z]+:|/|\{)")
 # What is linked already, and what is no running text.
 _FIXED = re.compile(r"<(pre|a|autoref|h[1-6])\b.*?</\1>", re.DOTALL)
-_NAME = re.compile(r"<code>([A-Za-z_][\w.]*)(\(\))?</code>")
+_NAME = re.compile(r"<code>([A-Za-z_][\w.]*)(\([^<]*\))?</code>")
 
 
 def on_files(files: Files, **_: object) -> None:
@@ -62,7 +62,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _weigh(page: Page) -> None:
     """Gives a page its tags, which the search reads, and its weight among the results."""
-    page.meta.setdefault("tags", _SEARCH["tags"].get(page.file.src_uri, []))
+    page.meta.setdefault("tags", [*_SEARCH["tags"].get(page.file.src_uri, [])])
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])  # it would list this page alone
     for folder, boost in _SEARCH["boosts"].items():
         if page.file.src_uri.startswith(folder):
             page.meta.setdefault("search", {"boost": boost})

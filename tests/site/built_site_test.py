@@ -18,7 +18,38 @@ from tests.structure import source
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 # Questions of a stranger, and the pages of which one must be among the first three results.
-QUESTIONS = {}
+QUESTIONS: dict[str, str] = {
+    "how do I weigh classes?": "guides/own-models",
+    "which loss for a ViT student of a CNN teacher?": "guides/taps which-method",
+    "what does KD cost in memory?": "performance guides/training which-method",
+    "teacher with another tokenizer": "guides/language",
+    "resume after a crash": "guides/training",
+    "distill on several GPUs": "guides/devices",
+    "log to wandb": "guides/logging",
+    "load a Hugging Face model": "guides/export",
+    "detector": "guides/dense",
+    "which method should I use?": "which-method",
+    "use my own model": "guides/own-models",
+    "features of different shape": "guides/taps",
+    "train step with TrainState": "guides/one-loss",
+    "teacher is too slow": "guides/caching",
+    "PyTorch weights": "guides/export",
+    "speech recognition CTC": "guides/speech",
+    "reinforcement learning policy": "guides/control",
+    "two teachers": "guides/schemes",
+    "I know TRL": "guides/coming-from",
+    "vocabulary does not fit into memory": "guides/language",
+    "implement a new loss": "guides/add-a-loss",
+    "what is FSP?": "methods api/losses",
+    "gain on CIFAR-100": "results",
+    "deploy the student": "guides/export",
+    "mean teacher EMA": "api/teachers guides/schemes methods",
+    "soft_target_kl": "api/losses",
+    "gradient accumulation": "guides/training",
+    "loss is NaN": "guides/training",
+    "freeze layers of the student": "guides/training",
+    "install": "get-started",
+}
 
 
 @pytest.fixture(scope="module")
