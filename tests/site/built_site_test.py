@@ -40,7 +40,7 @@ QUESTIONS: dict[str, str] = {
     "I know TRL": "guides/coming-from",
     "vocabulary does not fit into memory": "guides/language",
     "implement a new loss": "guides/add-a-loss",
-    "what is FSP?": "methods api/losses",
+    "FSP": "methods api/losses",
     "gain on CIFAR-100": "results",
     "deploy the student": "guides/export",
     "mean teacher EMA": "api/teachers guides/schemes methods",
