@@ -2,6 +2,7 @@
 
 The docstrings are written for a terminal: names in single backticks, examples of doctest without a fence, and tables of
 two or three columns between rows of ``=``. Here the first become links, the second blocks of code and the third tables.
+The lines of "Returns" are one text.
 """
 
 import pathlib
@@ -17,12 +18,30 @@ _BORDER = re.compile(r"^=+(  +=+)+$")
 
 def rewrite(text: str) -> str:
     """Returns a docstring as Markdown."""
-    return _NAME.sub(_link, _fenced(_tables(text)))
+    return _NAME.sub(_link, _fenced(_tables(_continued(text))))
 
 
 def _link(match: re.Match[str]) -> str:
     target = names.targets().get(match[1])
     return match[0] if target is None else f"[`{match[1]}`][{target}]"
+
+
+def _continued(text: str) -> str:
+    """Indents what continues the first line of "Returns" or "Yields", where griffe reads each line as another item."""
+    lines, first = [], None
+    for line in text.split("\n"):
+        indent = len(line) - len(line.lstrip())
+        if line.strip() in ("Returns:", "Yields:"):
+            first = -1
+        elif line.strip() and first is not None:
+            if first < 0:
+                first = indent
+            elif indent < first:
+                first = None
+            else:
+                line = " " * first + line
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _fenced(text: str) -> str:

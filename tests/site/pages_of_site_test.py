@@ -99,6 +99,7 @@ def test_docstrings_become_markdown():
         "=========  ==========\n\n"
         "Args:\n  x: a number.\n\n"
         "  >>> f(1)\n  2\n\n"
+        "Returns:\n  One value,\n  and another.\n\n"
         ">>> g(1)\n3"
     )
     assert MARKUP.rewrite(docstring) == (
@@ -108,5 +109,6 @@ def test_docstrings_become_markdown():
         "| `a`, `b`, `c` | one |\n\n\n"
         "Args:\n  x: a number.\n\n"
         "  ```pycon\n  >>> f(1)\n  2\n  ```\n\n"
+        "Returns:\n  One value,\n    and another.\n\n"
         "```pycon\n>>> g(1)\n3\n```"
     )
