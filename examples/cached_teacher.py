@@ -1,8 +1,9 @@
 """A cached teacher: its outputs are computed once, and the student trains from the files, without the teacher.
 
-Three views of each of 1,097 digits, shifted at random, pass a convolutional teacher once. The student sees one of the
-views in each epoch, once with the live teacher and once with the cache, which stores the logits in 16 bits. The same
-call with another teacher, transform or set raises `StaleCacheError` instead of reading outputs that do not belong.
+Three views of each of 1,097 digits, shifted at random, pass a convolutional teacher once, and the logits are stored in
+16 bits. A student learns from the live teacher, with a new view in each epoch, and another one from the cache, with the
+three views in turn. With another teacher, transform or set, `write_cache` raises `StaleCacheError` instead of training
+on outputs that do not belong to the images.
 
 Prints accuracy and seconds of an epoch, and writes runs/examples/cached_teacher.png, both learning curves. Takes about
 a minute on one core of a CPU. Needs `pip install "jaxkd-toolkit[experiments]"`.

@@ -71,9 +71,8 @@ students["and more of them"] = train(small, teacher, forward, rows, STEPS, start
 students["and its own texts"] = train(small, teacher, jsd, rows, STEPS, own=True, start=first)
 for name, variables in students.items():
     own = write(small, variables, 64, seed=2)
-    found[name] = float(
-        losses.reverse_kl(logits(small, variables, own), logits(large, taught, own))[own["mask"]].mean()
-    )
+    ours, theirs = logits(small, variables, own), logits(large, taught, own)
+    found[name] = float(losses.reverse_kl(ours, theirs)[own["mask"]].mean())
     print(f"{name:<20} KL to the teacher on own texts: {found[name]:.3f} nats a token")
     print("   ", repr(tokenizer.decode(own["tokens"][0].tolist())))
 pathlib.Path("runs/examples").mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ the arrays. On two hosts you start it once on each: `python two_processes.py HOS
 process reads its half of each batch, stores its half of the large arrays, and gets the same metrics.
 
 Prints one line a process, with equal accuracies, and writes runs/examples/two_processes.png, the learning curve, and
-checkpoints and metrics of both trainings below runs/examples/two_processes, which is emptied first. Takes about half a
+checkpoints and metrics of both trainings below runs/examples/two_processes, which is emptied first. Takes about a
 minute on one core of a CPU. Needs `pip install "jaxkd-toolkit[experiments]"`.
 """
 
