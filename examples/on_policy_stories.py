@@ -22,7 +22,7 @@ import jaxkd
 from jaxkd import data, losses, metrics, models, schemes, weights
 from jaxkd.data import text
 
-LENGTH, STEPS = 64, 250
+LENGTH, STEPS = 64, 200
 ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
 forward = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=1.0)
 jsd = jaxkd.term(losses.generalized_jsd, "student/logits", "teacher/logits", beta=0.5)
@@ -59,10 +59,10 @@ if len(sys.argv) > 1:
     large = models.DecoderConfig(**fields)
 else:
     tokenizer = text.ByteTokenizer()
-    large = models.DecoderConfig(vocabulary=tokenizer.vocabulary, width=96, layers=3, heads=4, mlp_width=256)
+    large = models.DecoderConfig(vocabulary=tokenizer.vocabulary, width=64, layers=3, heads=4, mlp_width=192)
     rows = text.packed(list(pydoc_data.topics.topics.values()), tokenizer, length=LENGTH)
-    taught = train(large, jaxkd.teachers.none(), ce, rows, 500)
-small = models.DecoderConfig(vocabulary=large.vocabulary, width=48, layers=2, heads=4, mlp_width=96)
+    taught = train(large, jaxkd.teachers.none(), ce, rows, 400)
+small = models.DecoderConfig(vocabulary=large.vocabulary, width=32, layers=2, heads=4, mlp_width=96)
 teacher = jaxkd.teachers.frozen(decoder(large), taught)
 rows = write(large, taught, 512, seed=1)
 first = train(small, teacher, forward, rows, STEPS)
