@@ -50,7 +50,7 @@ def execute(source: pathlib.Path, target: pathlib.Path) -> None:
     notebook = nbformat.v4.new_notebook(
         cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
     )
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(target.parent))
+    nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3").execute(cwd=str(target.parent))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of day
     nbformat.write(notebook, target)

@@ -63,12 +63,12 @@ def train_model(model, teacher, objective, steps):
 large, small = decoder(64, 2), decoder(32, 1)
 ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label")
 kl = jaxkd.term(losses.soft_target_kl, "student/logits", "teacher/logits", temperature=1.0)
-taught = train_model(large, jaxkd.teachers.none(), ce, 400)
+taught = train_model(large, jaxkd.teachers.none(), ce, 300)
 teacher = jaxkd.teachers.frozen(large, taught.state.student)
 results = {
     "teacher": taught,
-    "student alone": train_model(small, jaxkd.teachers.none(), ce, 250),
-    "distilled": train_model(small, teacher, kl, 250),
+    "student alone": train_model(small, jaxkd.teachers.none(), ce, 200),
+    "distilled": train_model(small, teacher, kl, 200),
 }
 for name, result in results.items():
     evaluations = [row for row in result.history if "eval/bits_per_byte" in row]
@@ -102,26 +102,28 @@ plt.show()
 #
 # With a vocabulary of a real tokenizer, the logits of all tokens are the largest array of the step.
 # `linear_soft_target_kl` takes hidden states and kernels, and has the same value and gradients. The compiled memory of
-# both:
+# both, and their values for a few tokens:
+
 
 # %%
-hidden = jax.random.normal(jax.random.key(0), (2, 1024, 128))  # of student and teacher
-kernel = 0.1 * jax.random.normal(jax.random.key(1), (2, 128, 16_000))
+def dense(h, k, teacher_h, teacher_k):
+    return losses.soft_target_kl(h @ k, teacher_h @ teacher_k, temperature=2.0).mean()
 
 
-def dense(h, k):
-    return losses.soft_target_kl(h @ k, hidden[1] @ kernel[1], temperature=2.0).mean()
+def chunked(h, k, teacher_h, teacher_k):
+    return losses.linear_soft_target_kl(h, k, teacher_h, teacher_k, temperature=2.0).mean()
 
 
-def chunked(h, k):
-    return losses.linear_soft_target_kl(h, k, hidden[1], kernel[1], temperature=2.0).mean()
+def arrays(tokens, vocabulary):
+    h, k = jax.random.normal(jax.random.key(0), (tokens, 64)), jax.random.normal(jax.random.key(1), (64, vocabulary))
+    return h, 0.1 * k, h[::-1], 0.1 * k[::-1]
 
 
 for loss in (dense, chunked):
-    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(hidden[0], kernel[0]).compile()
-    value, _ = compiled(hidden[0], kernel[0])
+    shapes = jax.eval_shape(lambda: arrays(2048, 32_000))
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*shapes).compile()
     mebibytes = compiled.memory_analysis().temp_size_in_bytes / 2**20
-    print(f"{loss.__name__}: value {value:.4f}, temporary memory {mebibytes:.0f} MiB")
+    print(f"{loss.__name__}: value {loss(*arrays(32, 500)):.5f}, temporary memory {mebibytes:.0f} MiB")
 
 # %% [markdown]
 # [Language models](../guides/models.md), [texts](../guides/language.md) and

@@ -76,7 +76,7 @@ def test_a_cached_teacher_serves_as_well_as_a_live_one(tmp_path):
     assert abs(found["cached teacher"] - found["live teacher"]) < 5
     seconds = {name: int(value) for name, value in re.findall(r"^(\w+) teacher .* (\d+) ms", text, re.MULTILINE)}
     assert seconds["cached"] < seconds["live"]
-    assert (tmp_path / "runs" / "examples" / "cache" / "manifest.json").exists()
+    assert (tmp_path / "runs" / "examples" / "cached_teacher" / "train" / "manifest.json").exists()
 
 
 @pytest.mark.slow
