@@ -83,8 +83,7 @@ plt.show()
 # %% [markdown]
 # ## Where they differ
 #
-# A loss has one value per token, so that it also shows where in a text the student is far from its teacher: at bytes
-# that begin a word, and seldom within one.
+# A loss has one value per token, so that it also shows where in a text the student is far from its teacher.
 
 # %%
 batch = {name: value[order[:1]] for name, value in rows.items()}
