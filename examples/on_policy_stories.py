@@ -3,7 +3,7 @@
     python examples/on_policy_stories.py [FOLDER of stories260K]
 
 The teacher is stories260K, a Llama in Hugging Face's format with tokenizer_scores.json; without a folder, a decoder of
-bytes that first learns from the help pages of Python. The student, of a fifth of the size, learns from texts of the
+bytes that first learns from the help pages of Python. The student, about a fifth as large, learns from texts of the
 teacher, then from its own (sampling, teacher and update are one program), while a copy continues with the teacher's.
 Prints what each writes and how far it is from the teacher there, and writes runs/examples/on_policy_stories.png. Takes
 about two minutes on one core of a CPU. Needs `pip install "jaxkd-toolkit[experiments]"`.

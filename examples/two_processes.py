@@ -63,7 +63,7 @@ def main(coordinator, rank):
     result = train_model(small, jaxkd.teachers.frozen(large, taught), jaxkd.combine(ce=ce, kd=kl), FOLDER / "student")
     curve = [row["eval/accuracy"] for row in result.history if "eval/accuracy" in row]
     where = f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices"
-    print(f"{where}: test accuracy {100 * curve[-1]:.1f} %", flush=True)
+    print(f"{where}: test accuracy {100 * curve[-1]:.1f} %\n", end="", flush=True)  # in one piece
     if rank == 0:
         import matplotlib.pyplot as plt
 
