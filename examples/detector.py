@@ -68,12 +68,12 @@ figure, axes = plt.subplots(4, 4, figsize=(10, 8.4), layout="constrained")
 shown = {"teacher": taught[2], "student alone": alone[2], "student, distilled": distilled[2]}
 for name, found in shown.items():
     print(f"{name:<20} AP50 {100 * metrics.average_precision(found, test)['ap50']:.1f} %")
-shown["labels"] = {"boxes": test["boxes"], "labels": test["box_label"], "mask": test["box_mask"]}
+shown["labels"] = {"boxes": test["boxes"], "labels": test["box_label"], "scores": test["box_mask"]}
 for (name, found), column in zip(shown.items(), axes.T, strict=True):
     for number, panel in enumerate(column):
         panel.imshow(test["image"][number])
         panel.set(xticks=[], yticks=[], title=name)
-        for n in np.flatnonzero(found["mask"][number]):
+        for n in np.flatnonzero(found["scores"][number] > 0.4):
             (x0, y0, x1, y1), color = found["boxes"][number, n], f"C{found['labels'][number, n]}"
             panel.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color))
 pathlib.Path("runs/examples").mkdir(parents=True, exist_ok=True)
