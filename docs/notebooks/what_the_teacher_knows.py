@@ -58,8 +58,8 @@ for name, output in outputs.items():
 # %% [markdown]
 # ## Soft targets
 #
-# The four test images of which the teacher is least sure. With a temperature of 4, the smaller probabilities are raised,
-# so that they count in the loss as well.
+# The four test images of which the teacher is least sure. With a temperature of 4, the smaller probabilities are
+# raised, so that they count in the loss as well.
 
 # %%
 logits = outputs["teacher"]["logits"]
