@@ -1,17 +1,16 @@
 """The notebooks: executed from their sources, small, and with the outputs of the source beside them."""
 
-import importlib.util
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "docs" / "notebooks"
-spec = importlib.util.spec_from_file_location("build_notebooks", FOLDER / "build.py")
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
+build = types.SimpleNamespace(**runpy.run_path(str(FOLDER / "build.py")))
 NAMES = [source.stem for source in build.sources()]
 
 
