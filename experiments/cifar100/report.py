@@ -108,7 +108,7 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     absent = [name for name in METHODS if name not in methods and tables.defined(pair, name)]
     short = [*absent, *(name for name, one in methods.items() if len(one["seeds"]) < len(found["seeds"]))]
     table = markdown_table(tables.columns(found), tables.rows(pair, found))
-    parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_rerun(pair)]
+    parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_power(found), *_rerun(pair)]
     if short:
         commands = "\n".join(command(pair, name, found["protocol"], found["seeds"]) for name in short)
         parts.append(TEXTS["not_run"].format(seeds=len(found["seeds"]), commands=commands))
@@ -145,6 +145,13 @@ def _protocol(pair: str, found: Mapping[str, Any]) -> str:
     )
     another = pair not in published.PAIRS and near in published.PAIRS
     return text + (TEXTS["another_pair"].format(pair=_arrow(near)) if another else "")
+
+
+def _power(found: Mapping[str, Any]) -> list[str]:
+    """Returns what the seeds of a pair can resolve, as a paragraph."""
+    gains = (one["gain"]["last"].get("student") for one in found["methods"].values())
+    told = report.power(statistics.resolvable(gains), "points")
+    return [told] if told else []
 
 
 def _rerun(pair: str) -> list[str]:
