@@ -86,7 +86,7 @@ def decoupled_kd(
 
 
 def _decoupled(logits: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """Returns the logit of target against rest, the rest's softened scores, and if it exists."""
+    """Returns the logit of target against rest, and the softened scores of the rest."""
     some = jnp.any(~target & (logits > -jnp.inf), axis=-1)
     own = jnp.sum(jnp.where(target, logits, 0), axis=-1)
     # The rest is shifted by its own maximum: below a far larger target, rounding would hide its gaps.
