@@ -166,7 +166,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 @jax.custom_jvp
 def softmax_kl(x: Array, y: Array) -> Array:
-    """``KL(softmax(x) ‖ softmax(y))`` of softened scores, by fewer exponentials than `kl`."""
+    """``KL(softmax(x) ‖ softmax(y))`` of scores that `soften` returns."""
     (log_p, p), (log_q, q) = map(softmax_softened, (x, y))
     return _divergence(log_p, log_q, p, q)
 
