@@ -176,7 +176,11 @@ def distill(
         outputs, _ = student.apply(state.student, model_batch(batch, state.step, taught), key=None, train=False)
         params = state.student.params, params_of(state.teacher)
         context = Context(outputs, taught, batch, state.step, axis_name, *params)
-        out = objective.apply(state.objective.params, state.objective.state, context, None)
+        try:
+            out = objective.apply(state.objective.params, state.objective.state, context, None)
+        except ValueError as error:  # most often an entry that the training batches alone have
+            error.add_note("in the evaluation, whose batches need every entry that the objective reads")
+            raise
         reported = join({"loss": _total(out, context)}, _named(out.metrics), report(metrics, context), unseen)
         return reported if axis_name is None else metrics_lib.psum(reported, axis_name)
 

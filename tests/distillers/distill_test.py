@@ -65,6 +65,15 @@ def test_unknown_path_is_an_error_of_init():
         kd.init(jax.random.key(0), tiny.batch(8))
 
 
+def test_an_entry_that_evaluation_batches_lack_is_an_error_that_says_so():
+    masked = term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
+    kd = jaxkd.distill(tiny.student, tiny.teacher(), masked, optimizer=optax.sgd(0.1))
+    state = jax.eval_shape(kd.init, jax.random.key(0), {**tiny.batch(4), "labeled": jnp.ones(4, bool)})
+    with pytest.raises(ValueError, match="'labeled': there is no such name") as error:
+        jax.eval_shape(kd.evaluate, state, tiny.batch(4))
+    assert any("in the evaluation, whose batches need every entry" in note for note in error.value.__notes__)
+
+
 def test_user_defined_metrics():
     def train_metrics(context):
         return {"largest": from_values(jnp.max(context.student["logits"], axis=-1), context.batch.get("mask"))}

@@ -21,8 +21,9 @@ def arrays(source: Any, *, max_boxes: int = 32, size: tuple[int, int] | None = N
 
     The set's features are found by their names in TFDS, each may be absent: ``objects`` with ``bbox`` ``(ymin, xmin,
     ymax, xmax)`` from 0 to 1 and ``label`` (without it, all objects have class 0; those with ``is_crowd`` are left
-    out); ``segmentation_mask`` ``[height, width]`` or ``[height, width, 1]``; ``keypoints`` ``[joints, 2]`` in pixels,
-    and ``visible`` ``[joints]``. So a set without annotations gives its images alone.
+    out); ``segmentation_mask`` ``[height, width]`` or ``[height, width, 1]``; ``keypoints`` ``[joints, 2]`` in pixels
+    and ``visible`` ``[joints]``, or ``keypoints`` ``[joints, 3]`` with COCO's visibility (0 where a joint is not
+    annotated) as the last column. So a set without annotations gives its images alone.
 
     Args:
       source: an object with ``len(source)`` and ``source[i]``, a dict, as from `jaxkd.data.source`.
@@ -218,9 +219,19 @@ def _pixel_classes(number: int, mask: Any, old: tuple[int, int], size: tuple[int
 
 def _points(number: int, row: Mapping[str, Any], old: tuple[int, int], size: tuple[int, int]) -> dict[str, np.ndarray]:
     points = np.asarray(row["keypoints"], np.float32)
-    if points.ndim != 2 or points.shape[-1] != 2:
-        raise ValueError(f"example {number}, keypoints: expected (x, y) [joints, 2], got {list(points.shape)}.")
-    visible = np.asarray(row.get("visible", np.ones(len(points))), bool).reshape(-1)
+    if points.ndim != 2 or points.shape[-1] not in (2, 3):
+        raise ValueError(
+            f"example {number}, keypoints: expected (x, y) [joints, 2] or (x, y, visibility) [joints, 3], got "
+            f"{list(points.shape)}."
+        )
+    points, flags = points[:, :2], points[:, 2:]
+    if flags.size and "visible" in row:
+        raise ValueError(
+            f"example {number}: expected one visibility, got a third column of keypoints and visible; leave one out."
+        )
+    if not np.isin(flags, (0, 1, 2)).all():
+        raise ValueError(f"example {number}, keypoints: expected a visibility of 0, 1 or 2, got {flags.ravel()}.")
+    visible = np.asarray(row.get("visible", flags if flags.size else np.ones(len(points))), bool).reshape(-1)
     if visible.shape != points.shape[:1]:
         raise ValueError(f"example {number}, visible: expected [{len(points)}], got {list(visible.shape)}.")
     known = np.isfinite(points).all(axis=1, keepdims=True)

@@ -89,6 +89,15 @@ def test_boxes_are_cut_and_crowds_left_out():
     assert dense.arrays([no_classes])["box_label"][0].tolist() == [0] * 32
 
 
+def test_visibility_may_be_a_third_column():
+    row = {"image": image(), "keypoints": np.float32([[1, 2, 0], [3, 1, 1], [2, 2, 2], [9, 1, 2]])}
+    found = dense.arrays([row])
+    assert found["points"][0].tolist() == [[1, 2], [3, 1], [2, 2], [9, 1]]
+    assert found["point_mask"][0].tolist() == [False, True, True, False]  # the last one is outside of the image
+    with pytest.raises(ValueError, match=r"expected a visibility of 0, 1 or 2, got \[0.5"):
+        dense.arrays([{**row, "keypoints": np.float32([[1, 2, 0.5]])}])
+
+
 def test_images_of_several_sizes_get_one():
     rows = [
         {
@@ -160,7 +169,8 @@ def test_a_stream_has_the_batches_of_resident_mode():
         ({"objects": {"bbox": [[0, 0, 1, 1]], "label": [-1]}}, "classes of at least 0, got -1"),
         ({"segmentation_mask": np.zeros((2, 4), int)}, r"expected integers \[4, 8\] or \[4, 8, 1\], the size of the"),
         ({"segmentation_mask": np.zeros((4, 8))}, r"the size of the image, got float64\[4, 8\]"),
-        ({"keypoints": np.zeros((4, 3))}, r"expected \(x, y\) \[joints, 2\], got \[4, 3\]"),
+        ({"keypoints": np.zeros((4, 4))}, r"or \(x, y, visibility\) \[joints, 3\], got \[4, 4\]"),
+        ({"keypoints": np.zeros((4, 3))}, "expected one visibility, got a third column of keypoints and visible"),
         ({"visible": np.ones(3, bool)}, r"visible: expected \[4\], got \[3\]"),
         ({"boxes": 3}, r"no entry named \['boxes'\]"),
     ],
