@@ -86,7 +86,10 @@ def decoupled_kd(
 
 
 def _decoupled(logits: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
-    """Returns the logit of target against rest, and the softened scores of the rest."""
+    """Returns the logit of target against rest, and the softened scores of the rest.
+
+    The third result is False where no class but the target is possible.
+    """
     some = jnp.any(~target & (logits > -jnp.inf), axis=-1)
     own = jnp.sum(jnp.where(target, logits, 0), axis=-1)
     # The rest is shifted by its own maximum: below a far larger target, rounding would hide its gaps.
