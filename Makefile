@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cells test test-slow test-all test-oldest lint docs docs-serve tables bench accelerator clean
+.PHONY: help setup demo cells test test-slow test-all test-oldest lint docs docs-serve tables bench accelerator release-check clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ endif
 
 help:  ## list the targets
 	@echo 'usage: make TARGET [PYTHON=python3.12] [ARGS="..."]'
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-11s %s\n' $$name "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-13s %s\n' $$name "$$text"; done
 
 demo: setup  ## distill on real handwritten digits: a few minutes, results in runs/digits (ARGS="--help" for its options)
 	$(PY) -m experiments.digits $(ARGS)
@@ -186,6 +186,12 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, plac
 
 accelerator: setup  ## run the benchmark of the device at hand, such as a GPU
 	$(PY) -m benchmarks.accelerator $(ARGS)
+
+release-check: setup  ## build sdist and wheel into dist/, check them, and use the wheel in a bare environment
+	rm -rf dist .venv-bare && $(PY) -m hatchling build -d dist
+	JAXKD_DIST=dist $(PY) -m pytest tests/packaging/release_test.py
+	$(PY) -m venv .venv-bare && .venv-bare/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	.venv-bare/bin/python tests/packaging/bare.py README.md
 
 clean:  ## remove environments, caches and the built site, not runs/
 	rm -rf build/site .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

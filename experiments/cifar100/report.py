@@ -7,8 +7,6 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from experiments.cifar100 import config as configs
 from experiments.cifar100 import published, tables
 from experiments.kit import plots, report, statistics
@@ -57,20 +55,19 @@ def command(pair: str, method: str, protocol: Mapping[str, Any], seeds: Sequence
     return f"python -m experiments.cifar100 --data-dir DIR --pair {pair} --method {method} {text}"
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Mapping[str, Any]) -> report.TerminalTable:
     heads = ("", "n", "last (%)", "best (%)", "over alone", "over KD", "agreement (%)", "published (%)", "compared")
     title = "CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds"
-    shown = report.terminal_table(title, heads, ())
-    shown.columns[0].no_wrap = True
+    texts: list[Sequence[str] | None] = []
     for pair, found in results["pairs"].items():
         by = "test" if found["best_by"].startswith("test") else "validation"
-        shown.add_row(f"[bold]{_arrow(pair)}[/bold]", *("",) * 2, f"by {by}", *("",) * 5)
+        texts.append((f"[bold]{_arrow(pair)}[/bold]", *("",) * 2, f"by {by}", *("",) * 5))
         for row in tables.rows(pair, found):
             if row[0] == "teacher" or row[1] != "0":
                 compared = " ".join(text for text in row[11:-1] if text != NONE).replace("**", "") or NONE
-                shown.add_row(*row[:3], row[4].split(" at ")[0], *row[5:8], row[10], compared)
-        shown.add_section()
-    return shown
+                texts.append((*row[:3], row[4].split(" at ")[0], *row[5:8], row[10], compared))
+        texts.append(None)
+    return report.TerminalTable(title, heads, texts)
 
 
 def picture(pair: str, kind: str) -> str:

@@ -213,7 +213,7 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         eval_every=place.protocol.eval_every * loader.steps_per_epoch,
         key=keys,
         config={"steps": work.steps, **own, "protocol": place.protocol.settings()},
-        progress=place.progress,
+        progress=place.progress and f"{each[0].method}, seed {', '.join(map(str, seeds))}",
         **options,
     )
     kept = []

@@ -30,7 +30,8 @@ class Refused(Exception):
 
 def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
-    console = Console(width=None if sys.stdout.isatty() else width)
+    sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if sized else width)
     keep_freed_memory()
     return status(name, lambda: main(settings, console))
 
