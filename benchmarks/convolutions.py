@@ -123,7 +123,7 @@ OTHER_WAYS: dict[str, Callable[..., Array]] = {
 
 
 def batch_norm(x: Array, scale: Array, bias: Array) -> Array:
-    mean, square = x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))
+    mean, square = (each.mean((0, 1, 2), keepdims=True) for each in (x, x**2))
     return (x - mean) * (jax.lax.rsqrt(square - mean**2 + 1e-5) * scale) + bias
 
 
@@ -175,7 +175,7 @@ def of_convolution(layer: Layer, batch: int, rounds: int, repeats: int) -> dict[
 def of_map(size: int, channels: int, count: int, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
     """Returns the rows of BatchNorm and of ReLU for a map."""
     x, cotangent = normal(batch, size, size, channels), normal(batch, size, size, channels)[::-1]
-    scale, rows = jnp.ones(channels), []
+    scale, rows = jnp.ones((1, 1, 1, channels)), []
     for name, function in (("BatchNorm", lambda x: batch_norm(x, scale, scale)), ("ReLU", jax.nn.relu)):
 
         def backward(x: Array, cotangent: Array, function: Callable[..., Any] = function) -> Array:
