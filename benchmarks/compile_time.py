@@ -94,7 +94,6 @@ def main(
     out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
     """Measures the time to the first step of a composed distillation and of a hand-written one."""
-    jax.config.update("jax_enable_compilation_cache", False)
     rows = []
     for case in cases(1, 1, resnet_batch):
         if only not in case.name:
@@ -114,4 +113,5 @@ def main(
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_enable_compilation_cache", False)
     command(main)

@@ -36,7 +36,7 @@ class Layer(NamedTuple):
       features: output channels.
       window: height and width of the kernel.
       stride: stride in both directions.
-      count: number of such layers in the network.
+      layers: number of such layers in the network.
     """
 
     size: int
@@ -44,12 +44,12 @@ class Layer(NamedTuple):
     features: int
     window: int = 3
     stride: int = 1
-    count: int = 1
+    layers: int = 1
 
 
 LAYERS = (
     Layer(32, 3, 16),
-    Layer(32, 16, 16, count=2),
+    Layer(32, 16, 16, layers=2),
     Layer(32, 16, 32, stride=2),
     Layer(16, 32, 32),
     Layer(32, 16, 32, window=1, stride=2),
@@ -123,7 +123,7 @@ OTHER_WAYS: dict[str, Callable[..., Array]] = {
 
 
 def batch_norm(x: Array, scale: Array, bias: Array) -> Array:
-    mean, square = x.mean((0, 1, 2)), (x**2).mean((0, 1, 2))
+    mean, square = (each.mean((0, 1, 2), keepdims=True) for each in (x, x**2))
     return (x - mean) * (jax.lax.rsqrt(square - mean**2 + 1e-5) * scale) + bias
 
 
@@ -165,7 +165,7 @@ def of_convolution(layer: Layer, batch: int, rounds: int, repeats: int) -> dict[
     return {
         "layer": f"convolution {layer.window} × {layer.window}, {layer.size} × {layer.size} × {layer.channels} to "
         f"{size} × {size} × {layer.features}",
-        "count": layer.count,
+        "count": layer.layers,
         "gflop": 2e-9 * batch * size**2 * layer.window**2 * layer.channels * layer.features,
         "milliseconds": milliseconds(sides, rounds, repeats),
         "difference": float(max(gaps) / jnp.max(jnp.abs(expected))),
@@ -175,7 +175,7 @@ def of_convolution(layer: Layer, batch: int, rounds: int, repeats: int) -> dict[
 def of_map(size: int, channels: int, count: int, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
     """Returns the rows of BatchNorm and of ReLU for a map."""
     x, cotangent = normal(batch, size, size, channels), normal(batch, size, size, channels)[::-1]
-    scale, rows = jnp.ones(channels), []
+    scale, rows = jnp.ones((1, 1, 1, channels)), []
     for name, function in (("BatchNorm", lambda x: batch_norm(x, scale, scale)), ("ReLU", jax.nn.relu)):
 
         def backward(x: Array, cotangent: Array, function: Callable[..., Any] = function) -> Array:
