@@ -16,10 +16,14 @@
 ======================  ===================================================================================
 
 `jaxkd.data` and `jaxkd.models` hold data sets and a model zoo for experiments; no package in the table imports them.
+Each package is imported when it is first used: ``import jaxkd`` and one loss read neither Flax nor the rest of jaxkd.
 """
 
+import importlib as _importlib
 from importlib import metadata as _metadata
 from pathlib import Path as _Path
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 try:
     _unrelated = _Path(str(_metadata.distribution("jaxkd").locate_file("jaxkd"))).resolve()
@@ -33,23 +37,7 @@ else:
         "environment of its own for each."
     )
 
-from jaxkd import (
-    adapters,
-    cache,
-    distillers,
-    losses,
-    metrics,
-    objectives,
-    parallel,
-    schemes,
-    teachers,
-    training,
-    types,
-    weights,
-    wrappers,
-)
-from jaxkd.distillers import distill
-from jaxkd.objectives import combine, term
+from jaxkd import types
 from jaxkd.types import (
     DATA_AXIS,
     Context,
@@ -63,6 +51,24 @@ from jaxkd.types import (
     TrainState,
     Variables,
 )
+
+if _TYPE_CHECKING:
+    from jaxkd import (
+        adapters,
+        cache,
+        distillers,
+        losses,
+        metrics,
+        objectives,
+        parallel,
+        schemes,
+        teachers,
+        training,
+        weights,
+        wrappers,
+    )
+    from jaxkd.distillers import distill
+    from jaxkd.objectives import combine, term
 
 try:
     __version__ = _metadata.version("jaxkd-toolkit")
@@ -98,3 +104,22 @@ __all__ = [
     "weights",
     "wrappers",
 ]
+
+_PACKAGES = frozenset(name for name in __all__ if (_Path(__file__).parent / name).is_dir()) | {
+    "data",
+    "dense",
+    "models",
+}
+_FUNCTIONS = {"combine": "jaxkd.objectives", "distill": "jaxkd.distillers", "term": "jaxkd.objectives"}
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _PACKAGES:
+        return _importlib.import_module(f"jaxkd.{name}")
+    if name in _FUNCTIONS:
+        return getattr(_importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

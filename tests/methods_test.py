@@ -9,9 +9,11 @@ from typing import NamedTuple
 import pytest
 
 import jaxkd
+from experiments.classification.study.main import ROWS as ROWS_OF_THE_STUDY
 from jaxkd import adapters, data, losses, objectives, schemes, teachers, training, weights
 
-TEXT = (pathlib.Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "methods.md"
+TEXT = PAGE.read_text(encoding="utf-8")
 PACKAGES = {"losses": losses, "objectives": objectives, "schemes": schemes, "teachers": teachers}
 # `jaxkd` does not import these by itself; once imported, the names on the page resolve.
 OTHERS = (adapters, data, training, weights)
@@ -27,6 +29,8 @@ class Row(NamedTuple):
     method: str
     acronyms: list[str]
     functions: list[str]
+    section: str
+    experiments: list[str]
 
 
 def names(text):
@@ -35,9 +39,16 @@ def names(text):
 
 
 def rows():
-    cells = [[c.strip() for c in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
-    assert {len(row) for row in cells} == {6}, "a table of docs/methods.md has other columns"
-    return [Row(row[0], [a for a in row[2].split(", ") if a], names(row[3])) for row in cells if row[0] != "method"]
+    found, section = [], ""
+    for line in TEXT.splitlines():
+        section = line.removeprefix("## ") if line.startswith("## ") else section
+        row = [c.strip() for c in line.strip("|").split("|")]
+        if not line.startswith("| ") or row[0] == "method":
+            continue
+        assert len(row) == 6, f"another number of columns in docs/methods.md: {line}"
+        links = re.findall(r"\]\((\.\./experiments/[^)#]*)", row[5])
+        found.append(Row(row[0], [a for a in row[2].split(", ") if a], names(row[3]), section.split()[0], links))
+    return found
 
 
 def public(package):
@@ -115,3 +126,18 @@ def test_every_acronym_of_a_row_is_in_a_docstring(package):
 
 def test_an_acronym_has_a_function():
     assert [row.method for row in ROWS if row.acronyms and not row.functions] == []
+
+
+def test_losses_have_an_experiment():
+    compared = ("Response", "Features", "Relations")
+    assert [row.method for row in ROWS if row.section in compared and not row.experiments] == []
+    pages = {link for row in ROWS for link in row.experiments}
+    assert [link for link in sorted(pages) if not (PAGE.parent / link).is_file()] == []
+
+
+def test_methods_of_the_study_link_it():
+    study = "../experiments/classification/README.md"
+    for name, one in ROWS_OF_THE_STUDY.items():
+        rows = [row for row in ROWS if one.covers and row.method.startswith(one.covers)]
+        assert len(rows) == (name != "student"), f"{name}: {one.covers!r} begins {len(rows)} rows of docs/methods.md"
+        assert all(study in row.experiments for row in rows), name

@@ -12,6 +12,7 @@ from experiments.cifar100 import problem, report
 from experiments.cifar100.config import Config
 from experiments.kit import cell as cells
 from experiments.kit import command, files, plan
+from experiments.kit import report as kit_report
 from experiments.kit.teachers import Place
 
 
@@ -32,7 +33,8 @@ def main(config: Config, arguments: Sequence[str], console: Console) -> int:
     if config.data_dir is None:
         raise ValueError("--data-dir: name the TFDS data_dir in which cifar100 is prepared (README.md says how).")
     command.remember_programs(config.out / ".compiled")
-    for teacher in dict.fromkeys(cell.teacher for cell in wanted if not place.file(cell).exists()):
+    pending = [cell for cell in wanted if not place.file(cell).exists()]
+    for teacher in dict.fromkeys(cell.teacher for cell in pending):
         place.teacher(teacher)
     if config.workers > 1 and not command.is_worker():
         command.spawn("cifar100", arguments, config.workers)
@@ -42,7 +44,8 @@ def main(config: Config, arguments: Sequence[str], console: Console) -> int:
     if busy:
         console.print(f"{busy} cells are being run by other processes; the report has the finished ones.")
     console.print(report.table(write_report(place)))
-    console.print(f"{place.folder}: report.md, results.json and plots", highlight=False)
+    picture = report.picture(wanted[0].pair, "gains")
+    console.print(kit_report.closing(place.folder, picture, len(pending)), highlight=False, soft_wrap=True)
     return 0
 
 

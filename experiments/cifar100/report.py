@@ -7,8 +7,6 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from experiments.cifar100 import config as configs
 from experiments.cifar100 import published, tables
 from experiments.kit import plots, report, statistics
@@ -57,20 +55,19 @@ def command(pair: str, method: str, protocol: Mapping[str, Any], seeds: Sequence
     return f"python -m experiments.cifar100 --data-dir DIR --pair {pair} --method {method} {text}"
 
 
-def table(results: Mapping[str, Any]) -> Table:
+def table(results: Mapping[str, Any]) -> report.TerminalTable:
     heads = ("", "n", "last (%)", "best (%)", "over alone", "over KD", "agreement (%)", "published (%)", "compared")
     title = "CIFAR-100, test set, last epoch: mean ± standard deviation over the seeds"
-    shown = report.terminal_table(title, heads, ())
-    shown.columns[0].no_wrap = True
+    texts: list[Sequence[str] | None] = []
     for pair, found in results["pairs"].items():
         by = "test" if found["best_by"].startswith("test") else "validation"
-        shown.add_row(f"[bold]{_arrow(pair)}[/bold]", *("",) * 2, f"by {by}", *("",) * 5)
+        texts.append((f"[bold]{_arrow(pair)}[/bold]", *("",) * 2, f"by {by}", *("",) * 5))
         for row in tables.rows(pair, found):
             if row[0] == "teacher" or row[1] != "0":
                 compared = " ".join(text for text in row[11:-1] if text != NONE).replace("**", "") or NONE
-                shown.add_row(*row[:3], row[4].split(" at ")[0], *row[5:8], row[10], compared)
-        shown.add_section()
-    return shown
+                texts.append((*row[:3], row[4].split(" at ")[0], *row[5:8], row[10], compared))
+        texts.append(None)
+    return report.TerminalTable(title, heads, texts)
 
 
 def picture(pair: str, kind: str) -> str:
@@ -111,7 +108,7 @@ def _of_pair(pair: str, found: Mapping[str, Any]) -> str:
     absent = [name for name in METHODS if name not in methods and tables.defined(pair, name)]
     short = [*absent, *(name for name, one in methods.items() if len(one["seeds"]) < len(found["seeds"]))]
     table = markdown_table(tables.columns(found), tables.rows(pair, found))
-    parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_rerun(pair)]
+    parts = [f"## {_arrow(pair)}", _protocol(pair, found), table, *_power(found), *_rerun(pair)]
     if short:
         commands = "\n".join(command(pair, name, found["protocol"], found["seeds"]) for name in short)
         parts.append(TEXTS["not_run"].format(seeds=len(found["seeds"]), commands=commands))
@@ -148,6 +145,13 @@ def _protocol(pair: str, found: Mapping[str, Any]) -> str:
     )
     another = pair not in published.PAIRS and near in published.PAIRS
     return text + (TEXTS["another_pair"].format(pair=_arrow(near)) if another else "")
+
+
+def _power(found: Mapping[str, Any]) -> list[str]:
+    """Returns what the seeds of a pair can resolve, as a paragraph."""
+    gains = (one["gain"]["last"].get("student") for one in found["methods"].values())
+    told = report.power(statistics.resolvable(gains), "points")
+    return [told] if told else []
 
 
 def _rerun(pair: str) -> list[str]:

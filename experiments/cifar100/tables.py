@@ -1,5 +1,6 @@
 """The rows of the report's tables, from `experiments.kit.statistics.of_pair`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from experiments.kit.methods import METHODS, TITLES
 from experiments.kit.report import NONE, Row
 
 EXTREMES = 5
+INSIDE = "published inside the interval"
 
 
 def defined(pair: str, method: str) -> bool:
@@ -23,7 +25,9 @@ def best_title(found: Mapping[str, Any]) -> str:
 
 
 def columns(found: Mapping[str, Any]) -> Row:
-    compared = ("published gain", "direction") if found["unlike_published"] else ("ours − published",)
+    compared: Row = ("ours − published", INSIDE)
+    if found["unlike_published"]:
+        compared = ("published gain", "direction", INSIDE)
     return (
         *("method", "seeds", "last epoch (%)", "95% interval", best_title(found)),
         *("gain over alone", "gain over KD", "agreement (%)", "KL to teacher", "calibration error (%)"),
@@ -70,8 +74,35 @@ def _method(pair: str, name: str, found: Mapping[str, Any]) -> dict[str, str]:
         "calibration error (%)": report.mean(one["calibration_error"]),
         "ours − published": _over(one["last"]["mean"], paper),
         "direction": direction(one["gain"]["last"].get("student"), gain),
+        INSIDE: _inside(pair, name, found),
         "images/s": report.number(one["images_per_second"], ",.0f"),
     }
+
+
+def _inside(pair: str, name: str, found: Mapping[str, Any]) -> str:
+    """Returns whether the published accuracy, or gain where the protocol differs, is one that ours allow."""
+    one = found["methods"][name]
+    if found["unlike_published"]:
+        return inside(one["gain"]["last"].get("student"), published.gain(pair, name), None)
+    return inside(one["last"], published.value(pair, name), published.half_width(pair, name))
+
+
+def inside(ours: Mapping[str, Any] | None, paper: float | None, half: float | None) -> str:
+    """Returns whether a difference to a published number is within the interval of both.
+
+    The half widths of independent means are added as squares. Where the published spread is not known, ours decides
+    alone, and the text says so.
+
+    >>> inside({"mean": 0.752, "half": 0.003}, 75.0, 0.2), inside({"mean": 0.752, "half": 0.001}, 75.0, None)
+    ('yes (both known)', 'no (ours alone)')
+    """
+    if ours is None or paper is None or ours["mean"] is None:
+        return NONE
+    if ours["half"] is None:
+        return "n = 1"
+    whole = math.hypot(100 * ours["half"], half or 0.0)
+    known = "ours alone" if half is None else "both known"
+    return f"{'yes' if abs(100 * ours['mean'] - paper) <= whole else 'no'} ({known})"
 
 
 def _over(share: float | None, paper: float | None) -> str:

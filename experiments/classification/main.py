@@ -1,8 +1,10 @@
 """The command: the tasks of the field, by name."""
 
+import sys
 from collections.abc import Mapping
 
 from experiments.classification import attributes, compression, deit, dino, foundation, function_matching
+from experiments.classification.study import main as study
 from experiments.kit.tasks import run
 from experiments.kit.tasks.task import Task
 
@@ -18,4 +20,7 @@ TASKS: Mapping[str, Task] = {
 
 def cli(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0].startswith("study"):
+        return study.cli(arguments)
     return run.cli("classification", TASKS, arguments)

@@ -30,7 +30,8 @@ def main(config: Config, console: Console) -> None:
     instead = "choose another --out, or delete it with --restart"
     with command.own_folder(config.out, config.identity(), instead):
         path = config.out / "results.json"
-        if not path.exists():
+        trained = not path.exists()
+        if trained:
             began = time.monotonic()
             results = measure(train(config, console), config)
             files.write(config.out / "curves.png", report.plot(results))
@@ -38,8 +39,8 @@ def main(config: Config, console: Console) -> None:
             files.write_json(path, results, indent=2)  # last: where it exists, the run is complete
             console.print(f"done in {time.monotonic() - began:.0f} s", highlight=False)
         results = json.loads(path.read_text())
-        console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
-    console.print(f"{config.out}: results.json, report.md, curves.png", highlight=False)
+        console.print(report.table(results))
+    console.print(kit_report.closing(config.out, "curves.png", trained), highlight=False, soft_wrap=True)
 
 
 def train(config: Config, console: Console) -> dict[str, FitResult]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import jaxkd
-from experiments.digits.config import LAYERS, Config, objective
+from experiments.digits.config import LAYERS, TITLES, Config, objective
 from experiments.kit import command, inputs, methods, recipe
 from experiments.kit.rows import seeds
 from jaxkd import adapters, data, teachers
@@ -111,7 +111,8 @@ def train(name: Any, weights: Variables | None, config: Config, directory: pathl
         checkpoint_every=None if directory is None else config.checkpoint_every * epoch,
         directory=directory,
         config={"run": name, **config.identity()},
-        progress=directory is not None,
+        progress=directory is not None
+        and f"{TITLES[name]}, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}",
     )
     return result
 

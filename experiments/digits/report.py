@@ -26,6 +26,13 @@ def rows(results: dict[str, Any]) -> list[report.Row]:
     return found
 
 
+def table(results: dict[str, Any]) -> report.TerminalTable:
+    """Returns the table for a terminal, with the parameters below it."""
+    *_, student = results["methods"].values()
+    note = f"parameters: teacher {results['teacher']['parameters']:,}, student {student['parameters']:,}"
+    return report.results_table(COLUMNS[:-1], [row[:-1] for row in rows(results)], results["config"], note)
+
+
 def markdown(results: dict[str, Any]) -> str:
     config = results["config"]
     return report.page(

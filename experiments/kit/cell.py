@@ -134,8 +134,8 @@ class Work(NamedTuple):
     steps: int  # updates
 
 
-def prepare(cell: Cell, place: Place) -> Work:
-    """Returns what a cell is trained with, its teacher trained."""
+def prepare(cell: Cell, place: Place, weights: methods.Weights | None = None) -> Work:
+    """Returns what a cell is trained with, its teacher trained; weights replace the published ones of their terms."""
     problem, protocol, method = place.problem, place.protocol, methods.METHODS[cell.method]
     trained = place.teacher(cell.teacher)
     train, held = training_set(place)
@@ -143,6 +143,7 @@ def prepare(cell: Cell, place: Place) -> Work:
     student = problem.model(cell.student, method.student_taps(cell.teacher, cell.student), protocol.bf16)
     steps = protocol.epochs * loader.steps_per_epoch
     setting = methods.Setting(cell.teacher, cell.student, steps, train.arrays["label"], trained.margin)
+    setting = setting._replace(weights=weights or {})
     kd = methods.build(method, setting, student, teacher, problem)
     splits = inputs.evaluations(place.test, held, trained.test_logits)
     return Work(trained, kd, student, loader, splits, steps + methods.initial_steps(method, steps))
@@ -213,7 +214,7 @@ def run(pending: Sequence[Cell], seeds: Sequence[int], place: Place) -> list[tup
         eval_every=place.protocol.eval_every * loader.steps_per_epoch,
         key=keys,
         config={"steps": work.steps, **own, "protocol": place.protocol.settings()},
-        progress=place.progress,
+        progress=place.progress and f"{each[0].method}, seed {', '.join(map(str, seeds))}",
         **options,
     )
     kept = []

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.filesize import decimal
 from rich.progress import track
-from rich.table import Table
 
 import jaxkd
 from experiments.kit import cell as cells
@@ -160,7 +159,7 @@ def _timed(kd: Distiller, batch: Any) -> float:
     return min([cost.seconds_per_step(step, state, batch)[0] for _ in range(1 + STEPS)][1:])
 
 
-def table(planned: Sequence[Line], workers: int) -> Table:
+def table(planned: Sequence[Line], workers: int) -> report.TerminalTable:
     heads = ("", "runs", "done", "steps", "GFLOP a step", "each", "still", "disk")
     rows = [
         (
@@ -169,14 +168,12 @@ def table(planned: Sequence[Line], workers: int) -> Table:
         )
         for line in planned
     ]
-    shown = report.terminal_table(f"What would be run, {workers} at a time", heads, rows)
     seconds = sum(line.left * line.seconds for line in planned)
     disk = sum(line.runs * line.bytes for line in planned)
     disk += workers * max((line.working for line in planned if line.left), default=0)
-    shown.add_section()
-    shown.add_row("all", *("",) * 5, duration(seconds / workers), f"at most {decimal(disk)}")
-    shown.caption = (
+    total = ("all", *("",) * 5, duration(seconds / workers), f"at most {decimal(disk)}")
+    note = (
         f"Times are for {jax.devices()[0].device_kind}: {STEPS} steps of each network were measured, and what methods "
         "add follows from its FLOPs. Evaluation and compilation are not included."
     )
-    return shown
+    return report.TerminalTable(f"What would be run, {workers} at a time", heads, [*rows, None, total], note)

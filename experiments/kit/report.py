@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flax.traverse_util import flatten_dict
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 Row = tuple[str, ...]
 NONE = "–"
@@ -26,18 +29,65 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: 
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
 
 
-def terminal_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    shown = Table(title=title)
-    for i, column in enumerate(head):
-        shown.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+class TerminalTable:
+    """A table for a terminal, in as many parts below each other as its width needs.
+
+    Each part begins with the first column, whose texts may be wrapped; no number is. A row that is None is a line
+    between sections. Cells may have rich's markup.
+    """
+
+    def __init__(self, title: str, head: Sequence[str], rows: Iterable[Sequence[str] | None], note: str = "") -> None:
+        self.title, self.head, self.rows, self.note = title, head, list(rows), note
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self.title, style="bold")
+        for part in self.parts(options.max_width):
+            shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+            for i, width in part.items():
+                shown.add_column(self.head[i], justify="right" if i else "left", width=width)
+            for row in self.rows:
+                shown.add_section() if row is None else shown.add_row(*(row[i] for i in part))
+            yield ""
+            yield shown
+        yield f"\n{self.note}" if self.note else ""
+
+    def parts(self, width: int) -> list[dict[int, int]]:
+        """Returns the numbers and widths of the columns of each part."""
+        cells = [[self._length(row[i]) for row in self.rows if row is not None] for i in range(len(self.head))]
+        words = [max(map(len, head.split()), default=1) for head in self.head]
+        needed = [max([*column, word]) for column, word in zip(cells, words, strict=True)]
+        needed[0] = min(needed[0], max(width // 3, words[0]))
+        found = [{0: needed[0]}]
+        for i in range(1, len(needed)):
+            if len(found[-1]) > 1 and sum(found[-1].values()) + needed[i] + _GAP * len(found[-1]) > width:
+                found.append({0: needed[0]})
+            found[-1][i] = needed[i]
+        return found
+
+    def _length(self, cell: str) -> int:
+        return Text.from_markup(cell).cell_len
 
 
-def results_table(head: Sequence[str], rows: Iterable[Sequence[str]], config: Mapping[str, Any]) -> Table:
+_GAP = 2  # columns of a terminal between two columns of a table
+
+
+def results_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], config: Mapping[str, Any], note: str = ""
+) -> TerminalTable:
     """Returns the results of a run on the test split as a table for a terminal."""
-    return terminal_table(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows)
+    return TerminalTable(f"Test split: mean ± 95% interval over {config['seeds']} seeds", head, rows, note)
+
+
+def closing(folder: pathlib.Path, picture: str, trained: int) -> str:
+    """Returns the last lines of an experiment: whether it trained anything, its report and picture.
+
+    >>> print(closing(pathlib.Path("runs"), "gains.png", 0))
+    nothing was trained: all results were there
+    report   runs/report.md
+    picture  runs/gains.png
+    """
+    lines = [f"report   {folder / 'report.md'}", f"picture  {folder / picture}"]
+    return "\n".join([*([] if trained else ["nothing was trained: all results were there"]), *lines])
 
 
 def page(template: pathlib.Path, **values: Any) -> str:
@@ -116,6 +166,22 @@ def gain(summary: Mapping[str, Any] | None, seeds: int) -> str:
     count = len(summary["seeds"])
     fewer = f" ({count} of {seeds} seeds)" if count < seeds else ""
     return f"{100 * summary['mean']:+z.2f} {spread}{fewer}"
+
+
+def power(found: Mapping[str, float] | None, unit: str, scale: float = 100, digits: int = 2) -> str:
+    """Returns what the seeds can resolve, from `statistics.resolvable`, as a sentence; none where it is not known.
+
+    >>> power({"seeds": 3, "sd": 0.01, "gain": 0.0326}, "points")[-79:]
+    'the smallest true gain that they show with a probability of 80% is 3.26 points.'
+    """
+    if found is None:
+        return ""
+    spread, least = (f"{scale * found[name]:.{digits}f}" for name in ("sd", "gain"))
+    return (
+        f"Power: a difference from the student alone has a standard deviation of {spread} {unit} over the seeds "
+        f"(median of the methods). With {found['seeds']:g} seeds and a two-sided paired t test at 5%, "
+        f"the smallest true gain that they show with a probability of 80% is {least} {unit}."
+    )
 
 
 def epochs(numbers: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from experiments.kit import methods
 from experiments.kit.recipe import Protocol
@@ -57,6 +57,47 @@ def percent(values: Any) -> Interval:
 def gain(accuracy: Sequence[float], baseline: Sequence[float]) -> Interval:
     """Returns the gain over a baseline in points, paired over the seeds."""
     return percent(np.array(accuracy) - np.array(baseline))
+
+
+def smallest_resolvable_gain(sd: float, seeds: int, *, power: float = 0.8, confidence: float = 0.95) -> float:
+    """Returns the true mean difference that a paired t test finds with a given power.
+
+    The test is two-sided. Under a true difference δ, the t statistic of n differences with the standard deviation s has
+    the noncentral t distribution of n − 1 degrees of freedom and the noncentrality ``δ √n / s``; solved for δ.
+
+    Args:
+      sd: standard deviation of the differences over the seeds, in any unit, which is that of the result.
+      seeds: number of differences, at least 2.
+      power: probability of an interval that excludes 0, on the side of δ.
+      confidence: level of the interval.
+
+    >>> round(smallest_resolvable_gain(1.0, 3), 2), round(smallest_resolvable_gain(1.0, 10), 2)
+    (3.26, 1.0)
+    """
+    if seeds < 2 or not sd >= 0:
+        raise ValueError(f"expected sd >= 0 and at least 2 seeds, got {sd} and {seeds}.")
+    quantile = stats.t.ppf((1 + confidence) / 2, seeds - 1)
+
+    def missing(noncentrality: float) -> float:
+        return float(stats.nct.sf(quantile, seeds - 1, noncentrality)) - power
+
+    return float(optimize.brentq(missing, 0.0, 10 * quantile)) * sd / math.sqrt(seeds)
+
+
+def resolvable(gains: Iterable[Mapping[str, Any] | None]) -> dict[str, float] | None:
+    """Returns what paired differences with the spread of these can resolve.
+
+    Returns:
+      The ``seeds`` that most of the summaries have, the median ``sd`` of those, and the `smallest_resolvable_gain`;
+      None where no summary has a spread.
+    """
+    known = [one for one in gains if one is not None and one["sd"] is not None]
+    if not known:
+        return None
+    counts = [len(one["seeds"]) for one in known]
+    seeds = max(sorted(set(counts)), key=counts.count)
+    sd = float(np.median([one["sd"] for one, count in zip(known, counts, strict=True) if count == seeds]))
+    return {"seeds": seeds, "sd": sd, "gain": smallest_resolvable_gain(sd, seeds)}
 
 
 def summary(by_seed: Mapping[int, float | None]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _train(place: Place, name: str) -> None:
         eval_every=loader.steps_per_epoch,  # students with other intervals of evaluations share the teacher
         key=jax.random.key(SEED),
         config={"steps": steps, "teacher": name, **settings},
-        progress=place.progress,
+        progress=place.progress and f"teacher {name}",
     )
     curve, seconds = training.curve(result.history), result.history[-1]["seconds"]
     found = {"source": "trained", "steps": int(result.state.step), "seconds": seconds}

@@ -29,8 +29,10 @@ def main(config: Config, console: Console) -> None:
     command.check_names("--schemes", names, available)
     with command.own_folder(config.out, config.identity()):
         work = Work(Setting(problem.of(config), config), console)
+        trained = 0
         for number, name in enumerate(names, 1):
             began, new = time.monotonic(), not work.path(name).exists()
+            trained += new
             if new:
                 console.print(f"{number}/{len(names)} {METHODS[name].title}", highlight=False)
             row = files.once(work.path(name), functools.partial(work.scheme, name))
@@ -41,7 +43,7 @@ def main(config: Config, console: Console) -> None:
                 write(config, work)
         results = write(config, work)
         console.print(kit_report.results_table(report.COLUMNS, report.rows(results), results["config"]))
-    console.print(f"{config.out}: results.json, report.md, gains.png", highlight=False)
+    console.print(kit_report.closing(config.out, "gains.png", trained), highlight=False, soft_wrap=True)
 
 
 def write(config: Config, work: Work) -> dict[str, Any]:

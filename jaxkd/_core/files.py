@@ -32,6 +32,13 @@ def reason(error: Exception) -> str:
     return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300].rstrip(".")
 
 
+def orbax_checkpoint() -> Any:
+    """Imports and returns ``orbax.checkpoint``, whose import takes long."""
+    import orbax.checkpoint  # type: ignore[import-untyped]
+
+    return orbax.checkpoint
+
+
 def sync(path: pathlib.Path) -> None:
     """Flushes a file, or a folder's entries, to the disk.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +34,10 @@ class BatchRunner(Protocol):
 
     def fetch(self, step: int) -> Any:
         """Returns the host's input to the next dispatch; raises before any change."""
+        ...
+
+    def program(self, step: int, fetched: Any) -> Hashable:
+        """Returns a key of the compiled program that the next dispatch runs."""
         ...
 
     def run(self, state: TrainState, step: int, fetched: Any) -> tuple[TrainState, int]:
@@ -85,6 +89,9 @@ class _ResidentRunner:
 
     def fetch(self, step: int) -> int:
         return next_piece(self._cadence, step)
+
+    def program(self, step: int, fetched: int) -> Hashable:
+        return fetched - step
 
     def run(self, state: TrainState, step: int, fetched: int) -> tuple[TrainState, int]:
         parallel.check_spans_hosts(state)
@@ -148,6 +155,9 @@ class _StreamingRunner:
                 "jaxkd.data do with epochs=None."
             )
         return batch
+
+    def program(self, step: int, fetched: Batch) -> Hashable:
+        return tuple(np.shape(x) for x in fetched.values() if hasattr(x, "shape"))
 
     def run(self, state: TrainState, step: int, fetched: Batch) -> tuple[TrainState, int]:
         batch = self._take(fetched)

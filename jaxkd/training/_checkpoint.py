@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxkd._core import digests, files, multihost, tree_paths
 from jaxkd.types import PyTree
@@ -90,7 +89,8 @@ class Checkpoints:
         files.check_literal(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._ocp = files.orbax_checkpoint()
+        self._orbax = self._ocp.Checkpointer(self._ocp.CompositeCheckpointHandler())
         self._verified: set[int] = set()  # steps that this process has saved or verified
         self._best_of: dict[int, int | None] = {}
 
@@ -240,7 +240,7 @@ class Checkpoints:
             )
         templates = {name: tree_paths.template(leaf) for name, leaf in wanted.items()}
         read = tree_paths.nest({name: template for name, template in templates.items() if np.prod(template.shape)})
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(read))
+        items = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(read))
         arrays = tree_paths.flat(self._orbax.restore(self.directory / str(step), args=items).state) if read else {}
         restored = []
         for name, leaf in wanted.items():
@@ -264,7 +264,7 @@ class Checkpoints:
         unfinished, final = self.directory / f"{step}.unfinished", self.directory / str(step)
         self._clear()
         multihost.barrier("jaxkd checkpoints: cleared")
-        items = ocp.args.Composite(state=ocp.args.StandardSave(tree_paths.nest(arrays)))
+        items = self._ocp.args.Composite(state=self._ocp.args.StandardSave(tree_paths.nest(arrays)))
         with files.quiet_loops():
             self._orbax.save(unfinished, args=items, force=True)
         multihost.barrier("jaxkd checkpoints: written")

@@ -22,6 +22,9 @@ class Clock:
     >>> clock.pause()
     >>> clock.seconds()
     22.0
+
+    Attributes:
+      step: last step that the host knows to be finished.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class Clock:
         now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """Starts at a step, after the seconds of the last row of an earlier process."""
-        self._now, self._batch_size, self._step = now, batch_size, step
+        self._now, self._batch_size, self.step = now, batch_size, step
         self._before = next((row[SECONDS] for row in reversed(history) if SECONDS in row), 0.0)
         self._started = self._last = now()
         self._steps, self._busy = 0, 0.0  # of the row so far
@@ -41,14 +44,14 @@ class Clock:
         It may learn of several dispatches at once, so that the time of one of them means nothing; a row's speed is that
         of all its steps. The first dispatch, which compiles, is left out where others follow in its row.
         """
-        if step <= self._step:
+        if step <= self.step:
             return
         now = self._now()
         if self._dispatches == 1:
             self._steps, self._busy = 0, 0.0
         self._dispatches += 1
-        self._steps, self._busy = self._steps + step - self._step, self._busy + now - self._last
-        self._step, self._last = step, now
+        self._steps, self._busy = self._steps + step - self.step, self._busy + now - self._last
+        self.step, self._last = step, now
 
     def row_speed(self) -> float:
         """Returns the examples per second since the row before, or those of that row."""

@@ -15,7 +15,7 @@ import os
 import pathlib
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxkd._core import checks, files, tree_paths
 from jaxkd._core.lock import alone
-from jaxkd._core.progress import Show, show_progress
+from jaxkd._core.progress import Show, Silent, show_progress
 from jaxkd.training import _arguments, _compiled_steps, _computation, _run_directory, _run_identity
 from jaxkd.training._batch_runner import BatchRunner, make_batch_runner, unmasked_indices
 from jaxkd.training._cadence import Cadence, due, exactly_one, make_cadence, splits_of
@@ -80,7 +80,7 @@ def fit(
     config: Any = None,
     log_every: int = 50,
     tensorboard: bool | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
     chunk: int | None = None,
 ) -> FitResult:
     """Trains, evaluates, logs and saves; resumes if called again with a directory.
@@ -125,7 +125,8 @@ def fit(
         refused.
       log_every: steps that a row of training metrics covers.
       tensorboard: True also writes for TensorBoard; None does if tensorboardX is installed.
-      progress: True shows progress: a bar on a terminal, a line from time to time elsewhere.
+      progress: True shows progress: a bar on a terminal, a line from time to time elsewhere. A string also names the
+        run there.
       chunk: for resident data, the largest number of steps in one dispatch. By default 1 on a CPU, where XLA runs the
         gradients of convolutions many times slower within a loop than outside of one, and 100 elsewhere.
 
@@ -217,7 +218,8 @@ def fit(
                 _computation.write_programs(directory, computation.programs)
                 run.logs = stack.enter_context(Logs(directory, run.history, tensorboard=tensorboard))
         if step < cadence.steps:
-            run.show = stack.enter_context(show_progress(cadence.steps, step, enabled=progress and main))
+            shown, label = bool(progress), f"{progress}:" if isinstance(progress, str) else "step"
+            run.show = stack.enter_context(show_progress(cadence.steps, step, what=label, enabled=shown and main))
             state = run.train(state, step)
         return FitResult(state, tuple(run.history), run.best, run.find_best_state(state))
 
@@ -250,7 +252,8 @@ class Run:
             self._changed(row)
         self.logs: Logs | None = None
         self.on_first_save: Callable[[], None] | None = None
-        self.show: Show = lambda step, row=None: None
+        self.show: Show = Silent()
+        self._programs: set[Hashable] = set()  # those that this process has run
         self._best_state: TrainState | None = None
 
     def train(self, state: TrainState, step: int) -> TrainState:
@@ -264,7 +267,8 @@ class Run:
                 while step < last:
                     fetched = self.runner.fetch(step)
                     consistent = False
-                    state, step = self.runner.run(state, step, fetched)
+                    with self._once("compiling", self.runner.program(step, fetched)):
+                        state, step = self.runner.run(state, step, fetched)
                     metrics = self.handle_events(state, step)
                     consistent = True
                     if metrics and self.settings.on_eval is not None:
@@ -298,7 +302,8 @@ class Run:
         metrics: dict[str, float] = {}
         if evaluates:
             for name, data in self.settings.splits.items():
-                means = _compiled_steps.evaluate(self.settings.kd, state, data)
+                with self._once("compiling", name):
+                    means = _compiled_steps.evaluate(self.settings.kd, state, data)
                 metrics |= {f"{name}/{metric}": value for metric, value in means.items()}
             row = (row or {"step": step, "epoch": step / self.steps_per_epoch}) | metrics
         if row:
@@ -309,6 +314,12 @@ class Run:
             self.clock.pause()
         return metrics
 
+    def _once(self, name: str, program: Hashable) -> contextlib.AbstractContextManager[None]:
+        """Shows the first call of a program, which compiles it, as a phase."""
+        known = program in self._programs
+        self._programs.add(program)
+        return contextlib.nullcontext() if known else self.show.phase(name)
+
     def complete_rows(self, flush: bool) -> Iterator[dict[str, float]]:
         """Yields complete rows one by one, so that those before a failure are logged.
 
@@ -317,8 +328,9 @@ class Run:
         """
         if metrics := self.runner.metrics(flush):
             self.rows.add(*metrics)
-            self.show(metrics[0])
         yield from self.rows.complete(0 if flush else 1)
+        if metrics and self.clock.step < self.settings.cadence.steps:  # the last step is shown with its row
+            self.show(self.clock.step)
 
     def record(self, row: dict[str, float]) -> None:
         """Adds a row to the history and to the log files."""

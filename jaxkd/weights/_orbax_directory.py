@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 
 from jaxkd._core import digests, files, tree_paths
 from jaxkd._core.files import replacing
@@ -63,6 +62,7 @@ def save_orbax(
             raise ValueError(f"{key}: orbax would give two arrays this name. Rename the module with a dot in its name.")
     if jax.process_index():
         return
+    ocp = files.orbax_checkpoint()
     # This process alone writes: by default orbax would wait for the others at a barrier.
     single_process = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}, barrier_sync_key_prefix="jaxkd_weights"
@@ -102,6 +102,7 @@ def load_orbax_metadata(directory: Path) -> dict[str, Any]:
     """
     directory = pathlib.Path(directory).absolute()
     _expect_checkpoint(directory)
+    ocp = files.orbax_checkpoint()
     with ocp.StandardCheckpointer() as checkpointer:
         return dict(checkpointer.metadata(directory).custom_metadata or {})
 
@@ -159,6 +160,7 @@ def _read(directory: pathlib.Path, item: str | None = None) -> dict[tuple[str, .
     """Returns the arrays of a checkpoint, or of one top-level item, by their paths."""
     _expect_checkpoint(directory)
     files.check_literal(directory)
+    ocp = files.orbax_checkpoint()
     with ocp.PyTreeCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata
         described = saved.tree if hasattr(saved, "tree") else saved

@@ -8,7 +8,9 @@ from experiments import cells as queue
 from experiments.cifar100 import config, problem
 from experiments.kit import cell as cells
 from experiments.kit import command
+from experiments.kit.recipe import Protocol
 from experiments.kit.teachers import Place
+from tests.experiments import cifar100_tiny as tiny
 
 PROTOCOL = config.PRESETS["reduced"]
 
@@ -55,3 +57,37 @@ def test_the_queue_runs_the_benchmark_with_the_committed_teacher(place, tmp_path
     assert given[: given.index("--preset")] == ["--pair", queue.PAIR, "--method", *queue.METHODS]
     assert given[given.index("--workers") + 1] == "2" and f"resnet20={queue.TEACHER}" in given
     assert queue.TEACHER.exists()
+
+
+@pytest.mark.slow
+def test_the_queue_resumes_after_committed_cells_and_does_nothing_twice(tmp_path, monkeypatch):
+    """Tiny cells: the student alone is run and kept; elsewhere, only KD is left; after it, nothing."""
+    ran, run = [], cells.run
+    monkeypatch.setattr(cells, "run", lambda together, *more: ran.append(together[0].method) or run(together, *more))
+    monkeypatch.setattr(command, "remember_programs", lambda path: None)
+    monkeypatch.setattr(queue, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(queue, "TEACHER", tiny.save(tmp_path, "resnet20"))
+    monkeypatch.setattr(problem, "PROBLEM", tiny.PROBLEM)
+    reduced = Protocol(epochs=1, teacher_epochs=1, batch_size=8, cached=True)
+    monkeypatch.setitem(config.PRESETS, "reduced", reduced)
+
+    def make(out, *more):
+        arguments = ["--data-dir", str(tmp_path), "--out", str(tmp_path / out), "--seeds", "1", *more]
+        assert command.run("cells", queue.Queue, queue.main, arguments) == 0
+
+    def content(folder):
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+    make("first", "--method", "student")
+    make("first", "--method", "student", "--keep")
+    assert ran == ["student"]
+    make("second", "--method", "kd")
+    assert ran == ["student", "kd"]
+    before = content(tmp_path / "second")
+    make("second", "--method", "kd")
+    assert ran == ["student", "kd"] and content(tmp_path / "second") == before
+    make("second", "--method", "kd", "--keep")
+    kept = content(tmp_path / "results")
+    assert len([path for path in kept if path.name == "cell.json"]) == 2
+    make("second", "--method", "kd", "--keep")
+    assert content(tmp_path / "results") == kept

@@ -392,3 +392,23 @@ def test_styles_tell_methods_apart():
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.failed == 0 and found.attempted > 0
+
+
+def test_a_published_value_is_compared_with_the_intervals_of_both():
+    # t(0.975, 4) = 2.776; the spread of five seeds is 0.21.
+    np.testing.assert_allclose(published.half_width("resnet32x4:resnet8x4", "kd"), 2.7764 * 0.21 / 5**0.5, rtol=1e-4)
+    assert published.half_width("resnet32x4:resnet8x4", "dkd") is None
+    ours = {"mean": 0.74, "half": 0.003}
+    assert tables.inside(ours, 74.4, 0.4) == "yes (both known)"
+    assert tables.inside(ours, 74.4, None) == "no (ours alone)"
+    assert tables.inside({"mean": 0.74, "half": None}, 74.4, None) == "n = 1"
+
+
+def test_a_published_gain_is_compared_where_the_protocol_differs():
+    results = collected(
+        {"student": {0: 0.5, 1: 0.52}, "kd": {0: 0.52, 1: 0.5311}}
+    )  # gains of 2 and 1.11, published 1.6
+    assert row_of(results, "KD")[tables.INSIDE] == "yes (ours alone)"
+    assert "Power: a difference from the student alone has a standard deviation of 0.63 points" in report.markdown(
+        results
+    )

@@ -180,7 +180,9 @@ def test_a_command_to_its_report_and_once_more(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "[2/2] resnet14:resnet8 kd seed 3: test accuracy" in printed and "KD" in printed
     (folder,) = out.glob("1-epochs-cached-given-resnet14-*")
-    assert f"{folder}: report.md, results.json and plots" in printed.replace("\n", "")
+    picture = folder / report.picture(tiny.PAIR, "gains")
+    assert printed.endswith(f"\nreport   {folder}/report.md\npicture  {picture}\n")
+    assert "nothing was trained" not in printed
     results = json.loads((folder / "results.json").read_text())["pairs"][tiny.PAIR]
     assert list(results["methods"]) == ["student", "kd"] and results["methods"]["kd"]["seeds"] == [3]
     assert results["teacher"]["last"] == pytest.approx(
@@ -199,7 +201,8 @@ def test_a_command_to_its_report_and_once_more(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(command.WORKER, "")  # a worker leaves the report to the process that started it
     assert main.cli(arguments) == 0 and "report.md" not in capsys.readouterr().out
     monkeypatch.delenv(command.WORKER)
-    assert main.cli(arguments) == 0 and "report.md" in capsys.readouterr().out
+    assert main.cli(arguments) == 0
+    assert f"\nnothing was trained: all results were there\nreport   {folder}" in capsys.readouterr().out
     assert page == (folder / "report.md").read_text()
     assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("cell.json")}
 

@@ -87,7 +87,9 @@ def test_a_finished_run_prints_its_table_again(whole, capsys, monkeypatch):
     monkeypatch.setattr("experiments.kit.command.remember_programs", lambda folder: None)
     written = (whole[0] / "results.json").stat().st_mtime_ns
     assert cli(["--out", str(whole[0]), *TINY]) == 0
-    assert "soft targets" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "soft targets" in printed and "\nnothing was trained" in printed
+    assert printed.endswith(f"\nreport   {whole[0]}/report.md\npicture  {whole[0]}/curves.png\n")
     assert (whole[0] / "results.json").stat().st_mtime_ns == written
 
 

@@ -149,7 +149,9 @@ def test_it_goes_on_where_it_was(whole, capsys):
     assert cli([*ARGUMENTS, "--out", str(whole), "--schemes", "tf_virtual"]) == 0
     assert json.loads(row.read_text()) == json.loads(before)
     printed = capsys.readouterr().out
-    assert "offline:" not in printed and "tf_virtual:" in printed
+    assert "offline:" not in printed and "tf_virtual:" in printed and "nothing was trained" not in printed
+    assert cli([*ARGUMENTS, "--out", str(whole), "--schemes", "tf_virtual"]) == 0
+    assert f"\nnothing was trained: all results were there\nreport   {whole}" in capsys.readouterr().out
 
 
 @pytest.mark.slow

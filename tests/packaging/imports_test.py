@@ -2,10 +2,14 @@
 
 import importlib.metadata
 import pathlib
+import re
 import stat
 import subprocess
 import sys
 import tomllib
+
+import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -16,13 +20,41 @@ def test_import_loads_no_optional_library_and_no_backend():
     code = (
         "import sys, jaxkd; from jax._src import xla_bridge; "
         "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'matplotlib', 'sklearn', 'tensorboardX', 'tyro', "
-        "'jaxkd.data', 'jaxkd.models'}; "
+        "'orbax', 'orbax.checkpoint', 'flax', 'optax', 'rich', 'safetensors', 'jaxkd.data', "
+        "'jaxkd.models', 'jaxkd.losses', 'jaxkd.training'}; "
         "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())"
     )
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     # No backend, so that a user can still configure devices or jax.distributed.
     assert run.stdout.strip() == "[] False"
+
+
+@pytest.mark.slow
+def test_a_package_is_imported_when_it_is_first_used():
+    code = (
+        "import sys, jaxkd; from jaxkd import losses; first = 'flax' in sys.modules; "
+        "assert jaxkd.distill is jaxkd.distillers.distill and jaxkd.training.fit and jaxkd.data.load; "
+        "assert set(jaxkd.__all__) <= set(dir(jaxkd)); "
+        "print(first, 'orbax.checkpoint' in sys.modules, hasattr(jaxkd, 'nothing'))"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "False False False"
+
+
+@pytest.mark.slow
+def test_import_takes_a_small_part_of_the_time_of_flax_and_optax():
+    code = (
+        "import time; from time import process_time as now; a = now(); import flax, optax; b = now(); import jaxkd; "
+        "c = now(); from jaxkd import *; print(b - a, c - b, now() - c)"
+    )
+    # Processor time, the least of three processes, so that other work on the machine matters little.
+    runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True) for _ in range(3)]
+    times = [[float(text) for text in run.stdout.split()] for run in runs]
+    flax, front, everything = map(min, zip(*times, strict=True))
+    assert front < 0.1 * flax
+    assert everything < flax
 
 
 def test_unrelated_distribution_of_the_same_import_name_is_refused(tmp_path):
@@ -46,7 +78,7 @@ def test_core_dependencies_are_the_listed_ones():
 def test_extras_include_each_other():
     extras = PYPROJECT["project"]["optional-dependencies"]
     assert "jaxkd-toolkit[data]" in extras["experiments"]
-    assert "jaxkd-toolkit[experiments]" in extras["dev"]
+    assert {"jaxkd-toolkit[experiments]", "jaxkd-toolkit[docs]"} <= set(extras["dev"])
     assert {"tensorflow-datasets", "grain", "scikit-learn"} <= _names(extras["data"])
 
 
@@ -56,6 +88,20 @@ def test_version_is_the_distributions_and_types_are_shipped():
     version = PYPROJECT["project"]["version"]
     assert jaxkd.__version__ == version == importlib.metadata.version("jaxkd-toolkit")
     assert (ROOT / "jaxkd" / "py.typed").exists()
+
+
+def test_version_and_date_are_those_of_the_changelog_and_the_citation():
+    version = PYPROJECT["project"]["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    heads = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d{2}-\d{2}))?$", changelog, re.MULTILINE)
+    assert heads[0] == ("Unreleased", "")
+    assert heads[1][0] == version
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    assert citation["date-released"].isoformat() == heads[1][1]
+    assert citation["license"] == PYPROJECT["project"]["license"]
+    for head, _ in heads:
+        assert f"\n[{head}]: https://" in changelog
 
 
 def test_license_is_apache():
@@ -69,7 +115,7 @@ def test_readme_names_the_two_commands():
     assert "make test" in readme
 
 
-def test_ci_runs_lint_and_both_tiers():
+def test_ci_runs_lint_the_site_and_both_tiers():
     script = ROOT / ".ci" / "run"
-    assert "for target in lint test test-slow" in script.read_text(encoding="utf-8")
+    assert "for target in lint docs test test-slow" in script.read_text(encoding="utf-8")
     assert script.stat().st_mode & stat.S_IXUSR

@@ -18,7 +18,7 @@ from flax import nnx
 import jaxkd
 from jaxkd import adapters, weights
 from jaxkd._core.files import replacing
-from jaxkd.weights import _orbax_directory, _safetensors_file
+from jaxkd.weights import _safetensors_file
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 
@@ -203,7 +203,7 @@ def test_a_failure_leaves_the_old_file(fmt, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_safetensors_file.safetensors.numpy, "save_file", full)
-    monkeypatch.setattr(_orbax_directory.ocp.StandardCheckpointer, "save", full)
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path / "w", {"params": {"w": np.zeros(2)}}, overwrite=True)
     monkeypatch.undo()

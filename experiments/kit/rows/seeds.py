@@ -88,6 +88,7 @@ def run(
             checkpoint_every=4 * every,
             directory=folder if mapped else folder / str(seeds[0]),
             config=config,
+            progress=f"{folder.name}, seed {' to '.join(str(seeds[i]) for i in dict.fromkeys((0, len(seeds) - 1)))}",
         )
         tested = jaxkd.training.evaluate(kd, result.state, splits["test"])
         for i in range(len(group)):

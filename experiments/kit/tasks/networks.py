@@ -44,6 +44,7 @@ def trained_once(
                 directory=path.parent / path.stem,
                 log_every=every,
                 tensorboard=False,
+                progress=path.stem,
             )
             weights.save_safetensors(path, result.state.student)
     like = jax.eval_shape(lambda key: kd.init(key, next(iter(train.batches()))).student, jax.random.key(0))

@@ -135,7 +135,7 @@ Means over {seeds} seeds with 95% intervals (Student's t) on the test split. Gai
 The training cost is that of all FLOPs, teachers included, as a multiple of the student's alone.
 
 {report.markdown_table(columns(task), rows(task, results))}
-
+{_power(task, results)}
 ![Gains over the student alone](gains.png)
 
 ![Learning curves](curves.png)
@@ -151,6 +151,15 @@ Steps: {results["config"]["steps"]:,}. Devices: {", ".join(results["devices"])}.
 
 def _number(value: float | None, measure: Measure) -> str:
     return report.NONE if value is None else f"{measure.scale * value:.{measure.digits}f}"
+
+
+def _power(task: Task, results: Mapping[str, Any]) -> str:
+    """Returns what the seeds can resolve as a paragraph, or nothing where a method has one seed."""
+    first = task.measures[task.first]
+    found = statistics.resolvable(one["gains"].get("steps") for one in results["rows"].values())
+    unit = "points" if first.scale == 100 else f"of {first.title}"
+    told = report.power(found, unit, first.scale, first.digits)
+    return f"\n{told}\n" if told else ""
 
 
 def _samples(results: Mapping[str, Any]) -> str:

@@ -61,9 +61,9 @@ def main(field: str, tasks: Mapping[str, Task], config: Config, console: Console
         if not config.report:
             cells.run()
         results = write(task, config, out)
-        console.print(kit_report.terminal_table(task.title, report.columns(task), report.rows(task, results)))
-    figures = ", ".join(f"{name}.png" for name in ("gains", "curves", *task.figures))
-    console.print(f"{out}: results.json, report.md, {figures}", highlight=False)
+        console.print(kit_report.TerminalTable(task.title, report.columns(task), report.rows(task, results)))
+    picture = f"{next(iter(task.figures), 'gains')}.png"  # what students do, if there is such a picture
+    console.print(kit_report.closing(out, picture, cells.trained), highlight=False, soft_wrap=True)
 
 
 def write(task: Task, config: Config, out: pathlib.Path) -> dict[str, Any]:
@@ -90,6 +90,7 @@ class Cells:
 
     def __init__(self, task: Task, config: Config, out: pathlib.Path, console: Console) -> None:
         self._task, self._config, self._out, self._console = task, config, out, console
+        self.trained = 0  # cells that this process has run
 
     @functools.cached_property
     def work(self) -> Work:
@@ -113,6 +114,7 @@ class Cells:
         if path.exists():
             return json.loads(path.read_text())  # type: ignore[no-any-return]
         folder = self._out / "trainings" / (name or method) / f"seed{seed}"
+        self.trained += 1
         found: dict[str, Any] = files.once(path, lambda: self._train(method, seed, steps, folder), indent=1)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the log stays
         measured = report.measures_line(self._task, found["measures"])
@@ -147,6 +149,7 @@ class Cells:
             directory=folder,
             log_every=every,
             tensorboard=False,
+            progress=f"{folder.parent.name}, seed {seed}",
             **start,
         )
         began = time.monotonic()

@@ -98,9 +98,10 @@ def test_cells_are_trained_once_and_reported(tmp_path, capsys):
     assert "![Its own figure](own.png)" in page
     assert (folder / "own.png").read_text() == repr(sorted(results["rows"]))
     cells = {path: path.read_bytes() for path in (folder / "cells").rglob("*.json")}
-    capsys.readouterr()
+    assert capsys.readouterr().out.endswith(f"\nreport   {folder}/report.md\npicture  {folder}/own.png\n")
     assert command(tmp_path) == 0
-    assert "seed 0:" not in capsys.readouterr().out
+    again = capsys.readouterr().out
+    assert "seed 0:" not in again and "\nnothing was trained" in again
     assert cells == {path: path.read_bytes() for path in (folder / "cells").rglob("*.json")}
 
 
