@@ -88,13 +88,19 @@ def memory(page: pathlib.Path, *, file: str = "memory") -> str:
     names = {row["loss"]: row for row in rows}
     lines = []
     for name, row in names.items():
-        dense, chunked = (row["temporary_bytes"][key] / MIB for key in ("dense", "chunked"))
         called = re.sub(r"\b[a-z]+_\w+", r"`\g<0>`", ONE_PASS.get(name, name))
-        lines.append((called, f"{dense:,.0f}", f"{chunked:,.0f}", f"{row['memory_saving']:.0f}×"))
+        taken = row["temporary_bytes"]
+        dense, *chunked = (f"{taken[key] / MIB:,.0f}" for key in ("dense", "chunked") if key in taken)
+        lines.append((called, dense, *(chunked or [report.NONE]), saving(row)))
     first = rows[0]
     hidden = " and ".join(map(str, first["hidden"]))
     sizes = f"{first['tokens']:,} tokens × {first['vocabulary']:,} words, hidden {hidden}"
     return table((sizes, "dense, MiB", "chunked, MiB", "saving"), lines)
+
+
+def saving(row: Mapping[str, Any]) -> str:
+    """Returns how many times less memory a loss takes in chunks, where it has chunks."""
+    return f"{row['memory_saving']:.0f}×" if "chunked" in row["temporary_bytes"] else report.NONE
 
 
 def relations(page: pathlib.Path) -> str:
