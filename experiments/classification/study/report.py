@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from experiments.classification.study import cells, figure
 from experiments.classification.study.table import Rows
@@ -124,8 +123,8 @@ def _points(summary: Mapping[str, Any] | None) -> str:
     return f"{100 * summary['mean']:+z.1f} ± {100 * summary['half']:.1f}"
 
 
-def table(results: Mapping[str, Any], title: str) -> Table:
-    return report.terminal_table(title, HEADS, table_rows(results))
+def table(results: Mapping[str, Any], title: str) -> report.TerminalTable:
+    return report.TerminalTable(title, HEADS, table_rows(results))
 
 
 def markdown(results: Mapping[str, Any], title: str) -> str:
