@@ -3,7 +3,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cells test test-slow test-all test-oldest lint bench release-check clean
+.PHONY: help setup demo cells test test-slow test-all test-oldest lint docs docs-serve tables bench accelerator \
+	release-check clean
 
 # --- which Python, which environment ---------------------------------------------------------------------------------
 
@@ -162,6 +163,17 @@ lint: setup  ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+mkdocs = NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+
+docs: setup  ## build the documentation site into build/site; a broken link is an error
+	$(mkdocs) build --strict $(ARGS)
+
+docs-serve: setup  ## show the site on http://127.0.0.1:8000 and build it again when a page changes
+	$(mkdocs) serve $(ARGS)
+
+tables: setup  ## write the tables of the pages anew, from the committed results
+	$(PY) -m experiments.tables $(ARGS)
+
 bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, placement, memory, losses, seeds
 	$(PY) -m benchmarks.step $(ARGS)
 	$(PY) -m benchmarks.cached
@@ -172,6 +184,10 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, plac
 	$(PY) -m benchmarks.losses
 	$(PY) -m benchmarks.seeds
 	$(PY) -m benchmarks.freed_memory
+	$(PY) -m benchmarks.compile_time
+	$(PY) -m benchmarks.convolutions
+	$(PY) -m benchmarks.which_method
+	$(PY) -m benchmarks.scale --tables docs/scale.md
 
 release-check: setup  ## build sdist and wheel into dist/, check them, and use the wheel in a bare environment
 	rm -rf dist .venv-bare && $(PY) -m hatchling build -d dist
@@ -179,5 +195,8 @@ release-check: setup  ## build sdist and wheel into dist/, check them, and use t
 	$(PY) -m venv .venv-bare && .venv-bare/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	.venv-bare/bin/python tests/packaging/bare.py README.md
 
-clean:  ## remove environments and caches, not runs/
-	rm -rf .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+accelerator: setup  ## measure one GPU or TPU in at most nine minutes, resumable (ARGS="--data-dir DIR")
+	$(PY) -m benchmarks.accelerator $(ARGS)
+
+clean:  ## remove environments, caches and the built site, not runs/
+	rm -rf build/site dist .venv .venv-* .jax_cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich
-import tyro
 from rich.table import Table
 
 import jaxkd
-from benchmarks.common import command, costs, make_chunk, random_images, ratio, report, seconds_in_turn
+from benchmarks.common import command, costs, described, make_chunk, random_images, ratio, report, seconds_in_turn
 from jaxkd import data, losses, models, teachers
 from jaxkd.distillers import preprocess
 
@@ -131,16 +130,14 @@ def compare(name: str, case: Case, rounds: int, epochs: int) -> dict[str, Any]:
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 11,
-    mlp_epochs: Annotated[int, tyro.conf.arg(help="epochs of the MLP per round")] = 40,
+    rounds: Annotated[int, described("number of timed rounds")] = 11,
+    mlp_epochs: Annotated[int, described("epochs of the MLP per round")] = 40,
     resnet_batch: Annotated[
-        int, tyro.conf.arg(help="batch size of the resnet; on a CPU, XLA runs convolutions in a scan slowly")
+        int, described("batch size of the resnet; on a CPU, XLA runs convolutions in a scan slowly")
     ] = 16,
-    resnet_steps: Annotated[int, tyro.conf.arg(help="steps per epoch of the resnet")] = 2,
-    data_dir: Annotated[
-        Path | None, tyro.conf.arg(help="TFDS data_dir with cifar100; otherwise, random images")
-    ] = None,
-    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
+    resnet_steps: Annotated[int, described("steps per epoch of the resnet")] = 2,
+    data_dir: Annotated[Path | None, described("TFDS data_dir with cifar100; otherwise, random images")] = None,
+    out: Annotated[Path | None, described("JSON file to write the results to")] = None,
 ) -> None:
     """Compares epochs of the student alone, with a cached teacher and with a live one."""
     rows = []

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich
-import tyro
 
 from jaxkd import data
 from jaxkd.training import keep_freed_memory
@@ -28,8 +27,17 @@ Round = Callable[[], Any]
 
 def command(main: Callable[..., None]) -> None:
     """Runs a benchmark's command line, in a process that keeps its memory: for all sides."""
+    import tyro
+
     keep_freed_memory()
     tyro.cli(main)
+
+
+def described(text: str) -> Any:
+    """Returns the description of an argument, for annotations, which only a command line reads."""
+    import tyro
+
+    return tyro.conf.arg(help=text)
 
 
 def costs(compiled: Any) -> dict[str, float]:

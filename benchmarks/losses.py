@@ -112,6 +112,8 @@ def cases() -> list[Case]:
         *group("jacobian_matching", maps),
         *group("linear_soft_target_kl linear_generalized_jsd", linear, argnums=(0, 1)),
         *group("class_weighted_cross_entropy", pixels),
+        *group("sigmoid_focal", (normal((8, 4096, 20))[0], integers((8, 4096), 0, 200)[..., None] == np.arange(20))),
+        *group("smooth_l1", normal((8, 4096, 4), (8, 4096, 4))),
         *group("bounded_regression", normal((8, 4096, 4), (8, 4096, 4), (8, 4096, 4))),
         *group("feature_imitation", (*maps, mask)),
         *group("pixel_kl", pixels),

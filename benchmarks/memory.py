@@ -36,6 +36,8 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     name: (functools.partial(getattr(losses, name), temperature=1.0), getattr(losses, f"linear_{name}"))
     for name in ("soft_target_kl", "reverse_kl", "generalized_jsd", "skew_kl", "skew_reverse_kl", "total_variation")
 }
+#: losses of logits without a chunked form
+DENSE = ("decoupled_kd",)
 CHUNKED = (*PAIRS, "cross_entropy", "top_k_kl", "cross_entropy and soft_target_kl", "the two, of an embedding table")
 
 RELATIONS = (
@@ -50,7 +52,7 @@ RELATIONS = (
 
 
 def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
-    """Returns value and gradient of the mean, with dense logits and in chunks of the vocabulary."""
+    """Returns value and gradient of the mean, with dense logits and, if it exists, in chunks of the vocabulary."""
     tied = loss.endswith("table")
 
     def dense(student: Any, kernel: Any, teacher: Any, teacher_kernel: Any, labels: Any, *known: Any) -> Any:
@@ -62,6 +64,8 @@ def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
         teacher_logits = jax.lax.stop_gradient(teacher @ teacher_kernel)
         if loss in PAIRS:
             return PAIRS[loss][0](logits, teacher_logits).mean()
+        if loss in DENSE:
+            return getattr(losses, loss)(logits, teacher_logits, labels).mean()
         both = losses.cross_entropy(logits, labels), losses.soft_target_kl(logits, teacher_logits, temperature=1.0)
         return both[0].mean() + both[1].mean()
 
@@ -76,11 +80,12 @@ def linear_sides(loss: str) -> dict[str, Callable[..., Any]]:
         both = losses.linear_cross_entropy_and_kl(*heads, labels, transposed=(tied, False))
         return both[0].mean() + both[1].mean()
 
-    return {side: jax.value_and_grad(f, argnums=(0, 1)) for side, f in (("dense", dense), ("chunked", in_chunks))}
+    sides = {"dense": dense} if loss in DENSE else {"dense": dense, "chunked": in_chunks}
+    return {side: jax.value_and_grad(f, argnums=(0, 1)) for side, f in sides.items()}
 
 
 def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, rounds: int) -> dict[str, Any]:
-    """Returns the row of a chunked loss."""
+    """Returns the row of a loss of dense logits, and of its chunked form."""
     kernel = (vocabulary, hidden) if loss.endswith("table") else (hidden, vocabulary)
     shapes = (tokens, hidden), kernel, (tokens, teacher), (teacher, vocabulary)
     abstract = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
@@ -94,8 +99,7 @@ def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, r
         "vocabulary": vocabulary,
         "hidden": [hidden, teacher],
         "temporary_bytes": {side: each["temporary_bytes"] for side, each in cost.items()},
-        "memory_saving": cost["dense"]["temporary_bytes"] / cost["chunked"]["temporary_bytes"],
-        "limit": LEAST_SAVING,
+        "logit_arrays": cost["dense"]["temporary_bytes"] / (4 * tokens * vocabulary),
         # The compiler counts a loop's body once, so the chunked loss's FLOPs are computed: the dense loss's products.
         "flops": {
             "dense": cost["dense"]["flops"],
@@ -105,6 +109,9 @@ def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, r
             * (3 * hidden + (0 if loss in ("cross_entropy", "top_k_kl") else teacher)),
         },
     }
+    if "chunked" in cost:
+        row["memory_saving"] = cost["dense"]["temporary_bytes"] / cost["chunked"]["temporary_bytes"]
+        row["limit"] = LEAST_SAVING
     if rounds:
         keys = jax.random.split(jax.random.key(0), len(shapes))
         arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
@@ -114,7 +121,8 @@ def linear(loss: str, tokens: int, vocabulary: int, hidden: int, teacher: int, r
         sides = {side: functools.partial(program, *arrays) for side, program in compiled.items()}
         seconds = seconds_in_turn(sides, rounds)
         row["seconds"] = {side: sorted(values)[len(values) // 2] for side, values in seconds.items()}
-        row["time_ratio"] = ratio(seconds["chunked"], seconds["dense"])
+        if "chunked" in seconds:
+            row["time_ratio"] = ratio(seconds["chunked"], seconds["dense"])
     return row
 
 
@@ -139,20 +147,33 @@ def main(
     out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
 ) -> None:
     """Compiles the chunked losses and the relations with gradients, and reports their memory."""
-    rows = [linear(loss, tokens, vocabulary, *hidden, seconds) for loss in CHUNKED]
+    rows = [linear(loss, tokens, vocabulary, *hidden, seconds) for loss in (*CHUNKED, *DENSE)]
     table = Table(title=f"{tokens} tokens × {vocabulary} words, hidden {hidden[0]} and {hidden[1]}")
-    for column in ("", "dense, MiB", "chunked, MiB", "saving", "at least", "dense, s", "chunked, s", "time ratio"):
+    for column in (
+        "",
+        "dense, MiB",
+        "arrays",
+        "chunked, MiB",
+        "saving",
+        "at least",
+        "dense, s",
+        "chunked, s",
+        "time ratio",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for row in rows:
         memory, timed = row["temporary_bytes"], row.get("seconds", {})
         table.add_row(
             row["loss"],
-            *(f"{memory[side] / MIB:,.0f}" for side in ("dense", "chunked")),
-            f"{row['memory_saving']:.1f}×",
-            f"{row['limit']:.0f}×",
-            *(f"{timed[side]:.2f}" if timed else "-" for side in ("dense", "chunked")),
-            f"{row['time_ratio']:.2f}" if timed else "-",
+            f"{memory['dense'] / MIB:,.0f}",
+            f"{row['logit_arrays']:.1f}",
+            f"{memory['chunked'] / MIB:,.0f}" if "chunked" in memory else "-",
+            f"{row['memory_saving']:.1f}×" if "limit" in row else "-",
+            f"{row['limit']:.0f}×" if "limit" in row else "-",
+            *(f"{timed[side]:.2f}" if side in timed else "-" for side in ("dense", "chunked")),
+            f"{row['time_ratio']:.2f}" if "time_ratio" in row else "-",
         )
+    table.caption = "arrays: the dense loss's memory in arrays of logits"
     rich.print(table)
     relations = [relation(name, batch, features) for name in RELATIONS for batch in batches]
     table = Table(title=f"relations of {features} features, with the gradient")

@@ -335,6 +335,16 @@ def class_weighted_cross_entropy(s: Array, t: Array) -> Array:
     return -jnp.sum(weights * softmax(t) * log_softmax(s), axis=-1).mean()
 
 
+def sigmoid_focal(logits: Array, labels: Array, alpha: float = 0.25, gamma: float = 2.0) -> Array:
+    p = jax.nn.sigmoid(logits)
+    own, weight = jnp.where(labels == 1, p, 1 - p), jnp.where(labels == 1, alpha, 1 - alpha)
+    return -jnp.sum(weight * (1 - own) ** gamma * jnp.log(own), axis=-1).mean()
+
+
+def smooth_l1(s: Array, target: Array) -> Array:
+    return jnp.sum(optax.huber_loss(s, target), axis=-1).mean()
+
+
 def bounded_regression(s: Array, t: Array, target: Array) -> Array:
     ours, theirs = (jnp.sum((x - target) ** 2, axis=-1) for x in (s, t))
     return jnp.where(ours > theirs, ours, 0).mean()

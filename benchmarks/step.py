@@ -30,12 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import rich
-import tyro
 from rich.table import Table
 
 import jaxkd
 from benchmarks import handwritten
-from benchmarks.common import command, costs, make_chunk, quartiles, report, seconds_in_turn
+from benchmarks.common import command, costs, described, make_chunk, quartiles, report, seconds_in_turn
 from benchmarks.handwritten import CE_WEIGHT, HINT_WEIGHT, KD_WEIGHT, TEMPERATURE
 from jaxkd import data, losses, models
 
@@ -327,11 +326,11 @@ def broken(row: dict[str, Any]) -> list[str]:
 
 
 def main(
-    rounds: Annotated[int, tyro.conf.arg(help="number of timed rounds")] = 30,
-    mlp_steps: Annotated[int, tyro.conf.arg(help="steps of the MLP's loop per round")] = 200,
-    resnet_steps: Annotated[int, tyro.conf.arg(help="steps of the resnet's loop per round")] = 4,
+    rounds: Annotated[int, described("number of timed rounds")] = 30,
+    mlp_steps: Annotated[int, described("steps of the MLP's loop per round")] = 200,
+    resnet_steps: Annotated[int, described("steps of the resnet's loop per round")] = 4,
     resnet_batch: int = 32,
-    out: Annotated[Path | None, tyro.conf.arg(help="JSON file to write the results to")] = None,
+    out: Annotated[Path | None, described("JSON file to write the results to")] = None,
 ) -> None:
     """Compares a composed distillation step with a hand-written one."""
     rows = []

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
+"""Array of JAX."""
+
 PyTree = Any
+"""Any nested structure of containers with arrays as leaves."""
 
 Batch = Mapping[str, Any]
 """A batch: ``image``, ``label``, ``index`` and so on, all the user's.
@@ -29,12 +32,23 @@ Outputs = Mapping[str, Array]
 Schedule = Callable[[Any], Any]
 """A hyperparameter as a function of the step, such as an optax schedule."""
 
-STUDENT, OBJECTIVE = "student", "objective"
-"""Labels of what a step trains: keys of ``TrainState.opt_state``."""
+STUDENT = "student"
+"""Label of the student's trained parameters: a key of ``TrainState.opt_state``."""
 
-STEP, TAUGHT, POSITION, FEATURE = "step", "teacher", "_position", "feature"
-"""Entries that models are given beside the batch: the number of updates before this step, the teacher's outputs, the
-index of each example in the whole batch of which this is a micro-batch; for the head of an early exit, its feature."""
+OBJECTIVE = "objective"
+"""Label of the objective's trained parameters: a key of ``TrainState.opt_state``."""
+
+STEP = "step"
+"""Entry that models are given beside the batch: the number of updates before this step."""
+
+TAUGHT = "teacher"
+"""Entry that models are given beside the batch: the teacher's outputs."""
+
+POSITION = "_position"
+"""Entry that models are given beside the batch: the index of each example in the whole batch, in a micro-batch."""
+
+FEATURE = "feature"
+"""Entry that the head of an early exit is given beside the batch: its feature."""
 
 RESERVED = (STEP, TAUGHT, POSITION)
 """Names that no batch of the user has."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 import jax
-import tyro
 from flax.traverse_util import flatten_dict
 from rich.console import Console
 
@@ -29,6 +28,8 @@ class Refused(Exception):
 
 
 def run(name: str, config: type[Any], main: Main, arguments: Sequence[str] | None = None, width: int = 140) -> int:
+    import tyro  # an accelerator's machine may lack it, and uses the rest of this file
+
     settings = tyro.cli(config, args=arguments, prog=f"python -m experiments.{name}")
     sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if sized else width)

@@ -67,6 +67,18 @@ def soften(scores: Array, temperature: Any) -> Array:
     return jnp.where(finite, jnp.maximum(softened, least), -jnp.inf)
 
 
+def log_normalizer(scores: Array) -> Array:
+    """Returns ``log Σ eˣ`` (kept) of scores that `soften` returns: the largest is 0."""
+    return jnp.log(jnp.sum(jnp.exp(scores), axis=-1, keepdims=True))
+
+
+def softmax_softened(scores: Array) -> tuple[Array, Array]:
+    """Returns log-softmax and softmax of scores that `soften` returns."""
+    exponentials = jnp.exp(scores)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return scores - jnp.log(total), exponentials / total
+
+
 def log_softmax_finite(scores: Array) -> tuple[Array, Array]:
     """Log-softmax over the finite entries of the last axis, and their mask.
 
@@ -154,15 +166,16 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
 
 @jax.custom_jvp
 def softmax_kl(x: Array, y: Array) -> Array:
-    """``KL(softmax(x) ‖ softmax(y))``, with fewer exponentials than `kl` takes."""
-    return _divergence(jax.nn.log_softmax(x), jax.nn.log_softmax(y), jax.nn.softmax(x), jax.nn.softmax(y))
+    """``KL(softmax(x) ‖ softmax(y))`` of scores that `soften` returns."""
+    (log_p, p), (log_q, q) = map(softmax_softened, (x, y))
+    return _divergence(log_p, log_q, p, q)
 
 
 @softmax_kl.defjvp
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     """Composes the derivatives of `kl` and of the softmax, from p, q and their logs."""
-    p, q = map(jax.nn.softmax, primals)
-    by_p = slope(p, jax.nn.log_softmax(primals[0]) - jax.nn.log_softmax(primals[1]))
+    (log_p, p), (log_q, q) = map(softmax_softened, primals)
+    by_p = slope(p, log_p - log_q)
     by_p = by_p - p * jnp.sum(by_p, axis=-1, keepdims=True)
     return softmax_kl(*primals), jnp.sum(by_p * tangents[0] + (q - p) * tangents[1], axis=-1)
 

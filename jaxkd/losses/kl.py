@@ -125,43 +125,52 @@ def generalized_jsd(
     _checks.fraction("beta", beta)
     traced = isinstance(beta, jax.core.Tracer)
     student, teacher, _, where = _numerics.softened(student, teacher, temperature, where)
-    log_student, log_teacher = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
     if not traced and beta in (0, 1):
-        return _numerics.mask_values(
-            _numerics.kl(*((log_student, log_teacher) if beta else (log_teacher, log_student))), where
-        )
+        return _numerics.mask_values(_numerics.softmax_kl(*((student, teacher) if beta else (teacher, student))), where)
     share = beta
     if traced:  # a value outside [0, 1] is unknown at trace time and yields NaN; the two limits are selected below
         share = jnp.where((beta == 0) | (beta == 1), 0.5, jnp.where((beta > 0) & (beta < 1), beta, jnp.nan))
-    values = _jsd(log_student, log_teacher, jnp.asarray(share, log_student.dtype))
+    values = _jsd(student, teacher, jnp.asarray(share, student.dtype))
     if traced:
-        values = jnp.where(beta == 0, _numerics.kl(log_teacher, log_student), values)
-        values = jnp.where(beta == 1, _numerics.kl(log_student, log_teacher), values)
+        values = jnp.where(beta == 0, _numerics.softmax_kl(teacher, student), values)
+        values = jnp.where(beta == 1, _numerics.softmax_kl(student, teacher), values)
     return _numerics.mask_values(values, where)
 
 
-def _kl_to_mixture(log_student: Array, log_teacher: Array, share: Array) -> tuple[Array, Array, Array]:
-    """Returns the KLs of teacher and student to their mixture, and its logarithm."""
-    log_mixture = _numerics.log_mixture(log_teacher, log_student, share)
-    return _numerics.kl(log_teacher, log_mixture), _numerics.kl(log_student, log_mixture), log_mixture
-
-
 @jax.custom_jvp
-def _jsd(log_student: Array, log_teacher: Array, share: Array) -> Array:
-    """Jensen–Shannon divergence of distributions given by their logarithms."""
-    of_teacher, of_student, _ = _kl_to_mixture(log_student, log_teacher, share)
-    return share * of_teacher + (1 - share) * of_student
+def _jsd(student: Array, teacher: Array, share: Array) -> Array:
+    """Jensen–Shannon divergence between the softmaxes of softened scores."""
+    log_student, log_teacher = (x - _numerics.log_normalizer(x) for x in (student, teacher))
+    to_student, to_teacher = _to_mixture(log_student, log_teacher, share)
+    neither = (log_student == -jnp.inf) & (log_teacher == -jnp.inf)
+    return jnp.sum(jnp.where(neither, 0, (1 - share) * to_student + share * to_teacher), axis=-1)
+
+
+def _to_mixture(log_student: Array, log_teacher: Array, share: Array) -> tuple[Array, Array]:
+    """Returns the terms of the KLs of student and of teacher to their mixture."""
+    log_mixture = _numerics.log_mixture(log_teacher, log_student, share)
+    p, q = jnp.exp(log_student), jnp.exp(log_teacher)
+    mixture = share * q + (1 - share) * p
+    of_student = _numerics.kl_terms(log_student - log_mixture, p, mixture)
+    return of_student, _numerics.kl_terms(log_teacher - log_mixture, q, mixture)
 
 
 @_jsd.defjvp
 def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """Leaves out the mixture's own part, which is 0; autodiff keeps many arrays."""
-    (log_student, log_teacher, share), (d_student, d_teacher, d_share) = primals, tangents
-    of_teacher, of_student, log_mixture = _kl_to_mixture(*primals)
-    slope_s, slope_t = (_numerics.slope(jnp.exp(log_p), log_p - log_mixture) for log_p in (log_student, log_teacher))
-    by_logits = jnp.sum((1 - share) * slope_s * d_student + share * slope_t * d_teacher, axis=-1)
-    value = share * of_teacher + (1 - share) * of_student
-    return value, by_logits + (of_teacher - of_student) * d_share
+    share = primals[2]
+    # What the value needs is computed again for the derivative, since its exponentials would be arrays to store.
+    value, scores = jax.lax.optimization_barrier((_jsd(*primals), primals[:2]))
+    logs = [x - _numerics.log_normalizer(x) for x in scores]
+    log_mixture = _numerics.log_mixture(logs[1], logs[0], share)
+    by_logits = jnp.zeros_like(value)
+    for log_p, weight, tangent in zip(logs, (1 - share, share), tangents[:2], strict=True):
+        p = jnp.exp(log_p)
+        slope = _numerics.slope(p, log_p - log_mixture)
+        slope = weight * (slope - p * jnp.sum(slope, axis=-1, keepdims=True))
+        by_logits = by_logits + jnp.sum(slope * tangent, axis=-1)
+    to_student, to_teacher = _to_mixture(logs[0], logs[1], share)
+    return value, by_logits + jnp.sum(to_teacher - to_student, axis=-1) * tangents[2]
 
 
 def skew_kl(

@@ -63,9 +63,13 @@ def decoupled_kd(
 
     def value(target: Array) -> Array:
         target = jnp.broadcast_to(target, student.shape)
-        (binary_s, others_s), (binary_t, others_t) = (_decoupled(x, target, scale) for x in (student, teacher))
-        others_s = jnp.where(jnp.any(others_t > -jnp.inf, axis=-1, keepdims=True), others_s, -jnp.inf)
-        return scale**2 * (alpha * _numerics.kl(binary_t, binary_s) + beta * _numerics.kl(others_t, others_s))
+        (gap_s, others_s, some_s), (gap_t, others_t, some_t) = (
+            _decoupled(x, target, scale) for x in (student, teacher)
+        )
+        # A teacher without a rest has nothing to compare with; a student alone without one has no finite value.
+        among = jnp.where(some_s, _numerics.softmax_kl(others_t, others_s), jnp.inf)
+        among = jnp.where(some_t, among, 0)
+        return scale**2 * (alpha * _numerics.bernoulli_kl(gap_t, gap_s) + beta * among)
 
     if not jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
         labels, known = _checks.labels(labels, student)
@@ -81,17 +85,21 @@ def decoupled_kd(
     return _numerics.mask_values(mixed + infinite, where)
 
 
-def _decoupled(logits: Array, target: Array, scale: Array) -> tuple[Array, Array]:
-    """Returns log-probabilities of target and rest, and those among the rest."""
-    # False: the target is the only possible class
-    some = jnp.any(~target & (logits > -jnp.inf), axis=-1, keepdims=True)
-    log_probs = jax.nn.log_softmax(_numerics.soften(logits, scale))
-    own = jnp.sum(jnp.where(target, log_probs, 0), axis=-1, keepdims=True)
-    rest = jax.nn.logsumexp(jnp.where(some, jnp.where(target, -jnp.inf, log_probs), 0), axis=-1, keepdims=True)
-    # The rest is renormalized from the logits: below a far larger target, log_probs would round their gaps away.
-    others = _numerics.soften(jnp.where(some, jnp.where(target, -jnp.inf, logits), 0), scale)
-    pair = jnp.concatenate([own, jnp.where(some, rest, -jnp.inf)], axis=-1)
-    return pair, jnp.where(some, jax.nn.log_softmax(others), -jnp.inf)
+def _decoupled(logits: Array, target: Array, scale: Array) -> tuple[Array, Array, Array]:
+    """Returns the logit of target against rest, and the softened scores of the rest.
+
+    The third result is False where no class but the target is possible.
+    """
+    some = jnp.any(~target & (logits > -jnp.inf), axis=-1)
+    own = jnp.sum(jnp.where(target, logits, 0), axis=-1)
+    # The rest is shifted by its own maximum: below a far larger target, rounding would hide its gaps.
+    rest = jnp.where(some[..., None], jnp.where(target, -jnp.inf, logits), 0)
+    top = jax.lax.stop_gradient(jnp.max(rest, axis=-1))
+    others, finite = _numerics.soften(rest, scale), own > -jnp.inf
+    limit = -_numerics.lowest(logits.dtype)
+    gap = jnp.clip((jnp.where(finite, own, 0) - top) / scale, -limit, limit)
+    gap = gap - jnp.squeeze(_numerics.log_normalizer(others), axis=-1)
+    return jnp.where(some, jnp.where(finite, gap, -jnp.inf), jnp.inf), others, some
 
 
 def dist(

@@ -100,8 +100,8 @@ def attention_mse(
     difference = jnp.where(seen_s & seen_t, student - teacher, 0)
     count = _numerics.count(seen_s | seen_t, axis=-1, dtype=difference.dtype)
     # A key that one network forbids adds an infinite constant, since its derivative would be infinite too.
-    infinite = jnp.where(jnp.any(seen_s != seen_t, axis=-1), jnp.inf, 0)
-    return _numerics.mask_values(jnp.mean(jnp.sum(difference**2, axis=-1) / count + infinite, axis=1), where)
+    squares = jnp.where(seen_s == seen_t, difference**2, jnp.inf)
+    return _numerics.mask_values(jnp.mean(jnp.sum(squares, axis=-1) / count, axis=1), where)
 
 
 def value_relation_kl(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
 from .. import _checks, _numerics
@@ -61,7 +60,10 @@ def sigmoid_focal(
     logits, y = _numerics.mask_inputs(where, logits, labels.astype(logits.dtype))
     certain = jnp.isinf(logits)
     z = jnp.where(certain, 0, logits)
-    on, off = jax.nn.softplus(-z), jax.nn.softplus(z)  # −log p and −log(1 − p)
+    # −log p and −log(1 − p) are two softplus of one logarithm. Selections, unlike abs, have both derivatives at 0.
+    above = z >= 0
+    rest = jnp.log1p(jnp.exp(jnp.where(above, -z, z)))
+    on, off = jnp.where(above, 0, -z) + rest, jnp.where(above, z, 0) + rest
     # (1 − p)^γ and p^γ as exponentials: a power of 0 has an infinite derivative for γ < 1.
     values = alpha * y * jnp.exp(-gamma * off) * on + (1 - alpha) * (1 - y) * jnp.exp(-gamma * on) * off
     wrong = jnp.where(logits > 0, (1 - alpha) * (1 - y), alpha * y)

@@ -1,0 +1,1 @@
+"""Helpers that the packages share; private."""

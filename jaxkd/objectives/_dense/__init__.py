@@ -1,0 +1,1 @@
+"""Objectives of detectors, segmentation and pose; private."""

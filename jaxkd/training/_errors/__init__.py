@@ -1,0 +1,1 @@
+"""Errors of the loop and their messages; private."""

@@ -1,0 +1,1 @@
+"""Signals, ids and memory of the process; private."""

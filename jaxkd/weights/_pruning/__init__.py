@@ -1,0 +1,1 @@
+"""Students of fewer layers or channels; private."""
