@@ -44,11 +44,6 @@ def test_a_task_is_what_its_cells_say(source, tmp_path):
     compare(source, tmp_path, names)
 
 
-def test_the_table_of_the_page_is_that_of_the_study():
-    results = json.loads((ROOT / "classification" / "results" / "study" / "results.json").read_text())
-    assert study.report.short_table(results) in (ROOT / "classification" / "README.md").read_text()
-
-
 @pytest.mark.slow
 def test_the_study_is_what_its_cells_say(tmp_path):
     source = ROOT / "classification" / "results" / "study"

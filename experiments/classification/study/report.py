@@ -99,19 +99,6 @@ def table_rows(results: Mapping[str, Any], group: str | None = None) -> list[rep
     return found
 
 
-def short_table(results: Mapping[str, Any]) -> str:
-    """Returns the table of the experiment's README: gains and cost of every method, the best of each group first."""
-    heads = ("method", "table", "gain, published value", "chosen value", "gain, chosen value", "cost")
-    found = []
-    for group, heading in GROUPS.items():
-        rows = [one for one in results["rows"].values() if one["gain"] and one["group"] == group]
-        for one in sorted(rows, key=lambda one: -one["gain"]["chosen"]["mean"]):
-            published, chosen = (_points(one["gain"][kind]) for kind in KINDS)
-            values = f"{one['value']['chosen']:g}" + ("" if len(set(one["value"].values())) > 1 else " (published)")
-            found.append((one["title"], heading.lower(), published, values, chosen, f"{one['cost']['cached']:.2f}×"))
-    return report.markdown_table(heads, found)
-
-
 def _share(summary: Mapping[str, Any]) -> str:
     half = "" if summary["half"] is None else f" ± {100 * summary['half']:.1f}"
     return report.mean(summary, spec=".1f") + half
