@@ -150,7 +150,7 @@ LOSSES = (
     *_group("smooth_l1", "f:b4", "f:b4"),
     *_group("feature_imitation", "f:bhwk", "f:bhwk", "?:bhw"),
     *_group("heatmap_mse joint_structure", "f:bhwk", "f:bhwk"),
-    *_group("region_affinity", "f:bhwk", "f:bhwj", "?:bhwn"),
+    *_group("region_affinity", "f:bhwk", "f:bxyj", "?:bhwn", free="hwxy"),
 )
 
 
