@@ -91,8 +91,9 @@ def test_mobilebert_computes_what_transformers_computes():
     assert (config["trigram"], config["mlp_blocks"], config["norm"]) == (True, 3, "scale")
     reference = weights.load_safetensors(GOLDEN / "mobilebert" / "reference.safetensors")
     found = outputs(encoder(config), variables, reference)
-    assert_layers_close(found, reference, 1e-5)  # scores are not of normalized states, and larger
-    assert_close(found["hidden"][:, 0], reference["pooled"], 1e-5)
+    # Without norms the states grow to 17 and the scores with them; processors differ by some 1e-6 of that.
+    assert_layers_close(found, reference, 5e-5)
+    assert_close(found["hidden"][:, 0], reference["pooled"], 5e-5)
 
 
 def test_a_mobilebert_is_written_under_the_same_names(tmp_path):
