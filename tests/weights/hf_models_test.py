@@ -53,11 +53,11 @@ def assert_close(found, wanted, tolerance, mask=None):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance)
 
 
-def assert_layers_close(found, reference, tolerance=1e-6):
+def assert_layers_close(found, reference, tolerance=1e-6, *, states=1e-5):
     """Compares the hidden states and attentions of two layers with those of Transformers."""
     # The last hidden state of a decoder is the input of the head, after the final norm.
     for number, name in enumerate(("embedding", "hidden0", "hidden")):
-        assert_close(found[name], reference[f"hidden{number}"], 1e-5, reference["mask"])
+        assert_close(found[name], reference[f"hidden{number}"], states, reference["mask"])
     for number in range(2):
         attention = [np.moveaxis(x, 1, 2) for x in (found[f"probabilities{number}"], reference[f"attention{number}"])]
         assert_close(*attention, tolerance, reference["mask"])
@@ -91,8 +91,8 @@ def test_mobilebert_computes_what_transformers_computes():
     assert (config["trigram"], config["mlp_blocks"], config["norm"]) == (True, 3, "scale")
     reference = weights.load_safetensors(GOLDEN / "mobilebert" / "reference.safetensors")
     found = outputs(encoder(config), variables, reference)
-    # Without norms the states grow to 17 and the scores with them; processors differ by some 1e-6 of that.
-    assert_layers_close(found, reference, 5e-5)
+    # Scores are not of normalized states, and larger. States grow to 17; processors differ by some 1e-6 of that.
+    assert_layers_close(found, reference, 1e-5, states=5e-5)
     assert_close(found["hidden"][:, 0], reference["pooled"], 5e-5)
 
 
