@@ -25,6 +25,7 @@ def _no_compilation_cache(monkeypatch):
 @pytest.mark.slow
 def test_a_dry_run_tells_the_work_and_writes_nothing(tmp_path, monkeypatch, capsys):
     plans, lines = [], plan.lines
+    monkeypatch.setenv("COLUMNS", "140")  # a narrow terminal breaks the lines of the table
     monkeypatch.setattr(plan, "_timed", lambda kd, batch: 0.5)
     monkeypatch.setattr(plan, "lines", lambda *arguments: plans.append(lines(*arguments)) or plans[-1])
     unread = problem.PROBLEM._replace(load=lambda *_: pytest.fail("it reads no data"))
