@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.kit.recipe import Protocol
+from experiments.kit import recipe
 from jaxkd import data
 from jaxkd.types import Batch
 
@@ -28,7 +28,26 @@ def cifar100(data_dir: Any, split: str) -> data.Dataset:
     return found._replace(arrays={name: found.arrays[name] for name in ("image", "label", "index")})
 
 
-def parts(train: data.Dataset, protocol: Protocol, student: bool) -> tuple[data.Dataset, data.Dataset | None]:
+def augment_cifar100(seed: Any) -> recipe.Transform:
+    """Returns the benchmark's augmentation, a function of the seed, the epoch and the example."""
+    return data.compose(functools.partial(data.random_crop_flip, seed=seed), normalize_cifar100)
+
+
+CIFAR100 = recipe.Problem(
+    name="cifar100",
+    classes=100,
+    examples=50_000,
+    shape=(32, 32, 3),
+    load=cifar100,
+    model=recipe.zoo(100),
+    normalize=normalize_cifar100,
+    augment=augment_cifar100,
+    optimizer=recipe.optimizer,
+    initial_optimizer=recipe.initial_optimizer,
+)
+
+
+def parts(train: data.Dataset, protocol: recipe.Protocol, student: bool) -> tuple[data.Dataset, data.Dataset | None]:
     """Returns the images that are trained on, and those that are held out, if any.
 
     The same images are held out for teachers and students, so that neither has seen them.

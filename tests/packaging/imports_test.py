@@ -16,6 +16,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CORE = {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "jaxtyping", "rich", "safetensors", "flatbuffers"}
 
 
+def printed(code):
+    """Returns what code prints in a process of its own, where a warning is an error."""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
 def test_import_loads_no_optional_library_and_no_backend():
     code = (
         "import sys, jaxkd; from jax._src import xla_bridge; "
@@ -24,10 +31,8 @@ def test_import_loads_no_optional_library_and_no_backend():
         "'jaxkd.models', 'jaxkd.losses', 'jaxkd.training'}; "
         "print(sorted(heavy & set(sys.modules)), xla_bridge.backends_are_initialized())"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
     # No backend, so that a user can still configure devices or jax.distributed.
-    assert run.stdout.strip() == "[] False"
+    assert printed(code) == "[] False"
 
 
 @pytest.mark.slow
@@ -38,9 +43,7 @@ def test_a_package_is_imported_when_it_is_first_used():
         "assert set(jaxkd.__all__) <= set(dir(jaxkd)); "
         "print(first, 'orbax.checkpoint' in sys.modules, hasattr(jaxkd, 'nothing'))"
     )
-    run = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "False False False"
+    assert printed(code) == "False False False"
 
 
 @pytest.mark.slow

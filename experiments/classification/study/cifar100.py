@@ -4,7 +4,6 @@ Each training is a run of its own, which resumes from its last checkpoint. 5,000
 choice.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,23 +16,12 @@ from experiments.classification.study.table import GRID, Part, Row, Rows
 from experiments.kit import cell, inputs, measures, methods, recipe, taps, training
 from experiments.kit.rows import cost
 from experiments.kit.teachers import Place
-from jaxkd import data, metrics, weights
+from jaxkd import metrics, weights
 from jaxkd.types import Variables
 
 TEACHER, STUDENT = "resnet20", "resnet8"
 PROTOCOL = recipe.Protocol(epochs=12, teacher_epochs=12, holdout=5000)
-PROBLEM = recipe.Problem(
-    name="cifar100",
-    classes=100,
-    examples=50_000,
-    shape=(32, 32, 3),
-    load=inputs.cifar100,
-    model=recipe.zoo(100),
-    normalize=inputs.normalize_cifar100,
-    augment=lambda seed: data.compose(functools.partial(data.random_crop_flip, seed=seed), inputs.normalize_cifar100),
-    optimizer=recipe.optimizer,
-    initial_optimizer=recipe.initial_optimizer,
-)
+PROBLEM = inputs.CIFAR100
 GROUPS = {"response": ("student", "kd", "dkd", "dist", "logit_std"), "relations": ("rkd", "sp", "pkt", "cc", "crd")}
 
 

@@ -150,7 +150,7 @@ def test_images_are_augmented_and_normalized_as_published():
         problem.PROBLEM.normalize(given)["image"], np.broadcast_to(inside, image.shape), rtol=1e-4
     )
     outside = -np.array([0.5071, 0.4867, 0.4408]) / np.array([0.2675, 0.2565, 0.2761])
-    views = [np.asarray(problem.augment(seed)(given)["image"]) for seed in range(4)]
+    views = [np.asarray(problem.PROBLEM.augment(seed)(given)["image"]) for seed in range(4)]
     for view in np.concatenate(views):
         black = np.isclose(view, outside, rtol=1e-4).all(-1)
         np.testing.assert_allclose(view[~black], np.broadcast_to(inside, view[~black].shape), rtol=1e-4)
