@@ -105,21 +105,18 @@ __all__ = [
     "wrappers",
 ]
 
-_PACKAGES = frozenset(name for name in __all__ if (_Path(__file__).parent / name).is_dir()) | {
-    "data",
-    "dense",
-    "models",
-}
 _FUNCTIONS = {"combine": "jaxkd.objectives", "distill": "jaxkd.distillers", "term": "jaxkd.objectives"}
+_OTHERS = ("data", "dense", "models")  # packages that ``from jaxkd import *`` leaves out
 
 
 def __getattr__(name: str) -> _Any:
-    if name in _PACKAGES:
-        return _importlib.import_module(f"jaxkd.{name}")
+    """Imports a package when it is first used."""
     if name in _FUNCTIONS:
         return getattr(_importlib.import_module(_FUNCTIONS[name]), name)
+    if name in __all__ or name in _OTHERS:
+        return _importlib.import_module(f"jaxkd.{name}")
     raise AttributeError(f"module 'jaxkd' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+    return sorted({*globals(), *__all__, *_OTHERS})
