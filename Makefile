@@ -187,7 +187,7 @@ bench: setup  ## run the benchmarks: steps, cached teachers, peers, tokens, plac
 	$(PY) -m benchmarks.compile_time
 	$(PY) -m benchmarks.convolutions
 	$(PY) -m benchmarks.which_method
-	$(PY) -m benchmarks.scale --tables docs/scale.md
+	$(PY) -m benchmarks.scale
 
 release-check: setup  ## build sdist and wheel into dist/, check them, and use the wheel in a bare environment
 	rm -rf dist .venv-bare && $(PY) -m hatchling build -d dist

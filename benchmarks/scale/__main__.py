@@ -1,4 +1,4 @@
-"""The command: computes the results, and writes them and the tables."""
+"""The command: computes the results, writes them, and prints the tables of the page."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ RESULTS = Path("benchmarks/results/scale.json")
 def main(
     devices: Annotated[tuple[int, ...], described("simulated devices of each pod")] = (64, 256),
     compile: Annotated[bool, described("compile the steps; otherwise, those of the results are used")] = True,
-    tables: Annotated[Path | None, described("page whose tables to write from the results")] = None,
     out: Annotated[Path, described("JSON file of the results, whose compiled steps are not compiled again")] = RESULTS,
 ) -> None:
-    """Computes memory, bytes and FLOPs, and writes results and tables."""
+    """Computes memory, bytes and FLOPs, writes them and prints the tables."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(devices))
     results: dict[str, Any] = {
@@ -43,8 +42,6 @@ def main(
     _write(out, results)
     for name, table in page.tables(results).items():
         print(f"{name}\n{table}\n")
-    if tables is not None:
-        tables.write_text(page.filled(tables.read_text(), results))
 
 
 def _write(out: Path, results: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ def _gigabytes(value: float) -> str:
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the page's tables by name."""
+    """Returns the page's tables by name; `experiments.tables` writes them there."""
     networks = [
         (
             *(name, str(row["width"]), str(row["layers"]), f"{row['heads']} / {row['key_value_heads']}"),
@@ -70,7 +69,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         for row in results["generation"]
     ]
     return {
-        "scale-networks": _table(
+        "networks": _table(
             (
                 "network",
                 "width",
@@ -83,12 +82,12 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             ),
             networks,
         ),
-        "scale-state": _table(("devices", "rules", "teacher", "student", "optimizer", "all, GB"), states),
-        "scale-compiled": _table(
+        "state": _table(("devices", "rules", "teacher", "student", "optimizer", "all, GB"), states),
+        "compiled": _table(
             (*("devices", "layers", "state and batch, GB", "temporary, GB"), *(f"{kind}, GB" for kind in COLLECTIVES)),
             compiled,
         ),
-        "scale-step": _table(
+        "step": _table(
             (
                 *("devices", "state and batch, GB", "temporary, GB", "of which a layer, GB"),
                 *(f"{kind}, GB" for kind in COLLECTIVES),
@@ -96,9 +95,9 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             ),
             steps,
         ),
-        "scale-cache": _table(("stored", "bytes a token", "TB for 10¹¹ tokens"), stored),
-        "scale-flops": _table(("training", "GFLOP a token", "FLOPs", *(f"{name}, hours" for name in DEVICES)), days),
-        "scale-generation": _table(
+        "cache": _table(("stored", "bytes a token", "TB for 10¹¹ tokens"), stored),
+        "flops": _table(("training", "GFLOP a token", "FLOPs", *(f"{name}, hours" for name in DEVICES)), days),
+        "generation": _table(
             ("device", "sequences at once", "keys and values, GB", "tokens/s of a device", "time / training's"), written
         ),
     }
@@ -110,13 +109,3 @@ def _checks(found: Mapping[str, float] | None) -> tuple[str, str]:
         return "–", "–"
     others = max(abs(error) for name, error in found.items() if name != "temporary_bytes")
     return f"{found['temporary_bytes']:+.0%}", f"{others:.1%}"
-
-
-def filled(page: str, results: Mapping[str, Any]) -> str:
-    """Returns a page with its tables written anew from the results."""
-    for name, table in tables(results).items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page, count = pattern.subn(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", page)  # type: ignore[misc]
-        if count != 1:
-            raise ValueError(f"the page: expected one table {name}, found {count}")
-    return page

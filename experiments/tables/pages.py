@@ -10,7 +10,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = "python -m experiments.tables"
 PATTERNS = ("*.md", "docs/**/*.md", "experiments/*/README.md", "benchmarks/**/README.md", "examples/**/README.md")
 BLOCK = re.compile(r"^<!-- table: (?P<call>[^\n]+?) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
-ELSEWHERE = "scale-"  # how the tables begin that `benchmarks.scale` writes, and its own test compares
 MARK = re.compile(r"^<!-- (table: |end -->)", re.MULTILINE)
 
 Maker = Callable[..., str]
@@ -40,8 +39,6 @@ def filled(text: str, page: pathlib.Path, tables: Mapping[str, Maker]) -> str:
 
     def fill(block: re.Match[str]) -> str:
         name, *options = shlex.split(block["call"])
-        if name.startswith(ELSEWHERE):
-            return block[0]
         if name not in tables:
             raise ValueError(f"{page}: expected a table of {', '.join(sorted(tables))}, got {name!r}.")
         given = dict(option.split("=", 1) for option in options)

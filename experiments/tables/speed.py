@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.scale import page as plan
 from experiments.kit import report
 from experiments.tables import committed
 from experiments.tables.cells import table
@@ -144,5 +145,10 @@ def placement(page: pathlib.Path) -> str:
     return table(("devices", "replicated, MiB a device", "fully sharded, MiB a device"), lines)
 
 
+def scale(page: pathlib.Path, *, name: str) -> str:
+    """Returns a table of the plan of a pod."""
+    return plan.tables(committed.read(RESULTS / "scale.json"))[name]
+
+
 ALL = (step, peers, cached, tokens, memory, relations, seeds, losses, placement)
-TABLES: Mapping[str, Maker] = {f"speed_{made.__name__}": made for made in ALL}
+TABLES: Mapping[str, Maker] = {f"speed_{made.__name__}": made for made in ALL} | {"scale": scale}

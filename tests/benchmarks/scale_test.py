@@ -18,7 +18,9 @@ TINY = networks.Size(32, 1, 4, 2, 64, False), networks.Size(32, 1, 4, 2, 64, Tru
 
 def test_the_tables_of_the_page_are_those_of_the_results():
     text = (ROOT / "docs" / "scale.md").read_text()
-    assert text == page.filled(text, RESULTS)
+    for name, table in page.tables(RESULTS).items():
+        assert text.count(f"<!-- table: scale name={name} -->\n\n{table}\n\n<!-- end -->") == 1
+    assert text.count("<!-- table: ") == len(page.tables(RESULTS))
 
 
 def test_the_results_are_those_of_the_script():
@@ -41,11 +43,6 @@ def test_parameters_and_state_are_those_of_the_script():
         whole = 2 * RESULTS["networks"]["teacher"]["parameters"]
         assert row["bytes"]["teacher"] == pytest.approx(whole / copies, rel=0.02)
         assert row["bytes"]["optimizer"] == pytest.approx(2 * row["bytes"]["student"], rel=1e-4)
-
-
-def test_a_page_without_a_table_is_refused():
-    with pytest.raises(ValueError, match="expected one table scale-networks, found 0"):
-        page.filled("no tables", RESULTS)
 
 
 @pytest.mark.slow
