@@ -51,7 +51,9 @@ def encoder(config):
 
 
 fields, variables = weights.load_hf(folder)
-minilm, tokenizer = encoder(models.EncoderConfig(**fields)), text.load_tokenizer(folder / "tokenizer.json")
+variables.params.pop("pooler")  # MiniLM embeds a sentence by the mean of its tokens, not by BERT's first token
+minilm = encoder(models.EncoderConfig(**fields | {"pooler": False}))
+tokenizer = text.load_tokenizer(folder / "tokenizer.json")
 rows = text.sentences(sentences, tokenizer, length=16, label=label.astype(np.int32))
 rows["token_mask"] = rows.pop("mask")  # of tokens; the mask of a batch would be that of the loss
 embed = jax.jit(lambda tokens: minilm.apply(variables, tokens, key=None, train=False)[0]["pooled"])
@@ -62,7 +64,6 @@ labeled = (np.arange(1000) < few) | (np.arange(1000) >= 800)  # and those of the
 rows |= {"teacher_logits": probe.decision_function(embedding).astype(np.float32), "labeled": labeled}
 train = data.Resident({name: value[:800] for name, value in rows.items()}, batch_size=100, seed=0)
 test = data.Resident({name: value[800:] for name, value in rows.items()}, batch_size=100, shuffle=False)
-
 sizes = {"width": 64, "layers": 2, "heads": 4, "max_length": 16, "classes": int(label.max()) + 1, "dropout_rate": 0.1}
 student = encoder(models.EncoderConfig(vocabulary=tokenizer.vocabulary, **sizes))
 ce = jaxkd.term(losses.cross_entropy, "student/logits", "batch/label", where="batch/labeled")
@@ -72,8 +73,7 @@ for name, terms in {"student alone": {"ce": ce}, "student, distilled": {"ce": ce
     trained = jaxkd.distill(student, jaxkd.teachers.none(), jaxkd.combine(**terms), optimizer=optax.adam(1e-3))
     result = fit(trained, train, epochs=16, key=jax.random.key(0), eval_data=test, eval_every=128, progress=False)
     found[name] = result.history[-1]["eval/accuracy"]
-for name, accuracy in found.items():
-    print(f"{name:<20} {100 * accuracy:.1f} %")
+print("\n".join(f"{name:<20} {100 * accuracy:.1f} %" for name, accuracy in found.items()))
 pathlib.Path("runs/examples").mkdir(parents=True, exist_ok=True)
 plt.figure(layout="constrained").gca().barh(list(found), list(found.values()))
 plt.xlabel("test accuracy")

@@ -101,6 +101,17 @@ def test_text_classifier_with_its_own_sentences(tmp_path):
 
 
 @pytest.mark.slow
+def test_examples_with_real_sets(tmp_path):
+    sets, minilm = (os.environ.get(name) for name in ("JAXKD_DATA_DIR", "JAXKD_MINILM"))
+    if not sets or not minilm:
+        pytest.skip("needs JAXKD_DATA_DIR, a TFDS data_dir with trec and bccd, and JAXKD_MINILM, a folder")
+    found = percents(printed("text_classifier", tmp_path, minilm, "--data-dir", sets))
+    assert found["MiniLM and probe"] > 70 > found["student, distilled"] > found["student alone"]
+    found = percents(printed("detector", tmp_path, "--data-dir", sets))
+    assert found["teacher"] > found["student, distilled"] > found["student alone"]
+
+
+@pytest.mark.slow
 def test_own_texts_bring_the_writer_nearer_to_its_teacher(tmp_path):
     text = printed("on_policy_stories", tmp_path)
     found = [float(value) for value in re.findall(r"KL to the teacher on own texts: (\d+\.\d+) nats", text)]
