@@ -170,7 +170,7 @@ def _verdict(one: Compared, higher: bool) -> str:
 
 
 def results(page: pathlib.Path) -> str:
-    """Returns a section with a table for each field, and the fields without committed results."""
+    """Returns a section with table and figure for each field, and the fields without results."""
     found, sections = everything(), []
     for field in committed.fields():
         own = ROOT / "experiments" / field / "README.md"
@@ -179,6 +179,10 @@ def results(page: pathlib.Path) -> str:
         parts += [_schemes(name, page) for name in names if _is_schemes(name)]
         if parts:
             sections += [f"## {TITLE.get(field, field.capitalize())}", *parts]
+            read = [one for one in tasks if one.seeds >= SEVERAL]
+            shown = max(read, key=lambda one: len(one.methods), default=None)
+            if shown:  # the figure of most methods
+                sections.append(f"!{link(f'Results of {shown.name}', shown.folder / shown.figures[0], page)}")
             sections.append(f"Setting, cost and discussion: {link(f'experiments/{field}', own, page)}.")
     if without := [field for field in committed.fields() if field not in found]:
         links = [link(field, ROOT / "experiments" / field / "README.md", page) for field in without]
