@@ -70,7 +70,7 @@ class Attributes(images.Opened):
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         super().__init__("digits", config, folder)
         self._student, self._large = network(24), network(256, 256)
-        steps = min(TEACHER_STEPS, 10 * config.steps)
+        steps = networks.before(TEACHER_STEPS, config)
         kd = self._distill(self._large, teachers.none(), BCE, steps, 0)
         whole = data.Resident(self._set("train"), LABELED + OTHERS, drop_remainder=True)
         self._taught = networks.trained_once(folder / "teacher.safetensors", kd, whole, self.splits, steps=steps)

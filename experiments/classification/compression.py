@@ -97,8 +97,7 @@ class Compression(images.Opened):
         super().__init__(name, config, folder)
         self._sizes = sizes = SIZES[name]
         self._large = self._network(1)
-        steps = min(sizes.teacher_steps, 10 * config.steps)
-        self._taught = self.trained("teacher", self._large, sizes.rate, steps, sizes.batch)
+        self._taught = self.trained("teacher", self._large, sizes.rate, sizes.teacher_steps, sizes.batch)
         self._batch = {"image": jax.ShapeDtypeStruct((1, *self.images.train.arrays["image"].shape[1:]), "float32")}
 
     def _network(self, divisor: int) -> Model:

@@ -90,7 +90,7 @@ class Opened:
     """An opened task: its images, and teachers that are trained once."""
 
     def __init__(self, name: str, config: Any, folder: pathlib.Path) -> None:
-        self.images, self.folder = load(name, config), folder
+        self.images, self.folder, self._config = load(name, config), folder, config
 
     @functools.cached_property
     def splits(self) -> Mapping[str, Any]:
@@ -103,7 +103,7 @@ class Opened:
 
     def trained(self, name: str, model: Model, rate: float, steps: int, batch: int) -> Variables:
         """Returns a network that is trained once, on all training images and their labels."""
-        views = data.compose(self.images.moved(0), self.images.normalize)
+        steps, views = networks.before(steps, self._config), data.compose(self.images.moved(0), self.images.normalize)
         kd = distill(self.images, model, teachers.none(), CE, adam(rate, steps), views)
         train = data.Resident(self.images.train, batch, seed=0, drop_remainder=True)
         return networks.trained_once(self.folder / f"{name}.safetensors", kd, train, self.splits, steps=steps)

@@ -13,7 +13,7 @@ import optax
 import jaxkd
 from experiments.control import acting, boards, games, networks, ppo
 from experiments.kit import files
-from experiments.kit.tasks.networks import trained_once
+from experiments.kit.tasks.networks import before, trained_once
 from experiments.kit.tasks.task import Method, Training
 from jaxkd import data, distillers, losses, metrics, schemes, teachers
 from jaxkd.types import Array, Batch, Distiller, Mean, Metrics, Model, Objective, PyTree, Teacher, TrainState, Variables
@@ -98,7 +98,7 @@ class Play:
     """The opened task: its games, and a teacher of each."""
 
     def __init__(self, config: Any, folder: pathlib.Path, names: Sequence[str]) -> None:
-        self._folder, self._names = folder, tuple(names)
+        self._folder, self._names, self._config = folder, tuple(names), config
         self._games = {name: games.make(SPECS[name].id) for name in names}
         self._experts = {name: networks.policy({name: self._games[name]}, SPECS[name].features) for name in names}
         self._teacher = networks.together(self._experts)
@@ -119,8 +119,10 @@ class Play:
 
     def _expert(self, name: str) -> Variables:
         """Returns the teacher of a game, which every task of the game shares and the first one trains."""
-        path = self._folder.parents[1] / name / "prepared" / "teacher.safetensors"
-        one, model, steps = {name: self._games[name]}, self._experts[name], SPECS[name].steps
+        one, model, usual = {name: self._games[name]}, self._experts[name], SPECS[name].steps
+        steps = before(usual, self._config)
+        file = "teacher.safetensors" if steps == usual else f"teacher{steps}.safetensors"
+        path = self._folder.parents[1] / name / "prepared" / file
         kd, inputs = learner(one, model, teachers.none(), jaxkd.combine(**ppo.terms(one, steps)), steps, "own", True)
         kd = kd._replace(evaluate=evaluation(one, model))
         return trained_once(path, kd, inputs, {"validation": starts(WATCHED)}, steps=steps)

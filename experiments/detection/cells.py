@@ -128,7 +128,7 @@ class Detectors:
 
     def __init__(self, few: int | None, config: Any, folder: pathlib.Path) -> None:
         self.boxes, self._few, self._folder = sets.read(config, "bccd"), few, folder
-        self._steps = min(TEACHER_STEPS, 10 * config.steps)
+        self._steps = networks.before(TEACHER_STEPS, config)
         made = {
             side: models.Detector(**self._fields(shape)) for side, shape in (("student", STUDENT), ("teacher", TEACHER))
         }

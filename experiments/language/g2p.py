@@ -103,7 +103,7 @@ class G2p:
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         if config.data_dir is None:
             raise ValueError("--data-dir: expected the folder of prepared TFDS sets, with cmudict.")
-        self._folder = folder
+        self._folder, self._steps = folder, networks.before(TEACHER_STEPS, config)
         self._letters, self._phonemes = text.ByteTokenizer(), text.WordTokenizer(SYMBOLS)
         self._sets = {}
         for split in ("train", "validation", "test"):
@@ -147,7 +147,7 @@ class G2p:
         part = {"validation": self._loader("validation")}
         path = self._folder / "teacher.safetensors"
         return lm.trained_once(
-            path, self._teacher, self._train(0), part, TEACHER_RATE, TEACHER_STEPS, measures=metrics.tokens
+            path, self._teacher, self._train(0), part, TEACHER_RATE, self._steps, measures=metrics.tokens
         )
 
     def _decoded(self, kd: Distiller, beams: int) -> Distiller:

@@ -89,6 +89,7 @@ class Novels:
         if config.data_dir is None:
             raise ValueError("--data-dir: expected the folder of prepared TFDS sets, with english_novels.")
         self._folder, self._steps = folder, config.steps
+        self._teacher_steps = networks.before(TEACHER_STEPS, config)
         self._splits = {name: self._packed(name, config.data_dir) for name in ("train", "validation", "test")}
         self._teacher, self._student = lm.decoder(TEACHER), lm.decoder(STUDENT)
 
@@ -104,7 +105,7 @@ class Novels:
     def _taught(self) -> Any:
         part = {"validation": self._splits["validation"]}
         path = self._folder / "teacher.safetensors"
-        return lm.trained_once(path, self._teacher, self._splits["train"], part, RATE / 2, TEACHER_STEPS)
+        return lm.trained_once(path, self._teacher, self._splits["train"], part, RATE / 2, self._teacher_steps)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         inputs = data.Resident(self._splits["train"].arrays, BATCH, seed=seed, drop_remainder=True)

@@ -105,7 +105,7 @@ class Sst:
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         if config.data_dir is None:
             raise ValueError("--data-dir: expected the folder of prepared TFDS sets, with sst_sentences/binary.")
-        self._folder = folder
+        self._folder, self._steps = folder, networks.before(TEACHER_STEPS, config)
         fields, self._trained, tokenizer = minilm.load(minilm.folder(config))
         self._sets = {}
         for split in ("train", "validation", "test"):
@@ -132,7 +132,7 @@ class Sst:
             train,
             {"validation": self._loader("validation")},
             TEACHER_RATE,
-            TEACHER_STEPS,
+            self._steps,
             measures=metrics.classification,
         )
 

@@ -78,6 +78,7 @@ class Poses:
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         self._folder, self.people = folder, poses.read(config, SET)
+        self._steps = networks.before(TEACHER_STEPS, config)
         joints = len(self.people.joints)
         self.teacher, self.student = (poses.pose_network(joints, *sizes) for sizes in (TEACHER, STUDENT))
 
@@ -113,9 +114,9 @@ class Poses:
     @functools.cached_property
     def taught(self) -> Variables:
         """The teacher's variables, which is trained once, on all labels."""
-        kd = self._distill(self.teacher, teachers.none(), PARTS["student"], RATE, TEACHER_STEPS, 0)
+        kd = self._distill(self.teacher, teachers.none(), PARTS["student"], RATE, self._steps, 0)
         path = self._folder / "teacher.safetensors"
-        return networks.trained_once(path, kd, self._inputs(False, 0), self._splits, steps=TEACHER_STEPS)
+        return networks.trained_once(path, kd, self._inputs(False, 0), self._splits, steps=self._steps)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         settings = METHODS[method].settings

@@ -102,6 +102,7 @@ class CamVid:
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         self._folder, self.scenes = folder, scenes.read(config)
+        self._steps = networks.before(TEACHER_STEPS, config)
         classes = len(self.scenes.class_names)
         self.student, self.teacher = segmenter(classes, **STUDENT), segmenter(classes, **TEACHER)
 
@@ -138,9 +139,9 @@ class CamVid:
     @functools.cached_property
     def _taught(self) -> Variables:
         """The variables of the teacher, which is trained once, on all images and their labels."""
-        kd = self._distiller(self.teacher, teachers.none(), jaxkd.combine(ce=CE), TEACHER_RATE, TEACHER_STEPS, 0)
+        kd = self._distiller(self.teacher, teachers.none(), jaxkd.combine(ce=CE), TEACHER_RATE, self._steps, 0)
         path = self._folder / "teacher.safetensors"
-        return networks.trained_once(path, kd, self._all(0), self._splits, steps=TEACHER_STEPS)
+        return networks.trained_once(path, kd, self._all(0), self._splits, steps=self._steps)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         alone = method.removeprefix("all_") == "student"

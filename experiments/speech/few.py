@@ -54,6 +54,7 @@ class Few:
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         self._folder, self._recordings = folder, sounds.read(config)
+        self._steps = networks.before(TEACHER_STEPS, config)
         self._sets = {
             split: self._memory(self._recordings[split], count)
             for split, count in (("validation", VALIDATION), ("test", TEST), ("held_out", HELD_OUT))
@@ -75,10 +76,10 @@ class Few:
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def _taught(self, seed: int) -> Variables:
         """Returns the variables of a seed's teacher, which is trained once on its labeled recordings."""
-        kd = recognizers.teaching(TEACHER, TEACHER_STEPS, functools.partial(sounds.heard, seed=seed))
+        kd = recognizers.teaching(TEACHER, self._steps, functools.partial(sounds.heard, seed=seed))
         train = self._few(LABELED + OTHERS, seed)
         path = self._folder / f"teacher{seed}.safetensors"
-        return networks.trained_once(path, kd, train, self._splits, steps=TEACHER_STEPS, seed=seed)
+        return networks.trained_once(path, kd, train, self._splits, steps=self._steps, seed=seed)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def _pseudo(self, seed: int) -> dict[str, np.ndarray]:

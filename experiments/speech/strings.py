@@ -104,6 +104,7 @@ class Strings:
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         self._folder, self._recordings = folder, sounds.read(config)
+        self._steps = networks.before(TEACHER_STEPS, config)
         self._sets = {
             split: self._memory(split, count)
             for split, count in (("validation", VALIDATION), ("test", TEST), ("held_out", HELD_OUT))
@@ -123,9 +124,9 @@ class Strings:
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _taught(self, name: str) -> Variables:
         """Returns the variables of a teacher, which is trained once."""
-        kd = recognizers.teaching(TEACHERS[name], TEACHER_STEPS, functools.partial(sounds.heard, seed=0))
+        kd = recognizers.teaching(TEACHERS[name], self._steps, functools.partial(sounds.heard, seed=0))
         path = self._folder / f"{name}.safetensors"
-        return networks.trained_once(path, kd, self._loader(0), self._splits, steps=TEACHER_STEPS)
+        return networks.trained_once(path, kd, self._loader(0), self._splits, steps=self._steps)
 
     @functools.cached_property
     def _hypotheses(self) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxkd
+from experiments.kit import inputs
 from experiments.kit.recipe import Transform
 from experiments.kit.tasks import networks
 from jaxkd import adapters, data, dense, losses, models, teachers, wrappers
@@ -75,7 +76,9 @@ def _rows(name: str, data_dir: Any) -> dict[str, list[Any]]:
             if split == "train" or "no split" not in str(error):
                 raise
             continue
-        found["test" if split == "validation" else split] = [source[i] for i in range(min(len(source), LONGEST))]
+        found["test" if split == "validation" else split] = inputs.numbered(
+            [source[i] for i in range(min(len(source), LONGEST))], "clip"
+        )
     if "test" not in found:
         clips = sorted({int(row["clip"]) for row in found["train"] if "clip" in row})
         held = set(clips[::3])

@@ -53,7 +53,7 @@ class Online:
     """The opened task."""
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
-        self._folder, self._frames = folder, frames.read(config)
+        self._folder, self._frames, self._config = folder, frames.read(config), config
         self._count = min(config.steps, len(self._frames.test["index"]))
         self._student = frames.detector(self._frames, *STUDENT)
         self._teacher = frames.detector(self._frames, *TEACHER)
@@ -62,14 +62,16 @@ class Online:
     def _taught(self) -> Variables:
         """The teacher's weights, from all training frames."""
         path = self._folder / "teacher.safetensors"
-        return frames.trained(path, self._frames, self._teacher, self._frames.train, steps=TEACHER_STEPS, seed=0)
+        steps = networks.before(TEACHER_STEPS, self._config)
+        return frames.trained(path, self._frames, self._teacher, self._frames.train, steps=steps, seed=0)
 
     @functools.lru_cache(maxsize=8)  # noqa: B019
     def _trained(self, seed: int) -> Variables:
         """Returns the weights of a seed's student, from few training frames."""
         few = frames.shuffled_clips(self._frames.train, seed, STUDENT_FRAMES)
         path = self._folder / f"student{seed}.safetensors"
-        return frames.trained(path, self._frames, self._student, few, steps=STUDENT_STEPS, seed=seed)
+        steps = networks.before(STUDENT_STEPS, self._config)
+        return frames.trained(path, self._frames, self._student, few, steps=steps, seed=seed)
 
     def _stream(self, seed: int) -> dict[str, np.ndarray]:
         """Returns the frames of the test split, clip after clip, in an order of clips by seed."""

@@ -85,6 +85,7 @@ class Videos:
 
     def __init__(self, config: Any, folder: pathlib.Path) -> None:
         self._folder, self.people = folder, poses.read(config, SET, group="clip")
+        self._steps = networks.before(TEACHER_STEPS, config)
         self._clips = {split: clips(arrays) for split, arrays in self.people.splits.items()}
         joints = len(self.people.joints)
         self.teacher = wrappers.by_frame(poses.pose_network(joints, *LARGE))
@@ -110,9 +111,9 @@ class Videos:
     @functools.cached_property
     def taught(self) -> Variables:
         """The large network's variables, which is trained once, frame by frame."""
-        kd = self._distill(self.teacher, teachers.none(), PARTS["student"], TEACHER_STEPS, 0)
+        kd = self._distill(self.teacher, teachers.none(), PARTS["student"], self._steps, 0)
         path = self._folder / "teacher.safetensors"
-        return networks.trained_once(path, kd, self._inputs(0), self._splits, steps=TEACHER_STEPS)
+        return networks.trained_once(path, kd, self._inputs(0), self._splits, steps=self._steps)
 
     def training(self, method: str, seed: int, steps: int) -> Training:
         teacher = teachers.frozen(self.teacher, self.taught) if method.endswith("kd") else teachers.none()

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.kit import inputs
 from experiments.kit.recipe import Transform
 from experiments.kit.rows import cost
 from jaxkd import adapters, data, dense, metrics, models, training
@@ -119,7 +120,7 @@ def _arrays(name: str, split: str, config: Any) -> dict[str, np.ndarray]:
         if split == "train":
             raise
         raise _NoSplit from error
-    found = data.dense.arrays(source, size=SIZE)
+    found = data.dense.arrays(inputs.numbered(source, "clip"), size=SIZE)
     if found["image"].shape[-1] == 1:
         found["image"] = np.repeat(found["image"], 3, axis=-1)  # gray
     kept = ("image", "points", "point_mask", "clip", "frame")

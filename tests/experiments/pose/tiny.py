@@ -7,7 +7,7 @@ import numpy as np
 from experiments.kit.tasks import poses
 from jaxkd import data
 
-CONFIG = types.SimpleNamespace(data_dir="data", dataset=None)
+CONFIG = types.SimpleNamespace(data_dir="data", dataset=None, steps=1200)
 SIDE = 16
 
 

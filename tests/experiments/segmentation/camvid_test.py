@@ -37,7 +37,7 @@ def source(name, split, data_dir, splits=SPLITS, **options):
     return examples(splits[split], seed=len(split), **options)
 
 
-CONFIG = types.SimpleNamespace(data_dir=pathlib.Path("data"), dataset=None)
+CONFIG = types.SimpleNamespace(data_dir=pathlib.Path("data"), dataset=None, steps=400)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.speech import recognizers, sounds
 from jaxkd import data
 
-CONFIG = types.SimpleNamespace(data_dir="data", pretrained="models")
+CONFIG = types.SimpleNamespace(data_dir="data", pretrained="models", steps=600)
 SIZES = {"LONGEST": 0.05, "SAMPLES": 1600, "PAUSE": (0, 40), "BANDS": 8, "WINDOW": 0.016}
 
 
