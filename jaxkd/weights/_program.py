@@ -86,7 +86,7 @@ def save_program(
             checks.known(name, shapes, "output")
         return dict(available) if output_names is None else {name: available[name] for name in output_names}
 
-    data = _exported(lambda batch: forward(constants, batch), specification, platforms).serialize()
+    data = _exported(lambda batch: forward(constants, batch), specification, platforms, batch).serialize()
     if jax.process_index():
         return
     with replacing(file, overwrite=overwrite) as temporary:
@@ -151,14 +151,31 @@ def _exported(
     forward: Callable[[Batch], Mapping[str, Array]],
     specification: Mapping[str, jax.ShapeDtypeStruct],
     platforms: Sequence[str],
+    batch: Mapping[str, Any],
 ) -> export.Exported:
     known = {"cpu", "cuda", "rocm", "tpu"}
     if isinstance(platforms, str) or not platforms or not known.issuperset(platforms):
         raise ValueError(f"platforms: expected some of {sorted(known)}, got {platforms!r}.")
     try:
         return export.export(jax.jit(forward), platforms=tuple(platforms))(dict(specification))
-    except jax.errors.InconclusiveDimensionOperation as error:
+    except (TypeError, ValueError, jax.errors.InconclusiveDimensionOperation) as error:
+        if not _only_for_any_size(forward, batch, error):
+            raise
         raise ValueError(
             "model: expected one that does not depend on the size of the batch, which the program leaves open. Write "
-            f"x.reshape(x.shape[0], -1) instead of a number, and do not branch on the size. JAX reports: {error}"
+            "x.reshape(x.shape[0], -1) instead of a number or of len(x), and neither loop over the examples nor branch "
+            f"on their number. JAX reports: {error}"
         ) from error
+
+
+def _only_for_any_size(forward: Callable[[Batch], Any], batch: Mapping[str, Any], error: Exception) -> bool:
+    """Returns whether a model that cannot be exported for any size of the batch runs for the size of this one."""
+    if isinstance(error, jax.errors.InconclusiveDimensionOperation) or "_DimExpr" in str(error):
+        return True
+    if any(export.is_symbolic_dim(n) for value in batch.values() for n in value.shape):
+        return False
+    try:
+        jax.eval_shape(forward, dict(batch))
+    except Exception:  # the model fails anyway, as its own error says
+        return False
+    return True

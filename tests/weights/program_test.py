@@ -173,11 +173,29 @@ def test_symbolic_dimensions(tmp_path):
         weights.save_program(tmp_path / "r", model, variables, {"x": jnp.ones((3, 4)), "y": jnp.ones(2)})
 
 
-def test_a_model_that_depends_on_the_batch_size_is_an_error(tmp_path):
-    for apply in (lambda w, x: x.reshape(3, -1), lambda w, x: x @ w if x.shape[0] > 2 else x @ w * 2):
-        model = adapters.plain(lambda key, x: None, apply)
-        with pytest.raises(ValueError, match="expected one that does not depend on the size of the batch"):
-            weights.save_program(tmp_path / "p", model, jaxkd.Variables(jnp.ones((4, 2))), {"image": jnp.ones((4, 4))})
+@pytest.mark.parametrize(
+    "apply",
+    [
+        lambda w, x: x.reshape(3, -1),
+        lambda w, x: x.reshape(len(x), -1) @ w,
+        lambda w, x: x @ w if x.shape[0] > 2 else x @ w * 2,
+        lambda w, x: jnp.stack([x[i] for i in range(x.shape[0])]) @ w,
+        lambda w, x: x @ w / float(x.shape[0]),
+        lambda w, x: x @ w * np.ones(x.shape[0])[:, None],
+        lambda w, x: jnp.concatenate(jnp.split(x, x.shape[0])) @ w,
+    ],
+    ids=("number", "len", "branch", "loop", "float", "numpy", "split"),
+)
+def test_a_model_that_depends_on_the_batch_size_is_an_error(tmp_path, apply):
+    model = adapters.plain(lambda key, x: None, apply)
+    with pytest.raises(ValueError, match="expected one that does not depend on the size of the batch"):
+        weights.save_program(tmp_path / "p", model, jaxkd.Variables(jnp.ones((4, 2))), {"image": jnp.ones((3, 4))})
+
+
+def test_a_model_that_fails_for_every_size_fails_with_its_own_error(tmp_path):
+    model = adapters.plain(lambda key, x: None, lambda w, x: x @ w[:3])
+    with pytest.raises(TypeError, match="dot_general"):
+        weights.save_program(tmp_path / "p", model, jaxkd.Variables(jnp.ones((4, 2))), {"image": jnp.ones((3, 4))})
 
 
 def test_weights_above_the_limit_are_an_error(tmp_path, monkeypatch):
