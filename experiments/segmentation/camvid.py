@@ -20,7 +20,7 @@ from jaxkd.types import Batch, Context, Distiller, Model, Objective, Teacher, Tr
 
 FEW = 8  # one of so many images has labels
 LABELED, OTHERS = 8, 8  # images with labels in a batch, and of all images without their labels
-RATE, TEACHER_RATE, TEACHER_STEPS = 5e-3, 3e-3, 1000
+RATE, TEACHER_RATE, TEACHER_STEPS = 5e-3, 3e-3, 2500
 SHOWN = 3  # test images in the figure
 PICTURED = ("student", "pixel", "skd", "cwd", "intra", "all_student", "all_cwd")
 
@@ -218,8 +218,8 @@ TASK = Task(
         "agreement": Measure("agreement (%)", scale=100, digits=1),
     },
     methods=METHODS,
-    steps=400,
-    evaluations=4,
+    steps=1000,
+    evaluations=5,
     open=CamVid,
     curve="validation/mean_iou",
     rises=True,
