@@ -245,13 +245,13 @@ def task(title: str, about: str, few: int | None) -> Task:
         evaluations=6,
         open=functools.partial(Detectors, few),
         figures={
-            "classes": Figure("AP of each class, the mean over the seeds", pictures.classes),
             "detections": Figure(
                 "Images of the test split: true boxes, the teacher's, the student's alone and distilled, of the first "
                 "seed, with scores from 0.4",
                 pictures.detections,
                 pictures.shown,
             ),
+            "classes": Figure("AP of each class, the mean over the seeds", pictures.classes),
         },
         any_set=True,
     )
