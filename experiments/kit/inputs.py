@@ -165,8 +165,8 @@ def patches(x: Any, stride: int = 1) -> Any:
     return jnp.concatenate([x[:, i : i + height : stride, j : j + width : stride] for i, j in offsets], axis=-1)
 
 
-def numbered(rows: Sequence[Mapping[str, Any]], entry: str) -> Sequence[Mapping[str, Any]]:
-    """Returns examples with numbers in place of an entry's names, in the order of the names.
+def numbered(rows: Any, entry: str) -> Any:
+    """Returns examples with numbers in place of an entry's names, in their order.
 
     >>> numbered([{"clip": b"run"}, {"clip": b"jump"}, {"clip": b"run"}], "clip")
     [{'clip': 1}, {'clip': 0}, {'clip': 1}]

@@ -76,8 +76,8 @@ def _rows(name: str, data_dir: Any) -> dict[str, list[Any]]:
             if split == "train" or "no split" not in str(error):
                 raise
             continue
-        found["test" if split == "validation" else split] = inputs.numbered(
-            [source[i] for i in range(min(len(source), LONGEST))], "clip"
+        found["test" if split == "validation" else split] = list(
+            inputs.numbered([source[i] for i in range(min(len(source), LONGEST))], "clip")
         )
     if "test" not in found:
         clips = sorted({int(row["clip"]) for row in found["train"] if "clip" in row})

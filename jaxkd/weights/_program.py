@@ -169,7 +169,7 @@ def _exported(
 
 
 def _only_for_any_size(forward: Callable[[Batch], Any], batch: Mapping[str, Any], error: Exception) -> bool:
-    """Returns whether a model that cannot be exported for any size of the batch runs for the size of this one."""
+    """Returns whether a model that failed for any size of the batch runs for this one."""
     if isinstance(error, jax.errors.InconclusiveDimensionOperation) or "_DimExpr" in str(error):
         return True
     if any(export.is_symbolic_dim(n) for value in batch.values() for n in value.shape):

@@ -52,7 +52,7 @@ def trained_once(
 
 
 def before(steps: int, config: Any) -> int:
-    """Returns the steps of a network that is trained before the students, fewer where these have few in a trial.
+    """Returns the steps of a network trained before the students: fewer in a short trial.
 
     >>> import types
     >>> before(1500, types.SimpleNamespace(steps=700)), before(1500, types.SimpleNamespace(steps=2))
