@@ -34,6 +34,13 @@ def compare(source, target, names):
     assert not different, f"{source}: other than its cells: {different}. Run the command with --report."
 
 
+@pytest.mark.parametrize("source", FOLDERS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
+def test_every_cell_has_its_log(source):
+    cells = {path.relative_to(source / "cells").with_suffix("") for path in (source / "cells").rglob("*.json")}
+    logs = {path.relative_to(source / "logs").with_suffix("") for path in (source / "logs").rglob("*.csv")}
+    assert cells and not cells - logs, f"{source}: no log of {sorted(map(str, cells - logs))}."
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", FOLDERS, ids=lambda path: f"{path.parts[-3]}-{path.name}")
 def test_a_task_is_what_its_cells_say(source, tmp_path):

@@ -1,15 +1,19 @@
 """Sets of the same kind that the dense experiments were not written for, prepared as TFDS prepares them."""
 
+import csv
+import importlib
+import json
 import types
 
 import numpy as np
 import pytest
 
-from experiments.detection import sets
-from experiments.kit.tasks import poses
-from experiments.segmentation import scenes
-from experiments.video import frames
-from experiments.video.pose import clips
+from experiments.detection import cells, sets
+from experiments.kit.tasks import poses, run
+from experiments.pose import lspet
+from experiments.segmentation import camvid, scenes
+from experiments.video import frames, online
+from experiments.video import pose as clip_poses
 from tests import prepared_sets
 from tests.prepared_sets import image, label, objects, tensor, text
 
@@ -74,8 +78,8 @@ def film(generator, count, first=50, named=False):
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
-    """Returns ``read(reader, name, ...)``, which reads one of the sets by an experiment's own reader."""
+def prepared(tmp_path_factory):
+    """Returns the folder of the sets."""
     root, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
 
     def prepare(name, features, splits, **options):
@@ -100,8 +104,14 @@ def read(tmp_path_factory):
     filmed = {"image": image(90, 140, 3), "objects": objects(2), **numbers}
     prepare("film", filmed, {"train": film(generator, 60), "test": film(generator, 30, 90)})
     prepare("named", filmed | {"clip": text()}, {"train": film(generator, 60, named=True)})
+    return root
+
+
+@pytest.fixture
+def read(prepared):
+    """Returns ``read(reader, name, ...)``, which reads one of the sets by an experiment's own reader."""
     return lambda reader, name, *arguments, **options: reader(
-        types.SimpleNamespace(data_dir=root, dataset=name), *arguments, **options
+        types.SimpleNamespace(data_dir=prepared, dataset=name), *arguments, **options
     )
 
 
@@ -128,7 +138,7 @@ def test_key_points_with_visibility_in_either_form(read, name):
     for part in found.splits.values():
         assert part["image"].shape[1:] == (*poses.SIZE, 3) and part["points"].shape[1:] == (9, 2)
         assert 0.3 < part["point_mask"].mean() < 0.95
-        assert clips(part)["image"].shape[1] == 5
+        assert clip_poses.clips(part)["image"].shape[1] == 5
 
 
 @pytest.mark.parametrize("name", ["film", "named"])
@@ -140,3 +150,43 @@ def test_frames_of_clips(read, name):
         for clip in np.unique(part["clip"]):
             assert np.diff(part["frame"][part["clip"] == clip]).tolist() == [2] * 9
     assert not np.isin(found.train["clip"], found.test["clip"]).any()
+
+
+SMALL = {"widths": (4, 4, 8), "channels": 4}
+DYNAMIC = {"widths": (4,), "channels": 3, "kernel_size": 3, "initializer_widths": (4,), "initializer_channels": 3}
+SIZES = {
+    cells: {"TEACHER": SMALL, "STUDENT": SMALL},
+    camvid: {"TEACHER": SMALL | {"stride": 2}, "STUDENT": SMALL | {"stride": 2}},
+    lspet: {"TEACHER": ((4, 6), 4), "STUDENT": ((4,), 3)},
+    clip_poses: {"LARGE": ((4, 6), 4), "SMALL": ((4,), 3), "DYNAMIC": DYNAMIC},
+    online: {"TEACHER": ((4, 4, 8), 4), "STUDENT": ((4, 4, 4), 4), "LEARN_FRAMES": 20, "WINDOW": 5, "LSTM_STEPS": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "task", "name", "method"),
+    [
+        (cells, "bccd", "boxes", "fgd"),
+        (camvid, "camvid", "masks", "skd"),
+        (lspet, "lspet", "three", "structure"),
+        (lspet, "lspet", "two", "all_features"),
+        (clip_poses, "jhmdb_pose", "called", "dynamic_kd"),
+        (online, "jhmdb_video", "film", "lstm"),
+        (online, "jhmdb_video", "named", "motion"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.split(".")[1],
+)
+def test_a_short_trial_of_another_set(prepared, tmp_path, monkeypatch, module, task, name, method):
+    for constant, value in SIZES[module].items():
+        monkeypatch.setattr(module, constant, value)
+    field = module.__name__.split(".")[1]
+    arguments = [task, "--dataset", name, "--data-dir", str(prepared), "--methods", method, "--out", str(tmp_path)]
+    tasks = importlib.import_module(f"experiments.{field}.main").TASKS
+    assert run.cli(field, tasks, [*arguments, "--steps", "2", "--seeds", "1", "--no-equal-cost"]) == 0
+    folder = tmp_path / field / f"{task}-{name}"
+    assert set(json.loads((folder / "results.json").read_text())["rows"]) == {"student", method}
+    for figure in tasks[task].figures:
+        assert (folder / f"{figure}.png").stat().st_size > 1000
+    with (folder / "prepared" / "teacher" / "metrics.csv").open() as log:
+        assert int(list(csv.DictReader(log))[-1]["step"]) == 20  # a short trial has a short teacher

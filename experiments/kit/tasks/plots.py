@@ -14,8 +14,8 @@ EQUAL = {"steps": ("o", plots.COLORS[0], -0.14, "equal steps"), "cost": ("s", pl
 
 def gains(task: Task, results: Mapping[str, Any]) -> bytes:
     """Draws the paired gains over the student alone, at equal steps and at equal cost."""
-    compared = {key: EQUAL[key] for key in report.equal(task)}
     found = [one for one in results["rows"].values() if one["gains"]]
+    compared = {key: EQUAL[key] for key in report.equal(task) if any(one["gains"].get(key) for one in found)}
     measure = task.measures[task.first]
     with plots.figure(1, 1, 9, 1.6 + 0.42 * max(len(found), 1)) as (figure, axes, save):
         for key, (marker, color, offset, name) in compared.items():
@@ -29,7 +29,8 @@ def gains(task: Task, results: Mapping[str, Any]) -> bytes:
         plots.rows(axes, [one["title"] for one in found])
         better = "right" if measure.higher else "left"
         axes.set(xlabel=f"difference of {measure.title} from the student alone, 95% interval; better to the {better}")
-        figure.legend(loc="outside upper right", frameon=False, ncols=2)
+        if compared:
+            figure.legend(loc="outside upper right", frameon=False, ncols=2)
         return save()
 
 

@@ -203,6 +203,15 @@ def test_a_student_of_two_games(work, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_short_teacher_of_a_trial_is_not_that_of_a_game(work, monkeypatch, tmp_path):
+    monkeypatch.setitem(play.SPECS, "cartpole", play.Spec("CartPole-v1", (6, 6), 12))
+    for steps, name in ((1, "teacher10"), (2, "teacher")):
+        folder = tmp_path / "cartpole" / "prepared"
+        play.Play(types.SimpleNamespace(steps=steps), folder, ("cartpole",))._expert("cartpole")
+        assert (folder / f"{name}.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_the_command_trains_a_teacher_once_and_reports(work, monkeypatch, tmp_path):
     task = main.TASKS["cartpole"]
     arguments = ["cartpole", "--out", str(tmp_path), "--steps", "2", "--seeds", "2", "--methods", "kl"]
